@@ -1,0 +1,1 @@
+"""Wan video generation from the command line."""

@@ -1,0 +1,1 @@
+"""Commands: flags become a request, and what comes back is printed."""

@@ -1,0 +1,59 @@
+"""`wancli show` and `wancli decode`: what a file holds, and latents made into a video."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wancli.cli.generate import Overwrite, read_record
+from wancli.cli.naming import check_sidecar
+from wancli.cli.options import Talk, takes_talk
+from wancli.cli.screen import Screen
+from wancli.errors import UsageError
+from wancli.records import Request, settings_of
+from wancli.settings import Layer, resolve
+from wancli.specs import find_spec
+
+
+@takes_talk
+def show(
+    file: Annotated[Path, typer.Argument(help="A video of wancli's, or its JSON.")], talk: Talk
+) -> None:
+    """Print the record inside a video: the recipe that made it."""
+    record, screen = read_record(file), Screen(talk)
+    if talk.json:
+        screen.json(record)
+        return
+    screen.table("", "", "value", rows=_rows(record))
+
+
+@takes_talk
+def decode(
+    latents: Annotated[Path, typer.Argument(help="Latents that wancli wrote.")],
+    talk: Talk,
+    output: Annotated[Path, typer.Option("--output", "-o", help="MP4 to write.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn saved latents into a video."""
+    from wancli.video.write import check_destination
+
+    check_destination(output)
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output} exists.", hint="--overwrite, or another --output")
+    check_sidecar(output)
+    from wancli.pipeline.run import decode_file
+
+    screen = Screen(talk)
+    with screen.progress() as report:
+        record = decode_file(latents, output, report)
+    screen.done(record)
+
+
+def _rows(value: Any, *path: str) -> list[tuple[str, ...]]:
+    """A record as (table, key, value)."""
+    if isinstance(value, dict):
+        return [row for key, inner in value.items() for row in _rows(inner, *path, key)]
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return [(".".join(path[:-1]), path[-1], text)]

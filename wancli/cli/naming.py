@@ -1,0 +1,74 @@
+"""Names of output files: a file, or a template with the prompt and the seed in it."""
+
+import json
+import re
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wancli.errors import InputError, UsageError
+from wancli.records import parse_record
+
+DEFAULT = "{prompt:40}-{seed}.mp4"
+FIELDS = ("prompt", "seed", "model", "steps", "width", "height")
+
+
+class _Words(string.Formatter):
+    """Fields are cut to their width and made safe for a file name: `{prompt:40}`."""
+
+    def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if key not in kwargs:
+            raise UsageError(
+                f"output template: unknown field '{{{key}}}'.",
+                hint="known: " + ", ".join(f"{{{name}}}" for name in FIELDS),
+            )
+        return kwargs[str(key)]
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        width = int(format_spec) if format_spec.isdigit() else None
+        return re.sub(r"[^\w.]+", "-", str(value)).strip("-.")[:width].strip("-.") or "video"
+
+
+def name_output(
+    template: str | None, fields: Mapping[str, Any], *, folder: Path, several: bool
+) -> Path:
+    """The file for one video. With several videos, a name without `{seed}` gets one.
+
+    A template with a folder in it is taken as it is; a bare name goes into `folder`.
+    """
+    text = template or DEFAULT
+    if several and "{seed" not in text:
+        stem, dot, suffix = text.rpartition(".")
+        text = f"{stem}-{{seed}}{dot}{suffix}" if dot else f"{text}-{{seed}}"
+    try:
+        name = _Words().vformat(text, (), fields)
+    except ValueError as error:
+        raise UsageError(f"output template {text!r}: {error}.", hint=DEFAULT) from None
+    path = Path(name).expanduser()
+    return path if len(path.parts) > 1 else folder / path
+
+
+def same_request(video: Path, digest: str) -> bool:
+    """Whether the record inside `video` is of a request with that hash."""
+    from wancli.video.read import read_comment
+
+    try:
+        record = parse_record(read_comment(video) or "", origin=str(video))
+    except InputError:
+        return False
+    return bool(record["hash"] == digest)
+
+
+def check_sidecar(video: Path) -> None:
+    """Raise UsageError when NAME.json is a file of somebody else's."""
+    path = video.with_suffix(".json")
+    if not path.exists():
+        return
+    try:
+        parse_record(path.read_text(encoding="utf-8"), origin=str(path))
+    except (InputError, OSError, UnicodeDecodeError, json.JSONDecodeError):
+        raise UsageError(
+            f"{path} exists and is no record of wancli; it would be overwritten.",
+            hint="choose another --output name",
+        ) from None

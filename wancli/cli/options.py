@@ -1,0 +1,133 @@
+"""The one bridge from settings to Typer: an option for every setting, None where it is not given."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from pydantic.fields import FieldInfo
+
+from wancli.errors import UsageError
+from wancli.settings import Layer, Settings, fields_of, flag
+
+Command = Callable[..., None]
+
+# The field's commonest other spellings.
+SPELLINGS = {
+    "model": ("-m",),
+    "negative_prompt": ("-n",),
+    "steps": ("--num-inference-steps",),
+    "num_frames": ("--frames",),
+}
+_SIZE = inspect.Parameter(
+    "size",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        str | None,
+        typer.Option("--size", metavar="WxH", help="Width and height in pixels.", rich_help_panel="Video"),
+    ],
+)
+
+
+@dataclass(frozen=True)
+class Talk:
+    """How much is said, and how."""
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    color: bool | None = None  # None: as the terminal is
+
+
+_TALK: dict[str, Any] = {
+    "json_lines": typer.Option("--json", help="One JSON object a line on stdout."),
+    "quiet": typer.Option("--quiet", "-q", help="Say only what went wrong."),
+    "verbose": typer.Option("--verbose", "-v", help="Also what the libraries say."),
+    "no_color": typer.Option("--no-color", help="Plain text."),
+}
+
+
+def takes_settings(command: Command) -> Command:
+    """Call `command` with `given`: a Layer of the settings that flags named, and nothing else."""
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        tables: dict[str, Any] = {}
+        for table, name, _ in fields_of(Settings):
+            if (value := values.pop(name)) is not None:
+                (tables.setdefault(table, {}) if table else tables)[name] = value
+        if (size := values.pop("size")) is not None:
+            width, height = parse_size(size)
+            tables["video"] = {"width": width, "height": height} | tables.get("video", {})
+        command(given=Layer("flag", tables), **values)
+
+    options = [_option(table, name, field) for table, name, field in fields_of(Settings)]
+    return _with_parameters(run, command, without="given", extra=[*options, _SIZE])
+
+
+def takes_talk(command: Command) -> Command:
+    """Call `command` with `talk`, from the flags that every command takes."""
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        json, quiet, verbose, no_color = (values.pop(name) for name in _TALK)
+        color = False if no_color else None
+        command(talk=Talk(json=json, quiet=quiet, verbose=verbose, color=color), **values)
+
+    extra = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False,
+            annotation=Annotated[bool, option],
+        )
+        for name, option in _TALK.items()
+    ]
+    return _with_parameters(run, command, without="talk", extra=extra)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height of `832x480` or `832*480`. Raises UsageError."""
+    parts = text.lower().replace("*", "x").split("x")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise UsageError(f"--size {text!r} is not a size.", hint="--size 832x480")
+    return int(parts[0]), int(parts[1])
+
+
+def _with_parameters(
+    run: Command, command: Command, *, without: str, extra: list[inspect.Parameter]
+) -> Command:
+    signature = inspect.signature(command, eval_str=True)
+    own = [p for name, p in signature.parameters.items() if name != without]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *extra]]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+def _option(table: str | None, name: str, field: FieldInfo) -> inspect.Parameter:
+    kind: Any = field.annotation
+    plain = kind if kind in (bool, int, float) or kind == (float | None) else str
+    spelling = f"{flag(name)}/{flag('no_' + name)}" if kind is bool else flag(name)
+    option = typer.Option(
+        spelling,
+        *SPELLINGS.get(name, ()),
+        help=f"{field.description}{_default(field.default)}",
+        show_default=False,
+        rich_help_panel=(table or "sampling").capitalize(),
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[plain | None, option],
+    )
+
+
+def _default(value: object) -> str:
+    if value is None or value == "":
+        return ""
+    return f" (default: {('off', 'on')[value] if isinstance(value, bool) else value})"

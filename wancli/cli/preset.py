@@ -1,0 +1,126 @@
+"""`wancli preset`: named settings."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wancli.cli.options import Talk, takes_settings, takes_talk
+from wancli.cli.screen import Screen
+from wancli.errors import SettingsError
+from wancli.presets import (
+    Preset,
+    find_preset,
+    layers,
+    list_presets,
+    read_file,
+    save_preset,
+    validate_file,
+)
+from wancli.settings import Layer, resolve
+from wancli.specs import find_spec
+
+app = typer.Typer(no_args_is_help=True, help="Named settings: list, show, check and save them.")
+Name = Annotated[str, typer.Argument(help="Preset: a name or a file.")]
+
+
+@app.command("list")
+@takes_talk
+def list_(talk: Talk) -> None:
+    """Name every preset, where it is from and what it shadows."""
+    screen = Screen(talk)
+    rows = []
+    for listed in list_presets():
+        preset, shadows = listed.preset, [str(path) for path in listed.shadows]
+        model, task = _model(preset)
+        if talk.json:
+            screen.json({**_told(preset), "model": model, "task": task, "shadows": shadows})
+        rows.append((preset.name, task, model, preset.description, preset.place, ", ".join(shadows)))
+    if not talk.json:
+        columns = ("name", "task", "model", "description", "from", "shadows")
+        used = columns if any(row[-1] for row in rows) else columns[:-1]
+        screen.table(*used, rows=[row[: len(used)] for row in rows])
+
+
+@app.command()
+@takes_talk
+def show(name: Name, talk: Talk) -> None:
+    """Print every setting a preset comes to, and where each is from."""
+    preset, screen = find_preset(name), Screen(talk)
+    resolved = resolve(layers(preset))
+    if talk.json:
+        settings = resolved.settings.model_dump(mode="json")
+        screen.json({**_told(preset), "settings": settings, "sources": dict(resolved.sources)})
+        return
+    values = resolved.settings.model_dump(mode="json")
+    rows = [("", "description", preset.description, ""), ("", "source", preset.source, "")]
+    for key, source in resolved.sources.items():
+        table, _, field = key.rpartition(".")
+        rows.append((table, field, str((values[table] if table else values)[field]), source))
+    screen.table("", "", "value", "from", rows=rows)
+
+
+@app.command()
+@takes_talk
+def path(name: Name, talk: Talk) -> None:
+    """Print the file of a preset."""
+    screen, found = Screen(talk), find_preset(name).path
+    screen.json({"path": str(found)}) if talk.json else screen.result(str(found))
+
+
+@app.command()
+@takes_talk
+def validate(
+    file: Annotated[Path, typer.Argument(help="TOML file to check.")],
+    talk: Talk,
+) -> None:
+    """Check a preset file: its syntax, names, values, and what it extends."""
+    preset, screen = validate_file(file), Screen(talk)
+    screen.json({**_told(preset), "valid": True}) if talk.json else screen.result(f"{file}: valid")
+
+
+@app.command()
+@takes_talk
+@takes_settings
+def save(  # noqa: PLR0913 - one parameter per flag
+    name: Annotated[str, typer.Argument(help="Name to save under.")],
+    given: Layer,
+    talk: Talk,
+    preset: Annotated[str | None, typer.Option(help="Preset that it extends.")] = None,
+    description: Annotated[str, typer.Option(help="One line about it.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace one of that name.")] = False,
+) -> None:
+    """Save flags as a preset in the user's folder.
+
+    wancli preset save quick --preset demo --steps 8
+    """
+    if not given.tables:
+        raise SettingsError("no settings are given.", hint=f"wancli preset save {name} --steps 8")
+    resolve([*(layers(find_preset(preset)) if preset else []), given])
+    saved = save_preset(
+        name, given.tables, description=description, extends=preset, overwrite=overwrite
+    )
+    screen = Screen(talk)
+    screen.json(_told(read_file(saved, place="user"))) if talk.json else screen.result(str(saved))
+
+
+def _told(preset: Preset) -> dict[str, Any]:
+    return {
+        "name": preset.name,
+        "description": preset.description,
+        "source": preset.source,
+        "from": preset.place,
+        "path": str(preset.path),
+        "extends": preset.extends,
+    }
+
+
+def _model(preset: Preset) -> tuple[str, str]:
+    """Model and task of a preset; a broken one has neither."""
+    try:
+        model = resolve(layers(preset)).settings.model
+        return model, find_spec(model).task
+    except Exception as error:
+        if not isinstance(error, SettingsError):
+            raise
+        return "", ""

@@ -1,0 +1,157 @@
+"""The only module that prints. Results go to stdout, talk to stderr."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from wancli.cli.options import Talk
+from wancli.errors import Interrupted, WancliError
+from wancli.records import SCHEMA, Phase, Report, Request, RunRecord, Step
+
+LINE_EVERY_S = 10  # where stderr is no terminal
+
+
+class Screen:
+    """Says what happens, as the user asked to hear it."""
+
+    def __init__(self, talk: Talk) -> None:
+        self.talk = talk
+        color = talk.color is not False and "NO_COLOR" not in os.environ
+        forced = True if os.environ.get("FORCE_COLOR") and color else None
+        self.err = Console(
+            stderr=True, no_color=not color, force_terminal=forced, highlight=False, soft_wrap=True
+        )
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        if not self.talk.quiet:
+            self.err.print(text, markup=False)
+
+    def warn(self, text: str, *, hint: str) -> None:
+        """A line that people should not miss."""
+        self.err.print(f"[yellow]warn:[/]  {_plain(text)}  [dim]hint: {_plain(hint)}[/]")
+
+    def error(self, error: WancliError | Interrupted) -> None:
+        """One line of what went wrong, and one of what to do."""
+        self.err.print(f"[bold red]error:[/] {_plain(_one_line(str(error)))}")
+        self.err.print(f"[bold]hint:[/]  {_plain(_one_line(error.hint))}")
+
+    def result(self, text: str) -> None:
+        """A line of result."""
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+    def json(self, value: Mapping[str, Any]) -> None:
+        """A result as one line of JSON."""
+        self.result(json.dumps(value, ensure_ascii=False))
+
+    def table(self, *columns: str, rows: list[tuple[str, ...]], right: tuple[str, ...] = ()) -> None:
+        """A table as result."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in columns:
+            table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*map(_plain, row))
+        Console(no_color=self.err.no_color, highlight=False).print(table)
+
+    def done(self, record: RunRecord) -> None:
+        """A video: its path or its record on stdout, where the time went on stderr."""
+        if record.status == "ok" and not self.talk.quiet:
+            self._timings(record)
+        if self.talk.json:
+            self.json(record.as_json())
+        else:
+            self.result(str(record.output["path"]))
+
+    def skipped(self, request: Request, path: Path) -> None:
+        """A video that is there already: it is a result as well."""
+        if self.talk.json:
+            told = {"status": "skipped", "hash": request.hash, "output": {"path": str(path)}}
+            self.json({"schema": SCHEMA, **told})
+        else:
+            self.result(str(path))
+
+    @contextmanager
+    def progress(self) -> Iterator[Report]:
+        """Where the runner reports to: a bar on a terminal, a line now and then elsewhere."""
+        if self.talk.quiet:
+            yield lambda event: None
+        elif self.err.is_terminal:
+            with _bar(self.err) as report:
+                yield report
+        else:
+            yield _Lines(self.err).report
+
+    def _timings(self, record: RunRecord) -> None:
+        timings = record.timings
+        if steps := timings.get("steps_ms"):
+            table = Table(box=None, pad_edge=False, header_style="bold")
+            for column in ("step", "sigma", "forwards", "ms", "share"):
+                table.add_column(column, justify="right")
+            rows = zip(timings["sigmas"], timings["forwards"], steps, strict=True)
+            for index, (sigma, forwards, ms) in enumerate(rows, 1):
+                share = f"{ms / (sum(steps) or 1):.1%}"
+                table.add_row(str(index), f"{sigma:.4f}", str(forwards), f"{ms:.0f}", share)
+            self.err.print(table)
+        spent = {name.removesuffix("_s"): s for name, s in timings.items() if name.endswith("_s")}
+        self.say("  ".join(f"{name} {seconds:.2f} s" for name, seconds in spent.items()))
+        peaks = (f"{k.split('_')[0].upper()} {v:.2f} GiB" for k, v in record.memory.items())
+        self.say(f"peak {'  '.join(peaks)}  seed {record.request['seed']}")
+
+
+class _Lines:
+    """Progress for logs: a line for each phase, and one every `LINE_EVERY_S` seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._since, self._said = console, monotonic(), monotonic()
+
+    def report(self, event: Phase | Step) -> None:
+        """Say it if it is time."""
+        now = monotonic()
+        if isinstance(event, Phase):
+            self._since = self._said = now
+            self._console.print(event.name, markup=False)
+        elif now - self._said >= LINE_EVERY_S:
+            self._said = now
+            done = event.index + 1
+            each = (now - self._since) / done
+            left = int(each * (event.total - done))
+            self._console.print(
+                f"step {done}/{event.total} {done / event.total:.0%} "
+                f"{1000 * each:.0f} ms/step eta {left // 60}:{left % 60:02}",
+                markup=False,
+            )
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[Report]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def report(event: Phase | Step) -> None:
+            if isinstance(event, Phase):
+                bar.reset(task, description=event.name, total=None)
+            else:
+                bar.update(task, completed=event.index + 1, total=event.total)
+
+        yield report
+
+
+def _plain(text: str) -> str:
+    """Text that Rich shows as it is."""
+    return text.replace("[", r"\[")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,1 @@
+"""The embedded demo model: the world it draws, the recipe that trains it, and its evaluation."""

@@ -1,0 +1,112 @@
+"""Train the demo's AutoencoderKLWan: the Wan 2.2 shape, 8x8 pixels and 4 video frames a latent.
+
+It learns on crops of 13 video frames (4 latent frames): the causal convolutions have three states
+(first, second, later), and fewer frames would leave the later ones untrained.
+"""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+
+from wancli.demo.training import Log, Optimizer, batches, load_checkpoint, rate, save_checkpoint
+from wancli.demo.world import SIDE, combinations, render, sample_scene
+
+CHANNELS = 8
+CROP = 64  # pixels
+CLIP = 13  # video frames
+BATCH = 6
+KL_WEIGHT = 1e-4
+
+
+def make_autoencoder(**statistics: Any) -> AutoencoderKLWan:
+    """An untrained one; `statistics` are latents_mean and latents_std once they are known."""
+    return AutoencoderKLWan(
+        base_dim=32,
+        z_dim=CHANNELS,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        attn_scales=[],
+        temperal_downsample=[True, True],
+        patch_size=2,
+        in_channels=12,
+        out_channels=12,
+        is_residual=True,
+        scale_factor_spatial=8,
+        scale_factor_temporal=4,
+        **(statistics or {"latents_mean": [0.0] * CHANNELS, "latents_std": [1.0] * CHANNELS}),
+    )
+
+
+def crops(seed: int, count: int) -> Tensor:
+    """[count, 3, CLIP, CROP, CROP] in [-1, 1], of any scene: pixels hold no combination back."""
+    rng = random.Random(seed)
+    choices = combinations(held_out=False)
+    video = render([sample_scene(rng, choices) for _ in range(count)], frames=CLIP)
+    out = []
+    for clip in video:
+        top, left = rng.randint(0, SIDE - CROP), rng.randint(0, SIDE - CROP)
+        out.append(clip[:, :, top : top + CROP, left : left + CROP])
+    return torch.stack(out)
+
+
+def is_matrix(p: Tensor) -> bool:
+    """Whether Muon takes it: two dimensions once flattened, neither of them thin."""
+    return p.ndim >= 2 and p.shape[0] > 1 and p[0].numel() > 8
+
+
+def train_autoencoder(work: Path, *, steps: int, device: str = "cpu") -> AutoencoderKLWan:
+    """Train, or go on training, and return it. `work` holds the checkpoint and the curve."""
+    with torch.random.fork_rng():
+        torch.random.manual_seed(0)  # diffusers takes no generator
+        vae = make_autoencoder().to(device)
+    parameters = list(vae.parameters())
+    optimizer = Optimizer(
+        [p for p in parameters if is_matrix(p)],
+        [p for p in parameters if not is_matrix(p)],
+        muon_lr=0.02,
+        adam_lr=2e-3,
+    )
+    log, path, first = Log(work / "vae.jsonl"), work / "vae.pt", 0
+    if state := load_checkpoint(path):
+        vae.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    for step, seed in batches(first, steps):
+        losses = autoencoder_losses(vae, crops(seed, BATCH).to(device), seed)
+        sum(losses.values()).backward()
+        optimizer.step(rate(step, steps))
+        if step % 20 == 0:
+            log.write(step=step, **{k: v.item() for k, v in losses.items()})
+        if (step + 1) % 100 == 0 or step + 1 == steps:
+            log.write(step=step + 1, psnr=autoencoder_psnr(vae, crops(7, 12).to(device)))
+            state = optimizer.state_dict()
+            save_checkpoint(path, model=vae.state_dict(), optimizer=state, step=step + 1)
+    return vae.eval()
+
+
+def autoencoder_losses(vae: AutoencoderKLWan, video: Tensor, seed: int) -> dict[str, Tensor]:
+    """L1 + 2 * L2 + KL, weighted; video [B, 3, F, H, W]."""
+    generator = torch.Generator(video.device).manual_seed(seed)
+    with torch.autocast(video.device.type, dtype=torch.bfloat16):
+        posterior = vae.encode(video).latent_dist
+        again = vae.decode(posterior.sample(generator)).sample.float()
+    mean, logvar = posterior.mean.float(), posterior.logvar.float()
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    return {
+        "l1": nn.functional.l1_loss(again, video),
+        "l2": 2 * nn.functional.mse_loss(again, video),
+        "kl": KL_WEIGHT * kl,
+    }
+
+
+@torch.inference_mode()
+def autoencoder_psnr(vae: AutoencoderKLWan, video: Tensor) -> float:
+    """Mean PSNR in dB over clips of video [B, 3, F, H, W] in [-1, 1], there and back."""
+    with torch.autocast(video.device.type, dtype=torch.bfloat16):
+        again = vae.decode(vae.encode(video).latent_dist.mode()).sample.float().clamp(-1, 1)
+    error = (again - video).square().mean((1, 2, 3, 4))
+    return float((10 * torch.log10(4 / error)).mean())

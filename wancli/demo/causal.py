@@ -1,0 +1,172 @@
+"""One transformer, two uses: clean and noisy latent frames side by side in one forward.
+
+Teacher forcing for chunk-by-chunk models (as in Self-Forcing, arXiv:2506.08009, and CausVid,
+arXiv:2412.07772): clean chunks attend to clean chunks up to their own, noisy chunks to the clean
+chunks before them and to themselves. It is what a rolling K/V cache computes at inference, without one.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor, nn
+
+
+Reach = tuple[slice, list[slice]]  # rows of queries, and the rows of keys they see
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One latent frame of the sequence."""
+
+    position: int  # latent frame in the video, for RoPE
+    chunk: int
+    clean: bool
+
+
+def slots(*, clean: int, noisy: range, chunk: int) -> list[Slot]:
+    """`clean` finished chunks, then the `noisy` ones, each of `chunk` latent frames."""
+
+    def frames(chunks: range, *, clean: bool) -> list[Slot]:
+        return [Slot(c * chunk + i, c, clean) for c in chunks for i in range(chunk)]
+
+    return frames(range(clean), clean=True) + frames(noisy, clean=False)
+
+
+def may_attend(layout: Sequence[Slot]) -> Tensor:
+    """[frames, frames], True where the row's latent frame may attend to the column's."""
+
+    def sees(query: Slot, key: Slot) -> bool:
+        if key.clean:
+            return key.chunk < query.chunk or (query.clean and key.chunk == query.chunk)
+        return not query.clean and key.chunk == query.chunk
+
+    return torch.tensor([[sees(query, key) for key in layout] for query in layout])
+
+
+def reaches(layout: Sequence[Slot], tokens_per_frame: int) -> list[Reach]:
+    """`may_attend` as (queries, keys) slices of tokens: no mask, a third of its arithmetic."""
+
+    def tokens(frames: Sequence[int]) -> slice:
+        return slice(frames[0] * tokens_per_frame, (frames[-1] + 1) * tokens_per_frame)
+
+    mask, out = may_attend(layout), []
+    for (chunk, clean), group in groupby(enumerate(layout), lambda f: (f[1].chunk, f[1].clean)):
+        queries = [index for index, _ in group]
+        past = [i for i, slot in enumerate(layout) if mask[queries[0], i] and slot.clean]
+        keys = [tokens(past)] if past else []
+        out.append((tokens(queries), keys if clean else [*keys, tokens(queries)]))
+    return out
+
+
+class DenseAttention:
+    """Wan attention spelled out, for training: 1.5 times faster there than the fused CPU kernel.
+
+    `reach` says which keys each run of queries sees; None is all of them.
+    """
+
+    def __init__(self, reach: Sequence[Reach] | None = None) -> None:
+        self.reach = reach
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """[B, tokens, D] attends to itself or to [B, text, D]."""
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        key = attn.norm_k(attn.to_k(context)).unflatten(2, (attn.heads, -1))
+        value = attn.to_v(context).unflatten(2, (attn.heads, -1))
+        if rotary_emb is not None:
+            query, key = (_rotate(x, *rotary_emb) for x in (query, key))
+        everything = slice(0, key.shape[1])
+        parts = [
+            _attend(query[:, rows], *(torch.cat([x[:, k] for k in keys], 1) for x in (key, value)))
+            for rows, keys in self.reach or [(slice(0, query.shape[1]), [everything])]
+        ]
+        out: Tensor = attn.to_out[0](torch.cat(parts, 1).flatten(2))
+        return out
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """[B, L, H, D] attends to [B, M, H, D]."""
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+    return (scores.float().softmax(-1).to(value.dtype) @ value).transpose(1, 2)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs of channels; x [B, L, H, D], cos and sin [1, L, 1, D]."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos[..., 0::2], sin[..., 1::2]
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
+    return turned.flatten(-2).to(x.dtype)
+
+
+class PlacedRope(nn.Module):
+    """The transformer's own rotary embedding, at the layout's positions."""
+
+    def __init__(self, rope: nn.Module, positions: Sequence[int]) -> None:
+        super().__init__()
+        self.rope, self.positions = rope, list(positions)
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin, each [1, tokens, 1, head_dim], of latents [B, C, F, H, W]."""
+        through = max(self.positions) + 1
+        longer = torch.empty(1, 1, through, *latents.shape[3:], device="meta")
+        cos, sin = (t.unflatten(1, (through, -1)) for t in self.rope(longer))
+        return cos[:, self.positions].flatten(1, 2), sin[:, self.positions].flatten(1, 2)
+
+
+class Layout:
+    """A sequence of slots and the parts that let a transformer see it, made once."""
+
+    def __init__(self, layout: Sequence[Slot] | None, *, tokens_per_frame: int) -> None:
+        self.slots = layout
+        self.self_attention = DenseAttention(layout and reaches(layout, tokens_per_frame))
+        self.cross_attention = DenseAttention()
+
+    @contextmanager
+    def seen_by(self, transformer: WanTransformer3DModel, *, first: int = 0) -> Iterator[None]:
+        """Lay the sequence out, from latent frame `first`; on exit all is as it was."""
+        processors, rope = dict(transformer.attn_processors), transformer.rope
+        ours = {n: self.self_attention if ".attn1." in n else self.cross_attention for n in processors}
+        transformer.set_attn_processor(ours)
+        if self.slots:
+            transformer.rope = PlacedRope(rope, [first + slot.position for slot in self.slots])
+        try:
+            yield
+        finally:
+            transformer.rope = rope
+            transformer.set_attn_processor(processors)
+
+
+def causal_velocity(
+    transformer: WanTransformer3DModel,
+    clean: Tensor,
+    noisy: Tensor,
+    sigmas: Tensor,
+    embeddings: Tensor,
+) -> Tensor:
+    """Velocity of the noisy part, [B, C, noisy F, H, W], inside `Layout.seen_by`.
+
+    clean [B, C, F', H, W]; sigmas [B, noisy F], one per latent frame; embeddings [B, text, D].
+    """
+    patch = transformer.config.patch_size
+    per_frame = noisy.shape[3] * noisy.shape[4] // (patch[1] * patch[2])
+    timesteps = nn.functional.pad(1000 * sigmas, (clean.shape[2], 0))
+    velocity: Tensor = transformer(
+        torch.cat([clean, noisy], 2),
+        timesteps.repeat_interleave(per_frame, 1),
+        embeddings,
+        return_dict=False,
+    )[0]
+    return velocity[:, :, clean.shape[2] :]

@@ -1,0 +1,54 @@
+"""Clips of the world as latents, encoded once in shards so that an interruption costs little."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from wancli.demo.training import Log
+from wancli.demo.world import Combination, combinations, render, sample_scene
+
+CLIP = 45  # video frames: 12 latent frames, of which training takes 9 in a row
+SHARD = 250
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Latents [N, C, F, H, W], normalised, and what each clip shows."""
+
+    latents: Tensor
+    scenes: list[Combination]
+    mean: list[float]  # of the raw latents, by channel
+    std: list[float]
+
+
+@torch.inference_mode()
+def encode_clips(
+    vae: AutoencoderKLWan, work: Path, *, clips: int, device: str = "cpu"
+) -> Dataset:
+    """Render and encode `clips` clips, or read the shards that are already in `work`."""
+    choices, log = combinations(held_out=False), Log(work / "latents.jsonl")
+    shards, scenes = [], []
+    for shard in range(-(-clips // SHARD)):
+        rng = random.Random(f"clips {shard}")
+        drawn = [sample_scene(rng, choices) for _ in range(SHARD)]
+        path = work / f"latents-{shard:03}.pt"
+        if not path.exists():
+            encoded = []
+            for i in range(0, SHARD, 10):
+                video = render(drawn[i : i + 10], frames=CLIP).to(device)
+                with torch.autocast(device, dtype=torch.bfloat16):
+                    encoded.append(vae.encode(video).latent_dist.mode().float().cpu())
+            part = path.with_suffix(".part")
+            torch.save(torch.cat(encoded), part)
+            part.replace(path)
+            log.write(clips=(shard + 1) * SHARD)
+        shards.append(torch.load(path, weights_only=True))
+        scenes += [scene.what for scene in drawn]
+    latents = torch.cat(shards)
+    std, mean = torch.std_mean(latents[:1000], (0, 2, 3, 4), keepdim=True)  # however many follow
+    normal = (latents - mean) / std
+    return Dataset(normal, scenes, mean.flatten().tolist(), std.flatten().tolist())

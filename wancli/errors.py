@@ -1,0 +1,93 @@
+"""Every error wancli raises on purpose. Each is one line, one hint that can be typed, one exit code.
+
+WancliError                     exit 1
+├── UsageError                  exit 2    the request is wrong; nothing was loaded
+│   ├── SettingsError                     a value a setting cannot take, or a name nobody knows
+│   ├── PresetError                       a preset that is missing, or a file that is not one
+│   └── PlanError                         settings that are fine alone and wrong together
+├── SetupError                  exit 4    a model, file, package or device is missing
+│   ├── ModelError                        unknown, not cached, not a model, or with broken weights
+│   └── InputError                        a file to read that is missing or not what it should be
+├── CapacityError               exit 5    it does not fit in memory
+├── RunError                    exit 1    the run itself went wrong (latents that are not finite)
+└── OutputError                 exit 6    the video could not be written, or not read back
+
+Interrupted (KeyboardInterrupt) exit 130 (SIGINT) or 143 (SIGTERM)
+"""
+
+import difflib
+import signal
+from collections.abc import Iterable
+
+
+class WancliError(Exception):
+    """Base of the tree. `hint` is what to do next, best something to type."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(WancliError):
+    """The request is wrong."""
+
+    exit_code = 2
+
+
+class SettingsError(UsageError):
+    """A value a setting cannot take, or a name nobody knows."""
+
+
+class PresetError(UsageError):
+    """A preset that is missing, or a file that is not one."""
+
+
+class PlanError(UsageError):
+    """Settings that are fine alone and wrong together."""
+
+
+class SetupError(WancliError):
+    """A model, file, package or device is missing."""
+
+    exit_code = 4
+
+
+class ModelError(SetupError):
+    """A model that is unknown, not cached, not a model, or has broken weights."""
+
+
+class InputError(SetupError):
+    """A file to read that is missing or not what it should be."""
+
+
+class CapacityError(WancliError):
+    """It does not fit in memory."""
+
+    exit_code = 5
+
+
+class RunError(WancliError):
+    """The run itself went wrong."""
+
+
+class OutputError(WancliError):
+    """The video could not be written, or not read back."""
+
+    exit_code = 6
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user, or the system, asked us to stop. Not an Exception, so that no library swallows it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}.")
+        self.exit_code = 128 + number
+        self.hint = "nothing is left under a final name; run the same command again"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` most likely meant, for did-you-mean hints."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return matches[0] if matches else None

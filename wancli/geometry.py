@@ -1,0 +1,68 @@
+"""Sizes of a video as pixels, as latents and as tokens. Arithmetic only."""
+
+from dataclasses import dataclass
+
+from wancli.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Strides:
+    """How far one latent, and one token, reaches."""
+
+    temporal: int = 4  # video frames per latent frame, after the first
+    spatial: int = 8  # pixels per latent, each way
+    patch: int = 2  # latents per token, each way
+
+    @property
+    def cell(self) -> int:
+        """Pixels per token, each way."""
+        return self.spatial * self.patch
+
+
+@dataclass(frozen=True)
+class LatentShape:
+    """Latents of one video, [channels, frames, height, width]."""
+
+    channels: int
+    frames: int
+    height: int
+    width: int
+    tokens_per_frame: int
+
+    @property
+    def tokens(self) -> int:
+        """Length of the sequence the transformer sees."""
+        return self.frames * self.tokens_per_frame
+
+
+def latent_shape(
+    *, num_frames: int, width: int, height: int, channels: int, strides: Strides
+) -> LatentShape:
+    """Latent size of `num_frames` video frames of `width` x `height` pixels.
+
+    Raises PlanError where they do not divide: nothing is rounded silently.
+    """
+    if (num_frames - 1) % strides.temporal:
+        below = (num_frames - 1) // strides.temporal * strides.temporal + 1
+        raise PlanError(
+            f"--num-frames {num_frames} is not {strides.temporal}k+1.",
+            hint=f"use {below} or {below + strides.temporal}",
+        )
+    for name, value in (("width", width), ("height", height)):
+        if value % strides.cell:
+            near = [_nearest(side, strides.cell) for side in (width, height)]
+            raise PlanError(
+                f"--size {width}x{height}: {name} must be a multiple of {strides.cell}.",
+                hint=f"--size {near[0]}x{near[1]}",
+            )
+    return LatentShape(
+        channels=channels,
+        frames=(num_frames - 1) // strides.temporal + 1,
+        height=height // strides.spatial,
+        width=width // strides.spatial,
+        tokens_per_frame=(height // strides.cell) * (width // strides.cell),
+    )
+
+
+def _nearest(value: int, step: int) -> int:
+    return max(step, round(value / step) * step)

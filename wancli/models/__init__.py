@@ -1,0 +1,1 @@
+"""Models as the runner needs them: loaded, checked, on their device."""

@@ -1,0 +1,160 @@
+"""Load a Wan pipeline, whole or not at all: a missing key is an error, never a random weight."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from safetensors import SafetensorError
+
+from wancli.errors import CapacityError, ModelError, SetupError
+from wancli.settings import Machine
+from wancli.specs import ModelSpec, check_files, spec_of_folder
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A pipeline on its device, and the facts of what was loaded."""
+
+    pipeline: WanPipeline
+    spec: ModelSpec
+    device: torch.device
+
+
+def load_pipeline(spec: ModelSpec, machine: Machine) -> Loaded:
+    """The model as diffusers' own pipeline, VAE in float32.
+
+    Raises ModelError for anything wrong with its files, SetupError for a device that is not there.
+    """
+    device, dtype = pick_device(machine.device), None
+    dtype = pick_dtype(machine.dtype, device)
+    spec = _on_disk(spec)
+    index = spec.folder / "model_index.json" if spec.folder else None
+    with _quiet(), _explained(spec):
+        parts: dict[str, Any] = {"vae": _part(AutoencoderKLWan, spec, "vae", torch.float32)}
+        for name in ("transformer", "transformer_2")[: spec.experts]:
+            parts[name] = _part(WanTransformer3DModel, spec, name, dtype)
+        pipeline = WanPipeline.from_pretrained(
+            str(index.parent if index else spec.repo),
+            torch_dtype=dtype,
+            local_files_only=True,
+            **parts,
+        ).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return Loaded(pipeline, spec, device)
+
+
+def load_vae(spec: ModelSpec, machine: Machine) -> tuple[AutoencoderKLWan, torch.device]:
+    """Only the VAE, in float32."""
+    spec, device = _on_disk(spec), pick_device(machine.device)
+    with _quiet(), _explained(spec):
+        return _part(AutoencoderKLWan, spec, "vae", torch.float32).to(device), device
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name, or the best there is; SetupError where it is not there."""
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if has_cuda else "mps" if has_mps else "cpu")
+    device = torch.device(name)
+    there = {"cpu": True, "mps": has_mps, "cuda": has_cuda}[device.type]
+    if not there or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise SetupError(f"--device {name}: this machine has none.", hint="--device auto or cpu")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _on_disk(spec: ModelSpec) -> ModelSpec:
+    """The spec with its folder: downloaded where it is a hub model, its files checked."""
+    if spec.folder is None:
+        with _explained(spec):
+            folder = Path(
+                snapshot_download(spec.repo, allow_patterns=["*.json", "*.model", "*.safetensors"])
+            )
+        spec = spec_of_folder(folder, name=spec.name, repo=spec.repo)
+    check_files(spec)
+    return spec
+
+
+def _part(kind: Any, spec: ModelSpec, name: str, dtype: torch.dtype) -> Any:
+    """One component, with every key it should have and no other."""
+    model, report = kind.from_pretrained(
+        str(spec.folder), subfolder=name, torch_dtype=dtype, local_files_only=True,
+        output_loading_info=True,
+    )  # fmt: skip
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(map(str, report.get(problem) or ())):
+            some = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+            raise ModelError(
+                f"{name} of {spec.name}: {problem.replace('_', ' ')}: {some}.",
+                hint="the weights do not belong to the config.json beside them: copy the model again",
+            )
+    return model
+
+
+@contextmanager
+def _explained(spec: ModelSpec) -> Iterator[None]:
+    """Turn what the libraries raise into one line that says what to do."""
+    where = spec.repo or str(spec.folder)
+    try:
+        yield
+    except GatedRepoError:
+        raise ModelError(
+            f"model '{where}' is gated.",
+            hint=f"accept its terms at https://huggingface.co/{where}, then set HF_TOKEN",
+        ) from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise ModelError(
+            f"model '{where}' is not on the hub, or is private.", hint="check the name; set HF_TOKEN"
+        ) from None
+    except LocalEntryNotFoundError:
+        offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no")
+        why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+        raise ModelError(
+            f"model '{where}' is not cached and {why}.",
+            hint="unset HF_HUB_OFFLINE" if offline else "connect once, or give a local folder",
+        ) from None
+    except HfHubHTTPError as error:
+        raise ModelError(f"the hub answered: {_first_line(error)}", hint="try again later") from None
+    except torch.cuda.OutOfMemoryError:
+        raise CapacityError(
+            f"model '{where}' does not fit in GPU memory.", hint="--device cpu, or a smaller model"
+        ) from None
+    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(
+            f"cannot load model '{where}': {_first_line(error)}", hint="copy the model folder again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no advice from the libraries while they load."""
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+    yield

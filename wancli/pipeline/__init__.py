@@ -1,0 +1,1 @@
+"""The one runner: encode, denoise, decode, write, record."""

@@ -1,0 +1,109 @@
+"""Text-to-video through diffusers' own pipeline: encode, denoise, decode. No timing, no printing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKLWan,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wancli.errors import RunError
+from wancli.models.load import Loaded
+from wancli.settings import Sampling, Settings
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Text embeddings, each [1, text, D]; `negative` is None without guidance."""
+
+    positive: Tensor
+    negative: Tensor | None
+
+
+def encode_prompt(loaded: Loaded, prompt: str, sampling: Sampling) -> Prompt:
+    """Embed the prompt, and the negative one where there is guidance."""
+    with torch.no_grad():
+        positive, negative = loaded.pipeline.encode_prompt(
+            prompt,
+            sampling.negative_prompt,
+            do_classifier_free_guidance=sampling.guidance_scale > 1,
+            max_sequence_length=loaded.spec.text_length,
+        )
+    return Prompt(positive, negative)
+
+
+def denoise(
+    loaded: Loaded,
+    prompt: Prompt,
+    settings: Settings,
+    *,
+    seed: int,
+    on_step: Callable[[int, float], None],
+) -> Tensor:
+    """Latents [1, C, F, H, W] in float32, normalised; `on_step(index, sigma)` after each step.
+
+    Noise is drawn on the CPU, so that a seed means the same on every device.
+    Raises RunError when the latents are not finite.
+    """
+    sampling, video = settings.sampling, settings.video
+    pipeline = loaded.pipeline
+    pipeline.scheduler = make_scheduler(pipeline.scheduler.config, sampling)
+
+    def after_step(_pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        on_step(index, float(pipeline.scheduler.sigmas[index]))
+        return tensors
+
+    latents: Tensor = pipeline(
+        prompt_embeds=prompt.positive,
+        negative_prompt_embeds=prompt.negative,
+        num_inference_steps=sampling.steps,
+        guidance_scale=sampling.guidance_scale,
+        guidance_scale_2=sampling.guidance_scale_2,
+        num_frames=video.num_frames,
+        width=video.width,
+        height=video.height,
+        generator=torch.Generator().manual_seed(seed),
+        max_sequence_length=loaded.spec.text_length,
+        output_type="latent",
+        callback_on_step_end=after_step,
+    ).frames
+    if not torch.isfinite(latents).all():
+        raise RunError(
+            "the latents are not finite: the denoising went wrong.",
+            hint="--dtype float32, or a lower --guidance-scale",
+        )
+    return latents
+
+
+def make_scheduler(config: Any, sampling: Sampling) -> Any:
+    """The solver that the settings name, for Wan's flow matching."""
+    if sampling.scheduler == "euler":
+        return FlowMatchEulerDiscreteScheduler(shift=sampling.flow_shift)
+    solvers = {"unipc": UniPCMultistepScheduler, "dpm++": DPMSolverMultistepScheduler}
+    return solvers[sampling.scheduler].from_config(
+        config,
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=sampling.flow_shift,
+    )
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKLWan, latents: Tensor) -> NDArray[np.uint8]:
+    """Latents [1, C, F, H, W], normalised, to video frames uint8 [T, H, W, 3]."""
+    latents = latents.to(vae.device, vae.dtype)
+    shape = (1, -1, 1, 1, 1)
+    mean = torch.tensor(vae.config.latents_mean, device=vae.device, dtype=vae.dtype).view(shape)
+    std = torch.tensor(vae.config.latents_std, device=vae.device, dtype=vae.dtype).view(shape)
+    video = vae.decode(latents * std + mean, return_dict=False)[0][0]
+    pixels = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    out: NDArray[np.uint8] = pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+    return out

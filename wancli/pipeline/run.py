@@ -1,0 +1,246 @@
+"""The runner: load once, then encode, denoise, decode, write and record each video."""
+
+import json
+import platform
+import resource
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+from uuid import uuid4
+
+import torch
+from torch import Tensor
+
+from wancli.errors import CapacityError, OutputError, WancliError
+from wancli.models.load import Loaded, load_pipeline, load_vae
+from wancli.pipeline.clock import Clock
+from wancli.pipeline.generate import Prompt, decode, denoise, encode_prompt
+from wancli.plan import Plan
+from wancli.records import Phase, Report, Request, RunRecord, Step, error_json, settings_of
+from wancli.settings import Layer, Settings, resolve
+from wancli.specs import ModelSpec, find_spec
+from wancli.video.latents import read_latents, save_latents
+from wancli.video.write import Encoding, VideoWriter, WrittenVideo
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to make, and where to put it."""
+
+    request: Request
+    output: Path
+    latents: Path | None = None
+
+
+class Runner:
+    """A loaded model and the prompts it has embedded; `make` gives a video and its record."""
+
+    def __init__(self, spec: ModelSpec, settings: Settings, plan: Plan, *, command: str) -> None:
+        self.spec, self.settings, self.plan, self.command = spec, settings, plan, command
+        self._loaded: Loaded | None = None
+        self._prompts: dict[str, Prompt] = {}
+
+    def make(self, job: Job, report: Report) -> RunRecord:
+        """Make one video, its sidecar and its record. Raises WancliError; latents are kept then."""
+        started, began = perf_counter(), datetime.now(UTC)
+        load_s = self._load(report)
+        loaded = self._ready()
+        clock = Clock(loaded.device)
+        if loaded.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(loaded.device)
+        sigmas: list[float] = []
+
+        def on_step(index: int, sigma: float) -> None:
+            clock.mark("step")
+            sigmas.append(sigma)
+            report(Step(index, self.plan.steps, sigma))
+
+        record = start_record(job.request, command=self.command, created=began)
+        try:
+            report(Phase("encode"))
+            prompt = self._embed(job.request.prompt)
+            clock.mark("encode")
+            report(Phase("denoise"))
+            latents = denoise(
+                loaded, prompt, self.settings, seed=job.request.seed, on_step=on_step
+            )
+            clock.mark("denoise")
+            if job.latents:
+                save_latents(latents, job.latents, record.as_json())
+            report(Phase("decode"))
+            frames = decode(loaded.pipeline.vae, latents)
+            clock.mark("decode")
+        except torch.OutOfMemoryError:
+            raise CapacityError(
+                f"{self.spec.name} does not fit in GPU memory.",
+                hint="a smaller --size, fewer --num-frames, or --device cpu",
+            ) from None
+        timings = {
+            "load_s": load_s,
+            "encode_prompt_s": clock.seconds("encode"),
+            "denoise_s": clock.seconds("step", "denoise"),
+            "decode_s": clock.seconds("decode"),
+            "steps_ms": clock.ms("step"),
+            "sigmas": sigmas,
+            "forwards": [2 if self.plan.guided else 1] * len(sigmas),
+        }
+        record = replace(
+            record, status="ok", timings=timings, memory=peak_memory(loaded.device), env=versions()
+        )
+        report(Phase("write"))
+        saving = perf_counter()
+        written = write_video(frames, job.output, record, self.settings, latents)
+        timings |= {"save_s": perf_counter() - saving, "total_s": perf_counter() - started}
+        record = replace(record, output=output_json(written), timings=_rounded(timings))
+        write_json(record.as_json(), job.output.with_suffix(".json"))
+        return record
+
+    def _load(self, report: Report) -> float:
+        """Seconds it took to load the model, 0 where it was there."""
+        if self._loaded is not None:
+            return 0.0
+        report(Phase("load"))
+        started = perf_counter()
+        self._loaded = load_pipeline(self.spec, self.settings.machine)
+        return perf_counter() - started
+
+    def _ready(self) -> Loaded:
+        if self._loaded is None:
+            raise RuntimeError("make() loads before it asks")
+        return self._loaded
+
+    def _embed(self, prompt: str) -> Prompt:
+        if prompt not in self._prompts:
+            self._prompts[prompt] = encode_prompt(self._ready(), prompt, self.settings.sampling)
+        return self._prompts[prompt]
+
+
+def decode_file(latents_file: Path, output: Path, report: Report) -> RunRecord:
+    """Make a video of saved latents, with only the VAE loaded. Raises WancliError."""
+    started = perf_counter()
+    latents, told = read_latents(latents_file)
+    settings = resolve([Layer(f"record of {latents_file.name}", settings_of(told))]).settings
+    report(Phase("load"))
+    vae, device = load_vae(find_spec(settings.model), settings.machine)
+    loaded = perf_counter()
+    report(Phase("decode"))
+    frames = decode(vae, latents)
+    decoded = perf_counter()
+    timings = {"load_s": loaded - started, "decode_s": decoded - loaded}
+    about = {"status": "ok", "command": "decode", "error": None, "env": versions()}
+    record = RunRecord(**(told | about | {"timings": timings, "memory": peak_memory(device)}))
+    report(Phase("write"))
+    written = write_video(frames, output, record, settings, latents)
+    timings |= {"save_s": perf_counter() - decoded, "total_s": perf_counter() - started}
+    record = replace(record, output=output_json(written), timings=_rounded(timings))
+    write_json(record.as_json(), output.with_suffix(".json"))
+    return record
+
+
+def start_record(request: Request, *, command: str, created: datetime) -> RunRecord:
+    """The record of a request that has not been made yet."""
+    return RunRecord(
+        id=uuid4().hex[:12],
+        status="failed",
+        command=command,
+        created=created.isoformat(timespec="seconds"),
+        request=request.as_json(),
+        hash=request.hash,
+    )
+
+
+def failed_record(request: Request, error: WancliError, *, command: str) -> RunRecord:
+    """The record of a request that went wrong."""
+    record = start_record(request, command=command, created=datetime.now(UTC))
+    return replace(record, error=error_json(error))
+
+
+def write_video(
+    frames: Any, path: Path, record: RunRecord, settings: Settings, latents: Tensor
+) -> WrittenVideo:
+    """Write uint8 [T, H, W, 3]. When that fails the latents are kept, and the error says where."""
+    _, height, width, _ = frames.shape
+    encoding = Encoding(crf=settings.output.crf, lossless=settings.output.lossless)
+    comment = {"comment": record.embedded()} if settings.output.metadata else {}
+    try:
+        with VideoWriter(
+            path, size=(width, height), fps=settings.video.fps, encoding=encoding
+        ) as writer:
+            writer.write(frames)
+            return writer.finish(comment)
+    except OutputError as error:
+        kept = keep_latents(latents, path, record)
+        raise OutputError(
+            str(error), hint=f"latents kept: wancli decode {kept} -o NAME.mp4" if kept else error.hint
+        ) from error
+
+
+def keep_latents(latents: Tensor, path: Path, record: RunRecord) -> Path | None:
+    """Save latents beside the video that could not be written, or else in the temporary folder."""
+    name = f"{path.stem[:80]}.latents.safetensors"
+    for folder in (path.parent, Path(tempfile.gettempdir())):
+        try:
+            save_latents(latents, folder / name, record.as_json())
+        except OutputError:
+            continue
+        return folder / name
+    return None
+
+
+def write_json(value: Mapping[str, Any], path: Path) -> None:
+    """Write JSON whole or not at all. Raises OutputError."""
+    part = path.with_name(f".{path.name[:200]}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(
+            f"cannot write {path}: {error.strerror}.",
+            hint="free some space; videos hold their record themselves: wancli show FILE",
+        ) from None
+
+
+def output_json(written: WrittenVideo) -> dict[str, Any]:
+    """What a record says of a written file."""
+    return {
+        "path": str(written.path),
+        "bytes": written.bytes,
+        "frames": written.frames,
+        "duration_s": round(written.duration_s, 3),
+        "framemd5": written.framemd5,
+        "complete": True,
+    }
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Peaks so far, in GiB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = {"ram_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+    if device.type == "cuda":
+        peaks["vram_peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return {name: round(value, 3) for name, value in peaks.items()}
+
+
+def versions() -> dict[str, str]:
+    """What the frames depend on beside the request."""
+    packages = ("wancli", "torch", "diffusers", "transformers", "imageio-ffmpeg")
+    return {"python": platform.python_version(), "platform": platform.platform()} | {
+        name: version(name) for name in packages
+    }
+
+
+def _rounded(timings: Mapping[str, Any]) -> dict[str, Any]:
+    def shorter(value: Any) -> Any:
+        if isinstance(value, float):
+            return round(value, 4)
+        return [shorter(v) for v in value] if isinstance(value, Sequence) else value
+
+    return {name: shorter(value) for name, value in timings.items()}

@@ -1,0 +1,183 @@
+"""Presets: TOML files of settings, by name, from several places; later places shadow earlier ones."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import tomli_w
+
+from wancli.errors import OutputError, PresetError, closest
+from wancli.settings import Layer, check_names, resolve
+
+_HERE = Path(__file__).parent
+PACKAGED = next(p for p in (_HERE / "_presets", _HERE.parent / "presets") if p.is_dir())
+ABOUT = ("extends", "description", "source")  # keys of a preset file that are not settings
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One file: settings by table, and what it says about itself."""
+
+    name: str
+    path: Path
+    place: str
+    tables: Mapping[str, Any]
+    description: str = ""
+    source: str = ""
+    extends: str | None = None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A preset as `wancli preset list` shows it."""
+
+    preset: Preset
+    shadows: tuple[Path, ...]
+
+
+def user_folder() -> Path:
+    """Where `wancli preset save` writes."""
+    return platformdirs.user_config_path("wancli") / "presets"
+
+
+def places() -> list[tuple[str, Path]]:
+    """(name, folder) of every place that is looked in, the last one winning."""
+    extra = os.environ.get("WANCLI_PRESET_PATH", "")
+    return [
+        ("packaged", PACKAGED),
+        ("user", user_folder()),
+        ("./presets", Path("presets").absolute()),
+        *(("$WANCLI_PRESET_PATH", Path(p)) for p in extra.split(os.pathsep) if p),
+    ]
+
+
+def find_files() -> dict[str, list[tuple[str, Path]]]:
+    """(place, file) of every preset by name, the one that wins last."""
+    found: dict[str, list[tuple[str, Path]]] = {}
+    for place, folder in places():
+        for path in sorted(folder.glob("*.toml")) if folder.is_dir() else []:
+            known = found.setdefault(path.stem, [])
+            if all(path.resolve() != other.resolve() for _, other in known):
+                known.append((place, path))
+    return found
+
+
+def list_presets() -> list[Listed]:
+    """Every preset that can be named, by name. A file that cannot be read says so as its description."""
+    out = []
+    for name, files in sorted(find_files().items()):
+        place, path = files[-1]
+        try:
+            preset = read_file(path, place=place)
+        except PresetError as error:
+            preset = Preset(name, path, place, {}, description=f"broken: {error}")
+        out.append(Listed(preset, tuple(p for _, p in files[:-1])))
+    return out
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of that name, or of that path when it ends in .toml; PresetError if there is none."""
+    if name.endswith(".toml"):
+        return read_file(Path(name), place="file")
+    files = find_files()
+    if name not in files:
+        near = closest(name, files)
+        raise PresetError(
+            f"preset '{name}' not found.",
+            hint=f"did you mean '{near}'? list: wancli preset list" if near else "wancli preset list",
+        )
+    place, path = files[name][-1]
+    return read_file(path, place=place)
+
+
+def read_file(path: Path, *, place: str = "file") -> Preset:
+    """Parse and check one file; PresetError names the file and the place in it."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PresetError(f"preset file '{path}' not found.", hint="wancli preset list") from None
+    except UnicodeDecodeError as error:
+        raise PresetError(
+            f"{path}: not UTF-8 text (byte {error.start}).", hint="save the file as UTF-8"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise PresetError(f"{path}: {error}.", hint="https://toml.io shows the syntax") from None
+    except OSError as error:
+        raise PresetError(f"cannot read {path}: {error.strerror}.", hint="wancli preset list") from None
+    about = {key: tables.pop(key, None) for key in ABOUT}
+    for key, value in about.items():
+        if value is not None and not isinstance(value, str):
+            raise PresetError(f"{path}: '{key}' must be text.", hint=f'{key} = "..."')
+    check_names(Layer(str(path), tables))
+    return Preset(
+        path.stem,
+        path,
+        place,
+        tables,
+        about["description"] or "",
+        about["source"] or "",
+        about["extends"],
+    )
+
+
+def layers(preset: Preset) -> list[Layer]:
+    """The preset and what it extends, furthest first."""
+    chain, seen = [preset], {preset.path.resolve()}
+    while (base := chain[-1].extends) is not None:
+        other = _base_of(chain[-1], base)
+        if other.path.resolve() in seen:
+            raise PresetError(
+                f"{chain[-1].path}: extends '{base}', which extends it in turn.",
+                hint="take one of the two 'extends' out",
+            )
+        seen.add(other.path.resolve())
+        chain.append(other)
+    return [Layer(f"preset {p.name}", p.tables) for p in reversed(chain)]
+
+
+def _base_of(preset: Preset, base: str) -> Preset:
+    """A preset that extends its own name means the one that it shadows."""
+    if base != preset.name:
+        return find_preset(base)
+    here = preset.path.resolve()
+    files = find_files().get(base, [])
+    index = next((i for i, (_, p) in enumerate(files) if p.resolve() == here), len(files))
+    if index == 0:
+        raise PresetError(f"{preset.path}: extends itself.", hint="take 'extends' out")
+    place, path = files[index - 1]
+    return read_file(path, place=place)
+
+
+def validate_file(path: Path) -> Preset:
+    """Read a file and resolve it with what it extends; raises what is wrong with it."""
+    preset = read_file(path)
+    resolve(layers(preset))
+    return preset
+
+
+def save_preset(
+    name: str, tables: Mapping[str, Any], *, description: str = "", extends: str | None = None,
+    overwrite: bool = False,
+) -> Path:  # fmt: skip
+    """Write settings to the user's folder under a name; returns the file."""
+    if not name or name != Path(name).name or name.startswith(".") or name.endswith(".toml"):
+        raise PresetError(f"'{name}' is not a preset name.", hint="a plain word: my-preset")
+    path = user_folder() / f"{name}.toml"
+    if path.exists() and not overwrite:
+        raise PresetError(f"preset '{name}' exists at {path}.", hint="add --overwrite")
+    about = {"description": description, "extends": extends}
+    text = tomli_w.dumps({k: v for k, v in about.items() if v} | dict(tables))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror}.", hint="set XDG_CONFIG_HOME to a folder of yours"
+        ) from None
+    return path

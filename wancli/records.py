@@ -1,0 +1,157 @@
+"""What was asked and what happened, as one JSON object per video. Units are in the key names."""
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wancli.errors import InputError, SettingsError, WancliError
+from wancli.settings import MAX_SEED, Settings
+
+SCHEMA = "wancli.run/1"
+EMBEDDED_LIMIT = 32_000  # bytes of JSON inside an MP4
+
+
+@dataclass(frozen=True)
+class Request:
+    """One video to make."""
+
+    prompt: str
+    seed: int
+    settings: Settings
+    sources: Mapping[str, str]  # of every setting, by dotted key
+    model_revision: str = ""  # sha256 of what identifies the weights
+
+    def as_json(self) -> dict[str, Any]:
+        """Every resolved value and where it came from."""
+        return {
+            "prompt": self.prompt,
+            "seed": self.seed,
+            **self.settings.model_dump(mode="json"),
+            "model_revision": self.model_revision,
+            "sources": {k: v for k, v in self.sources.items() if v != "default"},
+        }
+
+    @property
+    def hash(self) -> str:
+        """Equal for requests whose frames would be equal, but for the machine."""
+        told = self.as_json()
+        del told["sources"]
+        del told["output"]["metadata"]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What the runner does from now on: load, encode, denoise, decode or write."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step, done."""
+
+    index: int  # from 0
+    total: int
+    sigma: float
+
+
+Report = Callable[[Phase | Step], None]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What happened to one request."""
+
+    id: str
+    status: str  # ok, failed, skipped
+    command: str
+    created: str  # ISO 8601, UTC
+    request: Mapping[str, Any]
+    hash: str
+    output: Mapping[str, Any] = field(default_factory=dict)
+    timings: Mapping[str, Any] = field(default_factory=dict)
+    memory: Mapping[str, float] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    error: Mapping[str, Any] | None = None
+    schema: str = SCHEMA
+
+    def as_json(self) -> dict[str, Any]:
+        """For the sidecar and the `--json` line."""
+        return {"schema": self.schema, **asdict(self)}
+
+    def embedded(self) -> str:
+        """For the MP4: no step timings, environment, machine or absolute paths."""
+        told = self.as_json()
+        told["timings"] = {k: v for k, v in told["timings"].items() if k.endswith("_s")}
+        told["env"], told["memory"] = {}, {}
+        told["output"] = {k: v for k, v in told["output"].items() if k != "path"}
+        if Path(told["request"]["model"]).is_absolute():
+            told["request"]["model"] = Path(told["request"]["model"]).name
+        text = json.dumps(told, ensure_ascii=False)
+        if len(text.encode()) > EMBEDDED_LIMIT:
+            told["request"]["sources"] = {}
+            text = json.dumps(told, ensure_ascii=False)
+        return text
+
+
+def error_json(error: WancliError) -> dict[str, Any]:
+    """An error as a record holds it."""
+    return {
+        "type": type(error).__name__,
+        "message": str(error),
+        "exit_code": error.exit_code,
+        "hint": error.hint,
+    }
+
+
+def parse_record(text: str, *, origin: str) -> dict[str, Any]:
+    """The record in a comment or a sidecar; InputError when it is none of ours."""
+    try:
+        record = json.loads(text)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise InputError(
+            f"{origin} holds no wancli record.", hint="give a file that wancli generate wrote"
+        )
+    return record
+
+
+def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in a record, by table, as a layer takes them."""
+    return {name: record["request"][name] for name in Settings.model_fields}
+
+
+def parse_seeds(text: str | None, count: int | None) -> list[int]:
+    """Seeds of `7`, `1,2,5`, `0-9` or `random`; `count` goes on from a single one.
+
+    Raises SettingsError for anything else, and for seeds that do not fit in 2**53.
+    """
+    if text is None or text == "random":
+        seeds = [random.SystemRandom().randrange(2**31)]
+    elif re.fullmatch(r"\d+-\d+", text):
+        first, last = map(int, text.split("-"))
+        if last < first or last - first >= 100_000:
+            raise SettingsError(f"--seed {text}: not a range.", hint="--seed 0-9")
+        seeds = list(range(first, last + 1))
+    elif re.fullmatch(r"\d+(,\d+)*", text):
+        seeds = [int(s) for s in text.split(",")]
+    else:
+        raise SettingsError(f"--seed {text!r} is not a seed.", hint="--seed 7, 1,2,5, 0-9 or random")
+    if count is not None:
+        if len(seeds) > 1:
+            raise SettingsError(
+                f"--num-videos {count} does not go with several seeds.", hint="drop --num-videos"
+            )
+        seeds = [seeds[0] + i for i in range(count)]
+    if max(seeds) > MAX_SEED:
+        raise SettingsError(f"--seed {max(seeds)} is over 2^53.", hint=f"at most {MAX_SEED}")
+    if len(set(seeds)) < len(seeds):
+        raise SettingsError(f"--seed {text}: a seed is there twice.", hint="name each seed once")
+    return seeds

@@ -1,0 +1,198 @@
+"""Settings, each declared once.
+
+A field's name is its flag (`flow_shift` is `--flow-shift`), its preset key and its key in the record;
+its description is its help; its bounds are its check; its group is a preset's table and a help panel.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from wancli.errors import SettingsError, closest
+
+MAX_SEED = 2**53  # the largest integer that every JSON reader keeps
+
+
+class Group(BaseModel):
+    """One table of a preset, one panel of `--help`, one object of the record."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Sampling(Group):
+    """How the latents are denoised."""
+
+    steps: int = Field(50, ge=1, le=1000, description="Denoising steps.")
+    guidance_scale: float = Field(
+        5.0, ge=0, le=100, description="Guidance scale; 1 or less turns guidance off."
+    )
+    guidance_scale_2: float | None = Field(
+        None, ge=0, le=100, description="Guidance scale of the low-noise expert (Wan 2.2 A14B)."
+    )
+    flow_shift: float = Field(
+        5.0, gt=0, le=100, description="Shift of the sigmas; more spends more steps at high noise."
+    )
+    scheduler: Literal["unipc", "dpm++", "euler"] = Field(
+        "unipc", description="Solver: unipc, dpm++ or euler."
+    )
+    negative_prompt: str = Field("", description="What the video must not show.")
+
+
+class Video(Group):
+    """What the video measures."""
+
+    num_frames: int = Field(81, ge=1, le=100_000, description="Video frames.")
+    width: int = Field(832, ge=16, le=16_384, description="Width in pixels.")
+    height: int = Field(480, ge=16, le=16_384, description="Height in pixels.")
+    fps: int = Field(16, ge=1, le=240, description="Video frames per second.")
+
+
+class Machine(Group):
+    """What it is computed on."""
+
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N, mps."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Weights and activations: auto, float32, bfloat16 or float16."
+    )
+
+
+class Output(Group):
+    """How the MP4 is written."""
+
+    crf: int = Field(18, ge=0, le=51, description="H.264 quality; lower is better and larger.")
+    lossless: bool = Field(default=False, description="Keep every pixel exactly (RGB H.264).")
+    metadata: bool = Field(default=True, description="Put the record inside the MP4.")
+
+
+class Settings(BaseModel):
+    """The settings of `wancli generate`: a model, and groups."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(
+        "demo", min_length=1, description="Model: a known name, a hub id or a local folder."
+    )
+    sampling: Sampling = Sampling()
+    video: Video = Video()
+    machine: Machine = Machine()
+    output: Output = Output()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values from one place, by table; a later layer wins over an earlier one."""
+
+    source: str
+    tables: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings, and where each value came from, by dotted key."""
+
+    settings: Settings
+    sources: Mapping[str, str]
+
+
+def fields_of(settings: type[Settings]) -> Iterator[tuple[str | None, str, FieldInfo]]:
+    """Yield (table, name, field) of every setting in declaration order; table None is the top."""
+    for name, field in settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Group):
+            for inner, inner_field in field.annotation.model_fields.items():
+                yield name, inner, inner_field
+        else:
+            yield None, name, field
+
+
+def flag(name: str) -> str:
+    """Flag of a setting: `flow_shift` is `--flow-shift`."""
+    return "--" + name.replace("_", "-")
+
+
+def dotted(table: str | None, name: str) -> str:
+    """Key of a setting in sources and messages: `sampling.steps`."""
+    return f"{table}.{name}" if table else name
+
+
+def resolve(layers: Sequence[Layer], settings: type[Settings] = Settings) -> Resolved:
+    """Overlay `layers` on the declared defaults and check every value.
+
+    Raises SettingsError for the first value that cannot be, in the words the user gave it in.
+    """
+    merged: dict[str, Any] = {}
+    sources = {dotted(table, name): "default" for table, name, _ in fields_of(settings)}
+    for layer in layers:
+        check_names(layer, settings)
+        for table, values in layer.tables.items():
+            for name, value in values.items() if isinstance(values, Mapping) else [(None, values)]:
+                if name is None:
+                    merged[table] = value
+                else:
+                    merged.setdefault(table, {})[name] = value
+                sources[f"{table}.{name}" if name else table] = layer.source
+    try:
+        return Resolved(settings.model_validate(merged), sources)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(
+            f"{_spelling(where, sources.get(where, 'settings'))} {first['input']!r}: "
+            f"{first['msg'][0].lower()}{first['msg'][1:]}.",
+            hint=_range_hint(settings, where),
+        ) from None
+
+
+def check_names(layer: Layer, settings: type[Settings] = Settings) -> None:
+    """Raise SettingsError for a table or key that no setting has, with the one it may have meant."""
+    known: dict[str | None, list[str]] = {}
+    for table, name, _ in fields_of(settings):
+        known.setdefault(table, []).append(name)
+    for table, values in layer.tables.items():
+        if table in known[None]:
+            continue
+        if table not in known:
+            homes = [t for t, names in known.items() if t and table in names]
+            hint = f"put it under [{homes[0]}]" if homes else _meant(table, [*known[None], *filter(None, known)])
+            raise SettingsError(f"{layer.source}: unknown key '{table}'.", hint=hint)
+        if not isinstance(values, Mapping):
+            raise SettingsError(
+                f"{layer.source}: '{table}' is a table, not a value.", hint=f"[{table}]"
+            )
+        for name in values:
+            if name not in known[table]:
+                raise SettingsError(
+                    f"{layer.source}: [{table}] unknown key '{name}'.",
+                    hint=_meant(name, known[table]),
+                )
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    match = closest(name, known)
+    return f"'{match}'" if match else f"known: {', '.join(known)}"
+
+
+def _spelling(where: str, source: str) -> str:
+    return flag(where.split(".")[-1]) if source == "flag" else f"{source}: {where}"
+
+
+def _range_hint(settings: type[Settings], where: str) -> str:
+    for table, name, field in fields_of(settings):
+        if dotted(table, name) == where:
+            return f"{flag(name)}: {field.description}{_bounds(field)}"
+    return "wancli generate --help"
+
+
+def _bounds(field: FieldInfo) -> str:
+    words = {"ge": "at least", "gt": "more than", "le": "at most"}
+    said = [
+        f"{word} {getattr(rule, name)}"
+        for rule in field.metadata
+        for name, word in words.items()
+        if getattr(rule, name, None) is not None
+    ]
+    return f" ({', '.join(said)})" if said else ""

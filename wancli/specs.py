@@ -1,0 +1,181 @@
+"""Facts about models: what their authors fixed. Choices live in `presets/`.
+
+Sources, for the released models: wan/configs/ of https://github.com/Wan-Video/Wan2.1 (9737cba) and
+https://github.com/Wan-Video/Wan2.2 (42bf4cf), and scripts/convert_wan_to_diffusers.py of
+https://github.com/huggingface/diffusers (58eb52c).
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wancli.errors import ModelError, closest
+from wancli.geometry import Strides
+
+DEMO_FOLDER = Path(__file__).parent / "demo" / "model"
+TEXT_LENGTH = 512  # tokens, in every released Wan
+WEIGHTS = ("diffusion_pytorch_model*.safetensors*", "diffusion_pytorch_model*.bin*")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What one model is."""
+
+    name: str
+    repo: str  # hub id, or "" for a folder
+    description: str
+    task: str = "text-to-video"
+    strides: Strides = field(default_factory=Strides)
+    latent_channels: int = 16
+    text_length: int = TEXT_LENGTH
+    experts: int = 1  # 2: one transformer for high noise, one for low
+    folder: Path | None = None  # where its files are, when that is known before loading
+
+
+SPECS = {
+    spec.name: spec
+    for spec in (
+        ModelSpec(
+            "demo",
+            "",
+            "Tiny trained Wan that draws moving shapes; inside the package.",
+            latent_channels=8,
+            text_length=64,
+            folder=DEMO_FOLDER,
+        ),
+        ModelSpec(
+            "wan2.1-t2v-1.3b",
+            "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+            "Wan 2.1 text-to-video, 1.3B parameters, 480p.",
+        ),
+        ModelSpec(
+            "wan2.1-t2v-14b",
+            "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+            "Wan 2.1 text-to-video, 14B parameters, 480p and 720p.",
+        ),
+        ModelSpec(
+            "wan2.2-t2v-a14b",
+            "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+            "Wan 2.2 text-to-video, two experts of 14B parameters, 480p and 720p.",
+            experts=2,
+        ),
+        ModelSpec(
+            "wan2.2-ti2v-5b",
+            "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+            "Wan 2.2 text-to-video, 5B parameters, 720p at 24 frames per second.",
+            strides=Strides(temporal=4, spatial=16, patch=2),
+            latent_channels=48,
+        ),
+    )
+}
+
+
+def find_spec(model: str) -> ModelSpec:
+    """Spec of a known name, a known hub id, or a local folder; ModelError for anything else.
+
+    An unknown hub id (`owner/name`) gives the facts of Wan 2.1: its own are read when it loads.
+    """
+    for spec in SPECS.values():
+        if model in (spec.name, spec.repo):
+            return spec
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return spec_of_folder(path)
+    if path.exists():
+        raise ModelError(
+            f"model '{model}' is a file, not a folder.", hint="give the folder with model_index.json"
+        )
+    owner, _, name = model.partition("/")
+    if owner and name and "/" not in name and not model.startswith((".", "~")):
+        return ModelSpec(model, model, "A model of the hub.")
+    near = closest(model, SPECS)
+    known = ", ".join(SPECS)
+    raise ModelError(
+        f"model '{model}' not found.",
+        hint=f"did you mean '{near}'? known: {known}" if near else f"known: {known}",
+    )
+
+
+def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec:
+    """Read the facts from a diffusers folder's JSON files; ModelError where it is not one."""
+    index = read_config(folder, "model_index.json")
+    if index.get("_class_name") != "WanPipeline":
+        raise ModelError(
+            f"{folder} holds a {index.get('_class_name')}, not a WanPipeline.",
+            hint="give a Wan text-to-video model in diffusers' format",
+        )
+    transformer = read_config(folder, "transformer/config.json")
+    vae = read_config(folder, "vae/config.json")
+    tokenizer = read_config(folder, "tokenizer/tokenizer_config.json")
+    patch = transformer.get("patch_size", (1, 2, 2))
+    return ModelSpec(
+        name or str(folder),
+        repo,
+        "A local folder.",
+        strides=Strides(
+            temporal=vae.get("scale_factor_temporal", 4),
+            spatial=vae.get("scale_factor_spatial", 8),
+            patch=patch[1],
+        ),
+        latent_channels=transformer.get("in_channels", 16),
+        text_length=min(TEXT_LENGTH, int(tokenizer.get("model_max_length", TEXT_LENGTH))),
+        experts=2 if _has(index, "transformer_2") else 1,
+        folder=folder,
+    )
+
+
+def check_files(spec: ModelSpec) -> None:
+    """Raise ModelError now, before anything loads, when a local folder lacks a file it must have."""
+    if spec.folder is None:
+        return
+    index = read_config(spec.folder, "model_index.json")
+    for part in ("transformer", "transformer_2", "vae"):
+        if _has(index, part) and not any(any((spec.folder / part).glob(w)) for w in WEIGHTS):
+            raise ModelError(
+                f"{spec.folder / part} has no weights.",
+                hint="copy the whole model folder again; *.safetensors belong there",
+            )
+
+
+def revision(spec: ModelSpec) -> str:
+    """What identifies the weights: the hub's commit, or a digest of a local folder; "" if unknown.
+
+    The digest takes the JSON files whole, and of each weights file its size and first MiB.
+    """
+    if spec.folder is None:
+        home = os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")
+        hub = Path(os.environ.get("HF_HUB_CACHE", Path(home) / "hub"))
+        ref = hub / f"models--{spec.repo.replace('/', '--')}" / "refs" / "main"
+        return ref.read_text().strip() if ref.is_file() else ""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in spec.folder.rglob("*") if p.suffix in (".json", ".safetensors")):
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(spec.folder)} {path.stat().st_size}".encode())
+            digest.update(file.read(2**20))
+    return digest.hexdigest()[:16]
+
+
+def read_config(folder: Path, name: str) -> dict[str, Any]:
+    """One JSON file of a model folder."""
+    path = folder / name
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(
+            f"{folder} is not a model folder: it has no {name}.",
+            hint="give a folder that diffusers' save_pretrained wrote",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot read {path}: {error}".splitlines()[0], hint="copy the model folder again"
+        ) from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is not a configuration.", hint="copy the model folder again")
+    return config
+
+
+def _has(index: dict[str, Any], part: str) -> bool:
+    return bool((index.get(part) or [None])[0])

@@ -1,0 +1,1 @@
+"""Videos on disk: written, read back, compared."""

@@ -1,0 +1,246 @@
+"""What a video file holds: its record, its facts, its frames. Imports no numpy at the top."""
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from wancli.errors import InputError, SetupError, closest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# What may open an MP4; anything else is another kind of file.
+_FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp"}
+_LARGEST_COMMENT = 16 * 2**20
+_CUT_HINT = "its writing was interrupted; make it again, or copy it again"
+
+# Only lines of ffmpeg itself start so; a comment that it prints is indented differently.
+_STREAM = re.compile(r"^\[info\]   Stream #.*?: Video: .*?, (\d+)x(\d+)[ ,].*?([\d.]+) fps", re.M)
+_FAULT = re.compile(r"^(?:\[[^]]*\] )*\[(?:error|fatal|panic)\] (.*\S)", re.M)
+
+# Chroma is half size on disk; without these the way back to RGB repeats samples (error 7, not 3).
+_SCALE = "scale=flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Pixels, video frames per second (as ffmpeg prints it, two decimals), decoded video frames."""
+
+    width: int
+    height: int
+    fps: float
+    frames: int
+
+
+def probe(path: Path) -> VideoInfo:
+    """Size, rate and length, counted by decoding all of it. Raises InputError."""
+    done = _decode(path, "-f", "framemd5")
+    width, height, fps = _stream(path, done)
+    return VideoInfo(width, height, fps, frames=len(_hashes(done.stdout)))
+
+
+def read_frames(path: Path) -> "NDArray[np.uint8]":
+    """All video frames, uint8 [T, H, W, 3]; BT.709 as tagged. Raises InputError."""
+    import numpy as np
+
+    done = _decode(path, "-vf", _SCALE, "-f", "rawvideo", "-pix_fmt", "rgb24")
+    width, height, _ = _stream(path, done)
+    # The copy can be written to, which torch.from_numpy insists on.
+    return np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3).copy()
+
+
+def decoded_md5(path: Path) -> tuple[int, str]:
+    """Video frames that decode, and one MD5 over the MD5 of each. Raises InputError."""
+    hashes = _hashes(_decode(path, "-f", "framemd5").stdout)
+    return len(hashes), hashlib.md5("\n".join(hashes).encode(), usedforsecurity=False).hexdigest()
+
+
+def read_comment(path: Path) -> str | None:
+    """The `comment` inside an MP4, finished or killed while streaming; None when it has none.
+
+    Reads a few headers, never the frames. Raises InputError for a file that is missing, is not an
+    MP4, or lost its index.
+    """
+    with _open(path) as file:
+        boxes = _top_boxes(file)
+        if not boxes or boxes[0].kind not in _FIRST_BOXES:
+            raise InputError(f"{path} is not an MP4 file.", hint="give an .mp4 that wancli wrote")
+        moov = next((box for box in boxes if box.kind == b"moov"), None)
+        if moov is None or moov.end > _size(file):
+            raise InputError(f"{path} is cut short: its index is missing.", hint=_CUT_HINT)
+        data = _inside(file, moov, (b"udta", b"meta", b"ilst", b"\xa9cmt", b"data"))
+        if data is None or not 8 <= data.end - data.start <= _LARGEST_COMMENT:
+            return None
+        file.seek(data.start + 8)  # past the type and the locale
+        return file.read(data.end - data.start - 8).decode(errors="replace")
+
+
+def holds_fragments(path: Path) -> bool:
+    """Whether a streamed file got as far as its first video frame, so that it plays."""
+    try:
+        with path.open("rb") as file:
+            return any(box.kind == b"moof" for box in _top_boxes(file))
+    except OSError:
+        return False
+
+
+def ffmpeg_exe() -> str:
+    """The ffmpeg that imageio-ffmpeg ships, or $IMAGEIO_FFMPEG_EXE. Raises SetupError."""
+    import imageio_ffmpeg  # pulls in numpy, 0.1 s
+
+    found: str | None = None
+    with suppress(RuntimeError):
+        found = shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
+    if found is None:
+        hint = "pip install --force-reinstall imageio-ffmpeg, and unset IMAGEIO_FFMPEG_EXE"
+        raise SetupError("ffmpeg not found.", hint=hint)
+    return found
+
+
+def run_ffmpeg(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run to the end. Its own session, so that Ctrl-C in the terminal reaches only us."""
+    return subprocess.run(
+        [ffmpeg_exe(), "-hide_banner", "-nostdin", *arguments],
+        input=stdin,
+        capture_output=True,
+        start_new_session=True,
+        # Keep SIGXFSZ ignored as Python has it: a file limit is then an error with a name.
+        restore_signals=False,
+        check=False,
+    )
+
+
+def why(log: bytes, *, returncode: int) -> str:
+    """The reason of a failure in a few words, from ffmpeg's log at `level+`."""
+    faults = _FAULT.findall(log.decode(errors="replace"))
+    known = {os.strerror(number) for number in errno.errorcode}
+    tails = [fault.rpartition(": ")[2] for fault in faults]
+    if reasons := [tail for tail in tails if tail in known] or faults:
+        return str(reasons[0])
+    if returncode < 0:
+        return f"ffmpeg was killed by {signal.Signals(-returncode).name}"
+    return f"ffmpeg stopped with code {returncode}"
+
+
+def ffmetadata(metadata: Mapping[str, str]) -> bytes:
+    """Metadata as an input of ffmpeg (`-f ffmetadata`). `comment` comes last, and stays exact.
+
+    A backslash before a line's end continues the line even when it is itself escaped. So no newline
+    ends the input, and other values that end in a backslash (a prompt as `title`) get a space.
+    """
+    lines = [";FFMETADATA1"]
+    for key, value in sorted(metadata.items(), key=lambda item: item[0] == "comment"):
+        end = " " if value.endswith("\\") and key != "comment" else ""
+        lines.append(f"{key}=" + re.sub(r"([=;#\\\r\n])", r"\\\1", value) + end)
+    return "\n".join(lines).encode()
+
+
+def _decode(path: Path, *output: str) -> subprocess.CompletedProcess[bytes]:
+    """Decode every video frame into `output` on stdout; info log on stderr."""
+    _refuse_cut(path)
+    done = run_ffmpeg(
+        *("-v", "level+info", "-fflags", "+discardcorrupt", "-i", f"file:{path.absolute()}"),
+        *("-map", "0:v:0", "-map_metadata", "-1", "-fps_mode", "passthrough"),
+        *(*output, "pipe:1"),
+    )
+    if done.returncode:
+        reason = why(done.stderr, returncode=done.returncode)
+        raise InputError(f"cannot read {path}: {reason}", hint="give a video that ffmpeg can play")
+    return done
+
+
+def _stream(path: Path, done: subprocess.CompletedProcess[bytes]) -> tuple[int, int, float]:
+    """Width, height and rate as decoded: the last stream ffmpeg names is its output."""
+    streams = _STREAM.findall(done.stderr.decode(errors="replace"))
+    if not streams or not done.stdout:
+        raise InputError(f"{path} holds no video frames.", hint=_CUT_HINT)
+    width, height, fps = streams[-1]
+    return int(width), int(height), float(fps)
+
+
+def _hashes(listing: bytes) -> list[str]:
+    lines = listing.decode().splitlines()
+    return [line.rpartition(",")[2].strip() for line in lines if line and not line.startswith("#")]
+
+
+def _refuse_cut(path: Path) -> None:
+    """InputError for a plain MP4 that lost its tail: ffmpeg would return fewer frames and succeed.
+
+    One killed while streaming is as whole as it will get, and passes.
+    """
+    with _open(path) as file:
+        boxes = _top_boxes(file)
+        kinds = {box.kind for box in boxes}
+        plain = bool(boxes) and boxes[0].kind == b"ftyp" and b"moof" not in kinds
+        if plain and (b"moov" not in kinds or boxes[-1].end > _size(file)):
+            raise InputError(f"{path} is cut short.", hint=_CUT_HINT)
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        near = path.parent.iterdir() if path.parent.is_dir() else ()
+        meant = closest(path.name, (other.name for other in near))
+        hint = f"did you mean {str(path.with_name(meant))!r}?" if meant else "check the path"
+        raise InputError(f"video {str(path)!r} not found.", hint=hint) from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"cannot read {path}: {reason}", hint="give a file you can read"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Box:
+    """One box of an MP4: where its payload starts and, as it claims, ends (bytes in the file)."""
+
+    kind: bytes
+    start: int
+    end: int
+
+
+def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[_Box]:
+    """The boxes between two offsets, up to the first that makes no sense."""
+    while start + 8 <= end:
+        file.seek(start)
+        size, kind = struct.unpack(">I4s", file.read(8))
+        head = 8
+        if size == 1 and start + 16 <= end:  # 64-bit size
+            size, head = struct.unpack(">Q", file.read(8))[0], 16
+        elif size == 0:  # to the end
+            size = end - start
+        if size < head:
+            return
+        yield _Box(kind, start + head, start + size)
+        start += size
+
+
+def _top_boxes(file: BinaryIO) -> list[_Box]:
+    return list(_boxes(file, 0, _size(file)))
+
+
+def _inside(file: BinaryIO, box: _Box, names: tuple[bytes, ...]) -> _Box | None:
+    """The box at the end of a path of names, if it lies whole within the others."""
+    for name in names:
+        start = box.start + (4 if box.kind == b"meta" else 0)  # meta has a version and flags
+        inner = next((b for b in _boxes(file, start, box.end) if b.kind == name), None)
+        if inner is None or inner.end > box.end:
+            return None
+        box = inner
+    return box
+
+
+def _size(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size

@@ -1,0 +1,303 @@
+"""Videos written so that a file under its final name is whole, or is not there."""
+
+import errno
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from wancli.errors import InputError, OutputError, UsageError
+from wancli.video import read
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_LONGEST_NAME = 255  # bytes, on every file system we met
+
+# H.264 halves chroma, so sides are made even; untagged video would be shown as BT.601, 40/255 off.
+_TO_YUV = (
+    "pad=ceil(iw/2)*2:ceil(ih/2)*2,"
+    "scale=out_color_matrix=bt709:out_range=tv:out_primaries=bt709:out_transfer=bt709,"
+    "format=yuv420p"
+)
+_TAG_RGB = "setparams=color_primaries=bt709:color_trc=bt709"
+
+_ADVICE = {
+    os.strerror(errno.ENOSPC): "free some space, or use another disk: --output-dir DIR",
+    os.strerror(errno.EDQUOT): "free some space, or use another disk: --output-dir DIR",
+    os.strerror(errno.ENAMETOOLONG): "use a shorter name: --output NAME.mp4",
+}
+_ANY_ADVICE = "run the same command again, or use another place: --output-dir DIR"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How frames become H.264."""
+
+    crf: int = 18
+    lossless: bool = False
+    preset: str = "medium"
+
+    def arguments(self) -> list[str]:
+        """The encoder's part of an ffmpeg command."""
+        if self.lossless:  # RGB 4:4:4: bit-exact, at any size
+            return ["-vf", _TAG_RGB, "-c:v", "libx264rgb", "-crf", "0", "-preset", self.preset]
+        return ["-vf", _TO_YUV, "-c:v", "libx264", "-crf", str(self.crf), "-preset", self.preset]
+
+
+@dataclass(frozen=True)
+class WrittenVideo:
+    """A verified file: bytes on disk, video frames, seconds, and the digest of `framemd5`."""
+
+    path: Path
+    bytes: int
+    frames: int
+    duration_s: float
+    framemd5: str
+
+
+def framemd5(path: Path) -> str:
+    """One MD5 over those of all decoded video frames: equal when the frames are. Raises InputError.
+
+    Frame rates and containers do not enter; only the last column of `-f framemd5` does.
+    """
+    return read.decoded_md5(path)[1]
+
+
+def check_destination(path: Path) -> None:
+    """Make the folder, and refuse what cannot be written before any model loads.
+
+    Raises UsageError for a name that cannot be, OutputError for a place that cannot be written.
+    """
+    if path.suffix.lower() != ".mp4":
+        hint = f"use {path.with_suffix('.mp4')}" if path.name else "use a name such as out.mp4"
+        raise UsageError(f"output {str(path)!r} does not end in .mp4.", hint=hint)
+    if (length := len(os.fsencode(path.name))) > _LONGEST_NAME:
+        message = f"output name {path.name[:40]}… has {length} bytes; {_LONGEST_NAME} may be used."
+        raise UsageError(message, hint="use a shorter name, or cut the prompt: {prompt:40}.mp4")
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder", hint=f"use {path / 'out.mp4'}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A try tells more than mode bits: root ignores them, and disks can be read-only.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _failure(path, error) from error
+
+
+class VideoWriter:
+    """Video frames in, one whole MP4 out:
+
+        with VideoWriter(path, size=(832, 480), fps=16, encoding=Encoding()) as writer:
+            writer.write(frames)
+            written = writer.finish({"comment": record})
+
+    A record is complete only after the last frame, and ffmpeg takes metadata at the start. So
+    frames go into a part, which `finish` copies, with the metadata, to a second one, verifies and
+    renames. Leaving the block without `finish` aborts.
+
+    The part is hidden, and removed on failure. When `streaming` it is NAME.part.mp4, which has
+    `metadata`, can be watched as it grows, survives any kill, and is left by aborts and failures.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        size: tuple[int, int],
+        fps: float,
+        encoding: Encoding,
+        streaming: bool = False,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start ffmpeg. `size` is (width, height) in pixels. Raises OutputError."""
+        self.path, self.size, self.fps, self.streaming = path, size, fps, streaming
+        self.frames = 0
+        self._closed = False
+        self._final = path.absolute()  # the process may change its folder
+        hidden = f".{_cut(path.stem, 200)}.{os.getpid()}"
+        part = f"{_cut(path.stem, _LONGEST_NAME - 9)}.part.mp4" if streaming else f"{hidden}.part"
+        self._part = self._final.with_name(part)
+        self._whole = self._final.with_name(f"{hidden}.whole.part")
+        flags = ["-movflags", "+frag_every_frame+empty_moov+default_base_moof"]
+        live = [*flags, "-flush_packets", "1", "-tune", "zerolatency"] if streaming else []
+        try:
+            check_destination(path)
+            self._encoder = _Encoder(
+                ["-s", f"{size[0]}x{size[1]}", "-r", str(fps)],
+                [*encoding.arguments(), *live, "-f", "mp4", f"file:{self._part}"],
+                metadata=metadata or {},
+            )
+        except UsageError as error:
+            # By now frames have cost hours; who catches OutputError to save them must see this.
+            raise OutputError(str(error), hint=error.hint) from error
+        except OSError as error:
+            raise _failure(path, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abort()
+
+    def write(self, frames: "NDArray[np.uint8]") -> None:
+        """Append video frames, uint8 [T, H, W, 3]. Raises OutputError once ffmpeg has failed."""
+        width, height = self.size
+        if frames.dtype != "uint8" or frames.shape[1:] != (height, width, 3):
+            found = f"{frames.dtype} {frames.shape}"
+            raise ValueError(f"frames are {found}, not uint8 [T, {height}, {width}, 3]")
+        with self._reporting():
+            for frame in frames:
+                self._encoder.feed(frame.tobytes())
+                self.frames += 1
+
+    def finish(self, metadata: Mapping[str, str]) -> WrittenVideo:
+        """Put the verified video under its final name, with `metadata`. Raises OutputError."""
+        with self._reporting():
+            if not self.frames:
+                raise OSError("there are no video frames")
+            self._encoder.finish()
+            _copy(self._part, self._whole, metadata=metadata)
+            md5 = _verify(self._whole, frames=self.frames, comment=metadata.get("comment", ""))
+            size = self._whole.stat().st_size
+            _sync(self._whole)
+            self._whole.replace(self._final)
+        self._closed = True
+        self._encoder.stop(patience_s=0.0)
+        _remove(self._part)
+        with suppress(OSError):  # some network disks cannot sync a folder; the file is safe
+            _sync(self._final.parent)
+        return WrittenVideo(self.path, size, self.frames, self.frames / self.fps, md5)
+
+    def abort(self) -> None:
+        """End ffmpeg within a second; the final name stays as it was. Safe to call again."""
+        if self._closed:
+            return
+        self._closed = True
+        # ffmpeg still holds a few frames; a part that stays should have them.
+        self._encoder.stop(patience_s=0.5 if self.streaming else 0.0)
+        _remove(self._whole)
+        if not self.streaming or not read.holds_fragments(self._part):
+            _remove(self._part)
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Whatever goes wrong inside aborts, and becomes one OutputError."""
+        if self._closed:
+            raise ValueError("this writer is closed")
+        try:
+            yield
+        except (OSError, InputError) as error:
+            self.abort()
+            left = self.path.with_name(self._part.name) if self._part.exists() else None
+            raise _failure(self.path, error, left=left) from error
+
+
+class _Encoder:
+    """An ffmpeg that takes raw frames. Its failures are OSErrors that carry its reason."""
+
+    def __init__(
+        self, frames: list[str], output: list[str], *, metadata: Mapping[str, str]
+    ) -> None:
+        command = [read.ffmpeg_exe(), "-hide_banner", "-v", "level+error", "-y"]
+        raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", *frames, "-i", "pipe:0"]
+        # A file, since a pipe that nobody reads would fill and stop ffmpeg.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
+        with tempfile.TemporaryFile() as header:
+            header.write(read.ffmetadata(metadata))
+            header.seek(0)
+            about = ["-f", "ffmetadata", "-i", f"pipe:{header.fileno()}", "-map_metadata", "1"]
+            self._process = subprocess.Popen(
+                [*command, *raw, *about, "-map", "0:v:0", *output],
+                bufsize=0,  # nothing is left to write when stdin closes, so that cannot block
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=self._log,
+                pass_fds=[header.fileno()],
+                start_new_session=True,  # Ctrl-C in the terminal reaches only us
+                restore_signals=False,  # as in run_ffmpeg
+            )
+        assert self._process.stdin is not None  # noqa: S101 - it was asked for
+        self._stdin = self._process.stdin
+
+    def feed(self, frame: bytes) -> None:
+        """Hand over one frame, rgb24."""
+        try:
+            left = memoryview(frame)
+            while left:
+                left = left[self._stdin.write(left) :]
+        except BrokenPipeError:
+            self.finish()
+            raise
+
+    def finish(self) -> None:
+        """Wait for the last frame to be encoded."""
+        self._stdin.close()
+        if code := self._process.wait():
+            self._log.seek(0)
+            raise OSError(read.why(self._log.read(), returncode=code))
+
+    def stop(self, *, patience_s: float) -> None:
+        """End ffmpeg, after `patience_s` to encode what it was given."""
+        self._stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience_s)
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+
+def _copy(part: Path, whole: Path, *, metadata: Mapping[str, str]) -> None:
+    """The encoded stream of `part`, untouched, with its index in front and `metadata` in it."""
+    done = read.run_ffmpeg(
+        *("-v", "level+error", "-y", "-i", f"file:{part}"),
+        *("-f", "ffmetadata", "-i", "pipe:0", "-map", "0:v:0", "-map_metadata", "1"),
+        *("-c", "copy", "-movflags", "+faststart", "-f", "mp4", f"file:{whole}"),
+        stdin=read.ffmetadata(metadata),
+    )
+    if done.returncode:
+        raise OSError(read.why(done.stderr, returncode=done.returncode))
+
+
+def _verify(whole: Path, *, frames: int, comment: str) -> str:
+    """Read a file back; its `framemd5`, or an OSError that says what is missing."""
+    found, md5 = read.decoded_md5(whole)
+    if found != frames:
+        raise OSError(f"only {found} of {frames} video frames read back")
+    if (read.read_comment(whole) or "") != comment:
+        raise OSError("its record does not read back as it was written")
+    return md5
+
+
+def _failure(path: Path, error: Exception, *, left: Path | None = None) -> OutputError:
+    """One line with the reason; the hint says what plays, should a part be `left`."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    hint = _ADVICE.get(reason, _ANY_ADVICE)
+    if left:
+        hint = f"{hint}; what was written plays: {left}"
+    return OutputError(f"cannot write {path}: {reason}", hint=hint)
+
+
+def _cut(stem: str, length: int) -> str:
+    """At most `length` bytes of a name, and no half of a character."""
+    return os.fsencode(stem)[:length].decode(errors="ignore")
+
+
+def _sync(path: Path) -> None:
+    """Onto the disk, file or folder; here a full quota or a dying disk shows."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # a disk that broke must not hide how
+        path.unlink(missing_ok=True)
