@@ -1,4 +1,4 @@
-"""Every error wancli raises on purpose. Each is one line, one hint that can be typed, one exit code.
+"""Every error wancli raises on purpose: one line, one hint that can be typed, one exit code.
 
 WancliError                     exit 1
 ├── UsageError                  exit 2    the request is wrong; nothing was loaded
@@ -79,7 +79,7 @@ class OutputError(WancliError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user, or the system, asked us to stop. Not an Exception, so that no library swallows it."""
+    """Somebody asked us to stop. Not an Exception, so that no library swallows it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}.")

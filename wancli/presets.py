@@ -1,4 +1,4 @@
-"""Presets: TOML files of settings, by name, from several places; later places shadow earlier ones."""
+"""Presets: TOML files of settings, by name; later places shadow earlier ones."""
 
 import os
 import tomllib
@@ -67,7 +67,7 @@ def find_files() -> dict[str, list[tuple[str, Path]]]:
 
 
 def list_presets() -> list[Listed]:
-    """Every preset that can be named, by name. A file that cannot be read says so as its description."""
+    """Every preset by name. A file that cannot be read says so as its description."""
     out = []
     for name, files in sorted(find_files().items()):
         place, path = files[-1]
@@ -80,7 +80,7 @@ def list_presets() -> list[Listed]:
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of that name, or of that path when it ends in .toml; PresetError if there is none."""
+    """The preset of that name, or of that path where it ends in .toml. Raises PresetError."""
     if name.endswith(".toml"):
         return read_file(Path(name), place="file")
     files = find_files()
@@ -88,7 +88,9 @@ def find_preset(name: str) -> Preset:
         near = closest(name, files)
         raise PresetError(
             f"preset '{name}' not found.",
-            hint=f"did you mean '{near}'? list: wancli preset list" if near else "wancli preset list",
+            hint=f"did you mean '{near}'? list: wancli preset list"
+            if near
+            else "wancli preset list",
         )
     place, path = files[name][-1]
     return read_file(path, place=place)
@@ -107,7 +109,9 @@ def read_file(path: Path, *, place: str = "file") -> Preset:
     except tomllib.TOMLDecodeError as error:
         raise PresetError(f"{path}: {error}.", hint="https://toml.io shows the syntax") from None
     except OSError as error:
-        raise PresetError(f"cannot read {path}: {error.strerror}.", hint="wancli preset list") from None
+        raise PresetError(
+            f"cannot read {path}: {error.strerror}.", hint="wancli preset list"
+        ) from None
     about = {key: tables.pop(key, None) for key in ABOUT}
     for key, value in about.items():
         if value is not None and not isinstance(value, str):
@@ -178,6 +182,7 @@ def save_preset(
         part.replace(path)
     except OSError as error:
         raise OutputError(
-            f"cannot write {path}: {error.strerror}.", hint="set XDG_CONFIG_HOME to a folder of yours"
+            f"cannot write {path}: {error.strerror}.",
+            hint="set XDG_CONFIG_HOME to a folder of yours",
         ) from None
     return path

@@ -135,23 +135,26 @@ def parse_seeds(text: str | None, count: int | None) -> list[int]:
     """
     if text is None or text == "random":
         seeds = [random.SystemRandom().randrange(2**31)]
-    elif re.fullmatch(r"\d+-\d+", text):
-        first, last = map(int, text.split("-"))
-        if last < first or last - first >= 100_000:
-            raise SettingsError(f"--seed {text}: not a range.", hint="--seed 0-9")
+    elif match := re.fullmatch(r"(\d+)-(\d+)", text):
+        first, last = map(int, match.groups())
+        if not 0 <= last - first < 100_000:
+            raise SettingsError(f"--seed {text}: not a range of seeds.", hint="--seed 0-9")
         seeds = list(range(first, last + 1))
     elif re.fullmatch(r"\d+(,\d+)*", text):
         seeds = [int(s) for s in text.split(",")]
     else:
-        raise SettingsError(f"--seed {text!r} is not a seed.", hint="--seed 7, 1,2,5, 0-9 or random")
-    if count is not None:
-        if len(seeds) > 1:
-            raise SettingsError(
-                f"--num-videos {count} does not go with several seeds.", hint="drop --num-videos"
-            )
-        seeds = [seeds[0] + i for i in range(count)]
+        raise SettingsError(f"--seed {text!r} is no seed.", hint="--seed 7, 1,2,5, 0-9 or random")
+    return _counted(seeds, count)
+
+
+def _counted(seeds: list[int], count: int | None) -> list[int]:
+    if count is not None and len(seeds) > 1:
+        raise SettingsError(
+            f"--num-videos {count} does not go with several seeds.", hint="drop --num-videos"
+        )
+    seeds = [seeds[0] + i for i in range(count)] if count else seeds
     if max(seeds) > MAX_SEED:
         raise SettingsError(f"--seed {max(seeds)} is over 2^53.", hint=f"at most {MAX_SEED}")
     if len(set(seeds)) < len(seeds):
-        raise SettingsError(f"--seed {text}: a seed is there twice.", hint="name each seed once")
+        raise SettingsError("--seed names a seed twice.", hint="name each seed once")
     return seeds

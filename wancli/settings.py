@@ -1,7 +1,7 @@
 """Settings, each declared once.
 
-A field's name is its flag (`flow_shift` is `--flow-shift`), its preset key and its key in the record;
-its description is its help; its bounds are its check; its group is a preset's table and a help panel.
+A field's name is its flag (`flow_shift` is `--flow-shift`), its preset key and its record key; its
+description is its help; its bounds are its check; its group is a preset's table and a help panel.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -148,7 +148,7 @@ def resolve(layers: Sequence[Layer], settings: type[Settings] = Settings) -> Res
 
 
 def check_names(layer: Layer, settings: type[Settings] = Settings) -> None:
-    """Raise SettingsError for a table or key that no setting has, with the one it may have meant."""
+    """Raise SettingsError for a table or key that no setting has, with the likely one."""
     known: dict[str | None, list[str]] = {}
     for table, name, _ in fields_of(settings):
         known.setdefault(table, []).append(name)
@@ -157,7 +157,11 @@ def check_names(layer: Layer, settings: type[Settings] = Settings) -> None:
             continue
         if table not in known:
             homes = [t for t, names in known.items() if t and table in names]
-            hint = f"put it under [{homes[0]}]" if homes else _meant(table, [*known[None], *filter(None, known)])
+            hint = (
+                f"put it under [{homes[0]}]"
+                if homes
+                else _meant(table, [*known[None], *filter(None, known)])
+            )
             raise SettingsError(f"{layer.source}: unknown key '{table}'.", hint=hint)
         if not isinstance(values, Mapping):
             raise SettingsError(

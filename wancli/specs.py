@@ -17,7 +17,6 @@ from wancli.geometry import Strides
 
 DEMO_FOLDER = Path(__file__).parent / "demo" / "model"
 TEXT_LENGTH = 512  # tokens, in every released Wan
-WEIGHTS = ("diffusion_pytorch_model*.safetensors*", "diffusion_pytorch_model*.bin*")
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,8 @@ def find_spec(model: str) -> ModelSpec:
         return spec_of_folder(path)
     if path.exists():
         raise ModelError(
-            f"model '{model}' is a file, not a folder.", hint="give the folder with model_index.json"
+            f"model '{model}' is a file, not a folder.",
+            hint="give the folder with model_index.json",
         )
     owner, _, name = model.partition("/")
     if owner and name and "/" not in name and not model.startswith((".", "~")):
@@ -128,16 +128,36 @@ def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec
 
 
 def check_files(spec: ModelSpec) -> None:
-    """Raise ModelError now, before anything loads, when a local folder lacks a file it must have."""
+    """Raise ModelError, before anything loads, where a local folder lacks or has broken weights."""
     if spec.folder is None:
         return
     index = read_config(spec.folder, "model_index.json")
-    for part in ("transformer", "transformer_2", "vae"):
-        if _has(index, part) and not any(any((spec.folder / part).glob(w)) for w in WEIGHTS):
+    for part in ("transformer", "transformer_2", "vae", "text_encoder"):
+        if not _has(index, part):
+            continue
+        files = sorted((spec.folder / part).glob("*.safetensors"))
+        if not files:
             raise ModelError(
-                f"{spec.folder / part} has no weights.",
-                hint="copy the whole model folder again; *.safetensors belong there",
+                f"{spec.folder / part} has no weights (*.safetensors).",
+                hint="copy the whole model folder again",
             )
+        for path in files:
+            _check_weights(path)
+
+
+def _check_weights(path: Path) -> None:
+    """A safetensors file says its own length: header size, header, then the bytes it promises."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, size)))
+        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+        whole = 8 + length + max(ends, default=0) == size
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        whole = False
+    if not whole:
+        raise ModelError(f"weights {path} are cut short or broken.", hint="copy that file again")
 
 
 def revision(spec: ModelSpec) -> str:

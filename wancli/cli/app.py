@@ -9,10 +9,10 @@ from typing import NoReturn
 
 import typer
 
+from wancli.cli import files, generate, preset
 from wancli.cli.options import Talk
 from wancli.cli.screen import Screen
 from wancli.errors import Interrupted, WancliError
-from wancli.cli import files, generate, preset
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -1,7 +1,6 @@
 """`wancli show` and `wancli decode`: what a file holds, and latents made into a video."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +11,6 @@ from wancli.cli.naming import check_sidecar
 from wancli.cli.options import Talk, takes_talk
 from wancli.cli.screen import Screen
 from wancli.errors import UsageError
-from wancli.records import Request, settings_of
-from wancli.settings import Layer, resolve
-from wancli.specs import find_spec
 
 
 @takes_talk
@@ -31,6 +27,7 @@ def show(
 
 @takes_talk
 def decode(
+    *,
     latents: Annotated[Path, typer.Argument(help="Latents that wancli wrote.")],
     talk: Talk,
     output: Annotated[Path, typer.Option("--output", "-o", help="MP4 to write.")],

@@ -1,4 +1,4 @@
-"""The one bridge from settings to Typer: an option for every setting, None where it is not given."""
+"""The one bridge from settings to Typer: an option for every setting, None where not given."""
 
 import functools
 import inspect
@@ -27,7 +27,9 @@ _SIZE = inspect.Parameter(
     default=None,
     annotation=Annotated[
         str | None,
-        typer.Option("--size", metavar="WxH", help="Width and height in pixels.", rich_help_panel="Video"),
+        typer.Option(
+            "--size", metavar="WxH", help="Width and height in pixels.", rich_help_panel="Video"
+        ),
     ],
 )
 

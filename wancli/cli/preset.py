@@ -35,7 +35,9 @@ def list_(talk: Talk) -> None:
         model, task = _model(preset)
         if talk.json:
             screen.json({**_told(preset), "model": model, "task": task, "shadows": shadows})
-        rows.append((preset.name, task, model, preset.description, preset.place, ", ".join(shadows)))
+        rows.append(
+            (preset.name, task, model, preset.description, preset.place, ", ".join(shadows))
+        )
     if not talk.json:
         columns = ("name", "task", "model", "description", "from", "shadows")
         used = columns if any(row[-1] for row in rows) else columns[:-1]
@@ -82,13 +84,16 @@ def validate(
 @app.command()
 @takes_talk
 @takes_settings
-def save(  # noqa: PLR0913 - one parameter per flag
+def save(
+    *,
     name: Annotated[str, typer.Argument(help="Name to save under.")],
     given: Layer,
     talk: Talk,
     preset: Annotated[str | None, typer.Option(help="Preset that it extends.")] = None,
     description: Annotated[str, typer.Option(help="One line about it.")] = "",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace one of that name.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace one of that name.")
+    ] = False,
 ) -> None:
     """Save flags as a preset in the user's folder.
 

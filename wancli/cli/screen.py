@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -53,11 +53,15 @@ class Screen:
         """A result as one line of JSON."""
         self.result(json.dumps(value, ensure_ascii=False))
 
-    def table(self, *columns: str, rows: list[tuple[str, ...]], right: tuple[str, ...] = ()) -> None:
+    def table(
+        self, *columns: str, rows: Sequence[tuple[str, ...]], right: tuple[str, ...] = ()
+    ) -> None:
         """A table as result."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in columns:
-            table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+            table.add_column(
+                column, justify="right" if column in right else "left", overflow="fold"
+            )
         for row in rows:
             table.add_row(*map(_plain, row))
         Console(no_color=self.err.no_color, highlight=False).print(table)
@@ -133,9 +137,20 @@ class _Lines:
 
 @contextmanager
 def _bar(console: Console) -> Iterator[Report]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
 

@@ -77,7 +77,8 @@ def train_autoencoder(work: Path, *, steps: int, device: str = "cpu") -> Autoenc
         first = state["step"]
     for step, seed in batches(first, steps):
         losses = autoencoder_losses(vae, crops(seed, BATCH).to(device), seed)
-        sum(losses.values()).backward()
+        loss = torch.stack(list(losses.values())).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step(rate(step, steps))
         if step % 20 == 0:
             log.write(step=step, **{k: v.item() for k, v in losses.items()})

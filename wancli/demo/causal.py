@@ -15,7 +15,6 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
-
 Reach = tuple[slice, list[slice]]  # rows of queries, and the rows of keys they see
 
 
@@ -100,12 +99,14 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """[B, L, H, D] attends to [B, M, H, D]."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
-    return (scores.float().softmax(-1).to(value.dtype) @ value).transpose(1, 2)
+    weights = scores.float().softmax(-1).to(value.dtype)
+    out: Tensor = (weights @ value).transpose(1, 2)
+    return out
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate pairs of channels; x [B, L, H, D], cos and sin [1, L, 1, D]."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x[..., 0::2], x[..., 1::2]
     cos, sin = cos[..., 0::2], sin[..., 1::2]
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
     return turned.flatten(-2).to(x.dtype)
@@ -131,14 +132,17 @@ class Layout:
 
     def __init__(self, layout: Sequence[Slot] | None, *, tokens_per_frame: int) -> None:
         self.slots = layout
-        self.self_attention = DenseAttention(layout and reaches(layout, tokens_per_frame))
+        reach = reaches(layout, tokens_per_frame) if layout else None
+        self.self_attention = DenseAttention(reach)
         self.cross_attention = DenseAttention()
 
     @contextmanager
     def seen_by(self, transformer: WanTransformer3DModel, *, first: int = 0) -> Iterator[None]:
         """Lay the sequence out, from latent frame `first`; on exit all is as it was."""
         processors, rope = dict(transformer.attn_processors), transformer.rope
-        ours = {n: self.self_attention if ".attn1." in n else self.cross_attention for n in processors}
+        ours = {
+            n: self.self_attention if ".attn1." in n else self.cross_attention for n in processors
+        }
         transformer.set_attn_processor(ours)
         if self.slots:
             transformer.rope = PlacedRope(rope, [first + slot.position for slot in self.slots])

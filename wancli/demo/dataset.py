@@ -26,9 +26,7 @@ class Dataset:
 
 
 @torch.inference_mode()
-def encode_clips(
-    vae: AutoencoderKLWan, work: Path, *, clips: int, device: str = "cpu"
-) -> Dataset:
+def encode_clips(vae: AutoencoderKLWan, work: Path, *, clips: int, device: str = "cpu") -> Dataset:
     """Render and encode `clips` clips, or read the shards that are already in `work`."""
     choices, log = combinations(held_out=False), Log(work / "latents.jsonl")
     shards, scenes = [], []

@@ -24,7 +24,9 @@ NAMED = 60.0  # RGB levels between a pixel and a palette entry that may still be
 MIN_VOTES = 0.002  # of the frame's pixels in one palette colour: below, the object is not visible
 MIN_ONE = 0.5  # overlap with the best outline: below, the ink is not one compact thing
 MIN_OVERLAP = 0.78  # with the outline of the shape named
-MIN_LEAD = 0.04  # overlap before the next outline; a circle and a square of one area overlap by 0.83
+MIN_LEAD = (
+    0.04  # overlap before the next outline; a circle and a square of one area overlap by 0.83
+)
 MAX_EDGE = 5.0  # pixels from 20 to 80 % coverage; a Gaussian blur of sigma 3
 STILL = 0.06  # sides
 MAX_STEP = 0.15  # sides from one frame to the next: above, the object jumped
@@ -123,7 +125,9 @@ def _ink(pixels: Tensor, color: str) -> tuple[Tensor, Tensor]:
     offset, way = pixels - ground, own - ground
     length = way.square().sum(-1)
     cover = (offset * way).sum(-1) / length
-    stray = (offset - cover[..., None] * way).square().sum(-1).sqrt()  # off the line: another colour
+    stray = (
+        (offset - cover[..., None] * way).square().sum(-1).sqrt()
+    )  # off the line: another colour
     # steeper about one half: soft edges keep their place, noise and haze below a quarter drop out
     return cover, torch.maximum(2 * cover - 0.5, stray / NAMED - 1).clamp(0, 1)
 

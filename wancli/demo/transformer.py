@@ -72,7 +72,7 @@ def train_transformer(
             with layouts[batch.causal].seen_by(model.transformer, first=batch.offset):
                 velocity = batch.velocity(model.transformer, embeddings)
         loss = nn.functional.mse_loss(velocity.float(), batch.noise - batch.clean)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step(rate(step, steps))
         _follow(average, model, min(EMA, (1 + step) / (10 + step)))
         log.write(step=step, causal=batch.causal, loss=loss.item())

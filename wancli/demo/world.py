@@ -1,7 +1,7 @@
 """The world the demo model draws: one coloured shape, moving for ever on a plain background.
 
-A scene is a dictionary word for word in its prompt, so anyone can judge a video from its pixels. Space
-is a torus: what leaves at one edge comes back at the other, so every motion goes on without end.
+Anyone can judge from its pixels whether a video shows what its prompt says. Space is a torus: what
+leaves at one edge comes back at the other, so every motion goes on without end.
 """
 
 import math
@@ -185,8 +185,14 @@ def _poses(scenes: Sequence[Scene], t: Tensor) -> tuple[Tensor, Tensor, Tensor, 
     turns = column([s.phase for s in scenes])
     radius = column([s.radius for s in scenes]).expand(-1, t.shape[1])
     way = [DRIFT.get(s.what.motion, (0, 0)) for s in scenes]
-    x = column([s.x for s in scenes]) + column([w[0] * s.speed for w, s in zip(way, scenes, strict=True)]) * t
-    y = column([s.y for s in scenes]) + column([w[1] * s.speed for w, s in zip(way, scenes, strict=True)]) * t
+    x = (
+        column([s.x for s in scenes])
+        + column([w[0] * s.speed for w, s in zip(way, scenes, strict=True)]) * t
+    )
+    y = (
+        column([s.y for s in scenes])
+        + column([w[1] * s.speed for w, s in zip(way, scenes, strict=True)]) * t
+    )
     hop = 0.76 - 0.46 * torch.sin(math.pi * (1.1 * t + turns)).abs()
     y = torch.lerp(y, hop, does("bouncing"))
     orbit = 2 * math.pi * (turns + 0.55 * t)

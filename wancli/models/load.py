@@ -108,7 +108,7 @@ def _part(kind: Any, spec: ModelSpec, name: str, dtype: torch.dtype) -> Any:
             some = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise ModelError(
                 f"{name} of {spec.name}: {problem.replace('_', ' ')}: {some}.",
-                hint="the weights do not belong to the config.json beside them: copy the model again",
+                hint="the weights are not of the config.json beside them: copy the model again",
             )
     return model
 
@@ -126,7 +126,8 @@ def _explained(spec: ModelSpec) -> Iterator[None]:
         ) from None
     except (RepositoryNotFoundError, HFValidationError):
         raise ModelError(
-            f"model '{where}' is not on the hub, or is private.", hint="check the name; set HF_TOKEN"
+            f"model '{where}' is not on the hub, or is private.",
+            hint="check the name; set HF_TOKEN",
         ) from None
     except LocalEntryNotFoundError:
         offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no")
@@ -136,7 +137,9 @@ def _explained(spec: ModelSpec) -> Iterator[None]:
             hint="unset HF_HUB_OFFLINE" if offline else "connect once, or give a local folder",
         ) from None
     except HfHubHTTPError as error:
-        raise ModelError(f"the hub answered: {_first_line(error)}", hint="try again later") from None
+        raise ModelError(
+            f"the hub answered: {_first_line(error)}", hint="try again later"
+        ) from None
     except torch.cuda.OutOfMemoryError:
         raise CapacityError(
             f"model '{where}' does not fit in GPU memory.", hint="--device cpu, or a smaller model"

@@ -1,4 +1,4 @@
-"""Time what happens on a device, without waiting for it: marks now, one synchronisation at the end."""
+"""Time what happens on a device without waiting for it: marks now, one wait at the end."""
 
 from itertools import pairwise
 from time import perf_counter
@@ -18,7 +18,7 @@ class Clock:
     def mark(self, label: str) -> None:
         """Say that `label` ends here. Does not wait for a CUDA device."""
         if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
             self._marks.append((label, event))
             return
@@ -30,7 +30,9 @@ class Clock:
         """Milliseconds of each interval that ended in `label`, in order."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-            return [a.elapsed_time(b) for (_, a), (name, b) in pairwise(self._marks) if name == label]
+            return [
+                a.elapsed_time(b) for (_, a), (name, b) in pairwise(self._marks) if name == label
+            ]
         return [1000 * (b - a) for (_, a), (name, b) in pairwise(self._marks) if name == label]
 
     def seconds(self, *labels: str) -> float:

@@ -1,4 +1,4 @@
-"""Text-to-video through diffusers' own pipeline: encode, denoise, decode. No timing, no printing."""
+"""Text-to-video through diffusers' own pipeline: encode, denoise, decode."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,7 +57,9 @@ def denoise(
     pipeline = loaded.pipeline
     pipeline.scheduler = make_scheduler(pipeline.scheduler.config, sampling)
 
-    def after_step(_pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def after_step(
+        _pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]
+    ) -> dict[str, Any]:
         on_step(index, float(pipeline.scheduler.sigmas[index]))
         return tensors
 

@@ -41,14 +41,19 @@ class Job:
 class Runner:
     """A loaded model and the prompts it has embedded; `make` gives a video and its record."""
 
-    def __init__(self, spec: ModelSpec, settings: Settings, plan: Plan, *, command: str) -> None:
+    def __init__(
+        self, spec: ModelSpec, settings: Settings, plan: Plan, *, command: str, since: float
+    ) -> None:
+        """`since` is when loading began, by perf_counter: before the libraries were imported."""
+        self._since = since
         self.spec, self.settings, self.plan, self.command = spec, settings, plan, command
         self._loaded: Loaded | None = None
         self._prompts: dict[str, Prompt] = {}
 
     def make(self, job: Job, report: Report) -> RunRecord:
         """Make one video, its sidecar and its record. Raises WancliError; latents are kept then."""
-        started, began = perf_counter(), datetime.now(UTC)
+        began = datetime.now(UTC)
+        started = perf_counter() if self._loaded else self._since
         load_s = self._load(report)
         loaded = self._ready()
         clock = Clock(loaded.device)
@@ -67,9 +72,7 @@ class Runner:
             prompt = self._embed(job.request.prompt)
             clock.mark("encode")
             report(Phase("denoise"))
-            latents = denoise(
-                loaded, prompt, self.settings, seed=job.request.seed, on_step=on_step
-            )
+            latents = denoise(loaded, prompt, self.settings, seed=job.request.seed, on_step=on_step)
             clock.mark("denoise")
             if job.latents:
                 save_latents(latents, job.latents, record.as_json())
@@ -106,9 +109,8 @@ class Runner:
         if self._loaded is not None:
             return 0.0
         report(Phase("load"))
-        started = perf_counter()
         self._loaded = load_pipeline(self.spec, self.settings.machine)
-        return perf_counter() - started
+        return perf_counter() - self._since
 
     def _ready(self) -> Loaded:
         if self._loaded is None:
@@ -177,7 +179,8 @@ def write_video(
     except OutputError as error:
         kept = keep_latents(latents, path, record)
         raise OutputError(
-            str(error), hint=f"latents kept: wancli decode {kept} -o NAME.mp4" if kept else error.hint
+            str(error),
+            hint=f"latents kept: wancli decode {kept} -o NAME.mp4" if kept else error.hint,
         ) from error
 
 

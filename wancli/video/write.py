@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from wancli.errors import InputError, OutputError, UsageError
+from wancli.errors import InputError, OutputError, SetupError, UsageError
 from wancli.video import read
 
 if TYPE_CHECKING:
@@ -25,11 +25,12 @@ _TO_YUV = (
     "scale=out_color_matrix=bt709:out_range=tv:out_primaries=bt709:out_transfer=bt709,"
     "format=yuv420p"
 )
+# Every frame on the disk as soon as it is encoded, in a file that plays wherever it ends.
+_LIVE = ["-movflags", "+frag_every_frame+empty_moov+default_base_moof", "-flush_packets", "1"]
 _TAG_RGB = "setparams=color_primaries=bt709:color_trc=bt709"
 
 _ADVICE = {
     os.strerror(errno.ENOSPC): "free some space, or use another disk: --output-dir DIR",
-    os.strerror(errno.EDQUOT): "free some space, or use another disk: --output-dir DIR",
     os.strerror(errno.ENAMETOOLONG): "use a shorter name: --output NAME.mp4",
 }
 _ANY_ADVICE = "run the same command again, or use another place: --output-dir DIR"
@@ -125,8 +126,7 @@ class VideoWriter:
         part = f"{_cut(path.stem, _LONGEST_NAME - 9)}.part.mp4" if streaming else f"{hidden}.part"
         self._part = self._final.with_name(part)
         self._whole = self._final.with_name(f"{hidden}.whole.part")
-        flags = ["-movflags", "+frag_every_frame+empty_moov+default_base_moof"]
-        live = [*flags, "-flush_packets", "1", "-tune", "zerolatency"] if streaming else []
+        live = [*_LIVE, "-tune", "zerolatency"] if streaming else []
         try:
             check_destination(path)
             self._encoder = _Encoder(
@@ -134,7 +134,7 @@ class VideoWriter:
                 [*encoding.arguments(), *live, "-f", "mp4", f"file:{self._part}"],
                 metadata=metadata or {},
             )
-        except UsageError as error:
+        except (SetupError, UsageError) as error:
             # By now frames have cost hours; who catches OutputError to save them must see this.
             raise OutputError(str(error), hint=error.hint) from error
         except OSError as error:
@@ -148,10 +148,9 @@ class VideoWriter:
 
     def write(self, frames: "NDArray[np.uint8]") -> None:
         """Append video frames, uint8 [T, H, W, 3]. Raises OutputError once ffmpeg has failed."""
-        width, height = self.size
-        if frames.dtype != "uint8" or frames.shape[1:] != (height, width, 3):
-            found = f"{frames.dtype} {frames.shape}"
-            raise ValueError(f"frames are {found}, not uint8 [T, {height}, {width}, 3]")
+        expected = (*self.size[::-1], 3)
+        if frames.dtype != "uint8" or frames.shape[1:] != expected:
+            raise ValueError(f"frames {frames.dtype} {frames.shape} are not uint8 [T, *{expected}]")
         with self._reporting():
             for frame in frames:
                 self._encoder.feed(frame.tobytes())
@@ -195,18 +194,15 @@ class VideoWriter:
             yield
         except (OSError, InputError) as error:
             self.abort()
-            left = self.path.with_name(self._part.name) if self._part.exists() else None
-            raise _failure(self.path, error, left=left) from error
+            raise _failure(self.path, error, part=self._part) from error
 
 
 class _Encoder:
     """An ffmpeg that takes raw frames. Its failures are OSErrors that carry its reason."""
 
-    def __init__(
-        self, frames: list[str], output: list[str], *, metadata: Mapping[str, str]
-    ) -> None:
+    def __init__(self, raw: list[str], out: list[str], *, metadata: Mapping[str, str]) -> None:
         command = [read.ffmpeg_exe(), "-hide_banner", "-v", "level+error", "-y"]
-        raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", *frames, "-i", "pipe:0"]
+        command += ["-f", "rawvideo", "-pix_fmt", "rgb24", *raw, "-i", "pipe:0"]
         # A file, since a pipe that nobody reads would fill and stop ffmpeg.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
         with tempfile.TemporaryFile() as header:
@@ -214,7 +210,7 @@ class _Encoder:
             header.seek(0)
             about = ["-f", "ffmetadata", "-i", f"pipe:{header.fileno()}", "-map_metadata", "1"]
             self._process = subprocess.Popen(
-                [*command, *raw, *about, "-map", "0:v:0", *output],
+                [*command, *about, "-map", "0:v:0", *out],
                 bufsize=0,  # nothing is left to write when stdin closes, so that cannot block
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
@@ -275,12 +271,12 @@ def _verify(whole: Path, *, frames: int, comment: str) -> str:
     return md5
 
 
-def _failure(path: Path, error: Exception, *, left: Path | None = None) -> OutputError:
-    """One line with the reason; the hint says what plays, should a part be `left`."""
+def _failure(path: Path, error: Exception, *, part: Path | None = None) -> OutputError:
+    """One line with the reason; the hint names the part, where one was left."""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     hint = _ADVICE.get(reason, _ANY_ADVICE)
-    if left:
-        hint = f"{hint}; what was written plays: {left}"
+    if part and part.exists():
+        hint = f"{hint}; what was written plays: {path.with_name(part.name)}"
     return OutputError(f"cannot write {path}: {reason}", hint=hint)
 
 
@@ -300,4 +296,4 @@ def _sync(path: Path) -> None:
 
 def _remove(path: Path) -> None:
     with suppress(OSError):  # a disk that broke must not hide how
-        path.unlink(missing_ok=True)
+        path.unlink()

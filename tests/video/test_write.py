@@ -1,0 +1,294 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wancli.errors import OutputError, UsageError
+from wancli.video.read import probe, read_comment, read_frames
+from wancli.video.write import Encoding, VideoWriter, WrittenVideo, check_destination, framemd5
+
+QUICK = Encoding(preset="ultrafast")
+
+
+def smooth(count: int = 4, *, width: int = 64, height: int = 48) -> np.ndarray:
+    """Slow gradients that drift, uint8 [T, H, W, 3]."""
+    t, y, x = np.mgrid[0:count, 0:height, 0:width]
+    channels = (80 + x + t, 60 + y + 2 * t, 180 - x / 2 - y / 2)
+    return np.stack(channels, -1).astype(np.uint8)
+
+
+def noise(count: int = 4, *, width: int = 64, height: int = 48) -> np.ndarray:
+    generator = np.random.default_rng(7)
+    return generator.integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def writer_to(
+    path: Path,
+    *,
+    size: tuple[int, int] = (64, 48),
+    encoding: Encoding = QUICK,
+    streaming: bool = False,
+    comment: str = "",
+) -> VideoWriter:
+    metadata = {"comment": comment}
+    return VideoWriter(
+        path, size=size, fps=16, encoding=encoding, streaming=streaming, metadata=metadata
+    )
+
+
+def write(
+    path: Path,
+    frames: np.ndarray,
+    *,
+    encoding: Encoding = QUICK,
+    streaming: bool = False,
+    comment: str = "{}",
+) -> WrittenVideo:
+    size = (frames.shape[2], frames.shape[1])
+    with writer_to(path, size=size, encoding=encoding, streaming=streaming) as writer:
+        writer.write(frames)
+        return writer.finish({"comment": comment})
+
+
+def ffmpeg_of(writer: VideoWriter) -> int:
+    return writer._encoder._process.pid
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+@pytest.fixture
+def crowded(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 64 KB."""
+    folder = tmp_path / "crowded"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk takes root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_is_written_is_verified_described_and_alone_in_its_folder(
+    tmp_path: Path, streaming: bool
+) -> None:
+    path = tmp_path / "new" / "folder" / "a.mp4"
+    written = write(path, smooth(8), streaming=streaming, comment='{"seed": 7}')
+    assert written == WrittenVideo(path, path.stat().st_size, 8, 0.5, framemd5(path))
+    assert read_comment(path) == '{"seed": 7}'
+    assert names(path.parent) == ["a.mp4"]
+
+
+def test_frames_arrive_in_any_number_of_pieces(tmp_path: Path) -> None:
+    frames = smooth(6)
+    with writer_to(tmp_path / "pieces.mp4") as writer:
+        for start in range(0, 6, 2):
+            writer.write(frames[start : start + 2])
+        pieces = writer.finish({})
+    assert pieces.framemd5 == write(tmp_path / "whole.mp4", frames).framemd5
+
+
+@pytest.mark.parametrize("name", ["cat: x.mp4", "-rf.mp4", "%d.mp4", "a\nb'\"*.mp4", "ü🐺.MP4"])
+def test_names_are_only_names(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = write(Path(name), smooth(2))
+    assert names(tmp_path) == [name]
+    assert written.framemd5 == framemd5(Path(name))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("letter", ["a", "狼"])
+def test_a_name_may_be_255_bytes_long(tmp_path: Path, letter: str, streaming: bool) -> None:
+    stem = letter * (251 // len(letter.encode()))
+    path = tmp_path / f"{stem:x<{251 - len(stem.encode()) + len(stem)}}.mp4"
+    assert len(os.fsencode(path.name)) == 255
+    write(path, smooth(2), streaming=streaming)
+    assert names(tmp_path) == [path.name]
+
+
+def test_a_name_of_256_bytes_is_refused_before_anything_is_encoded(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 252 + ".mp4")
+    with pytest.raises(UsageError, match="256 bytes"):
+        check_destination(path)
+    with pytest.raises(OutputError, match="256 bytes"):
+        writer_to(path)
+    assert names(tmp_path) == []
+
+
+def test_a_destination_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"does not end in \.mp4"):
+        check_destination(tmp_path / "a.webm")
+    with pytest.raises(OutputError, match="is a folder"):
+        check_destination(tmp_path / "folder.mp4")
+    with pytest.raises(OutputError, match="cannot write .*/a.mp4: (Not a directory|File exists)"):
+        check_destination(tmp_path / "file" / "a.mp4")
+    with pytest.raises(OutputError, match="cannot write /proc/none/a.mp4: "):
+        check_destination(Path("/proc/none/a.mp4"))
+    check_destination(tmp_path / "new" / "a.mp4")
+    assert names(tmp_path / "new") == []
+
+
+def test_a_read_only_disk_is_refused(crowded: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(crowded)], check=True)
+    with pytest.raises(OutputError, match=r"a\.mp4: Read-only file system$"):
+        check_destination(crowded / "a.mp4")
+
+
+def test_a_full_disk_is_one_line_with_a_hint_and_leaves_nothing(crowded: Path) -> None:
+    with pytest.raises(OutputError) as caught:
+        write(crowded / "a.mp4", noise(12, width=128, height=128))
+    assert str(caught.value) == f"cannot write {crowded / 'a.mp4'}: No space left on device"
+    assert "free some space" in caught.value.hint
+    assert names(crowded) == []
+
+
+def test_a_full_disk_while_streaming_leaves_the_part_that_plays(crowded: Path) -> None:
+    frames = noise(12, width=128, height=128)
+    with pytest.raises(OutputError, match="No space left on device") as caught:
+        write(crowded / "a.mp4", frames, streaming=True)
+    assert f"plays: {crowded / 'a.part.mp4'}" in caught.value.hint
+    assert names(crowded) == ["a.part.mp4"]
+    assert 0 < probe(crowded / "a.part.mp4").frames < 12
+
+
+def test_a_file_size_limit_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    program = """
+        import resource, sys
+        from pathlib import Path
+        from tests.video.test_write import noise, write
+        from wancli.errors import OutputError
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        try:
+            write(Path(sys.argv[1]), noise(12, width=128, height=128))
+        except OutputError as error:
+            sys.stdout.write(str(error))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "a.mp4")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"cannot write {tmp_path / 'a.mp4'}: File too large"
+    assert names(tmp_path) == []
+
+
+def test_an_ffmpeg_that_dies_while_writing_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    with writer_to(tmp_path / "a.mp4") as writer:
+        writer.write(noise())
+        os.kill(ffmpeg_of(writer), signal.SIGKILL)
+        more = np.tile(noise(), (10, 1, 1, 1))  # more than a pipe holds
+        with pytest.raises(OutputError, match="ffmpeg was killed by SIGKILL"):
+            writer.write(more)
+        assert names(tmp_path) == []
+
+
+def test_an_ffmpeg_that_dies_while_finishing_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    with writer_to(tmp_path / "a.mp4") as writer:
+        writer.write(noise())
+        os.kill(ffmpeg_of(writer), signal.SIGKILL)
+        with pytest.raises(OutputError, match="ffmpeg was killed by SIGKILL"):
+            writer.finish({})
+        assert names(tmp_path) == []
+
+
+def test_an_abort_is_quick_and_leaves_nothing(tmp_path: Path) -> None:
+    with writer_to(tmp_path / "a.mp4") as writer:
+        writer.write(noise())
+        os.kill(ffmpeg_of(writer), signal.SIGSTOP)  # the worst child: it does not even listen
+        start = time.monotonic()
+        writer.abort()
+        assert time.monotonic() - start < 1
+        assert names(tmp_path) == []
+    with pytest.raises(ValueError, match="closed"):
+        writer.finish({})
+
+
+def test_leaving_without_finish_aborts_and_keeps_the_error(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"older")
+
+    def interrupted() -> None:
+        with writer_to(tmp_path / "a.mp4") as writer:
+            writer.write(noise())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert names(tmp_path) == ["a.mp4"]
+    assert (tmp_path / "a.mp4").read_bytes() == b"older"
+
+
+def test_ctrl_c_in_the_terminal_does_not_reach_ffmpeg(tmp_path: Path) -> None:
+    with writer_to(tmp_path / "a.mp4") as writer:
+        assert os.getsid(ffmpeg_of(writer)) != os.getsid(0)
+
+
+def test_an_existing_file_stays_until_the_new_one_is_verified(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"older")
+    with writer_to(path) as writer:
+        writer.write(smooth())
+        assert path.read_bytes() == b"older"
+        with pytest.raises(OutputError, match="does not read back as it was written"):
+            writer.finish({"comment": "no file keeps a \0 byte"})
+    assert path.read_bytes() == b"older"
+    assert names(tmp_path) == ["a.mp4"]
+    write(path, smooth())
+    assert probe(path).frames == 4
+
+
+def test_frames_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with writer_to(tmp_path / "a.mp4") as writer:
+        floats: Any = smooth().astype(np.float32)
+        for wrong in (smooth(width=48, height=64), smooth()[0], floats):
+            with pytest.raises(ValueError, match="are not uint8"):
+                writer.write(wrong)
+        with pytest.raises(OutputError, match="there are no video frames"):
+            writer.finish({})
+    assert names(tmp_path) == []
+
+
+def test_an_aborted_stream_leaves_every_frame_in_a_part_that_plays(tmp_path: Path) -> None:
+    with writer_to(tmp_path / "a.mp4", streaming=True, comment="early") as writer:
+        writer.write(smooth(20))
+    part = tmp_path / "a.part.mp4"
+    assert names(tmp_path) == [part.name]
+    assert probe(part).frames == 20
+    assert read_comment(part) == "early"
+
+
+def test_an_aborted_stream_without_frames_leaves_nothing(tmp_path: Path) -> None:
+    with writer_to(tmp_path / "a.mp4", streaming=True):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_a_stream_killed_with_its_program_plays_and_has_its_comment(tmp_path: Path) -> None:
+    program = """
+        import os, sys, time
+        from pathlib import Path
+        from tests.video.test_write import ffmpeg_of, smooth, writer_to
+        path = Path(sys.argv[1])
+        writer = writer_to(path, streaming=True, comment="early")
+        writer.write(smooth(20))
+        while path.with_name("a.part.mp4").stat().st_size < 4000:
+            time.sleep(0.01)
+        os.kill(ffmpeg_of(writer), 9)
+        os.kill(os.getpid(), 9)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "a.mp4")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    part = tmp_path / "a.part.mp4"
+    assert names(tmp_path) == [part.name]
+    info = probe(part)
+    assert (info.width, info.height) == (64, 48)
+    assert 1 <= info.frames == len(read_frames(part))
+    assert read_comment(part) == "early"

@@ -1,0 +1,151 @@
+"""From a checked request to videos: plan, names, what is there already, and the runner."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from wancli.cli.naming import check_sidecar, name_output, same_request
+from wancli.cli.screen import Screen
+from wancli.errors import UsageError, WancliError
+from wancli.plan import Plan, make_plan
+from wancli.records import Request
+from wancli.settings import Resolved
+from wancli.specs import ModelSpec, check_files, find_spec, revision
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to make: one video per seed."""
+
+    command: str
+    prompt: str
+    seeds: Sequence[int]
+    resolved: Resolved
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where results go, and what may be replaced."""
+
+    output: str | None
+    folder: Path
+    overwrite: bool = False
+    skip_existing: bool = False
+    latents: str | None = None
+    perf: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Todo:
+    request: Request
+    output: Path
+    latents: Path | None
+
+
+def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
+    """Check everything, then make every video; returns the records of those made."""
+    settings = asked.resolved.settings
+    spec = find_spec(settings.model)
+    plan = make_plan(settings, spec)
+    check_files(spec)
+    weights = revision(spec)
+    todo = []
+    for seed in asked.seeds:
+        request = Request(asked.prompt, seed, settings, asked.resolved.sources, weights)
+        todo.append(_placed(request, files, several=len(asked.seeds) > 1))
+    if asked.dry_run:
+        _show_plan(screen, plan, todo)
+        return []
+    _refuse_twins(todo)
+    todo = [t for t in todo if _wanted(t, files, screen)]
+    return _make(todo, spec, plan, asked.command, perf=files.perf, screen=screen) if todo else []
+
+
+def _make(
+    todo: Sequence[_Todo], spec: ModelSpec, plan: Plan, command: str, *, perf: Path | None,
+    screen: Screen,
+) -> list[dict[str, Any]]:  # fmt: skip
+    since = perf_counter()  # the libraries are part of what loading costs
+    from wancli.pipeline.run import Job, Runner, failed_record, write_json
+
+    runner = Runner(spec, todo[0].request.settings, plan, command=command, since=since)
+    made: list[dict[str, Any]] = []
+    for item in todo:
+        try:
+            with screen.progress() as report:
+                record = runner.make(Job(item.request, item.output, item.latents), report)
+        except WancliError as error:
+            if screen.talk.json:
+                screen.json(failed_record(item.request, error, command=command).as_json())
+            raise
+        screen.done(record)
+        made.append(record.as_json())
+        if perf:
+            timings = [{"path": m["output"]["path"], **m["timings"], **m["memory"]} for m in made]
+            write_json({"videos": timings}, perf)
+    return made
+
+
+def _placed(request: Request, files: Files, *, several: bool) -> _Todo:
+    """The request with the names of its files."""
+    settings = request.settings
+    fields: Mapping[str, Any] = {
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "model": settings.model,
+        "steps": settings.sampling.steps,
+        "width": settings.video.width,
+        "height": settings.video.height,
+    }
+    output = name_output(files.output, fields, folder=files.folder, several=several)
+    if files.latents is None:
+        return _Todo(request, output, None)
+    latents = name_output(files.latents, fields, folder=Path(), several=several)
+    return _Todo(request, output, latents)
+
+
+def _refuse_twins(todo: Sequence[_Todo]) -> None:
+    """Raise UsageError where two videos would go to one file."""
+    for names in ([t.output for t in todo], [t.latents for t in todo if t.latents]):
+        for path in names:
+            if names.count(path) > 1:
+                raise UsageError(
+                    f"several videos would be written to {path}.", hint="put {seed} in the name"
+                )
+
+
+def _wanted(item: _Todo, files: Files, screen: Screen) -> bool:
+    """Whether to make the video; UsageError or OutputError where it cannot be."""
+    from wancli.video.write import check_destination
+
+    path = item.output
+    check_destination(path)
+    if path.exists() and not files.overwrite:
+        if files.skip_existing and same_request(path, item.request.hash):
+            screen.skipped(item.request, path)
+            return False
+        other = " and is of another request" if files.skip_existing else ""
+        raise UsageError(f"{path} exists{other}.", hint="--overwrite, or another --output")
+    check_sidecar(path)
+    return True
+
+
+def _show_plan(screen: Screen, plan: Plan, todo: Sequence[_Todo]) -> None:
+    if screen.talk.json:
+        for item in todo:
+            told = {"plan": asdict(plan), "request": item.request.as_json()}
+            screen.json({**told, "output": {"path": str(item.output)}})
+        return
+    request = todo[0].request
+    told = request.as_json()
+    rows = [("plan", key, str(value), "") for key, value in asdict(plan).items() if key != "shape"]
+    rows += [("plan", f"latent {key}", str(value), "") for key, value in asdict(plan.shape).items()]
+    for key, source in request.sources.items():
+        table, _, name = key.rpartition(".")
+        rows.append((table, name, str((told[table] if table else told)[name]), source))
+    rows += [("request", "seed", str(item.request.seed), "") for item in todo]
+    rows += [("request", "output", str(item.output), "") for item in todo]
+    screen.table("", "", "value", "from", rows=rows)

@@ -1,0 +1,90 @@
+"""The recipe: from nothing to the model folder in the package. `python -m wancli.demo.train`.
+
+Every stage resumes: an interrupted run goes on where its last checkpoint was.
+"""
+
+import argparse
+import logging
+import time
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
+
+from wancli.demo.autoencoder import make_autoencoder, train_autoencoder
+from wancli.demo.dataset import Dataset, encode_clips
+from wancli.demo.parts import TEXT_LENGTH, make_tokenizer
+from wancli.demo.training import Log
+from wancli.demo.transformer import SHIFT, Model, train_transformer
+from wancli.specs import DEMO_FOLDER
+
+VAE_STEPS = 1000
+CLIPS = 2500
+TRANSFORMER_STEPS = 6000
+
+say = logging.getLogger("wancli.demo").info
+
+
+def train(
+    work: Path, out: Path, *, device: str, compile_blocks: bool, transformer_steps: int
+) -> None:
+    """Train all parts and write the model folder; `work` holds checkpoints, latents and curves."""
+    began = time.monotonic()
+
+    def tell(stage: str) -> None:
+        minutes = (time.monotonic() - began) / 60
+        say("%5.1f min  %s", minutes, stage)
+        Log(work / "stages.jsonl").write(minutes=minutes)
+
+    tell(f"autoencoder, {VAE_STEPS} steps; curve: {work}/vae.jsonl")
+    vae = train_autoencoder(work, steps=VAE_STEPS, device=device)
+    tell(f"latents of {CLIPS} clips")
+    data = encode_clips(vae, work, clips=CLIPS, device=device)
+    tell(f"transformer, {transformer_steps} steps; curve: {work}/transformer.jsonl")
+    model = train_transformer(
+        work, data, steps=transformer_steps, device=device, compile_blocks=compile_blocks
+    )
+    export(model, vae, data, out)
+    tell(f"written: {out}")
+
+
+def export(model: Model, vae: AutoencoderKLWan, data: Dataset, out: Path) -> None:
+    """Write the folder that WanPipeline.from_pretrained loads; half precision, 10 MB."""
+    packed = make_autoencoder(latents_mean=data.mean, latents_std=data.std)
+    packed.load_state_dict(vae.state_dict())
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = TEXT_LENGTH
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT
+    )
+    WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=model.text_encoder.cpu(),  # float32: transformers loads it as it is stored
+        transformer=model.transformer.cpu().half(),
+        vae=packed.half(),
+        scheduler=scheduler,
+    ).save_pretrained(out)
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(prog="python -m wancli.demo.train", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("demo-work"), help="checkpoints, curves")
+    parser.add_argument("--out", type=Path, default=DEMO_FOLDER, help="model folder to write")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, default=TRANSFORMER_STEPS, help="transformer steps")
+    parser.add_argument("--no-compile", action="store_true", help="without a C++ compiler")
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    given.work.mkdir(parents=True, exist_ok=True)
+    train(
+        given.work,
+        given.out,
+        device=given.device,
+        compile_blocks=not given.no_compile,
+        transformer_steps=given.steps,
+    )
+
+
+if __name__ == "__main__":
+    main()
