@@ -12,7 +12,7 @@ WancliError                     exit 1
 ├── RunError                    exit 1    the run itself went wrong (latents that are not finite)
 └── OutputError                 exit 6    the video could not be written, or not read back
 
-Interrupted (KeyboardInterrupt) exit 130 (SIGINT) or 143 (SIGTERM)
+Interrupted (BaseException)     exit 130 (SIGINT) or 143 (SIGTERM)
 """
 
 import difflib
@@ -78,8 +78,8 @@ class OutputError(WancliError):
     exit_code = 6
 
 
-class Interrupted(KeyboardInterrupt):
-    """Somebody asked us to stop. Not an Exception, so that no library swallows it."""
+class Interrupted(BaseException):
+    """Somebody asked us to stop. Not an Exception, nor a KeyboardInterrupt, which Typer swallows."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}.")

@@ -31,6 +31,7 @@ MAX_EDGE = 5.0  # pixels from 20 to 80 % coverage; a Gaussian blur of sigma 3
 STILL = 0.06  # sides
 MAX_STEP = 0.15  # sides from one frame to the next: above, the object jumped
 MIN_SPEED = 0.08  # sides per second
+MIN_SWELL = 0.4  # of the mean size, from the smallest to the largest
 MIN_TURN = 1.0  # radians per second
 
 SYMMETRY = {"square": 4, "triangle": 3}
@@ -186,21 +187,17 @@ def _edge(cover: Tensor, track: Track) -> float:
 def _motion(track: Track, turning: Tensor) -> str:
     """The one word of the world that all of place, size and rotation speak for."""
     x, y = _unwrap(track.x, 1.0), _unwrap(track.y, 1.0)
-    swell = float(_range(track.size) / track.size.mean())
+    swell = _range(track.size) / float(track.size.mean())
     turn = float((turning[-1] - turning[0]).abs()) / _seconds(turning)
     jumps = torch.hypot(x.diff(), y.diff()).amax() > MAX_STEP
     if jumps:
         return NONE
     still = _range(x) < STILL and _range(y) < STILL
-    if swell > 0.3 or turn > MIN_TURN:
-        if not still:
-            return NONE
-        if swell > 0.3:
-            return "pulsing" if swell > 0.45 and _swings(track.size) else NONE
-        return "spinning"
-    if still:
-        return "standing still"
-    return _path(x, y)
+    if not still:
+        return _path(x, y) if swell < MIN_SWELL and turn < MIN_TURN else NONE
+    if swell > MIN_SWELL:
+        return "pulsing" if _swings(track.size) else NONE
+    return "spinning" if turn > MIN_TURN else "standing still"
 
 
 def _path(x: Tensor, y: Tensor) -> str:
@@ -236,7 +233,9 @@ def _circles(x: Tensor, y: Tensor) -> bool:
 
 
 def _range(values: Tensor) -> float:
-    return float(values.amax() - values.amin())
+    """From the 5th to the 95th percentile: one ghost of a frame is not a movement."""
+    low, high = values.quantile(torch.tensor([0.05, 0.95]))
+    return float(high - low)
 
 
 def _seconds(values: Tensor) -> float:

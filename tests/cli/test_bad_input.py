@@ -1,0 +1,206 @@
+"""Bad input: one `error:` line, one `hint:` line, the right exit code, and nothing lost."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Said, Wancli
+
+GENERATE = ("generate", "a red circle")
+
+
+def complaint(said: Said) -> tuple[str, str]:
+    """The error and the hint, when they are all that was said."""
+    lines = said.err.strip().splitlines()
+    assert said.out == ""
+    assert len(lines) == 2, said.err
+    assert lines[0].startswith("error: ")
+    assert lines[1].startswith("hint:  ")
+    return lines[0][7:], lines[1][7:]
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "hint"),
+    [
+        (("generate", ""), "the prompt is empty", "wancli generate"),
+        (("generate", "  \n"), "the prompt is empty", "wancli generate"),
+        (("generate",), "the prompt is empty", "wancli generate"),
+        (("generate", "a", "-p", "b"), "given twice", "wancli generate"),
+        ((*GENERATE, "--num-frames", 80), "--num-frames 80 is not 4k+1.", "use 77 or 81"),
+        ((*GENERATE, "--num_frames", 80), "--num-frames 80 is not 4k+1.", "use 77 or 81"),
+        (
+            (*GENERATE, "--size", "960x540"),
+            "--size 960x540: height must be a multiple of 16.",
+            "--size 960x544",
+        ),
+        ((*GENERATE, "--size", "big"), "--size 'big' is not a size", "832x480"),
+        ((*GENERATE, "--steps", 0), "--steps 0", "at least 1"),
+        ((*GENERATE, "--crf", 99), "--crf 99", "at most 51"),
+        ((*GENERATE, "--guidance-scale", "nan"), "--guidance-scale nan", "Guidance scale"),
+        ((*GENERATE, "--device", "tpu"), "--device 'tpu'", "cuda"),
+        ((*GENERATE, "--scheduler", "magic"), "--scheduler 'magic'", "unipc"),
+        ((*GENERATE, "--guidance-scale-2", 3), "two experts", "drop --guidance-scale-2"),
+        ((*GENERATE, "--seed", -1), "--seed '-1'", "random"),
+        ((*GENERATE, "--seed", 2**53 + 1), "over 2^53", "at most"),
+        ((*GENERATE, "--seed", "9-0"), "not a range", "0-9"),
+        ((*GENERATE, "--seed", "1,1"), "twice", "once"),
+        ((*GENERATE, "--seed", "1,2", "-N", 2), "does not go with", "--num-videos"),
+        ((*GENERATE, "--preset", "wan2.1-t2v-1.3"), "preset 'wan2.1-t2v-1.3' not", "wan2.1-t2v-1.3b"),
+        ((*GENERATE, "-o", "a.avi"), "does not end in .mp4", "a.mp4"),
+        ((*GENERATE, "-o", "x" * 252 + ".mp4"), "256 bytes", "shorter"),
+        ((*GENERATE, "-o", "{promt}.mp4"), "unknown field '{promt}'", "{prompt}"),
+        ((*GENERATE, "--dtype", "float16", "--device", "cpu"), "float16", "bfloat16"),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_is_refused_before_anything_loads(
+    wancli: Wancli, args: tuple[object, ...], error: str, hint: str
+):
+    said = wancli(*args)
+    told = complaint(said)
+    assert said.code == 2
+    assert error in told[0]
+    assert hint in told[1]
+
+
+def test_an_unknown_flag_is_a_usage_error(wancli: Wancli):
+    said = wancli(*GENERATE, "--step", 3)
+    assert said.code == 2
+    assert "--steps" in said.err
+    assert "Traceback" not in said.err
+
+
+def test_an_unknown_model_names_the_one_that_was_meant(wancli: Wancli):
+    said = wancli(*GENERATE, "--model", "wan2.1-t2v-13b")
+    assert said.code == 4
+    assert "did you mean 'wan2.1-t2v-1" in complaint(said)[1]
+
+
+def test_a_folder_that_is_no_model_is_refused(wancli: Wancli, tmp_path: Path):
+    said = wancli(*GENERATE, "--model", tmp_path)
+    assert said.code == 4
+    assert "model_index.json" in complaint(said)[0]
+
+
+def test_a_pipeline_of_another_kind_is_refused(wancli: Wancli, tmp_path: Path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    said = wancli(*GENERATE, "--model", tmp_path)
+    assert said.code == 4
+    assert "FluxPipeline" in complaint(said)[0]
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "garbage"])
+def test_broken_weights_are_named(
+    wancli: Wancli, tiny_model: Path, tmp_path: Path, part: str, damage: str
+):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (weights,) = (model / part).glob("*.safetensors")
+    whole = weights.read_bytes()
+    if damage == "missing":
+        weights.unlink()
+    else:
+        weights.write_bytes({"cut": whole[:-7], "empty": b"", "garbage": whole[::-1]}[damage])
+    said = wancli(*GENERATE, "--model", model, "--size", "32x32", "--frames", 5)
+    assert said.code == 4
+    assert part in complaint(said)[0]
+
+
+def test_a_missing_key_is_an_error_and_not_a_random_weight(
+    wancli: Wancli, tiny_model: Path, tmp_path: Path
+):
+    from safetensors.torch import load_file, save_file
+
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (weights,) = (model / "transformer").glob("*.safetensors")
+    tensors = load_file(weights)
+    del tensors["proj_out.weight"]
+    save_file(tensors, weights)
+    said = wancli(*GENERATE, "--model", model, "--size", "32x32", "--frames", 5, "-q")
+    assert said.code == 4
+    assert "proj_out.weight" in complaint(said)[0]
+
+
+def test_a_hub_model_that_is_not_cached_offline_says_so(wancli: Wancli):
+    said = wancli(*GENERATE, "--model", "some-owner/some-model", "-q")
+    assert said.code == 4
+    assert "not cached and HF_HUB_OFFLINE is set" in complaint(said)[0]
+
+
+def test_a_device_that_is_not_there_is_said(wancli: Wancli, tiny_model: Path):
+    said = wancli(
+        *GENERATE, "--model", tiny_model, "--device", "cuda:7", "--size", "32x32", "--frames", 5, "-q"
+    )
+    assert said.code == 4
+    assert "--device cuda:7" in complaint(said)[0]
+
+
+def test_an_existing_file_is_never_replaced_unasked(wancli: Wancli):
+    Path("a.mp4").write_text("mine")
+    said = wancli(*GENERATE, "-o", "a.mp4")
+    assert said.code == 2
+    assert "exists" in complaint(said)[0]
+    assert Path("a.mp4").read_text() == "mine"
+
+
+def test_a_json_file_that_is_no_record_is_never_replaced(wancli: Wancli):
+    Path("a.json").write_text('{"mine": 1}')
+    said = wancli(*GENERATE, "-o", "a.mp4", "--overwrite")
+    assert said.code == 2
+    assert json.loads(Path("a.json").read_text()) == {"mine": 1}
+
+
+def test_a_folder_that_cannot_be_made_is_an_output_error(wancli: Wancli):
+    Path("taken").write_text("a file")
+    said = wancli(*GENERATE, "-o", "taken/a.mp4")
+    assert said.code == 6
+    assert "cannot write taken/a.mp4" in complaint(said)[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "hint"),
+    [
+        (b'[sampling]\nstep = 3\n', "[sampling] unknown key 'step'.", "'steps'"),
+        (b'[smapling]\nsteps = 3\n', "unknown key 'smapling'", "'sampling'"),
+        (b'steps = 3\n', "unknown key 'steps'", "[sampling]"),
+        (b'sampling = 3\n', "is a table", "[sampling]"),
+        (b'[sampling\n', "x.toml", "toml"),
+        (b'# \xff\xfe\n', "not UTF-8", "UTF-8"),
+        (b'extends = "x"\n', "extends itself", "extends"),
+        (b'extends = "dmeo"\n', "preset 'dmeo' not found", "'demo'"),
+        (b'extends = 3\n', "'extends' must be text", 'extends = "..."'),
+        (b'[sampling]\nsteps = "many"\n', "sampling.steps 'many'", "--steps"),
+        (b'[sampling]\nsteps = -2\n', "sampling.steps -2", "at least 1"),
+    ],
+)  # fmt: skip
+def test_a_broken_preset_says_where_and_what(
+    wancli: Wancli, content: bytes, error: str, hint: str
+):
+    Path("presets").mkdir()
+    Path("presets/x.toml").write_bytes(content)
+    for args in (("preset", "validate", "presets/x.toml"), (*GENERATE, "--preset", "x")):
+        said = wancli(*args)
+        told = complaint(said)
+        assert said.code == 2
+        assert error in told[0]
+        assert hint in told[1]
+
+
+@pytest.mark.parametrize("command", ["show", "repro"])
+def test_a_file_without_a_record_is_refused(wancli: Wancli, command: str):
+    assert "not found" in complaint(wancli(command, "none.mp4"))[0]
+    Path("x.mp4").write_bytes(b"this is no video")
+    said = wancli(command, "x.mp4")
+    assert said.code == 4
+    assert "x.mp4" in complaint(said)[0]
+    Path("x.json").write_text("{}")
+    assert "no wancli record" in complaint(wancli(command, "x.json"))[0]
+
+
+def test_decode_refuses_what_holds_no_latents(wancli: Wancli):
+    assert wancli("decode", "none.safetensors", "-o", "a.mp4").code == 4
+    Path("z.safetensors").write_bytes(b"\0" * 100)
+    said = wancli("decode", "z.safetensors", "-o", "a.mp4", "-q")
+    assert said.code == 4
+    assert "z.safetensors" in complaint(said)[0]

@@ -1,0 +1,224 @@
+"""`wancli generate`, `repro`, `show` and `decode`, through main(), on a tiny real pipeline."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UniPCMultistepScheduler, WanPipeline
+from safetensors.torch import load_file
+
+from tests.conftest import Wancli
+from wancli.video.read import probe, read_comment
+from wancli.video.write import framemd5
+
+PROMPT = "a red circle moving right"
+SMALL = ("--steps", 2, "--frames", 5, "--size", "32x32", "--fps", 8)
+
+
+def small(model: Path) -> tuple[object, ...]:
+    return ("generate", PROMPT, "--model", model, *SMALL)
+
+
+def test_a_prompt_gives_a_whole_video_its_sidecar_and_its_path(wancli: Wancli, tiny_model: Path):
+    said = wancli(*small(tiny_model), "--seed", 1, "-o", "out/a.mp4")
+    assert said.code == 0, said.err
+    assert said.out == "out/a.mp4\n"
+    info = probe(Path("out/a.mp4"))
+    assert (info.width, info.height, info.frames, info.fps) == (32, 32, 5, 8)
+    assert sorted(p.name for p in Path("out").iterdir()) == ["a.json", "a.mp4"]
+
+
+def test_latents_are_those_of_a_plain_diffusers_call(wancli: Wancli, tiny_model: Path):
+    said = wancli(
+        *small(tiny_model), "--seed", 7, "--guidance-scale", 3, "--flow-shift", 2.5,
+        "--negative-prompt", "blue", "--save-latents", "z.safetensors",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    pipeline = WanPipeline.from_pretrained(tiny_model)
+    pipeline.scheduler = UniPCMultistepScheduler.from_config(
+        pipeline.scheduler.config, flow_shift=2.5
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    plain = pipeline(
+        PROMPT, "blue", num_inference_steps=2, num_frames=5, width=32, height=32, guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(7), max_sequence_length=16, output_type="latent",
+    ).frames  # fmt: skip
+    ours = load_file("z.safetensors")["latents"]
+    assert torch.equal(ours.transpose(0, 1)[None], plain)
+
+
+@pytest.mark.parametrize("scheduler", ["unipc", "dpm++", "euler"])
+def test_every_scheduler_runs_down_the_sigmas(wancli: Wancli, tiny_model: Path, scheduler: str):
+    said = wancli(*small(tiny_model), "--steps", 4, "--scheduler", scheduler, "--json", "-q")
+    record = json.loads(said.out)
+    sigmas = record["timings"]["sigmas"]
+    assert len(sigmas) == 4
+    assert sigmas == sorted(sigmas, reverse=True)
+    assert sigmas[0] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_json_line_the_sidecar_and_the_video_hold_one_record(wancli: Wancli, tiny_model: Path):
+    said = wancli(*small(tiny_model), "--seed", 3, "--json", "-o", "a.mp4")
+    record = json.loads(said.out)
+    assert record == json.loads(Path("a.json").read_text())
+    required = "schema id status command created request hash output timings memory env error"
+    assert set(record) == set(required.split())
+    assert record["request"]["seed"] == 3
+    assert record["request"]["sources"]["sampling.steps"] == "flag"
+    assert record["output"]["framemd5"] == framemd5(Path("a.mp4"))
+    assert len(record["timings"]["steps_ms"]) == 2
+    embedded = json.loads(read_comment(Path("a.mp4")) or "")
+    assert embedded["request"]["prompt"] == PROMPT
+    assert str(tiny_model) not in json.dumps(embedded)
+    assert embedded["env"] == {}
+    assert "steps_ms" not in embedded["timings"]
+
+
+def test_show_prints_what_made_the_video(wancli: Wancli, tiny_model: Path):
+    wancli(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
+    shown = wancli("show", "a.mp4")
+    assert PROMPT in shown.out
+    assert json.loads(wancli("show", "a.mp4", "--json").out)["request"]["seed"] == 3
+    assert json.loads(wancli("show", "a.json", "--json").out)["output"]["path"] == "a.mp4"
+
+
+def test_repro_makes_the_same_frames_again(wancli: Wancli, tiny_model: Path):
+    wancli(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
+    said = wancli("repro", "a.json")
+    assert said.code == 0, said.err
+    assert "identical" in said.err
+    assert framemd5(Path("a-repro.mp4")) == framemd5(Path("a.mp4"))
+
+
+def test_repro_with_an_override_makes_another_video(wancli: Wancli, tiny_model: Path):
+    wancli(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
+    said = wancli("repro", "a.json", "--steps", 3, "--json", "-o", "b.mp4")
+    record = json.loads(said.out)
+    assert record["request"]["sampling"]["steps"] == 3
+    assert record["request"]["video"]["num_frames"] == 5
+    assert "identical" not in said.err
+
+
+def test_several_seeds_load_the_model_once(wancli: Wancli, tiny_model: Path):
+    said = wancli(*small(tiny_model), "--seed", 5, "-N", 3, "--json", "--perf-json", "perf.json")
+    records = [json.loads(line) for line in said.out.splitlines()]
+    assert [r["request"]["seed"] for r in records] == [5, 6, 7]
+    assert [r["timings"]["load_s"] > 0 for r in records] == [True, False, False]
+    assert len({r["output"]["framemd5"] for r in records}) == 3
+    videos = json.loads(Path("perf.json").read_text())["videos"]
+    assert [v["path"] for v in videos] == [r["output"]["path"] for r in records]
+
+
+def test_skip_existing_skips_the_same_request_and_no_other(wancli: Wancli, tiny_model: Path):
+    args = (*small(tiny_model), "--seed", 1, "-o", "a.mp4", "--skip-existing")
+    wancli(*args)
+    before = Path("a.mp4").stat().st_mtime_ns
+    again = wancli(*args)
+    assert (again.code, again.out) == (0, "a.mp4\n")
+    assert Path("a.mp4").stat().st_mtime_ns == before
+    other = wancli(*args, "--steps", 3)
+    assert other.code == 2
+    assert "another request" in other.err
+    assert wancli(*args, "--steps", 3, "--overwrite").code == 0
+    assert Path("a.mp4").stat().st_mtime_ns != before
+
+
+def test_a_failed_save_keeps_latents_that_decode_to_the_same_frames(
+    wancli: Wancli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    wancli(*small(tiny_model), "--seed", 1, "-o", "whole.mp4")
+    monkeypatch.setattr("wancli.video.read.ffmpeg_exe", lambda: "/bin/false")
+    failed = wancli(*small(tiny_model), "--seed", 1, "-o", "a.mp4", "--json")
+    monkeypatch.undo()
+    assert failed.code == 6
+    assert "cannot write a.mp4" in failed.err
+    assert "wancli decode a.latents.safetensors" in failed.err
+    assert json.loads(failed.out)["error"]["exit_code"] == 6
+    assert not Path("a.mp4").exists()
+
+
+def test_decode_turns_saved_latents_into_the_same_frames(wancli: Wancli, tiny_model: Path):
+    wancli(*small(tiny_model), "--seed", 1, "-o", "a.mp4", "--save-latents", "z.safetensors")
+    said = wancli("decode", "z.safetensors", "-o", "b.mp4")
+    assert said.code == 0, said.err
+    assert framemd5(Path("a.mp4")) == framemd5(Path("b.mp4"))
+    assert json.loads(wancli("show", "b.mp4", "--json").out)["request"]["seed"] == 1
+
+
+def test_latents_that_are_not_finite_end_the_run(
+    wancli: Wancli, tiny_model: Path, tmp_path: Path
+):
+    pipeline = WanPipeline.from_pretrained(tiny_model)
+    torch.nn.init.constant_(pipeline.transformer.proj_out.bias, float("nan"))
+    pipeline.save_pretrained(tmp_path / "nan")
+    said = wancli(*small(tmp_path / "nan"), "-o", "a.mp4")
+    assert said.code == 1
+    assert "not finite" in said.err
+    assert not Path("a.mp4").exists()
+
+
+def test_two_experts_take_two_guidance_scales(wancli: Wancli, tmp_path: Path):
+    from tests.fakes import tiny_folder
+
+    folder = tiny_folder(tmp_path / "two", experts=2)
+    for scale in (1.5, 9):
+        said = wancli(
+            *small(folder), "--seed", 1, "--guidance-scale-2", scale, "--save-latents",
+            f"{scale}.safetensors",
+        )  # fmt: skip
+        assert said.code == 0, said.err
+    low, high = (load_file(f"{scale}.safetensors")["latents"] for scale in (1.5, 9))
+    assert not torch.equal(low, high)
+
+
+def test_a_dry_run_says_where_each_value_is_from_and_writes_nothing(
+    wancli: Wancli, tiny_model: Path
+):
+    said = wancli(*small(tiny_model), "--dry-run", "--seed", 1)
+    assert said.code == 0
+    assert any(line.split()[-3:] == ["steps", "2", "flag"] for line in said.out.splitlines())
+    plan = json.loads(wancli(*small(tiny_model), "--dry-run", "--json").out)["plan"]
+    assert plan["tokens"] == 2 * 2 * 2
+    assert plan["forwards"] == 4
+    assert list(Path().iterdir()) == []
+
+
+def test_quiet_says_nothing_but_the_result(wancli: Wancli, tiny_model: Path):
+    said = wancli(*small(tiny_model), "-q", "-o", "a.mp4")
+    assert (said.out, said.err) == ("a.mp4\n", "")
+
+
+def test_the_table_names_every_step(wancli: Wancli, tiny_model: Path):
+    said = wancli(*small(tiny_model), "-o", "a.mp4")
+    head, *steps = [line.split() for line in said.err.splitlines() if "%" in line or "sigma" in line]
+    assert head == ["step", "sigma", "forwards", "ms", "share"]
+    assert [row[0] for row in steps] == ["1", "2"]
+    assert [row[2] for row in steps] == ["2", "2"]
+    assert "peak RAM" in said.err
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
+)
+def test_a_signal_ends_it_soon_and_leaves_no_half_file(
+    tiny_model: Path, tmp_path: Path, number: signal.Signals, code: int
+):
+    command = [sys.executable, "-m", "wancli", *map(str, small(tiny_model)), "--steps", "900"]
+    process = subprocess.Popen(
+        [*command, "-o", "a.mp4"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    while "denoise" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(0.3)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert err.splitlines()[-2].startswith("error: interrupted by")
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []

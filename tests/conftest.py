@@ -1,0 +1,65 @@
+"""What tests share: a tiny model folder, and the command line in this process."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Wancli = Callable[..., Said]
+
+
+@pytest.fixture(autouse=True)
+def _clean_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No user's presets, no environment of wancli's, a terminal of a known width."""
+    for name in [n for n in os.environ if n.startswith("WANCLI_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.fakes import tiny_folder
+
+    return tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def wancli(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Wancli]:
+    """Run `wancli ARGS` in an empty folder, as main() does."""
+    import signal
+
+    from wancli.cli.app import main
+
+    monkeypatch.chdir(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*args: object) -> Said:
+        monkeypatch.setattr("sys.argv", ["wancli", *map(str, args)])
+        capfd.readouterr()
+        code: object = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = exit_.code or 0
+        out, err = capfd.readouterr()
+        return Said(int(str(code)), out, err)
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

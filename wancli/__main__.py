@@ -1,0 +1,5 @@
+"""`python -m wancli`."""
+
+from wancli.cli.app import main
+
+main()
