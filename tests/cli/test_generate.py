@@ -168,8 +168,8 @@ def test_two_experts_take_two_guidance_scales(wancli: Wancli, tmp_path: Path):
     folder = tiny_folder(tmp_path / "two", experts=2)
     for scale in (1.5, 9):
         said = wancli(
-            *small(folder), "--seed", 1, "--guidance-scale-2", scale, "--save-latents",
-            f"{scale}.safetensors",
+            *small(folder), "--seed", 1, "--guidance-scale-2", scale, "-o", f"{scale}.mp4",
+            "--save-latents", f"{scale}.safetensors",
         )  # fmt: skip
         assert said.code == 0, said.err
     low, high = (load_file(f"{scale}.safetensors")["latents"] for scale in (1.5, 9))

@@ -1,0 +1,74 @@
+# Needs make and Python 3.11 or newer; the rest is set up in .venv, from the versions in constraints.txt.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint format types demo-model bench-generate ci clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH := $(shell grep '^torch==' constraints.txt)
+# The tested version first. `make PYTHON=...` chooses another.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && \
+	echo $$python && break; done)
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Install wancli and its tools in .venv; needs the network once
+
+# Once made, nothing here runs again, pip included, until one of these two files changes.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "setup: no Python 3.11 or newer found (python3 is" \
+	  "$$(python3 --version 2>&1 || true)). Install one, or: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "setup: making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { echo "setup: this Python cannot make virtual environments." \
+	  "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "setup: installing $(TORCH), which is large"
+	@$(PIP) install "$(TORCH)"
+	@echo "setup: installing wancli and what it needs, in the versions of constraints.txt"
+	@$(PIP) install -c constraints.txt hatchling
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+	@echo "setup: done; wancli is $(BIN)/wancli"
+
+demo: $(READY) ## Write demo.mp4 with the model inside the package
+	@echo 'demo: wancli generate "a red circle moving right on a black background" --seed 1'
+	@$(BIN)/wancli generate "a red circle moving right on a black background" --seed 1 \
+	  --output demo.mp4 --overwrite
+	@echo "demo: now open demo.mp4. What it was made of: $(BIN)/wancli show demo.mp4"
+
+test: $(READY) ## Run the tests, all but the slow ones
+	@echo "test: all but the slow ones; those too: make test-all"
+	@$(BIN)/python -m pytest
+
+test-all: $(READY) ## Run the slow tests too
+	@echo "test-all: the slow tests too, some minutes"
+	@$(BIN)/python -m pytest -m 'not gpu'
+
+lint: $(READY) ## Check style
+	@echo "lint: ruff check, ruff format --check"
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(READY) ## Rewrite files the way lint wants them
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+types: $(READY) ## Check types
+	@echo "types: mypy --strict"
+	@$(BIN)/mypy wancli tests bench
+
+demo-model: $(READY) ## Train the model inside the package: hours on 2 cores, minutes on a GPU; resumes
+	@echo "demo-model: training into wancli/demo/model; checkpoints and curves in demo-work"
+	@$(BIN)/python -m wancli.demo.train
+	@echo "demo-model: measuring it, and writing its model card"
+	@$(BIN)/python -m wancli.demo.evaluate --card wancli/demo/model/README.md
+
+bench-generate: $(READY) ## Time wancli generate against a plain diffusers script
+	@$(BIN)/python bench/generate.py
+
+ci: ## What a change must pass, in a fresh environment
+	@bash .ci/run
+
+clean: ## Remove what these targets made: .venv, caches, demo.mp4 (trained checkpoints stay)
+	rm -rf $(VENV) build dist demo.mp4 demo.json .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find wancli tests bench -name __pycache__ -prune -exec rm -rf {} +
