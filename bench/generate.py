@@ -1,7 +1,7 @@
-"""Time `wancli generate` against a plain diffusers script that makes the same video.
+"""Time `wancli generate` against a plain diffusers script that makes the same video, on the CPU.
 
-Both run as whole processes, in turns, and take the lead in turns. Exits 1 when the latents of a pair
-are not equal, bit for bit.
+Both run as whole processes, in turns, and take the lead in turns. Exits 1 when the latents of a
+pair are not equal, bit for bit.
 """
 
 import argparse
@@ -26,88 +26,60 @@ from wancli.specs import find_spec
 
 PROMPT, SEED = "a red circle moving right on a black background", 1
 PLAIN = Path(__file__).with_name("plain_diffusers.py")
-WANCLI = "from wancli.cli.app import main; main()"
+WANCLI = ("-c", "from wancli.cli.app import main; main()")
 
 say = logging.getLogger("bench").info
 
 
 @dataclass(frozen=True)
 class Run:
-    """One process: seconds by the wall, seconds of CPU, its own timings, and its latents."""
+    """One process: its seconds by the wall, its seconds of CPU, and its own timings."""
 
     wall_s: float
     cpu_s: float
     timings: Mapping[str, Any]
-    latents: Path
 
 
-@dataclass(frozen=True)
-class Case:
-    """One request, and a folder for what comes of it."""
-
-    settings: Settings
-    preset: str
-    folder: Path
-
-    def plain(self) -> Run:
-        """Through diffusers alone."""
-        spec = find_spec(self.settings.model)
-        request = self.folder / "request.json"
-        told = {"prompt": PROMPT, "seed": SEED, "text_length": spec.text_length}
-        request.write_text(
-            json.dumps(
-                self.settings.model_dump(mode="json")
-                | told
-                | {"model": str(spec.folder or spec.repo)}
-            )
-        )
-        latents, video = self.folder / "plain.safetensors", self.folder / "plain.mp4"
-        *times, told = run([sys.executable, str(PLAIN), str(request), str(latents), str(video)])
-        return Run(*times, told, latents)
-
-    def wancli(self) -> Run:
-        """Through wancli."""
-        latents = self.folder / "wancli.safetensors"
-        *times, told = run(
-            [
-                sys.executable,
-                "-c",
-                WANCLI,
-                "generate",
-                PROMPT,
-                "--seed",
-                str(SEED),
-                "--device",
-                "cpu",
-            ]
-            + ["--preset", self.preset, "--model", self.settings.model]
-            + ["--steps", str(self.settings.sampling.steps), "--json", "--quiet", "--overwrite"]
-            + ["--output", str(self.folder / "wancli.mp4"), "--save-latents", str(latents)]
-        )
-        return Run(*times, told["timings"], latents)
+def commands(settings: Settings, preset: str, folder: Path) -> tuple[list[str], list[str]]:
+    """The same request to plain diffusers and to wancli; latents go to {plain,wancli}.safetensors."""
+    spec = find_spec(settings.model)
+    request = folder / "request.json"
+    told = settings.model_dump(mode="json") | {"prompt": PROMPT, "seed": SEED}
+    told |= {"model": str(spec.folder or spec.repo), "text_length": spec.text_length}
+    request.write_text(json.dumps(told))
+    latents = folder / "plain.safetensors"
+    plain = [str(PLAIN), str(request), str(latents), str(folder / "plain.mp4")]
+    wancli = [*WANCLI, "generate", PROMPT, "--seed", str(SEED), "--device", "cpu", "--json", "-q"]
+    wancli += ["--preset", preset, "--model", settings.model]
+    wancli += ["--steps", str(settings.sampling.steps), "--overwrite"]
+    wancli += ["--output", str(folder / "wancli.mp4")]
+    wancli += ["--save-latents", str(folder / "wancli.safetensors")]
+    return plain, wancli
 
 
-def run(command: Sequence[str]) -> tuple[float, float, dict[str, Any]]:
-    """Wall seconds and CPU seconds of a process, and the JSON on its last line."""
+def run(arguments: Sequence[str]) -> Run:
+    """Run Python with `arguments`; the last line of its output is JSON."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), perf_counter()
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, check=True)
     wall, after = perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return wall, cpu, json.loads(done.stdout.splitlines()[-1])
+    told = json.loads(done.stdout.splitlines()[-1])
+    return Run(wall, cpu, told.get("timings", told))
 
 
-def equal(one: Run, other: Run) -> bool:
-    """Whether both made the same latents."""
-    return bool(load_file(one.latents)["latents"].equal(load_file(other.latents)["latents"]))
+def equal_latents(folder: Path) -> bool:
+    """Whether both runs made the same latents."""
+    one, other = (load_file(folder / f"{name}.safetensors") for name in ("plain", "wancli"))
+    return bool(one["latents"].equal(other["latents"]))
 
 
 def report(plain: Sequence[Run], wancli: Sequence[Run]) -> None:
-    """Print medians by arm, ratios by pair, and where wancli's time goes."""
+    """Say the medians, the ratios pair by pair, and where wancli's time goes."""
     say("%-10s %9s %9s %9s   medians of %d", "", "wall", "CPU", "denoise", len(plain))
     for name, runs in (("diffusers", plain), ("wancli", wancli)):
-        walls, cpus = [r.wall_s for r in runs], [r.cpu_s for r in runs]
+        wall, cpu = median(r.wall_s for r in runs), median(r.cpu_s for r in runs)
         denoise = median(r.timings["denoise_s"] for r in runs)
-        say("%-10s %7.2f s %7.2f s %7.2f s", name, median(walls), median(cpus), denoise)
+        say("%-10s %7.2f s %7.2f s %7.2f s", name, wall, cpu, denoise)
     pairs = list(zip(plain, wancli, strict=True))
     for name, ratios in (
         ("denoise", [b.timings["denoise_s"] / a.timings["denoise_s"] for a, b in pairs]),
@@ -117,7 +89,7 @@ def report(plain: Sequence[Run], wancli: Sequence[Run]) -> None:
         spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
         say("wancli / diffusers, %-8s %.3f   (%s)", name, median(ratios), spread)
     parts = ("load_s", "encode_prompt_s", "denoise_s", "decode_s", "save_s")
-    spent = {p.removesuffix("_s"): median(r.timings[p] for r in wancli) for p in parts}
+    spent = {part.removesuffix("_s"): median(r.timings[part] for r in wancli) for part in parts}
     spent["start and imports"] = median(r.wall_s - r.timings["total_s"] for r in wancli)
     say("wancli's time: %s", ", ".join(f"{name} {s:.2f} s" for name, s in spent.items()))
 
@@ -136,21 +108,18 @@ def main() -> int:
         flags["sampling"] = {"steps": given.steps}
     settings = resolve([*layers(find_preset(given.preset)), Layer("flag", flags)]).settings
     if settings.sampling.scheduler != "unipc":
-        parser.error("the plain script uses unipc; choose a preset that does")
+        parser.error("the plain script samples with unipc; choose a preset that does")
+    runs: dict[str, list[Run]] = {"plain": [], "wancli": []}
+    same = 0
     with tempfile.TemporaryDirectory() as folder:
-        case = Case(settings, given.preset, Path(folder))
-        say("warming up: one run of each")
-        case.plain(), case.wancli()
-        plain, wancli, same = [], [], 0
-        for pair in range(given.pairs):
-            first, second = (case.plain, case.wancli)[:: 1 if pair % 2 == 0 else -1]
-            runs = (first(), second())[:: 1 if pair % 2 == 0 else -1]
-            plain.append(runs[0])
-            wancli.append(runs[1])
-            same += equal(*runs)
-            walls = [f"{run.wall_s:.2f} s" for run in runs]
-            say("pair %d of %d: diffusers %s, wancli %s", pair + 1, given.pairs, *walls)
-    report(plain, wancli)
+        both = dict(zip(runs, commands(settings, given.preset, Path(folder)), strict=True))
+        for pair in range(given.pairs + 1):
+            for name in sorted(both, reverse=pair % 2 == 0):
+                runs[name].append(run(both[name]))
+                what = f"pair {pair} of {given.pairs}" if pair else "warm-up"
+                say("%s: %s %.2f s", what, name, runs[name][-1].wall_s)
+            same += pair > 0 and equal_latents(Path(folder))
+    report(runs["plain"][1:], runs["wancli"][1:])
     say("latents equal in %d of %d pairs", same, given.pairs)
     return 0 if same == given.pairs else 1
 

@@ -32,9 +32,7 @@ def write(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-def test_a_preset_extends_another_and_wins_over_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_preset_extends_another_and_wins_over_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANCLI_PRESET_PATH", str(tmp_path))
     write(tmp_path, "quick", 'extends = "demo"\n[sampling]\nsteps = 4\n')
     resolved = resolve(layers(find_preset("quick")))

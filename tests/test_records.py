@@ -35,7 +35,12 @@ def test_an_embedded_record_is_small_and_reads_back(prompt: str):
 
 @pytest.mark.parametrize(
     ("text", "count", "seeds"),
-    [("7", None, [7]), ("1,2,5", None, [1, 2, 5]), ("0-3", None, [0, 1, 2, 3]), ("4", 3, [4, 5, 6])],
+    [
+        ("7", None, [7]),
+        ("1,2,5", None, [1, 2, 5]),
+        ("0-3", None, [0, 1, 2, 3]),
+        ("4", 3, [4, 5, 6]),
+    ],
 )
 def test_seeds_are_what_was_written(text: str, count: int | None, seeds: list[int]):
     assert parse_seeds(text, count) == seeds

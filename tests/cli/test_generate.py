@@ -150,9 +150,7 @@ def test_decode_turns_saved_latents_into_the_same_frames(wancli: Wancli, tiny_mo
     assert json.loads(wancli("show", "b.mp4", "--json").out)["request"]["seed"] == 1
 
 
-def test_latents_that_are_not_finite_end_the_run(
-    wancli: Wancli, tiny_model: Path, tmp_path: Path
-):
+def test_latents_that_are_not_finite_end_the_run(wancli: Wancli, tiny_model: Path, tmp_path: Path):
     pipeline = WanPipeline.from_pretrained(tiny_model)
     torch.nn.init.constant_(pipeline.transformer.proj_out.bias, float("nan"))
     pipeline.save_pretrained(tmp_path / "nan")
@@ -195,7 +193,9 @@ def test_quiet_says_nothing_but_the_result(wancli: Wancli, tiny_model: Path):
 
 def test_the_table_names_every_step(wancli: Wancli, tiny_model: Path):
     said = wancli(*small(tiny_model), "-o", "a.mp4")
-    head, *steps = [line.split() for line in said.err.splitlines() if "%" in line or "sigma" in line]
+    head, *steps = [
+        line.split() for line in said.err.splitlines() if "%" in line or "sigma" in line
+    ]
     assert head == ["step", "sigma", "forwards", "ms", "share"]
     assert [row[0] for row in steps] == ["1", "2"]
     assert [row[2] for row in steps] == ["2", "2"]

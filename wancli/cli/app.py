@@ -5,14 +5,15 @@ import signal
 import sys
 import warnings
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 from wancli.cli import files, generate, preset
 from wancli.cli.options import Talk
 from wancli.cli.screen import Screen
-from wancli.errors import Interrupted, WancliError
+from wancli.errors import Interrupted, UsageError, WancliError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,12 +36,40 @@ def main() -> None:
     _hush()
     screen = Screen(Talk(color=False if "--no-color" in sys.argv else None))
     try:
-        app()
+        sys.exit(app(prog_name="wancli", standalone_mode=False) or 0)
+    except TyperException as error:
+        _end(screen, _in_our_words(error))
     except (WancliError, Interrupted) as error:
-        if os.environ.get("WANCLI_DEBUG") == "1":
-            raise
-        screen.error(error)
-        sys.exit(error.exit_code)
+        _end(screen, error)
+    except Exception as error:  # noqa: BLE001 - the last line of defence says what happened
+        _end(screen, _unexpected(error))
+
+
+def _end(screen: Screen, error: WancliError | Interrupted) -> NoReturn:
+    if os.environ.get("WANCLI_DEBUG") == "1":
+        raise error
+    screen.error(error)
+    sys.exit(error.exit_code)
+
+
+def _in_our_words(error: Any) -> UsageError:
+    """Typer's usage errors, as an error and a hint. No arguments at all: the help."""
+    context = error.ctx
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        sys.exit(2)
+    message, _, options = error.format_message().partition(" (Possible options: ")
+    message, _, meant = message.partition(" Did you mean ")
+    hint = options.rstrip(")") or meant.rstrip("?")
+    command = context.command_path if context else "wancli"
+    return UsageError(message, hint=hint or f"{command} --help")
+
+
+def _unexpected(error: Exception) -> WancliError:
+    message = f"unexpected {type(error).__name__}: {error}"
+    wrapped = WancliError(message, hint="WANCLI_DEBUG=1 shows where; please report it")
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:

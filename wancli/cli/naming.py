@@ -27,7 +27,10 @@ class _Words(string.Formatter):
 
     def format_field(self, value: Any, format_spec: str) -> str:
         width = int(format_spec) if format_spec.isdigit() else None
-        return re.sub(r"(?:[^\w.]|\.{2,})+", "-", str(value)).strip("-.")[:width].strip("-.") or "video"
+        return (
+            re.sub(r"(?:[^\w.]|\.{2,})+", "-", str(value)).strip("-.")[:width].strip("-.")
+            or "video"
+        )
 
 
 def name_output(

@@ -50,7 +50,7 @@ def load_pipeline(spec: ModelSpec, machine: Machine) -> Loaded:
             parts[name] = _part(WanTransformer3DModel, spec, name, dtype)
         pipeline = WanPipeline.from_pretrained(
             str(index.parent if index else spec.repo),
-            torch_dtype=dtype,
+            dtype=dtype,
             local_files_only=True,
             **parts,
         ).to(device)
@@ -100,7 +100,7 @@ def _on_disk(spec: ModelSpec) -> ModelSpec:
 def _part(kind: Any, spec: ModelSpec, name: str, dtype: torch.dtype) -> Any:
     """One component, with every key it should have and no other."""
     model, report = kind.from_pretrained(
-        str(spec.folder), subfolder=name, torch_dtype=dtype, local_files_only=True,
+        str(spec.folder), subfolder=name, dtype=dtype, local_files_only=True,
         output_loading_info=True,
     )  # fmt: skip
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -79,10 +79,12 @@ class Runner:
             report(Phase("decode"))
             frames = decode(loaded.pipeline.vae, latents)
             clock.mark("decode")
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
             raise CapacityError(
-                f"{self.spec.name} does not fit in GPU memory.",
-                hint="a smaller --size, fewer --num-frames, or --device cpu",
+                f"{self.spec.name} does not fit in the memory of {loaded.device}.",
+                hint="a smaller --size, or fewer --num-frames",
             ) from None
         timings = {
             "load_s": load_s,
@@ -221,6 +223,12 @@ def output_json(written: WrittenVideo) -> dict[str, Any]:
         "framemd5": written.framemd5,
         "complete": True,
     }
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether that is what happened; on the CPU torch says so only in the message."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
