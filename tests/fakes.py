@@ -7,7 +7,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-WORDS = "a the red blue circle square moving right left on black background".split()
+WORDS = ("a", "red", "blue", "circle", "moving", "right", "on", "black", "background")
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

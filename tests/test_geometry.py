@@ -40,7 +40,7 @@ def test_the_hint_for_a_bad_size_names_a_good_one(width: int, height: int):
     except PlanError as error:
         sides = error.hint.removeprefix("--size ").split("x")
         near = dict(zip(("width", "height"), map(int, sides), strict=True))
-        assert latent_shape(num_frames=1, channels=4, strides=WAN_21, **near)
+        latent_shape(num_frames=1, channels=4, strides=WAN_21, **near)
         assert abs(near["width"] - width) <= 8
         assert abs(near["height"] - height) <= 8
     else:

@@ -56,7 +56,8 @@ def sample_chunks(
         drawn = torch.stack([torch.randn(size, generator=g) for g in generators])
         return drawn.to(prompt.positive.device)
 
-    clean = torch.empty(0)
+    clean = torch.empty(len(seeds), shape.channels, 0, shape.height, shape.width)
+    clean = clean.to(prompt.positive.device)
     for index in range(shape.frames // CHUNK):
         sequence = slots(clean=index, noisy=range(index, index + 1), chunk=CHUNK)
         velocity = guided(transformer, prompt, clean, schedule.guidance_scale)

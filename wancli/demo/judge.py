@@ -96,13 +96,11 @@ def _unshaded(video: Tensor) -> Tensor:
 def _words(pixels: Tensor) -> tuple[str, str]:
     """[T, H, W, 3] to colour and background, by the votes of the pixels in each frame."""
     palette = torch.tensor([*COLORS.values(), *BACKGROUNDS.values()], dtype=torch.float32)
-    flat = pixels.flatten(1, 2)  # [T, H*W, 3]
-    squares = (palette**2).sum(-1) - 2 * flat @ palette.T
-    nearest, entry = squares.min(-1)
-    entry = torch.where(nearest + (flat**2).sum(-1) < NAMED**2, entry, len(palette))
-    votes = torch.zeros(len(flat), len(palette) + 1)
-    votes.scatter_add_(1, entry, torch.ones(entry.shape))
-    share = votes[:, :-1] / flat.shape[1]
+    flat = pixels.flatten(1, 2).mT  # [T, 3, H*W]
+    squares = (palette**2).sum(-1)[:, None] - 2 * palette @ flat  # less the pixel's own
+    nearest, entry = squares.min(1)
+    named = nearest + (flat**2).sum(1) < NAMED**2
+    share = torch.stack([(named & (entry == i)).float().mean(1) for i in range(len(palette))], 1)
     objects, grounds = share[:, : len(COLORS)], share[:, len(COLORS) :]
     visible = (objects.amax(1) > MIN_VOTES) & (objects.amax(1) > 0.5 * objects.sum(1))
     seen = _share(visible) >= ALWAYS
@@ -155,8 +153,9 @@ def _angle(ink: Tensor, track: Track, fold: int) -> Tensor:
     if fold == 0:
         return torch.zeros(len(ink))
     z = torch.complex(*torch.broadcast_tensors(track.dx, track.dy))
-    near = ink * (z.abs() < 1.7 * track.size[:, None, None])
-    moment = (near * (z / z.abs().clamp_min(1e-6)) ** fold * z.abs() ** 2).sum((1, 2))
+    far = z.abs().clamp_min(1e-6)
+    near = ink * (far < 1.7 * track.size[:, None, None])
+    moment = (near * far**2 * math.prod([z / far] * fold)).sum((1, 2))
     upright = math.pi if fold == SYMMETRY["square"] else math.pi / 2
     return (moment.angle() - upright) / fold
 
