@@ -41,7 +41,7 @@ class Run:
 
 
 def commands(settings: Settings, preset: str, folder: Path) -> tuple[list[str], list[str]]:
-    """The same request to plain diffusers and to wancli; latents go to {plain,wancli}.safetensors."""
+    """The same request to plain diffusers and to wancli; latents at {plain,wancli}.safetensors."""
     spec = find_spec(settings.model)
     request = folder / "request.json"
     told = settings.model_dump(mode="json") | {"prompt": PROMPT, "seed": SEED}

@@ -17,7 +17,7 @@ told = json.loads(Path(sys.argv[1]).read_text())
 sampling, video = told["sampling"], told["video"]
 guided = sampling["guidance_scale"] > 1
 
-pipe = WanPipeline.from_pretrained(told["model"], torch_dtype=torch.float32)
+pipe = WanPipeline.from_pretrained(told["model"], dtype=torch.float32)
 pipe.set_progress_bar_config(disable=True)
 pipe.scheduler = UniPCMultistepScheduler.from_config(
     pipe.scheduler.config, flow_shift=sampling["flow_shift"]

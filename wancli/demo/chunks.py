@@ -1,7 +1,7 @@
 """Chunk after chunk: how the demo's causal use is sampled, without a cache.
 
-Each chunk is denoised from noise beside the clean chunks made so far. It is what a rollout with a K/V
-cache computes, at the price of computing the past again in every forward.
+Each chunk is denoised from noise beside the clean chunks made so far. It is what a rollout with a
+K/V cache computes, at the price of computing the past again in every forward.
 """
 
 from collections.abc import Callable, Sequence

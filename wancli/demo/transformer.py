@@ -73,7 +73,7 @@ def train_transformer(
                 velocity = batch.velocity(model.transformer, embeddings)
         loss = nn.functional.mse_loss(velocity.float(), batch.noise - batch.clean)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step(rate(step, steps))
+        optimizer.step(rate(step, steps, hold=0.4))
         _follow(average, model, min(EMA, (1 + step) / (10 + step)))
         log.write(step=step, causal=batch.causal, loss=loss.item())
         if (step + 1) % 250 == 0 or step + 1 == steps:

@@ -193,11 +193,11 @@ def _poses(scenes: Sequence[Scene], t: Tensor) -> tuple[Tensor, Tensor, Tensor, 
         column([s.y for s in scenes])
         + column([w[1] * s.speed for w, s in zip(way, scenes, strict=True)]) * t
     )
-    hop = 0.76 - 0.46 * torch.sin(math.pi * (1.1 * t + turns)).abs()
+    hop = 0.7 - 0.38 * torch.sin(math.pi * (0.65 * t + turns)).abs()
     y = torch.lerp(y, hop, does("bouncing"))
-    orbit = 2 * math.pi * (turns + 0.55 * t)
-    x = torch.lerp(x, 0.5 + 0.24 * torch.cos(orbit), does("circling"))
-    y = torch.lerp(y, 0.5 + 0.24 * torch.sin(orbit), does("circling"))
+    orbit = 2 * math.pi * (turns + 0.42 * t)
+    x = torch.lerp(x, 0.5 + 0.21 * torch.cos(orbit), does("circling"))
+    y = torch.lerp(y, 0.5 + 0.21 * torch.sin(orbit), does("circling"))
     size = radius * (1 + 0.4 * torch.sin(2 * math.pi * (turns + t)) * does("pulsing"))
     return x, y, size, does("spinning") * (2 * math.pi * turns + 2.5 * t)
 

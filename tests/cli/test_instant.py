@@ -1,0 +1,115 @@
+"""Where nothing is computed, nothing that computes is imported."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from wancli.records import RunRecord
+
+HEAVY = ("torch", "diffusers", "transformers", "numpy", "cache_dit", "huggingface_hub")
+WATCHED = f"""
+import json, sys
+sys.argv[0] = "wancli"
+code = None
+try:
+    from wancli.cli.app import main
+    main()
+except SystemExit as ended:
+    code = ended.code
+heavy = [name for name in {HEAVY} if name in sys.modules]
+print()
+print(json.dumps([code or 0, heavy]))
+"""
+
+
+def run(*arguments, folder, **variables):
+    """Exit code, heavy modules that were imported, stdout and stderr of `wancli ARGUMENTS`."""
+    own = ("WANCLI_", "FORCE_COLOR")
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(own)}
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, *arguments],
+        cwd=folder,
+        env=kept | {"XDG_CONFIG_HOME": str(folder / "config")} | variables,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    stdout, _, last = done.stdout.rstrip("\n").rpartition("\n")
+    assert last, done.stderr
+    code, heavy = json.loads(last)
+    return code, heavy, stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["generate", "--help"],
+        ["repro", "--help"],
+        ["show", "--help"],
+        ["decode", "--help"],
+        ["preset", "--help"],
+        ["preset", "list"],
+        ["preset", "list", "--json"],
+        ["preset", "show", "demo"],
+        ["preset", "path", "demo"],
+        ["generate", "a red circle", "--dry-run"],
+    ],
+    ids=" ".join,
+)
+def test_what_only_tells_is_instant(arguments, tmp_path):
+    code, heavy, stdout, stderr = run(*arguments, folder=tmp_path)
+    assert (code, heavy) == (0, []), stderr
+    assert stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["generate", ""], 2),
+        (["generate", "x", "--steps", "abc"], 2),
+        (["generate", "x", "--steps", "0"], 2),
+        (["generate", "x", "--num-frames", "80"], 2),
+        (["generate", "x", "--size", "large"], 2),
+        (["generate", "x", "--seed", "-1"], 2),
+        (["generate", "x", "--preset", "dmeo"], 2),
+        (["generate", "x", "--output", "x.gif"], 2),
+        (["generate", "x", "--nosuch"], 2),
+        (["nosuch"], 2),
+        (["generate", "x", "--model", "nosuch"], 4),
+        (["show", "nosuch.mp4"], 4),
+        (["repro", "nosuch.mp4"], 4),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_a_mistake_is_told_at_once_in_two_lines(arguments, expected, tmp_path):
+    code, heavy, stdout, stderr = run(*arguments, folder=tmp_path)
+    assert (code, heavy) == (expected, []), stderr
+    first, second = stderr.splitlines()
+    assert first.startswith("error: ")
+    assert second.startswith("hint: ")
+    assert not stdout.strip()
+
+
+def test_showing_a_record_is_instant(tmp_path):
+    request = {"prompt": "x", "seed": 1}
+    record = RunRecord("1", "ok", "generate", "2026-01-01T00:00:00+00:00", request, "abc")
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(record.as_json()))
+    code, heavy, stdout, stderr = run("show", str(file), "--json", folder=tmp_path)
+    assert (code, heavy) == (0, []), stderr
+    assert json.loads(stdout)["request"] == request
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("wancli ge", "generate"), ("wancli generate --num-f", "--num-frames")]
+)
+def test_completion_is_instant(typed, offered, tmp_path):
+    word = str(len(typed.split()) - 1)
+    asked = {"_WANCLI_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": word}
+    code, heavy, stdout, stderr = run(folder=tmp_path, **asked)
+    assert (code, heavy) == (0, []), stderr
+    assert offered in stdout.split()

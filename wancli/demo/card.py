@@ -1,0 +1,160 @@
+"""The model card: its numbers are measured, counted or read from the recipe, never typed."""
+
+import json
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from wancli.demo import autoencoder, transformer
+from wancli.demo.dataset import CLIP
+from wancli.demo.parts import CHUNK
+from wancli.demo.report import ATTRIBUTES, WITH_GOALS
+from wancli.demo.world import (
+    BACKGROUNDS,
+    COLORS,
+    FPS,
+    FRAMES,
+    MOTIONS,
+    SHAPES,
+    SIDE,
+    TEMPLATES,
+    combinations,
+)
+
+CARD = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-video
+---
+# The demo model of wancli
+
+A Wan text-to-video model of {millions:.1f} million parameters that draws one moving shape. Its
+classes and its folder are those of the released Wan models, so that `wancli` can be tried and
+tested on any machine. It is good for nothing else.
+
+## The world
+
+`{template}`: {frames} video frames of {side}x{side} pixels, {fps} a second.
+
+{words}
+
+## Data
+
+Drawn by `wancli/demo/world.py`; no other data. Training sees {trained} combinations and
+{held_out} are held out: each color, shape and motion is learned on three backgrounds and tested on
+the fourth. Training prompts also use synonyms and other orders, leave words out, or are empty.
+
+## Parts
+
+| part | class | parameters | bytes |
+|---|---|---:|---:|
+{parts}
+{training}
+## Evaluation
+
+Percent of videos that show what their prompt asks. The prompts are held out, one seed each. The
+examiner, `wancli/demo/judge.py`, sees the pixels and never the prompt. `reconstruction` is true
+clips through the VAE: what is lost before any sampling.
+
+{table}
+
+VAE on {clips} of those clips: {mean:.1f} dB, worst {worst:.1f} dB.
+
+{goals}
+
+Made by `{command}`, model revision `{revision}`.
+
+## Schedules
+
+The preset `demo` uses {scheduler}, {steps} steps, guidance scale {guidance_scale:g} and shift
+{flow_shift:g}: the row `generate`. In the rows below it a video is chunks of {chunk} latent frames,
+each made from the clean ones before it, with the same guidance.
+
+## Limits
+
+- It knows the words of its world; any other is `<unk>`. It draws one object.
+- It learned {frames} video frames of {side}x{side} pixels; anything else is beyond what it saw.
+{weakest}
+- {videos} videos leave a share of 90 % in doubt by {doubt:.1f} points (one standard error).
+"""
+
+
+def make_card(report: Mapping[str, Any], *, work: Path | None) -> str:
+    """Markdown; `work` is the folder of the training, for its steps and times."""
+    axes = {"color": COLORS, "shape": SHAPES, "motion": MOTIONS, "background": BACKGROUNDS}
+    videos = len(report["uses"][WITH_GOALS[0]]["videos"])
+    return CARD.format(
+        millions=sum(part["parameters"] for part in report["parts"].values()) / 1e6,
+        template=TEMPLATES[0],
+        frames=FRAMES,
+        side=SIDE,
+        fps=FPS,
+        words="\n".join(f"- {name}: {', '.join(words)}" for name, words in axes.items()),
+        trained=len(combinations(held_out=False)),
+        held_out=len(combinations(held_out=True)),
+        parts="\n".join(
+            f"| {name} | {part['class']} | {part['parameters']:,} | {part['bytes']:,} |"
+            for name, part in report["parts"].items()
+        ),
+        training=_training(work) if work else "",
+        table=_table(report["uses"]),
+        goals=_goals(report["goals"]),
+        command=report["command"],
+        revision=report["model_revision"],
+        chunk=CHUNK,
+        weakest=_weakest(report["uses"]),
+        videos=videos,
+        doubt=100 * math.sqrt(0.9 * 0.1 / videos),
+        **report["psnr_db"],
+        **report["settings"]["sampling"],
+    )
+
+
+def _table(uses: Mapping[str, Any]) -> str:
+    rows = [f"| | videos | {' | '.join(ATTRIBUTES)} | |", "|---|" + "---:|" * 6 + "---|"]
+    for name, use in uses.items():
+        shares = " | ".join(f"{use['percent'][a]:.1f}" for a in ATTRIBUTES)
+        rows.append(f"| {name} | {len(use['videos'])} | {shares} | {use['about']} |")
+    return "\n".join(rows)
+
+
+def _goals(goals: Mapping[str, Any]) -> str:
+    told = ", ".join(f"{name} {goal:g} %" for name, goal in goals["percent"].items())
+    verdict = "Missed: " + "; ".join(goals["missed"]) if goals["missed"] else "All are met"
+    where = " and ".join(WITH_GOALS)
+    return f"Goals: {told} in {where}; {goals['psnr_db']:g} dB for the VAE. {verdict}."
+
+
+def _weakest(uses: Mapping[str, Any]) -> str:
+    """The shape and the motion that fail most often, for each use with goals."""
+    lines = []
+    for name in WITH_GOALS:
+        shares = [uses[name]["percent_by_word"][a] for a in ("shape", "motion")]
+        words = [min(share.items(), key=lambda word: word[1]) for share in shares]
+        said = ", ".join(f"{word} ({share:.0f} %)" for word, share in words)
+        lines.append(f"- `{name}` is least often right about: {said}.")
+    return "\n".join(lines)
+
+
+def _training(work: Path) -> str:
+    """A section on steps and times, as far as the curves in `work` tell."""
+    vae, clips, steps, stages = (
+        _lines(work / f"{name}.jsonl") for name in ("vae", "latents", "transformer", "stages")
+    )
+    done = (
+        vae and f"- VAE: {vae[-1]['step']:,} steps of {autoencoder.BATCH} crops",
+        clips and f"- latents: {clips[-1]['clips']:,} clips of {CLIP} video frames",
+        steps and f"- the rest: {steps[-1]['step'] + 1:,} steps of {transformer.BATCH} clips",
+    )
+    minutes = [line["minutes"] for line in stages]
+    whole = len(minutes) == len(done) + 1  # one run, never resumed
+    spent = [f", {b - a:.0f} minutes" for a, b in pairwise(minutes)] if whole else [""] * len(done)
+    rows = [f"{what}{time}" for what, time in zip(done, spent, strict=True) if what]
+    return "\n".join(["", "## Training", "", "`python -m wancli.demo.train`:", "", *rows, ""])
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """A curve; empty where it is not there."""
+    return [json.loads(line) for line in path.open()] if path.is_file() else []

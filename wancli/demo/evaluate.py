@@ -1,0 +1,195 @@
+"""How good the demo model is, from pixels alone. `python -m wancli.demo.evaluate`.
+
+The prompts are combinations that training never saw, one seed each, in both uses: `generate` as the
+product does it, and chunk after chunk. The exit code is 1 where a goal is missed.
+"""
+
+import argparse
+import json
+import logging
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from wancli.demo.card import make_card
+from wancli.demo.chunks import Schedule, sample_chunks
+from wancli.demo.judge import judge
+from wancli.demo.parts import CHUNK
+from wancli.demo.report import COLUMNS, Case, Use, make_report, tell, write_sheets, write_text
+from wancli.demo.world import Scene, combinations, render, sample_scene
+from wancli.errors import WancliError
+from wancli.models.load import Loaded, load_pipeline
+from wancli.pipeline.generate import Prompt, decode, denoise, encode_prompt
+from wancli.plan import make_plan
+from wancli.presets import find_preset, layers
+from wancli.settings import Layer, Settings, resolve
+from wancli.specs import DEMO_FOLDER, find_spec
+
+PROMPTS = 208  # every combination that is held out, once
+STEPS = 12  # of each chunk
+BATCH = 8  # clips
+CLIPS = 48  # that the VAE reconstructs
+
+say = logging.getLogger("wancli.demo").info
+
+
+def make_cases(count: int, seed: int) -> list[Case]:
+    """Held-out combinations in an order that mixes them, each with a seed of its own."""
+    mixed = combinations(held_out=True)
+    random.Random(0).shuffle(mixed)
+    return [Case(mixed[i % len(mixed)], seed + i) for i in range(count)]
+
+
+def generated(loaded: Loaded, settings: Settings, cases: Sequence[Case]) -> Iterator[Tensor]:
+    """Uint8 [T, H, W, 3] of each case, by the product's own functions."""
+    for case in cases:
+        prompt = encode_prompt(loaded, case.what.prompt, settings.sampling)
+        latents = denoise(loaded, prompt, settings, seed=case.seed, on_step=lambda _i, _s: None)
+        yield torch.from_numpy(decode(loaded.pipeline.vae, latents))
+
+
+def chunked(
+    loaded: Loaded, settings: Settings, schedule: Schedule, cases: Sequence[Case]
+) -> Iterator[Tensor]:
+    """Uint8 [T, H, W, 3] of each case, chunk after chunk."""
+    shape = make_plan(settings, loaded.spec).shape
+    for start in range(0, len(cases), BATCH):
+        batch = cases[start : start + BATCH]
+        prompts = [encode_prompt(loaded, case.what.prompt, settings.sampling) for case in batch]
+        negatives = [prompt.negative for prompt in prompts if prompt.negative is not None]
+        latents = sample_chunks(
+            loaded.pipeline.transformer,
+            Prompt(
+                torch.cat([prompt.positive for prompt in prompts]),
+                torch.cat(negatives) if negatives else None,
+            ),
+            schedule,
+            shape=shape,
+            seeds=[case.seed for case in batch],
+        )
+        yield from decode_all(loaded.pipeline.vae, latents)
+
+
+@torch.no_grad()
+def decode_all(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """Latents [B, C, F, H, W], normalised, to uint8 [B, T, H, W, 3]; faster than one by one."""
+    mean, std = (
+        torch.tensor(values, device=vae.device).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return pixels(vae.decode(latents * std + mean).sample)
+
+
+def pixels(video: Tensor) -> Tensor:
+    """[B, 3, T, H, W] in [-1, 1] to uint8 [B, T, H, W, 3]."""
+    levels = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 4, 1).cpu()
+
+
+@torch.no_grad()
+def reconstruct(vae: AutoencoderKLWan, scene: Scene) -> tuple[Tensor, float]:
+    """A whole clip there and back, uint8 [T, H, W, 3], and its PSNR in dB."""
+    video = render([scene]).to(vae.device)
+    again = vae.decode(vae.encode(video).latent_dist.mode()).sample.clamp(-1, 1)
+    psnr = 10 * torch.log10(4 / (again - video).square().mean())
+    return pixels(again)[0], float(psnr)
+
+
+def examine(name: str, about: str, cases: Sequence[Case], videos: Iterator[Tensor]) -> Use:
+    """Judge each case's video as it comes."""
+    began, verdicts, strips = time.monotonic(), [], []
+    for video in videos:
+        verdicts.append(judge(video))
+        columns = torch.linspace(0, len(video) - 1, COLUMNS).round().long()
+        strips.append(torch.cat([*video[columns]], 1))
+        if len(strips) % (2 * BATCH) == 0:
+            say("%s: %d of %d videos", name, len(strips), len(cases))
+    seconds = (time.monotonic() - began) / len(cases)
+    return Use(name, about, cases, verdicts, strips, seconds)
+
+
+def evaluate(
+    loaded: Loaded, settings: Settings, cases: Sequence[Case], schedules: Mapping[str, Schedule]
+) -> tuple[list[Use], list[float]]:
+    """Every use examined, first the VAE alone, and its PSNR in dB of each clip."""
+    sampling, decibels = settings.sampling, list[float]()
+    choices, seeds = combinations(held_out=True), range(cases[0].seed, cases[0].seed + CLIPS)
+    scenes = [sample_scene(random.Random(seed), choices) for seed in seeds]
+    drawn = [Case(scene.what, seed) for scene, seed in zip(scenes, seeds, strict=True)]
+
+    def clips() -> Iterator[Tensor]:
+        for scene in scenes:
+            video, psnr = reconstruct(loaded.pipeline.vae, scene)
+            decibels.append(psnr)
+            yield video
+
+    uses = [examine("reconstruction", "true clips through the VAE", drawn, clips())]
+    about = f"{sampling.scheduler}, {sampling.steps} steps, shift {sampling.flow_shift:g}"
+    uses.append(examine("generate", about, cases, generated(loaded, settings, cases)))
+    for name, schedule in schedules.items():
+        solver = "re-noising" if schedule.renoise else "Euler"
+        about = f"chunks of {CHUNK}, {solver}, {schedule.steps} steps, shift {schedule.shift:g}"
+        uses.append(examine(name, about, cases, chunked(loaded, settings, schedule, cases)))
+    return uses, decibels
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m wancli.demo.evaluate", description=__doc__)
+    parser.add_argument("--model", default="demo", help="known name or folder")
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="videos of each use")
+    parser.add_argument("--seed", type=int, default=0, help="of the first prompt")
+    parser.add_argument("--causal-steps", type=int, default=STEPS, help="Euler steps of a chunk")
+    parser.add_argument("--few-step", type=int, default=0, help="re-noising steps: one more row")
+    parser.add_argument("--sheet", type=Path, help="folder for contact sheets")
+    parser.add_argument("--json", type=Path, help="file for all numbers and verdicts")
+    card = DEMO_FOLDER / "README.md"
+    parser.add_argument("--card", type=Path, nargs="?", const=card, help="write the model card")
+    parser.add_argument("--work", type=Path, help="training folder: its curves go into the card")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Evaluate; 0 where every goal is met, 1 where one is missed, or the code of an error."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return run(parse())
+    except WancliError as error:
+        say("%s\nhint: %s", error, error.hint)
+        return error.exit_code
+
+
+def run(given: argparse.Namespace) -> int:
+    """Evaluate, and write what was asked for."""
+    told = ("model", "prompts", "seed", "causal_steps", "few_step")
+    words = [f"--{name.replace('_', '-')} {getattr(given, name)}" for name in told]
+    preset = [*layers(find_preset("demo")), Layer("--model", {"model": given.model})]
+    settings = resolve(preset).settings
+    loaded = load_pipeline(find_spec(settings.model), settings.machine)
+    sampling = settings.sampling
+    schedule = Schedule(given.causal_steps, sampling.guidance_scale, sampling.flow_shift)
+    schedules = {"causal": schedule}
+    if given.few_step:
+        schedules["few-step"] = replace(schedule, steps=given.few_step, renoise=True)
+    cases = make_cases(given.prompts, given.seed)
+    uses, decibels = evaluate(loaded, settings, cases, schedules)
+    command = " ".join(["python -m wancli.demo.evaluate", *words])
+    report = make_report(loaded, settings, uses, decibels, command=command)
+    tell(report)
+    if given.json:
+        write_text(given.json, json.dumps(report, indent=1) + "\n")
+    if given.sheet:
+        write_sheets(given.sheet, uses)
+    if given.card:
+        write_text(given.card, make_card(report, work=given.work))
+    return 1 if report["goals"]["missed"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

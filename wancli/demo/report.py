@@ -1,0 +1,164 @@
+"""What an evaluation says: as JSON, as a table and as contact sheets."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import imageio.v3 as imageio
+import torch
+from torch import Tensor
+
+from wancli.demo.judge import Verdict
+from wancli.demo.world import Combination
+from wancli.models.load import Loaded
+from wancli.settings import Settings
+from wancli.specs import revision
+
+GOALS = {"color": 95.0, "shape": 90.0, "motion": 90.0}  # percent right
+PSNR_GOAL = 30.0  # dB
+WITH_GOALS = ("generate", "causal")  # the uses that the model was trained for
+ATTRIBUTES = ("color", "background", "shape", "motion", "all")
+SHEET = 8  # prompts on a contact sheet
+COLUMNS = 9  # video frames of each
+
+say = logging.getLogger("wancli.demo").info
+
+
+@dataclass(frozen=True)
+class Case:
+    """One video that was asked for."""
+
+    what: Combination
+    seed: int
+
+
+@dataclass(frozen=True)
+class Use:
+    """One way to make videos, and what the examiner saw in them."""
+
+    name: str
+    about: str
+    cases: Sequence[Case]
+    verdicts: Sequence[Verdict]
+    strips: Sequence[Tensor]  # uint8 [H, COLUMNS * W, 3], one a video
+    seconds: float  # per video
+
+    def percent(self) -> dict[str, float]:
+        """Videos that show what was asked, by attribute and in all of them at once."""
+        agreed = [v.agrees(c.what) for v, c in zip(self.verdicts, self.cases, strict=True)]
+        right = {name: [a[name] for a in agreed] for name in agreed[0]}
+        right["all"] = [all(a.values()) for a in agreed]
+        return {name: 100 * fmean(right[name]) for name in ATTRIBUTES}
+
+    def percent_by_word(self, attribute: str) -> dict[str, float]:
+        """Videos where this attribute is right, by the word that was asked for."""
+        hits: dict[str, list[bool]] = {}
+        for verdict, case in zip(self.verdicts, self.cases, strict=True):
+            word = getattr(case.what, attribute)
+            hits.setdefault(word, []).append(getattr(verdict, attribute) == word)
+        return {word: 100 * fmean(hit) for word, hit in sorted(hits.items())}
+
+    def as_json(self) -> dict[str, Any]:
+        """The numbers, then every video's verdict."""
+        videos = []
+        for verdict, case in zip(self.verdicts, self.cases, strict=True):
+            seen = {k: v if v != math.inf else None for k, v in asdict(verdict).items()}
+            videos.append({"prompt": case.what.prompt, "seed": case.seed, "seen": seen})
+        return {
+            "about": self.about,
+            "percent": self.percent(),
+            "percent_by_word": {a: self.percent_by_word(a) for a in ATTRIBUTES[:-1]},
+            "seconds_per_video": self.seconds,
+            "videos": videos,
+        }
+
+
+def missed_goals(uses: Sequence[Use], decibels: Sequence[float]) -> list[str]:
+    """What is under its goal, in words."""
+    out = [
+        f"{use.name}: {name} {use.percent()[name]:.1f} %, goal {goal:g} %"
+        for use in uses
+        if use.name in WITH_GOALS
+        for name, goal in GOALS.items()
+        if use.percent()[name] < goal
+    ]
+    mean = fmean(decibels)
+    return out + ([f"VAE: {mean:.1f} dB, goal {PSNR_GOAL:g} dB"] if mean < PSNR_GOAL else [])
+
+
+def make_report(
+    loaded: Loaded,
+    settings: Settings,
+    uses: Sequence[Use],
+    decibels: Sequence[float],
+    *,
+    command: str,
+) -> dict[str, Any]:
+    """Everything measured, as JSON."""
+    return {
+        "command": command,
+        "model": settings.model,
+        "model_revision": revision(loaded.spec),
+        "parts": _parts(loaded),
+        "settings": settings.model_dump(mode="json", include={"sampling", "video"}),
+        "psnr_db": {"clips": len(decibels), "mean": fmean(decibels), "worst": min(decibels)},
+        "goals": {"percent": GOALS, "psnr_db": PSNR_GOAL, "missed": missed_goals(uses, decibels)},
+        "uses": {use.name: use.as_json() for use in uses},
+    }
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The shares of right videos, a line a use."""
+    lines = ["".join(f"{head:>12}" for head in ("% right", "videos", *ATTRIBUTES, "s/video"))]
+    for name, use in report["uses"].items():
+        shares = "".join(f"{use['percent'][a]:12.1f}" for a in ATTRIBUTES)
+        seconds = use["seconds_per_video"]
+        lines.append(f"{name:>12}{len(use['videos']):12}{shares}{seconds:12.1f}  {use['about']}")
+    return "\n".join(lines)
+
+
+def psnr_line(report: Mapping[str, Any]) -> str:
+    """How well the VAE alone does."""
+    return "VAE: {mean:.1f} dB, worst {worst:.1f} dB of {clips} clips".format(**report["psnr_db"])
+
+
+def tell(report: Mapping[str, Any]) -> None:
+    """Log the table and what was missed."""
+    say("%s\n%s", table(report), psnr_line(report))
+    for miss in report["goals"]["missed"]:
+        say("missed: %s", miss)
+
+
+def write_sheets(folder: Path, uses: Sequence[Use]) -> None:
+    """PNGs of `SHEET` videos each, named by use and by the first row's place in the report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for use in uses:
+        for first in range(0, len(use.strips), SHEET):
+            sheet = torch.cat([*use.strips[first : first + SHEET]]).numpy()
+            imageio.imwrite(folder / f"{use.name}-{first:03}.png", sheet)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _parts(loaded: Loaded) -> dict[str, dict[str, Any]]:
+    """Class, parameters and bytes on disk of each network."""
+    out = {}
+    for name in ("transformer", "text_encoder", "vae"):
+        network = getattr(loaded.pipeline, name)
+        files = (loaded.spec.folder or Path()).glob(f"{name}/*.safetensors")
+        out[name] = {
+            "class": type(network).__name__,
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "bytes": sum(file.stat().st_size for file in files),
+        }
+    return out
