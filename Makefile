@@ -61,7 +61,7 @@ demo-model: $(READY) ## Train the model inside the package: hours on 2 cores, mi
 	@echo "demo-model: training into wancli/demo/model; checkpoints and curves in demo-work"
 	@$(BIN)/python -m wancli.demo.train
 	@echo "demo-model: measuring it, and writing its model card"
-	@$(BIN)/python -m wancli.demo.evaluate --card wancli/demo/model/README.md
+	@$(BIN)/python -m wancli.demo.evaluate --card --work demo-work
 
 bench-generate: $(READY) ## Time wancli generate against a plain diffusers script
 	@$(BIN)/python bench/generate.py

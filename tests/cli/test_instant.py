@@ -27,12 +27,11 @@ print(json.dumps([code or 0, heavy]))
 
 def run(*arguments, folder, **variables):
     """Exit code, heavy modules that were imported, stdout and stderr of `wancli ARGUMENTS`."""
-    own = ("WANCLI_", "FORCE_COLOR")
-    kept = {name: text for name, text in os.environ.items() if not name.startswith(own)}
+    kept = {name: text for name, text in os.environ.items() if name != "FORCE_COLOR"}
     done = subprocess.run(
         [sys.executable, "-c", WATCHED, *arguments],
         cwd=folder,
-        env=kept | {"XDG_CONFIG_HOME": str(folder / "config")} | variables,
+        env=kept | variables,
         capture_output=True,
         encoding="utf-8",
         check=False,

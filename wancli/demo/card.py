@@ -7,10 +7,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from wancli.demo import autoencoder, transformer
+from wancli.demo.autoencoder import STAGES
 from wancli.demo.dataset import CLIP
 from wancli.demo.parts import CHUNK
 from wancli.demo.report import ATTRIBUTES, WITH_GOALS
+from wancli.demo.transformer import BATCH
 from wancli.demo.world import (
     BACKGROUNDS,
     COLORS,
@@ -140,13 +141,18 @@ def _weakest(uses: Mapping[str, Any]) -> str:
 
 def _training(work: Path) -> str:
     """A section on steps and times, as far as the curves in `work` tell."""
-    vae, clips, steps, stages = (
-        _lines(work / f"{name}.jsonl") for name in ("vae", "latents", "transformer", "stages")
+    clips, steps, stages = (
+        _lines(work / f"{name}.jsonl") for name in ("latents", "transformer", "stages")
     )
+    vae = [
+        f"{lines[-1]['step']:,} steps of {stage.batch} crops of {stage.clip} video frames"
+        for stage in STAGES
+        if (lines := _lines(work / f"{stage.name}.jsonl"))
+    ]
     done = (
-        vae and f"- VAE: {vae[-1]['step']:,} steps of {autoencoder.BATCH} crops",
+        vae and f"- VAE: {', then '.join(vae)}",
         clips and f"- latents: {clips[-1]['clips']:,} clips of {CLIP} video frames",
-        steps and f"- the rest: {steps[-1]['step'] + 1:,} steps of {transformer.BATCH} clips",
+        steps and f"- the rest: {steps[-1]['step'] + 1:,} steps of {BATCH} clips",
     )
     minutes = [line["minutes"] for line in stages]
     whole = len(minutes) == len(done) + 1  # one run, never resumed

@@ -11,14 +11,13 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 
-from wancli.demo.autoencoder import make_autoencoder, train_autoencoder
+from wancli.demo.autoencoder import STAGES, make_autoencoder, train_autoencoder
 from wancli.demo.dataset import Dataset, encode_clips
 from wancli.demo.parts import TEXT_LENGTH, make_tokenizer
 from wancli.demo.training import Log
 from wancli.demo.transformer import SHIFT, Model, train_transformer
 from wancli.specs import DEMO_FOLDER
 
-VAE_STEPS = 1000
 CLIPS = 2500
 TRANSFORMER_STEPS = 6000
 
@@ -36,8 +35,8 @@ def train(
         say("%5.1f min  %s", minutes, stage)
         Log(work / "stages.jsonl").write(minutes=minutes)
 
-    tell(f"autoencoder, {VAE_STEPS} steps; curve: {work}/vae.jsonl")
-    vae = train_autoencoder(work, steps=VAE_STEPS, device=device)
+    tell(f"autoencoder, {' and '.join(f'{s.steps} steps ({s.name}.jsonl)' for s in STAGES)}")
+    vae = train_autoencoder(work, device=device)
     tell(f"latents of {CLIPS} clips")
     data = encode_clips(vae, work, clips=CLIPS, device=device)
     tell(f"transformer, {transformer_steps} steps; curve: {work}/transformer.jsonl")

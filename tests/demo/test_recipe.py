@@ -1,0 +1,163 @@
+"""The demo's recipe, a few steps of it: it resumes exactly, and its parts know the world."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from wancli.demo import transformer
+from wancli.demo.autoencoder import CHANNELS, STAGES, Stage, train_autoencoder
+from wancli.demo.dataset import Dataset
+from wancli.demo.parts import TEXT_LENGTH, make_tokenizer, tokenize
+from wancli.demo.training import Optimizer, load_checkpoint, rate
+from wancli.demo.transformer import train_transformer
+from wancli.demo.world import (
+    BACKGROUNDS,
+    COLORS,
+    FILLERS,
+    MOTIONS,
+    SHAPES,
+    SYNONYMS,
+    TEMPLATES,
+    combinations,
+)
+
+STEPS, STOP = 4, 2
+
+# Autocast leaves the norms' weights in float32; torch says that it is slower so.
+pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    monkeypatch.setattr(transformer, "BATCH", 2)
+
+
+@pytest.fixture
+def data() -> Dataset:
+    """Four clips of noise, 4x4 latents: the steps are what is tested."""
+    latents = torch.randn(4, CHANNELS, 12, 4, 4, generator=torch.Generator().manual_seed(0))
+    scenes = combinations(held_out=False)[::200][:4]
+    return Dataset(latents, scenes, [0.0] * CHANNELS, [1.0] * CHANNELS)
+
+
+def assert_same(ours: object, other: object) -> None:
+    """Equal in every leaf, tensors bit by bit."""
+    assert type(ours) is type(other)
+    if isinstance(ours, dict) and isinstance(other, dict):
+        assert ours.keys() == other.keys()
+        for key in ours:
+            assert_same(ours[key], other[key])
+    elif isinstance(ours, list | tuple) and isinstance(other, list | tuple):
+        assert len(ours) == len(other)
+        for pair in zip(ours, other, strict=True):
+            assert_same(*pair)
+    elif isinstance(ours, torch.Tensor) and isinstance(other, torch.Tensor):
+        assert torch.equal(ours, other)
+    else:
+        assert ours == other
+
+
+def test_the_first_steps_are_warmup_however_many_follow():
+    # What makes STOP steps the beginning of STEPS steps, in the tests below.
+    assert [rate(s, STOP) for s in range(STOP)] == [rate(s, STEPS) for s in range(STOP)]
+
+
+def test_an_interrupted_transformer_training_ends_as_if_it_had_not_been(tmp_path, data):
+    def train(work, steps):
+        return train_transformer(tmp_path / work, data, steps=steps, compile_blocks=False)
+
+    whole = train("whole", STEPS).state_dict()
+    first = train("resumed", STOP).state_dict()
+    resumed = train("resumed", STEPS).state_dict()
+    assert_same(resumed, whole)
+    assert not all(torch.equal(first[name], value) for name, value in whole.items())
+    ends = [load_checkpoint(tmp_path / work / "transformer.pt") for work in ("whole", "resumed")]
+    assert_same(*ends)
+
+
+def stages(*steps: int) -> list[Stage]:
+    """The recipe's stages with so many steps, on clips as short as may be."""
+    return [
+        replace(stage, steps=count, clip=5, batch=1)
+        for stage, count in zip(STAGES, steps, strict=False)
+    ]
+
+
+def test_an_interrupted_autoencoder_training_ends_as_if_it_had_not_been(tmp_path):
+    whole = train_autoencoder(tmp_path / "whole", stages=stages(STEPS, STEPS)).state_dict()
+    cut = [stages(STOP), stages(STEPS, STOP), stages(STEPS, STEPS)]
+    runs = [train_autoencoder(tmp_path / "resumed", stages=s).state_dict() for s in cut]
+    assert_same(runs[-1], whole)
+    assert not all(torch.equal(runs[1][name], value) for name, value in whole.items())
+    for stage in STAGES:
+        ends = [
+            load_checkpoint(tmp_path / work / f"{stage.name}.pt") for work in ("whole", "resumed")
+        ]
+        assert_same(*ends)
+
+
+def test_the_last_stage_of_the_autoencoder_leaves_the_decoder_alone(tmp_path):
+    first = train_autoencoder(tmp_path, stages=stages(1)).state_dict()
+    both = train_autoencoder(tmp_path, stages=stages(1, 1)).state_dict()
+    changed = {name.split(".")[0] for name in both if not torch.equal(both[name], first[name])}
+    assert changed == {"encoder", "quant_conv"}
+
+
+def test_a_finished_training_is_read_and_not_repeated(tmp_path, data):
+    first = train_transformer(tmp_path, data, steps=1, compile_blocks=False).state_dict()
+    curve = (tmp_path / "transformer.jsonl").read_text()
+    again = train_transformer(tmp_path, data, steps=1, compile_blocks=False).state_dict()
+    assert_same(again, first)
+    assert (tmp_path / "transformer.jsonl").read_text() == curve
+
+
+def test_the_optimizer_moves_matrices_and_the_rest_and_clears_their_gradients():
+    with torch.random.fork_rng():
+        torch.random.manual_seed(0)
+        layers = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3, 2))
+    weights = [p for p in layers.parameters() if p.ndim > 1]
+    biases = [p for p in layers.parameters() if p.ndim == 1]
+    before = [p.detach().clone() for p in layers.parameters()]
+    optimizer = Optimizer(weights, biases, muon_lr=0.01, adam_lr=0.01)
+    layers(torch.ones(1, 2, 3, 3)).square().sum().backward()
+    optimizer.step(0.5)
+    moved = [(p - b).abs().amax() for p, b in zip(layers.parameters(), before, strict=True)]
+    assert all(distance > 0 for distance in moved)
+    assert all(p.grad is None for p in layers.parameters())
+
+
+def test_a_parameter_without_a_gradient_stays():
+    used, idle = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+    optimizer = Optimizer([used, idle], [nn.Parameter(torch.ones(2))], muon_lr=0.1, adam_lr=0.1)
+    used.sum().backward()
+    optimizer.step(1.0)
+    assert torch.equal(idle, torch.ones(2, 2))
+    assert not torch.equal(used, torch.ones(2, 2))
+
+
+def test_every_word_of_the_world_is_a_token():
+    said = [*FILLERS, *(synonym for words in SYNONYMS.values() for synonym in words)]
+    for template in TEMPLATES:
+        for axis, words in (
+            ("color", COLORS), ("shape", SHAPES), ("motion", MOTIONS), ("background", BACKGROUNDS)
+        ):  # fmt: skip
+            blank = {"color": "", "shape": "", "motion": "", "background": ""}
+            said += [template.format(**(blank | {axis: word})) for word in words]
+    tokenizer = make_tokenizer()
+    ids, mask = tokenize(tokenizer, said)
+    assert ids.shape == mask.shape == (len(said), TEXT_LENGTH)
+    unknown = [text for text, row in zip(said, ids, strict=True) if tokenizer.unk_token_id in row]
+    assert unknown == []
+
+
+def test_case_does_not_matter_and_unknown_words_are_one_token():
+    tokenizer = make_tokenizer()
+    ids, mask = tokenize(tokenizer, ["a RED circle", "a red circle", "a red hippopotamus", ""])
+    assert torch.equal(ids[0], ids[1])
+    a, red, unknown, end = ids[2, :4].tolist()
+    assert (a, red) == tuple(ids[1, :2].tolist())
+    assert (unknown, end) == (tokenizer.unk_token_id, tokenizer.eos_token_id)
+    assert mask.sum(1).tolist() == [4, 4, 4, 1]
+    assert set(ids[3, 1:].tolist()) == {tokenizer.pad_token_id}
