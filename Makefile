@@ -25,9 +25,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) || { echo "setup: this Python cannot make virtual environments." \
 	  "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "setup: installing $(TORCH), which is large"
-	@$(PIP) install "$(TORCH)"
+	@$(PIP) install -c constraints.txt "$(TORCH)"
 	@echo "setup: installing wancli and what it needs, in the versions of constraints.txt"
-	@$(PIP) install -c constraints.txt hatchling
+	@$(PIP) install -c constraints.txt hatchling editables
 	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 	@echo "setup: done; wancli is $(BIN)/wancli"

@@ -13,6 +13,7 @@ from wancli.demo.judge import NONE, Verdict, judge
 from wancli.demo.world import (
     BACKGROUNDS,
     COLORS,
+    FPS,
     FRAMES,
     MOTIONS,
     SHAPES,
@@ -138,6 +139,13 @@ def test_a_film_played_backwards_moves_the_other_way() -> None:
 def test_frames_in_a_random_order_are_no_motion() -> None:
     order = torch.randperm(FRAMES, generator=torch.Generator().manual_seed(0))
     assert judge(film(scene(MOVING))[order]).motion == NONE
+
+
+def test_a_single_hop_is_no_bouncing() -> None:
+    bouncing = film(replace(scene(replace(MOVING, motion="bouncing")), phase=0.0))
+    assert judge(bouncing).motion == "bouncing"
+    once = torch.linspace(0, FPS / 0.65, FRAMES).round().long()  # 0.65 hops a second
+    assert judge(bouncing[once]).motion == NONE
 
 
 def test_an_object_that_vanishes_half_way_is_no_success() -> None:

@@ -24,12 +24,10 @@ NAMED = 60.0  # RGB levels between a pixel and a palette entry that may still be
 MIN_VOTES = 0.002  # of the frame's pixels in one palette colour: below, the object is not visible
 MIN_ONE = 0.5  # overlap with the best outline: below, the ink is not one compact thing
 MIN_OVERLAP = 0.78  # with the outline of the shape named
-MIN_LEAD = (
-    0.04  # overlap before the next outline; a circle and a square of one area overlap by 0.83
-)
+MIN_LEAD = 0.04  # overlap before the next outline; circle and square of one area overlap by 0.83
 MAX_EDGE = 5.0  # pixels from 20 to 80 % coverage; a Gaussian blur of sigma 3
 STILL = 0.06  # sides
-MAX_STEP = 0.15  # sides from one frame to the next: above, the object jumped
+MAX_STEP = 0.1  # sides from one frame to the next: above, the object jumped
 MIN_SPEED = 0.08  # sides per second
 MIN_SWELL = 0.4  # of the mean size, from the smallest to the largest
 MIN_TURN = 1.0  # radians per second
@@ -207,7 +205,7 @@ def _path(x: Tensor, y: Tensor) -> str:
         pace = (along[FPS // 2 :] - along[: -(FPS // 2)]) * 2 * math.copysign(1, way)
         if _share(pace > MIN_SPEED) >= ALWAYS and _range(across) < 0.2 * abs(way):
             return words[way > 0]
-    if _range(x) < STILL and _range(y) > 0.25 and _swings(y, slowest=0.9):
+    if _range(x) < STILL and _range(y) > 0.25 and _swings(y, slowest=1.15):
         return "bouncing"
     return "circling" if _circles(x, y) else NONE
 
