@@ -79,7 +79,7 @@ class OutputError(WancliError):
 
 
 class Interrupted(BaseException):
-    """Somebody asked us to stop. Not an Exception, nor a KeyboardInterrupt, which Typer swallows."""
+    """Somebody asked us to stop. As an Exception or KeyboardInterrupt it could be swallowed."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}.")

@@ -17,7 +17,8 @@ def test_decoded_frames_are_those_of_diffusers_rounded_to_bytes():
         video = vae.decode(latents * std + mean).sample
     plain = VideoProcessor().postprocess_video(video, output_type="np")[0]
     frames = decode(vae, latents)
-    assert (frames.shape, frames.dtype) == ((5, 32, 32, 3), np.uint8)
+    assert frames.shape == (5, 32, 32, 3)
+    assert frames.dtype == np.uint8
     assert np.abs(frames / 255 - plain).max() <= 0.5 / 255 + 1e-6
 
 

@@ -1,9 +1,9 @@
 """Train the demo's AutoencoderKLWan: the Wan 2.2 shape, 8x8 pixels and 4 video frames a latent.
 
 It learns on crops of 13 video frames (4 latent frames): the causal convolutions have three states
-(first, second, later), and fewer frames would leave the later ones untrained. An encoder that never
-saw more can still drift on long clips (gray turned navy after 17 frames, 34 dB fell to 11), while the
-decoder stays put; so a short second stage trains the encoder alone on long clips.
+(first, second, later), and fewer frames would leave the later ones untrained. An encoder that saw
+no more can still drift on long clips (gray turned navy after 17 frames, 34 dB fell to 11), while
+the decoder stays put; so a short second stage trains the encoder alone on long clips.
 """
 
 import random

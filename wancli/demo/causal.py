@@ -2,7 +2,7 @@
 
 Teacher forcing for chunk-by-chunk models (as in Self-Forcing, arXiv:2506.08009, and CausVid,
 arXiv:2412.07772): clean chunks attend to clean chunks up to their own, noisy chunks to the clean
-chunks before them and to themselves. It is what a rolling K/V cache computes at inference, without one.
+chunks before them and to themselves. A rolling K/V cache computes the same at inference.
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,7 +54,8 @@ def reaches(layout: Sequence[Slot], tokens_per_frame: int) -> list[Reach]:
         return slice(frames[0] * tokens_per_frame, (frames[-1] + 1) * tokens_per_frame)
 
     mask, out = may_attend(layout), []
-    for (chunk, clean), group in groupby(enumerate(layout), lambda f: (f[1].chunk, f[1].clean)):
+    runs = groupby(enumerate(layout), lambda frame: (frame[1].chunk, frame[1].clean))
+    for (_, clean), group in runs:
         queries = [index for index, _ in group]
         past = [i for i, slot in enumerate(layout) if mask[queries[0], i] and slot.clean]
         keys = [tokens(past)] if past else []

@@ -19,7 +19,7 @@ from wancli.demo.transformer import SHIFT, Model, train_transformer
 from wancli.specs import DEMO_FOLDER
 
 CLIPS = 2500
-TRANSFORMER_STEPS = 6000
+TRANSFORMER_STEPS = 5500
 
 say = logging.getLogger("wancli.demo").info
 
