@@ -5,13 +5,19 @@ product does it, and chunk after chunk. The exit code is 1 where a goal is misse
 """
 
 import argparse
+import functools
 import json
 import logging
+import multiprocessing
+import os
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -101,42 +107,92 @@ def reconstruct(vae: AutoencoderKLWan, scene: Scene) -> tuple[Tensor, float]:
     return pixels(again)[0], float(psnr)
 
 
-def examine(name: str, about: str, cases: Sequence[Case], videos: Iterator[Tensor]) -> Use:
-    """Judge each case's video as it comes."""
+@dataclass(frozen=True)
+class Task:
+    """Some cases of one use, small enough to share the work out among processes."""
+
+    use: str
+    about: str
+    cases: Sequence[Case]
+    schedule: Schedule | None = None  # None: as `generate` does
+
+
+@functools.cache
+def load_demo(model: str) -> tuple[Loaded, Settings]:
+    """The model under the demo preset's settings, once a process."""
+    preset = [*layers(find_preset("demo")), Layer("--model", {"model": model})]
+    settings = resolve(preset).settings
+    return load_pipeline(find_spec(settings.model), settings.machine), settings
+
+
+def examine(model: str, task: Task) -> Use:
+    """Make the task's videos and judge them."""
+    loaded, settings = load_demo(model)
     began, verdicts, strips = time.monotonic(), [], []
+    if task.schedule:
+        videos = chunked(loaded, settings, task.schedule, task.cases)
+    else:
+        videos = generated(loaded, settings, task.cases)
     for video in videos:
         verdicts.append(judge(video))
         columns = torch.linspace(0, len(video) - 1, COLUMNS).round().long()
         strips.append(torch.cat([*video[columns]], 1))
-        if len(strips) % (2 * BATCH) == 0:
-            say("%s: %d of %d videos", name, len(strips), len(cases))
-    seconds = (time.monotonic() - began) / len(cases)
-    return Use(name, about, cases, verdicts, strips, seconds)
+    seconds = (time.monotonic() - began) / len(task.cases)
+    return Use(task.use, task.about, task.cases, verdicts, strips, seconds)
 
 
-def evaluate(
-    loaded: Loaded, settings: Settings, cases: Sequence[Case], schedules: Mapping[str, Schedule]
-) -> tuple[list[Use], list[float]]:
-    """Every use examined, first the VAE alone, and its PSNR in dB of each clip."""
-    sampling, decibels = settings.sampling, list[float]()
-    choices, seeds = combinations(held_out=True), range(cases[0].seed, cases[0].seed + CLIPS)
-    scenes = [sample_scene(random.Random(seed), choices) for seed in seeds]
-    drawn = [Case(scene.what, seed) for scene, seed in zip(scenes, seeds, strict=True)]
+def examine_all(model: str, tasks: Sequence[Task]) -> list[Use]:
+    """Every use whole: on a CPU in one process a core, since one clip is too small for two."""
+    count = 1 if load_demo(model)[0].device.type != "cpu" else os.cpu_count() or 1
+    spawn = multiprocessing.get_context("spawn")
+    parts: dict[str, list[Use]] = {}
+    with ProcessPoolExecutor(count, spawn, torch.set_num_threads, (1,)) as pool:
+        for done in pool.map(functools.partial(examine, model), tasks):
+            parts.setdefault(done.name, []).append(done)
+            videos = sum(len(part.cases) for part in parts[done.name])
+            say("%s: %d videos", done.name, videos)
+    return [_joined(uses) for uses in parts.values()]
 
-    def clips() -> Iterator[Tensor]:
-        for scene in scenes:
-            video, psnr = reconstruct(loaded.pipeline.vae, scene)
-            decibels.append(psnr)
-            yield video
 
-    uses = [examine("reconstruction", "true clips through the VAE", drawn, clips())]
+def _joined(uses: Sequence[Use]) -> Use:
+    def flat(name: str) -> list[Any]:
+        return [item for use in uses for item in getattr(use, name)]
+
+    seconds = fmean(use.seconds for use in uses)
+    cases, verdicts, strips = (flat(name) for name in ("cases", "verdicts", "strips"))
+    return replace(uses[0], cases=cases, verdicts=verdicts, strips=strips, seconds=seconds)
+
+
+def make_tasks(
+    settings: Settings, cases: Sequence[Case], schedules: Mapping[str, Schedule]
+) -> list[Task]:
+    """All that is to be made, in parts of two batches."""
+    sampling = settings.sampling
+    parts = [cases[i : i + 2 * BATCH] for i in range(0, len(cases), 2 * BATCH)]
     about = f"{sampling.scheduler}, {sampling.steps} steps, shift {sampling.flow_shift:g}"
-    uses.append(examine("generate", about, cases, generated(loaded, settings, cases)))
+    tasks = [Task("generate", about, part) for part in parts]
     for name, schedule in schedules.items():
         solver = "re-noising" if schedule.renoise else "Euler"
         about = f"chunks of {CHUNK}, {solver}, {schedule.steps} steps, shift {schedule.shift:g}"
-        uses.append(examine(name, about, cases, chunked(loaded, settings, schedule, cases)))
-    return uses, decibels
+        tasks += [Task(name, about, part, schedule) for part in parts]
+    return tasks
+
+
+def examine_vae(loaded: Loaded, seed: int) -> tuple[Use, list[float]]:
+    """Whole fresh clips of held-out scenes there and back: what is seen, and PSNR in dB of each."""
+    choices, seeds = combinations(held_out=True), range(seed, seed + CLIPS)
+    scenes = [sample_scene(random.Random(s), choices) for s in seeds]
+    began, decibels, verdicts, strips = time.monotonic(), [], [], []
+    for scene in scenes:
+        video, psnr = reconstruct(loaded.pipeline.vae, scene)
+        decibels.append(psnr)
+        verdicts.append(judge(video))
+        columns = torch.linspace(0, len(video) - 1, COLUMNS).round().long()
+        strips.append(torch.cat([*video[columns]], 1))
+    cases = [Case(scene.what, s) for scene, s in zip(scenes, seeds, strict=True)]
+    seconds = (time.monotonic() - began) / CLIPS
+    about = "true clips through the VAE"
+    return Use("reconstruction", about, cases, verdicts, strips, seconds), decibels
 
 
 def parse() -> argparse.Namespace:
@@ -169,16 +225,15 @@ def run(given: argparse.Namespace) -> int:
     """Evaluate, and write what was asked for."""
     told = ("model", "prompts", "seed", "causal_steps", "few_step")
     words = [f"--{name.replace('_', '-')} {getattr(given, name)}" for name in told]
-    preset = [*layers(find_preset("demo")), Layer("--model", {"model": given.model})]
-    settings = resolve(preset).settings
-    loaded = load_pipeline(find_spec(settings.model), settings.machine)
+    loaded, settings = load_demo(given.model)
     sampling = settings.sampling
     schedule = Schedule(given.causal_steps, sampling.guidance_scale, sampling.flow_shift)
     schedules = {"causal": schedule}
     if given.few_step:
         schedules["few-step"] = replace(schedule, steps=given.few_step, renoise=True)
     cases = make_cases(given.prompts, given.seed)
-    uses, decibels = evaluate(loaded, settings, cases, schedules)
+    whole, decibels = examine_vae(loaded, given.seed)
+    uses = [whole, *examine_all(given.model, make_tasks(settings, cases, schedules))]
     command = " ".join(["python -m wancli.demo.evaluate", *words])
     report = make_report(loaded, settings, uses, decibels, command=command)
     tell(report)
