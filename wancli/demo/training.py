@@ -1,7 +1,6 @@
 """What both trainings share: the optimizer, the schedule, checkpoints and curves."""
 
 import json
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self._last = path, time.monotonic()
+        self.path = path
 
     def write(self, **values: float) -> None:
         """Append one line."""

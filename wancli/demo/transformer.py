@@ -71,7 +71,8 @@ def train_transformer(
             embeddings = embed(model.text_encoder, ids.to(device), mask.to(device))
             with layouts[batch.causal].seen_by(model.transformer, first=batch.offset):
                 velocity = batch.velocity(model.transformer, embeddings)
-        loss = nn.functional.mse_loss(velocity.float(), batch.noise - batch.clean)
+        error = velocity.float() - (batch.noise - batch.clean)
+        loss = error[:, :, batch.unjudged :].square().mean()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step(rate(step, steps, hold=0.4))
         _follow(average, model, min(EMA, (1 + step) / (10 + step)))
@@ -94,6 +95,9 @@ class Batch:
         # The first latent frame of a VAE is special, and a window that has rolled never sees it.
         start = rng.choice((0, 0, 1, 2, 3)) if self.causal else 0
         self.offset = start + rng.randint(0, 60) if start else 0
+        # RoPE knows only distances: a first chunk without a past looks the same wherever it is
+        # from, so only true beginnings may teach what a beginning looks like.
+        self.unjudged = CHUNK if start else 0  # latent frames
         chosen = [rng.randrange(len(data.scenes)) for _ in range(BATCH)]
         self.prompts = [describe(data.scenes[i], rng) for i in chosen]
         self.clean = data.latents[chosen][:, :, start : start + FRAMES].to(device)
