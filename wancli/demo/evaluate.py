@@ -128,17 +128,22 @@ def load_demo(model: str) -> tuple[Loaded, Settings]:
 def examine(model: str, task: Task) -> Use:
     """Make the task's videos and judge them."""
     loaded, settings = load_demo(model)
-    began, verdicts, strips = time.monotonic(), [], []
     if task.schedule:
         videos = chunked(loaded, settings, task.schedule, task.cases)
     else:
         videos = generated(loaded, settings, task.cases)
+    return watch(task.use, task.about, task.cases, videos)
+
+
+def watch(name: str, about: str, cases: Sequence[Case], videos: Iterator[Tensor]) -> Use:
+    """Judge each case's video, uint8 [T, H, W, 3], as it comes."""
+    began, verdicts, strips = time.monotonic(), [], []
     for video in videos:
         verdicts.append(judge(video))
         columns = torch.linspace(0, len(video) - 1, COLUMNS).round().long()
         strips.append(torch.cat([*video[columns]], 1))
-    seconds = (time.monotonic() - began) / len(task.cases)
-    return Use(task.use, task.about, task.cases, verdicts, strips, seconds)
+    seconds = (time.monotonic() - began) / len(cases)
+    return Use(name, about, cases, verdicts, strips, seconds)
 
 
 def examine_all(model: str, tasks: Sequence[Task]) -> list[Use]:
@@ -182,17 +187,16 @@ def examine_vae(loaded: Loaded, seed: int) -> tuple[Use, list[float]]:
     """Whole fresh clips of held-out scenes there and back: what is seen, and PSNR in dB of each."""
     choices, seeds = combinations(held_out=True), range(seed, seed + CLIPS)
     scenes = [sample_scene(random.Random(s), choices) for s in seeds]
-    began, decibels, verdicts, strips = time.monotonic(), [], [], []
-    for scene in scenes:
-        video, psnr = reconstruct(loaded.pipeline.vae, scene)
-        decibels.append(psnr)
-        verdicts.append(judge(video))
-        columns = torch.linspace(0, len(video) - 1, COLUMNS).round().long()
-        strips.append(torch.cat([*video[columns]], 1))
     cases = [Case(scene.what, s) for scene, s in zip(scenes, seeds, strict=True)]
-    seconds = (time.monotonic() - began) / CLIPS
-    about = "true clips through the VAE"
-    return Use("reconstruction", about, cases, verdicts, strips, seconds), decibels
+    decibels = list[float]()
+
+    def clips() -> Iterator[Tensor]:
+        for scene in scenes:
+            video, psnr = reconstruct(loaded.pipeline.vae, scene)
+            decibels.append(psnr)
+            yield video
+
+    return watch("reconstruction", "true clips through the VAE", cases, clips()), decibels
 
 
 def parse() -> argparse.Namespace:

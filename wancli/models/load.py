@@ -40,16 +40,15 @@ def load_pipeline(spec: ModelSpec, machine: Machine) -> Loaded:
 
     Raises ModelError for anything wrong with its files, SetupError for a device that is not there.
     """
-    device, dtype = pick_device(machine.device), None
+    device = pick_device(machine.device)
     dtype = pick_dtype(machine.dtype, device)
     spec = _on_disk(spec)
-    index = spec.folder / "model_index.json" if spec.folder else None
     with _quiet(), _explained(spec):
         parts: dict[str, Any] = {"vae": _part(AutoencoderKLWan, spec, "vae", torch.float32)}
         for name in ("transformer", "transformer_2")[: spec.experts]:
             parts[name] = _part(WanTransformer3DModel, spec, name, dtype)
         pipeline = WanPipeline.from_pretrained(
-            str(index.parent if index else spec.repo),
+            str(spec.folder),
             dtype=dtype,
             local_files_only=True,
             **parts,
