@@ -19,7 +19,9 @@ MAX_SEED = 2**53  # the largest integer that every JSON reader keeps
 class Group(BaseModel):
     """One table of a preset, one panel of `--help`, one object of the record."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True
+    )
 
 
 class Sampling(Group):
@@ -72,7 +74,7 @@ class Output(Group):
 class Settings(BaseModel):
     """The settings of `wancli generate`: a model, and groups."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     model: str = Field(
         "demo", min_length=1, description="Model: a known name, a hub id or a local folder."

@@ -191,7 +191,7 @@ def _motion(track: Track, turning: Tensor) -> str:
     if not still:
         return _path(x, y) if swell < MIN_SWELL and turn < MIN_TURN else NONE
     if swell > MIN_SWELL:
-        return "pulsing" if _swings(track.size, slowest=1.4) else NONE
+        return "pulsing" if _swings(track.size, slowest=1.1) else NONE
     return "spinning" if turn > MIN_TURN else "standing still"
 
 
@@ -205,7 +205,7 @@ def _path(x: Tensor, y: Tensor) -> str:
         pace = (along[FPS // 2 :] - along[: -(FPS // 2)]) * 2 * math.copysign(1, way)
         if _share(pace > MIN_SPEED) >= ALWAYS and _range(across) < 0.2 * abs(way):
             return words[way > 0]
-    if _range(x) < STILL and _range(y) > 0.25 and _swings(y, slowest=1.15):
+    if _range(x) < STILL and _range(y) > 0.25 and _swings(y, slowest=0.85):
         return "bouncing"
     return "circling" if _circles(x, y) else NONE
 
@@ -225,7 +225,7 @@ def _circles(x: Tensor, y: Tensor) -> bool:
     turns = _unwrap(torch.atan2(y - centre[1], x - centre[0]), 2 * math.pi)
     rate = float((turns[-1] - turns[0]).abs()) / _seconds(turns) / (2 * math.pi)
     mean = float(radius.mean())
-    return 0.12 < mean < 0.4 and _range(radius) < 0.3 * mean and rate > 0.3
+    return 0.12 < mean < 0.4 and _range(radius) < 0.3 * mean and rate > 0.25
 
 
 def _range(values: Tensor) -> float:

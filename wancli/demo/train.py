@@ -18,8 +18,8 @@ from wancli.demo.training import Log
 from wancli.demo.transformer import SHIFT, Model, train_transformer
 from wancli.specs import DEMO_FOLDER
 
-CLIPS = 2500
-TRANSFORMER_STEPS = 5500
+CLIPS = 3500
+TRANSFORMER_STEPS = 11500
 
 say = logging.getLogger("wancli.demo").info
 

@@ -131,7 +131,7 @@ def sample_scene(rng: random.Random, choices: Sequence[Combination]) -> Scene:
     across, along = rng.uniform(0.25, 0.75), rng.random()
     dx, dy = DRIFT.get(motion, (0, 0))
     x, y = (along if dx else across), (along if dy else rng.uniform(0.25, 0.75))
-    return Scene(what, rng.uniform(0.13, 0.2), x, y, rng.uniform(0.18, 0.3), rng.random())
+    return Scene(what, rng.uniform(0.18, 0.25), x, y, rng.uniform(0.18, 0.3), rng.random())
 
 
 def describe(what: Combination, rng: random.Random) -> str:
@@ -193,13 +193,13 @@ def _poses(scenes: Sequence[Scene], t: Tensor) -> tuple[Tensor, Tensor, Tensor, 
         column([s.y for s in scenes])
         + column([w[1] * s.speed for w, s in zip(way, scenes, strict=True)]) * t
     )
-    hop = 0.7 - 0.38 * torch.sin(math.pi * (0.65 * t + turns)).abs()
+    hop = 0.7 - 0.38 * torch.sin(math.pi * (0.55 * t + turns)).abs()
     y = torch.lerp(y, hop, does("bouncing"))
-    orbit = 2 * math.pi * (turns + 0.42 * t)
+    orbit = 2 * math.pi * (turns + 0.36 * t)
     x = torch.lerp(x, 0.5 + 0.21 * torch.cos(orbit), does("circling"))
     y = torch.lerp(y, 0.5 + 0.21 * torch.sin(orbit), does("circling"))
-    size = radius * (1 + 0.4 * torch.sin(2 * math.pi * (turns + t)) * does("pulsing"))
-    return x, y, size, does("spinning") * (2 * math.pi * turns + 2.5 * t)
+    size = radius * (1 + 0.35 * torch.sin(2 * math.pi * (turns + 0.75 * t)) * does("pulsing"))
+    return x, y, size, does("spinning") * (2 * math.pi * turns + 2 * t)
 
 
 def _around(offset: Tensor) -> Tensor:
