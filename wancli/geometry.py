@@ -64,5 +64,44 @@ def latent_shape(
     )
 
 
+@dataclass(frozen=True)
+class Span:
+    """Latent frames of one chunk; `index` is negative where they are given, not made."""
+
+    index: int
+    first_frame: int
+    frames: int
+
+    @property
+    def end(self) -> int:
+        """The latent frame after its last."""
+        return self.first_frame + self.frames
+
+
+def lay_out(
+    chunks: int, *, chunk_frames: int, context: int = 0, independent_first_frame: bool = False
+) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """Spans of `context` given latent frames, and of the `chunks` that follow them, end to end.
+
+    With `independent_first_frame` the very first latent frame is a chunk by itself. Raises
+    PlanError where the given frames do not fill whole chunks.
+    """
+    alone = 1 if independent_first_frame else 0
+    lone, rest = min(alone, context), max(0, context - alone)
+    if rest % chunk_frames:
+        raise PlanError(
+            f"{context} given latent frames do not fill chunks of {chunk_frames}.",
+            hint=f"give {alone + rest // chunk_frames * chunk_frames or chunk_frames} of them",
+        )
+    sizes = [1] * lone + [chunk_frames] * (rest // chunk_frames)
+    given = len(sizes)
+    sizes += [chunk_frames] * chunks
+    if independent_first_frame and not context:
+        sizes[0] = 1
+    firsts = [sum(sizes[:i]) for i in range(len(sizes))]
+    spans = [Span(i - given, firsts[i], size) for i, size in enumerate(sizes)]
+    return tuple(spans[:given]), tuple(spans[given:])
+
+
 def _nearest(value: int, step: int) -> int:
     return max(step, round(value / step) * step)

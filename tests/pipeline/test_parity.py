@@ -1,0 +1,95 @@
+"""The rollout against numbers of the original Self-Forcing code (see tests/parity/README.md)."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file
+
+from wancli.geometry import Span, lay_out
+from wancli.models.denoiser import Prompts, Text, Window, causal
+from wancli.pipeline.rollout import Chunk, Past, Story, Told, rollout
+from wancli.sampling.flow import few_step, few_step_levels
+from wancli.sampling.noise import StreamNoise
+
+PARITY = Path(__file__).parents[1] / "parity"
+
+
+@pytest.fixture(scope="module")
+def told():
+    return json.loads((PARITY / "model.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return {k: v.float() for k, v in load_file(PARITY / "inputs.safetensors").items()}
+
+
+@pytest.fixture(scope="module")
+def transformer(told):
+    model = WanTransformer3DModel(**told["diffusers_WanTransformer3DModel_config"])
+    original = load_file(PARITY / "weights_original_names.safetensors")
+    renamed = {told["key_map_original_to_diffusers"][k]: v.float() for k, v in original.items()}
+    model.load_state_dict(renamed, strict=True)
+    return model.eval()
+
+
+def padded(embeddings, length):
+    return torch.nn.functional.pad(embeddings, (0, 0, 0, length - embeddings.shape[1]))
+
+
+def made_latents(transformer, told, inputs, case):
+    """Latents [F, C, H, W], context first, as our loop makes them."""
+    context = inputs["initial_latent"][: case["initial_latent_frames"]]
+    given, spans = lay_out(
+        case["noise_frames"] // case["num_frame_per_block"],
+        chunk_frames=case["num_frame_per_block"],
+        context=len(context),
+    )
+    levels = few_step_levels(
+        case["denoising_step_list"], shift=case["timestep_shift"], warp=case["warp_denoising_step"]
+    )
+    noise = StreamNoise(
+        spans,
+        tuple(inputs["noise"].shape[1:]),
+        start=inputs["noise"][: case["noise_frames"]],
+        again=inputs["renoise"],
+    )
+    everything = case["initial_latent_frames"] + case["noise_frames"]
+    window = case["local_attn_size_frames"]
+    prompts = Prompts(Text(padded(inputs["prompt_embeds"], told["text_len"])))
+
+    def of(span: Span) -> torch.Tensor:
+        return context[span.first_frame : span.end].transpose(0, 1)[None]
+
+    story = Story(
+        given=[(span, of(span)) for span in given],
+        spans=spans,
+        tell=lambda _span: Told(prompts),
+        known=lambda _span: None,
+        denoise=lambda span, velocity: few_step(velocity, partial(noise, span), levels),
+        context_timestep=case["context_noise"],
+    )
+    reach = Window(
+        frames=window if window > 0 else everything,
+        sink=case["sink_size_frames"],
+        chunk=case["num_frame_per_block"],
+        tokens_per_frame=told["tokens_per_frame"],
+    )
+    with causal(transformer, reach) as model:
+        events = list(rollout(model, story, Past(reach.sink, reach.frames)))
+    made = [event.latents for event in events if isinstance(event, Chunk)]
+    return torch.cat(made, 2)[0].transpose(0, 1)
+
+
+@pytest.mark.parametrize("name", ["t2v_full", "t2v_win6", "init_full", "init_win6"])
+def test_latents_are_those_of_the_original(transformer, told, inputs, name):
+    case = json.loads((PARITY / f"case_{name}.json").read_text())
+    expected = load_file(PARITY / f"case_{name}.safetensors")["latents"]
+    latents = made_latents(transformer, told, inputs, case)
+    error = (latents - expected).abs().max().item()
+    assert latents.shape == expected.shape
+    assert error < 5e-6, f"{name}: {error:.1e} off"

@@ -1,0 +1,1 @@
+"""State that one forward leaves for the next: attention keys and values."""

@@ -1,0 +1,260 @@
+"""Attention with memory, through diffusers' own seam: `set_attn_processor`.
+
+Shapes: B batch, L tokens of this forward, M tokens remembered, H heads, D head size.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from wancli.caching.rolling import RollingKV
+
+RopePolicy = Literal["absolute", "relative", "sink"]
+ROPE_THETA = 10_000.0  # in every Wan
+
+
+@dataclass
+class PromptKV:
+    """What a prompt comes to inside one transformer: it lives as long as the prompt."""
+
+    text: Tensor | None = None  # embeddings as the blocks see them, [B, text, H*D]
+    blocks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # [B, H, text, D] each
+
+
+@dataclass
+class Memory:
+    """What one transformer remembers of a rollout; the denoiser alone sets it.
+
+    `kv` and `prompt` are those of the branch (cond or uncond) that the next forward computes.
+    """
+
+    rope: RopePolicy = "absolute"
+    kv: RollingKV | None = None
+    prompt: PromptKV | None = None
+    first_frame: int = 0  # latent frame at which the current chunk starts
+    timestep: float = 0.0  # of the next forward
+    times: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict)  # embedded timesteps
+
+
+class CrossAttention:
+    """Wan cross-attention that projects a prompt's keys and values once. Exact."""
+
+    def __init__(self, block: int, memory: Memory) -> None:
+        self.block, self.memory = block, memory
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Any = None,
+    ) -> Tensor:
+        """[B, L, H*D] attends to [B, text, H*D]."""
+        prompt = self.memory.prompt
+        known = prompt.blocks.get(self.block) if prompt else None
+        if known is None:
+            key = attn.norm_k(attn.to_k(encoder_hidden_states))
+            value = attn.to_v(encoder_hidden_states)
+            known = (by_head(attn, key).contiguous(), by_head(attn, value).contiguous())
+            if prompt is not None:
+                prompt.blocks[self.block] = known
+        query = by_head(attn, attn.norm_q(attn.to_q(hidden_states)))
+        return attend(attn, query, *known)
+
+
+class RollingAttention:
+    """Wan self-attention of one chunk over the window of a rollout."""
+
+    def __init__(self, block: int, memory: Memory) -> None:
+        self.block, self.memory = block, memory
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Any = None,
+    ) -> Tensor:
+        """[B, L, H*D] attends to the M tokens in reach; `rotary_emb` is `RollingRope`'s."""
+        kv, turns = self.memory.kv, rotary_emb
+        if kv is None or not isinstance(turns, Turns):
+            raise RuntimeError("self-attention with memory is entered through `remembering`")
+        query = by_head(attn, attn.norm_q(attn.to_q(hidden_states)))
+        key = by_head(attn, attn.norm_k(attn.to_k(hidden_states)))
+        value = by_head(attn, attn.to_v(hidden_states))
+        query = rotate(query, turns.query)
+        if turns.window is not None:  # keys are remembered unrotated
+            key, value = kv.write(self.block, key, value)
+            key = rotate(key, turns.window)
+        else:
+            if self.memory.rope == "sink":
+                kv.keep_raw_sink(self.block, key)
+            rotated = rotate(key, turns.query)
+            if turns.sink is not None:
+                kv.put_sink(self.block, rotate(kv.raw_sink[self.block], turns.sink))
+            key, value = kv.write(self.block, rotated, value)
+        return attend(attn, query, key, value)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Unit complex numbers [tokens, D / 2] that rotate what a forward holds."""
+
+    query: Tensor  # the chunk's own tokens
+    window: Tensor | None = None  # all tokens in reach, where they are remembered unrotated
+    sink: Tensor | None = None  # the sink's, where they have moved
+
+
+class RollingRope(nn.Module):
+    """The transformer's rotary embedding (RoFormer, arXiv:2104.09864) at any latent frame.
+
+    Its own table ends at 1024 positions; here angles are computed from integer positions in
+    float64. What a position is depends on `memory.rope`: "absolute", the latent frame's number;
+    "relative", its place in the window; "sink", its number, and the sink just before the window.
+    """
+
+    def __init__(self, rope: Any, memory: Memory) -> None:
+        super().__init__()
+        self.memory, self._patch = memory, rope.patch_size
+        self._sizes = (rope.t_dim, rope.h_dim, rope.w_dim)
+        self._known: dict[Any, Tensor] = {}  # of one chunk: the next has other positions
+
+    def forward(self, latents: Tensor) -> Turns:
+        """The rotations for latents [B, C, F, H, W] that start at `memory.first_frame`."""
+        memory, kv = self.memory, self.memory.kv
+        if kv is None:
+            raise RuntimeError("set memory.kv before a forward")
+        time, height, width = (
+            size // patch for size, patch in zip(latents.shape[2:], self._patch, strict=True)
+        )
+        grid, like = (height, width), latents
+        first = memory.first_frame // self._patch[0]
+        if memory.rope == "relative":
+            seen = kv.seen // (height * width)
+            window = self._turns(0, seen, grid, like)
+            return Turns(window[-time * height * width :], window=window)
+        own = self._turns(first, time, grid, like)
+        sink = kv.reach.sink // (height * width)
+        start = first + time - kv.seen // (height * width)  # of what is seen, had it no gap
+        if memory.rope == "absolute" or not (start and sink):
+            return Turns(own)
+        return Turns(own, sink=self._turns(start, sink, grid, like))
+
+    def _turns(self, first: int, frames: int, grid: tuple[int, int], like: Tensor) -> Tensor:
+        key = (first, frames, grid, like.device)
+        if key not in self._known:
+            if len(self._known) > 8:  # what a few chunks need
+                self._known.clear()
+            self._known[key] = self._compute(first, frames, grid).to(like.device)
+        return self._known[key]
+
+    def _compute(self, first: int, frames: int, grid: tuple[int, int]) -> Tensor:
+        """[frames * height * width, D / 2], complex128."""
+        height, width = grid
+        starts = (first, 0, 0)
+        axes = []
+        for axis, (start, count, size) in enumerate(
+            zip(starts, (frames, height, width), self._sizes, strict=True)
+        ):
+            rates = ROPE_THETA ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+            angles = torch.outer(torch.arange(start, start + count, dtype=torch.float64), rates)
+            view = [1, 1, 1, size // 2]
+            view[axis] = count
+            axes.append(angles.view(view).expand(frames, height, width, -1))
+        angles = torch.cat(axes, -1).flatten(0, 2)
+        return torch.polar(torch.ones_like(angles), angles)
+
+
+class ExactTimesteps(nn.Module):
+    """Sinusoidal timesteps in float64, as the original computes them; diffusers' own are 4e-5 off."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """[B] to [B, channels] in float32."""
+        half = self.channels // 2
+        rates = 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+        angles = timesteps.double().cpu()[:, None] * rates
+        return torch.cat([angles.cos(), angles.sin()], -1).float().to(timesteps.device)
+
+
+class RememberedConditions(nn.Module):
+    """The transformer's condition embedder, asked once for each timestep and each prompt."""
+
+    def __init__(self, embedder: nn.Module, memory: Memory) -> None:
+        super().__init__()
+        self.embedder, self.memory = embedder, memory
+
+    def forward(
+        self,
+        timestep: Tensor,
+        text: Tensor,
+        image: Tensor | None = None,
+        timestep_seq_len: int | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Embedded timestep, its projection, the embedded text, and the image's."""
+        memory, prompt = self.memory, self.memory.prompt
+        time = memory.times.get(memory.timestep)
+        if time is None or prompt is None or prompt.text is None:
+            embedded, projected, known, image = self.embedder(
+                timestep, text, image, timestep_seq_len
+            )
+            time = memory.times[memory.timestep] = (embedded, projected)
+            if prompt is None:
+                return embedded, projected, known, image
+            prompt.text = known
+        return *time, prompt.text, None
+
+
+@contextmanager
+def remembering(transformer: Any, memory: Memory) -> Iterator[Memory]:
+    """Let the transformer compute with `memory`; on exit it is as it was, error or not.
+
+    Rotary embedding and condition embedder are submodules of this instance, swapped and put back.
+    """
+    processors = dict(transformer.attn_processors)
+    rope, conditions = transformer.rope, transformer.condition_embedder
+    timesteps = conditions.timesteps_proj
+    ours: dict[str, Any] = {}
+    for name in processors:  # blocks.3.attn1.processor
+        _, block, kind, _ = name.split(".")
+        ours[name] = (RollingAttention if kind == "attn1" else CrossAttention)(int(block), memory)
+    transformer.set_attn_processor(ours)
+    transformer.rope = RollingRope(rope, memory)
+    conditions.timesteps_proj = ExactTimesteps(timesteps.num_channels)
+    transformer.condition_embedder = RememberedConditions(conditions, memory)
+    try:
+        yield memory
+    finally:
+        transformer.rope, transformer.condition_embedder = rope, conditions
+        conditions.timesteps_proj = timesteps
+        transformer.set_attn_processor(processors)
+
+
+def by_head(attn: Any, x: Tensor) -> Tensor:
+    """[B, L, H*D] to [B, H, L, D]."""
+    return x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+
+
+def attend(attn: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """[B, H, L, D] attends to [B, H, M, D]; [B, L, H*D]."""
+    mixed = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    out: Tensor = attn.to_out[1](attn.to_out[0](mixed))
+    return out
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn each pair of channels of [B, H, L, D] by its complex number [L, D / 2]."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)).contiguous())
+    turned = torch.view_as_real(pairs * turns.to(pairs.dtype)).flatten(-2)
+    return turned.to(x.dtype)

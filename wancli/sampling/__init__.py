@@ -1,0 +1,1 @@
+"""Flow matching and its noise: maths only."""
