@@ -180,11 +180,11 @@ class ExactTimesteps(nn.Module):
         self.channels = channels
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        """[B] to [B, channels] in float32."""
+        """[B] to [B, channels], in the timesteps' dtype."""
         half = self.channels // 2
         rates = 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
         angles = timesteps.double().cpu()[:, None] * rates
-        return torch.cat([angles.cos(), angles.sin()], -1).float().to(timesteps.device)
+        return torch.cat([angles.cos(), angles.sin()], -1).to(timesteps)
 
 
 class RememberedConditions(nn.Module):

@@ -99,7 +99,8 @@ class CausalDenoiser:
             raise RuntimeError("tell it the prompts first")
         memory, dtype = self._memory, self._transformer.dtype
         memory.timestep = timestep
-        told = torch.full((len(latents),), timestep, device=latents.device, dtype=torch.float32)
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        told = torch.full((len(latents),), timestep, device=latents.device, dtype=exact)
         flows = []
         for kv, text in zip(self._branches, (self._prompts.cond, self._prompts.uncond)):
             if text is None:
