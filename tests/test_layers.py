@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "wancli"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors"},
-    {"geometry", "settings"},
+    {"geometry", "schedule", "settings"},
     {"presets", "specs"},
     {"plan", "records"},
     {"sampling"},

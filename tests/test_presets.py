@@ -7,14 +7,14 @@ from tests.conftest import Wancli
 from wancli.errors import PresetError
 from wancli.plan import make_plan
 from wancli.presets import PACKAGED, find_preset, layers, validate_file
-from wancli.settings import resolve
+from wancli.settings import Settings, resolve
 from wancli.specs import SPECS, find_spec
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGED.glob("*.toml")), ids=lambda p: p.stem)
 def test_every_packaged_preset_gives_a_plan_and_cites_its_source(path: Path):
     preset = validate_file(path)
-    settings = resolve(layers(preset)).settings
+    settings = resolve(layers(preset), Settings).settings
     assert make_plan(settings, find_spec(settings.model)).tokens > 0
     assert preset.description.endswith(".")
     assert preset.source
@@ -22,7 +22,7 @@ def test_every_packaged_preset_gives_a_plan_and_cites_its_source(path: Path):
 
 def test_every_known_model_has_a_preset_of_its_name():
     for name in SPECS:
-        assert resolve(layers(find_preset(name))).settings.model == name
+        assert resolve(layers(find_preset(name)), Settings).settings.model == name
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -35,7 +35,7 @@ def write(folder: Path, name: str, text: str) -> Path:
 def test_a_preset_extends_another_and_wins_over_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANCLI_PRESET_PATH", str(tmp_path))
     write(tmp_path, "quick", 'extends = "demo"\n[sampling]\nsteps = 4\n')
-    resolved = resolve(layers(find_preset("quick")))
+    resolved = resolve(layers(find_preset("quick")), Settings)
     assert resolved.settings.sampling.steps == 4
     assert resolved.settings.video.num_frames == 33
     assert resolved.sources["video.num_frames"] == "preset demo"
@@ -44,7 +44,7 @@ def test_a_preset_extends_another_and_wins_over_it(tmp_path: Path, monkeypatch: 
 def test_a_preset_may_extend_the_one_it_shadows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANCLI_PRESET_PATH", str(tmp_path))
     write(tmp_path, "demo", 'extends = "demo"\n[sampling]\nsteps = 4\n')
-    settings = resolve(layers(find_preset("demo"))).settings
+    settings = resolve(layers(find_preset("demo")), Settings).settings
     assert (settings.sampling.steps, settings.video.width) == (4, 96)
 
 

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from wancli.cli.naming import name_output
 from wancli.errors import SettingsError
 from wancli.records import EMBEDDED_LIMIT, Request, RunRecord, parse_record, parse_seeds
-from wancli.settings import Layer, resolve
+from wancli.settings import Layer, Settings, resolve
 
 
 def request(prompt: str = "a", seed: int = 1, **tables: object) -> Request:
-    resolved = resolve([Layer("flag", tables)])
+    resolved = resolve([Layer("flag", tables)], Settings)
     return Request(prompt, seed, resolved.settings, resolved.sources)
 
 

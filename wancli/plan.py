@@ -1,10 +1,11 @@
 """What a request comes to, before anything loads. Every rule about combinations is here."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from wancli.errors import PlanError
-from wancli.geometry import LatentShape, latent_shape
-from wancli.settings import Settings
+from wancli.geometry import LatentShape, Span, latent_shape, lay_out
+from wancli.settings import Machine, Rollout, RolloutSettings, Settings
 from wancli.specs import ModelSpec
 
 
@@ -36,10 +37,7 @@ def make_plan(settings: Settings, spec: ModelSpec) -> Plan:
             f"--guidance-scale-2 needs a model with two experts; {spec.name} has one.",
             hint="drop --guidance-scale-2",
         )
-    if settings.machine.dtype == "float16" and settings.machine.device == "cpu":
-        raise PlanError(
-            "--dtype float16 does not work with --device cpu.", hint="--dtype bfloat16 or float32"
-        )
+    _check_machine(settings.machine)
     guided = sampling.guidance_scale > 1
     return Plan(
         model=spec.name,
@@ -50,3 +48,135 @@ def make_plan(settings: Settings, spec: ModelSpec) -> Plan:
         forwards=sampling.steps * (2 if guided else 1),
         duration_s=video.num_frames / video.fps,
     )
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """Derived, never given. Windows and sinks in latent frames."""
+
+    model: str
+    shape: LatentShape  # of everything, the context included
+    context: tuple[Span, ...]  # given chunks
+    spans: tuple[Span, ...]  # chunks to be made
+    window: int
+    sink: int
+    chunk: int  # most latent frames of one chunk
+    rope: str
+    guided: bool
+    steps: tuple[int, ...]  # denoising steps of every chunk to be made
+    forwards: int  # transformer calls in all
+    num_frames: int  # video frames in all
+    duration_s: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Without the chunks one by one: there may be a million."""
+        told = asdict(self)
+        spans, context, steps = (told.pop(name) for name in ("spans", "context", "steps"))
+        return {"chunks": len(spans), "context_chunks": len(context), "steps": sum(steps), **told}
+
+
+def make_rollout_plan(
+    settings: RolloutSettings, spec: ModelSpec, *, context_frames: int = 0, force: bool = False
+) -> RolloutPlan:
+    """Lay the chunks out and check the combination; `context_frames` are given latent frames."""
+    video, chosen = settings.video, settings.rollout
+    if spec.experts > 1:
+        raise PlanError(
+            f"{spec.name} has two experts; a rollout needs a model with one.",
+            hint="--model self-forcing, or a folder that `wancli model convert` wrote",
+        )
+    if spec.causal is False and not force:
+        raise PlanError(
+            f"{spec.name} was not trained to go on from its own chunks: they will drift apart.",
+            hint="--model self-forcing, or --force to see it",
+        )
+    _check_machine(settings.machine)
+    _check_rollout(chosen)
+    context, spans = lay_out(
+        chosen.chunks,
+        chunk_frames=chosen.chunk_frames,
+        context=context_frames,
+        independent_first_frame=chosen.independent_first_frame,
+    )
+    frames = spans[-1].end
+    num_frames = (frames - 1) * spec.strides.temporal + 1
+    shape = latent_shape(
+        num_frames=num_frames,
+        width=video.width,
+        height=video.height,
+        channels=spec.latent_channels,
+        strides=spec.strides,
+    )
+    guided = chosen.sampler == "unipc" and settings.sampling.guidance_scale > 1
+    steps = tuple(_steps(settings, span) for span in spans)
+    clean_passes = len(context) + len(spans) - 1
+    return RolloutPlan(
+        model=spec.name,
+        shape=shape,
+        context=context,
+        spans=spans,
+        window=min(chosen.rolling_window or frames, frames),
+        sink=chosen.sink_frames,
+        chunk=chosen.chunk_frames,
+        rope=_rope(chosen),
+        guided=guided,
+        steps=steps,
+        forwards=(sum(steps) + clean_passes) * (2 if guided else 1),
+        num_frames=num_frames,
+        duration_s=num_frames / video.fps,
+    )
+
+
+def timesteps(text: str) -> list[int]:
+    """A list of timesteps as settings hold it. Raises PlanError where it does not go down."""
+    values = [int(word) for word in text.split(",")]
+    falls = all(a > b for a, b in zip(values, values[1:], strict=False))
+    if not falls or not 0 < values[-1] <= values[0] <= 1000:
+        raise PlanError(
+            f"--steps-list {text} does not fall from at most 1000 to at least 1.",
+            hint="--steps-list 1000,750,500,250",
+        )
+    return values
+
+
+def _steps(settings: RolloutSettings, span: Span) -> int:
+    chosen = settings.rollout
+    if chosen.sampler == "unipc":
+        return settings.sampling.steps
+    return len(timesteps(steps_of(chosen, span)))
+
+
+def steps_of(chosen: Rollout, span: Span) -> str:
+    """The few-step list of a chunk: the first may have one of its own."""
+    first = span.index == 0 and chosen.first_chunk_steps
+    return chosen.first_chunk_steps if first else chosen.steps_list
+
+
+def _rope(chosen: Rollout) -> str:
+    if chosen.rope != "auto":
+        return chosen.rope
+    return "relative" if chosen.sink_frames else "absolute"
+
+
+def _check_rollout(chosen: Rollout) -> None:
+    least = chosen.sink_frames + chosen.chunk_frames
+    if chosen.rolling_window and chosen.rolling_window < least:
+        raise PlanError(
+            f"--rolling-window {chosen.rolling_window} cannot hold {chosen.sink_frames} sink frames "
+            f"and a chunk of {chosen.chunk_frames}.",
+            hint=f"--rolling-window {least} or more",
+        )
+    if chosen.trim == "after" and chosen.sink_frames:
+        raise PlanError(
+            "--trim after has no sinks; --sink-frames goes with --trim before.",
+            hint="drop --sink-frames, or --trim before",
+        )
+    if chosen.rope == "sink" and not chosen.sink_frames:
+        raise PlanError("--rope sink needs --sink-frames.", hint="--sink-frames 3")
+
+
+def _check_machine(machine: Machine) -> None:
+    if machine.dtype == "float16" and machine.device == "cpu":
+        raise PlanError(
+            "--dtype float16 does not work with --device cpu.", hint="--dtype bfloat16 or float32"
+        )

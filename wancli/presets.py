@@ -11,7 +11,7 @@ import platformdirs
 import tomli_w
 
 from wancli.errors import OutputError, PresetError, closest
-from wancli.settings import Layer, check_names, resolve
+from wancli.settings import Layer, RolloutSettings, check_names, resolve
 
 _HERE = Path(__file__).parent
 PACKAGED = next(p for p in (_HERE / "_presets", _HERE.parent / "presets") if p.is_dir())
@@ -159,7 +159,7 @@ def _base_of(preset: Preset, base: str) -> Preset:
 def validate_file(path: Path) -> Preset:
     """Read a file and resolve it with what it extends; raises what is wrong with it."""
     preset = read_file(path)
-    resolve(layers(preset))
+    resolve(layers(preset), RolloutSettings)
     return preset
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wancli.errors import InputError, SettingsError, WancliError
-from wancli.settings import MAX_SEED, Settings
+from wancli.settings import MAX_SEED, RolloutSettings, Settings
 
 SCHEMA = "wancli.run/1"
 EMBEDDED_LIMIT = 32_000  # bytes of JSON inside an MP4
@@ -25,6 +25,7 @@ class Request:
     settings: Settings
     sources: Mapping[str, str]  # of every setting, by dotted key
     model_revision: str = ""  # sha256 of what identifies the weights
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # what else it was given
 
     def as_json(self) -> dict[str, Any]:
         """Every resolved value and where it came from."""
@@ -33,6 +34,7 @@ class Request:
             "seed": self.seed,
             **self.settings.model_dump(mode="json"),
             "model_revision": self.model_revision,
+            **({"inputs": self.inputs} if self.inputs else {}),
             "sources": {k: v for k, v in self.sources.items() if v != "default"},
         }
 
@@ -78,6 +80,7 @@ class RunRecord:
     timings: Mapping[str, Any] = field(default_factory=dict)
     memory: Mapping[str, float] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
+    drift: Mapping[str, Any] = field(default_factory=dict)  # of a rollout
     error: Mapping[str, Any] | None = None
     schema: str = SCHEMA
 
@@ -89,7 +92,7 @@ class RunRecord:
         """For the MP4: no step timings, environment, machine or absolute paths."""
         told = self.as_json()
         told["timings"] = {k: v for k, v in told["timings"].items() if k.endswith("_s")}
-        told["env"], told["memory"] = {}, {}
+        told["env"], told["memory"], told["drift"] = {}, {}, {}
         told["output"] = {k: v for k, v in told["output"].items() if k != "path"}
         if Path(told["request"]["model"]).is_absolute():
             told["request"]["model"] = Path(told["request"]["model"]).name
@@ -125,7 +128,8 @@ def parse_record(text: str, *, origin: str) -> dict[str, Any]:
 
 def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """The settings in a record, by table, as a layer takes them."""
-    return {name: record["request"][name] for name in Settings.model_fields}
+    told = record["request"]
+    return {name: told[name] for name in RolloutSettings.model_fields if name in told}
 
 
 def parse_seeds(text: str | None, count: int | None) -> list[int]:

@@ -6,7 +6,7 @@ description is its help; its bounds are its check; its group is a preset's table
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from wancli.errors import SettingsError, closest
 
 MAX_SEED = 2**53  # the largest integer that every JSON reader keeps
+STEPS_LIST = r"^\d+(,\d+)*$"
 
 
 class Group(BaseModel):
@@ -71,6 +72,50 @@ class Output(Group):
     metadata: bool = Field(default=True, description="Put the record inside the MP4.")
 
 
+class Rollout(Group):
+    """How a rollout goes from chunk to chunk."""
+
+    chunks: int = Field(7, ge=1, le=1_000_000, description="Chunks to make.")
+    chunk_frames: int = Field(3, ge=1, le=1000, description="Latent frames of a chunk.")
+    rolling_window: int = Field(
+        0, ge=0, description="Latent frames a chunk attends to, its own included; 0 is all."
+    )
+    sink_frames: int = Field(
+        0, ge=0, description="First latent frames that never leave the window."
+    )
+    trim: Literal["before", "after"] = Field(
+        "before",
+        description="When the window is cut: before attention (Self-Forcing), or after (append).",
+    )
+    rope: Literal["auto", "absolute", "relative", "sink"] = Field(
+        "auto", description="Positions: auto is absolute without sinks and relative with them."
+    )
+    sampler: Literal["few-step", "unipc"] = Field(
+        "few-step", description="few-step (--steps-list) or unipc (--steps, --guidance-scale)."
+    )
+    steps_list: str = Field(
+        "1000,750,500,250", pattern=STEPS_LIST, description="Timesteps of the few-step sampler."
+    )
+    first_chunk_steps: str = Field(
+        "", pattern=f"{STEPS_LIST}|^$", description="The same for the first chunk, if others."
+    )
+    warp_steps: bool = Field(default=True, description="Move the listed timesteps by --flow-shift.")
+    context_noise: float = Field(0.0, ge=0, le=1000, description="Timestep of the clean passes.")
+    independent_first_frame: bool = Field(
+        default=False, description="Make the first latent frame a chunk by itself."
+    )
+    noise: Literal["indexed", "compat"] = Field(
+        "indexed", description="indexed (any length, any chunk again) or compat (original order)."
+    )
+    recache: bool = Field(
+        default=False, description="Read the remembered chunks again when the prompt changes."
+    )
+    blend: int = Field(0, ge=0, description="Chunks over which a new prompt is faded in.")
+    text_length: int | None = Field(
+        None, ge=1, le=4096, description="Text tokens. (default: the model's)"
+    )
+
+
 class Settings(BaseModel):
     """The settings of `wancli generate`: a model, and groups."""
 
@@ -85,6 +130,15 @@ class Settings(BaseModel):
     output: Output = Output()
 
 
+class RolloutSettings(Settings):
+    """The settings of `wancli rollout`, and every table a preset may hold."""
+
+    rollout: Rollout = Rollout()
+
+
+Kind = TypeVar("Kind", bound=Settings)
+
+
 @dataclass(frozen=True)
 class Layer:
     """Values from one place, by table; a later layer wins over an earlier one."""
@@ -94,10 +148,10 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Resolved:
+class Resolved(Generic[Kind]):
     """Settings, and where each value came from, by dotted key."""
 
-    settings: Settings
+    settings: Kind
     sources: Mapping[str, str]
 
 
@@ -121,16 +175,19 @@ def dotted(table: str | None, name: str) -> str:
     return f"{table}.{name}" if table else name
 
 
-def resolve(layers: Sequence[Layer], settings: type[Settings] = Settings) -> Resolved:
+def resolve(layers: Sequence[Layer], settings: type[Kind]) -> Resolved[Kind]:
     """Overlay `layers` on the declared defaults and check every value.
 
+    A preset may hold tables of another command: they are checked by name, and left out.
     Raises SettingsError for the first value that cannot be, in the words the user gave it in.
     """
     merged: dict[str, Any] = {}
     sources = {dotted(table, name): "default" for table, name, _ in fields_of(settings)}
     for layer in layers:
-        check_names(layer, settings)
+        check_names(layer)
         for table, values in layer.tables.items():
+            if table not in settings.model_fields:
+                continue
             for name, value in values.items() if isinstance(values, Mapping) else [(None, values)]:
                 if name is None:
                     merged[table] = value
@@ -149,10 +206,10 @@ def resolve(layers: Sequence[Layer], settings: type[Settings] = Settings) -> Res
         ) from None
 
 
-def check_names(layer: Layer, settings: type[Settings] = Settings) -> None:
+def check_names(layer: Layer) -> None:
     """Raise SettingsError for a table or key that no setting has, with the likely one."""
     known: dict[str | None, list[str]] = {}
-    for table, name, _ in fields_of(settings):
+    for table, name, _ in fields_of(RolloutSettings):
         known.setdefault(table, []).append(name)
     for table, values in layer.tables.items():
         if table in known[None]:

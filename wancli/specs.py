@@ -8,6 +8,7 @@ https://github.com/huggingface/diffusers (58eb52c).
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class ModelSpec:
     latent_channels: int = 16
     text_length: int = TEXT_LENGTH
     experts: int = 1  # 2: one transformer for high noise, one for low
+    causal: bool | None = None  # trained to go on from chunk to chunk; None is unknown
     folder: Path | None = None  # where its files are, when that is known before loading
 
 
@@ -43,23 +45,27 @@ SPECS = {
             "Tiny trained Wan that draws moving shapes; inside the package.",
             latent_channels=8,
             text_length=64,
+            causal=True,
             folder=DEMO_FOLDER,
         ),
         ModelSpec(
             "wan2.1-t2v-1.3b",
             "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
             "Wan 2.1 text-to-video, 1.3B parameters, 480p.",
+            causal=False,
         ),
         ModelSpec(
             "wan2.1-t2v-14b",
             "Wan-AI/Wan2.1-T2V-14B-Diffusers",
             "Wan 2.1 text-to-video, 14B parameters, 480p and 720p.",
+            causal=False,
         ),
         ModelSpec(
             "wan2.2-t2v-a14b",
             "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
             "Wan 2.2 text-to-video, two experts of 14B parameters, 480p and 720p.",
             experts=2,
+            causal=False,
         ),
         ModelSpec(
             "wan2.2-ti2v-5b",
@@ -67,6 +73,13 @@ SPECS = {
             "Wan 2.2 text-to-video, 5B parameters, 720p at 24 frames per second.",
             strides=Strides(temporal=4, spatial=16, patch=2),
             latent_channels=48,
+            causal=False,
+        ),
+        ModelSpec(
+            "self-forcing",
+            "gueraf/Self-Forcing-diffusers",
+            "Self-Forcing (arXiv:2506.08009) on Wan 2.1 1.3B: 4 steps a chunk, for rollouts.",
+            causal=True,
         ),
     )
 }
@@ -99,17 +112,25 @@ def find_spec(model: str) -> ModelSpec:
     )
 
 
+PIPELINES = ("WanPipeline", "WanCausalDMDPipeline")  # the second is FastVideo's, for rollouts
+PARTS = ("transformer", "vae", "text_encoder")
+
+
 def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec:
-    """Read the facts from a diffusers folder's JSON files; ModelError where it is not one."""
-    index = read_config(folder, "model_index.json")
-    if index.get("_class_name") != "WanPipeline":
+    """Read the facts from a diffusers folder's JSON files; ModelError where it is not one.
+
+    A folder with only a transformer is one, too: a rollout of latents needs no more.
+    """
+    whole = (folder / "model_index.json").exists() or not (folder / "transformer").is_dir()
+    index = read_config(folder, "model_index.json") if whole else {"transformer": ["diffusers"]}
+    if whole and index.get("_class_name") not in PIPELINES:
         raise ModelError(
             f"{folder} holds a {index.get('_class_name')}, not a WanPipeline.",
             hint="give a Wan text-to-video model in diffusers' format",
         )
     transformer = read_config(folder, "transformer/config.json")
-    vae = read_config(folder, "vae/config.json")
-    tokenizer = read_config(folder, "tokenizer/tokenizer_config.json")
+    vae = read_config(folder, "vae/config.json") if whole else {}
+    tokenizer = read_config(folder, "tokenizer/tokenizer_config.json") if whole else {}
     patch = transformer.get("patch_size", (1, 2, 2))
     return ModelSpec(
         name or str(folder),
@@ -127,14 +148,15 @@ def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec
     )
 
 
-def check_files(spec: ModelSpec) -> None:
-    """Raise ModelError, before anything loads, where a local folder lacks or has broken weights."""
+def check_files(spec: ModelSpec, parts: Collection[str] = PARTS) -> None:
+    """Raise ModelError, before anything loads, where a local folder lacks or has broken weights.
+
+    `parts` are those that will be needed.
+    """
     if spec.folder is None:
         return
-    index = read_config(spec.folder, "model_index.json")
-    for part in ("transformer", "transformer_2", "vae", "text_encoder"):
-        if not _has(index, part):
-            continue
+    second = ("transformer_2",) if spec.experts > 1 else ()
+    for part in (*parts, *second):
         files = sorted((spec.folder / part).glob("*.safetensors"))
         if not files:
             raise ModelError(

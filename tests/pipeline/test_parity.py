@@ -54,6 +54,7 @@ def made_latents(transformer, told, inputs, case):
     )
     noise = StreamNoise(
         spans,
+        [len(levels)] * len(spans),
         tuple(inputs["noise"].shape[1:]),
         start=inputs["noise"][: case["noise_frames"]],
         again=inputs["renoise"],

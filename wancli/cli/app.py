@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from wancli.cli import files, generate, preset
+from wancli.cli import files, generate, preset, rollout
 from wancli.cli.options import Talk
 from wancli.cli.screen import Screen
 from wancli.errors import Interrupted, UsageError, WancliError
@@ -22,6 +22,7 @@ app = typer.Typer(
     help="Make video with the Wan diffusion models from a shell.",
 )
 app.command("generate")(generate.generate)
+app.command("rollout")(rollout.rollout)
 app.command("repro")(generate.repro)
 app.command("show")(files.show)
 app.command("decode")(files.decode)
@@ -32,7 +33,7 @@ def main() -> None:
     """Run the command line; an error of ours is a line, a hint and an exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    sys.argv[1:] = [_dashed(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = _joined([_dashed(argument) for argument in sys.argv[1:]])
     _hush()
     screen = Screen(Talk(color=False if "--no-color" in sys.argv else None))
     try:
@@ -84,6 +85,17 @@ def _dashed(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """`--at 5 "a prompt"` is `--at "5 a prompt"`: Typer has no repeatable pairs."""
+    out: list[str] = []
+    for argument in arguments:
+        if len(out) > 1 and out[-2] == "--at" and out[-1].isdigit():
+            out[-1] += f" {argument}"
+        else:
+            out.append(argument)
+    return out
 
 
 def _hush() -> None:

@@ -57,7 +57,7 @@ def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
         request = Request(asked.prompt, seed, settings, asked.resolved.sources, weights)
         todo.append(_placed(request, files, several=len(asked.seeds) > 1))
     if asked.dry_run:
-        _show_plan(screen, plan, todo)
+        show_plan(screen, asdict(plan), [(item.request, item.output) for item in todo])
         return []
     _refuse_twins(todo)
     todo = [t for t in todo if _wanted(t, files, screen)]
@@ -133,19 +133,21 @@ def _wanted(item: _Todo, files: Files, screen: Screen) -> bool:
     return True
 
 
-def _show_plan(screen: Screen, plan: Plan, todo: Sequence[_Todo]) -> None:
+def show_plan(
+    screen: Screen, plan: Mapping[str, Any], items: Sequence[tuple[Request, Path]]
+) -> None:
+    """What would be done: the plan as given, every setting with its source, seeds and outputs."""
     if screen.talk.json:
-        for item in todo:
-            told = {"plan": asdict(plan), "request": item.request.as_json()}
-            screen.json({**told, "output": {"path": str(item.output)}})
+        for request, output in items:
+            told = {"plan": plan, "request": request.as_json()}
+            screen.json({**told, "output": {"path": str(output)}})
         return
-    request = todo[0].request
-    told = request.as_json()
-    rows = [("plan", key, str(value), "") for key, value in asdict(plan).items() if key != "shape"]
-    rows += [("plan", f"latent {key}", str(value), "") for key, value in asdict(plan.shape).items()]
+    rows = [("plan", key, str(value), "") for key, value in plan.items() if key != "shape"]
+    rows += [("plan", f"latent {key}", str(value), "") for key, value in plan["shape"].items()]
+    request, told = items[0][0], items[0][0].as_json()
     for key, source in request.sources.items():
         table, _, name = key.rpartition(".")
         rows.append((table, name, str((told[table] if table else told)[name]), source))
-    rows += [("request", "seed", str(item.request.seed), "") for item in todo]
-    rows += [("request", "output", str(item.output), "") for item in todo]
+    rows += [("request", "seed", str(request.seed), "") for request, _ in items]
+    rows += [("request", "output", str(output), "") for _, output in items]
     screen.table("", "", "value", "from", rows=rows)

@@ -15,7 +15,7 @@ from wancli.cli.screen import Screen
 from wancli.errors import InputError, UsageError
 from wancli.presets import find_preset, layers, read_file
 from wancli.records import parse_record, parse_seeds, settings_of
-from wancli.settings import Layer, resolve
+from wancli.settings import Layer, Settings, resolve
 from wancli.specs import SPECS
 
 OUTPUT = "Output"
@@ -53,7 +53,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done;
 
 
 @takes_talk
-@takes_settings
+@takes_settings(Settings)
 def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
     given: Layer,
@@ -76,7 +76,7 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
     wancli generate "a red circle moving right on a black background" --seed 1
     """
     text = read_prompt(prompt, prompt_flag)
-    resolved = resolve(settings_layers(given, preset))
+    resolved = resolve(settings_layers(given, preset), Settings)
     files = Files(
         output=output,
         folder=folder(output_dir),
@@ -90,7 +90,7 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
 
 
 @takes_talk
-@takes_settings
+@takes_settings(Settings)
 def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
     given: Layer,
@@ -108,7 +108,7 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     On the same machine the frames are identical, and wancli says whether they are.
     """
     record, screen = read_record(file), Screen(talk)
-    resolved = resolve([Layer(f"record of {file.name}", settings_of(record)), given])
+    resolved = resolve([Layer(f"record of {file.name}", settings_of(record)), given], Settings)
     text = record["request"]["prompt"] if prompt_flag is None else read_prompt(prompt_flag)
     seeds = parse_seeds(seed, None) if seed else [record["request"]["seed"]]
     files = Files(output or f"{file.stem}-repro.mp4", folder(output_dir), overwrite)

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -52,22 +52,28 @@ _TALK: dict[str, Any] = {
 }
 
 
-def takes_settings(command: Command) -> Command:
-    """Call `command` with `given`: a Layer of the settings that flags named, and nothing else."""
+def takes_settings(
+    settings: type[Settings], *, without: Collection[str] = ()
+) -> Callable[[Command], Command]:
+    """Call a command with `given`: a Layer of the settings that flags named, and nothing else."""
+    offered = [field for field in fields_of(settings) if field[1] not in without]
+    options = [_option(*field) for field in offered]
 
-    @functools.wraps(command)
-    def run(**values: Any) -> None:
-        tables: dict[str, Any] = {}
-        for table, name, _ in fields_of(Settings):
-            if (value := values.pop(name)) is not None:
-                (tables.setdefault(table, {}) if table else tables)[name] = value
-        if (size := values.pop("size")) is not None:
-            width, height = parse_size(size)
-            tables["video"] = {"width": width, "height": height} | tables.get("video", {})
-        command(given=Layer("flag", tables), **values)
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            tables: dict[str, Any] = {}
+            for table, name, _ in offered:
+                if (value := values.pop(name)) is not None:
+                    (tables.setdefault(table, {}) if table else tables)[name] = value
+            if (size := values.pop("size")) is not None:
+                width, height = parse_size(size)
+                tables["video"] = {"width": width, "height": height} | tables.get("video", {})
+            command(given=Layer("flag", tables), **values)
 
-    options = [_option(table, name, field) for table, name, field in fields_of(Settings)]
-    return _with_parameters(run, command, without="given", extra=[*options, _SIZE])
+        return _with_parameters(run, command, without="given", extra=[*options, _SIZE])
+
+    return decorate
 
 
 def takes_talk(command: Command) -> Command:
@@ -112,7 +118,7 @@ def _with_parameters(
 
 def _option(table: str | None, name: str, field: FieldInfo) -> inspect.Parameter:
     kind: Any = field.annotation
-    plain = kind if kind in (bool, int, float) or kind == (float | None) else str
+    plain = kind if kind in (bool, int, float, int | None, float | None) else str
     spelling = f"{flag(name)}/{flag('no_' + name)}" if kind is bool else flag(name)
     option = typer.Option(
         spelling,

@@ -17,7 +17,7 @@ from wancli.presets import (
     save_preset,
     validate_file,
 )
-from wancli.settings import Layer, resolve
+from wancli.settings import Layer, RolloutSettings, resolve
 from wancli.specs import find_spec
 
 app = typer.Typer(no_args_is_help=True, help="Named settings: list, show, check and save them.")
@@ -49,7 +49,7 @@ def list_(talk: Talk) -> None:
 def show(name: Name, talk: Talk) -> None:
     """Print every setting a preset comes to, and where each is from."""
     preset, screen = find_preset(name), Screen(talk)
-    resolved = resolve(layers(preset))
+    resolved = resolve(layers(preset), RolloutSettings)
     if talk.json:
         settings = resolved.settings.model_dump(mode="json")
         screen.json({**_told(preset), "settings": settings, "sources": dict(resolved.sources)})
@@ -83,7 +83,7 @@ def validate(
 
 @app.command()
 @takes_talk
-@takes_settings
+@takes_settings(RolloutSettings)
 def save(
     *,
     name: Annotated[str, typer.Argument(help="Name to save under.")],
@@ -101,7 +101,7 @@ def save(
     """
     if not given.tables:
         raise SettingsError("no settings are given.", hint=f"wancli preset save {name} --steps 8")
-    resolve([*(layers(find_preset(preset)) if preset else []), given])
+    resolve([*(layers(find_preset(preset)) if preset else []), given], RolloutSettings)
     saved = save_preset(
         name, given.tables, description=description, extends=preset, overwrite=overwrite
     )
@@ -123,7 +123,7 @@ def _told(preset: Preset) -> dict[str, Any]:
 def _model(preset: Preset) -> tuple[str, str]:
     """Model and task of a preset; a broken one has neither."""
     try:
-        model = resolve(layers(preset)).settings.model
+        model = resolve(layers(preset), RolloutSettings).settings.model
         return model, find_spec(model).task
     except Exception as error:
         if not isinstance(error, SettingsError):

@@ -17,6 +17,7 @@ from wancli.errors import Interrupted, WancliError
 from wancli.records import SCHEMA, Phase, Report, Request, RunRecord, Step
 
 LINE_EVERY_S = 10  # where stderr is no terminal
+SHOWN = 10  # chunks at either end of a table
 
 
 class Screen:
@@ -96,7 +97,9 @@ class Screen:
 
     def _timings(self, record: RunRecord) -> None:
         timings = record.timings
-        if steps := timings.get("steps_ms"):
+        if chunks := timings.get("chunks"):
+            self._chunks(chunks)
+        elif steps := timings.get("steps_ms"):
             table = Table(box=None, pad_edge=False, header_style="bold")
             for column in ("step", "sigma", "forwards", "ms", "share"):
                 table.add_column(column, justify="right")
@@ -107,8 +110,33 @@ class Screen:
             self.err.print(table)
         spent = {name.removesuffix("_s"): s for name, s in timings.items() if name.endswith("_s")}
         self.say("  ".join(f"{name} {seconds:.2f} s" for name, seconds in spent.items()))
+        if fps := timings.get("fps"):
+            told = "  ".join(f"{name.replace('_', ' ')} {rate:.1f}" for name, rate in fps.items())
+            kv = timings["kv_bytes"] / 2**20
+            self.say(f"video frames per second: {told}  rolling K/V {kv:.1f} MiB")
+        for note in record.drift.get("notes", []):
+            self.say(f"drift: {note}")
         peaks = (f"{k.split('_')[0].upper()} {v:.2f} GiB" for k, v in record.memory.items())
         self.say(f"peak {'  '.join(peaks)}  seed {record.request['seed']}")
+
+
+    def _chunks(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Where each chunk's time went; of many chunks, the first and the last."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        columns = ("chunk", "steps", "step ms", "clean ms", "decode ms", "write ms", "K/V tokens", "frames")
+        for column in columns:
+            table.add_column(column, justify="right")
+        shown = [*rows[:SHOWN], None, *rows[-SHOWN:]] if len(rows) > 2 * SHOWN + 1 else rows
+        for row in shown:
+            if row is None:
+                table.add_row(*["…"] * len(columns))
+                continue
+            steps, name = row["steps_ms"], row["chunk"]
+            mean = f"{sum(steps) / len(steps):.0f}" if steps else "kept" if name >= 0 else "given"
+            rest = (f"{row[key]:.0f}" for key in ("clean_ms", "decode_ms", "write_ms"))
+            counts = (str(row["kv_tokens"]), str(row["video_frames"]))
+            table.add_row(str(name), str(len(steps)), mean, *rest, *counts)
+        self.err.print(table)
 
 
 class _Lines:

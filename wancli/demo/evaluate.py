@@ -121,7 +121,7 @@ class Task:
 def load_demo(model: str) -> tuple[Loaded, Settings]:
     """The model under the demo preset's settings, once a process."""
     preset = [*layers(find_preset("demo")), Layer("--model", {"model": model})]
-    settings = resolve(preset).settings
+    settings = resolve(preset, Settings).settings
     return load_pipeline(find_spec(settings.model), settings.machine), settings
 
 

@@ -54,6 +54,12 @@ class CausalDenoiser:
         self._prompts: Prompts | None = None
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        device: torch.device = self._transformer.device
+        return device
+
+    @property
     def bytes(self) -> int:
         """Rolling keys and values of all branches."""
         return sum(kv.bytes for kv in self._branches)

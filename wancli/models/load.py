@@ -1,7 +1,7 @@
 """Load a Wan pipeline, whole or not at all: a missing key is an error, never a random weight."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,12 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -23,7 +28,7 @@ from safetensors import SafetensorError
 
 from wancli.errors import CapacityError, ModelError, SetupError
 from wancli.settings import Machine
-from wancli.specs import ModelSpec, check_files, spec_of_folder
+from wancli.specs import PARTS, ModelSpec, check_files, spec_of_folder
 
 
 @dataclass(frozen=True)
@@ -35,31 +40,38 @@ class Loaded:
     device: torch.device
 
 
-def load_pipeline(spec: ModelSpec, machine: Machine) -> Loaded:
-    """The model as diffusers' own pipeline, VAE in float32.
+def load_pipeline(
+    spec: ModelSpec, machine: Machine, parts: Collection[str] = PARTS
+) -> Loaded:
+    """The model as diffusers' own pipeline, VAE in float32; only its `parts` are loaded.
 
     Raises ModelError for anything wrong with its files, SetupError for a device that is not there.
     """
     device = pick_device(machine.device)
     dtype = pick_dtype(machine.dtype, device)
-    spec = _on_disk(spec)
+    spec = _on_disk(spec, parts)
     with _quiet(), _explained(spec):
-        parts: dict[str, Any] = {"vae": _part(AutoencoderKLWan, spec, "vae", torch.float32)}
+        ready: dict[str, Any] = {"vae": None}
+        if "vae" in parts:
+            ready["vae"] = _part(AutoencoderKLWan, spec, "vae", torch.float32)
         for name in ("transformer", "transformer_2")[: spec.experts]:
-            parts[name] = _part(WanTransformer3DModel, spec, name, dtype)
-        pipeline = WanPipeline.from_pretrained(
-            str(spec.folder),
-            dtype=dtype,
-            local_files_only=True,
-            **parts,
-        ).to(device)
+            ready[name] = _part(WanTransformer3DModel, spec, name, dtype)
+        if "text_encoder" in parts:
+            pipeline = WanPipeline.from_pretrained(
+                str(spec.folder), dtype=dtype, local_files_only=True, **ready
+            )
+        else:
+            scheduler = UniPCMultistepScheduler()
+            nothing = {"tokenizer": None, "text_encoder": None, "scheduler": scheduler}
+            pipeline = WanPipeline(**nothing, **ready)
+        pipeline = pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return Loaded(pipeline, spec, device)
 
 
 def load_vae(spec: ModelSpec, machine: Machine) -> tuple[AutoencoderKLWan, torch.device]:
     """Only the VAE, in float32."""
-    spec, device = _on_disk(spec), pick_device(machine.device)
+    spec, device = _on_disk(spec, ("vae",)), pick_device(machine.device)
     with _quiet(), _explained(spec):
         return _part(AutoencoderKLWan, spec, "vae", torch.float32).to(device), device
 
@@ -84,7 +96,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _on_disk(spec: ModelSpec) -> ModelSpec:
+def _on_disk(spec: ModelSpec, parts: Collection[str]) -> ModelSpec:
     """The spec with its folder: downloaded where it is a hub model, its files checked."""
     if spec.folder is None:
         with _explained(spec):
@@ -92,7 +104,7 @@ def _on_disk(spec: ModelSpec) -> ModelSpec:
                 snapshot_download(spec.repo, allow_patterns=["*.json", "*.model", "*.safetensors"])
             )
         spec = spec_of_folder(folder, name=spec.name, repo=spec.repo)
-    check_files(spec)
+    check_files(spec, parts)
     return spec
 
 

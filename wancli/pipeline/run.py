@@ -5,7 +5,8 @@ import platform
 import resource
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -67,7 +68,7 @@ class Runner:
             report(Step(index, self.plan.steps, sigma))
 
         record = start_record(job.request, command=self.command, created=began)
-        try:
+        with fits_in_memory(self.spec.name):
             report(Phase("encode"))
             prompt = self._embed(job.request.prompt)
             clock.mark("encode")
@@ -79,13 +80,6 @@ class Runner:
             report(Phase("decode"))
             frames = decode(loaded.pipeline.vae, latents)
             clock.mark("decode")
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out_of_memory(error):
-                raise
-            raise CapacityError(
-                f"{self.spec.name} does not fit in the memory of {loaded.device}.",
-                hint="a smaller --size, or fewer --num-frames",
-            ) from None
         timings = {
             "load_s": load_s,
             "encode_prompt_s": clock.seconds("encode"),
@@ -102,7 +96,7 @@ class Runner:
         saving = perf_counter()
         written = write_video(frames, job.output, record, self.settings, latents)
         timings |= {"save_s": perf_counter() - saving, "total_s": perf_counter() - started}
-        record = replace(record, output=output_json(written), timings=_rounded(timings))
+        record = replace(record, output=output_json(written), timings=rounded(timings))
         write_json(record.as_json(), job.output.with_suffix(".json"))
         return record
 
@@ -129,7 +123,8 @@ def decode_file(latents_file: Path, output: Path, report: Report) -> RunRecord:
     """Make a video of saved latents, with only the VAE loaded. Raises WancliError."""
     started = perf_counter()
     latents, told = read_latents(latents_file)
-    settings = resolve([Layer(f"record of {latents_file.name}", settings_of(told))]).settings
+    layer = Layer(f"record of {latents_file.name}", settings_of(told))
+    settings = resolve([layer], Settings).settings
     report(Phase("load"))
     vae, device = load_vae(find_spec(settings.model), settings.machine)
     loaded = perf_counter()
@@ -142,7 +137,7 @@ def decode_file(latents_file: Path, output: Path, report: Report) -> RunRecord:
     report(Phase("write"))
     written = write_video(frames, output, record, settings, latents)
     timings |= {"save_s": perf_counter() - decoded, "total_s": perf_counter() - started}
-    record = replace(record, output=output_json(written), timings=_rounded(timings))
+    record = replace(record, output=output_json(written), timings=rounded(timings))
     write_json(record.as_json(), output.with_suffix(".json"))
     return record
 
@@ -225,10 +220,19 @@ def output_json(written: WrittenVideo) -> dict[str, Any]:
     }
 
 
-def ran_out_of_memory(error: Exception) -> bool:
-    """Whether that is what happened; on the CPU torch says so only in the message."""
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+@contextmanager
+def fits_in_memory(model: str) -> Iterator[None]:
+    """Raise CapacityError where it does not; on the CPU torch says so only in the message."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        kinds = (torch.OutOfMemoryError, MemoryError)
+        if not isinstance(error, kinds) and "can't allocate memory" not in str(error):
+            raise
+        raise CapacityError(
+            f"{model} does not fit in the memory of this machine.",
+            hint="a smaller --size, or fewer --num-frames (rollout: a smaller --rolling-window)",
+        ) from None
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
@@ -248,10 +252,14 @@ def versions() -> dict[str, str]:
     }
 
 
-def _rounded(timings: Mapping[str, Any]) -> dict[str, Any]:
+def rounded(timings: Mapping[str, Any]) -> dict[str, Any]:
+    """Four digits of every float."""
+
     def shorter(value: Any) -> Any:
         if isinstance(value, float):
             return round(value, 4)
-        return [shorter(v) for v in value] if isinstance(value, Sequence) else value
+        if isinstance(value, Mapping):
+            return rounded(value)
+        return [shorter(v) for v in value] if isinstance(value, list) else value
 
     return {name: shorter(value) for name, value in timings.items()}

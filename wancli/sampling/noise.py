@@ -44,35 +44,58 @@ class StreamNoise:
     """The original's order, from one stream: all the starts first, then a draw a chunk and step.
 
     Frame-major, [frames, C, H, W] a draw; of bounded length. `start` and `again`, where given,
-    are that stream ([F, C, H, W], [N, C, H, W]) instead of a seed's.
+    are that stream ([F, C, H, W], [N, C, H, W]) instead of a seed's. Draws that nobody asks for,
+    of chunks that are known, are passed over.
     """
 
     def __init__(
         self,
         spans: Sequence[Span],
+        steps: Sequence[int],
         shape: tuple[int, int, int],
         *,
         seed: int = 0,
         start: Tensor | None = None,
         again: Tensor | None = None,
     ) -> None:
+        """`steps` are the denoising steps of each span; ValueError where a stream is too short."""
         self._generator = torch.Generator().manual_seed(seed)
         self._shape, self._again, self._used = shape, again, 0
         self._first = spans[0].first_frame
+        draws = [
+            (span, step)
+            for span, count in zip(spans, steps, strict=True)
+            for step in range(1, count)
+        ]
+        self._left = iter(draws)
         frames = sum(span.frames for span in spans)
+        needed = sum(span.frames for span, _ in draws)
+        for name, given, least in (("noise", start, frames), ("renoise", again, needed)):
+            if given is not None and (len(given) < least or given.shape[1:] != shape):
+                raise ValueError(f"{name} {[*given.shape]} is not [{least} or more, *{shape}]")
         self._start = self._draw(frames) if start is None else start
 
     def __call__(self, span: Span, step: int) -> Tensor:
         """[1, C, frames, H, W]."""
         if step == 0:
             first = span.first_frame - self._first
-            frames = self._start[first : first + span.frames]
-        elif self._again is None:
-            frames = self._draw(span.frames)
-        else:
-            frames = self._again[self._used : self._used + span.frames]
-            self._used += span.frames
-        return frames.transpose(0, 1)[None].float()
+            return _by_channel(self._start[first : first + span.frames])
+        for coming, number in self._left:
+            frames = self._next(coming.frames)
+            if (coming, number) == (span, step):
+                return _by_channel(frames)
+        raise ValueError(f"step {step} of {span} is not in the stream, or is past")
+
+    def _next(self, frames: int) -> Tensor:
+        if self._again is None:
+            return self._draw(frames)
+        self._used += frames
+        return self._again[self._used - frames : self._used]
 
     def _draw(self, frames: int) -> Tensor:
         return torch.randn(frames, *self._shape, generator=self._generator)
+
+
+def _by_channel(frames: Tensor) -> Tensor:
+    """[F, C, H, W] to [1, C, F, H, W]."""
+    return frames.transpose(0, 1)[None].float()

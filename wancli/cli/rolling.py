@@ -1,0 +1,202 @@
+"""From what a rollout was asked to a job: plan, schedule, seeds, places, and what is there already."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from wancli.cli.earlier import told_in
+from wancli.cli.execute import show_plan
+from wancli.cli.naming import check_sidecar, name_output
+from wancli.cli.screen import Screen
+from wancli.cli.starts import Starts, context_frames, digest
+from wancli.errors import UsageError, WancliError
+from wancli.plan import RolloutPlan, make_rollout_plan
+from wancli.records import Request, parse_seeds
+from wancli.schedule import Change, Schedule, make_schedule
+from wancli.settings import Layer, Resolved, RolloutSettings, resolve
+from wancli.specs import ModelSpec, check_files, find_spec, revision
+
+if TYPE_CHECKING:
+    from wancli.pipeline.roll import RolloutJob
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What was asked for beside the settings."""
+
+    prompt: str | None
+    seed: str | None
+    changes: list[Change]
+    starts: Starts
+    latents: Path | None
+    output: str | None
+    folder: Path
+    video: bool
+    only_new: bool
+    overwrite: bool
+    resume: bool
+    rerender: int | None
+    report: Path | None
+    force: bool
+
+    @property
+    def again(self) -> bool:
+        """Whether it goes on with an earlier rollout."""
+        return self.resume or self.rerender is not None
+
+
+class Rolling:
+    """One rollout on its way from a request to a job."""
+
+    def __init__(
+        self, ask: Ask, layers: list[Layer], base: Path | None, screen: Screen
+    ) -> None:
+        """`base` is the folder of a rollout to go on with."""
+        self.ask, self.screen = ask, screen
+        self.before: Mapping[str, Any] = told_in(base) if base else {}
+        self.base = base
+        self.resolved: Resolved[RolloutSettings] = resolve(layers, RolloutSettings)
+        self.spec: ModelSpec = find_spec(self.resolved.settings.model)
+        self.plan = self._plan()
+        self.schedule = self._schedule()
+        self.seeds = self._seeds()
+
+    def run(self, *, dry_run: bool) -> None:
+        """Make it, or say what would be made."""
+        request, (video, latents, store) = self.request(), self.places()
+        if dry_run:
+            show_plan(self.screen, self.plan.as_json(), [(request, video or latents or store)])
+            return
+        self._check_places(video, latents)
+        since = perf_counter()  # the libraries are part of what loading costs
+        from wancli.pipeline import resume, roll
+        from wancli.pipeline.run import failed_record
+        from wancli.pipeline.store import RolloutStore
+
+        job = self._job(request, video, latents, store)
+        check_files(self.spec, job.parts)
+        kept = RolloutStore(store)
+        told = request.as_json()
+        with kept.locked():
+            if self.ask.again:
+                found = resume.go_on(kept, told, rerender=self.ask.rerender)
+                self._say_found(found)
+            else:
+                resume.begin(kept, told, overwrite=self.ask.overwrite)
+        try:
+            with self.screen.progress() as report:
+                record = roll.roll(job, self.spec, report, since=since)
+        except WancliError as error:
+            if self.screen.talk.json:
+                self.screen.json(failed_record(request, error, command="rollout").as_json())
+            raise
+        if self.ask.report:
+            from wancli.video.drift_report import write_report
+
+            write_report(record.drift, self.ask.report, title=request.prompt)
+        self.screen.done(record)
+
+    def request(self) -> Request:
+        """What is kept, compared and recorded."""
+        settings = self.resolved.settings
+        video = settings.video.model_copy(update={"num_frames": self.plan.num_frames})
+        inputs: dict[str, Any] = {
+            "changes": [[c.chunk, c.prompt] for c in self.schedule.changes],
+            "seeds": [[chunk, seed] for chunk, seed in sorted(self.seeds.items())],
+        }
+        known = self.before.get("inputs", {})
+        inputs |= {k: v for k, v in known.items() if k not in inputs}
+        for name, path in self.ask.starts.named().items():
+            inputs[name] = {"name": path.name, "sha256": digest(path)}
+        if self.ask.only_new:
+            inputs["only_new"] = True
+        return Request(
+            self.schedule.prompt,
+            self.seeds[0],
+            settings.model_copy(update={"video": video}),
+            self.resolved.sources,
+            revision(self.spec),
+            inputs,
+        )
+
+    def places(self) -> tuple[Path | None, Path | None, Path]:
+        """The video, the latents, and the folder that is kept while they are made."""
+        ask = self.ask
+        if not ask.video:
+            if ask.latents is None:
+                raise UsageError("--no-video needs --save-latents.", hint="--save-latents x.safetensors")
+            return None, ask.latents, ask.latents.with_suffix(".rollout")
+        if self.base:
+            video = self.base.with_suffix(".mp4")
+            return video, ask.latents, self.base
+        settings = self.resolved.settings
+        fields = {
+            "prompt": self.schedule.prompt, "seed": self.seeds[0], "model": settings.model,
+            "steps": self.plan.steps[0], "width": settings.video.width,
+            "height": settings.video.height,
+        }  # fmt: skip
+        video = name_output(ask.output, fields, folder=ask.folder, several=False)
+        return video, ask.latents, video.with_suffix(".rollout")
+
+    def _plan(self) -> RolloutPlan:
+        settings = self.resolved.settings
+        context = context_frames(self.ask.starts, settings, self.spec, self.before)
+        return make_rollout_plan(settings, self.spec, context_frames=context, force=self.ask.force)
+
+    def _schedule(self) -> Schedule:
+        chosen, known = self.resolved.settings.rollout, self.before.get("inputs", {})
+        changes = self.ask.changes or [Change(*entry) for entry in known.get("changes", [])]
+        prompt = self.before.get("prompt", "") if self.ask.prompt is None else self.ask.prompt
+        return make_schedule(prompt, changes, chunks=chosen.chunks, blend=chosen.blend)
+
+    def _seeds(self) -> dict[int, int]:
+        known = {int(c): s for c, s in self.before.get("inputs", {}).get("seeds", [])}
+        given = parse_seeds(self.ask.seed, None) if self.ask.seed or not known else []
+        if len(given) > 1:
+            raise UsageError("a rollout has one seed.", hint="--seed 7")
+        if self.ask.rerender is None:
+            return {**known, 0: given[0]} if given else known
+        kept = {chunk: seed for chunk, seed in known.items() if chunk < self.ask.rerender}
+        return {**kept, self.ask.rerender: given[0]} if given else known
+
+    def _check_places(self, video: Path | None, latents: Path | None) -> None:
+        from wancli.video.write import check_destination
+
+        if video:
+            check_destination(video)
+            check_sidecar(video)
+        for path in (video, latents):
+            if path and path.exists() and not (self.ask.overwrite or self.ask.again):
+                raise UsageError(f"{path} exists.", hint="--resume, --overwrite, or another name")
+        if self.ask.report and self.ask.report.suffix != ".html":
+            raise UsageError(f"--report {self.ask.report} is no .html file.", hint="--report drift.html")
+
+    def _job(
+        self, request: Request, video: Path | None, latents: Path | None, store: Path
+    ) -> "RolloutJob":
+        from wancli.pipeline.given import Given, Inputs
+        from wancli.pipeline.roll import RolloutJob
+
+        starts = self.ask.starts
+        return RolloutJob(
+            request=request,
+            settings=self.resolved.settings,
+            plan=self.plan,
+            schedule=self.schedule,
+            seeds=self.seeds,
+            store=store,
+            video=video,
+            given=Given(starts.image, starts.extend, starts.initial_latents),
+            inputs=Inputs(starts.noise_file, starts.prompt_embeds),
+            latents=latents,
+            only_new=bool(request.inputs.get("only_new")),
+        )
+
+    def _say_found(self, found: Any) -> None:
+        self.screen.say(f"{found.chunks} chunks are finished; going on from there")
+        if found.damaged:
+            self.screen.warn(
+                f"damaged chunks were put into {found.damaged}.", hint="they are made again"
+            )

@@ -1,0 +1,143 @@
+"""`wancli rollout`: its flags."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wancli.cli.earlier import find_earlier, told_in
+from wancli.cli.generate import (
+    OUTPUT,
+    DryRun,
+    Folder,
+    Output,
+    Overwrite,
+    PresetName,
+    Prompt,
+    PromptFlag,
+    folder,
+    read_prompt,
+    settings_layers,
+)
+from wancli.cli.options import Talk, takes_settings, takes_talk
+from wancli.cli.rolling import Ask, Rolling
+from wancli.cli.screen import Screen
+from wancli.cli.starts import Starts
+from wancli.records import settings_of
+from wancli.schedule import parse_change, read_script
+from wancli.settings import Layer, RolloutSettings
+
+START, SCRIPT, RESEARCH, AGAIN = "Start", "Prompts", "Research", "Going on"
+At = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--at", rich_help_panel=SCRIPT, metavar="CHUNK PROMPT",
+        help="Another prompt from that chunk on; repeatable.",
+    ),
+]  # fmt: skip
+Script = Annotated[
+    Path | None, typer.Option(rich_help_panel=SCRIPT, help="TOML or JSONL of such changes.")
+]
+Image = Annotated[
+    Path | None, typer.Option("--image", "-i", rich_help_panel=START, help="Picture to start from.")
+]
+Extend = Annotated[
+    Path | None, typer.Option(rich_help_panel=START, help="MP4 to go on from; encoded whole.")
+]
+OnlyNew = Annotated[
+    bool, typer.Option("--only-new", rich_help_panel=START, help="Leave out what was given.")
+]
+Initial = Annotated[
+    Path | None, typer.Option(rich_help_panel=RESEARCH, help="Clean latents to start from.")
+]
+NoiseFile = Annotated[
+    Path | None,
+    typer.Option(rich_help_panel=RESEARCH, help="Safetensors: noise [F,C,H,W], renoise [N,C,H,W]."),
+]
+Embeds = Annotated[
+    Path | None,
+    typer.Option(rich_help_panel=RESEARCH, help="Safetensors: prompt_embeds [1,L,D], negative_embeds."),
+]  # fmt: skip
+SaveLatents = Annotated[
+    Path | None,
+    typer.Option(rich_help_panel=RESEARCH, help="Write all latents [F,C,H,W], the start first."),
+]
+NoVideo = Annotated[
+    bool, typer.Option("--no-video", rich_help_panel=RESEARCH, help="Latents only; loads no VAE.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", rich_help_panel=AGAIN, help="Go on with a rollout, or extend it.")
+]
+Rerender = Annotated[
+    int | None,
+    typer.Option(min=0, rich_help_panel=AGAIN, help="Make this chunk, and what follows, again."),
+]
+Seed = Annotated[str | None, typer.Option("--seed", "-s", help="One seed. (default: random)")]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", rich_help_panel=OUTPUT, help="HTML page about drift.")
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Roll out a model that was not trained for it.")
+]
+
+
+@takes_talk
+@takes_settings(RolloutSettings, without=("num_frames", "scheduler", "guidance_scale_2"))
+def rollout(  # noqa: PLR0913 - one parameter per flag that is not a setting
+    *,
+    given: Layer,
+    talk: Talk,
+    prompt: Prompt = None,
+    prompt_flag: PromptFlag = None,
+    preset: PresetName = None,
+    seed: Seed = None,
+    at: At = None,
+    script: Script = None,
+    image: Image = None,
+    extend: Extend = None,
+    only_new: OnlyNew = False,
+    initial_latents: Initial = None,
+    noise_file: NoiseFile = None,
+    prompt_embeds: Embeds = None,
+    save_latents: SaveLatents = None,
+    no_video: NoVideo = False,
+    resume: Resume = False,
+    rerender: Rerender = None,
+    output: Output = None,
+    output_dir: Folder = None,
+    overwrite: Overwrite = False,
+    report: ReportFile = None,
+    dry_run: DryRun = False,
+    force: Force = False,
+) -> None:
+    """Make a video chunk after chunk, as long as you like, at constant memory.
+
+    wancli rollout "a red circle moving right on a black background" --chunks 20 --seed 1
+    """
+    again = resume or rerender is not None
+    needs_prompt = not (again or prompt_embeds)
+    text = read_prompt(prompt, prompt_flag) if needs_prompt or prompt or prompt_flag else None
+    changes = [parse_change(words) for words in at or []]
+    changes += read_script(script) if script else []
+    ask = Ask(
+        prompt=text,
+        seed=seed,
+        changes=changes,
+        starts=Starts(image, extend, initial_latents, noise_file, prompt_embeds),
+        latents=save_latents,
+        output=output,
+        folder=folder(output_dir),
+        video=not no_video,
+        only_new=only_new,
+        overwrite=overwrite,
+        resume=resume,
+        rerender=rerender,
+        report=report,
+        force=force,
+    )
+    base = find_earlier(ask.prompt, output, save_latents, ask.folder) if again else None
+    if base:
+        layers = [Layer(base.name, settings_of({"request": told_in(base)})), given]
+    else:
+        layers = settings_layers(given, preset)
+    Rolling(ask, layers, base, Screen(talk)).run(dry_run=dry_run)

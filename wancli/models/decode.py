@@ -1,0 +1,136 @@
+"""Latents to video frames and back; `StreamingDecoder` decodes a video that has no end yet.
+
+Latents [B, C, F, H, W] are normalised, as the transformer sees them. A video is [B, 3, T, H, W] in
+[-1, 1], its frames are uint8.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+from numpy.typing import NDArray
+from torch import Tensor
+
+# Latents before it that a frame depends on: the reach of 2 residual blocks a stage, as in every
+# released Wan. Fewer blocks, as in the demo, reach less far.
+WARMUP = 37
+
+
+def normalize(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """What the transformer sees, from what the VAE encodes; in the VAE's dtype and device."""
+    mean, std = _statistics(vae)
+    return (latents.to(vae.device, vae.dtype) - mean) / std
+
+
+def denormalize(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """What the VAE decodes, from what the transformer sees; in the VAE's dtype and device."""
+    mean, std = _statistics(vae)
+    return latents.to(vae.device, vae.dtype) * std + mean
+
+
+def to_pixels(video: Tensor) -> Tensor:
+    """[B, 3, T, H, W] in [-1, 1] to uint8 [B, T, H, W, 3] on the CPU."""
+    levels = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 4, 1).contiguous().cpu()
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
+    """Video [B, 3, T, H, W], whole, to latents [B, C, F, H, W]: the posterior's mode.
+
+    Raises ValueError where the latents do not stand for exactly these frames.
+    """
+    frames, height, width = video.shape[2:]
+    temporal, spatial = vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
+    if frames % temporal != 1 or height % spatial or width % spatial:
+        raise ValueError(
+            f"{frames} video frames of {width}x{height} are not {temporal}k+1 of multiples of "
+            f"{spatial} pixels"
+        )
+    return normalize(vae, vae.encode(video.to(vae.device, vae.dtype)).latent_dist.mode())
+
+
+def encode_video(vae: AutoencoderKLWan, frames: NDArray[np.uint8]) -> Tensor:
+    """Uint8 [T, H, W, 3] to latents [1, C, F, H, W]; ValueError where T is not 4k+1."""
+    levels = torch.from_numpy(frames.copy()).permute(3, 0, 1, 2)
+    return encode(vae, levels[None] / 127.5 - 1)
+
+
+def encode_image(
+    vae: AutoencoderKLWan, image: NDArray[np.uint8], *, latent_frames: int = 1
+) -> Tensor:
+    """Uint8 [H, W, 3] to latents [1, C, latent_frames, H, W] of a video that stands still."""
+    frames = 1 + vae.config.scale_factor_temporal * (latent_frames - 1)
+    return encode_video(vae, np.repeat(image[None], frames, axis=0))
+
+
+class StreamingDecoder:
+    """Decodes a video chunk by chunk, to the bit as `vae.decode` does all of it at once.
+
+    What the causal convolutions remember lives here and not on the VAE, so that others may decode
+    with it in between. A call that fails has not happened: it may be made again.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        convolutions = sum(isinstance(m, WanCausalConv3d) for m in vae.decoder.modules())
+        self._vae = vae
+        self._memory: list[Any] = [None] * convolutions  # then Tensor, or "Rep" for a while
+
+    def __call__(self, latents: Tensor) -> NDArray[np.uint8]:
+        """The next latents [1, C, n, H, W] to uint8 [T, H, W, 3]: 4n video frames, at first 4n-3."""
+        video, memory = self._decode(latents)
+        (frames,) = to_pixels(video)
+        self._memory = memory
+        out: NDArray[np.uint8] = frames.numpy()
+        return out
+
+    def video(self, latents: Tensor) -> Tensor:
+        """The next latents [B, C, n, H, W] to their video [B, 3, T, H, W]."""
+        video, self._memory = self._decode(latents)
+        return video
+
+    def warm(self, latents: Tensor) -> None:
+        """Go on from these latents [B, C, n, H, W] as if all before them had been decoded too.
+
+        Exact where they are the last WARMUP of the video so far, or all of it. Nothing is kept of
+        their frames.
+        """
+        memory = self._memory.copy()
+        for latent in self._prepared(latents):
+            self._advance(memory, latent)
+        self._memory = memory
+
+    @property
+    def bytes(self) -> int:
+        """What it remembers; the same from the third latent on."""
+        tensors = (entry for entry in self._memory if isinstance(entry, Tensor))
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+    def _decode(self, latents: Tensor) -> tuple[Tensor, list[Any]]:
+        """The video, and what will have been remembered. Nothing that is remembered changes."""
+        memory = self._memory.copy()
+        parts = [self._advance(memory, latent) for latent in self._prepared(latents)]
+        return torch.cat(parts, 2).clamp(-1, 1), memory
+
+    @torch.no_grad()
+    def _prepared(self, latents: Tensor) -> tuple[Tensor, ...]:
+        """One by one, as the decoder takes them."""
+        return self._vae.post_quant_conv(denormalize(self._vae, latents)).split(1, 2)
+
+    @torch.no_grad()
+    def _advance(self, memory: list[Any], latent: Tensor) -> Tensor:
+        """Video of one prepared latent. Replaces every entry of `memory`, changes none of them."""
+        first = memory[0] is None
+        out = self._vae.decoder(latent, feat_cache=memory, feat_idx=[0], first_chunk=first)
+        return unpatchify(out, self._vae.config.patch_size or 1)
+
+
+def _statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the VAE's latents, each [1, C, 1, 1, 1]."""
+    mean, std = (
+        torch.tensor(values, device=vae.device, dtype=vae.dtype).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return mean, std

@@ -1,0 +1,337 @@
+"""The runner of rollouts: load, encode, then chunk after chunk into one video, and a record."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wancli.errors import InputError, Interrupted, OutputError, RunError
+from wancli.geometry import Span
+from wancli.models.denoiser import CausalDenoiser, Window, causal
+from wancli.models.load import Loaded, load_pipeline
+from wancli.pipeline.clock import Clock
+from wancli.pipeline.film import Film, Shown
+from wancli.pipeline.generate import make_scheduler
+from wancli.pipeline.given import Given, Inputs, Texts, read_given, read_noise
+from wancli.pipeline.rollout import Chunk, Past, Remembered, Story, rollout
+from wancli.pipeline.rollout import Step as ChunkStep
+from wancli.pipeline.run import (
+    fits_in_memory,
+    output_json,
+    peak_memory,
+    rounded,
+    start_record,
+    versions,
+    write_json,
+)
+from wancli.pipeline.store import GIVEN, RolloutStore, chunk_name
+from wancli.plan import RolloutPlan, steps_of, timesteps
+from wancli.records import Phase, Report, Request, RunRecord, Step
+from wancli.sampling.flow import Denoised, Velocity, few_step, few_step_levels, solve
+from wancli.sampling.noise import IndexedNoise, Noise
+from wancli.schedule import Schedule
+from wancli.settings import RolloutSettings
+from wancli.specs import ModelSpec
+from wancli.video.drift import DriftMeter
+from wancli.video.latents import save_latents
+from wancli.video.write import Encoding, VideoWriter, WrittenVideo
+
+RESUME = "run the same command with --resume; finished chunks are kept"
+
+
+@dataclass(frozen=True)
+class RolloutJob:
+    """One rollout to make, or to go on with, and where to put it."""
+
+    request: Request
+    settings: RolloutSettings
+    plan: RolloutPlan
+    schedule: Schedule
+    seeds: Mapping[int, int]  # the seed that holds from a chunk on
+    store: Path
+    video: Path | None  # None: latents only
+    given: Given = field(default_factory=Given)
+    inputs: Inputs = field(default_factory=Inputs)
+    latents: Path | None = None
+    only_new: bool = False
+
+    @property
+    def parts(self) -> list[str]:
+        """What has to be loaded."""
+        text = [] if self.inputs.embeds else ["text_encoder"]
+        return ["transformer", *text, *(["vae"] if self.video or self.given.needs_vae else [])]
+
+
+@dataclass
+class Row:
+    """The times of one chunk, in milliseconds."""
+
+    span: Span
+    clock: Clock
+    made: bool = True
+    tokens: int = 0  # that its forwards attend to
+    sigmas: list[float] = field(default_factory=list)
+    shown: Shown = field(default_factory=Shown)
+
+    def as_json(self) -> dict[str, Any]:
+        """For the record."""
+        return {
+            "chunk": self.span.index,
+            "made": self.made,
+            "latent_frames": self.span.frames,
+            "video_frames": self.shown.frames,
+            "sigmas": self.sigmas,
+            "steps_ms": self.clock.ms("step"),
+            "clean_ms": sum(self.clock.ms("clean")),
+            "decode_ms": 1000 * self.shown.decode_s,
+            "write_ms": 1000 * self.shown.write_s,
+            "kv_tokens": self.tokens,
+        }
+
+
+def roll(
+    job: RolloutJob, spec: ModelSpec, report: Report, *, since: float, beside: bool | None = None
+) -> RunRecord:
+    """Make what is missing of a rollout, its video, its sidecar and its record.
+
+    `since` is when loading began, by perf_counter. Chunks are decoded `beside` the denoising of the
+    next where the device computes by itself (CUDA). Raises WancliError; finished chunks are kept.
+    """
+    try:
+        with RolloutStore(job.store).locked(), fits_in_memory(spec.name):
+            return _roll(job, spec, report, since=since, beside=beside)
+    except Interrupted as error:
+        error.hint = RESUME
+        raise
+    except OutputError as error:
+        raise OutputError(str(error), hint=f"{error.hint}; then {RESUME}") from error
+
+
+def _roll(
+    job: RolloutJob, spec: ModelSpec, report: Report, *, since: float, beside: bool | None
+) -> RunRecord:
+    record = start_record(job.request, command="rollout", created=datetime.now(UTC))
+    report(Phase("load"))
+    loaded = load_pipeline(spec, job.settings.machine, job.parts)
+    loading = perf_counter()
+    report(Phase("encode"))
+    store, texts = RolloutStore(job.store), Texts(loaded, job.settings, job.inputs, job.schedule)
+    texts.encode()
+    given = _given(job, loaded, store)
+    encoded = perf_counter()
+    report(Phase("rollout"))
+    with ExitStack() as stack:
+        model = stack.enter_context(_causal(job, loaded))
+        writer, film = _film(stack, job, loaded, record, beside)
+        story = Story(
+            given=given,
+            spans=job.plan.spans,
+            tell=texts.tell,
+            known=lambda span: store.load(chunk_name(span.index)),
+            denoise=partial(_denoise, job, loaded, _noise(job)),
+            context_timestep=job.settings.rollout.context_noise,
+        )
+        run = _Run(job, store, model, film, report)
+        for event in rollout(model, story, Past(job.plan.sink, job.plan.window)):
+            run.take(event)
+        drift = film.drift() if film else {}
+        rows = run.rows()
+        timings = {
+            "load_s": loading - since,
+            "encode_prompt_s": encoded - loading,
+            **summed(rows),
+            "rollout_s": perf_counter() - encoded,
+            "total_s": perf_counter() - since,
+        }
+        timings |= {"fps": rates(rows, timings["rollout_s"]), "kv_bytes": model.bytes}
+        record = replace(
+            record, status="ok", timings=timings, memory=peak_memory(loaded.device),
+            env=versions(), drift=drift,
+        )  # fmt: skip
+        written = _finish(job, writer, record)
+    if job.latents:
+        everything = [latents for _, latents in given]
+        everything += [_known(store, span) for span in job.plan.spans]
+        save_latents(torch.cat([x.cpu() for x in everything], 2), job.latents, record.as_json())
+    timings |= {"total_s": perf_counter() - since, "chunks": rows}
+    output = output_json(written) if written else {"path": str(job.latents)}
+    output = {**output, "rollout": str(job.store)}
+    record = replace(record, output=output, timings=rounded(timings))
+    write_json(record.as_json(), (job.video or job.latents or job.store).with_suffix(".json"))
+    return record
+
+
+class _Run:
+    """What one rollout has done so far: chunks into the store and the film, times into rows."""
+
+    def __init__(
+        self, job: RolloutJob, store: RolloutStore, model: CausalDenoiser, film: Film | None,
+        report: Report,
+    ) -> None:  # fmt: skip
+        self._job, self._store, self._model, self._film = job, store, model, film
+        self._report, self._done = report, 0
+        self._device = model.device
+        self._clock = Clock(self._device)
+        self._rows: list[dict[str, Any]] = []
+        self._open: list[Row] = []  # whose times may not all be known yet
+        self._sigmas: list[float] = []
+
+    def take(self, event: ChunkStep | Chunk | Remembered) -> None:
+        """One event of the rollout."""
+        if isinstance(event, ChunkStep):
+            self._clock.mark("step")
+            self._sigmas.append(event.denoised.sigma)
+            self._report(Step(self._done, sum(self._job.plan.steps), event.denoised.sigma))
+            self._done += 1
+        elif isinstance(event, Chunk):
+            self._take_chunk(event)
+        else:
+            self._clock.mark("clean")
+            self._next()
+
+    def _take_chunk(self, event: Chunk) -> None:
+        span = event.span
+        if event.made:
+            if not torch.isfinite(event.latents).all():
+                raise RunError(
+                    f"the latents of chunk {span.index} are not finite: the denoising went wrong.",
+                    hint="--dtype float32, or a lower --guidance-scale",
+                )
+            self._store.save(chunk_name(span.index), event.latents)
+        elif span.index >= 0:
+            self._done += self._job.plan.steps[span.index]
+        row = Row(span, self._clock, event.made, self._model.seen, self._sigmas)
+        self._open.append(row)
+        if self._film:
+            row.shown = self._film.add(span, event.latents)
+        self._clock.mark("shown")
+
+    def _next(self) -> None:
+        self._clock, self._sigmas = Clock(self._device), []
+        if len(self._open) > 1:  # the one before the last is done on every lane
+            self._rows.append(self._open.pop(0).as_json())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The times of every chunk, given ones included."""
+        return self._rows + [row.as_json() for row in self._open]
+
+
+def _causal(job: RolloutJob, loaded: Loaded) -> Any:
+    plan, rollout_ = job.plan, job.settings.rollout
+    window = Window(plan.window, plan.sink, plan.chunk, plan.shape.tokens_per_frame, rollout_.trim)
+    scale = job.settings.sampling.guidance_scale if plan.guided else 1.0
+    return causal(loaded.pipeline.transformer, window, rope=plan.rope, guidance_scale=scale)
+
+
+def _given(job: RolloutJob, loaded: Loaded, store: RolloutStore) -> list[tuple[Span, Tensor]]:
+    """The context's chunks, encoded once: a resumed rollout goes on from the same latents."""
+    if not job.plan.context:
+        return []
+    latents = store.load(GIVEN)
+    if latents is None:
+        latents = read_given(job.given, loaded, job.plan)
+        store.save(GIVEN, latents)
+    latents = latents.to(loaded.device)
+    return [(span, latents[:, :, span.first_frame : span.end]) for span in job.plan.context]
+
+
+def _denoise(
+    job: RolloutJob, loaded: Loaded, noise: Noise, span: Span, velocity: Velocity
+) -> Iterator[Denoised]:
+    sampling, chosen = job.settings.sampling, job.settings.rollout
+
+    def drawn(step: int) -> Tensor:
+        return noise(span, step).to(loaded.device)
+
+    if chosen.sampler == "unipc":
+        scheduler = make_scheduler(loaded.pipeline.scheduler.config, sampling)
+        return solve(velocity, drawn(0), scheduler, steps=sampling.steps)
+    listed = timesteps(steps_of(chosen, span))
+    levels = few_step_levels(listed, shift=sampling.flow_shift, warp=chosen.warp_steps)
+    return few_step(velocity, drawn, levels)
+
+
+def _noise(job: RolloutJob) -> Noise:
+    plan = job.plan
+    shape = (plan.shape.channels, plan.shape.height, plan.shape.width)
+    if job.settings.rollout.noise == "indexed" and not job.inputs.noise:
+        return IndexedNoise(job.seeds, shape)
+    start, again = read_noise(job.inputs.noise) if job.inputs.noise else (None, None)
+    try:
+        return StreamNoise(
+            plan.spans, plan.steps, shape, seed=job.seeds[0], start=start, again=again
+        )
+    except ValueError as error:
+        raise InputError(f"{job.inputs.noise}: {error}.", hint="see --noise-file --help") from None
+
+
+def _film(
+    stack: ExitStack, job: RolloutJob, loaded: Loaded, record: RunRecord, beside: bool | None
+) -> tuple[VideoWriter | None, Film | None]:
+    """The writer and what feeds it, both closed with the stack; nothing without a video."""
+    if job.video is None:
+        return None, None
+    output, video = job.settings.output, job.settings.video
+    writer = stack.enter_context(
+        VideoWriter(
+            job.video,
+            size=(video.width, video.height),
+            fps=video.fps,
+            encoding=Encoding(crf=output.crf, lossless=output.lossless),
+            streaming=True,
+            metadata={"comment": record.embedded()} if output.metadata else {},
+        )
+    )
+    film = stack.enter_context(
+        Film(
+            loaded.pipeline.vae,
+            writer,
+            DriftMeter(video.fps),
+            beside=loaded.device.type == "cuda" if beside is None else beside,
+            shows=lambda span: span.index >= 0 or not job.only_new,
+        )
+    )
+    return writer, film
+
+
+def _finish(job: RolloutJob, writer: VideoWriter | None, record: RunRecord) -> WrittenVideo | None:
+    if writer is None:
+        return None
+    return writer.finish({"comment": record.embedded()} if job.settings.output.metadata else {})
+
+
+def _known(store: RolloutStore, span: Span) -> Tensor:
+    latents = store.load(chunk_name(span.index))
+    if latents is None:
+        raise OutputError(f"chunk {span.index} is gone from {store.folder}.", hint=RESUME)
+    return latents
+
+
+def summed(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds of all chunks, by what they were spent on."""
+    return {
+        "denoise_s": sum(sum(row["steps_ms"]) for row in rows) / 1000,
+        "clean_s": sum(row["clean_ms"] for row in rows) / 1000,
+        "decode_s": sum(row["decode_ms"] for row in rows) / 1000,
+        "save_s": sum(row["write_ms"] for row in rows) / 1000,
+    }
+
+
+def rates(rows: list[dict[str, Any]], wall_s: float) -> dict[str, float]:
+    """Video frames a second of the chunks that were made: the transformer alone, with the VAE,
+    and by the wall clock of the whole loop."""
+    made = [row for row in rows if row["made"]]
+    frames = sum(row["video_frames"] for row in made)
+    spent = summed(made)
+    transformer = spent["denoise_s"] + spent["clean_s"]
+    named = {
+        "transformer": transformer, "with_vae": transformer + spent["decode_s"], "wall": wall_s
+    }  # fmt: skip
+    return {name: frames / seconds for name, seconds in named.items() if seconds and frames}

@@ -1,0 +1,149 @@
+"""What a rollout keeps on the disk while it runs, so that any kill loses one chunk at most.
+
+NAME.rollout/ holds `rollout.json` (the request) and the clean latents of every chunk, a safetensors
+file each: `given.safetensors`, `chunk-000000.safetensors`, ... A rollout's keys and values, and the
+VAE's state, follow from these alone.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from wancli.errors import InputError, OutputError, UsageError
+
+SCHEMA = "wancli.rollout/1"
+REQUEST = "rollout.json"
+GIVEN = "given"
+HINT = "free some space, then run the same command with --resume"
+
+
+class RolloutStore:
+    """The folder of one rollout. Append-only, but for chunks that are to be made again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a rollout to resume."""
+        return (self.folder / REQUEST).is_file()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out. Raises UsageError where one is in, OutputError on bad disks."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / "lock").open("w")
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.folder}: {error.strerror}.", hint="another --output"
+            ) from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UsageError(
+                    f"another process is writing {self.folder}.", hint="wait for it, or stop it"
+                ) from None
+            yield
+
+    def request(self) -> dict[str, Any]:
+        """What the rollout was asked for. Raises InputError."""
+        path = self.folder / REQUEST
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(
+                f"there is no rollout in {self.folder}.", hint="run it without --resume"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {path}: {error}.", hint="run it anew") from None
+        if not isinstance(told, dict) or told.get("schema") != SCHEMA:
+            raise InputError(f"{path} is of no rollout of wancli's.", hint="another --output")
+        return told
+
+    def write_request(self, told: Mapping[str, Any]) -> None:
+        """Whole or not at all. Raises OutputError."""
+        text = json.dumps({"schema": SCHEMA, **told}, indent=2, ensure_ascii=False) + "\n"
+        self._put(REQUEST, text.encode())
+
+    def save(self, name: str, latents: Tensor) -> None:
+        """Keep clean latents [1, C, n, H, W], on the disk when this returns. Raises OutputError."""
+        frames = latents[0].transpose(0, 1).float().cpu().contiguous()
+        self._put(f"{name}.safetensors", save({"latents": frames}))
+
+    def load(self, name: str) -> Tensor | None:
+        """Clean latents [1, C, n, H, W], or None where they are missing or damaged."""
+        path = self.folder / f"{name}.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                frames = file.get_tensor("latents")
+        except (OSError, SafetensorError):
+            return None
+        sound = frames.ndim == 4 and bool(torch.isfinite(frames).all())
+        return frames.transpose(0, 1)[None] if sound else None
+
+    def sound_chunks(self) -> int:
+        """How many chunks there are from the first, whole and without a gap."""
+        count = 0
+        while self.load(chunk_name(count)) is not None:
+            count += 1
+        return count
+
+    def chunks(self) -> list[int]:
+        """The numbers of all chunks there are files of, damaged or not."""
+        return sorted(int(path.stem[6:]) for path in self.folder.glob("chunk-*.safetensors"))
+
+    def drop_from(self, first: int) -> Path | None:
+        """Set chunks aside, from `first` on; says where. They are not deleted."""
+        dropped = [number for number in self.chunks() if number >= first]
+        if not dropped:
+            return None
+        aside = next(
+            path
+            for number in range(10_000)
+            if not (path := self.folder / f"replaced-{number}").exists()
+        )
+        try:
+            aside.mkdir()
+            for number in reversed(dropped):  # whenever this stops, what is left has no gap
+                name = f"{chunk_name(number)}.safetensors"
+                (self.folder / name).replace(aside / name)
+        except OSError as error:
+            raise OutputError(f"cannot write {self.folder}: {error.strerror}.", hint=HINT) from None
+        return aside
+
+    def clear(self) -> None:
+        """Begin anew: what an earlier rollout left here is deleted."""
+        for path in [*self.folder.glob("*.safetensors"), *self.folder.glob("replaced-*/*")]:
+            path.unlink()
+        for path in self.folder.glob("replaced-*"):
+            path.rmdir()
+
+    def _put(self, name: str, content: bytes) -> None:
+        path = self.folder / name
+        part = path.with_name(f".{name}.part")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise OutputError(f"cannot write {path}: {error.strerror}.", hint=HINT) from None
+
+
+def chunk_name(number: int) -> str:
+    """The name of a chunk's latents."""
+    return f"chunk-{number:06}"

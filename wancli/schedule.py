@@ -1,0 +1,99 @@
+"""Which prompt a chunk of a rollout is told: changes by chunk, faded in where asked."""
+
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wancli.errors import InputError, PlanError, UsageError
+
+
+@dataclass(frozen=True)
+class Change:
+    """From chunk `chunk` on (counted from 0), another prompt."""
+
+    chunk: int
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Wording:
+    """`share` of `new`, the rest of `old`."""
+
+    old: str
+    new: str
+    share: float = 1.0
+    changes: bool = False  # the chunk is the first of the new prompt
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The first prompt and its changes, in order."""
+
+    prompt: str
+    changes: tuple[Change, ...] = ()
+    blend: int = 0  # chunks over which a new prompt is faded in
+
+    def at(self, chunk: int) -> Wording:
+        """What a chunk is told; given chunks have negative numbers."""
+        past = [change for change in self.changes if change.chunk <= chunk]
+        if not past:
+            return Wording(self.prompt, self.prompt)
+        before = past[-2].prompt if len(past) > 1 else self.prompt
+        since = chunk - past[-1].chunk
+        share = min(1.0, (since + 1) / self.blend) if self.blend else 1.0
+        return Wording(before, past[-1].prompt, share, changes=since == 0)
+
+
+def make_schedule(
+    prompt: str, changes: Sequence[Change], *, chunks: int, blend: int = 0
+) -> Schedule:
+    """Check the changes. Raises PlanError for one beyond the end, or two at once."""
+    ordered = tuple(sorted(changes, key=lambda change: change.chunk))
+    numbers = [change.chunk for change in ordered]
+    for change in ordered:
+        if not change.prompt.strip():
+            raise UsageError(f"the prompt at chunk {change.chunk} is empty.", hint='--at 5 "…"')
+        if not 1 <= change.chunk < chunks:
+            raise PlanError(
+                f"a prompt change at chunk {change.chunk}, and there are chunks 0 to {chunks - 1}.",
+                hint=f"--chunks {change.chunk + 1}" if change.chunk > 0 else "give it as the prompt",
+            )
+        if numbers.count(change.chunk) > 1:
+            raise PlanError(f"two prompts for chunk {change.chunk}.", hint="drop one of them")
+    return Schedule(prompt, ordered, blend)
+
+
+def parse_change(text: str) -> Change:
+    """`5 a blue circle` or `5: a blue circle`. Raises UsageError."""
+    number, _, prompt = text.strip().partition(" ")
+    if not number.removesuffix(":").isdigit() or not prompt.strip():
+        raise UsageError(f"--at {text!r} is not a chunk and a prompt.", hint='--at 5 "a blue circle"')
+    return Change(int(number.removesuffix(":")), prompt.strip())
+
+
+def read_script(path: Path) -> list[Change]:
+    """Changes from TOML (`[[at]]` with chunk and prompt) or JSON lines. Raises InputError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".toml":
+            rows = tomllib.loads(text).get("at", [])
+        else:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise InputError(f"script '{path}' not found.", hint="check the path") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}".splitlines()[0], hint=_HINT) from None
+    return [_change(row, number, path) for number, row in enumerate(rows, 1)]
+
+
+_HINT = 'JSON lines such as {"chunk": 5, "prompt": "a blue circle"}, or [[at]] tables in TOML'
+
+
+def _change(row: Any, number: int, path: Path) -> Change:
+    well = isinstance(row, dict) and set(row) == {"chunk", "prompt"}
+    if not well or not isinstance(row["chunk"], int) or not isinstance(row["prompt"], str):
+        raise InputError(f"{path}: entry {number} is not a chunk and a prompt.", hint=_HINT)
+    return Change(row["chunk"], row["prompt"])

@@ -1,0 +1,258 @@
+"""Drift of a rollout, measured chunk by chunk while it runs; no model judges.
+
+Every video frame gives a row of measures. A chunk is the mean of its rows, and so are the first and
+the last seconds, which therefore do not depend on how the video was cut into chunks.
+"""
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from wancli.video.measures import (
+    Values,
+    change,
+    channel_statistics,
+    look,
+    mean_rows,
+    median_slope,
+    noise,
+    share,
+    shift_and_spread,
+    tidy,
+)
+
+WINDOW_S = 5.0  # of the first and the last seconds, which are compared
+FIRST_CHUNKS = 3  # what every chunk is compared with
+STILL = 0.1  # a change between video frames that nobody sees, in 8-bit levels
+TOLD = 3.0  # units of change over the whole video from which on a trend is told
+BAD_SEAM = 2.0
+PAUSE_S = 1.0  # of no motion up to the end from which on it has stopped
+GROWN = 0.05  # share of pixels that went dark or bright from which on it is told
+
+# The unit a change is told in is the noise between chunks, but 2 % of the value and this at least.
+LEAST_UNIT = {
+    "luma": 0.01,
+    "dark": 0.01,
+    "bright": 0.01,
+    "saturation": 0.02,
+    "colourfulness": 1.0,
+    "contrast": 0.005,
+    "detail": 1.0,
+    "motion": STILL,
+    "seam": 0.25,
+    "latent_shift": 0.1,
+    "latent_std": 0.02,
+}
+MEASURES = tuple(LEAST_UNIT)  # the columns of a row
+SLOPES = ("luma", "saturation", "contrast", "detail", "motion", "latent_std")
+
+
+@dataclass(frozen=True)
+class ChunkDrift:
+    """One chunk in numbers; nan for what it cannot say, such as motion in one video frame."""
+
+    index: int
+    first_frame: int  # video frame
+    frames: int
+    start_s: float
+    luma: float  # mean, BT.709, 0 to 1
+    dark: float  # share of pixels with a luma under 2 %
+    bright: float  # and over 98 %
+    saturation: float  # 0 to 1
+    colourfulness: float  # 0 is gray, 33 moderate, 109 extreme
+    contrast: float  # RMS: standard deviation of luma, 0 to 1
+    detail: float  # variance of luma's Laplacian, 8-bit levels squared
+    motion: float  # mean change from video frame to video frame in the chunk, 8-bit levels
+    seam: float  # change from the chunk before, over the median change inside; about 1 is good
+    latent_shift: float  # how far channel means are from the first chunks', in their deviations
+    latent_std: float  # deviation of the channels over that of the first chunks
+
+    def as_json(self) -> dict[str, Any]:
+        """Four digits of every measure, None for nan."""
+        tidied = {name: tidy(getattr(self, name)) for name in MEASURES}
+        return {**asdict(self), "start_s": round(self.start_s, 3), **tidied}
+
+
+class DriftMeter:
+    """Measures chunks as they come. Holds one video frame, 10 s of rows, and a row a chunk."""
+
+    def __init__(self, fps: float) -> None:
+        self.fps = fps
+        self.frames = 0
+        self.chunks: list[ChunkDrift] = []
+        self._frame: NDArray[np.uint8] | None = None  # the last one
+        self._moves: list[float] = []  # changes inside the last chunk
+        self._latents: list[Tensor] = []  # statistics of the first chunks
+        self._window = max(1, round(WINDOW_S * fps))
+        self._first: list[Values] = []
+        self._last: deque[Values] = deque(maxlen=self._window)
+        self._sum = np.zeros(len(MEASURES))
+        self._count = np.zeros(len(MEASURES), np.int64)
+
+    def add(
+        self, frames: NDArray[np.uint8], latents: Tensor | ArrayLike, *, index: int
+    ) -> ChunkDrift:
+        """Measure the next chunk: uint8 [T, H, W, 3], decoded from latents [1, C, F, H, W]."""
+        moves = [change(one, other) for one, other in pairwise(frames)]
+        seams = [self._seam(frames[0], moves), *(math.nan for _ in moves)]
+        rows = np.empty((len(frames), len(MEASURES)))
+        rows[:, :7] = [look(frame) for frame in frames]
+        rows[:, 7:9] = list(zip([math.nan, *moves], seams, strict=True))
+        rows[:, 9:] = self._shift_and_spread(torch.as_tensor(latents))
+        start_s, values = self.frames / self.fps, mean_rows(rows).tolist()
+        self.chunks.append(ChunkDrift(index, self.frames, len(frames), start_s, *values))
+        self._frame, self._moves = frames[-1].copy(), moves  # a view would hold the whole chunk
+        self._remember(rows)
+        return self.chunks[-1]
+
+    def summary(self) -> dict[str, Any]:
+        """All of it as JSON: first against last seconds, slopes, worst chunks, notes, chunks."""
+        window = min(self._window, math.ceil(self.frames / 2))  # of a short video, its halves
+        first, last = self._first[:window], list(self._last)[-window:]
+        series = {name: _Series(name, self.chunks, self.fps) for name in MEASURES}
+        told = {
+            "fps": self.fps,
+            "frames": self.frames,
+            "duration_s": round(self.frames / self.fps, 3),
+            "first_chunks": min(FIRST_CHUNKS, len(self.chunks)),
+            "window_s": round(window / self.fps, 3),
+            "first": _by_name(mean_rows(np.reshape(first, (-1, len(MEASURES))))),
+            "last": _by_name(mean_rows(np.reshape(last, (-1, len(MEASURES))))),
+            "mean": _by_name(share(self._sum, self._count)),
+            "slope_per_minute": {name: tidy(series[name].slope) for name in SLOPES},
+            "worst": {name: worst for name, s in series.items() if (worst := s.worst())},
+            "chunks": [chunk.as_json() for chunk in self.chunks],
+        }
+        return {**told, "notes": _notes(series, told) if self.chunks else []}
+
+    def _seam(self, frame: NDArray[np.uint8], moves: list[float]) -> float:
+        """The change to `frame`, over the usual one in the livelier of the two chunks.
+
+        nan for the first chunk, and where nothing moves.
+        """
+        usual = max((float(np.median(m)) for m in (self._moves, moves) if m), default=math.nan)
+        across = math.nan if self._frame is None else change(self._frame, frame)
+        return across / max(usual, STILL) if max(across, usual) >= STILL else math.nan
+
+    def _shift_and_spread(self, latents: Tensor) -> tuple[float, float]:
+        statistics = channel_statistics(latents)
+        if len(self._latents) < FIRST_CHUNKS:
+            self._latents.append(statistics)
+        return shift_and_spread(statistics, torch.stack(self._latents).mean(0))
+
+    def _remember(self, rows: Values) -> None:
+        self.frames += len(rows)
+        self._first.extend(row.copy() for row in rows[: self._window - len(self._first)])
+        self._last.extend(row.copy() for row in rows[-self._window :])
+        self._sum += np.where(np.isfinite(rows), rows, 0).sum(0)
+        self._count += np.isfinite(rows).sum(0)
+
+
+class _Series:
+    """One measure over the chunks."""
+
+    def __init__(self, name: str, chunks: Sequence[ChunkDrift], fps: float) -> None:
+        self.name = name
+        self.chunks = chunks
+        self.values = np.array([getattr(chunk, name) for chunk in chunks])
+        # The middle of a chunk, where a steady trend passes through its mean.
+        self.minutes = np.array([c.first_frame + (c.frames - 1) / 2 for c in chunks]) / fps / 60
+
+    @cached_property
+    def usual(self) -> float:
+        """What every chunk is compared with."""
+        finite = self.values[np.isfinite(self.values)][:FIRST_CHUNKS]
+        return 1.0 if self.name == "seam" else float(finite.mean()) if len(finite) else math.nan
+
+    @cached_property
+    def unit(self) -> float:
+        """The noise between chunks, but 2 % of the usual value and a least unit."""
+        return max(noise(self.values), LEAST_UNIT[self.name], 0.02 * abs(self.usual))
+
+    @cached_property
+    def slope(self) -> float:
+        """Per minute."""
+        return median_slope(self.minutes, self.values)
+
+    @property
+    def drifts(self) -> bool:
+        """Whether the slope amounts to something over the video."""
+        return abs(self.slope) * float(np.ptp(self.minutes)) > TOLD * self.unit
+
+    def worst(self) -> dict[str, Any] | None:
+        """The chunk farthest from the usual value, in units of change."""
+        distances = np.abs(self.values - self.usual) / self.unit
+        if not np.isfinite(distances).any():
+            return None
+        chunk = self.chunks[(at := int(np.nanargmax(distances)))]
+        return {
+            "chunk": chunk.index,
+            "start_s": round(chunk.start_s, 3),
+            "value": tidy(self.values[at]),
+            "usual": tidy(self.usual),
+            "distance": tidy(distances[at]),
+        }
+
+
+def _by_name(row: Values) -> dict[str, float | None]:
+    return {name: tidy(value) for name, value in zip(MEASURES, row, strict=True)}
+
+
+def _notes(series: Mapping[str, _Series], told: Mapping[str, Any]) -> list[str]:
+    """What to look at, in plain words; exposure and motion first, and always together."""
+    exposure = _trend(series["luma"], "exposure", told)
+    notes = [f"{exposure}; {_motion(series['motion'], told)}"]
+    for name in ("saturation", "contrast", "detail", "latent_std"):
+        if series[name].drifts:
+            notes.append(_trend(series[name], name.replace("_", " "), told))
+    for name in ("dark", "bright"):
+        first, last = told["first"][name], told["last"][name]
+        if last - first > GROWN:
+            notes.append(f"{name} pixels grow from {first:.0%} to {last:.0%} of the picture")
+    return [*notes, *_seams(series["seam"])]
+
+
+def _trend(series: _Series, word: str, told: Mapping[str, Any]) -> str:
+    first, last = told["first"][series.name], told["last"][series.name]
+    if first is None or last is None:
+        return f"{word} unknown"
+    if not series.drifts:
+        return f"{word} steady at {_short(first)}"
+    verb = "rises" if series.slope > 0 else "falls"
+    return f"{word} {verb} {_short(abs(series.slope))} a minute, {_short(first)} to {_short(last)}"
+
+
+def _motion(series: _Series, told: Mapping[str, Any]) -> str:
+    """Whether it moves to the end. A frozen video is steady in all else."""
+    moving = np.flatnonzero(series.values > max(STILL, 0.1 * series.usual))
+    if np.isfinite(series.values).any() and not len(moving):
+        return "nothing moves"
+    if len(moving) and (series.minutes[-1] - series.minutes[moving[-1]]) * 60 >= PAUSE_S:
+        return f"motion stops after chunk {series.chunks[moving[-1]].index}"
+    return _trend(series, "motion", told)
+
+
+def _seams(series: _Series) -> list[str]:
+    bad = np.flatnonzero(series.values > BAD_SEAM)
+    if not len(bad):
+        return []
+    at = int(np.nanargmax(series.values))
+    note = f"seam {_short(series.values[at])} at chunk {series.chunks[at].index}"
+    if len(bad) > 1:
+        boundaries = np.isfinite(series.values).sum()
+        note += f", over {BAD_SEAM:g} at {len(bad)} of {boundaries} boundaries"
+    return [note]
+
+
+def _short(value: float) -> str:
+    """Two significant digits, and no exponent."""
+    return f"{float(f'{value:.2g}'):,.10g}"

@@ -1,0 +1,88 @@
+"""What numbers say of a video frame, of two, of latents, and of a series. Pure functions."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Frame = NDArray[np.uint8]  # [H, W, 3]
+Values = NDArray[np.float64]
+
+BT709 = (0.2126, 0.7152, 0.0722)
+MOST_CHUNKS = 500  # of a series whose pairs are all compared
+
+
+def look(frame: Frame) -> tuple[float, ...]:
+    """Of [H, W, 3]: luma, dark, bright, saturation, colourfulness, contrast and detail.
+
+    Colourfulness is eq. 1 to 3 of Hasler and Suesstrunk 2003, "Measuring colourfulness in natural
+    images". Saturation is HSV's with pixels weighted by their value: that of near black is noise.
+    """
+    planes = np.ascontiguousarray(frame.transpose(2, 0, 1), dtype=np.float32)
+    red, green, blue = planes
+    luma = BT709[0] * red + BT709[1] * green + BT709[2] * blue
+    value = planes.max(0)
+    across, along = red - green, (red + green) / 2 - blue
+    return (
+        float(luma.mean()) / 255,
+        float((luma < 0.02 * 255).mean()),
+        float((luma > 0.98 * 255).mean()),
+        float((value - planes.min(0)).sum() / max(value.sum(), 1)),
+        math.hypot(across.std(), along.std()) + 0.3 * math.hypot(across.mean(), along.mean()),
+        float(luma.std()) / 255,
+        float((np.diff(luma, 2, 0)[:, 1:-1] + np.diff(luma, 2, 1)[1:-1]).var()),
+    )
+
+
+def change(one: Frame, other: Frame) -> float:
+    """Mean absolute difference, in 8-bit levels."""
+    return float((np.maximum(one, other) - np.minimum(one, other)).mean())
+
+
+def channel_statistics(latents: Tensor) -> Tensor:
+    """Mean and standard deviation of every channel [2, C], of [1, C, F, H, W]."""
+    channels = latents[0].flatten(1).double()
+    return torch.stack([channels.mean(1), channels.std(1, correction=0)]).cpu()
+
+
+def shift_and_spread(statistics: Tensor, usual: Tensor) -> tuple[float, float]:
+    """How far the channels' means lie from `usual` (RMS, in its deviations); how they spread."""
+    (mean, deviation), (usual_mean, usual_deviation) = statistics, usual
+    unit = usual_deviation.clamp(min=1e-6)
+    shift = ((mean - usual_mean) / unit).square().mean().sqrt()
+    return float(shift), float((deviation / unit).mean())
+
+
+def mean_rows(rows: Values) -> Values:
+    """Mean of every column over what is finite in it; nan where nothing is."""
+    finite = np.isfinite(rows)
+    return share(np.where(finite, rows, 0).sum(0), finite.sum(0))
+
+
+def share(total: Values, count: NDArray[np.int64]) -> Values:
+    """One over the other; nan where there is nothing to share."""
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def median_slope(x: Values, y: Values) -> float:
+    """Theil-Sen: the median slope over all pairs of finite points; nan for fewer than two."""
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    if len(x) < 2:
+        return math.nan
+    some = np.unique(np.linspace(0, len(x) - 1, min(len(x), MOST_CHUNKS)).round().astype(int))
+    one, other = (some[i] for i in np.triu_indices(len(some), 1))
+    return float(np.median((y[other] - y[one]) / (x[other] - x[one])))
+
+
+def noise(values: Values) -> float:
+    """Standard deviation around any straight trend, robust: from the median second difference."""
+    bends = np.abs(np.diff(values[np.isfinite(values)], 2))
+    return 1.4826 / math.sqrt(6) * float(np.median(bends)) if len(bends) else 0.0
+
+
+def tidy(value: float) -> Any:
+    """Four significant digits; None for what JSON cannot say."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None
