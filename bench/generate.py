@@ -106,7 +106,8 @@ def main() -> int:
     flags: dict[str, Any] = {"model": given.model} if given.model else {}
     if given.steps:
         flags["sampling"] = {"steps": given.steps}
-    settings = resolve([*layers(find_preset(given.preset)), Layer("flag", flags)]).settings
+    chosen = [*layers(find_preset(given.preset)), Layer("flag", flags)]
+    settings = resolve(chosen, Settings).settings
     if settings.sampling.scheduler != "unipc":
         parser.error("the plain script samples with unipc; choose a preset that does")
     runs: dict[str, list[Run]] = {"plain": [], "wancli": []}

@@ -18,6 +18,7 @@ Interrupted (BaseException)     exit 130 (SIGINT) or 143 (SIGTERM)
 import difflib
 import signal
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class WancliError(Exception):
@@ -85,6 +86,14 @@ class Interrupted(BaseException):
         super().__init__(f"interrupted by {signal.Signals(number).name}.")
         self.exit_code = 128 + number
         self.hint = "nothing is left under a final name; run the same command again"
+
+
+def missing(kind: str, path: Path) -> InputError:
+    """The error for a file that is not there, with the name beside it that may have been meant."""
+    near = path.parent.iterdir() if path.parent.is_dir() else ()
+    meant = closest(path.name, (other.name for other in near))
+    hint = f"did you mean '{path.with_name(meant)}'?" if meant else "check the path"
+    return InputError(f"{kind} '{path}' not found.", hint=hint)
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

@@ -1,11 +1,12 @@
 """What a request comes to, before anything loads. Every rule about combinations is here."""
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from wancli.errors import PlanError
 from wancli.geometry import LatentShape, Span, latent_shape, lay_out
-from wancli.settings import Machine, Rollout, RolloutSettings, Settings
+from wancli.settings import Machine, Rollout, RolloutSettings, RopePolicy, Settings
 from wancli.specs import ModelSpec
 
 
@@ -61,7 +62,7 @@ class RolloutPlan:
     window: int
     sink: int
     chunk: int  # most latent frames of one chunk
-    rope: str
+    rope: RopePolicy
     guided: bool
     steps: tuple[int, ...]  # denoising steps of every chunk to be made
     forwards: int  # transformer calls in all
@@ -130,7 +131,7 @@ def make_rollout_plan(
 def timesteps(text: str) -> list[int]:
     """A list of timesteps as settings hold it. Raises PlanError where it does not go down."""
     values = [int(word) for word in text.split(",")]
-    falls = all(a > b for a, b in zip(values, values[1:], strict=False))
+    falls = all(a > b for a, b in pairwise(values))
     if not falls or not 0 < values[-1] <= values[0] <= 1000:
         raise PlanError(
             f"--steps-list {text} does not fall from at most 1000 to at least 1.",
@@ -152,7 +153,7 @@ def steps_of(chosen: Rollout, span: Span) -> str:
     return chosen.first_chunk_steps if first else chosen.steps_list
 
 
-def _rope(chosen: Rollout) -> str:
+def _rope(chosen: Rollout) -> RopePolicy:
     if chosen.rope != "auto":
         return chosen.rope
     return "relative" if chosen.sink_frames else "absolute"
@@ -162,8 +163,8 @@ def _check_rollout(chosen: Rollout) -> None:
     least = chosen.sink_frames + chosen.chunk_frames
     if chosen.rolling_window and chosen.rolling_window < least:
         raise PlanError(
-            f"--rolling-window {chosen.rolling_window} cannot hold {chosen.sink_frames} sink frames "
-            f"and a chunk of {chosen.chunk_frames}.",
+            f"--rolling-window {chosen.rolling_window} cannot hold {chosen.sink_frames} sink "
+            f"frames and a chunk of {chosen.chunk_frames}.",
             hint=f"--rolling-window {least} or more",
         )
     if chosen.trim == "after" and chosen.sink_frames:

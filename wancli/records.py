@@ -86,13 +86,17 @@ class RunRecord:
 
     def as_json(self) -> dict[str, Any]:
         """For the sidecar and the `--json` line."""
-        return {"schema": self.schema, **asdict(self)}
+        told = {"schema": self.schema, **asdict(self)}
+        if not self.drift:
+            del told["drift"]
+        return told
 
     def embedded(self) -> str:
         """For the MP4: no step timings, environment, machine or absolute paths."""
         told = self.as_json()
         told["timings"] = {k: v for k, v in told["timings"].items() if k.endswith("_s")}
-        told["env"], told["memory"], told["drift"] = {}, {}, {}
+        told["env"], told["memory"] = {}, {}
+        told.pop("drift", None)
         told["output"] = {k: v for k, v in told["output"].items() if k != "path"}
         if Path(told["request"]["model"]).is_absolute():
             told["request"]["model"] = Path(told["request"]["model"]).name

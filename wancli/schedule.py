@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wancli.errors import InputError, PlanError, UsageError
+from wancli.errors import InputError, PlanError, UsageError, missing
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ def make_schedule(
         if not 1 <= change.chunk < chunks:
             raise PlanError(
                 f"a prompt change at chunk {change.chunk}, and there are chunks 0 to {chunks - 1}.",
-                hint=f"--chunks {change.chunk + 1}" if change.chunk > 0 else "give it as the prompt",
+                hint=f"--chunks {change.chunk + 1}"
+                if change.chunk > 0
+                else "give it as the prompt",
             )
         if numbers.count(change.chunk) > 1:
             raise PlanError(f"two prompts for chunk {change.chunk}.", hint="drop one of them")
@@ -70,7 +72,9 @@ def parse_change(text: str) -> Change:
     """`5 a blue circle` or `5: a blue circle`. Raises UsageError."""
     number, _, prompt = text.strip().partition(" ")
     if not number.removesuffix(":").isdigit() or not prompt.strip():
-        raise UsageError(f"--at {text!r} is not a chunk and a prompt.", hint='--at 5 "a blue circle"')
+        raise UsageError(
+            f"--at {text!r} is not a chunk and a prompt.", hint='--at 5 "a blue circle"'
+        )
     return Change(int(number.removesuffix(":")), prompt.strip())
 
 
@@ -83,7 +87,7 @@ def read_script(path: Path) -> list[Change]:
         else:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
     except FileNotFoundError:
-        raise InputError(f"script '{path}' not found.", hint="check the path") from None
+        raise missing("script", path) from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}".splitlines()[0], hint=_HINT) from None
     return [_change(row, number, path) for number, row in enumerate(rows, 1)]

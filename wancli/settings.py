@@ -14,15 +14,14 @@ from pydantic.fields import FieldInfo
 from wancli.errors import SettingsError, closest
 
 MAX_SEED = 2**53  # the largest integer that every JSON reader keeps
+RopePolicy = Literal["absolute", "relative", "sink"]
 STEPS_LIST = r"^\d+(,\d+)*$"
 
 
 class Group(BaseModel):
     """One table of a preset, one panel of `--help`, one object of the record."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class Sampling(Group):

@@ -25,15 +25,13 @@ class DoubleTimesteps(torch.nn.Module):
 
 
 def tiny():
-    torch.manual_seed(0)
-    return (
-        WanTransformer3DModel(
+    with torch.random.fork_rng():
+        torch.random.manual_seed(0)  # diffusers takes no generator
+        model = WanTransformer3DModel(
             patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4,
             out_channels=4, text_dim=8, freq_dim=16, ffn_dim=32, num_layers=2,
-        )
-        .double()
-        .eval()
-    )  # fmt: skip
+        )  # fmt: skip
+    return model.double().eval()
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +62,9 @@ class View:
 
 
 def views(sizes, window, rope):
-    """(first forward, later forwards) of every chunk, by lists of latent frames and nothing else."""
-    held, out, at = [], [], 0
+    """(first forward, later forwards) of every chunk, by lists of latent frames alone."""
+    held: list[int] = []
+    out, at = [], 0
     for size in sizes:
         own = list(range(at, at + size))
         at += size
@@ -105,7 +104,7 @@ def angles(frame, head_dim):
 
 
 def turned(x, frames, head_dim):
-    """Rotate [1, len(frames) * PER_FRAME, heads, head_dim] by the positions of its latent frames."""
+    """Rotate [1, len(frames) * PER_FRAME, heads, head_dim] by its latent frames' positions."""
     theta = torch.cat([angles(f, head_dim) for f in frames])[None, :, None]
     a, b = x[..., 0::2], x[..., 1::2]
     pair = (a * theta.cos() - b * theta.sin(), a * theta.sin() + b * theta.cos())
@@ -150,7 +149,9 @@ def recomputed(plain, latents, timesteps, seen, text):
 def compare(transformer, plain, sizes, window, rope):
     """Largest difference of any forward's velocity from the recomputed one."""
     text, seen = drawn(1, 3, 8, seed=7), views(sizes, window, rope)
-    cleans, times, worst, at = [], [], 0.0, 0
+    cleans: list[torch.Tensor] = []
+    times: list[float] = []
+    worst, at = 0.0, 0
     with causal(transformer, window, rope=rope) as model:
         model.tell(Prompts(Text(text)))
         for index, size in enumerate(sizes):
@@ -178,7 +179,7 @@ def compare(transformer, plain, sizes, window, rope):
     trim=st.sampled_from(["before", "after"]),
     rope=st.sampled_from(["absolute", "relative", "sink"]),
 )
-def test_a_rolled_window_computes_what_recomputing_everything_does(
+def test_a_rolled_window_computes_what_recomputing_everything_does(  # noqa: PLR0913
     transformer, plain, sizes, frames, sink, trim, rope
 ):
     assume(frames >= sink + max(sizes))
@@ -189,12 +190,11 @@ def test_a_rolled_window_computes_what_recomputing_everything_does(
 
 def test_past_latent_frame_1024_a_rollout_goes_on(transformer, plain):
     window = Window(4, 0, 2, PER_FRAME)
-    far, near = (
-        shown(transformer, window, first=first) for first in (5000, 0)
-    )
+    far, near = (shown(transformer, window, first=first) for first in (5000, 0))
     assert (far - near).abs().max() < 1e-9  # rotary positions are relative
+    latents, text = drawn(1, 4, 1026, SIDE, SIDE, seed=0), drawn(1, 3, 8, seed=7)
     with pytest.raises(RuntimeError):  # as diffusers itself would end
-        plain(drawn(1, 4, 1026, SIDE, SIDE, seed=0), torch.tensor([0.0]), drawn(1, 3, 8, seed=7))
+        plain(latents, torch.tensor([0.0]), text)
 
 
 def shown(transformer, window, *, first):
@@ -235,9 +235,14 @@ def test_leaving_restores_the_transformer_also_after_an_error(transformer):
     before = dict(transformer.attn_processors)
     parts = (transformer.rope, transformer.condition_embedder)
     timesteps = transformer.condition_embedder.timesteps_proj
-    with pytest.raises(KeyError), causal(transformer, Window(4, 0, 2, PER_FRAME)):
-        assert transformer.rope is not parts[0]
-        raise KeyError
+
+    def fail() -> None:
+        with causal(transformer, Window(4, 0, 2, PER_FRAME)):
+            assert transformer.rope is not parts[0]
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert transformer.attn_processors == before
     assert (transformer.rope, transformer.condition_embedder) == parts
     assert transformer.condition_embedder.timesteps_proj is timesteps
@@ -258,6 +263,7 @@ def test_two_rollouts_and_two_branches_do_not_mix(transformer):
         return velocity
 
     cond = run(1.0, Prompts(Text(prompts.cond.embeddings)))
+    assert prompts.uncond is not None
     uncond = run(1.0, Prompts(Text(prompts.uncond.embeddings)))
     assert not torch.equal(cond, uncond)
     assert torch.equal(run(3.0, prompts), uncond + 3.0 * (cond - uncond))

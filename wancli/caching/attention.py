@@ -6,15 +6,15 @@ Shapes: B batch, L tokens of this forward, M tokens remembered, H heads, D head 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from wancli.caching.rolling import RollingKV
+from wancli.settings import RopePolicy
 
-RopePolicy = Literal["absolute", "relative", "sink"]
 ROPE_THETA = 10_000.0  # in every Wan
 
 
@@ -173,7 +173,7 @@ class RollingRope(nn.Module):
 
 
 class ExactTimesteps(nn.Module):
-    """Sinusoidal timesteps in float64, as the original computes them; diffusers' own are 4e-5 off."""
+    """Sinusoidal timesteps in float64, as the original has them; diffusers' own are 4e-5 off."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ def remembering(transformer: Any, memory: Memory) -> Iterator[Memory]:
 
 def by_head(attn: Any, x: Tensor) -> Tensor:
     """[B, L, H*D] to [B, H, L, D]."""
-    return x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:2], attn.heads, -1).transpose(1, 2)
 
 
 def attend(attn: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -255,6 +255,6 @@ def attend(attn: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """Turn each pair of channels of [B, H, L, D] by its complex number [L, D / 2]."""
     wide = x if x.dtype == torch.float64 else x.float()
-    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)).contiguous())
+    pairs = torch.view_as_complex(wide.reshape(*x.shape[:-1], -1, 2))
     turned = torch.view_as_real(pairs * turns.to(pairs.dtype)).flatten(-2)
     return turned.to(x.dtype)

@@ -39,7 +39,7 @@ class RollingKV:
     With a window that is full, shapes and addresses no longer change from one step to the next.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what the tensors are
         self,
         reach: Reach,
         *,

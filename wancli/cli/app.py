@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from wancli.cli import files, generate, preset, rollout
+from wancli.cli import files, generate, model, preset, rollout
 from wancli.cli.options import Talk
 from wancli.cli.screen import Screen
 from wancli.errors import Interrupted, UsageError, WancliError
@@ -27,6 +27,7 @@ app.command("repro")(generate.repro)
 app.command("show")(files.show)
 app.command("decode")(files.decode)
 app.add_typer(preset.app, name="preset")
+app.add_typer(model.app, name="model")
 
 
 def main() -> None:

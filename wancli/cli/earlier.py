@@ -24,7 +24,8 @@ def find_earlier(
         if prompt in (None, told_in(path.parent).get("prompt")):
             return path.parent
     raise InputError(
-        f"there is no rollout of that prompt in {folder}.", hint="--output NAME.mp4 of the first run"
+        f"there is no rollout of that prompt in {folder}.",
+        hint="--output NAME.mp4 of the first run",
     )
 
 

@@ -11,7 +11,7 @@ from wancli.cli.screen import Screen
 from wancli.errors import UsageError, WancliError
 from wancli.plan import Plan, make_plan
 from wancli.records import Request
-from wancli.settings import Resolved
+from wancli.settings import Resolved, Settings
 from wancli.specs import ModelSpec, check_files, find_spec, revision
 
 
@@ -22,7 +22,7 @@ class Asked:
     command: str
     prompt: str
     seeds: Sequence[int]
-    resolved: Resolved
+    resolved: Resolved[Settings]
     dry_run: bool = False
 
 

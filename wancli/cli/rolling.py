@@ -1,4 +1,4 @@
-"""From what a rollout was asked to a job: plan, schedule, seeds, places, and what is there already."""
+"""From what was asked to a rollout's job: plan, schedule, seeds, places, what is there already."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,9 +50,7 @@ class Ask:
 class Rolling:
     """One rollout on its way from a request to a job."""
 
-    def __init__(
-        self, ask: Ask, layers: list[Layer], base: Path | None, screen: Screen
-    ) -> None:
+    def __init__(self, ask: Ask, layers: list[Layer], base: Path | None, screen: Screen) -> None:
         """`base` is the folder of a rollout to go on with."""
         self.ask, self.screen = ask, screen
         self.before: Mapping[str, Any] = told_in(base) if base else {}
@@ -109,7 +107,7 @@ class Rolling:
         known = self.before.get("inputs", {})
         inputs |= {k: v for k, v in known.items() if k not in inputs}
         for name, path in self.ask.starts.named().items():
-            inputs[name] = {"name": path.name, "sha256": digest(path)}
+            inputs[name] = {"name": path.name, "sha256": digest(name, path)}
         if self.ask.only_new:
             inputs["only_new"] = True
         return Request(
@@ -126,7 +124,9 @@ class Rolling:
         ask = self.ask
         if not ask.video:
             if ask.latents is None:
-                raise UsageError("--no-video needs --save-latents.", hint="--save-latents x.safetensors")
+                raise UsageError(
+                    "--no-video needs --save-latents.", hint="--save-latents x.safetensors"
+                )
             return None, ask.latents, ask.latents.with_suffix(".rollout")
         if self.base:
             video = self.base.with_suffix(".mp4")
@@ -171,7 +171,9 @@ class Rolling:
             if path and path.exists() and not (self.ask.overwrite or self.ask.again):
                 raise UsageError(f"{path} exists.", hint="--resume, --overwrite, or another name")
         if self.ask.report and self.ask.report.suffix != ".html":
-            raise UsageError(f"--report {self.ask.report} is no .html file.", hint="--report drift.html")
+            raise UsageError(
+                f"--report {self.ask.report} is no .html file.", hint="--report drift.html"
+            )
 
     def _job(
         self, request: Request, video: Path | None, latents: Path | None, store: Path

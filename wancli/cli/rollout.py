@@ -56,8 +56,10 @@ NoiseFile = Annotated[
 ]
 Embeds = Annotated[
     Path | None,
-    typer.Option(rich_help_panel=RESEARCH, help="Safetensors: prompt_embeds [1,L,D], negative_embeds."),
-]  # fmt: skip
+    typer.Option(
+        rich_help_panel=RESEARCH, help="Safetensors: prompt_embeds [1,L,D], negative_embeds."
+    ),
+]
 SaveLatents = Annotated[
     Path | None,
     typer.Option(rich_help_panel=RESEARCH, help="Write all latents [F,C,H,W], the start first."),
@@ -66,7 +68,8 @@ NoVideo = Annotated[
     bool, typer.Option("--no-video", rich_help_panel=RESEARCH, help="Latents only; loads no VAE.")
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", rich_help_panel=AGAIN, help="Go on with a rollout, or extend it.")
+    bool,
+    typer.Option("--resume", rich_help_panel=AGAIN, help="Go on with a rollout, or extend it."),
 ]
 Rerender = Annotated[
     int | None,

@@ -119,11 +119,19 @@ class Screen:
         peaks = (f"{k.split('_')[0].upper()} {v:.2f} GiB" for k, v in record.memory.items())
         self.say(f"peak {'  '.join(peaks)}  seed {record.request['seed']}")
 
-
     def _chunks(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Where each chunk's time went; of many chunks, the first and the last."""
         table = Table(box=None, pad_edge=False, header_style="bold")
-        columns = ("chunk", "steps", "step ms", "clean ms", "decode ms", "write ms", "K/V tokens", "frames")
+        columns = (
+            "chunk",
+            "steps",
+            "step ms",
+            "clean ms",
+            "decode ms",
+            "write ms",
+            "K/V tokens",
+            "frames",
+        )
         for column in columns:
             table.add_column(column, justify="right")
         shown = [*rows[:SHOWN], None, *rows[-SHOWN:]] if len(rows) > 2 * SHOWN + 1 else rows

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from wancli.errors import InputError, PlanError, UsageError
+from wancli.errors import InputError, PlanError, UsageError, missing
 from wancli.settings import RolloutSettings
 from wancli.specs import ModelSpec
 
@@ -97,10 +97,12 @@ def latent_frames(path: Path) -> int:
         ) from None
 
 
-def digest(path: Path) -> str:
+def digest(kind: str, path: Path) -> str:
     """SHA-256 of a file. Raises InputError."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise missing(kind, path) from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}.", hint="check the path") from None

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wancli.caching.attention import Memory, PromptKV, RopePolicy, remembering
+from wancli.caching.attention import Memory, PromptKV, remembering
 from wancli.caching.rolling import Reach, RollingKV, Trim
 from wancli.geometry import Span
 from wancli.sampling.flow import guide
+from wancli.settings import RopePolicy
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ class CausalDenoiser:
 
     def velocity(self, latents: Tensor, timestep: float) -> Tensor:
         """Of the chunk's noisy latents [1, C, F, H, W], guided."""
-        flows = self._forward(latents, timestep)
-        return flows[0] if len(flows) == 1 else guide(*flows, self._scale)
+        cond, *uncond = self._forward(latents, timestep)
+        return guide(cond, uncond[0], self._scale) if uncond else cond
 
     def remember(self, clean: Tensor, timestep: float) -> None:
         """The clean pass: later chunks attend to the clean latents, not to noisy ones."""
@@ -108,7 +109,9 @@ class CausalDenoiser:
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         told = torch.full((len(latents),), timestep, device=latents.device, dtype=exact)
         flows = []
-        for kv, text in zip(self._branches, (self._prompts.cond, self._prompts.uncond)):
+        for kv, text in zip(
+            self._branches, (self._prompts.cond, self._prompts.uncond), strict=False
+        ):
             if text is None:
                 raise RuntimeError("guidance needs an uncond prompt")
             memory.kv, memory.prompt = kv, text.kv

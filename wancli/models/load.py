@@ -40,9 +40,7 @@ class Loaded:
     device: torch.device
 
 
-def load_pipeline(
-    spec: ModelSpec, machine: Machine, parts: Collection[str] = PARTS
-) -> Loaded:
+def load_pipeline(spec: ModelSpec, machine: Machine, parts: Collection[str] = PARTS) -> Loaded:
     """The model as diffusers' own pipeline, VAE in float32; only its `parts` are loaded.
 
     Raises ModelError for anything wrong with its files, SetupError for a device that is not there.

@@ -7,9 +7,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 from diffusers import AutoencoderKLWan
-from numpy.typing import NDArray
 from torch import Tensor
 
 from wancli.geometry import Span
@@ -76,7 +74,7 @@ class Film:
 
     def _show(self, span: Span, latents: Tensor, shown: Shown) -> None:
         started = perf_counter()
-        frames: NDArray[np.uint8] = self._decoder(latents)
+        frames = self._decoder(latents)
         decoded = perf_counter()
         shown.decode_s = decoded - started
         if self._shows(span):

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import pad
 
-from wancli.errors import InputError
+from wancli.errors import InputError, missing
 from wancli.geometry import Span
 from wancli.models.decode import encode_image, encode_video
 from wancli.models.denoiser import Prompts, Text
@@ -151,7 +151,7 @@ def read_tensors(path: Path, needed: str) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise InputError(f"file '{path}' not found.", hint="check the path") from None
+        raise missing("file", path) from None
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{path} is not a safetensors file: {str(error).splitlines()[0]}",

@@ -17,7 +17,7 @@ from wancli.geometry import Span
 from wancli.models.denoiser import CausalDenoiser, Window, causal
 from wancli.models.load import Loaded, load_pipeline
 from wancli.pipeline.clock import Clock
-from wancli.pipeline.film import Film, Shown
+from wancli.pipeline.film import Film
 from wancli.pipeline.generate import make_scheduler
 from wancli.pipeline.given import Given, Inputs, Texts, read_given, read_noise
 from wancli.pipeline.rollout import Chunk, Past, Remembered, Story, rollout
@@ -31,11 +31,12 @@ from wancli.pipeline.run import (
     versions,
     write_json,
 )
+from wancli.pipeline.spent import Row, rates, summed
 from wancli.pipeline.store import GIVEN, RolloutStore, chunk_name
 from wancli.plan import RolloutPlan, steps_of, timesteps
 from wancli.records import Phase, Report, Request, RunRecord, Step
 from wancli.sampling.flow import Denoised, Velocity, few_step, few_step_levels, solve
-from wancli.sampling.noise import IndexedNoise, Noise
+from wancli.sampling.noise import IndexedNoise, Noise, StreamNoise
 from wancli.schedule import Schedule
 from wancli.settings import RolloutSettings
 from wancli.specs import ModelSpec
@@ -67,33 +68,6 @@ class RolloutJob:
         """What has to be loaded."""
         text = [] if self.inputs.embeds else ["text_encoder"]
         return ["transformer", *text, *(["vae"] if self.video or self.given.needs_vae else [])]
-
-
-@dataclass
-class Row:
-    """The times of one chunk, in milliseconds."""
-
-    span: Span
-    clock: Clock
-    made: bool = True
-    tokens: int = 0  # that its forwards attend to
-    sigmas: list[float] = field(default_factory=list)
-    shown: Shown = field(default_factory=Shown)
-
-    def as_json(self) -> dict[str, Any]:
-        """For the record."""
-        return {
-            "chunk": self.span.index,
-            "made": self.made,
-            "latent_frames": self.span.frames,
-            "video_frames": self.shown.frames,
-            "sigmas": self.sigmas,
-            "steps_ms": self.clock.ms("step"),
-            "clean_ms": sum(self.clock.ms("clean")),
-            "decode_ms": 1000 * self.shown.decode_s,
-            "write_ms": 1000 * self.shown.write_s,
-            "kv_tokens": self.tokens,
-        }
 
 
 def roll(
@@ -129,7 +103,7 @@ def _roll(
     report(Phase("rollout"))
     with ExitStack() as stack:
         model = stack.enter_context(_causal(job, loaded))
-        writer, film = _film(stack, job, loaded, record, beside)
+        writer, film = _film(stack, job, loaded, record, beside=beside)
         story = Story(
             given=given,
             spans=job.plan.spans,
@@ -143,7 +117,7 @@ def _roll(
             run.take(event)
         drift = film.drift() if film else {}
         rows = run.rows()
-        timings = {
+        timings: dict[str, Any] = {
             "load_s": loading - since,
             "encode_prompt_s": encoded - loading,
             **summed(rows),
@@ -273,7 +247,7 @@ def _noise(job: RolloutJob) -> Noise:
 
 
 def _film(
-    stack: ExitStack, job: RolloutJob, loaded: Loaded, record: RunRecord, beside: bool | None
+    stack: ExitStack, job: RolloutJob, loaded: Loaded, record: RunRecord, *, beside: bool | None
 ) -> tuple[VideoWriter | None, Film | None]:
     """The writer and what feeds it, both closed with the stack; nothing without a video."""
     if job.video is None:
@@ -312,26 +286,3 @@ def _known(store: RolloutStore, span: Span) -> Tensor:
     if latents is None:
         raise OutputError(f"chunk {span.index} is gone from {store.folder}.", hint=RESUME)
     return latents
-
-
-def summed(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds of all chunks, by what they were spent on."""
-    return {
-        "denoise_s": sum(sum(row["steps_ms"]) for row in rows) / 1000,
-        "clean_s": sum(row["clean_ms"] for row in rows) / 1000,
-        "decode_s": sum(row["decode_ms"] for row in rows) / 1000,
-        "save_s": sum(row["write_ms"] for row in rows) / 1000,
-    }
-
-
-def rates(rows: list[dict[str, Any]], wall_s: float) -> dict[str, float]:
-    """Video frames a second of the chunks that were made: the transformer alone, with the VAE,
-    and by the wall clock of the whole loop."""
-    made = [row for row in rows if row["made"]]
-    frames = sum(row["video_frames"] for row in made)
-    spent = summed(made)
-    transformer = spent["denoise_s"] + spent["clean_s"]
-    named = {
-        "transformer": transformer, "with_vae": transformer + spent["decode_s"], "wall": wall_s
-    }  # fmt: skip
-    return {name: frames / seconds for name, seconds in named.items() if seconds and frames}

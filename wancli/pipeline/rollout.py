@@ -93,8 +93,10 @@ class Past:
         self.chunks.append((span, latents, timestep))
         reach = span.end - self.window
         self.chunks = [
-            chunk for chunk in self.chunks if chunk[0].first_frame < self.sink or chunk[0].end > reach
-        ]  # fmt: skip
+            (old, clean, at)
+            for old, clean, at in self.chunks
+            if old.first_frame < self.sink or old.end > reach
+        ]
 
 
 def rollout(model: Denoiser, story: Story, past: Past) -> Iterator[Event]:
@@ -115,16 +117,15 @@ def rollout(model: Denoiser, story: Story, past: Past) -> Iterator[Event]:
         model.tell(told.prompts)
         if told.again:
             _read_again(model, past)
-        latents, made = story.known(span), False
+        known = story.known(span)
         model.begin(span)
-        if latents is None:
-            made = True
+        if known is None:
             for step in story.denoise(span, model.velocity):
-                latents = step.latents
                 yield Step(span, step)
-            if latents is None:
-                raise ValueError("a chunk needs one step at least")
-        yield Chunk(span, latents, made=made)
+            latents = step.latents
+        else:
+            latents = known
+        yield Chunk(span, latents, made=known is None)
         if span is not story.spans[-1]:
             model.remember(latents, story.context_timestep)
             past.add(span, latents, story.context_timestep)

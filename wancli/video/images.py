@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from wancli.errors import InputError, closest
+from wancli.errors import InputError, missing
 
 
 def read_image(path: Path, *, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -18,10 +18,7 @@ def read_image(path: Path, *, size: tuple[int, int]) -> NDArray[np.uint8]:
         with Image.open(path) as file:
             upright = ImageOps.exif_transpose(file).convert("RGB")
     except FileNotFoundError:
-        near = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        meant = closest(path.name, near)
-        hint = f"did you mean '{path.with_name(meant)}'?" if meant else "check the path"
-        raise InputError(f"image '{path}' not found.", hint=hint) from None
+        raise missing("image", path) from None
     except (OSError, UnidentifiedImageError, ValueError) as error:
         raise InputError(
             f"cannot read {path}: {error}".splitlines()[0], hint="give a PNG or a JPEG"

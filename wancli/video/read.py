@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from wancli.errors import InputError, SetupError, closest
+from wancli.errors import InputError, SetupError, missing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -191,10 +191,7 @@ def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except FileNotFoundError:
-        near = path.parent.iterdir() if path.parent.is_dir() else ()
-        meant = closest(path.name, (other.name for other in near))
-        hint = f"did you mean {str(path.with_name(meant))!r}?" if meant else "check the path"
-        raise InputError(f"video {str(path)!r} not found.", hint=hint) from None
+        raise missing("video", path) from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(

@@ -1,0 +1,162 @@
+"""Wan checkpoints as their authors publish them, read under diffusers' names.
+
+The original model's names are those of wan/modules/model.py of https://github.com/Wan-Video/Wan2.1
+(9737cba); scripts/convert_wan_to_diffusers.py of https://github.com/huggingface/diffusers (58eb52c)
+pairs them with diffusers'. Pickles of https://github.com/guandeh17/Self-Forcing (33593df) hold
+`generator_ema`, `generator`, or both, whose keys start with what FSDP and the trainer put around.
+"""
+
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from wancli.errors import InputError, ModelError
+
+Tensors = dict[str, torch.Tensor]
+
+_GENERATORS = ("generator_ema", "generator")  # the average comes first: it is what authors sample
+_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+_LISTED = 8  # names in one error
+
+_ATTENTION = {
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "o": "to_out.0",
+    "norm_q": "norm_q",
+    "norm_k": "norm_k",
+}
+EMBEDDER = "condition_embedder"
+IMAGE = f"{EMBEDDER}.image_embedder"
+# In this order: a pair meets what those before it left.
+_RENAMES = (
+    ("time_embedding.0", f"{EMBEDDER}.time_embedder.linear_1"),
+    ("time_embedding.2", f"{EMBEDDER}.time_embedder.linear_2"),
+    ("text_embedding.0", f"{EMBEDDER}.text_embedder.linear_1"),
+    ("text_embedding.2", f"{EMBEDDER}.text_embedder.linear_2"),
+    ("time_projection.1", f"{EMBEDDER}.time_proj"),
+    ("head.modulation", "scale_shift_table"),
+    ("head.head", "proj_out"),
+    ("modulation", "scale_shift_table"),
+    ("ffn.0", "ffn.net.0.proj"),
+    ("ffn.2", "ffn.net.2"),
+    # The original calls its norms in the order 1, 3, 2, diffusers in the order 1, 2, 3.
+    ("norm2", "norm__placeholder"),
+    ("norm3", "norm2"),
+    ("norm__placeholder", "norm3"),
+    *((f"self_attn.{old}", f"attn1.{new}") for old, new in _ATTENTION.items()),
+    *((f"cross_attn.{old}", f"attn2.{new}") for old, new in _ATTENTION.items()),
+    # Only image-to-video has these.
+    ("attn2.to_k_img", "attn2.add_k_proj"),
+    ("attn2.to_v_img", "attn2.add_v_proj"),
+    ("attn2.norm_k_img", "attn2.norm_added_k"),
+    ("img_emb.proj.0", f"{IMAGE}.norm1"),
+    ("img_emb.proj.1", f"{IMAGE}.ff.net.0.proj"),
+    ("img_emb.proj.3", f"{IMAGE}.ff.net.2"),
+    ("img_emb.proj.4", f"{IMAGE}.norm2"),
+    ("img_emb.emb_pos", f"{IMAGE}.pos_embed"),
+)
+
+
+def read_checkpoint(source: Path) -> Tensors:
+    """Tensors under diffusers' names, of a `.safetensors`, a folder of them, or a pickle.
+
+    They stay on the disk until they are used. Nothing that a pickle may hold besides is run.
+    Raises InputError for a file that is broken or not of that kind, ModelError for keys that meet.
+    """
+    if source.is_dir():
+        tensors = _read_shards(source, sorted(source.glob("*.safetensors")))
+    elif source.suffix == ".safetensors":
+        tensors = _read_shards(source, [source])
+    else:
+        tensors = _read_pickle(source)
+    return _renamed(tensors, source)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _read_shards(source: Path, paths: Sequence[Path]) -> Tensors:
+    if not paths:
+        raise InputError(
+            f"{source} has no *.safetensors in it.",
+            hint="give the checkpoint's file, or the folder that its shards are in",
+        )
+    tensors: Tensors = {}
+    for path in paths:
+        try:
+            shard = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"cannot read {path}: {error}.", hint="copy that file again") from None
+        if twice := sorted(shard.keys() & tensors.keys()):
+            raise ModelError(
+                f"{source} has keys in two files: {some(twice)}.",
+                hint="give one file, or a folder with the shards of one checkpoint",
+            )
+        tensors |= shard
+    return tensors
+
+
+def _read_pickle(source: Path) -> Tensors:
+    try:
+        # Only the zip files of today can stay on the disk; older pickles are read into memory.
+        on_disk = zipfile.is_zipfile(source)
+        state = torch.load(source, map_location="cpu", weights_only=True, mmap=on_disk)
+    except Exception as error:  # noqa: BLE001 - nobody has listed what a broken pickle can raise
+        raise _unreadable(source, error) from None
+    if isinstance(state, dict):
+        tops = (state.get(name) for name in _GENERATORS)
+        state = next((top for top in tops if isinstance(top, dict) and top), state)
+    if not isinstance(state, dict) or not state:
+        raise InputError(f"{source} holds no state dict.", hint="give a Wan checkpoint")
+    if odd := [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]:
+        raise InputError(
+            f"{source} holds what is no tensor: {some(odd)}.",
+            hint=f"give a state dict, bare or under {' or '.join(map(repr, _GENERATORS))}",
+        )
+    return {str(key): tensor for key, tensor in state.items()}
+
+
+def _unreadable(source: Path, error: Any) -> InputError:
+    if isinstance(error, OSError) and error.filename:
+        return InputError(f"cannot read {source}: {error.strerror}.", hint="check that file")
+    if needed := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return InputError(
+            f"{source} holds more than tensors: to load it is to trust {needed[1]}.",
+            hint="ask its author for .safetensors, or torch.save its state dict alone",
+        )
+    return InputError(f"{source} is cut short, or no checkpoint.", hint="copy that file again")
+
+
+def _renamed(tensors: Tensors, source: Path) -> Tensors:
+    names = [_unwrapped(key) for key in tensors]
+    if not any(".attn1." in name for name in names):  # diffusers' own stay as they are
+        names = [_translated(name) for name in names]
+    if twice := sorted(name for name, times in Counter(names).items() if times > 1):
+        raise ModelError(
+            f"{source} has keys twice, under different prefixes: {some(twice)}.",
+            hint="save the state dict of one model alone",
+        )
+    return dict(zip(names, tensors.values(), strict=True))
+
+
+def _unwrapped(key: str) -> str:
+    for wrapper in _WRAPPERS:
+        key = key.replace(wrapper, "")
+    return key.removeprefix("model.")
+
+
+def _translated(name: str) -> str:
+    for old, new in _RENAMES:
+        name = name.replace(old, new)
+    return name

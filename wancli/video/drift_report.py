@@ -1,0 +1,275 @@
+"""The summary of a `DriftMeter` as one HTML page: no script, nothing from outside."""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from wancli.errors import OutputError, UsageError
+from wancli.video.drift import TOLD
+
+WIDE, NARROW, HEIGHT = 980, 476, 336  # pixels of a chart
+LEFT, RIGHT, TOP, BOTTOM, GAP = 50, 10, 24, 38, 26  # around panels; a label stands in the gap
+MOST_POINTS = 400  # on a line
+MOST_DOTS = 64
+BAND = 18  # least pixels of a chunk, or of some
+
+Chunk = Mapping[str, Any]
+Point = tuple[float, float]  # pixels
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How one measure is drawn and written."""
+
+    name: str  # in the summary
+    label: str
+    unit: str
+    least_span: float  # of its axis, or noise would fill it
+    from_zero: bool = False
+
+    def text(self, value: float | None, *, sign: str = "") -> str:
+        """A number, with decimals to a hundredth of the span."""
+        if value is None:
+            return "–"
+        decimals = max(0, 2 - math.floor(math.log10(self.least_span)))
+        value = round(value, decimals) + 0.0  # no minus before zero
+        return f"{value:{sign if value else ''},.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Measures above each other, on one time axis."""
+
+    title: str
+    about: str
+    measures: Sequence[Measure]
+    width: int = NARROW
+
+
+LUMA = Measure("luma", "exposure", "mean luma, 0 to 1", 0.2)
+MOTION = Measure("motion", "motion", "8-bit levels a video frame", 1.0, from_zero=True)
+SATURATION = Measure("saturation", "saturation", "0 to 1", 0.2)
+COLOURFULNESS = Measure("colourfulness", "colourfulness", "0 is gray, 109 extreme", 20.0)
+CONTRAST = Measure("contrast", "contrast", "RMS, 0 to 1", 0.1)
+DETAIL = Measure("detail", "detail", "variance of the Laplacian", 20.0, from_zero=True)
+SEAM = Measure("seam", "seam", "change across, in usual changes inside", 2.5, from_zero=True)
+SHIFT = Measure("latent_shift", "latent mean", "shift, in deviations", 0.5, from_zero=True)
+SPREAD = Measure("latent_std", "latent std", "in that of the first chunks", 0.2)
+DARK = Measure("dark", "dark pixels", "share under 2 % luma", 0.1, from_zero=True)
+BRIGHT = Measure("bright", "bright pixels", "share over 98 % luma", 0.1, from_zero=True)
+
+CHARTS = (
+    Chart(
+        "Exposure and motion",
+        "Read together: a frozen video is steady in all else.",
+        (LUMA, MOTION),
+        width=WIDE,
+    ),
+    Chart("Colour", "Falls as colours fade, rises as they burn.", (SATURATION, COLOURFULNESS)),
+    Chart("Contrast and detail", "Falls with blur, rises with noise.", (CONTRAST, DETAIL)),
+    Chart("Seams", "About 1 where nobody sees a chunk begin.", (SEAM,)),
+    Chart("Latents", "Their drift comes before that of the picture.", (SHIFT, SPREAD)),
+)
+TABLE = (
+    *(LUMA, MOTION, SATURATION, COLOURFULNESS, CONTRAST, DETAIL),
+    *(DARK, BRIGHT, SEAM, SHIFT, SPREAD),
+)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values on pixels, in round steps."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    step: float
+
+    def at(self, value: float) -> float:
+        """Where a value lies, in pixels."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """Pixels and words of the steps."""
+        decimals = max(0, -math.floor(math.log10(self.step)))
+        first, last = math.ceil(self.low / self.step), math.floor(self.high / self.step + 1e-9)
+        values = [i * self.step for i in range(first, last + 1)]
+        return [(self.at(value), f"{value:,.{decimals}f}") for value in values]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Where the chunks lie along a chart of some width."""
+
+    chunks: Sequence[Chunk]
+    fps: float
+    duration_s: float
+    width: int
+
+    @property
+    def minutes(self) -> bool:
+        """Whether seconds would be large numbers."""
+        return self.duration_s > 150
+
+    @property
+    def axis(self) -> Axis:
+        """In seconds or minutes."""
+        high = self.duration_s / (60 if self.minutes else 1)
+        end = self.width - RIGHT
+        return Axis(0, high, LEFT, end, _round_step(high / (self.width // 90)))
+
+    def at(self, chunk: Chunk, share: float) -> float:
+        """Where a share of the chunk is over, in pixels."""
+        seconds = chunk["start_s"] + share * chunk["frames"] / self.fps
+        return self.axis.at(seconds / (60 if self.minutes else 1))
+
+    def bands(self, measures: Sequence[Measure]) -> list[dict[str, Any]]:
+        """Chunks, or as many of them together as it takes to tell bands apart."""
+        room = (self.width - LEFT - RIGHT) / BAND
+        size = max(1, round(_round_step(len(self.chunks) / room)))
+        groups = [self.chunks[i : i + size] for i in range(0, len(self.chunks), size)]
+        return [
+            {
+                "x": self.at(group[0], 0),
+                "width": round(self.at(group[-1], 1) - self.at(group[0], 0), 1),
+                "label": group[0]["index"],
+                "tip": _tip(group, measures),
+            }
+            for group in groups
+        ]
+
+
+def write_report(summary: Mapping[str, Any], path: Path, *, title: str) -> None:
+    """Write what `DriftMeter.summary` says as a page, whole or not at all.
+
+    Raises UsageError for a name that is no page's, OutputError for a place that cannot be written.
+    """
+    if path.suffix.lower() != ".html":
+        raise UsageError(f"report {str(path)!r} does not end in .html.", hint="--report FILE.html")
+    part = path.with_name(f".{path.name[:100]}.part")
+    try:
+        # A prompt from a shell can hold what is not UTF-8.
+        part.write_text(_page(summary, title=title), encoding="utf-8", errors="replace")
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}.",
+            hint="choose another place: --report FILE.html",
+        ) from None
+
+
+def _page(summary: Mapping[str, Any], *, title: str) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    charts = [_draw(chart, summary) for chart in CHARTS] if summary["chunks"] else []
+    template = environment.get_template("drift_report.html.jinja")
+    return template.render(title=title, summary=summary, charts=charts, table=TABLE, far=TOLD)
+
+
+def _draw(chart: Chart, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A chart in pixels, as the template takes it."""
+    line = Timeline(summary["chunks"], summary["fps"], summary["duration_s"], chart.width)
+    count = len(chart.measures)
+    height = (HEIGHT - TOP - BOTTOM) / count - GAP
+    tops = [TOP + GAP + i * (height + GAP) for i in range(count)]
+    return {
+        "chart": chart,
+        "height": HEIGHT,
+        "left": LEFT,
+        "right": chart.width - RIGHT,
+        "top": TOP,
+        "bottom": HEIGHT - BOTTOM,
+        "unit": "minutes" if line.minutes else "seconds",
+        "ticks": line.axis.ticks,
+        "bands": line.bands(chart.measures),
+        "panels": [
+            _panel(measure, line, summary["worst"].get(measure.name), (top + height, top))
+            for measure, top in zip(chart.measures, tops, strict=True)
+        ],
+    }
+
+
+def _panel(
+    measure: Measure, line: Timeline, worst: Mapping[str, Any] | None, ends: tuple[float, float]
+) -> dict[str, Any]:
+    values = [chunk[measure.name] for chunk in line.chunks]
+    usual = [worst["usual"]] if worst else []
+    axis = _value_axis(measure, [v for v in (*values, *usual) if v is not None], ends)
+    points = [
+        None if value is None else (line.at(chunk, 0.5), axis.at(value))
+        for chunk, value in zip(line.chunks, values, strict=True)
+    ]
+    far = worst is not None and worst["distance"] >= TOLD
+    return {
+        "measure": measure,
+        "top": ends[1],
+        "ticks": axis.ticks,
+        "usual": [axis.at(value) for value in usual],
+        "path": _path(_thin(points)),
+        "dots": [p for p in points if p] if len(points) <= MOST_DOTS else [],
+        "rings": [
+            (*point, f"chunk {chunk['index']}")
+            for chunk, point in zip(line.chunks, points, strict=True)
+            if far and worst and point and chunk["index"] == worst["chunk"]
+        ],
+    }
+
+
+def _value_axis(measure: Measure, values: Sequence[float], ends: tuple[float, float]) -> Axis:
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    missing = max(0.0, measure.least_span - (high - low))
+    low = 0.0 if measure.from_zero else max(0.0, low - missing / 2)
+    high = max(high, low + measure.least_span)
+    step = _round_step((high - low) / 4)
+    return Axis(math.floor(low / step) * step, math.ceil(high / step) * step, *ends, step)
+
+
+def _round_step(least: float) -> float:
+    """The first of 1, 2, 5, 10, 20 and so on that is enough."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(times * power for times in (1, 2, 5, 10) if times * power >= least * (1 - 1e-9))
+
+
+def _thin(points: Sequence[Point | None]) -> list[Point | None]:
+    """The lowest and the highest of every few, so that no peak is lost."""
+    size = math.ceil(2 * len(points) / MOST_POINTS) if len(points) > MOST_POINTS else 1
+    out: list[Point | None] = []
+    for first in range(0, len(points), size):
+        known = [point for point in points[first : first + size] if point]
+        ends = {min(known, key=lambda p: p[1]), max(known, key=lambda p: p[1])} if known else {None}
+        out.extend(sorted(ends) if known else [None])
+    return out
+
+
+def _path(points: Sequence[Point | None]) -> str:
+    """As SVG's `d`, broken where nothing is known."""
+    pairs = zip([None, *points], points, strict=False)
+    # h0 makes a dot of a point that stands alone.
+    return "".join(f"{'L' if before else 'M'}{p[0]},{p[1]}h0" for before, p in pairs if p)
+
+
+def _tip(group: Sequence[Chunk], measures: Sequence[Measure]) -> str:
+    """What the pointer is told over some chunks, a line each."""
+    first, last = group[0], group[-1]
+    chunks = f"chunk {first['index']}" + (f" to {last['index']}" if last is not first else "")
+    lines = [f"{chunks}, from {first['start_s']:.1f} s"]
+    for measure in measures:
+        known = [chunk[measure.name] for chunk in group if chunk[measure.name] is not None]
+        ends = sorted({measure.text(value) for value in (min(known), max(known))}) if known else []
+        lines.append(f"{measure.label}: {' to '.join(ends) or 'unknown'}")
+    return "\n".join(lines)
