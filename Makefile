@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or newer; the rest is set up in .venv, from the versions in constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format types demo-model bench-generate ci clean
+.PHONY: help setup demo test test-all lint format types demo-model bench-generate bench-rollout bench-memory ci clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -65,6 +65,12 @@ demo-model: $(READY) ## Train the model inside the package: hours on 2 cores, mi
 
 bench-generate: $(READY) ## Time wancli generate against a plain diffusers script
 	@$(BIN)/python bench/generate.py
+
+bench-rollout: $(READY) ## Time the rolling cache against a concatenating one and recomputing
+	@$(BIN)/python -m bench.rollout
+
+bench-memory: $(READY) ## Show that a long rollout does not grow
+	@$(BIN)/python -m bench.memory
 
 ci: ## What a change must pass, in a fresh environment
 	@bash .ci/run

@@ -1,6 +1,7 @@
 """Sizes of a video as pixels, as latents and as tokens. Arithmetic only."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 from wancli.errors import PlanError
 
@@ -98,8 +99,8 @@ def lay_out(
     sizes += [chunk_frames] * chunks
     if independent_first_frame and not context:
         sizes[0] = 1
-    firsts = [sum(sizes[:i]) for i in range(len(sizes))]
-    spans = [Span(i - given, firsts[i], size) for i, size in enumerate(sizes)]
+    firsts = accumulate(sizes[:-1], initial=0)
+    spans = [Span(i - given, *pair) for i, pair in enumerate(zip(firsts, sizes, strict=True))]
     return tuple(spans[:given]), tuple(spans[given:])
 
 

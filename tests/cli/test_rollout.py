@@ -234,6 +234,20 @@ def test_a_rollout_goes_on_from_what_is_given(wancli: Wancli, tiny_model: Path, 
     assert probe(Path("a.mp4")).frames == given + 24
 
 
+def test_a_rollout_is_made_again_from_its_video(wancli: Wancli, tiny_model: Path):
+    run = small(tiny_model, "--chunks", 3, "--at", 1, "a blue circle", "--rolling-window", 4)
+    wancli(*run, "-o", "a.mp4")
+    said = wancli("repro", "a.json", "-o", "b.mp4")
+    assert said.code == 0, said.err
+    assert "identical" in said.err
+    assert made("b.mp4") == made("a.mp4")
+    wancli(
+        *small(tiny_model, "--chunks", 1, "--extend", "a.mp4", "-o", "c.mp4", "--chunk-frames", 1)
+    )
+    said = wancli("repro", "c.json", "-o", "d.mp4")
+    assert (said.code, "--extend" in said.err) == (4, True)
+
+
 def test_the_first_latent_frame_may_be_a_chunk_by_itself(wancli: Wancli, tiny_model: Path):
     said = wancli(
         *small(tiny_model, "--chunks", 3, "--independent-first-frame", "-o", "a.mp4", "--json"),

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from wancli.cli import files, generate, model, preset, rollout
+from wancli.cli import files, generate, model, preset, repro, rollout
 from wancli.cli.options import Talk
 from wancli.cli.screen import Screen
 from wancli.errors import Interrupted, UsageError, WancliError
@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 app.command("generate")(generate.generate)
 app.command("rollout")(rollout.rollout)
-app.command("repro")(generate.repro)
+app.command("repro")(repro.repro)
 app.command("show")(files.show)
 app.command("decode")(files.decode)
 app.add_typer(preset.app, name="preset")

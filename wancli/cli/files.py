@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from wancli.cli.generate import Overwrite, read_record
+from wancli.cli.generate import Overwrite
 from wancli.cli.naming import check_sidecar
 from wancli.cli.options import Talk, takes_talk
+from wancli.cli.repro import read_record
 from wancli.cli.screen import Screen
 from wancli.errors import UsageError
 

@@ -1,10 +1,10 @@
-"""`wancli generate` and `wancli repro`: from flags to what is asked."""
+"""`wancli generate`: from flags to what is asked."""
 
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import platformdirs
 import typer
@@ -12,9 +12,9 @@ import typer
 from wancli.cli.execute import Asked, Files, execute
 from wancli.cli.options import Talk, takes_settings, takes_talk
 from wancli.cli.screen import Screen
-from wancli.errors import InputError, UsageError
+from wancli.errors import UsageError
 from wancli.presets import find_preset, layers, read_file
-from wancli.records import parse_record, parse_seeds, settings_of
+from wancli.records import parse_seeds
 from wancli.settings import Layer, Settings, resolve
 from wancli.specs import SPECS
 
@@ -89,47 +89,6 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
     execute(Asked("generate", text, seeds, resolved, dry_run), files, Screen(talk))
 
 
-@takes_talk
-@takes_settings(Settings)
-def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
-    *,
-    given: Layer,
-    talk: Talk,
-    file: Annotated[Path, typer.Argument(help="A video of wancli's, or its JSON.")],
-    prompt_flag: PromptFlag = None,
-    seed: Seed = None,
-    output: Output = None,
-    output_dir: Folder = None,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Make a video again from its own record; any flag overrides it.
-
-    On the same machine the frames are identical, and wancli says whether they are.
-    """
-    record, screen = read_record(file), Screen(talk)
-    resolved = resolve([Layer(f"record of {file.name}", settings_of(record)), given], Settings)
-    text = record["request"]["prompt"] if prompt_flag is None else read_prompt(prompt_flag)
-    seeds = parse_seeds(seed, None) if seed else [record["request"]["seed"]]
-    files = Files(output or f"{file.stem}-repro.mp4", folder(output_dir), overwrite)
-    made = execute(Asked("repro", text, seeds, resolved, dry_run), files, screen)
-    if made and made[0]["hash"] == record["hash"]:
-        _compare(record, file, made[0], screen)
-
-
-def _compare(record: dict[str, Any], file: Path, made: dict[str, Any], screen: Screen) -> None:
-    from wancli.video.write import framemd5
-
-    before = record["output"].get("framemd5") or framemd5(file)
-    if before == made["output"]["framemd5"]:
-        screen.say(f"identical: every frame equals that of {file}")
-    else:
-        screen.warn(
-            f"the frames differ from those of {file}.",
-            hint="another machine or other versions; see env in its JSON",
-        )
-
-
 def settings_layers(given: Layer, preset: str | None) -> list[Layer]:
     """Every layer over the declared defaults: model default, user, preset, environment, flags."""
     named = preset or os.environ.get("WANCLI_PRESET") or None
@@ -167,17 +126,3 @@ def read_prompt(*given: str | None) -> str:
 def folder(given: Path | None) -> Path:
     """Where bare names go."""
     return given or Path(os.environ.get("WANCLI_OUTPUT_DIR") or ".")
-
-
-def read_record(file: Path) -> dict[str, Any]:
-    """The record of a video or of a sidecar. Raises InputError."""
-    from wancli.video.read import read_comment
-
-    if not file.is_file():
-        raise InputError(f"'{file}' not found.", hint="give a file that wancli generate wrote")
-    if file.suffix != ".json":
-        return parse_record(read_comment(file) or "", origin=str(file))
-    try:
-        return parse_record(file.read_text(encoding="utf-8"), origin=str(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {file}: {error}.", hint="give the MP4") from None

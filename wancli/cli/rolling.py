@@ -1,12 +1,11 @@
 """From what was asked to a rollout's job: plan, schedule, seeds, places, what is there already."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from wancli.cli.earlier import told_in
 from wancli.cli.execute import show_plan
 from wancli.cli.naming import check_sidecar, name_output
 from wancli.cli.screen import Screen
@@ -28,18 +27,18 @@ class Ask:
 
     prompt: str | None
     seed: str | None
-    changes: list[Change]
     starts: Starts
-    latents: Path | None
     output: str | None
     folder: Path
-    video: bool
-    only_new: bool
-    overwrite: bool
-    resume: bool
-    rerender: int | None
-    report: Path | None
-    force: bool
+    changes: Sequence[Change] = ()
+    latents: Path | None = None
+    video: bool = True
+    only_new: bool = False
+    overwrite: bool = False
+    resume: bool = False
+    rerender: int | None = None
+    report: Path | None = None
+    force: bool = False
 
     @property
     def again(self) -> bool:
@@ -50,23 +49,24 @@ class Ask:
 class Rolling:
     """One rollout on its way from a request to a job."""
 
-    def __init__(self, ask: Ask, layers: list[Layer], base: Path | None, screen: Screen) -> None:
-        """`base` is the folder of a rollout to go on with."""
-        self.ask, self.screen = ask, screen
-        self.before: Mapping[str, Any] = told_in(base) if base else {}
-        self.base = base
+    def __init__(
+        self, ask: Ask, layers: list[Layer], screen: Screen, *,
+        before: Mapping[str, Any], base: Path | None = None,
+    ) -> None:  # fmt: skip
+        """`before` is the request of an earlier rollout, `base` its folder where it goes on."""
+        self.ask, self.screen, self.before, self.base = ask, screen, before, base
         self.resolved: Resolved[RolloutSettings] = resolve(layers, RolloutSettings)
         self.spec: ModelSpec = find_spec(self.resolved.settings.model)
         self.plan = self._plan()
         self.schedule = self._schedule()
         self.seeds = self._seeds()
 
-    def run(self, *, dry_run: bool) -> None:
-        """Make it, or say what would be made."""
+    def run(self, *, dry_run: bool) -> dict[str, Any] | None:
+        """Make it and return its record, or say what would be made."""
         request, (video, latents, store) = self.request(), self.places()
         if dry_run:
             show_plan(self.screen, self.plan.as_json(), [(request, video or latents or store)])
-            return
+            return None
         self._check_places(video, latents)
         since = perf_counter()  # the libraries are part of what loading costs
         from wancli.pipeline import resume, roll
@@ -95,6 +95,7 @@ class Rolling:
 
             write_report(record.drift, self.ask.report, title=request.prompt)
         self.screen.done(record)
+        return record.as_json()
 
     def request(self) -> Request:
         """What is kept, compared and recorded."""

@@ -139,8 +139,9 @@ def rollout(  # noqa: PLR0913 - one parameter per flag that is not a setting
         force=force,
     )
     base = find_earlier(ask.prompt, output, save_latents, ask.folder) if again else None
+    before = told_in(base) if base else {}
     if base:
-        layers = [Layer(base.name, settings_of({"request": told_in(base)})), given]
+        layers = [Layer(base.name, settings_of({"request": before})), given]
     else:
         layers = settings_layers(given, preset)
-    Rolling(ask, layers, base, Screen(talk)).run(dry_run=dry_run)
+    Rolling(ask, layers, Screen(talk), before=before, base=base).run(dry_run=dry_run)

@@ -43,6 +43,7 @@ _UNTOLD = {
     "eps": float,
 }
 _RUN_WITH = {"model_type", "text_len", "window_size", "local_attn_size", "sink_size"}
+_HEADS_HINT = '--config FILE.json with {"num_heads": 4}'
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def convert(
     tensors = read_checkpoint(source)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     with torch.device("meta"):
-        model = WanTransformer3DModel(**_sizes(shapes, stated, source))
+        model = WanTransformer3DModel(**read_sizes(shapes, stated, source))
     _check_tensors(tensors, model, source)
     sizes = {name: value for name, value in model.config.items() if not name.startswith("_")}
     if base:
@@ -122,8 +123,11 @@ def _check_tensors(tensors: Tensors, model: WanTransformer3DModel, source: Path)
         )
 
 
-def _sizes(shapes: Shapes, stated: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    """The config that the shapes have, with what is stated besides. Raises ModelError."""
+def read_sizes(shapes: Shapes, stated: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """The config of diffusers that a model of these shapes has. Raises ModelError.
+
+    `stated`, in diffusers' names or as `dim`, adds what no shape tells and may deny nothing.
+    """
     lost = [n for n, axes in _SIZED.items() if len(shapes.get(n, ())) != axes or 0 in shapes[n]]
     if lost:
         raise ModelError(
@@ -171,24 +175,21 @@ def _heads(dim: int, stated: Mapping[str, Any], source: Path) -> int:
     released = dim >= _SMALLEST_RELEASED and dim % _HEAD_WIDTH == 0
     width = stated.get("attention_head_dim", _HEAD_WIDTH if released else None)
     heads: int | None = stated.get("num_attention_heads", width and dim // width)
-    hint = '--config FILE.json with {"num_heads": 4}'
     if heads is None:
-        raise ModelError(f"{source} does not tell how many heads share its dim {dim}.", hint=hint)
+        raise ModelError(
+            f"{source} does not tell how many heads share its dim {dim}.", hint=_HEADS_HINT
+        )
     if heads == 0 or dim % (2 * heads):  # rotary embeddings turn pairs
-        raise ModelError(f"{source} has dim {dim}, which {heads} heads cannot share.", hint=hint)
+        raise ModelError(
+            f"{source} has dim {dim}, which {heads} heads cannot share.", hint=_HEADS_HINT
+        )
     return heads
 
 
 def _read_stated(path: Path) -> dict[str, Any]:
     """A config's sizes under diffusers' names, and `dim`. Raises InputError."""
-    try:
-        read = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}.", hint='{"num_heads": 4}') from None
-    if not isinstance(read, dict):
-        raise InputError(f"{path} is no JSON object.", hint='{"num_heads": 4}')
     stated: dict[str, Any] = {}
-    for key, value in read.items():
+    for key, value in _read_json(path).items():
         name = _ORIGINAL.get(key, key)
         if name.startswith("_") or name in _RUN_WITH:
             continue
@@ -200,8 +201,18 @@ def _read_stated(path: Path) -> dict[str, Any]:
     return stated
 
 
-def _check_stated(name: str, value: object, path: Path) -> None:
-    known = {"dim", *inspect.signature(WanTransformer3DModel).parameters}
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}.", hint=_HEADS_HINT) from None
+    if not isinstance(read, dict):
+        raise InputError(f"{path} is no JSON object.", hint=_HEADS_HINT)
+    return read
+
+
+def _check_stated(name: str, value: Any, path: Path) -> None:
+    known = {"dim", *_ORIGINAL, *inspect.signature(WanTransformer3DModel).parameters}
     if name not in known:
         near = closest(name, known)
         raise InputError(

@@ -150,7 +150,7 @@ class _Run:
         report: Report,
     ) -> None:  # fmt: skip
         self._job, self._store, self._model, self._film = job, store, model, film
-        self._report, self._done = report, 0
+        self._report, self._done, self._steps = report, 0, sum(job.plan.steps)
         self._device = model.device
         self._clock = Clock(self._device)
         self._rows: list[dict[str, Any]] = []
@@ -162,7 +162,7 @@ class _Run:
         if isinstance(event, ChunkStep):
             self._clock.mark("step")
             self._sigmas.append(event.denoised.sigma)
-            self._report(Step(self._done, sum(self._job.plan.steps), event.denoised.sigma))
+            self._report(Step(self._done, self._steps, event.denoised.sigma))
             self._done += 1
         elif isinstance(event, Chunk):
             self._take_chunk(event)

@@ -53,7 +53,6 @@ LEAST_UNIT = {
     "latent_std": 0.02,
 }
 MEASURES = tuple(LEAST_UNIT)  # the columns of a row
-SLOPES = ("luma", "saturation", "contrast", "detail", "motion", "latent_std")
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class DriftMeter:
             "first": _by_name(mean_rows(np.reshape(first, (-1, len(MEASURES))))),
             "last": _by_name(mean_rows(np.reshape(last, (-1, len(MEASURES))))),
             "mean": _by_name(share(self._sum, self._count)),
-            "slope_per_minute": {name: tidy(series[name].slope) for name in SLOPES},
+            "slope_per_minute": {name: tidy(s.slope) for name, s in series.items()},
             "worst": {name: worst for name, s in series.items() if (worst := s.worst())},
             "chunks": [chunk.as_json() for chunk in self.chunks],
         }

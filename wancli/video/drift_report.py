@@ -12,11 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from wancli.errors import OutputError, UsageError
 from wancli.video.drift import TOLD
 
-WIDE, NARROW, HEIGHT = 980, 476, 336  # pixels of a chart
-LEFT, RIGHT, TOP, BOTTOM, GAP = 50, 10, 24, 38, 26  # around panels; a label stands in the gap
+WIDE, NARROW, HEIGHT = 980, 476, 352  # pixels of a chart
+LEFT, RIGHT, TOP, BOTTOM, GAP = 50, 10, 20, 38, 34  # around panels; a label stands in the gap
+NONE = "\N{EN DASH}"
 MOST_POINTS = 400  # on a line
 MOST_DOTS = 64
-BAND = 18  # least pixels of a chunk, or of some
+BAND, NUMBER = 8, 40  # least pixels of a chunk, or of some, and between their numbers
 
 Chunk = Mapping[str, Any]
 Point = tuple[float, float]  # pixels
@@ -35,7 +36,7 @@ class Measure:
     def text(self, value: float | None, *, sign: str = "") -> str:
         """A number, with decimals to a hundredth of the span."""
         if value is None:
-            return "–"
+            return NONE
         decimals = max(0, 2 - math.floor(math.log10(self.least_span)))
         value = round(value, decimals) + 0.0  # no minus before zero
         return f"{value:{sign if value else ''},.{decimals}f}".replace("-", "\N{MINUS SIGN}")
@@ -73,7 +74,7 @@ CHARTS = (
     Chart("Colour", "Falls as colours fade, rises as they burn.", (SATURATION, COLOURFULNESS)),
     Chart("Contrast and detail", "Falls with blur, rises with noise.", (CONTRAST, DETAIL)),
     Chart("Seams", "About 1 where nobody sees a chunk begin.", (SEAM,)),
-    Chart("Latents", "Their drift comes before that of the picture.", (SHIFT, SPREAD)),
+    Chart("Latents", "Against the first chunks: 0 and 1 are no drift.", (SHIFT, SPREAD)),
 )
 TABLE = (
     *(LUMA, MOTION, SATURATION, COLOURFULNESS, CONTRAST, DETAIL),
@@ -133,17 +134,18 @@ class Timeline:
 
     def bands(self, measures: Sequence[Measure]) -> list[dict[str, Any]]:
         """Chunks, or as many of them together as it takes to tell bands apart."""
-        room = (self.width - LEFT - RIGHT) / BAND
-        size = max(1, round(_round_step(len(self.chunks) / room)))
+        pixels = (self.width - LEFT - RIGHT) / len(self.chunks)
+        size = _whole_step(BAND / pixels)
+        every = _whole_step(NUMBER / pixels / size)
         groups = [self.chunks[i : i + size] for i in range(0, len(self.chunks), size)]
         return [
             {
                 "x": self.at(group[0], 0),
                 "width": round(self.at(group[-1], 1) - self.at(group[0], 0), 1),
-                "label": group[0]["index"],
+                "label": "" if i % every else group[0]["index"],
                 "tip": _tip(group, measures),
             }
-            for group in groups
+            for i, group in enumerate(groups)
         ]
 
 
@@ -245,14 +247,18 @@ def _round_step(least: float) -> float:
     return next(times * power for times in (1, 2, 5, 10) if times * power >= least * (1 - 1e-9))
 
 
+def _whole_step(least: float) -> int:
+    return round(_round_step(max(1.0, least)))
+
+
 def _thin(points: Sequence[Point | None]) -> list[Point | None]:
     """The lowest and the highest of every few, so that no peak is lost."""
     size = math.ceil(2 * len(points) / MOST_POINTS) if len(points) > MOST_POINTS else 1
     out: list[Point | None] = []
     for first in range(0, len(points), size):
         known = [point for point in points[first : first + size] if point]
-        ends = {min(known, key=lambda p: p[1]), max(known, key=lambda p: p[1])} if known else {None}
-        out.extend(sorted(ends) if known else [None])
+        low, high = (pick(known, key=lambda p: p[1], default=None) for pick in (min, max))
+        out.extend(sorted({p for p in (low, high) if p}) or [None])
     return out
 
 

@@ -1,0 +1,372 @@
+"""Checkpoints under their authors' names: the key map of tests/parity says what must come out."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
+
+from wancli.errors import InputError, ModelError, OutputError, UsageError
+from wancli.models.convert import convert, read_sizes
+from wancli.models.folder import whole_folder
+from wancli.models.load import load_pipeline
+from wancli.settings import Machine
+from wancli.specs import find_spec
+
+PARITY = Path(__file__).parents[1] / "parity"
+WEIGHTS = PARITY / "weights_original_names.safetensors"
+MODEL = json.loads((PARITY / "model.json").read_text())
+SIZES = MODEL["diffusers_WanTransformer3DModel_config"]
+NAMES: dict[str, str] = MODEL["key_map_original_to_diffusers"]
+
+Tensors = dict[str, torch.Tensor]
+
+
+def heads(folder: Path, **stated: Any) -> Path:
+    """A config file; with nothing stated, the four heads that no tensor tells."""
+    path = folder / "stated.json"
+    path.write_text(json.dumps(stated or {"num_heads": 4}))
+    return path
+
+
+def written(out: Path) -> Tensors:
+    return load_file(out / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+def same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(
+        found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
+        for name, tensor in expected.items()
+    )
+
+
+def expected() -> Tensors:
+    original = load_file(WEIGHTS)
+    return {new: original[old] for old, new in NAMES.items()}
+
+
+def prefixed(tensors: Tensors, prefix: str) -> Tensors:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def wrapped(tensors: Tensors) -> Tensors:
+    """As FSDP names them: itself before the model, and before every block."""
+    block, fsdp = "blocks.", "_fsdp_wrapped_module."
+    names = {}
+    for name in tensors:
+        head, _, tail = name.removeprefix(block).partition(".")
+        names[name] = f"{block}{head}.{fsdp}{tail}" if name.startswith(block) else name
+    return {f"model.{fsdp}{names[name]}": tensor for name, tensor in tensors.items()}
+
+
+def packed(kind: str, folder: Path) -> Path:
+    """The reference weights in one of the ways that authors publish them."""
+    tensors = load_file(WEIGHTS)
+    other = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    if kind == "shards":
+        names = sorted(tensors)
+        for index, part in enumerate((names[:50], names[50:])):
+            shard = {name: tensors[name] for name in part}
+            save_file(prefixed(shard, "model."), folder / f"model-{index}.safetensors")
+        return folder
+    state: Any = {
+        "generator_ema": {
+            "generator": prefixed(other, "model."),
+            "generator_ema": prefixed(tensors, "model."),
+            "critic": other,
+            "step": 600,
+        },
+        "generator": {"generator": prefixed(tensors, "model."), "critic": other},
+        "fsdp": {"generator": other, "generator_ema": wrapped(tensors)},
+        "bare": tensors,
+        "old pickle": {"generator_ema": tensors},
+    }[kind]
+    torch.save(state, folder / "x.pt", _use_new_zipfile_serialization=kind != "old pickle")
+    return folder / "x.pt"
+
+
+@pytest.mark.parametrize(
+    "kind", ["generator_ema", "generator", "fsdp", "bare", "old pickle", "shards"]
+)
+def test_every_tensor_comes_out_under_the_name_of_the_key_map(kind: str, tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    convert(packed(kind, tmp_path / "in"), tmp_path / "out", config=heads(tmp_path))
+    assert same(written(tmp_path / "out"), expected())
+
+
+def test_diffusers_loads_what_was_converted_without_a_key_too_few_or_many(tmp_path: Path):
+    done = convert(WEIGHTS, tmp_path / "out", config=heads(tmp_path))
+    model, report = WanTransformer3DModel.from_pretrained(
+        tmp_path / "out", subfolder="transformer", output_loading_info=True
+    )
+    assert not any(report.values())
+    assert same(dict(model.state_dict()), {k: t.float() for k, t in expected().items()})
+    assert done.config.items() >= SIZES.items()
+    assert {k: v for k, v in model.config.items() if k in done.config} == done.config
+    assert done.parameters == sum(p.numel() for p in model.parameters())
+    assert done.dtype == "bfloat16"
+
+
+def test_what_has_diffusers_names_already_stays_as_it_is(tmp_path: Path):
+    save_file(expected(), tmp_path / "x.safetensors")
+    convert(tmp_path / "x.safetensors", tmp_path / "out", config=heads(tmp_path))
+    assert same(written(tmp_path / "out"), expected())
+
+
+def test_types_and_transposed_memory_are_kept_and_packed(tmp_path: Path):
+    tensors = load_file(WEIGHTS)
+    tensors["head.modulation"] = tensors["head.modulation"].float() / 3
+    tensors["head.head.weight"] = tensors["head.head.weight"].half().t().contiguous().t()
+    torch.save(tensors, tmp_path / "x.pt")
+    done = convert(tmp_path / "x.pt", tmp_path / "out", config=heads(tmp_path))
+    assert same(written(tmp_path / "out"), {NAMES[k]: t for k, t in tensors.items()})
+    assert done.dtype == "bfloat16, float16, float32"
+
+
+def test_image_to_video_keys_find_their_place(tmp_path: Path):
+    tensors, image, dim = load_file(WEIGHTS), 40, 64
+    numbers = torch.Generator().manual_seed(0)
+    shapes = {
+        "img_emb.emb_pos": ("image_embedder.pos_embed", (1, 6, image)),
+        "img_emb.proj.0.weight": ("image_embedder.norm1.weight", (image,)),
+        "img_emb.proj.0.bias": ("image_embedder.norm1.bias", (image,)),
+        "img_emb.proj.1.weight": ("image_embedder.ff.net.0.proj.weight", (image, image)),
+        "img_emb.proj.1.bias": ("image_embedder.ff.net.0.proj.bias", (image,)),
+        "img_emb.proj.3.weight": ("image_embedder.ff.net.2.weight", (dim, image)),
+        "img_emb.proj.3.bias": ("image_embedder.ff.net.2.bias", (dim,)),
+        "img_emb.proj.4.weight": ("image_embedder.norm2.weight", (dim,)),
+        "img_emb.proj.4.bias": ("image_embedder.norm2.bias", (dim,)),
+    }
+    names = {old: (f"condition_embedder.{new}", shape) for old, (new, shape) in shapes.items()}
+    for layer in range(3):
+        old, new = f"blocks.{layer}.cross_attn", f"blocks.{layer}.attn2"
+        for part, added in (("k_img", "add_k_proj"), ("v_img", "add_v_proj")):
+            names[f"{old}.{part}.weight"] = (f"{new}.{added}.weight", (dim, dim))
+            names[f"{old}.{part}.bias"] = (f"{new}.{added}.bias", (dim,))
+        names[f"{old}.norm_k_img.weight"] = (f"{new}.norm_added_k.weight", (dim,))
+    tensors |= {old: torch.randn(shape, generator=numbers) for old, (_, shape) in names.items()}
+    torch.save({"generator": tensors}, tmp_path / "x.pt")
+    done = convert(tmp_path / "x.pt", tmp_path / "out", config=heads(tmp_path))
+    added = {new: tensors[old] for old, (new, _) in names.items()}
+    assert same(written(tmp_path / "out"), expected() | added)
+    told = {"image_dim": image, "added_kv_proj_dim": dim, "pos_embed_seq_len": 6}
+    assert done.config.items() >= told.items()
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 3},
+        {"num_attention_heads": 40, "ffn_dim": 13824, "in_channels": 36},
+        {"num_attention_heads": 24, "ffn_dim": 14336, "in_channels": 48, "out_channels": 48},
+        {"num_attention_heads": 8, "cross_attn_norm": False, "patch_size": [2, 4, 4]},
+    ],
+    ids=["1.3B", "14B", "5B", "no norm"],
+)
+def test_the_sizes_of_released_models_are_read_from_their_shapes(sizes: dict[str, Any]):
+    with torch.device("meta"):
+        model = WanTransformer3DModel(**({"num_layers": 1} | sizes))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    told = read_sizes(shapes, {}, Path("x.pt"))
+    kept = {name: value for name, value in model.config.items() if name in told}
+    assert told == kept | {"patch_size": list(kept["patch_size"])}
+    assert len(told) > len(sizes)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        MODEL["original_CausalWanModel_kwargs"],
+        SIZES,
+        {"attention_head_dim": 16},
+        {"num_heads": 4, "qk_norm": True, "local_attn_size": -1, "_class_name": "CausalWanModel"},
+    ],
+    ids=["original", "diffusers", "width", "heads"],
+)
+def test_a_config_may_speak_as_the_original_or_as_diffusers(stated: dict[str, Any], tmp_path: Path):
+    done = convert(WEIGHTS, tmp_path / "out", config=heads(tmp_path, **stated))
+    assert done.config["num_attention_heads"] == 4
+    assert done.config["attention_head_dim"] == 16
+
+
+def test_what_only_a_config_knows_is_kept(tmp_path: Path):
+    stated = heads(tmp_path, num_heads=2, eps=1e-5, rope_max_seq_len=2048)
+    convert(WEIGHTS, tmp_path / "out", config=stated)
+    config = json.loads((tmp_path / "out" / "transformer" / "config.json").read_text())
+    assert (config["num_attention_heads"], config["attention_head_dim"]) == (2, 32)
+    assert (config["eps"], config["rope_max_seq_len"]) == (1e-5, 2048)
+
+
+@pytest.mark.parametrize(
+    ("stated", "error"),
+    [
+        ({"num_heads": 4, "ffn_dim": 256}, "ffn_dim 256; .* says 128"),
+        ({"num_heads": 4, "dim": 1536}, "dim 1536; .* says 64"),
+        ({"num_heads": 4, "in_dim": 36}, "in_channels 36; .* says 16"),
+        ({"num_heads": 4, "num_layers": 30}, "num_layers 30; .* says 3"),
+        ({"num_heads": 4, "patch_size": [1, 1, 1]}, r"patch_size \[1, 1, 1\]; .* \[1, 2, 2\]"),
+        ({"num_heads": 4, "qk_norm": False}, "qk_norm False; .* says rms_norm_across_heads"),
+        ({"num_heads": 4, "attention_head_dim": 32}, "attention_head_dim 32; .* says 16"),
+        ({"num_heads": 5}, "dim 64, which 5 heads cannot share"),
+        ({"num_heads": 64}, "64 heads cannot share"),
+        ({"attention_head_dim": 128}, "0 heads cannot share"),
+        ({"eps": 1e-6}, "does not tell how many heads share its dim 64"),
+    ],
+)
+def test_a_config_that_the_weights_deny_is_refused(
+    stated: dict[str, Any], error: str, tmp_path: Path
+):
+    with pytest.raises(ModelError, match=error):
+        convert(WEIGHTS, tmp_path / "out", config=heads(tmp_path, **stated))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("stated", "error", "hint"),
+    [
+        ({"num_head": 4}, "unknown key 'num_head'", "'num_heads'"),
+        ({"num_heads": 0}, "num_attention_heads 0", "positive int"),
+        ({"num_heads": "4"}, "num_attention_heads '4'", "positive int"),
+        ({"num_heads": 4.0}, "num_attention_heads 4.0", "positive int"),
+        ({"num_heads": True}, "num_attention_heads True", "positive int"),
+        ({"eps": -1.0}, "eps -1.0", "positive float"),
+        ({"num_heads": 4, "num_attention_heads": 2}, "num_attention_heads twice", "leave out"),
+    ],
+)
+def test_a_config_with_a_value_that_cannot_be_is_refused(
+    stated: dict[str, Any], error: str, hint: str, tmp_path: Path
+):
+    with pytest.raises(InputError, match=error) as caught:
+        convert(WEIGHTS, tmp_path / "out", config=heads(tmp_path, **stated))
+    assert hint in caught.value.hint
+
+
+def test_keys_that_become_one_are_refused_and_not_dropped(tmp_path: Path):
+    tensors = load_file(WEIGHTS)
+    torch.save(tensors | prefixed(tensors, "model."), tmp_path / "x.pt")
+    with pytest.raises(ModelError, match="twice"):
+        convert(tmp_path / "x.pt", tmp_path / "out", config=heads(tmp_path))
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        shutil.copy(WEIGHTS, tmp_path / "in" / f"{name}.safetensors")
+    with pytest.raises(ModelError, match="in two files"):
+        convert(tmp_path / "in", tmp_path / "out", config=heads(tmp_path))
+
+
+@pytest.fixture
+def tiny(tiny_model: Path) -> Path:
+    """The transformer's weights of the tiny model, whose own folder is then a base for them."""
+    return tiny_model / "transformer" / "diffusion_pytorch_model.safetensors"
+
+
+@pytest.mark.parametrize("can_link", [True, False])
+def test_with_a_base_the_folder_is_a_whole_model(
+    tiny: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_link: bool
+):
+    if not can_link:
+
+        def refuse(*_: object) -> None:
+            raise OSError("cross-device link")
+
+        monkeypatch.setattr(os, "link", refuse)
+    tensors = {name: tensor + 1 for name, tensor in load_file(tiny).items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    convert(
+        tmp_path / "x.safetensors",
+        tmp_path / "out",
+        config=heads(tmp_path, num_heads=2),
+        base=tiny_model,
+    )
+    loaded = load_pipeline(find_spec(str(tmp_path / "out")), Machine(device="cpu"))
+    assert same(dict(loaded.pipeline.transformer.state_dict()), tensors)
+    weights = Path("vae", "diffusion_pytorch_model.safetensors")
+    ours, theirs = tmp_path / "out" / weights, tiny_model / weights
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert ours.samefile(theirs) == can_link
+    kept = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert kept == sorted(path.name for path in tiny_model.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["two experts", "no scheduler", "another width"])
+def test_a_base_that_does_not_fit_is_refused(
+    tiny: Path, tiny_model: Path, tmp_path: Path, damage: str
+):
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    error = {"two experts": "two transformers", "no scheduler": "has no scheduler"}
+    if damage == "two experts":
+        index = json.loads((base / "model_index.json").read_text())
+        index["transformer_2"] = index["transformer"]
+        (base / "model_index.json").write_text(json.dumps(index))
+    elif damage == "no scheduler":
+        shutil.rmtree(base / "scheduler")
+    source, stated = (WEIGHTS, 4) if damage == "another width" else (tiny, 2)
+    with pytest.raises(ModelError, match=error.get(damage, "z_dim 4; .* out_channels 16")):
+        convert(source, tmp_path / "out", config=heads(tmp_path, num_heads=stated), base=base)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failure_while_writing_leaves_what_was_there_and_nothing_else(
+    tiny: Path, tiny_model: Path, tmp_path: Path
+):
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    (base / "tokenizer" / "lost.json").symlink_to(tmp_path / "nowhere")
+    stated = heads(tmp_path, num_heads=2)
+    convert(tiny, tmp_path / "out", config=stated)
+    before = sorted(tmp_path.rglob("*"))
+    kept = written(tmp_path / "out")
+    for out, overwrite in (("out", True), ("new", False)):
+        with pytest.raises(OutputError, match=f"cannot write .*{out}"):
+            convert(tiny, tmp_path / out, config=stated, base=base, overwrite=overwrite)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert same(written(tmp_path / "out"), kept)
+
+
+def test_an_interrupt_while_writing_leaves_nothing(tmp_path: Path):
+    def interrupted(out: Path) -> None:
+        with whole_folder(out, overwrite=False) as part:
+            (part / "half").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_made_meanwhile_is_not_replaced_unasked(tmp_path: Path):
+    def late(out: Path) -> None:
+        with whole_folder(out, overwrite=False):
+            out.mkdir()
+            (out / "mine").write_text("mine")
+
+    with pytest.raises(OutputError, match="cannot write"):
+        late(tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+def test_overwriting_replaces_a_converted_model_and_never_anything_else(tmp_path: Path):
+    out, stated = tmp_path / "out", heads(tmp_path)
+    convert(WEIGHTS, out, config=stated)
+    with pytest.raises(UsageError, match="exists"):
+        convert(WEIGHTS, out, config=stated)
+    (out / "transformer" / "stale").write_text("stale")
+    convert(WEIGHTS, out, config=stated, overwrite=True)
+    assert not (out / "transformer" / "stale").exists()
+    assert same(written(out), expected())
+    with pytest.raises(UsageError, match="would be lost"):
+        convert(out / "transformer", out, config=stated, overwrite=True)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"notes\.txt"):
+        convert(WEIGHTS, out, config=stated, overwrite=True)
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_others_may_read_the_weights_as_they_may_the_config(tmp_path: Path):
+    convert(WEIGHTS, tmp_path / "out", config=heads(tmp_path))
+    modes = {path.stat().st_mode for path in (tmp_path / "out" / "transformer").iterdir()}
+    assert len(modes) == 1

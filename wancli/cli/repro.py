@@ -1,0 +1,98 @@
+"""`wancli repro`: a video made again from its own record."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wancli.cli.execute import Asked, Files, execute
+from wancli.cli.generate import (
+    DryRun,
+    Folder,
+    Output,
+    Overwrite,
+    PromptFlag,
+    Seed,
+    folder,
+    read_prompt,
+)
+from wancli.cli.options import Talk, takes_settings, takes_talk
+from wancli.cli.rolling import Ask, Rolling
+from wancli.cli.screen import Screen
+from wancli.cli.starts import Starts
+from wancli.errors import InputError
+from wancli.records import parse_record, parse_seeds, settings_of
+from wancli.settings import Layer, Settings, resolve
+
+
+@takes_talk
+@takes_settings(Settings)
+def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
+    *,
+    given: Layer,
+    talk: Talk,
+    file: Annotated[Path, typer.Argument(help="A video of wancli's, or its JSON.")],
+    prompt_flag: PromptFlag = None,
+    seed: Seed = None,
+    output: Output = None,
+    output_dir: Folder = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Make a video again from its own record; any flag overrides it.
+
+    On the same machine the frames are identical, and wancli says whether they are.
+    """
+    record, screen = read_record(file), Screen(talk)
+    request, place = record["request"], folder(output_dir)
+    text = request["prompt"] if prompt_flag is None else read_prompt(prompt_flag)
+    layers = [Layer(f"record of {file.name}", settings_of(record)), given]
+    name = output or f"{file.stem}-repro.mp4"
+    if record["command"] == "rollout":
+        _refuse_files(request, file)
+        ask = Ask(text, seed, Starts(), output=name, folder=place, overwrite=overwrite)
+        made = Rolling(ask, layers, screen, before=request).run(dry_run=dry_run)
+    else:
+        seeds = parse_seeds(seed, None) if seed else [request["seed"]]
+        asked = Asked("repro", text, seeds, resolve(layers, Settings), dry_run)
+        made = next(iter(execute(asked, Files(name, place, overwrite), screen)), None)
+    if made and made["hash"] == record["hash"]:
+        _compare(record, file, made, screen)
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """The record of a video or of a sidecar. Raises InputError."""
+    from wancli.video.read import read_comment
+
+    if not file.is_file():
+        raise InputError(f"'{file}' not found.", hint="give a file that wancli generate wrote")
+    if file.suffix != ".json":
+        return parse_record(read_comment(file) or "", origin=str(file))
+    try:
+        return parse_record(file.read_text(encoding="utf-8"), origin=str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {file}: {error}.", hint="give the MP4") from None
+
+
+def _refuse_files(request: dict[str, Any], file: Path) -> None:
+    """A record has the digests of the files a rollout started from, not the files."""
+    known = request.get("inputs", {})
+    names = [f"--{n.replace('_', '-')}" for n, v in known.items() if isinstance(v, dict)]
+    if names:
+        raise InputError(
+            f"{file} was made from files that it does not hold: {', '.join(names)}.",
+            hint=f"wancli rollout with its settings (wancli show {file}) and {' and '.join(names)}",
+        )
+
+
+def _compare(record: dict[str, Any], file: Path, made: dict[str, Any], screen: Screen) -> None:
+    from wancli.video.write import framemd5
+
+    before = record["output"].get("framemd5") or framemd5(file)
+    if before == made["output"]["framemd5"]:
+        screen.say(f"identical: every frame equals that of {file}")
+    else:
+        screen.warn(
+            f"the frames differ from those of {file}.",
+            hint="another machine or other versions; see env in its JSON",
+        )
