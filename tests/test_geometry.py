@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wancli.errors import PlanError
-from wancli.geometry import Strides, latent_shape
+from wancli.geometry import Span, Strides, latent_shape, lay_out
 
 WAN_21, WAN_22_5B = Strides(), Strides(temporal=4, spatial=16, patch=2)
 
@@ -45,3 +45,31 @@ def test_the_hint_for_a_bad_size_names_a_good_one(width: int, height: int):
         assert abs(near["height"] - height) <= 8
     else:
         assert width % 16 == height % 16 == 0
+
+
+def test_chunks_are_laid_end_to_end():
+    context, spans = lay_out(3, chunk_frames=3)
+    assert context == ()
+    assert spans == (Span(0, 0, 3), Span(1, 3, 3), Span(2, 6, 3))
+
+
+def test_the_first_latent_frame_may_be_a_chunk_by_itself():
+    _, spans = lay_out(3, chunk_frames=3, independent_first_frame=True)
+    assert [(span.first_frame, span.frames) for span in spans] == [(0, 1), (1, 3), (4, 3)]
+
+
+def test_given_latent_frames_come_first_and_have_negative_numbers():
+    context, spans = lay_out(1, chunk_frames=3, context=7, independent_first_frame=True)
+    assert context == (Span(-3, 0, 1), Span(-2, 1, 3), Span(-1, 4, 3))
+    assert spans == (Span(0, 7, 3),)
+
+
+def test_given_latent_frames_that_fill_no_chunk_are_refused():
+    with pytest.raises(PlanError) as caught:
+        lay_out(1, chunk_frames=3, context=7)
+    assert caught.value.hint == "give 6 of them"
+
+
+def test_a_million_chunks_are_laid_out_at_once():
+    _, spans = lay_out(1_000_000, chunk_frames=3)
+    assert spans[-1] == Span(999_999, 2_999_997, 3)

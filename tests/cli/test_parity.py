@@ -1,4 +1,4 @@
-"""The original's numbers by the command line alone: `model convert`, then `rollout` from tensors."""
+"""The original's numbers by the command line alone: `model convert`, then `rollout` of tensors."""
 
 import json
 from pathlib import Path

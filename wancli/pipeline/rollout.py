@@ -91,7 +91,7 @@ class Past:
     def add(self, span: Span, latents: Tensor, timestep: float) -> None:
         """One more; those out of reach of the next chunk are dropped."""
         self.chunks.append((span, latents, timestep))
-        reach = span.end - self.window
+        reach = span.end - (self.window - self.sink)
         self.chunks = [
             (old, clean, at)
             for old, clean, at in self.chunks

@@ -1,0 +1,75 @@
+"""Flow matching against the original's numbers (see tests/parity/README.md)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from wancli.caching.attention import ExactTimesteps
+from wancli.sampling.flow import add_noise, few_step, few_step_levels, sigma_table, to_clean
+
+PARITY = Path(__file__).parents[1] / "parity"
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return load_file(PARITY / "scheduler.safetensors")
+
+
+def test_the_warped_steps_are_those_of_the_original():
+    levels = few_step_levels([1000, 750, 500, 250], shift=5, warp=True)
+    assert [level.timestep for level in levels] == pytest.approx([1000, 937.5, 2500 / 3, 625])
+    assert [level.sigma for level in levels] == pytest.approx([1, 0.9375, 2.5 / 3, 0.625])
+
+
+def test_unwarped_steps_keep_their_timestep_and_take_the_nearest_sigma():
+    (level,) = few_step_levels([937], shift=5, warp=False)
+    assert level.timestep == 937.0
+    table = sigma_table(5)
+    assert level.sigma in table
+    assert abs(1000 * level.sigma - 937) == min(abs(1000 * sigma - 937) for sigma in table)
+
+
+@pytest.mark.parametrize("shift", [5, 8])
+def test_the_sigma_table_is_the_original(golden, shift: int):
+    ours = torch.tensor(sigma_table(shift), dtype=torch.float64)
+    assert (ours - golden[f"sigmas_shift{shift}"].double()).abs().max() < 3e-7  # theirs is float32
+
+
+def test_noise_is_added_and_taken_away_as_the_original_does(golden):
+    for i, timestep in enumerate(golden["addnoise_t"].tolist()):
+        (level,) = few_step_levels([round(timestep)], shift=5, warp=False)
+        nearest = min(sigma_table(5), key=lambda sigma: abs(1000 * sigma - timestep))
+        assert level.sigma == pytest.approx(nearest, abs=1e-3)
+        noisy = add_noise(golden["addnoise_x0"][i], golden["addnoise_eps"][i], nearest)
+        assert (noisy - golden["addnoise_out"][i]).abs().max() < 1e-6
+
+
+def test_timesteps_are_embedded_as_the_original_does(golden):
+    ours = ExactTimesteps(256)(golden["time_in"].float())
+    assert (ours - golden["time_embedding"]).abs().max() < 2e-6
+
+
+def test_noise_and_back_is_the_clean_one():
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(1, 2, 3, 4, 4, generator=generator) for _ in range(2))
+    noisy = add_noise(clean, noise, 0.7)
+    assert torch.allclose(to_clean(noisy, noise - clean, 0.7), clean, atol=1e-6)
+
+
+def test_a_model_that_knows_the_answer_gives_it_in_any_number_of_steps():
+    answer = torch.full((1, 1, 1, 2, 2), 0.25)
+    levels = few_step_levels([1000, 500], shift=5, warp=True)
+    sigma_at = {level.timestep: level.sigma for level in levels}
+
+    def velocity(noisy: torch.Tensor, timestep: float) -> torch.Tensor:
+        return (noisy - answer) / sigma_at[timestep]
+
+    def noise(step: int) -> torch.Tensor:
+        return torch.full((1, 1, 1, 2, 2), float(step + 1))
+
+    first, second = few_step(velocity, noise, levels)
+    assert (first.index, second.index) == (0, 1)
+    assert torch.allclose(first.latents, add_noise(answer, noise(1), levels[1].sigma))
+    assert torch.allclose(second.latents, answer, atol=1e-6)
