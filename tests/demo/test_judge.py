@@ -151,7 +151,14 @@ def test_a_single_rise_is_no_bouncing() -> None:
 def test_an_object_that_vanishes_half_way_is_no_success() -> None:
     video = film(scene(STILL))
     video[FRAMES // 2 :] = empty()[FRAMES // 2 :]
-    assert judge(video) == Verdict(NONE, NONE, NONE, "navy")
+    assert judge(video) == Verdict(NONE, NONE, NONE, "navy", first="red")
+
+
+def test_the_first_frame_is_seen_by_itself() -> None:
+    video = film(scene(STILL))
+    video[0] = film(scene(replace(STILL, color="blue")))[0]
+    verdict = judge(video)
+    assert (verdict.color, verdict.first) == ("red", "blue")
 
 
 def test_an_object_that_fades_is_no_success() -> None:

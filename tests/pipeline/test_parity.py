@@ -83,7 +83,8 @@ def made_latents(transformer, told, inputs, case):
     with causal(transformer, reach) as model:
         events = list(rollout(model, story, Past(reach.sink, reach.frames)))
     made = [event.latents for event in events if isinstance(event, Chunk)]
-    return torch.cat(made, 2)[0].transpose(0, 1)
+    latents = torch.cat(made, 2)[0]
+    return latents.transpose(0, 1)
 
 
 @pytest.mark.parametrize("name", ["t2v_full", "t2v_win6", "init_full", "init_win6"])

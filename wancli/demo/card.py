@@ -10,7 +10,7 @@ from typing import Any
 from wancli.demo.autoencoder import STAGES
 from wancli.demo.dataset import CLIP
 from wancli.demo.parts import CHUNK
-from wancli.demo.report import ATTRIBUTES, WITH_GOALS
+from wancli.demo.report import SHARES, WITH_GOALS
 from wancli.demo.transformer import BATCH
 from wancli.demo.world import (
     BACKGROUNDS,
@@ -70,8 +70,9 @@ Made by `{command}`, model revision `{revision}`.
 ## Schedules
 
 The preset `demo` uses {scheduler}, {steps} steps, guidance scale {guidance_scale:g} and shift
-{flow_shift:g}: the row `generate`. In the rows below it a video is chunks of {chunk} latent frames,
-each made from the clean ones before it, with the same guidance.
+{flow_shift:g}: the row `generate`. In the row `rollout` a video is chunks of {chunk} latent frames,
+each made from the clean ones before it by the same solver and guidance. `first` is the colour in
+the first video frame by itself, where a chunk without a past is most likely to go wrong.
 
 ## Limits
 
@@ -114,9 +115,9 @@ def make_card(report: Mapping[str, Any], *, work: Path | None) -> str:
 
 
 def _table(uses: Mapping[str, Any]) -> str:
-    rows = [f"| | videos | {' | '.join(ATTRIBUTES)} | |", "|---|" + "---:|" * 6 + "---|"]
+    rows = [f"| | videos | {' | '.join(SHARES)} | |", "|---|" + "---:|" * 7 + "---|"]
     for name, use in uses.items():
-        shares = " | ".join(f"{use['percent'][a]:.1f}" for a in ATTRIBUTES)
+        shares = " | ".join(f"{use['percent'][a]:.1f}" for a in SHARES)
         rows.append(f"| {name} | {len(use['videos'])} | {shares} | {use['about']} |")
     return "\n".join(rows)
 

@@ -5,16 +5,16 @@ product does it, and chunk after chunk. The exit code is 1 where a goal is misse
 """
 
 import argparse
-import functools
 import json
 import logging
 import multiprocessing
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,22 +24,25 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from wancli.demo.card import make_card
-from wancli.demo.chunks import Schedule, sample_chunks
 from wancli.demo.judge import judge
-from wancli.demo.parts import CHUNK
 from wancli.demo.report import COLUMNS, Case, Use, make_report, tell, write_sheets, write_text
 from wancli.demo.world import Scene, combinations, render, sample_scene
 from wancli.errors import WancliError
+from wancli.models.decode import to_pixels
+from wancli.models.denoiser import Prompts, Text
 from wancli.models.load import Loaded, load_pipeline
-from wancli.pipeline.generate import Prompt, decode, denoise, encode_prompt
-from wancli.plan import make_plan
+from wancli.pipeline.chunks import denoise_chunk, remembering_model
+from wancli.pipeline.generate import decode, denoise, encode_prompt
+from wancli.pipeline.rollout import Chunk, Past, Story, Told, rollout
+from wancli.plan import RolloutPlan, make_rollout_plan
 from wancli.presets import find_preset, layers
-from wancli.settings import Layer, Settings, resolve
+from wancli.sampling.noise import IndexedNoise
+from wancli.settings import Layer, RolloutSettings, Settings, resolve
 from wancli.specs import DEMO_FOLDER, find_spec
 
 PROMPTS = 208  # every combination that is held out, once
-STEPS = 12  # of each chunk
-BATCH = 8  # clips
+PART = 16  # clips that one process makes at a time
+CLIP = {"chunks": 3}  # 33 video frames, as `generate` makes
 CLIPS = 48  # that the VAE reconstructs
 
 say = logging.getLogger("wancli.demo").info
@@ -60,42 +63,32 @@ def generated(loaded: Loaded, settings: Settings, cases: Sequence[Case]) -> Iter
         yield torch.from_numpy(decode(loaded.pipeline.vae, latents))
 
 
-def chunked(
-    loaded: Loaded, settings: Settings, schedule: Schedule, cases: Sequence[Case]
+def rolled_out(
+    loaded: Loaded, settings: RolloutSettings, cases: Sequence[Case]
 ) -> Iterator[Tensor]:
-    """Uint8 [T, H, W, 3] of each case, chunk after chunk."""
-    shape = make_plan(settings, loaded.spec).shape
-    for start in range(0, len(cases), BATCH):
-        batch = cases[start : start + BATCH]
-        prompts = [encode_prompt(loaded, case.what.prompt, settings.sampling) for case in batch]
-        negatives = [prompt.negative for prompt in prompts if prompt.negative is not None]
-        latents = sample_chunks(
-            loaded.pipeline.transformer,
-            Prompt(
-                torch.cat([prompt.positive for prompt in prompts]),
-                torch.cat(negatives) if negatives else None,
-            ),
-            schedule,
-            shape=shape,
-            seeds=[case.seed for case in batch],
-        )
-        yield from decode_all(loaded.pipeline.vae, latents)
+    """Uint8 [T, H, W, 3] of each case, chunk after chunk, by the product's own loop."""
+    plan = make_rollout_plan(settings, loaded.spec)
+    for case in cases:
+        latents = roll_out(loaded, settings, plan, case)
+        yield torch.from_numpy(decode(loaded.pipeline.vae, latents))
 
 
-@torch.no_grad()
-def decode_all(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """Latents [B, C, F, H, W], normalised, to uint8 [B, T, H, W, 3]; faster than one by one."""
-    mean, std = (
-        torch.tensor(values, device=vae.device).view(1, -1, 1, 1, 1)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
+def roll_out(loaded: Loaded, settings: RolloutSettings, plan: RolloutPlan, case: Case) -> Tensor:
+    """Latents [1, C, F, H, W]."""
+    prompt = encode_prompt(loaded, case.what.prompt, settings.sampling)
+    uncond = None if prompt.negative is None else Text(prompt.negative)
+    told = Told(Prompts(Text(prompt.positive), uncond))
+    noise = IndexedNoise({0: case.seed}, (plan.shape.channels, plan.shape.height, plan.shape.width))
+    story = Story(
+        given=(),
+        spans=plan.spans,
+        tell=lambda _span: told,
+        known=lambda _span: None,
+        denoise=partial(denoise_chunk, loaded, settings, noise),
     )
-    return pixels(vae.decode(latents * std + mean).sample)
-
-
-def pixels(video: Tensor) -> Tensor:
-    """[B, 3, T, H, W] in [-1, 1] to uint8 [B, T, H, W, 3]."""
-    levels = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 4, 1).cpu()
+    with remembering_model(loaded, settings, plan) as model:
+        events = [*rollout(model, story, Past(plan.sink, plan.window))]
+    return torch.cat([event.latents for event in events if isinstance(event, Chunk)], 2)
 
 
 @torch.no_grad()
@@ -104,7 +97,7 @@ def reconstruct(vae: AutoencoderKLWan, scene: Scene) -> tuple[Tensor, float]:
     video = render([scene]).to(vae.device)
     again = vae.decode(vae.encode(video).latent_dist.mode()).sample.clamp(-1, 1)
     psnr = 10 * torch.log10(4 / (again - video).square().mean())
-    return pixels(again)[0], float(psnr)
+    return to_pixels(again)[0], float(psnr)
 
 
 @dataclass(frozen=True)
@@ -114,24 +107,21 @@ class Task:
     use: str
     about: str
     cases: Sequence[Case]
-    schedule: Schedule | None = None  # None: as `generate` does
 
 
-@functools.cache
-def load_demo(model: str) -> tuple[Loaded, Settings]:
+@cache
+def load_demo(model: str) -> tuple[Loaded, RolloutSettings]:
     """The model under the demo preset's settings, once a process."""
     preset = [*layers(find_preset("demo")), Layer("--model", {"model": model})]
-    settings = resolve(preset, Settings).settings
+    settings = resolve([*preset, Layer("evaluate", {"rollout": CLIP})], RolloutSettings).settings
     return load_pipeline(find_spec(settings.model), settings.machine), settings
 
 
 def examine(model: str, task: Task) -> Use:
     """Make the task's videos and judge them."""
     loaded, settings = load_demo(model)
-    if task.schedule:
-        videos = chunked(loaded, settings, task.schedule, task.cases)
-    else:
-        videos = generated(loaded, settings, task.cases)
+    made = generated if task.use == "generate" else rolled_out
+    videos = made(loaded, settings, task.cases)
     return watch(task.use, task.about, task.cases, videos)
 
 
@@ -152,7 +142,7 @@ def examine_all(model: str, tasks: Sequence[Task]) -> list[Use]:
     spawn = multiprocessing.get_context("spawn")
     parts: dict[str, list[Use]] = {}
     with ProcessPoolExecutor(count, spawn, torch.set_num_threads, (1,)) as pool:
-        for done in pool.map(functools.partial(examine, model), tasks):
+        for done in pool.map(partial(examine, model), tasks):
             parts.setdefault(done.name, []).append(done)
             videos = sum(len(part.cases) for part in parts[done.name])
             say("%s: %d videos", done.name, videos)
@@ -168,19 +158,16 @@ def _joined(uses: Sequence[Use]) -> Use:
     return replace(uses[0], cases=cases, verdicts=verdicts, strips=strips, seconds=seconds)
 
 
-def make_tasks(
-    settings: Settings, cases: Sequence[Case], schedules: Mapping[str, Schedule]
-) -> list[Task]:
-    """All that is to be made, in parts of two batches."""
-    sampling = settings.sampling
-    parts = [cases[i : i + 2 * BATCH] for i in range(0, len(cases), 2 * BATCH)]
-    about = f"{sampling.scheduler}, {sampling.steps} steps, shift {sampling.flow_shift:g}"
-    tasks = [Task("generate", about, part) for part in parts]
-    for name, schedule in schedules.items():
-        solver = "re-noising" if schedule.renoise else "Euler"
-        about = f"chunks of {CHUNK}, {solver}, {schedule.steps} steps, shift {schedule.shift:g}"
-        tasks += [Task(name, about, part, schedule) for part in parts]
-    return tasks
+def make_tasks(settings: RolloutSettings, cases: Sequence[Case]) -> list[Task]:
+    """All that is to be made, in parts."""
+    sampling, chosen = settings.sampling, settings.rollout
+    parts = [cases[i : i + PART] for i in range(0, len(cases), PART)]
+    steps = f"{sampling.steps} steps, shift {sampling.flow_shift:g}"
+    about = {
+        "generate": f"{sampling.scheduler}, {steps}",
+        "rollout": f"chunks of {chosen.chunk_frames}, {chosen.sampler}, {steps}",
+    }
+    return [Task(use, words, part) for use, words in about.items() for part in parts]
 
 
 def examine_vae(loaded: Loaded, seed: int) -> tuple[Use, list[float]]:
@@ -205,8 +192,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="demo", help="known name or folder")
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="videos of each use")
     parser.add_argument("--seed", type=int, default=0, help="of the first prompt")
-    parser.add_argument("--causal-steps", type=int, default=STEPS, help="Euler steps of a chunk")
-    parser.add_argument("--few-step", type=int, default=0, help="re-noising steps: one more row")
     parser.add_argument("--sheet", type=Path, help="folder for contact sheets")
     parser.add_argument("--json", type=Path, help="file for all numbers and verdicts")
     card = DEMO_FOLDER / "README.md"
@@ -227,17 +212,12 @@ def main() -> int:
 
 def run(given: argparse.Namespace) -> int:
     """Evaluate, and write what was asked for."""
-    told = ("model", "prompts", "seed", "causal_steps", "few_step")
+    told = ("model", "prompts", "seed")
     words = [f"--{name.replace('_', '-')} {getattr(given, name)}" for name in told]
     loaded, settings = load_demo(given.model)
-    sampling = settings.sampling
-    schedule = Schedule(given.causal_steps, sampling.guidance_scale, sampling.flow_shift)
-    schedules = {"causal": schedule}
-    if given.few_step:
-        schedules["few-step"] = replace(schedule, steps=given.few_step, renoise=True)
     cases = make_cases(given.prompts, given.seed)
     whole, decibels = examine_vae(loaded, given.seed)
-    uses = [whole, *examine_all(given.model, make_tasks(settings, cases, schedules))]
+    uses = [whole, *examine_all(given.model, make_tasks(settings, cases))]
     command = " ".join(["python -m wancli.demo.evaluate", *words])
     report = make_report(loaded, settings, uses, decibels, command=command)
     tell(report)

@@ -44,6 +44,7 @@ class Verdict:
     shape: str
     motion: str
     background: str
+    first: str = NONE  # colour in the first video frame by itself
     overlap: float = 0.0  # soft intersection over union with the best outline, mean over frames
     edge: float = math.inf  # width of the outline, pixels
 
@@ -67,8 +68,9 @@ def judge(video: Tensor) -> Verdict:
     """Uint8 [T, H, W, 3] to what it shows; half a second at least, two to be sure of the motion."""
     pixels = _unshaded(video)
     color, background = _words(pixels)
+    start, _ = _words(pixels[:1])
     if NONE in (color, background):
-        return Verdict(color, NONE, NONE, background)
+        return Verdict(color, NONE, NONE, background, start)
     cover, ink = _ink(pixels, color)
     track = _track(ink)
     angles = torch.stack([_angle(ink, track, SYMMETRY.get(shape, 0)) for shape in SHAPES])
@@ -76,12 +78,13 @@ def judge(video: Tensor) -> Verdict:
     best = int(overlaps.mean(1).argmax())
     overlap, edge = float(overlaps[best].mean()), _edge(cover, track)
     if _share(overlaps.amax(0) > MIN_ONE) < ALWAYS:
-        return Verdict(color, NONE, NONE, background, overlap, edge)
+        return Verdict(color, NONE, NONE, background, start, overlap, edge)
     second, first = overlaps.sort(0).values[-2:]
     plain = (first > MIN_OVERLAP) & (first - second > MIN_LEAD)
     shape = _agreed(overlaps.argmax(0), plain, SHAPES) if edge < MAX_EDGE else NONE
     turning = _unwrap(angles[best], 2 * math.pi / SYMMETRY.get(SHAPES[best], 1))
-    return Verdict(color, shape, _motion(track, turning), background, overlap, edge)
+    motion = _motion(track, turning)
+    return Verdict(color, shape, motion, background, start, overlap, edge)
 
 
 def _unshaded(video: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ from wancli.specs import revision
 
 GOALS = {"color": 95.0, "shape": 90.0, "motion": 90.0}  # percent right
 PSNR_GOAL = 30.0  # dB
-WITH_GOALS = ("generate", "causal")  # the uses that the model was trained for
-ATTRIBUTES = ("color", "background", "shape", "motion", "all")
+WITH_GOALS = ("generate", "rollout")  # the uses that the model was trained for
+WORDS = ("color", "background", "shape", "motion")
+SHARES = (*WORDS, "first", "all")  # first: the colour in the first video frame by itself
 SHEET = 8  # prompts on a contact sheet
 COLUMNS = 9  # video frames of each
 
@@ -52,7 +53,9 @@ class Use:
         agreed = [v.agrees(c.what) for v, c in zip(self.verdicts, self.cases, strict=True)]
         right = {name: [a[name] for a in agreed] for name in agreed[0]}
         right["all"] = [all(a.values()) for a in agreed]
-        return {name: 100 * fmean(right[name]) for name in ATTRIBUTES}
+        pairs = zip(self.verdicts, self.cases, strict=True)
+        right["first"] = [v.first == c.what.color for v, c in pairs]
+        return {name: 100 * fmean(right[name]) for name in SHARES}
 
     def percent_by_word(self, attribute: str) -> dict[str, float]:
         """Videos where this attribute is right, by the word that was asked for."""
@@ -71,7 +74,7 @@ class Use:
         return {
             "about": self.about,
             "percent": self.percent(),
-            "percent_by_word": {a: self.percent_by_word(a) for a in ATTRIBUTES[:-1]},
+            "percent_by_word": {a: self.percent_by_word(a) for a in WORDS},
             "seconds_per_video": self.seconds,
             "videos": videos,
         }
@@ -113,9 +116,9 @@ def make_report(
 
 def table(report: Mapping[str, Any]) -> str:
     """The shares of right videos, a line a use."""
-    lines = ["".join(f"{head:>12}" for head in ("% right", "videos", *ATTRIBUTES, "s/video"))]
+    lines = ["".join(f"{head:>12}" for head in ("% right", "videos", *SHARES, "s/video"))]
     for name, use in report["uses"].items():
-        shares = "".join(f"{use['percent'][a]:12.1f}" for a in ATTRIBUTES)
+        shares = "".join(f"{use['percent'][a]:12.1f}" for a in SHARES)
         seconds = use["seconds_per_video"]
         lines.append(f"{name:>12}{len(use['videos']):12}{shares}{seconds:12.1f}  {use['about']}")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """The runner of rollouts: load, encode, then chunk after chunk into one video, and a record."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from wancli.errors import InputError, Interrupted, OutputError, RunError
 from wancli.geometry import Span
-from wancli.models.denoiser import CausalDenoiser, Window, causal
+from wancli.models.denoiser import CausalDenoiser
 from wancli.models.load import Loaded, load_pipeline
+from wancli.pipeline.chunks import denoise_chunk, remembering_model
 from wancli.pipeline.clock import Clock
 from wancli.pipeline.film import Film
-from wancli.pipeline.generate import make_scheduler
 from wancli.pipeline.given import Given, Inputs, Texts, read_given, read_noise
 from wancli.pipeline.rollout import Chunk, Past, Remembered, Story, rollout
 from wancli.pipeline.rollout import Step as ChunkStep
@@ -33,9 +33,8 @@ from wancli.pipeline.run import (
 )
 from wancli.pipeline.spent import Row, rates, summed
 from wancli.pipeline.store import GIVEN, RolloutStore, chunk_name
-from wancli.plan import RolloutPlan, steps_of, timesteps
+from wancli.plan import RolloutPlan
 from wancli.records import Phase, Report, Request, RunRecord, Step
-from wancli.sampling.flow import Denoised, Velocity, few_step, few_step_levels, solve
 from wancli.sampling.noise import IndexedNoise, Noise, StreamNoise
 from wancli.schedule import Schedule
 from wancli.settings import RolloutSettings
@@ -102,14 +101,14 @@ def _roll(
     encoded = perf_counter()
     report(Phase("rollout"))
     with ExitStack() as stack:
-        model = stack.enter_context(_causal(job, loaded))
+        model = stack.enter_context(remembering_model(loaded, job.settings, job.plan))
         writer, film = _film(stack, job, loaded, record, beside=beside)
         story = Story(
             given=given,
             spans=job.plan.spans,
             tell=texts.tell,
             known=lambda span: store.load(chunk_name(span.index)),
-            denoise=partial(_denoise, job, loaded, _noise(job)),
+            denoise=partial(denoise_chunk, loaded, job.settings, _noise(job)),
             context_timestep=job.settings.rollout.context_noise,
         )
         run = _Run(job, store, model, film, report)
@@ -197,13 +196,6 @@ class _Run:
         return self._rows + [row.as_json() for row in self._open]
 
 
-def _causal(job: RolloutJob, loaded: Loaded) -> Any:
-    plan, rollout_ = job.plan, job.settings.rollout
-    window = Window(plan.window, plan.sink, plan.chunk, plan.shape.tokens_per_frame, rollout_.trim)
-    scale = job.settings.sampling.guidance_scale if plan.guided else 1.0
-    return causal(loaded.pipeline.transformer, window, rope=plan.rope, guidance_scale=scale)
-
-
 def _given(job: RolloutJob, loaded: Loaded, store: RolloutStore) -> list[tuple[Span, Tensor]]:
     """The context's chunks, encoded once: a resumed rollout goes on from the same latents."""
     if not job.plan.context:
@@ -214,22 +206,6 @@ def _given(job: RolloutJob, loaded: Loaded, store: RolloutStore) -> list[tuple[S
         store.save(GIVEN, latents)
     latents = latents.to(loaded.device)
     return [(span, latents[:, :, span.first_frame : span.end]) for span in job.plan.context]
-
-
-def _denoise(
-    job: RolloutJob, loaded: Loaded, noise: Noise, span: Span, velocity: Velocity
-) -> Iterator[Denoised]:
-    sampling, chosen = job.settings.sampling, job.settings.rollout
-
-    def drawn(step: int) -> Tensor:
-        return noise(span, step).to(loaded.device)
-
-    if chosen.sampler == "unipc":
-        scheduler = make_scheduler(loaded.pipeline.scheduler.config, sampling)
-        return solve(velocity, drawn(0), scheduler, steps=sampling.steps)
-    listed = timesteps(steps_of(chosen, span))
-    levels = few_step_levels(listed, shift=sampling.flow_shift, warp=chosen.warp_steps)
-    return few_step(velocity, drawn, levels)
 
 
 def _noise(job: RolloutJob) -> Noise:

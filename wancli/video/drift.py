@@ -10,12 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from numpy.typing import NDArray
 
 from wancli.video.measures import (
     Values,
@@ -29,6 +27,9 @@ from wancli.video.measures import (
     shift_and_spread,
     tidy,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WINDOW_S = 5.0  # of the first and the last seconds, which are compared
 FIRST_CHUNKS = 3  # what every chunk is compared with
@@ -52,7 +53,9 @@ LEAST_UNIT = {
     "latent_shift": 0.1,
     "latent_std": 0.02,
 }
-MEASURES = tuple(LEAST_UNIT)  # the columns of a row
+MEASURES = tuple(
+    LEAST_UNIT
+)  # the columns of a row: seven of a look, two of changes, two of latents
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class DriftMeter:
         self.chunks: list[ChunkDrift] = []
         self._frame: NDArray[np.uint8] | None = None  # the last one
         self._moves: list[float] = []  # changes inside the last chunk
-        self._latents: list[Tensor] = []  # statistics of the first chunks
+        self._latents: list[Values] = []  # statistics of the first chunks
         self._window = max(1, round(WINDOW_S * fps))
         self._first: list[Values] = []
         self._last: deque[Values] = deque(maxlen=self._window)
@@ -98,7 +101,7 @@ class DriftMeter:
         self._count = np.zeros(len(MEASURES), np.int64)
 
     def add(
-        self, frames: NDArray[np.uint8], latents: Tensor | ArrayLike, *, index: int
+        self, frames: NDArray[np.uint8], latents: "Tensor | NDArray[Any]", *, index: int
     ) -> ChunkDrift:
         """Measure the next chunk: uint8 [T, H, W, 3], decoded from latents [1, C, F, H, W]."""
         moves = [change(one, other) for one, other in pairwise(frames)]
@@ -106,7 +109,7 @@ class DriftMeter:
         rows = np.empty((len(frames), len(MEASURES)))
         rows[:, :7] = [look(frame) for frame in frames]
         rows[:, 7:9] = list(zip([math.nan, *moves], seams, strict=True))
-        rows[:, 9:] = self._shift_and_spread(torch.as_tensor(latents))
+        rows[:, 9:] = self._shift_and_spread(latents)
         start_s, values = self.frames / self.fps, mean_rows(rows).tolist()
         self.chunks.append(ChunkDrift(index, self.frames, len(frames), start_s, *values))
         self._frame, self._moves = frames[-1].copy(), moves  # a view would hold the whole chunk
@@ -142,11 +145,12 @@ class DriftMeter:
         across = math.nan if self._frame is None else change(self._frame, frame)
         return across / max(usual, STILL) if max(across, usual) >= STILL else math.nan
 
-    def _shift_and_spread(self, latents: Tensor) -> tuple[float, float]:
-        statistics = channel_statistics(latents)
+    def _shift_and_spread(self, latents: "Tensor | NDArray[Any]") -> tuple[float, float]:
+        array = latents if isinstance(latents, np.ndarray) else latents.float().numpy(force=True)
+        statistics = channel_statistics(array.astype(np.float64))
         if len(self._latents) < FIRST_CHUNKS:
             self._latents.append(statistics)
-        return shift_and_spread(statistics, torch.stack(self._latents).mean(0))
+        return shift_and_spread(statistics, np.mean(self._latents, 0))
 
     def _remember(self, rows: Values) -> None:
         self.frames += len(rows)

@@ -4,9 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 Frame = NDArray[np.uint8]  # [H, W, 3]
 Values = NDArray[np.float64]
@@ -42,18 +40,18 @@ def change(one: Frame, other: Frame) -> float:
     return float((np.maximum(one, other) - np.minimum(one, other)).mean())
 
 
-def channel_statistics(latents: Tensor) -> Tensor:
+def channel_statistics(latents: Values) -> Values:
     """Mean and standard deviation of every channel [2, C], of [1, C, F, H, W]."""
-    channels = latents[0].flatten(1).double()
-    return torch.stack([channels.mean(1), channels.std(1, correction=0)]).cpu()
+    channels = latents[0].reshape(latents.shape[1], -1)
+    return np.stack([channels.mean(1), channels.std(1)])
 
 
-def shift_and_spread(statistics: Tensor, usual: Tensor) -> tuple[float, float]:
+def shift_and_spread(statistics: Values, usual: Values) -> tuple[float, float]:
     """How far the channels' means lie from `usual` (RMS, in its deviations); how they spread."""
     (mean, deviation), (usual_mean, usual_deviation) = statistics, usual
-    unit = usual_deviation.clamp(min=1e-6)
-    shift = ((mean - usual_mean) / unit).square().mean().sqrt()
-    return float(shift), float((deviation / unit).mean())
+    unit = np.maximum(usual_deviation, 1e-6)
+    shift = np.sqrt(np.mean(((mean - usual_mean) / unit) ** 2))
+    return float(shift), float(np.mean(deviation / unit))
 
 
 def mean_rows(rows: Values) -> Values:
