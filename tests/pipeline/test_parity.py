@@ -64,7 +64,8 @@ def made_latents(transformer, told, inputs, case):
     prompts = Prompts(Text(padded(inputs["prompt_embeds"], told["text_len"])))
 
     def of(span: Span) -> torch.Tensor:
-        return context[span.first_frame : span.end].transpose(0, 1)[None]
+        chunk: torch.Tensor = context[span.first_frame : span.end]
+        return chunk.transpose(0, 1)[None]
 
     story = Story(
         given=[(span, of(span)) for span in given],

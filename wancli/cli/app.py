@@ -10,24 +10,37 @@ from typing import Any, NoReturn
 import typer
 from typer.exceptions import TyperException
 
-from wancli.cli import files, generate, model, preset, repro, rollout
-from wancli.cli.options import Talk
-from wancli.cli.screen import Screen
+from wancli.cli.lazy import Entry, lazy
 from wancli.errors import Interrupted, UsageError, WancliError
 
+COMMANDS = {
+    "generate": Entry("wancli.cli.generate:generate", "Make a video of a prompt."),
+    "rollout": Entry(
+        "wancli.cli.rollout:rollout",
+        "Make a video chunk after chunk, as long as you like, at constant memory.",
+    ),
+    "repro": Entry(
+        "wancli.cli.repro:repro", "Make a video again from its own record; any flag overrides it."
+    ),
+    "show": Entry(
+        "wancli.cli.files:show", "Print the record inside a video: the recipe that made it."
+    ),
+    "decode": Entry("wancli.cli.files:decode", "Turn saved latents into a video."),
+    "preset": Entry("wancli.cli.preset:app", "Named settings: list, show, check and save them."),
+    "model": Entry("wancli.cli.model:app", "Model folders: make one from a checkpoint."),
+}
+
 app = typer.Typer(
+    cls=lazy(COMMANDS),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Make video with the Wan diffusion models from a shell.",
 )
-app.command("generate")(generate.generate)
-app.command("rollout")(rollout.rollout)
-app.command("repro")(repro.repro)
-app.command("show")(files.show)
-app.command("decode")(files.decode)
-app.add_typer(preset.app, name="preset")
-app.add_typer(model.app, name="model")
+
+
+@app.callback()
+def _wancli() -> None:
+    """Make video with the Wan diffusion models from a shell."""
 
 
 def main() -> None:
@@ -36,21 +49,23 @@ def main() -> None:
         signal.signal(number, _stop)
     sys.argv[1:] = _joined([_dashed(argument) for argument in sys.argv[1:]])
     _hush()
-    screen = Screen(Talk(color=False if "--no-color" in sys.argv else None))
     try:
         sys.exit(app(prog_name="wancli", standalone_mode=False) or 0)
     except TyperException as error:
-        _end(screen, _in_our_words(error))
+        _end(_in_our_words(error))
     except (WancliError, Interrupted) as error:
-        _end(screen, error)
+        _end(error)
     except Exception as error:  # noqa: BLE001 - the last line of defence says what happened
-        _end(screen, _unexpected(error))
+        _end(_unexpected(error))
 
 
-def _end(screen: Screen, error: WancliError | Interrupted) -> NoReturn:
+def _end(error: WancliError | Interrupted) -> NoReturn:
     if os.environ.get("WANCLI_DEBUG") == "1":
         raise error
-    screen.error(error)
+    from wancli.cli.options import Talk
+    from wancli.cli.screen import Screen
+
+    Screen(Talk(color=False if "--no-color" in sys.argv else None)).error(error)
     sys.exit(error.exit_code)
 
 

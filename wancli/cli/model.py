@@ -9,7 +9,12 @@ from wancli.cli.options import Talk, takes_talk
 from wancli.cli.screen import Screen
 from wancli.errors import InputError
 
-app = typer.Typer(no_args_is_help=True, help="Model folders: make one from a checkpoint.")
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+
+@app.callback()
+def _model() -> None:
+    """Model folders: make one from a checkpoint."""  # keeps a group of one command a group
 
 
 @app.command()

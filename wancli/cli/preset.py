@@ -20,7 +20,11 @@ from wancli.presets import (
 from wancli.settings import Layer, RolloutSettings, resolve
 from wancli.specs import find_spec
 
-app = typer.Typer(no_args_is_help=True, help="Named settings: list, show, check and save them.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Named settings: list, show, check and save them.",
+)
 Name = Annotated[str, typer.Argument(help="Preset: a name or a file.")]
 
 
