@@ -7,7 +7,7 @@ from typing import Any
 from wancli.errors import PlanError
 from wancli.geometry import LatentShape, Span, latent_shape, lay_out
 from wancli.settings import Machine, Rollout, RolloutSettings, RopePolicy, Settings
-from wancli.specs import ModelSpec
+from wancli.specs import ModelSpec, find_lora
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,8 @@ def _check_rollout(chosen: Rollout) -> None:
 
 
 def _check_machine(machine: Machine) -> None:
+    for lora in machine.lora:
+        find_lora(lora)
     if machine.dtype == "float16" and machine.device == "cpu":
         raise PlanError(
             "--dtype float16 does not work with --device cpu.", hint="--dtype bfloat16 or float32"

@@ -61,6 +61,9 @@ class Machine(Group):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Weights and activations: auto, float32, bfloat16 or float16."
     )
+    lora: tuple[str, ...] = Field(
+        (), description="LoRA to merge into the transformer, PATH or PATH=SCALE; repeatable."
+    )
 
 
 class Output(Group):

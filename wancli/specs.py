@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wancli.errors import ModelError, closest
+from wancli.errors import ModelError, SettingsError, closest, missing
 from wancli.geometry import Strides
 
 DEMO_FOLDER = Path(__file__).parent / "demo" / "model"
@@ -83,6 +83,28 @@ SPECS = {
         ),
     )
 }
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file, and how much of it."""
+
+    path: Path
+    scale: float = 1.0
+
+
+def find_lora(text: str) -> Lora:
+    """`PATH` or `PATH=SCALE`. Raises InputError where there is no such file, SettingsError."""
+    path, equals, scale = text.rpartition("=")
+    if not equals or Path(text).exists():
+        path, scale = text, "1"
+    try:
+        lora = Lora(Path(path).expanduser(), float(scale))
+    except ValueError:
+        raise SettingsError(f"--lora {text}: {scale!r} is no scale.", hint=f"{path}=0.8") from None
+    if not lora.path.is_file():
+        raise missing("LoRA", lora.path)
+    return lora
 
 
 def find_spec(model: str) -> ModelSpec:

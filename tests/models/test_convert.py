@@ -146,9 +146,9 @@ def test_image_to_video_keys_find_their_place(tmp_path: Path):
     names = {old: (f"condition_embedder.{new}", shape) for old, (new, shape) in shapes.items()}
     for layer in range(3):
         old, new = f"blocks.{layer}.cross_attn", f"blocks.{layer}.attn2"
-        for part, added in (("k_img", "add_k_proj"), ("v_img", "add_v_proj")):
-            names[f"{old}.{part}.weight"] = (f"{new}.{added}.weight", (dim, dim))
-            names[f"{old}.{part}.bias"] = (f"{new}.{added}.bias", (dim,))
+        for part, proj in (("k_img", "add_k_proj"), ("v_img", "add_v_proj")):
+            names[f"{old}.{part}.weight"] = (f"{new}.{proj}.weight", (dim, dim))
+            names[f"{old}.{part}.bias"] = (f"{new}.{proj}.bias", (dim,))
         names[f"{old}.norm_k_img.weight"] = (f"{new}.norm_added_k.weight", (dim,))
     tensors |= {old: torch.randn(shape, generator=numbers) for old, (_, shape) in names.items()}
     torch.save({"generator": tensors}, tmp_path / "x.pt")

@@ -64,7 +64,7 @@ def takes_settings(
         def run(**values: Any) -> None:
             tables: dict[str, Any] = {}
             for table, name, _ in offered:
-                if (value := values.pop(name)) is not None:
+                if (value := values.pop(name)) not in (None, []):
                     (tables.setdefault(table, {}) if table else tables)[name] = value
             if (size := values.pop("size")) is not None:
                 width, height = parse_size(size)
@@ -119,6 +119,7 @@ def _with_parameters(
 def _option(table: str | None, name: str, field: FieldInfo) -> inspect.Parameter:
     kind: Any = field.annotation
     plain = kind if kind in (bool, int, float, int | None, float | None) else str
+    plain = list[str] if kind == tuple[str, ...] else plain
     spelling = f"{flag(name)}/{flag('no_' + name)}" if kind is bool else flag(name)
     option = typer.Option(
         spelling,
@@ -136,6 +137,6 @@ def _option(table: str | None, name: str, field: FieldInfo) -> inspect.Parameter
 
 
 def _default(value: object) -> str:
-    if value is None or value == "":
+    if value in (None, "", ()):
         return ""
     return f" (default: {('off', 'on')[value] if isinstance(value, bool) else value})"

@@ -21,7 +21,11 @@ from wancli.errors import InputError, ModelError
 
 Tensors = dict[str, torch.Tensor]
 
-_GENERATORS = ("generator_ema", "generator")  # the average comes first: it is what authors sample
+_GENERATORS = (
+    "generator_ema",
+    "generator",
+    "generator_lora",
+)  # the average first: authors sample it
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 _LISTED = 8  # names in one error
 

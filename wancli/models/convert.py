@@ -36,7 +36,7 @@ _ORIGINAL = {
     "out_dim": "out_channels",
 }
 # What no shape tells, and what the original is run with: here a rollout's settings say that.
-_UNTOLD = {
+_UNTOLD: dict[str, type[int] | type[float]] = {
     "num_attention_heads": int,
     "attention_head_dim": int,
     "rope_max_seq_len": int,

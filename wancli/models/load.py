@@ -27,8 +27,9 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 
 from wancli.errors import CapacityError, ModelError, SetupError
+from wancli.models.lora import merge_loras
 from wancli.settings import Machine
-from wancli.specs import PARTS, ModelSpec, check_files, spec_of_folder
+from wancli.specs import PARTS, ModelSpec, check_files, find_lora, spec_of_folder
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def load_pipeline(spec: ModelSpec, machine: Machine, parts: Collection[str] = PA
             scheduler = UniPCMultistepScheduler()
             nothing = {"tokenizer": None, "text_encoder": None, "scheduler": scheduler}
             pipeline = WanPipeline(**nothing, **ready)
+        merge_loras(pipeline, [find_lora(text) for text in machine.lora])
         pipeline = pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return Loaded(pipeline, spec, device)

@@ -1,0 +1,125 @@
+"""LoRAs, merged: W + scale * B @ A, or an error."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.conftest import Wancli
+from tests.fakes import tiny_pipeline
+from wancli.errors import InputError, ModelError, SettingsError
+from wancli.models.lora import merge_loras
+from wancli.specs import Lora, find_lora
+
+LAYERS = {
+    "blocks.0.self_attn.q": "blocks.0.attn1.to_q",
+    "blocks.1.ffn.0": "blocks.1.ffn.net.0.proj",
+}
+
+
+def drawn(naming: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A LoRA's tensors by name, and what each adds to the weight of its layer."""
+    generator, tensors, added = torch.Generator().manual_seed(0), {}, {}
+    for original, layer in LAYERS.items():
+        rows = 32 if "ffn" in layer else 24
+        down = torch.randn(4, 24, generator=generator)
+        up = torch.randn(rows, 4, generator=generator)
+        name = {"wan": f"diffusion_model.{original}", "diffusers": f"transformer.{layer}",
+                "longlive": f"base_model.model.model.{original}"}[naming]  # fmt: skip
+        middle = ".default" if naming == "longlive" else ""
+        tensors[f"{name}.lora_A{middle}.weight"] = down
+        tensors[f"{name}.lora_B{middle}.weight"] = up
+        added[f"{layer}.weight"] = up @ down
+    return tensors, added
+
+
+@pytest.mark.parametrize("naming", ["wan", "diffusers", "longlive"])
+def test_a_lora_adds_its_product_to_the_weights_and_to_no_other(tmp_path: Path, naming: str):
+    tensors, added = drawn(naming)
+    path = tmp_path / ("x.pt" if naming == "longlive" else "x.safetensors")
+    if naming == "longlive":
+        torch.save({"generator_lora": tensors, "step": torch.tensor(3)}, path)
+    else:
+        save_file(tensors, path)
+    pipeline = tiny_pipeline()
+    before = {name: p.clone() for name, p in pipeline.transformer.state_dict().items()}
+    merge_loras(pipeline, [Lora(path, 0.5)])
+    after = pipeline.transformer.state_dict()
+    assert set(after) == set(before)
+    for name, old in before.items():
+        expected = old + 0.5 * added[name] if name in added else old
+        assert torch.allclose(after[name], expected, atol=1e-6), name
+
+
+def test_two_loras_add_up(tmp_path: Path):
+    tensors, added = drawn("wan")
+    save_file(tensors, tmp_path / "x.safetensors")
+    pipeline = tiny_pipeline()
+    weight = "blocks.0.attn1.to_q.weight"
+    before = pipeline.transformer.state_dict()[weight].clone()
+    merge_loras(pipeline, [Lora(tmp_path / "x.safetensors", scale) for scale in (1.0, -0.25)])
+    after = pipeline.transformer.state_dict()[weight]
+    assert torch.allclose(after, before + 0.75 * added[weight], atol=1e-6)
+
+
+def test_a_pair_without_a_layer_is_an_error(tmp_path: Path):
+    tensors, _ = drawn("wan")
+    tensors = {name.replace("blocks.1", "blocks.9"): value for name, value in tensors.items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match="LoRA"):
+        merge_loras(tiny_pipeline(), [Lora(tmp_path / "x.safetensors")])
+
+
+def test_what_is_no_lora_is_said_so(tmp_path: Path):
+    (tmp_path / "x.pt").write_bytes(b"abc")
+    save_file({"a": torch.zeros(1)}, tmp_path / "y.safetensors")
+    for name, error in (("x.pt", InputError), ("y.safetensors", ModelError)):
+        with pytest.raises(error, match=name):
+            merge_loras(tiny_pipeline(), [Lora(tmp_path / name)])
+
+
+def test_an_alpha_scales_its_pair(tmp_path: Path):
+    tensors, added = drawn("wan")
+    old = {
+        n.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): t for n, t in tensors.items()
+    }
+    alphas = {f"diffusion_model.{layer}.alpha": torch.tensor(1.0) for layer in LAYERS}
+    save_file(old | alphas, tmp_path / "x.safetensors")
+    pipeline = tiny_pipeline()
+    weight = "blocks.1.ffn.net.0.proj.weight"
+    before = pipeline.transformer.state_dict()[weight].clone()
+    merge_loras(pipeline, [Lora(tmp_path / "x.safetensors")])
+    after = pipeline.transformer.state_dict()[weight]
+    assert torch.allclose(after, before + added[weight] / 4, atol=1e-6)
+
+
+def test_a_flag_names_a_file_and_a_scale(tmp_path: Path):
+    path = tmp_path / "a=b.safetensors"
+    path.write_bytes(b"")
+    assert find_lora(str(path)) == Lora(path, 1.0)
+    assert find_lora(f"{path}=0.5") == Lora(path, 0.5)
+    with pytest.raises(SettingsError):
+        find_lora(f"{path}=much")
+    with pytest.raises(InputError):
+        find_lora("no.safetensors=1")
+
+
+def test_a_lora_changes_the_video_and_is_recorded(wancli: Wancli, tiny_model: Path):
+    tensors, _ = drawn("wan")
+    save_file(tensors, "x.safetensors")
+    run = (
+        "generate", "a red circle", "--model", tiny_model, "--steps", 1, "--frames", 5,
+        "--size", "32x32", "--seed", 1, "--json", "-q",
+    )  # fmt: skip
+    import json
+
+    plain = json.loads(wancli(*run, "-o", "a.mp4").out)
+    said = wancli(*run, "-o", "b.mp4", "--lora", "x.safetensors=0.5")
+    assert said.code == 0, said.err
+    record = json.loads(said.out)
+    assert record["request"]["machine"]["lora"] == ["x.safetensors=0.5"]
+    assert plain["request"]["machine"]["lora"] == []
+    assert record["output"]["framemd5"] != plain["output"]["framemd5"]
+    assert wancli("generate", "x", "--lora", "no.safetensors").code == 4

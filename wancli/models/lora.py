@@ -1,0 +1,67 @@
+"""LoRA (arXiv:2106.09685) merged into a transformer: steps then cost what they did before."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffusers import WanPipeline
+
+from wancli.errors import ModelError
+from wancli.models.checkpoint import Tensors, read_checkpoint
+from wancli.specs import Lora
+
+ADAPTER = "wancli"
+HINT = "give a LoRA of this model, as .safetensors or .pt, in peft's or Wan's naming"
+_HEADS = re.compile(r"^(?:base_model\.model\.|diffusion_model\.|model\.|transformer\.)+")
+_MIDDLES = {".lora_down.": ".lora_A.", ".lora_up.": ".lora_B.", ".default.": "."}
+
+
+def merge_loras(pipeline: WanPipeline, loras: Sequence[Lora]) -> None:
+    """Add scale * B @ A of every LoRA to the transformer's weights.
+
+    Raises InputError for a file that is broken, ModelError for one that does not fit.
+    """
+    for lora in loras:
+        _load(pipeline, lora.path)
+        pipeline.set_adapters([ADAPTER], [lora.scale])
+        pipeline.fuse_lora(components=["transformer"], adapter_names=[ADAPTER])
+        pipeline.unload_lora_weights()
+
+
+def read_lora(path: Path) -> Tensors:
+    """Its matrices as `LAYER.lora_A.weight` and `LAYER.lora_B.weight`; LongLive's pickles, too.
+
+    An alpha beside them is multiplied in: what peft does by its configuration.
+    """
+    tensors = {_plain(name): tensor for name, tensor in read_checkpoint(path).items()}
+    for name in [name for name in tensors if name.endswith(".alpha")]:
+        alpha, down = float(tensors.pop(name)), f"{name.removesuffix('.alpha')}.lora_A.weight"
+        if down in tensors:
+            tensors[down] = tensors[down] * (alpha / len(tensors[down]))
+    return tensors
+
+
+def _plain(name: str) -> str:
+    for old, new in _MIDDLES.items():
+        name = name.replace(old, new)
+    return _HEADS.sub("", name)
+
+
+def _load(pipeline: WanPipeline, path: Path) -> None:
+    """As an adapter; every pair of matrices must find its layer."""
+    tensors = read_lora(path)
+    pairs = [name for name in tensors if name.endswith(".lora_A.weight")]
+    if not pairs:
+        raise ModelError(f"{path} holds no LoRA.", hint=HINT)
+    state = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
+    try:
+        pipeline.load_lora_weights(state, adapter_name=ADAPTER)
+    except (ValueError, RuntimeError, KeyError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"LoRA {path} does not fit: {line}", hint=HINT) from None
+    layers = pipeline.transformer.modules()
+    taken = sum(ADAPTER in getattr(layer, "lora_A", {}) for layer in layers)
+    if taken != len(pairs):
+        raise ModelError(
+            f"LoRA {path}: only {taken} of its {len(pairs)} pairs have a layer here.", hint=HINT
+        )
