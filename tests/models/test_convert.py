@@ -247,6 +247,17 @@ def test_a_config_with_a_value_that_cannot_be_is_refused(
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "key", ["blocks.0.norm3.weight", "blocks.2.modulation", "head.head.weight", "head.head.bias"]
+)
+def test_a_lost_key_is_the_only_one_named(key: str, tmp_path: Path):
+    tensors = load_file(WEIGHTS)
+    del tensors[key]
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match=f"missing[^:]*: {NAMES[key]}\\.$"):
+        convert(tmp_path / "x.safetensors", tmp_path / "out", config=heads(tmp_path))
+
+
 def test_keys_that_become_one_are_refused_and_not_dropped(tmp_path: Path):
     tensors = load_file(WEIGHTS)
     torch.save(tensors | prefixed(tensors, "model."), tmp_path / "x.pt")

@@ -292,3 +292,13 @@ def test_a_stream_killed_with_its_program_plays_and_has_its_comment(tmp_path: Pa
     assert (info.width, info.height) == (64, 48)
     assert 1 <= info.frames == len(read_frames(part))
     assert read_comment(part) == "early"
+
+
+def test_parts_of_killed_processes_are_removed_and_of_living_ones_kept(tmp_path: Path) -> None:
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                          capture_output=True, check=True).stdout.decode().strip()  # fmt: skip
+    names = {n: tmp_path / n for n in (f".a.{gone}.part", f".a.{gone}.whole.part", ".a.1.part")}
+    for path in (*names.values(), tmp_path / f".b.{gone}.part"):
+        path.write_bytes(b"x")
+    write(tmp_path / "a.mp4", smooth(), encoding=QUICK)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".a.1.part", f".b.{gone}.part", "a.mp4"]

@@ -151,9 +151,9 @@ def _told(shapes: Shapes) -> dict[str, Any]:
     """What shapes tell of diffusers' config."""
     patch = shapes[_PATCH][2:]
     numbers = (int(found[1]) for name in shapes if (found := re.match(r"blocks\.(\d+)\.", name)))
-    image = shapes.get(f"{IMAGE}.norm1.weight")
+    image = _any(shapes, rf"{IMAGE}\.norm1\.(weight|bias)")
     position = shapes.get(f"{IMAGE}.pos_embed")
-    added = shapes.get("blocks.0.attn2.add_k_proj.weight")
+    added = _any(shapes, r"blocks\.\d+\.attn2\.add_[kv]_proj\.weight")
     return {
         "patch_size": list(patch),
         "in_channels": shapes[_PATCH][1],
@@ -162,12 +162,17 @@ def _told(shapes: Shapes) -> dict[str, Any]:
         "freq_dim": shapes[_TIME][1],
         "ffn_dim": shapes[_FFN][0],
         "num_layers": min(1 + max(numbers), len(shapes)),  # no layer is without a key
-        "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
+        "cross_attn_norm": _any(shapes, r"blocks\.\d+\.norm2\.(weight|bias)") is not None,
         "qk_norm": "rms_norm_across_heads",
         "image_dim": image[-1] if image else None,
         "added_kv_proj_dim": added[-1] if added else None,
         "pos_embed_seq_len": position[1] if position and len(position) == 3 else None,
     }
+
+
+def _any(shapes: Shapes, pattern: str) -> tuple[int, ...] | None:
+    """The shape of any tensor of such a name: one that lacks in a layer is missed there later."""
+    return next((shape for name, shape in shapes.items() if re.fullmatch(pattern, name)), None)
 
 
 def _heads(dim: int, stated: Mapping[str, Any], source: Path) -> int:

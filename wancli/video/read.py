@@ -1,20 +1,17 @@
 """What a video file holds: its record, its facts, its frames. Imports no numpy at the top."""
 
-import errno
 import hashlib
 import os
 import re
-import shutil
-import signal
 import struct
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from wancli.errors import InputError, SetupError, missing
+from wancli.errors import InputError, missing
+from wancli.video.ffmpeg import run_ffmpeg, why
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +24,6 @@ _CUT_HINT = "its writing was interrupted; make it again, or copy it again"
 
 # Only lines of ffmpeg itself start so; a comment that it prints is indented differently.
 _STREAM = re.compile(r"^\[info\]   Stream #.*?: Video: .*?, (\d+)x(\d+)[ ,].*?([\d.]+) fps", re.M)
-_FAULT = re.compile(r"^(?:\[[^]]*\] )*\[(?:error|fatal|panic)\] (.*\S)", re.M)
 
 # Chroma is half size on disk; without these the way back to RGB repeats samples (error 7, not 3).
 _SCALE = "scale=flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
@@ -93,57 +89,6 @@ def holds_fragments(path: Path) -> bool:
             return any(box.kind == b"moof" for box in _top_boxes(file))
     except OSError:
         return False
-
-
-def ffmpeg_exe() -> str:
-    """The ffmpeg that imageio-ffmpeg ships, or $IMAGEIO_FFMPEG_EXE. Raises SetupError."""
-    import imageio_ffmpeg  # pulls in numpy, 0.1 s
-
-    found: str | None = None
-    with suppress(RuntimeError):
-        found = shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
-    if found is None:
-        hint = "pip install --force-reinstall imageio-ffmpeg, and unset IMAGEIO_FFMPEG_EXE"
-        raise SetupError("ffmpeg not found.", hint=hint)
-    return found
-
-
-def run_ffmpeg(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """Run to the end. Its own session, so that Ctrl-C in the terminal reaches only us."""
-    return subprocess.run(
-        [ffmpeg_exe(), "-hide_banner", "-nostdin", *arguments],
-        input=stdin,
-        capture_output=True,
-        start_new_session=True,
-        # Keep SIGXFSZ ignored as Python has it: a file limit is then an error with a name.
-        restore_signals=False,
-        check=False,
-    )
-
-
-def why(log: bytes, *, returncode: int) -> str:
-    """The reason of a failure in a few words, from ffmpeg's log at `level+`."""
-    faults = _FAULT.findall(log.decode(errors="replace"))
-    known = {os.strerror(number) for number in errno.errorcode}
-    tails = [fault.rpartition(": ")[2] for fault in faults]
-    if reasons := [tail for tail in tails if tail in known] or faults:
-        return str(reasons[0])
-    if returncode < 0:
-        return f"ffmpeg was killed by {signal.Signals(-returncode).name}"
-    return f"ffmpeg stopped with code {returncode}"
-
-
-def ffmetadata(metadata: Mapping[str, str]) -> bytes:
-    """Metadata as an input of ffmpeg (`-f ffmetadata`). `comment` comes last, and stays exact.
-
-    A backslash before a line's end continues the line even when it is itself escaped. So no newline
-    ends the input, and other values that end in a backslash (a prompt as `title`) get a space.
-    """
-    lines = [";FFMETADATA1"]
-    for key, value in sorted(metadata.items(), key=lambda item: item[0] == "comment"):
-        end = " " if value.endswith("\\") and key != "comment" else ""
-        lines.append(f"{key}=" + re.sub(r"([=;#\\\r\n])", r"\\\1", value) + end)
-    return "\n".join(lines).encode()
 
 
 def _decode(path: Path, *output: str) -> subprocess.CompletedProcess[bytes]:

@@ -1,8 +1,8 @@
 """Videos written so that a file under its final name is whole, or is not there."""
 
 import errno
+import glob
 import os
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from wancli.errors import InputError, OutputError, SetupError, UsageError
 from wancli.video import read
+from wancli.video.ffmpeg import Encoder, ffmetadata, run_ffmpeg, why
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,7 +130,8 @@ class VideoWriter:
         live = [*_LIVE, "-tune", "zerolatency"] if streaming else []
         try:
             check_destination(path)
-            self._encoder = _Encoder(
+            _remove_left(self._final)
+            self._encoder = Encoder(
                 ["-s", f"{size[0]}x{size[1]}", "-r", str(fps)],
                 [*encoding.arguments(), *live, "-f", "mp4", f"file:{self._part}"],
                 metadata=metadata or {},
@@ -197,68 +199,16 @@ class VideoWriter:
             raise _failure(self.path, error, part=self._part) from error
 
 
-class _Encoder:
-    """An ffmpeg that takes raw frames. Its failures are OSErrors that carry its reason."""
-
-    def __init__(self, raw: list[str], out: list[str], *, metadata: Mapping[str, str]) -> None:
-        command = [read.ffmpeg_exe(), "-hide_banner", "-v", "level+error", "-y"]
-        command += ["-f", "rawvideo", "-pix_fmt", "rgb24", *raw, "-i", "pipe:0"]
-        # A file, since a pipe that nobody reads would fill and stop ffmpeg.
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
-        with tempfile.TemporaryFile() as header:
-            header.write(read.ffmetadata(metadata))
-            header.seek(0)
-            about = ["-f", "ffmetadata", "-i", f"pipe:{header.fileno()}", "-map_metadata", "1"]
-            self._process = subprocess.Popen(
-                [*command, *about, "-map", "0:v:0", *out],
-                bufsize=0,  # nothing is left to write when stdin closes, so that cannot block
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=self._log,
-                pass_fds=[header.fileno()],
-                start_new_session=True,  # Ctrl-C in the terminal reaches only us
-                restore_signals=False,  # as in run_ffmpeg
-            )
-        assert self._process.stdin is not None  # noqa: S101 - it was asked for
-        self._stdin = self._process.stdin
-
-    def feed(self, frame: bytes) -> None:
-        """Hand over one frame, rgb24."""
-        try:
-            left = memoryview(frame)
-            while left:
-                left = left[self._stdin.write(left) :]
-        except BrokenPipeError:
-            self.finish()
-            raise
-
-    def finish(self) -> None:
-        """Wait for the last frame to be encoded."""
-        self._stdin.close()
-        if code := self._process.wait():
-            self._log.seek(0)
-            raise OSError(read.why(self._log.read(), returncode=code))
-
-    def stop(self, *, patience_s: float) -> None:
-        """End ffmpeg, after `patience_s` to encode what it was given."""
-        self._stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(patience_s)
-        self._process.kill()
-        self._process.wait()
-        self._log.close()
-
-
 def _copy(part: Path, whole: Path, *, metadata: Mapping[str, str]) -> None:
     """The encoded stream of `part`, untouched, with its index in front and `metadata` in it."""
-    done = read.run_ffmpeg(
+    done = run_ffmpeg(
         *("-v", "level+error", "-y", "-i", f"file:{part}"),
         *("-f", "ffmetadata", "-i", "pipe:0", "-map", "0:v:0", "-map_metadata", "1"),
         *("-c", "copy", "-movflags", "+faststart", "-f", "mp4", f"file:{whole}"),
-        stdin=read.ffmetadata(metadata),
+        stdin=ffmetadata(metadata),
     )
     if done.returncode:
-        raise OSError(read.why(done.stderr, returncode=done.returncode))
+        raise OSError(why(done.stderr, returncode=done.returncode))
 
 
 def _verify(whole: Path, *, frames: int, comment: str) -> str:
@@ -292,6 +242,24 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _remove_left(final: Path) -> None:
+    """Remove the hidden parts of processes that were killed while they wrote this file."""
+    for part in final.parent.glob(f".{glob.escape(_cut(final.stem, 200))}.*.part"):
+        number = part.name.removesuffix(".part").removesuffix(".whole").rpartition(".")[2]
+        if number.isdigit() and not _runs(int(number)):
+            _remove(part)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _remove(path: Path) -> None:

@@ -1,0 +1,119 @@
+"""The ffmpeg that imageio-ffmpeg ships: run, fed with frames, and understood when it fails."""
+
+import errno
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+
+from wancli.errors import SetupError
+
+# Only lines of ffmpeg itself start so; a comment that it prints is indented differently.
+_FAULT = re.compile(r"^(?:\[[^]]*\] )*\[(?:error|fatal|panic)\] (.*\S)", re.M)
+
+
+def ffmpeg_exe() -> str:
+    """The ffmpeg that imageio-ffmpeg ships, or $IMAGEIO_FFMPEG_EXE. Raises SetupError."""
+    import imageio_ffmpeg  # pulls in numpy, 0.1 s
+
+    found: str | None = None
+    with suppress(RuntimeError):
+        found = shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
+    if found is None:
+        hint = "pip install --force-reinstall imageio-ffmpeg, and unset IMAGEIO_FFMPEG_EXE"
+        raise SetupError("ffmpeg not found.", hint=hint)
+    return found
+
+
+def run_ffmpeg(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run to the end. Its own session, so that Ctrl-C in the terminal reaches only us."""
+    return subprocess.run(
+        [ffmpeg_exe(), "-hide_banner", "-nostdin", *arguments],
+        input=stdin,
+        capture_output=True,
+        start_new_session=True,
+        # Keep SIGXFSZ ignored as Python has it: a file limit is then an error with a name.
+        restore_signals=False,
+        check=False,
+    )
+
+
+def why(log: bytes, *, returncode: int) -> str:
+    """The reason of a failure in a few words, from ffmpeg's log at `level+`."""
+    faults = _FAULT.findall(log.decode(errors="replace"))
+    known = {os.strerror(number) for number in errno.errorcode}
+    tails = [fault.rpartition(": ")[2] for fault in faults]
+    if reasons := [tail for tail in tails if tail in known] or faults:
+        return str(reasons[0])
+    if returncode < 0:
+        return f"ffmpeg was killed by {signal.Signals(-returncode).name}"
+    return f"ffmpeg stopped with code {returncode}"
+
+
+def ffmetadata(metadata: Mapping[str, str]) -> bytes:
+    """Metadata as an input of ffmpeg (`-f ffmetadata`). `comment` comes last, and stays exact.
+
+    A backslash before a line's end continues the line even when it is itself escaped. So no newline
+    ends the input, and other values that end in a backslash (a prompt as `title`) get a space.
+    """
+    lines = [";FFMETADATA1"]
+    for key, value in sorted(metadata.items(), key=lambda item: item[0] == "comment"):
+        end = " " if value.endswith("\\") and key != "comment" else ""
+        lines.append(f"{key}=" + re.sub(r"([=;#\\\r\n])", r"\\\1", value) + end)
+    return "\n".join(lines).encode()
+
+
+class Encoder:
+    """An ffmpeg that takes raw frames. Its failures are OSErrors that carry its reason."""
+
+    def __init__(self, raw: list[str], out: list[str], *, metadata: Mapping[str, str]) -> None:
+        command = [ffmpeg_exe(), "-hide_banner", "-v", "level+error", "-y"]
+        command += ["-f", "rawvideo", "-pix_fmt", "rgb24", *raw, "-i", "pipe:0"]
+        # A file, since a pipe that nobody reads would fill and stop ffmpeg.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
+        with tempfile.TemporaryFile() as header:
+            header.write(ffmetadata(metadata))
+            header.seek(0)
+            about = ["-f", "ffmetadata", "-i", f"pipe:{header.fileno()}", "-map_metadata", "1"]
+            self._process = subprocess.Popen(
+                [*command, *about, "-map", "0:v:0", *out],
+                bufsize=0,  # nothing is left to write when stdin closes, so that cannot block
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=self._log,
+                pass_fds=[header.fileno()],
+                start_new_session=True,  # Ctrl-C in the terminal reaches only us
+                restore_signals=False,  # as in run_ffmpeg
+            )
+        assert self._process.stdin is not None  # noqa: S101 - it was asked for
+        self._stdin = self._process.stdin
+
+    def feed(self, frame: bytes) -> None:
+        """Hand over one frame, rgb24."""
+        try:
+            left = memoryview(frame)
+            while left:
+                left = left[self._stdin.write(left) :]
+        except BrokenPipeError:
+            self.finish()
+            raise
+
+    def finish(self) -> None:
+        """Wait for the last frame to be encoded."""
+        self._stdin.close()
+        if code := self._process.wait():
+            self._log.seek(0)
+            raise OSError(why(self._log.read(), returncode=code))
+
+    def stop(self, *, patience_s: float) -> None:
+        """End ffmpeg, after `patience_s` to encode what it was given."""
+        self._stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience_s)
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
