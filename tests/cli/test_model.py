@@ -78,7 +78,8 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(wancli: Wancli, protoco
         assert said.code == 4
         assert name in complaint(said)[0]
         assert not Path("it-ran").exists()
-    assert "posix.mkdir" in complaint(wancli(*CONVERT, "zip.pt", "out"))[0]
+    error = complaint(wancli(*CONVERT, "zip.pt", "out"))[0]
+    assert ("posix.mkdir" if protocol == 2 else "without running code") in error
 
 
 @pytest.mark.parametrize("damage", ["cut", "half", "empty", "garbage"])

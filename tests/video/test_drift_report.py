@@ -74,7 +74,7 @@ def test_every_drawing_stays_in_its_frame(summary, tmp_path):
             assert 0 < float(circle.attrib["cx"]) < width
             assert 0 < float(circle.attrib["cy"]) < height
         bands = list(svg.iter("rect"))
-        assert len(bands) == len(summary["chunks"])
+        assert 0 < len(bands) <= len(summary["chunks"])
         assert sum(float(band.attrib["width"]) for band in bands) == pytest.approx(width - 60, 0.01)
 
 

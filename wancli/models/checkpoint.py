@@ -139,7 +139,10 @@ def _unreadable(source: Path, error: Any) -> InputError:
             f"{source} holds more than tensors: to load it is to trust {needed[1]}.",
             hint="ask its author for .safetensors, or torch.save its state dict alone",
         )
-    return InputError(f"{source} is cut short, or no checkpoint.", hint="copy that file again")
+    return InputError(
+        f"{source} is cut short, or no checkpoint that loads without running code.",
+        hint="copy that file again, or ask its author for .safetensors",
+    )
 
 
 def _renamed(tensors: Tensors, source: Path) -> Tensors:

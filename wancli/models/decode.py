@@ -13,9 +13,10 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, un
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Latents before it that a frame depends on: the reach of 2 residual blocks a stage, as in every
-# released Wan. Fewer blocks, as in the demo, reach less far.
-WARMUP = 37
+# Latent frames before its own that a video frame depends on, in the decoder of every released Wan:
+# 2, 8 and 14 of convolutions at the rate of latents, 14 at twice and 26 at four times that rate.
+# The demo's is smaller and reaches less far.
+WARMUP = 38
 
 
 def normalize(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
@@ -44,7 +45,7 @@ def encode(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
     """
     frames, height, width = video.shape[2:]
     temporal, spatial = vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
-    if frames % temporal != 1 or height % spatial or width % spatial:
+    if (frames - 1) % temporal or height % spatial or width % spatial:
         raise ValueError(
             f"{frames} video frames of {width}x{height} are not {temporal}k+1 of multiples of "
             f"{spatial} pixels"
@@ -79,7 +80,7 @@ class StreamingDecoder:
         self._memory: list[Any] = [None] * convolutions  # then Tensor, or "Rep" for a while
 
     def __call__(self, latents: Tensor) -> NDArray[np.uint8]:
-        """The next latents [1, C, n, H, W] to uint8 [T, H, W, 3]: 4n video frames, at first 4n-3."""
+        """The next latents [1, C, n, H, W] to uint8 [T, H, W, 3]; T is 4n, and 4n-3 at first."""
         video, memory = self._decode(latents)
         (frames,) = to_pixels(video)
         self._memory = memory
@@ -98,33 +99,30 @@ class StreamingDecoder:
         their frames.
         """
         memory = self._memory.copy()
-        for latent in self._prepared(latents):
+        for latent in latents.split(1, 2):
             self._advance(memory, latent)
         self._memory = memory
 
     @property
     def bytes(self) -> int:
-        """What it remembers; the same from the third latent on."""
+        """What it remembers; the same from the second latent on."""
         tensors = (entry for entry in self._memory if isinstance(entry, Tensor))
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
     def _decode(self, latents: Tensor) -> tuple[Tensor, list[Any]]:
         """The video, and what will have been remembered. Nothing that is remembered changes."""
         memory = self._memory.copy()
-        parts = [self._advance(memory, latent) for latent in self._prepared(latents)]
-        return torch.cat(parts, 2).clamp(-1, 1), memory
-
-    @torch.no_grad()
-    def _prepared(self, latents: Tensor) -> tuple[Tensor, ...]:
-        """One by one, as the decoder takes them."""
-        return self._vae.post_quant_conv(denormalize(self._vae, latents)).split(1, 2)
+        parts = [self._advance(memory, latent) for latent in latents.split(1, 2)]
+        return torch.cat(parts, 2), memory
 
     @torch.no_grad()
     def _advance(self, memory: list[Any], latent: Tensor) -> Tensor:
-        """Video of one prepared latent. Replaces every entry of `memory`, changes none of them."""
-        first = memory[0] is None
-        out = self._vae.decoder(latent, feat_cache=memory, feat_idx=[0], first_chunk=first)
-        return unpatchify(out, self._vae.config.patch_size or 1)
+        """Video of one latent frame. Replaces entries of `memory` and changes none in place."""
+        prepared = self._vae.post_quant_conv(denormalize(self._vae, latent))
+        out = self._vae.decoder(
+            prepared, feat_cache=memory, feat_idx=[0], first_chunk=memory[0] is None
+        )
+        return unpatchify(out, self._vae.config.patch_size or 1).clamp(-1, 1)
 
 
 def _statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wancli.errors import RunError
+from wancli.models.decode import denormalize, to_pixels
 from wancli.models.load import Loaded
 from wancli.settings import Sampling, Settings
 
@@ -101,11 +102,6 @@ def make_scheduler(config: Any, sampling: Sampling) -> Any:
 @torch.no_grad()
 def decode(vae: AutoencoderKLWan, latents: Tensor) -> NDArray[np.uint8]:
     """Latents [1, C, F, H, W], normalised, to video frames uint8 [T, H, W, 3]."""
-    latents = latents.to(vae.device, vae.dtype)
-    shape = (1, -1, 1, 1, 1)
-    mean = torch.tensor(vae.config.latents_mean, device=vae.device, dtype=vae.dtype).view(shape)
-    std = torch.tensor(vae.config.latents_std, device=vae.device, dtype=vae.dtype).view(shape)
-    video = vae.decode(latents * std + mean, return_dict=False)[0][0]
-    pixels = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    out: NDArray[np.uint8] = pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
-    return out
+    video = vae.decode(denormalize(vae, latents), return_dict=False)[0]
+    frames: NDArray[np.uint8] = to_pixels(video)[0].numpy()
+    return frames

@@ -107,7 +107,7 @@ def _roll(
             given=given,
             spans=job.plan.spans,
             tell=texts.tell,
-            known=lambda span: store.load(chunk_name(span.index)),
+            known=lambda span: store.load(chunk_name(span.index), loaded.device),
             denoise=partial(denoise_chunk, loaded, job.settings, _noise(job)),
             context_timestep=job.settings.rollout.context_noise,
         )
@@ -200,11 +200,10 @@ def _given(job: RolloutJob, loaded: Loaded, store: RolloutStore) -> list[tuple[S
     """The context's chunks, encoded once: a resumed rollout goes on from the same latents."""
     if not job.plan.context:
         return []
-    latents = store.load(GIVEN)
+    latents = store.load(GIVEN, loaded.device)
     if latents is None:
-        latents = read_given(job.given, loaded, job.plan)
+        latents = read_given(job.given, loaded, job.plan).to(loaded.device)
         store.save(GIVEN, latents)
-    latents = latents.to(loaded.device)
     return [(span, latents[:, :, span.first_frame : span.end]) for span in job.plan.context]
 
 

@@ -81,8 +81,8 @@ class RolloutStore:
         frames = latents[0].transpose(0, 1).float().cpu().contiguous()
         self._put(f"{name}.safetensors", save({"latents": frames}))
 
-    def load(self, name: str) -> Tensor | None:
-        """Clean latents [1, C, n, H, W], or None where they are missing or damaged."""
+    def load(self, name: str, device: torch.device | None = None) -> Tensor | None:
+        """Clean latents [1, C, n, H, W] on `device`, or None where they are missing or damaged."""
         path = self.folder / f"{name}.safetensors"
         try:
             with safe_open(path, framework="pt") as file:
@@ -90,7 +90,7 @@ class RolloutStore:
         except (OSError, SafetensorError):
             return None
         sound = frames.ndim == 4 and bool(torch.isfinite(frames).all())
-        return frames.transpose(0, 1)[None] if sound else None
+        return frames.transpose(0, 1)[None].to(device or "cpu") if sound else None
 
     def sound_chunks(self) -> int:
         """How many chunks there are from the first, whole and without a gap."""

@@ -49,7 +49,7 @@ LEAST_UNIT = {
     "contrast": 0.005,
     "detail": 1.0,
     "motion": STILL,
-    "seam": 0.25,
+    "seam": 1 / 3,  # BAD_SEAM is TOLD of them from 1
     "latent_shift": 0.1,
     "latent_std": 0.02,
 }
@@ -179,6 +179,8 @@ class _Series:
     @cached_property
     def unit(self) -> float:
         """The noise between chunks, but 2 % of the usual value and a least unit."""
+        if self.name == "seam":  # some bad ones are no noise: what is good is known
+            return LEAST_UNIT[self.name]
         return max(noise(self.values), LEAST_UNIT[self.name], 0.02 * abs(self.usual))
 
     @cached_property

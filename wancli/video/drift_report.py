@@ -17,7 +17,7 @@ LEFT, RIGHT, TOP, BOTTOM, GAP = 50, 10, 20, 38, 34  # around panels; a label sta
 NONE = "\N{EN DASH}"
 MOST_POINTS = 400  # on a line
 MOST_DOTS = 64
-BAND, NUMBER = 8, 40  # least pixels of a chunk, or of some, and between their numbers
+BAND, NUMBER = 12, 40  # least pixels of a chunk, or of some, and between their numbers
 
 Chunk = Mapping[str, Any]
 Point = tuple[float, float]  # pixels
@@ -225,11 +225,18 @@ def _panel(
         "path": _path(_thin(points)),
         "dots": [p for p in points if p] if len(points) <= MOST_DOTS else [],
         "rings": [
-            (*point, f"chunk {chunk['index']}")
+            _ring(chunk, point, axis, usual=worst["usual"])
             for chunk, point in zip(line.chunks, points, strict=True)
             if far and worst and point and chunk["index"] == worst["chunk"]
         ],
     }
+
+
+def _ring(chunk: Chunk, at: Point, axis: Axis, *, usual: float) -> dict[str, Any]:
+    """Around a point, with its chunk on the side where the line does not come from."""
+    x, y = at
+    below = axis.at(usual) < y < axis.start - 18 or y < axis.end + 12
+    return {"x": x, "y": y, "words": f"chunk {chunk['index']}", "dy": 18 if below else -9}
 
 
 def _value_axis(measure: Measure, values: Sequence[float], ends: tuple[float, float]) -> Axis:
