@@ -9,7 +9,7 @@ import pytest
 from tests.video.test_drift import measured, moving
 from wancli.errors import OutputError, UsageError
 from wancli.video.drift import DriftMeter
-from wancli.video.drift_report import write_report
+from wancli.video.drift_report import Axis, write_report
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,16 @@ def test_every_drawing_stays_in_its_frame(summary, tmp_path):
         bands = list(svg.iter("rect"))
         assert 0 < len(bands) <= len(summary["chunks"])
         assert sum(float(band.attrib["width"]) for band in bands) == pytest.approx(width - 60, 0.01)
+
+
+def test_an_axis_names_both_of_its_ends():
+    low = 6 * 0.05  # a little over 0.3
+    assert Axis(low, 0.45, 90.0, 0.0, 0.05).ticks == [
+        (90.0, "0.30"),
+        (60.0, "0.35"),
+        (30.0, "0.40"),
+        (0.0, "0.45"),
+    ]
 
 
 def test_the_worst_chunks_have_a_ring(summary, tmp_path):

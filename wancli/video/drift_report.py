@@ -101,7 +101,9 @@ class Axis:
     def ticks(self) -> list[tuple[float, str]]:
         """Pixels and words of the steps."""
         decimals = max(0, -math.floor(math.log10(self.step)))
-        first, last = math.ceil(self.low / self.step), math.floor(self.high / self.step + 1e-9)
+        # 0.3 / 0.05 is over 6, and 6 is meant.
+        first = math.ceil(self.low / self.step - 1e-9)
+        last = math.floor(self.high / self.step + 1e-9)
         values = [i * self.step for i in range(first, last + 1)]
         return [(self.at(value), f"{value:,.{decimals}f}") for value in values]
 

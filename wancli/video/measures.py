@@ -62,7 +62,9 @@ def mean_rows(rows: Values) -> Values:
 
 def share(total: Values, count: NDArray[np.int64]) -> Values:
     """One over the other; nan where there is nothing to share."""
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    out: Values = np.full(total.shape, np.nan)
+    np.divide(total, count, out=out, where=count > 0)
+    return out
 
 
 def median_slope(x: Values, y: Values) -> float:
