@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -236,6 +237,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    diffusers_logging.set_verbosity_error()
     say("torch %s, %s", torch.__version__, platform.processor() or platform.machine())
     compare(chunks=1, window=0, dtype=getattr(torch, given.dtype))  # warm
     for threads in given.threads:

@@ -349,6 +349,18 @@ def test_an_interrupt_while_writing_leaves_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_older_folder_comes_back_where_the_new_one_is_lost(tmp_path: Path):
+    def lost(out: Path) -> None:
+        with whole_folder(out, overwrite=True) as part:
+            part.rmdir()
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    with pytest.raises(OutputError, match="cannot write"):
+        lost(tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
+
+
 def test_a_folder_made_meanwhile_is_not_replaced_unasked(tmp_path: Path):
     def late(out: Path) -> None:
         with whole_folder(out, overwrite=False):

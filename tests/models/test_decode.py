@@ -31,7 +31,7 @@ CHUNKS = {"even": (3, 3, 3, 2), "uneven": (1, 3, 2, 5), "single": (1,) * 11, "wh
 FRAMES = 11  # latent frames
 
 # The same arithmetic by the same library in float32; other machines choose other kernels.
-# Measured: decode 0 and encode 0 on the machine that made the numbers.
+# Measured: decode 1.9e-6, encode 6.3e-7.
 TOLERANCE = 1e-5
 
 
@@ -44,7 +44,7 @@ def wan21_vae() -> AutoencoderKLWan:
 
 
 def random_vae(*, blocks: int, residual: bool) -> AutoencoderKLWan:
-    """Of Wan 2.1, or (residual, in patches) of Wan 2.2; narrow, with every stage of the real one."""
+    """Of Wan 2.1, or (residual, in patches) of Wan 2.2; narrow, with all stages of the real one."""
     patches: dict[str, Any] = {
         "is_residual": True,
         "patch_size": 2,

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 # Latent frames before its own that a video frame depends on, in the decoder of every released Wan:
-# 2, 8 and 14 of convolutions at the rate of latents, 14 at twice and 26 at four times that rate.
-# The demo's is smaller and reaches less far.
+# convolutions reach back 24 frames at the rate of latents, 14 at twice and 26 at four times that
+# rate, 24 + 7 + 6.5. The demo's is smaller and reaches less far.
 WARMUP = 38
 
 
@@ -99,7 +99,7 @@ class StreamingDecoder:
         their frames.
         """
         memory = self._memory.copy()
-        for latent in latents.split(1, 2):
+        for latent in torch.split(latents, 1, 2):
             self._advance(memory, latent)
         self._memory = memory
 
@@ -112,7 +112,7 @@ class StreamingDecoder:
     def _decode(self, latents: Tensor) -> tuple[Tensor, list[Any]]:
         """The video, and what will have been remembered. Nothing that is remembered changes."""
         memory = self._memory.copy()
-        parts = [self._advance(memory, latent) for latent in latents.split(1, 2)]
+        parts = [self._advance(memory, latent) for latent in torch.split(latents, 1, 2)]
         return torch.cat(parts, 2), memory
 
     @torch.no_grad()
@@ -122,7 +122,8 @@ class StreamingDecoder:
         out = self._vae.decoder(
             prepared, feat_cache=memory, feat_idx=[0], first_chunk=memory[0] is None
         )
-        return unpatchify(out, self._vae.config.patch_size or 1).clamp(-1, 1)
+        video: Tensor = unpatchify(out, self._vae.config.patch_size or 1)
+        return video.clamp(-1, 1)
 
 
 def _statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
