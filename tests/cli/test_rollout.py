@@ -117,7 +117,8 @@ def test_kill_9_loses_one_chunk_at_most(wancli: Wancli, tiny_model: Path):
             assert process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert probe(Path("a.part.mp4")).frames > 0  # what was written plays
+        if chunks > 1:  # latents are kept before their video frames are written
+            assert probe(Path("a.part.mp4")).frames > 0  # what was written plays
     assert wancli(*arguments, "-o", "a.mp4", "--resume").code == 0
     assert wancli(*arguments, "-o", "whole.mp4").code == 0
     assert made() == made("whole.mp4")
