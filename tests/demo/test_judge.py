@@ -176,7 +176,8 @@ def test_half_an_object_has_no_shape() -> None:
 @pytest.mark.parametrize("color", ["red", "white"])
 def test_two_objects_are_neither_a_shape_nor_a_motion(color: str) -> None:
     other = replace(STILL, color=color)
-    verdict = judge(film(scene(STILL), scene(other, x=0.1)))
+    two = [replace(alone, radius=0.16) for alone in (scene(STILL), scene(other, x=0.1))]
+    verdict = judge(film(*two))
     assert (verdict.shape, verdict.motion) == (NONE, NONE)
 
 
