@@ -159,7 +159,7 @@ def test_a_damaged_chunk_and_what_follows_is_made_again(wancli: Wancli, tiny_mod
     said = wancli("rollout", "--resume", "-o", "a.mp4")
     assert said.code == 0
     assert "damaged" in said.err
-    assert "1 chunks are finished" in said.err
+    assert "1 of 3 chunks are kept" in said.err
     assert made() == before
 
 
@@ -172,6 +172,18 @@ def test_changed_settings_are_named_and_nothing_is_lost(wancli: Wancli, tiny_mod
     assert made() == before
     said = wancli(*small(tiny_model, "--chunks", 2, "-o", "a.mp4"))
     assert (said.code, "exists" in said.err) == (2, True)
+
+
+def test_a_rollout_that_made_nothing_leaves_nothing(wancli: Wancli, tiny_model: Path):
+    shutil.copytree(tiny_model, "model")
+    weights = Path("model/transformer/diffusion_pytorch_model.safetensors")
+    tensors = load_file(weights)
+    tensors.pop("proj_out.bias")
+    save_file(tensors, weights)
+    for _ in range(2):
+        said = wancli(*small(Path("model"), "-o", "a.mp4"))
+        assert (said.code, "missing keys" in said.err) == (4, True)
+        assert not Path("a.rollout").exists()
 
 
 def test_a_change_of_prompt_begins_where_it_was_asked_for(wancli: Wancli, tiny_model: Path):

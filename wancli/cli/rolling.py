@@ -67,7 +67,7 @@ class Rolling:
         if dry_run:
             show_plan(self.screen, self.plan.as_json(), [(request, video or latents or store)])
             return None
-        self._check_places(video, latents)
+        self._check_places(video, latents, store)
         since = perf_counter()  # the libraries are part of what loading costs
         from wancli.pipeline import resume, roll
         from wancli.pipeline.run import failed_record
@@ -87,6 +87,7 @@ class Rolling:
             with self.screen.progress() as report:
                 record = roll.roll(job, self.spec, report, since=since)
         except WancliError as error:
+            kept.leave_nothing()
             if self.screen.talk.json:
                 self.screen.json(failed_record(request, error, command="rollout").as_json())
             raise
@@ -162,15 +163,21 @@ class Rolling:
         kept = {chunk: seed for chunk, seed in known.items() if chunk < self.ask.rerender}
         return {**kept, self.ask.rerender: given[0]} if given else known
 
-    def _check_places(self, video: Path | None, latents: Path | None) -> None:
+    def _check_places(self, video: Path | None, latents: Path | None, store: Path) -> None:
         from wancli.video.write import check_destination
 
         if video:
             check_destination(video)
             check_sidecar(video)
+        free = self.ask.overwrite or self.ask.again
         for path in (video, latents):
-            if path and path.exists() and not (self.ask.overwrite or self.ask.again):
-                raise UsageError(f"{path} exists.", hint="--resume, --overwrite, or another name")
+            if path and path.exists() and not free:
+                raise UsageError(f"{path} exists.", hint="--overwrite, or another --output")
+        if not free and any(store.glob("chunk-*.safetensors")):
+            again = f"wancli rollout --resume -o {video}" if video else "--resume"
+            raise UsageError(
+                f"{store} holds a rollout already.", hint=f"{again}, --overwrite or other names"
+            )
         if self.ask.report and self.ask.report.suffix != ".html":
             raise UsageError(
                 f"--report {self.ask.report} is no .html file.", hint="--report drift.html"
@@ -198,7 +205,7 @@ class Rolling:
         )
 
     def _say_found(self, found: Any) -> None:
-        self.screen.say(f"{found.chunks} chunks are finished; going on from there")
+        self.screen.say(f"{found.chunks} of {len(self.plan.spans)} chunks are kept")
         if found.damaged:
             self.screen.warn(
                 f"damaged chunks were put into {found.damaged}.", hint="they are made again"

@@ -22,7 +22,7 @@ class Found:
 
 def begin(store: RolloutStore, told: Mapping[str, Any], *, overwrite: bool) -> None:
     """Start a rollout's folder. Raises UsageError where one is there already."""
-    if store.exists and not overwrite:
+    if store.exists and store.chunks() and not overwrite:
         raise UsageError(
             f"{store.folder} holds a rollout already.", hint="--resume, --overwrite or other names"
         )

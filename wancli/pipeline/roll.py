@@ -43,8 +43,6 @@ from wancli.video.drift import DriftMeter
 from wancli.video.latents import save_latents
 from wancli.video.write import Encoding, VideoWriter, WrittenVideo
 
-RESUME = "run the same command with --resume; finished chunks are kept"
-
 
 @dataclass(frozen=True)
 class RolloutJob:
@@ -61,6 +59,12 @@ class RolloutJob:
     inputs: Inputs = field(default_factory=Inputs)
     latents: Path | None = None
     only_new: bool = False
+
+    @property
+    def resume(self) -> str:
+        """What to type to go on with it."""
+        where = f"-o {self.video}" if self.video else f"--no-video --save-latents {self.latents}"
+        return f"wancli rollout --resume {where}"
 
     @property
     def parts(self) -> list[str]:
@@ -81,10 +85,10 @@ def roll(
         with RolloutStore(job.store).locked(), fits_in_memory(spec.name):
             return _roll(job, spec, report, since=since, beside=beside)
     except Interrupted as error:
-        error.hint = RESUME
+        error.hint = f"finished chunks are kept: {job.resume}"
         raise
     except OutputError as error:
-        raise OutputError(str(error), hint=f"{error.hint}; then {RESUME}") from error
+        raise OutputError(str(error), hint=f"{error.hint}; then {job.resume}") from error
 
 
 def _roll(
@@ -259,5 +263,5 @@ def _finish(job: RolloutJob, writer: VideoWriter | None, record: RunRecord) -> W
 def _known(store: RolloutStore, span: Span) -> Tensor:
     latents = store.load(chunk_name(span.index))
     if latents is None:
-        raise OutputError(f"chunk {span.index} is gone from {store.folder}.", hint=RESUME)
+        raise OutputError(f"chunk {span.index} is gone from {store.folder}.", hint="make it again")
     return latents

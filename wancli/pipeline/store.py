@@ -122,6 +122,14 @@ class RolloutStore:
             raise OutputError(f"cannot write {self.folder}: {error.strerror}.", hint=HINT) from None
         return aside
 
+    def leave_nothing(self) -> None:
+        """Remove the folder again where no chunk was made."""
+        if not self.chunks():
+            self.clear()
+            for name in (f"{GIVEN}.safetensors", REQUEST, "lock"):
+                (self.folder / name).unlink(missing_ok=True)
+            self.folder.rmdir()
+
     def clear(self) -> None:
         """Begin anew: what an earlier rollout left here is deleted."""
         for path in [*self.folder.glob("*.safetensors"), *self.folder.glob("replaced-*/*")]:
