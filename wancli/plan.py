@@ -33,11 +33,7 @@ def make_plan(settings: Settings, spec: ModelSpec) -> Plan:
         channels=spec.latent_channels,
         strides=spec.strides,
     )
-    if sampling.guidance_scale_2 is not None and spec.experts < 2:
-        raise PlanError(
-            f"--guidance-scale-2 needs a model with two experts; {spec.name} has one.",
-            hint="drop --guidance-scale-2",
-        )
+    _check_experts(settings, spec)
     _check_machine(settings.machine)
     guided = sampling.guidance_scale > 1
     return Plan(
@@ -81,17 +77,13 @@ def make_rollout_plan(
 ) -> RolloutPlan:
     """Lay the chunks out and check the combination; `context_frames` are given latent frames."""
     video, chosen = settings.video, settings.rollout
-    if spec.experts > 1:
-        raise PlanError(
-            f"{spec.name} has two experts; a rollout needs a model with one.",
-            hint="--model self-forcing, or a folder that `wancli model convert` wrote",
-        )
     if spec.causal is False and not force:
         raise PlanError(
             f"{spec.name} was not trained to go on from its own chunks: they will drift apart.",
             hint="--model self-forcing, or --force to see it",
         )
     _check_machine(settings.machine)
+    _check_experts(settings, spec)
     _check_rollout(chosen)
     context, spans = lay_out(
         chosen.chunks,
@@ -110,7 +102,7 @@ def make_rollout_plan(
     )
     guided = chosen.sampler == "unipc" and settings.sampling.guidance_scale > 1
     steps = tuple(_steps(settings, span) for span in spans)
-    clean_passes = len(context) + len(spans) - 1
+    clean_passes = (len(context) + len(spans) - 1) * spec.experts
     return RolloutPlan(
         model=spec.name,
         shape=shape,
@@ -174,6 +166,14 @@ def _check_rollout(chosen: Rollout) -> None:
         )
     if chosen.rope == "sink" and not chosen.sink_frames:
         raise PlanError("--rope sink needs --sink-frames.", hint="--sink-frames 3")
+
+
+def _check_experts(settings: Settings, spec: ModelSpec) -> None:
+    if settings.sampling.guidance_scale_2 is not None and spec.experts < 2:
+        raise PlanError(
+            f"--guidance-scale-2 needs a model with two experts; {spec.name} has one.",
+            hint="drop --guidance-scale-2",
+        )
 
 
 def _check_machine(machine: Machine) -> None:

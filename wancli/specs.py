@@ -81,6 +81,13 @@ SPECS = {
             "Self-Forcing (arXiv:2506.08009) on Wan 2.1 1.3B: 4 steps a chunk, for rollouts.",
             causal=True,
         ),
+        ModelSpec(
+            "self-forcing-a14b",
+            "rand0nmr/SFWan2.2-T2V-A14B-Diffusers",
+            "Self-Forcing on Wan 2.2 A14B, two experts: 8 steps a chunk, for rollouts.",
+            experts=2,
+            causal=True,
+        ),
     )
 }
 

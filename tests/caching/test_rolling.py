@@ -291,3 +291,27 @@ def test_a_chunk_that_does_not_fit_is_refused():
     )  # fmt: skip
     with pytest.raises(ValueError, match="does not fit"):
         kv.begin(3)
+
+
+def test_two_experts_share_the_steps_and_both_remember(transformer):
+    torch.manual_seed(1)  # noqa: TID251 - diffusers takes no generator
+    other = WanTransformer3DModel.from_config(transformer.config).double().eval()
+    window = Window(4, 0, 2, PER_FRAME)
+
+    def run(models, **told):
+        velocities = []
+        with causal(models, window, **told) as model:
+            model.tell(Prompts(Text(drawn(1, 3, 8, seed=7)), Text(drawn(1, 3, 8, seed=8))))
+            for index in range(3):
+                model.begin(Span(index, 2 * index, 2))
+                chunk = drawn(1, 4, 2, SIDE, SIDE, seed=index)
+                velocities.append([model.velocity(chunk, t) for t in (900.0, 875.0, 300.0)])
+                model.remember(chunk, 0.0)
+        return velocities
+
+    both = run((transformer, other), guidance_scale=(3.0, 2.0), boundary=875.0)
+    high, low = run(transformer, guidance_scale=3.0), run(other, guidance_scale=2.0)
+    for seen, first, second in zip(both, high, low, strict=True):
+        assert torch.equal(seen[0], first[0])
+        assert torch.equal(seen[1], first[1])
+        assert torch.equal(seen[2], second[2])

@@ -347,3 +347,19 @@ def test_a_clip_that_does_not_fit_is_told_before_anything_loads(wancli: Wancli, 
         said = wancli(*run, *flags)
         assert said.code == 2
         assert hint in said.err
+
+
+def test_a_model_of_two_experts_rolls_out_with_both(wancli: Wancli, tmp_path: Path):
+    from tests.fakes import tiny_folder
+
+    model = tiny_folder(tmp_path / "two", experts=2)
+    run = small(
+        model, "--chunks", 2, "--sampler", "unipc", "--steps", 4, "--flow-shift", 1, "--no-video",
+        "--guidance-scale", 3, "--save-latents",
+    )  # fmt: skip
+    said = wancli(*run, "a.st")
+    assert said.code == 0, said.err
+    wancli(*run, "b.st", "--guidance-scale-2", 1.5)
+    one, other = (load_file(name)["latents"] for name in ("a.st", "b.st"))
+    assert torch.isfinite(one).all()
+    assert not torch.equal(one, other)

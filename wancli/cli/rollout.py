@@ -85,7 +85,7 @@ Force = Annotated[
 
 
 @takes_talk
-@takes_settings(RolloutSettings, without=("num_frames", "scheduler", "guidance_scale_2"))
+@takes_settings(RolloutSettings, without=("num_frames", "scheduler"))
 def rollout(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
     given: Layer,

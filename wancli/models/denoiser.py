@@ -1,7 +1,7 @@
 """A Wan transformer that remembers the chunks it has been shown."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,10 +28,10 @@ class Window:
 
 @dataclass
 class Text:
-    """One text's embeddings [1, text, D], and what they come to inside the transformer."""
+    """One text's embeddings [1, text, D], and what they come to inside each transformer."""
 
     embeddings: Tensor
-    kv: PromptKV = field(default_factory=PromptKV)
+    kv: dict[int, PromptKV] = field(default_factory=dict)  # by expert
 
 
 @dataclass(frozen=True)
@@ -42,38 +42,42 @@ class Prompts:
     uncond: Text | None = None
 
 
-class CausalDenoiser:
-    """Velocity of one chunk after the ones before it. Each branch has a memory of its own."""
+@dataclass(frozen=True)
+class Expert:
+    """A transformer, its memory, and its rolling keys and values: of cond, and of uncond."""
 
-    def __init__(
-        self, transformer: Any, memory: Memory, branches: Sequence[RollingKV],
-        *, guidance_scale: float, tokens_per_frame: int,
-    ) -> None:  # fmt: skip
-        self._transformer, self._memory = transformer, memory
-        self._branches, self._scale = branches, guidance_scale
-        self._tokens_per_frame = tokens_per_frame
+    transformer: Any
+    memory: Memory
+    branches: Sequence[RollingKV]
+    scale: float  # of the guidance
+    least: float  # timestep from which on it denoises
+
+
+class CausalDenoiser:
+    """Velocity of one chunk after the ones before it. Each branch has a memory of its own.
+
+    Of two experts (Wan 2.2) the timestep decides which one denoises, and both remember.
+    """
+
+    def __init__(self, experts: Sequence[Expert], *, tokens_per_frame: int) -> None:
+        self._experts, self._tokens_per_frame = experts, tokens_per_frame
         self._prompts: Prompts | None = None
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        device: torch.device = self._transformer.device
+        device: torch.device = self._experts[0].transformer.device
         return device
 
     @property
     def bytes(self) -> int:
         """Rolling keys and values of all branches."""
-        return sum(kv.bytes for kv in self._branches)
+        return sum(kv.bytes for kv in self._caches())
 
     @property
     def seen(self) -> int:
         """Tokens that the next forward attends to."""
-        return self._branches[0].seen
-
-    @property
-    def forwards(self) -> int:
-        """Transformer calls a step."""
-        return len(self._branches)
+        return self._experts[0].branches[0].seen
 
     def tell(self, prompts: Prompts) -> None:
         """Prompts from now on."""
@@ -81,41 +85,47 @@ class CausalDenoiser:
 
     def begin(self, span: Span) -> None:
         """Make room for a chunk. Beginning it again forgets what was computed of it."""
-        self._memory.first_frame = span.first_frame
-        for kv in self._branches:
+        for expert in self._experts:
+            expert.memory.first_frame = span.first_frame
+        for kv in self._caches():
             kv.begin(span.frames * self._tokens_per_frame)
 
     def velocity(self, latents: Tensor, timestep: float) -> Tensor:
         """Of the chunk's noisy latents [1, C, F, H, W], guided."""
-        cond, *uncond = self._forward(latents, timestep)
-        return guide(cond, uncond[0], self._scale) if uncond else cond
+        number = next(n for n, e in enumerate(self._experts) if timestep >= e.least)
+        cond, *uncond = self._forward(number, latents, timestep)
+        return guide(cond, uncond[0], self._experts[number].scale) if uncond else cond
 
     def remember(self, clean: Tensor, timestep: float) -> None:
         """The clean pass: later chunks attend to the clean latents, not to noisy ones."""
-        self._forward(clean, timestep)
-        for kv in self._branches:
+        for number in range(len(self._experts)):
+            self._forward(number, clean, timestep)
+        for kv in self._caches():
             kv.commit()
 
     def forget(self) -> None:
         """Remember no chunk at all; to be shown them again under another prompt."""
-        for kv in self._branches:
+        for kv in self._caches():
             kv.reset()
 
-    def _forward(self, latents: Tensor, timestep: float) -> list[Tensor]:
+    def _caches(self) -> list[RollingKV]:
+        return [kv for expert in self._experts for kv in expert.branches]
+
+    def _forward(self, number: int, latents: Tensor, timestep: float) -> list[Tensor]:
         if self._prompts is None:
             raise RuntimeError("tell it the prompts first")
-        memory, dtype = self._memory, self._transformer.dtype
-        memory.timestep = timestep
+        expert = self._experts[number]
+        transformer, memory = expert.transformer, expert.memory
+        dtype, memory.timestep = transformer.dtype, timestep
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         told = torch.full((len(latents),), timestep, device=latents.device, dtype=exact)
         flows = []
-        for kv, text in zip(
-            self._branches, (self._prompts.cond, self._prompts.uncond), strict=False
-        ):
+        texts = (self._prompts.cond, self._prompts.uncond)
+        for kv, text in zip(expert.branches, texts, strict=False):
             if text is None:
                 raise RuntimeError("guidance needs an uncond prompt")
-            memory.kv, memory.prompt = kv, text.kv
-            flow = self._transformer(
+            memory.kv, memory.prompt = kv, text.kv.setdefault(number, PromptKV())
+            flow = transformer(
                 latents.to(dtype), told, text.embeddings.to(dtype), return_dict=False
             )[0]
             kv.end_forward()
@@ -125,31 +135,43 @@ class CausalDenoiser:
 
 @contextmanager
 def causal(
-    transformer: Any, window: Window, *, rope: RopePolicy = "absolute", guidance_scale: float = 1.0
+    transformers: Any,
+    window: Window,
+    *,
+    rope: RopePolicy = "absolute",
+    guidance_scale: float | Sequence[float] = 1.0,
+    boundary: float = 0.0,
 ) -> Iterator[CausalDenoiser]:
-    """The transformer as a causal denoiser; on exit it is as it was, error or not."""
+    """One transformer, or two experts, as a causal denoiser; left, they are as they were.
+
+    `boundary` is the timestep under which the second expert denoises; `guidance_scale` may be one
+    for each.
+    """
+    models = list(transformers) if isinstance(transformers, (list, tuple)) else [transformers]
+    scales = [guidance_scale] if isinstance(guidance_scale, (int, float)) else [*guidance_scale]
+    scales += scales[-1:] * (len(models) - len(scales))
+    tokens = window.tokens_per_frame
+    reach = Reach(window.frames * tokens, window.sink * tokens, window.chunk * tokens, window.trim)
+    branches = 2 if max(scales) > 1 else 1
+    with ExitStack() as stack:
+        experts = []
+        for number, (model, scale) in enumerate(zip(models, scales, strict=True)):
+            last = number == len(models) - 1
+            memory = stack.enter_context(remembering(model, Memory(rope)))
+            caches = [_cache(model, reach) for _ in range(branches)]
+            experts.append(Expert(model, memory, caches, scale, 0.0 if last else boundary))
+        stack.enter_context(torch.no_grad())
+        yield CausalDenoiser(experts, tokens_per_frame=tokens)
+
+
+def _cache(transformer: Any, reach: Reach) -> RollingKV:
     config = transformer.config
-    reach = Reach(
-        window=window.frames * window.tokens_per_frame,
-        sink=window.sink * window.tokens_per_frame,
-        chunk=window.chunk * window.tokens_per_frame,
-        trim=window.trim,
+    return RollingKV(
+        reach,
+        blocks=config.num_layers,
+        batch=1,
+        heads=config.num_attention_heads,
+        head_dim=config.attention_head_dim,
+        dtype=transformer.dtype,
+        device=transformer.device,
     )
-    memory = Memory(rope)
-    branches = [
-        RollingKV(
-            reach,
-            blocks=config.num_layers,
-            batch=1,
-            heads=config.num_attention_heads,
-            head_dim=config.attention_head_dim,
-            dtype=transformer.dtype,
-            device=transformer.device,
-        )
-        for _ in range(2 if guidance_scale > 1 else 1)
-    ]
-    with remembering(transformer, memory), torch.no_grad():
-        yield CausalDenoiser(
-            transformer, memory, branches, guidance_scale=guidance_scale,
-            tokens_per_frame=window.tokens_per_frame,
-        )  # fmt: skip

@@ -5,12 +5,13 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor
 
+from wancli.errors import ModelError
 from wancli.geometry import Span
 from wancli.models.denoiser import CausalDenoiser, Window, causal
 from wancli.models.load import Loaded
 from wancli.pipeline.generate import make_scheduler
 from wancli.plan import RolloutPlan, steps_of, timesteps
-from wancli.sampling.flow import Denoised, Velocity, few_step, few_step_levels, solve
+from wancli.sampling.flow import TRAIN_STEPS, Denoised, Velocity, few_step, few_step_levels, solve
 from wancli.sampling.noise import Noise
 from wancli.settings import RolloutSettings
 
@@ -21,8 +22,23 @@ def remembering_model(
     """The transformer with its memory; as it was, once left."""
     trim = settings.rollout.trim
     window = Window(plan.window, plan.sink, plan.chunk, plan.shape.tokens_per_frame, trim)
-    scale = settings.sampling.guidance_scale if plan.guided else 1.0
-    return causal(loaded.pipeline.transformer, window, rope=plan.rope, guidance_scale=scale)
+    pipeline, sampling = loaded.pipeline, settings.sampling
+    high = sampling.guidance_scale if plan.guided else 1.0
+    low = sampling.guidance_scale_2 if plan.guided else None
+    if pipeline.transformer_2 is None:
+        return causal(pipeline.transformer, window, rope=plan.rope, guidance_scale=high)
+    if pipeline.config.boundary_ratio is None:
+        raise ModelError(
+            f"{loaded.spec.name} does not say where its second expert takes over.",
+            hint='add "boundary_ratio": 0.875 to its model_index.json',
+        )
+    return causal(
+        (pipeline.transformer, pipeline.transformer_2),
+        window,
+        rope=plan.rope,
+        guidance_scale=(high, high if low is None else low),
+        boundary=TRAIN_STEPS * pipeline.config.boundary_ratio,
+    )
 
 
 def denoise_chunk(
