@@ -148,11 +148,15 @@ class RollingRope(nn.Module):
         return Turns(own, sink=self._turns(start, sink, grid, like))
 
     def _turns(self, first: int, frames: int, grid: tuple[int, int], like: Tensor) -> Tensor:
-        key = (first, frames, grid, like.device)
+        key = (first, frames, grid, like.device, like.dtype)
         if key not in self._known:
             if len(self._known) > 8:  # what a few chunks need
                 self._known.clear()
-            self._known[key] = self._compute(first, frames, grid).to(like.device)
+            exact = like.dtype == torch.float64
+            turns = self._compute(first, frames, grid)
+            self._known[key] = turns.to(torch.complex128 if exact else torch.complex64).to(
+                like.device
+            )
         return self._known[key]
 
     def _compute(self, first: int, frames: int, grid: tuple[int, int]) -> Tensor:
@@ -256,5 +260,5 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
     """Turn each pair of channels of [B, H, L, D] by its complex number [L, D / 2]."""
     wide = x if x.dtype == torch.float64 else x.float()
     pairs = torch.view_as_complex(wide.reshape(*x.shape[:-1], -1, 2))
-    turned = torch.view_as_real(pairs * turns.to(pairs.dtype)).flatten(-2)
+    turned = torch.view_as_real(pairs * turns).flatten(-2)
     return turned.to(x.dtype)
