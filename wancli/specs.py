@@ -196,13 +196,18 @@ def check_files(spec: ModelSpec, parts: Collection[str] = PARTS) -> None:
             _check_weights(path)
 
 
+def weights_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Length and content of a safetensors header, without torch. Raises OSError, ValueError."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return length, json.loads(file.read(min(length, path.stat().st_size)))
+
+
 def _check_weights(path: Path) -> None:
     """A safetensors file says its own length: header size, header, then the bytes it promises."""
     size = path.stat().st_size
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, size)))
+        length, header = weights_header(path)
         ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
         whole = 8 + length + max(ends, default=0) == size
     except (OSError, ValueError, TypeError, KeyError, AttributeError):

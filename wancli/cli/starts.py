@@ -1,7 +1,6 @@
 """What a rollout starts from, looked at before anything loads."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from wancli.errors import InputError, PlanError, UsageError, missing
 from wancli.settings import RolloutSettings
-from wancli.specs import ModelSpec
+from wancli.specs import ModelSpec, weights_header
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,7 @@ def clip_frames(clip: Path, settings: RolloutSettings, spec: ModelSpec) -> int:
 def latent_frames(path: Path) -> int:
     """Latent frames in a safetensors file, from its header alone. Raises InputError."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, 10_000_000)))
+        _, header = weights_header(path)
         return int(header["latents"]["shape"][0])
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(
