@@ -13,6 +13,8 @@ from wancli.errors import InputError, SettingsError, WancliError
 from wancli.settings import MAX_SEED, RolloutSettings, Settings
 
 SCHEMA = "wancli.run/1"
+ROLLOUT_SCHEMA = "wancli.rollout/1"
+ROLLOUT_FILE = "rollout.json"  # in NAME.rollout/: what the rollout was asked for
 EMBEDDED_LIMIT = 32_000  # bytes of JSON inside an MP4
 
 

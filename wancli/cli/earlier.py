@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from wancli.errors import InputError
+from wancli.records import ROLLOUT_FILE, ROLLOUT_SCHEMA
 
 
 def find_earlier(
@@ -19,7 +20,7 @@ def find_earlier(
         path = Path(name or str(latents)).expanduser()
         named = path if len(path.parts) > 1 or not name else folder / path
         return named.with_suffix(".rollout")
-    found = sorted(folder.glob("*.rollout/rollout.json"), key=lambda p: -p.stat().st_mtime)
+    found = sorted(folder.glob(f"*.rollout/{ROLLOUT_FILE}"), key=lambda p: -p.stat().st_mtime)
     for path in found:
         if prompt in (None, told_in(path.parent).get("prompt")):
             return path.parent
@@ -31,11 +32,13 @@ def find_earlier(
 
 def told_in(store: Path) -> dict[str, Any]:
     """What a rollout was asked for. Raises InputError."""
-    path = store / "rollout.json"
+    path = store / ROLLOUT_FILE
     try:
-        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        told = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise InputError(
             f"there is no rollout to go on with: no {path}.", hint="run it without --resume"
         ) from None
+    if not isinstance(told, dict) or told.get("schema") != ROLLOUT_SCHEMA:
+        raise InputError(f"{path} is of no rollout of wancli's.", hint="another --output")
     return told

@@ -79,18 +79,19 @@ class Rolling:
         told = request.as_json()
         with kept.locked():
             if self.ask.again:
-                found = resume.go_on(kept, told, rerender=self.ask.rerender)
+                found = resume.go_on(kept, self.before, told, rerender=self.ask.rerender)
                 self._say_found(found)
             else:
                 resume.begin(kept, told, overwrite=self.ask.overwrite)
-        try:
-            with self.screen.progress() as report:
-                record = roll.roll(job, self.spec, report, since=since)
-        except WancliError as error:
-            kept.leave_nothing()
-            if self.screen.talk.json:
-                self.screen.json(failed_record(request, error, command="rollout").as_json())
-            raise
+            try:
+                with self.screen.progress() as report:
+                    record = roll.roll(job, self.spec, report, since=since)
+            except WancliError as error:
+                if not self.ask.again:
+                    kept.leave_nothing()
+                if self.screen.talk.json:
+                    self.screen.json(failed_record(request, error, command="rollout").as_json())
+                raise
         if self.ask.report:
             from wancli.video.drift_report import write_report
 

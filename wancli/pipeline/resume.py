@@ -22,7 +22,7 @@ class Found:
 
 def begin(store: RolloutStore, told: Mapping[str, Any], *, overwrite: bool) -> None:
     """Start a rollout's folder. Raises UsageError where one is there already."""
-    if store.exists and store.chunks() and not overwrite:
+    if store.chunks() and not overwrite:
         raise UsageError(
             f"{store.folder} holds a rollout already.", hint="--resume, --overwrite or other names"
         )
@@ -30,8 +30,14 @@ def begin(store: RolloutStore, told: Mapping[str, Any], *, overwrite: bool) -> N
     store.write_request(told)
 
 
-def go_on(store: RolloutStore, told: Mapping[str, Any], *, rerender: int | None = None) -> Found:
-    """Check that the request is still the same, and drop what is to be made again.
+def go_on(
+    store: RolloutStore,
+    before: Mapping[str, Any],
+    told: Mapping[str, Any],
+    *,
+    rerender: int | None = None,
+) -> Found:
+    """Check that the request is still what it was before, and drop what is to be made again.
 
     Raises UsageError that names what has changed, PlanError for fewer chunks than there are.
     """
@@ -41,7 +47,7 @@ def go_on(store: RolloutStore, told: Mapping[str, Any], *, rerender: int | None 
         raise PlanError(
             f"--rerender {rerender}: only {sound} chunks are finished.", hint="--resume first"
         )
-    check_same(store.request(), told, kept=kept)
+    check_same(before, told, kept=kept)
     if told["rollout"]["chunks"] < kept:
         raise PlanError(
             f"--chunks {told['rollout']['chunks']}: {sound} are finished already.",

@@ -79,10 +79,11 @@ def roll(
     """Make what is missing of a rollout, its video, its sidecar and its record.
 
     `since` is when loading began, by perf_counter. Chunks are decoded `beside` the denoising of the
-    next where the device computes by itself (CUDA). Raises WancliError; finished chunks are kept.
+    next where the device computes by itself (CUDA). The caller holds the store's lock. Raises
+    WancliError; finished chunks are kept.
     """
     try:
-        with RolloutStore(job.store).locked(), fits_in_memory(spec.name):
+        with fits_in_memory(spec.name):
             return _roll(job, spec, report, since=since, beside=beside)
     except Interrupted as error:
         error.hint = f"finished chunks are kept: {job.resume}"

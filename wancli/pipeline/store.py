@@ -18,10 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from wancli.errors import InputError, OutputError, UsageError
+from wancli.errors import OutputError, UsageError
+from wancli.records import ROLLOUT_FILE, ROLLOUT_SCHEMA
 
-SCHEMA = "wancli.rollout/1"
-REQUEST = "rollout.json"
 GIVEN = "given"
 HINT = "free some space, then run the same command with --resume"
 
@@ -31,11 +30,6 @@ class RolloutStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-
-    @property
-    def exists(self) -> bool:
-        """Whether there is a rollout to resume."""
-        return (self.folder / REQUEST).is_file()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -56,25 +50,10 @@ class RolloutStore:
                 ) from None
             yield
 
-    def request(self) -> dict[str, Any]:
-        """What the rollout was asked for. Raises InputError."""
-        path = self.folder / REQUEST
-        try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(
-                f"there is no rollout in {self.folder}.", hint="run it without --resume"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {path}: {error}.", hint="run it anew") from None
-        if not isinstance(told, dict) or told.get("schema") != SCHEMA:
-            raise InputError(f"{path} is of no rollout of wancli's.", hint="another --output")
-        return told
-
     def write_request(self, told: Mapping[str, Any]) -> None:
         """Whole or not at all. Raises OutputError."""
-        text = json.dumps({"schema": SCHEMA, **told}, indent=2, ensure_ascii=False) + "\n"
-        self._put(REQUEST, text.encode())
+        text = json.dumps({"schema": ROLLOUT_SCHEMA, **told}, indent=2, ensure_ascii=False) + "\n"
+        self._put(ROLLOUT_FILE, text.encode())
 
     def save(self, name: str, latents: Tensor) -> None:
         """Keep clean latents [1, C, n, H, W], on the disk when this returns. Raises OutputError."""
@@ -126,7 +105,7 @@ class RolloutStore:
         """Remove the folder again where no chunk was made."""
         if not self.chunks():
             self.clear()
-            for name in (f"{GIVEN}.safetensors", REQUEST, "lock"):
+            for name in (f"{GIVEN}.safetensors", ROLLOUT_FILE, "lock"):
                 (self.folder / name).unlink(missing_ok=True)
             self.folder.rmdir()
 
