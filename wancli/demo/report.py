@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wancli.demo.judge import Verdict
 from wancli.demo.world import Combination
+from wancli.files import write_whole
 from wancli.models.load import Loaded
 from wancli.settings import Settings
 from wancli.specs import revision
@@ -146,11 +147,8 @@ def write_sheets(folder: Path, uses: Sequence[Use]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    """Write whole or not at all. Raises OutputError."""
+    write_whole(path, text.encode(), hint="choose another place")
 
 
 def _parts(loaded: Loaded) -> dict[str, dict[str, Any]]:

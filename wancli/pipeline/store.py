@@ -2,12 +2,11 @@
 
 NAME.rollout/ holds `rollout.json` (the request) and the clean latents of every chunk, a safetensors
 file each: `given.safetensors`, `chunk-000000.safetensors`, ... A rollout's keys and values, and the
-VAE's state, follow from these alone.
+VAE's state, follow from these alone. `times.jsonl` says where the time of the last run went.
 """
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +18,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from wancli.errors import OutputError, UsageError
+from wancli.files import write_whole
 from wancli.records import ROLLOUT_FILE, ROLLOUT_SCHEMA
 
 GIVEN = "given"
+TIMES_FILE = "times.jsonl"
 HINT = "free some space, then run the same command with --resume"
 
 
@@ -105,7 +106,7 @@ class RolloutStore:
         """Remove the folder again where no chunk was made."""
         if not self.chunks():
             self.clear()
-            for name in (f"{GIVEN}.safetensors", ROLLOUT_FILE, "lock"):
+            for name in (f"{GIVEN}.safetensors", ROLLOUT_FILE, TIMES_FILE, "lock"):
                 (self.folder / name).unlink(missing_ok=True)
             self.folder.rmdir()
 
@@ -117,18 +118,7 @@ class RolloutStore:
             path.rmdir()
 
     def _put(self, name: str, content: bytes) -> None:
-        path = self.folder / name
-        part = path.with_name(f".{name}.part")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise OutputError(f"cannot write {path}: {error.strerror}.", hint=HINT) from None
+        write_whole(self.folder / name, content, hint=HINT, sync=True)
 
 
 def chunk_name(number: int) -> str:

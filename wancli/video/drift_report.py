@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from wancli.errors import OutputError, UsageError
+from wancli.errors import UsageError
+from wancli.files import write_whole
 from wancli.video.drift import TOLD
 
 WIDE, NARROW, HEIGHT = 980, 476, 352  # pixels of a chart
@@ -158,18 +158,9 @@ def write_report(summary: Mapping[str, Any], path: Path, *, title: str) -> None:
     """
     if path.suffix.lower() != ".html":
         raise UsageError(f"report {str(path)!r} does not end in .html.", hint="--report FILE.html")
-    part = path.with_name(f".{path.name[:100]}.part")
-    try:
-        # A prompt from a shell can hold what is not UTF-8.
-        part.write_text(_page(summary, title=title), encoding="utf-8", errors="replace")
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}.",
-            hint="choose another place: --report FILE.html",
-        ) from None
+    # A prompt from a shell can hold what is not UTF-8.
+    page = _page(summary, title=title).encode(errors="replace")
+    write_whole(path, page, hint="choose another place: --report FILE.html")
 
 
 def _page(summary: Mapping[str, Any], *, title: str) -> str:

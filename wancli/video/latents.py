@@ -7,27 +7,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from wancli.errors import InputError, OutputError
+from wancli.errors import InputError
+from wancli.files import write_whole
 from wancli.records import parse_record
 
 
 def save_latents(latents: Tensor, path: Path, record: Mapping[str, Any]) -> None:
     """Write latents [1, C, F, H, W] whole or not at all. Raises OutputError."""
-    part = path.with_name(f".{path.name[:100]}.part")
     tensors = {"latents": latents[0].transpose(0, 1).float().cpu().contiguous()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, metadata={"wancli": json.dumps(record)})
-        part.replace(path)
-    except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise OutputError(
-            f"cannot write {path}: {reason}.", hint="choose another place: --save-latents FILE"
-        ) from None
+    content = save(tensors, metadata={"wancli": json.dumps(record)})
+    write_whole(path, content, hint="choose another place: --save-latents FILE")
 
 
 def read_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
