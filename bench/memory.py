@@ -11,7 +11,6 @@ from pathlib import Path
 from time import sleep
 
 PROMPT = "a red circle moving right on a black background"
-PAGE = 4096
 
 
 def main() -> int:
@@ -26,27 +25,45 @@ def main() -> int:
         command += ["--chunks", str(given.chunks), "--steps", str(given.steps)]
         command += ["-o", f"{folder}/long.mp4"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        seen: dict[int, list[float]] = {}
+        seen: dict[int, list[tuple[float, float]]] = {}
         while process.poll() is None:
             done = len(list(Path(folder, "long.rollout").glob("chunk-*.safetensors")))
             try:
-                pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
-            except (OSError, IndexError):
+                seen.setdefault(done, []).append(resident(process.pid))
+            except (OSError, KeyError):
                 break
-            seen.setdefault(done, []).append(pages * PAGE / 2**20)
             sleep(0.02)
         if process.wait():
             return process.returncode
-    around = given.first // 2  # a decode peaks and is over: the least of some chunks is what stays
-    marks = range(given.first, given.chunks, given.first)
-    held = {
-        n: min(m for c in range(n - around, n + around) for m in seen.get(c, [])) for n in marks
-    }
-    sys.stdout.write("".join(f"around chunk {n:4}: {mib:8.1f} MiB\n" for n, mib in held.items()))
-    last = max(held)
-    growth = held[last] / held[marks[0]] - 1
-    sys.stdout.write(f"from chunk {marks[0]} to chunk {last}: {growth:+.2%}\n")
-    return 1 if growth > 0.01 else 0
+    marks = range(given.first, given.chunks + 1, given.first)
+    held = {n: around(n, seen, reach=given.first // 2, end=given.chunks) for n in marks}
+    for n, (now, peak) in held.items():
+        sys.stdout.write(f"around chunk {n:4}: {now:8.1f} MiB, peak so far {peak:8.1f} MiB\n")
+    first, last = marks[0], marks[-1]
+    now, peak = (b / a - 1 for a, b in zip(held[first], held[last], strict=True))
+    sys.stdout.write(f"from chunk {first} to chunk {last}: {now:+.2%}, peak {peak:+.2%}\n")
+    return 1 if now > 0.01 else 0
+
+
+def resident(process: int) -> tuple[float, float]:
+    """MiB that are resident now, and that were at most."""
+    told = dict(
+        line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines()
+    )
+    now, peak = (int(told[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
+    return now, peak
+
+
+def around(
+    mark: int, seen: dict[int, list[tuple[float, float]]], *, reach: int, end: int
+) -> tuple[float, float]:
+    """What stays resident: a decode peaks and is over, so the least of some chunks. And the peak.
+
+    What comes after the last chunk, the writing of the record, does not count.
+    """
+    near = [s for c in range(mark - reach, min(mark + reach, end)) for s in seen.get(c, [])]
+    before = [s for c in range(min(mark + 1, end)) for s in seen.get(c, [])]
+    return min(now for now, _ in near), max(peak for _, peak in before)
 
 
 if __name__ == "__main__":

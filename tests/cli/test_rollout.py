@@ -186,6 +186,40 @@ def test_a_rollout_that_made_nothing_leaves_nothing(wancli: Wancli, tiny_model: 
         assert not Path("a.rollout").exists()
 
 
+def test_an_earlier_rollout_is_there_until_the_one_that_replaces_it_has_loaded(
+    wancli: Wancli, tiny_model: Path
+):
+    shutil.copytree(tiny_model, "model")
+    run = small(Path("model"), "--chunks", 3, "-o", "a.mp4")
+    assert wancli(*run).code == 0
+    before = {path: path.read_bytes() for path in Path("a.rollout").iterdir()}
+    weights = Path("model/transformer/diffusion_pytorch_model.safetensors")
+    whole = load_file(weights)
+    save_file({name: whole[name] for name in whole if name != "proj_out.bias"}, weights)
+    again = small(Path("model"), "--chunks", 2, "-o", "a.mp4", "--overwrite")
+    assert wancli(*again).code == 4
+    assert {path: path.read_bytes() for path in Path("a.rollout").iterdir()} == before
+    save_file(whole, weights)
+    assert wancli(*again).code == 0
+    assert sorted(path.name for path in Path("a.rollout").glob("chunk-*")) == [
+        "chunk-000000.safetensors", "chunk-000001.safetensors",
+    ]  # fmt: skip
+    assert json.loads(Path("a.rollout/rollout.json").read_text())["rollout"]["chunks"] == 2
+
+
+def test_the_times_of_a_run_are_in_the_rollouts_folder(wancli: Wancli, tiny_model: Path):
+    run = small(tiny_model, "--chunks", 3, "-o", "a.mp4")
+    wancli(*run)
+    file = Path("a.rollout/times.jsonl")
+    assert [json.loads(line)["made"] for line in file.read_text().splitlines()] == [True] * 3
+    file.write_bytes(file.read_bytes()[:-40])  # a kill -9 in the middle of a line
+    said = wancli("rollout", "--resume", "--chunks", 4, "-o", "a.mp4", "-q", "--json")
+    assert said.code == 0, said.err
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["made"] for line in lines] == [False, False, False, True]
+    assert [row["chunk"] for row in json.loads(said.out)["timings"]["chunks"]] == [0, 1, 2, 3]
+
+
 def test_a_change_of_prompt_begins_where_it_was_asked_for(wancli: Wancli, tiny_model: Path):
     run = small(tiny_model, "--chunks", 3, "--no-video", "--save-latents")
     wancli(*run, "plain.st")
@@ -363,3 +397,13 @@ def test_a_model_of_two_experts_rolls_out_with_both(wancli: Wancli, tmp_path: Pa
     one, other = (load_file(name)["latents"] for name in ("a.st", "b.st"))
     assert torch.isfinite(one).all()
     assert not torch.equal(one, other)
+
+
+def test_a_lora_for_a_model_of_two_experts_is_refused(wancli: Wancli, tmp_path: Path):
+    from tests.fakes import tiny_folder
+
+    model = tiny_folder(tmp_path / "two", experts=2)
+    Path("x.safetensors").write_bytes(b"")
+    said = wancli(*small(model, "-o", "a.mp4", "--lora", "x.safetensors"))
+    first, hint = said.err.splitlines()
+    assert (said.code, "two experts" in first, "drop --lora" in hint) == (2, True, True)

@@ -1,7 +1,8 @@
 """From what was asked to a rollout's job: plan, schedule, seeds, places, what is there already."""
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ from wancli.cli.starts import Starts, context_frames, digest
 from wancli.errors import UsageError, WancliError
 from wancli.plan import RolloutPlan, make_rollout_plan
 from wancli.records import Request, parse_seeds
+from wancli.resolve import Layer, Resolved, resolve
 from wancli.schedule import Change, Schedule, make_schedule
-from wancli.settings import Layer, Resolved, RolloutSettings, resolve
+from wancli.settings import RolloutSettings
 from wancli.specs import ModelSpec, check_files, find_spec, revision
 
 if TYPE_CHECKING:
@@ -69,19 +71,22 @@ class Rolling:
             return None
         self._check_places(video, latents, store)
         since = perf_counter()  # the libraries are part of what loading costs
+        # Huge pages: memory given back after each chunk is taken again at 1-4 % and not up to 20.
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it when it first allocates
         from wancli.pipeline import resume, roll
         from wancli.pipeline.run import failed_record
         from wancli.pipeline.store import RolloutStore
 
-        job = self._job(request, video, latents, store)
-        check_files(self.spec, job.parts)
         kept = RolloutStore(store)
+        replaces = self.ask.overwrite and bool(kept.chunks())
+        job = replace(self._job(request, video, latents, store), replaces=replaces)
+        check_files(self.spec, job.parts)
         told = request.as_json()
         with kept.locked():
             if self.ask.again:
                 found = resume.go_on(kept, self.before, told, rerender=self.ask.rerender)
                 self._say_found(found)
-            else:
+            elif not job.replaces:
                 resume.begin(kept, told, overwrite=self.ask.overwrite)
             try:
                 with self.screen.progress() as report:

@@ -21,7 +21,10 @@ class Found:
 
 
 def begin(store: RolloutStore, told: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Start a rollout's folder. Raises UsageError where one is there already."""
+    """Start a rollout's folder. Raises UsageError where one is there already.
+
+    With `overwrite` that one is deleted, so let nothing be left that is likely to fail.
+    """
     if store.chunks() and not overwrite:
         raise UsageError(
             f"{store.folder} holds a rollout already.", hint="--resume, --overwrite or other names"

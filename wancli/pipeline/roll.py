@@ -20,19 +20,20 @@ from wancli.pipeline.chunks import denoise_chunk, remembering_model
 from wancli.pipeline.clock import Clock
 from wancli.pipeline.film import Film
 from wancli.pipeline.given import Given, Inputs, Texts, read_given, read_noise
+from wancli.pipeline.memory import give_back, peak_memory
+from wancli.pipeline.resume import begin
 from wancli.pipeline.rollout import Chunk, Past, Remembered, Story, rollout
 from wancli.pipeline.rollout import Step as ChunkStep
 from wancli.pipeline.run import (
     fits_in_memory,
     output_json,
-    peak_memory,
     rounded,
     start_record,
     versions,
     write_json,
 )
-from wancli.pipeline.spent import Row, rates, summed
-from wancli.pipeline.store import GIVEN, RolloutStore, chunk_name
+from wancli.pipeline.spent import Row, Times, rates, summed
+from wancli.pipeline.store import GIVEN, TIMES_FILE, RolloutStore, chunk_name
 from wancli.plan import RolloutPlan
 from wancli.records import Phase, Report, Request, RunRecord, Step
 from wancli.sampling.noise import IndexedNoise, Noise, StreamNoise
@@ -59,6 +60,7 @@ class RolloutJob:
     inputs: Inputs = field(default_factory=Inputs)
     latents: Path | None = None
     only_new: bool = False
+    replaces: bool = False  # the rollout that is in `store`, once the model has loaded
 
     @property
     def resume(self) -> str:
@@ -102,6 +104,8 @@ def _roll(
     report(Phase("encode"))
     store, texts = RolloutStore(job.store), Texts(loaded, job.settings, job.inputs, job.schedule)
     texts.encode()
+    if job.replaces:
+        begin(store, job.request.as_json(), overwrite=True)
     given = _given(job, loaded, store)
     encoded = perf_counter()
     report(Phase("rollout"))
@@ -116,24 +120,26 @@ def _roll(
             denoise=partial(denoise_chunk, loaded, job.settings, _noise(job)),
             context_timestep=job.settings.rollout.context_noise,
         )
-        run = _Run(job, store, model, film, report)
+        times = stack.enter_context(Times(store.folder / TIMES_FILE))
+        run = _Run(job, store, model, film, report, times)
         for event in rollout(model, story, Past(job.plan.sink, job.plan.window)):
             run.take(event)
         drift = film.drift() if film else {}
-        rows = run.rows()
+        run.finish()
         timings: dict[str, Any] = {
             "load_s": loading - since,
             "encode_prompt_s": encoded - loading,
-            **summed(rows),
+            **summed(times),
             "rollout_s": perf_counter() - encoded,
             "total_s": perf_counter() - since,
         }
-        timings |= {"fps": rates(rows, timings["rollout_s"]), "kv_bytes": model.bytes}
+        timings |= {"fps": rates(times, timings["rollout_s"]), "kv_bytes": model.bytes}
         record = replace(
             record, status="ok", timings=timings, memory=peak_memory(loaded.device),
             env=versions(), drift=drift,
         )  # fmt: skip
         written = _finish(job, writer, record)
+        rows = times.ends()
     if job.latents:
         everything = [latents for _, latents in given]
         everything += [_known(store, span) for span in job.plan.spans]
@@ -147,17 +153,17 @@ def _roll(
 
 
 class _Run:
-    """What one rollout has done so far: chunks into the store and the film, times into rows."""
+    """What one rollout has done so far: chunks into store and film, times into their file."""
 
     def __init__(
         self, job: RolloutJob, store: RolloutStore, model: CausalDenoiser, film: Film | None,
-        report: Report,
+        report: Report, times: Times,
     ) -> None:  # fmt: skip
         self._job, self._store, self._model, self._film = job, store, model, film
         self._report, self._done, self._steps = report, 0, sum(job.plan.steps)
         self._device = model.device
         self._clock = Clock(self._device)
-        self._rows: list[dict[str, Any]] = []
+        self._times = times
         self._open: list[Row] = []  # whose times may not all be known yet
         self._sigmas: list[float] = []
 
@@ -194,11 +200,13 @@ class _Run:
     def _next(self) -> None:
         self._clock, self._sigmas = Clock(self._device), []
         if len(self._open) > 1:  # the one before the last is done on every lane
-            self._rows.append(self._open.pop(0).as_json())
+            self._times.add(self._open.pop(0))
+        give_back()
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The times of every chunk, given ones included."""
-        return self._rows + [row.as_json() for row in self._open]
+    def finish(self) -> None:
+        """The times of the last chunks: every lane is done."""
+        while self._open:
+            self._times.add(self._open.pop(0))
 
 
 def _given(job: RolloutJob, loaded: Loaded, store: RolloutStore) -> list[tuple[Span, Tensor]]:

@@ -1,11 +1,22 @@
 """Where a rollout's time went, chunk by chunk."""
 
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
+from wancli.errors import OutputError
 from wancli.geometry import Span
 from wancli.pipeline.clock import Clock
 from wancli.pipeline.film import Shown
+from wancli.pipeline.store import HINT
+
+MOST = 500  # rows at either end that a record repeats; in between only the file has them
 
 
 @dataclass
@@ -35,22 +46,68 @@ class Row:
         }
 
 
-def summed(rows: list[dict[str, Any]]) -> dict[str, float]:
+class Times:
+    """The rows of all chunks: a line of JSON each, in a file and not in memory.
+
+    The file is begun anew, for a resumed rollout goes through all of its chunks again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises OutputError."""
+        self._path = path
+        try:
+            self._file = path.open("w+", encoding="utf-8")
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        with suppress(OSError):  # every line was flushed; a full disk has been told of already
+            self._file.close()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """From the first; once all are added."""
+        self._file.seek(0)
+        return map(json.loads, self._file)
+
+    def add(self, row: Row) -> None:
+        """One more line, in the file when this returns. Raises OutputError."""
+        try:
+            self._file.write(json.dumps(row.as_json()) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def ends(self, most: int = MOST) -> list[dict[str, Any]]:
+        """All of them, but no more than the first and the last `most`."""
+        rows = iter(self)
+        first = list(islice(rows, most))
+        return first + list(deque(rows, maxlen=most))
+
+    def _failure(self, error: OSError) -> OutputError:
+        return OutputError(f"cannot write {self._path}: {error.strerror}.", hint=HINT)
+
+
+def summed(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
     """Seconds of all chunks, by what they were spent on."""
-    return {
-        "denoise_s": sum(sum(row["steps_ms"]) for row in rows) / 1000,
-        "clean_s": sum(row["clean_ms"] for row in rows) / 1000,
-        "decode_s": sum(row["decode_ms"] for row in rows) / 1000,
-        "save_s": sum(row["write_ms"] for row in rows) / 1000,
-    }
+    spent = dict.fromkeys(("denoise_s", "clean_s", "decode_s", "save_s"), 0.0)
+    for row in rows:
+        spent["denoise_s"] += sum(row["steps_ms"]) / 1000
+        spent["clean_s"] += row["clean_ms"] / 1000
+        spent["decode_s"] += row["decode_ms"] / 1000
+        spent["save_s"] += row["write_ms"] / 1000
+    return spent
 
 
-def rates(rows: list[dict[str, Any]], wall_s: float) -> dict[str, float]:
+def rates(rows: Iterable[dict[str, Any]], wall_s: float) -> dict[str, float]:
     """Video frames a second of the chunks that were made: the transformer alone, with the VAE,
     and by the wall clock of the whole loop."""
-    made = [row for row in rows if row["made"]]
-    frames = sum(row["video_frames"] for row in made)
-    spent = summed(made)
+    frames = sum(row["video_frames"] for row in rows if row["made"])
+    spent = summed(row for row in rows if row["made"])
     transformer = spent["denoise_s"] + spent["clean_s"]
     named = {
         "transformer": transformer, "with_vae": transformer + spent["decode_s"], "wall": wall_s

@@ -5,9 +5,10 @@ the last seconds, which therefore do not depend on how the video was cut into ch
 """
 
 import math
+from array import array
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -85,12 +86,12 @@ class ChunkDrift:
 
 
 class DriftMeter:
-    """Measures chunks as they come. Holds one video frame, 10 s of rows, and a row a chunk."""
+    """Measures chunks as they come. Holds one video frame, 10 s of rows, and 120 bytes a chunk."""
 
     def __init__(self, fps: float) -> None:
         self.fps = fps
         self.frames = 0
-        self.chunks: list[ChunkDrift] = []
+        self._chunks = array("d")  # their fields, one after the other
         self._frame: NDArray[np.uint8] | None = None  # the last one
         self._moves: list[float] = []  # changes inside the last chunk
         self._latents: list[Values] = []  # statistics of the first chunks
@@ -111,30 +112,38 @@ class DriftMeter:
         rows[:, 7:9] = list(zip([math.nan, *moves], seams, strict=True))
         rows[:, 9:] = self._shift_and_spread(latents)
         start_s, values = self.frames / self.fps, mean_rows(rows).tolist()
-        self.chunks.append(ChunkDrift(index, self.frames, len(frames), start_s, *values))
+        chunk = ChunkDrift(index, self.frames, len(frames), start_s, *values)
+        self._chunks.extend(astuple(chunk))
         self._frame, self._moves = frames[-1].copy(), moves  # a view would hold the whole chunk
         self._remember(rows)
-        return self.chunks[-1]
+        return chunk
+
+    @property
+    def chunks(self) -> list[ChunkDrift]:
+        """All that were measured."""
+        rows = np.reshape(self._chunks, (-1, len(fields(ChunkDrift)))).tolist()
+        return [ChunkDrift(*map(int, row[:3]), *row[3:]) for row in rows]
 
     def summary(self) -> dict[str, Any]:
         """All of it as JSON: first against last seconds, slopes, worst chunks, notes, chunks."""
         window = min(self._window, math.ceil(self.frames / 2))  # of a short video, its halves
         first, last = self._first[:window], list(self._last)[-window:]
-        series = {name: _Series(name, self.chunks, self.fps) for name in MEASURES}
+        chunks = self.chunks
+        series = {name: _Series(name, chunks, self.fps) for name in MEASURES}
         told = {
             "fps": self.fps,
             "frames": self.frames,
             "duration_s": round(self.frames / self.fps, 3),
-            "first_chunks": min(FIRST_CHUNKS, len(self.chunks)),
+            "first_chunks": min(FIRST_CHUNKS, len(chunks)),
             "window_s": round(window / self.fps, 3),
             "first": _by_name(mean_rows(np.reshape(first, (-1, len(MEASURES))))),
             "last": _by_name(mean_rows(np.reshape(last, (-1, len(MEASURES))))),
             "mean": _by_name(share(self._sum, self._count)),
             "slope_per_minute": {name: tidy(s.slope) for name, s in series.items()},
             "worst": {name: worst for name, s in series.items() if (worst := s.worst())},
-            "chunks": [chunk.as_json() for chunk in self.chunks],
+            "chunks": [chunk.as_json() for chunk in chunks],
         }
-        return {**told, "notes": _notes(series, told) if self.chunks else []}
+        return {**told, "notes": _notes(series, told) if chunks else []}
 
     def _seam(self, frame: NDArray[np.uint8], moves: list[float]) -> float:
         """The change to `frame`, over the usual one in the livelier of the two chunks.
