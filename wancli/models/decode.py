@@ -13,11 +13,6 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, un
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Latent frames before its own that a video frame depends on, in the decoder of every released Wan:
-# convolutions reach back 24 frames at the rate of latents, 14 at twice and 26 at four times that
-# rate, 24 + 7 + 6.5. The demo's is smaller and reaches less far.
-WARMUP = 38
-
 
 def normalize(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """What the transformer sees, from what the VAE encodes; in the VAE's dtype and device."""
@@ -91,17 +86,6 @@ class StreamingDecoder:
         """The next latents [B, C, n, H, W] to their video [B, 3, T, H, W]."""
         video, self._memory = self._decode(latents)
         return video
-
-    def warm(self, latents: Tensor) -> None:
-        """Go on from these latents [B, C, n, H, W] as if all before them had been decoded too.
-
-        Exact where they are the last WARMUP of the video so far, or all of it. Nothing is kept of
-        their frames.
-        """
-        memory = self._memory.copy()
-        for latent in torch.split(latents, 1, 2):
-            self._advance(memory, latent)
-        self._memory = memory
 
     @property
     def bytes(self) -> int:
