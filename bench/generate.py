@@ -21,7 +21,8 @@ from typing import Any
 from safetensors.torch import load_file
 
 from wancli.presets import find_preset, layers
-from wancli.settings import Layer, Settings, resolve
+from wancli.resolve import Layer, resolve
+from wancli.settings import Settings
 from wancli.specs import find_spec
 
 PROMPT, SEED = "a red circle moving right on a black background", 1

@@ -7,7 +7,8 @@ from tests.conftest import Wancli
 from wancli.errors import PresetError
 from wancli.plan import make_plan
 from wancli.presets import PACKAGED, find_preset, layers, validate_file
-from wancli.settings import Settings, resolve
+from wancli.resolve import resolve
+from wancli.settings import Settings
 from wancli.specs import SPECS, find_spec
 
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from wancli.cli.naming import name_output
 from wancli.errors import SettingsError
 from wancli.records import EMBEDDED_LIMIT, Request, RunRecord, parse_record, parse_seeds
-from wancli.settings import Layer, Settings, resolve
+from wancli.resolve import Layer, resolve
+from wancli.settings import Settings
 
 
 def request(prompt: str = "a", seed: int = 1, **tables: object) -> Request:

@@ -1,7 +1,8 @@
 import pytest
 
 from wancli.errors import SettingsError
-from wancli.settings import Layer, Settings, fields_of, flag, resolve
+from wancli.resolve import Layer, fields_of, flag, resolve
+from wancli.settings import Settings
 
 
 def test_a_later_layer_wins_and_the_source_says_which():

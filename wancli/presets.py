@@ -3,7 +3,7 @@
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import platformdirs
 import tomli_w
 
 from wancli.errors import OutputError, PresetError, closest
-from wancli.settings import Layer, RolloutSettings, check_names, resolve
+from wancli.resolve import TUNED_FOR, Layer, check_names, resolve
+from wancli.settings import RolloutSettings
 
 _HERE = Path(__file__).parent
 PACKAGED = next(p for p in (_HERE / "_presets", _HERE.parent / "presets") if p.is_dir())
@@ -29,6 +30,7 @@ class Preset:
     description: str = ""
     source: str = ""
     extends: str | None = None
+    tuned_for: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,9 @@ def read_file(path: Path, *, place: str = "file") -> Preset:
     for key, value in about.items():
         if value is not None and not isinstance(value, str):
             raise PresetError(f"{path}: '{key}' must be text.", hint=f'{key} = "..."')
+    tuned_for = tables.pop(TUNED_FOR, {})
+    if not isinstance(tuned_for, dict):
+        raise PresetError(f"{path}: '{TUNED_FOR}' must be a table.", hint=f"[{TUNED_FOR}]")
     check_names(Layer(str(path), tables))
     return Preset(
         path.stem,
@@ -125,6 +130,7 @@ def read_file(path: Path, *, place: str = "file") -> Preset:
         about["description"] or "",
         about["source"] or "",
         about["extends"],
+        tuned_for,
     )
 
 
@@ -140,7 +146,21 @@ def layers(preset: Preset) -> list[Layer]:
             )
         seen.add(other.path.resolve())
         chain.append(other)
-    return [Layer(f"preset {p.name}", p.tables) for p in reversed(chain)]
+    return [Layer(f"preset {p.name}", p.tables, p.tuned_for) for p in reversed(chain)]
+
+
+def step_cache_layer(preset: Preset) -> Layer:
+    """Only what a preset says of the step cache. Raises PresetError where that is nothing."""
+    chain = layers(preset)
+    merged: dict[str, Any] = {}
+    for layer in chain:
+        merged |= layer.tables.get("step_cache", {})
+    if not merged:
+        raise PresetError(
+            f"preset '{preset.name}' says nothing of the step cache.", hint="wancli preset list"
+        )
+    tuned_for = {key: value for layer in chain for key, value in layer.tuned_for.items()}
+    return Layer(f"preset {preset.name}", {"step_cache": merged}, tuned_for)
 
 
 def _base_of(preset: Preset, base: str) -> Preset:
@@ -165,7 +185,7 @@ def validate_file(path: Path) -> Preset:
 
 def save_preset(
     name: str, tables: Mapping[str, Any], *, description: str = "", extends: str | None = None,
-    overwrite: bool = False,
+    source: str = "", overwrite: bool = False,
 ) -> Path:  # fmt: skip
     """Write settings to the user's folder under a name; returns the file."""
     if not name or name != Path(name).name or name.startswith(".") or name.endswith(".toml"):
@@ -173,7 +193,7 @@ def save_preset(
     path = user_folder() / f"{name}.toml"
     if path.exists() and not overwrite:
         raise PresetError(f"preset '{name}' exists at {path}.", hint="add --overwrite")
-    about = {"description": description, "extends": extends}
+    about = {"description": description, "source": source, "extends": extends}
     text = tomli_w.dumps({k: v for k, v in about.items() if v} | dict(tables))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,14 +4,9 @@ A field's name is its flag (`flow_shift` is `--flow-shift`), its preset key and 
 description is its help; its bounds are its check; its group is a preset's table and a help panel.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
-
-from wancli.errors import SettingsError, closest
+from pydantic import BaseModel, ConfigDict, Field
 
 MAX_SEED = 2**53  # the largest integer that every JSON reader keeps
 RopePolicy = Literal["absolute", "relative", "sink"]
@@ -41,6 +36,12 @@ class Sampling(Group):
         "unipc", description="Solver: unipc, dpm++ or euler."
     )
     negative_prompt: str = Field("", description="What the video must not show.")
+    cfg_gate: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="Step, or fraction of the steps, after which cond - uncond is reused (lossy).",
+    )
 
 
 class Video(Group):
@@ -61,6 +62,11 @@ class Machine(Group):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Weights and activations: auto, float32, bfloat16 or float16."
     )
+    attention_backend: str = Field(
+        "auto",
+        pattern=r"^[a-z0-9_]+$",
+        description="Attention kernel, by diffusers' name (native, flash, sage, ...), or auto.",
+    )
     lora: tuple[str, ...] = Field(
         (), description="LoRA to merge into the transformer, PATH or PATH=SCALE; repeatable."
     )
@@ -72,6 +78,53 @@ class Output(Group):
     crf: int = Field(18, ge=0, le=51, description="H.264 quality; lower is better and larger.")
     lossless: bool = Field(default=False, description="Keep every pixel exactly (RGB H.264).")
     metadata: bool = Field(default=True, description="Put the record inside the MP4.")
+
+
+class StepCache(Group):
+    """What a denoising step takes over from the one before (lossy)."""
+
+    step_cache: Literal["none", "cachedit", "first-block", "magcache", "seacache"] = Field(
+        "none", description="Reuse of blocks between steps (lossy); --use-cachedit is cachedit."
+    )
+    cachedit_fn: int = Field(8, ge=1, le=1000, description="First blocks, always computed.")
+    cachedit_bn: int = Field(0, ge=0, le=1000, description="Last blocks, always computed.")
+    cachedit_residual_threshold: float = Field(
+        0.08,
+        gt=0,
+        le=1,
+        description="Relative change up to which a step is reused.",
+    )
+    cachedit_max_warmup_steps: int = Field(
+        8, ge=1, le=1000, description="First steps, always computed."
+    )
+    cachedit_max_continuous: int = Field(
+        3,
+        ge=0,
+        le=1000,
+        description="Most reused steps in a row; 0 is any number, in which --taylorseer drifts.",
+    )
+    taylorseer: bool = Field(
+        default=False, description="Extrapolate what is reused (TaylorSeer, arXiv:2503.06923)."
+    )
+    taylorseer_order: int = Field(1, ge=1, le=4, description="Order of the extrapolation.")
+    step_cache_threshold: float | None = Field(
+        None, gt=0, le=10, description="Threshold of first-block, magcache and seacache."
+    )
+
+
+class PromptKV(Group):
+    """What is computed once for a prompt, and not in every step (exact)."""
+
+    prompt_kv: bool = Field(default=True, description="Compute the prompt's K/V once (exact).")
+    kv_align: str = Field(
+        "auto",
+        pattern=r"^(auto|off|[1-9]\d{0,3})$",
+        description="Pad the prompt's K/V to tiles of the hardware (exact but for rounding): "
+        "auto, off or tokens.",
+    )
+    free_kv_weights: bool = Field(
+        default=False, description="Keep the prompt's K/V weights off the GPU between prompts."
+    )
 
 
 class Rollout(Group):
@@ -128,6 +181,8 @@ class Settings(BaseModel):
     )
     sampling: Sampling = Sampling()
     video: Video = Video()
+    step_cache: StepCache = StepCache()
+    prompt_kv: PromptKV = PromptKV()
     machine: Machine = Machine()
     output: Output = Output()
 
@@ -136,128 +191,3 @@ class RolloutSettings(Settings):
     """The settings of `wancli rollout`, and every table a preset may hold."""
 
     rollout: Rollout = Rollout()
-
-
-Kind = TypeVar("Kind", bound=Settings)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Values from one place, by table; a later layer wins over an earlier one."""
-
-    source: str
-    tables: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Resolved(Generic[Kind]):
-    """Settings, and where each value came from, by dotted key."""
-
-    settings: Kind
-    sources: Mapping[str, str]
-
-
-def fields_of(settings: type[Settings]) -> Iterator[tuple[str | None, str, FieldInfo]]:
-    """Yield (table, name, field) of every setting in declaration order; table None is the top."""
-    for name, field in settings.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Group):
-            for inner, inner_field in field.annotation.model_fields.items():
-                yield name, inner, inner_field
-        else:
-            yield None, name, field
-
-
-def flag(name: str) -> str:
-    """Flag of a setting: `flow_shift` is `--flow-shift`."""
-    return "--" + name.replace("_", "-")
-
-
-def dotted(table: str | None, name: str) -> str:
-    """Key of a setting in sources and messages: `sampling.steps`."""
-    return f"{table}.{name}" if table else name
-
-
-def resolve(layers: Sequence[Layer], settings: type[Kind]) -> Resolved[Kind]:
-    """Overlay `layers` on the declared defaults and check every value.
-
-    A preset may hold tables of another command: they are checked by name, and left out.
-    Raises SettingsError for the first value that cannot be, in the words the user gave it in.
-    """
-    merged: dict[str, Any] = {}
-    sources = {dotted(table, name): "default" for table, name, _ in fields_of(settings)}
-    for layer in layers:
-        check_names(layer)
-        for table, values in layer.tables.items():
-            if table not in settings.model_fields:
-                continue
-            for name, value in values.items() if isinstance(values, Mapping) else [(None, values)]:
-                if name is None:
-                    merged[table] = value
-                else:
-                    merged.setdefault(table, {})[name] = value
-                sources[f"{table}.{name}" if name else table] = layer.source
-    try:
-        return Resolved(settings.model_validate(merged), sources)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(
-            f"{_spelling(where, sources.get(where, 'settings'))} {first['input']!r}: "
-            f"{first['msg'][0].lower()}{first['msg'][1:]}.",
-            hint=_range_hint(settings, where),
-        ) from None
-
-
-def check_names(layer: Layer) -> None:
-    """Raise SettingsError for a table or key that no setting has, with the likely one."""
-    known: dict[str | None, list[str]] = {}
-    for table, name, _ in fields_of(RolloutSettings):
-        known.setdefault(table, []).append(name)
-    for table, values in layer.tables.items():
-        if table in known[None]:
-            continue
-        if table not in known:
-            homes = [t for t, names in known.items() if t and table in names]
-            hint = (
-                f"put it under [{homes[0]}]"
-                if homes
-                else _meant(table, [*known[None], *filter(None, known)])
-            )
-            raise SettingsError(f"{layer.source}: unknown key '{table}'.", hint=hint)
-        if not isinstance(values, Mapping):
-            raise SettingsError(
-                f"{layer.source}: '{table}' is a table, not a value.", hint=f"[{table}]"
-            )
-        for name in values:
-            if name not in known[table]:
-                raise SettingsError(
-                    f"{layer.source}: [{table}] unknown key '{name}'.",
-                    hint=_meant(name, known[table]),
-                )
-
-
-def _meant(name: str, known: Sequence[str]) -> str:
-    match = closest(name, known)
-    return f"'{match}'" if match else f"known: {', '.join(known)}"
-
-
-def _spelling(where: str, source: str) -> str:
-    return flag(where.split(".")[-1]) if source == "flag" else f"{source}: {where}"
-
-
-def _range_hint(settings: type[Settings], where: str) -> str:
-    for table, name, field in fields_of(settings):
-        if dotted(table, name) == where:
-            return f"{flag(name)}: {field.description}{_bounds(field)}"
-    return "wancli generate --help"
-
-
-def _bounds(field: FieldInfo) -> str:
-    words = {"ge": "at least", "gt": "more than", "le": "at most"}
-    said = [
-        f"{word} {getattr(rule, name)}"
-        for rule in field.metadata
-        for name, word in words.items()
-        if getattr(rule, name, None) is not None
-    ]
-    return f" ({', '.join(said)})" if said else ""

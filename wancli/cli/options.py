@@ -10,7 +10,8 @@ import typer
 from pydantic.fields import FieldInfo
 
 from wancli.errors import UsageError
-from wancli.settings import Layer, Settings, fields_of, flag
+from wancli.resolve import Layer, fields_of, flag, panel
+from wancli.settings import Settings
 
 Command = Callable[..., None]
 
@@ -21,17 +22,24 @@ SPELLINGS = {
     "steps": ("--num-inference-steps",),
     "num_frames": ("--frames",),
 }
-_SIZE = inspect.Parameter(
-    "size",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=None,
-    annotation=Annotated[
-        str | None,
-        typer.Option(
-            "--size", metavar="WxH", help="Width and height in pixels.", rich_help_panel="Video"
-        ),
-    ],
+
+
+def _shorthand(name: str, kind: Any, option: Any) -> inspect.Parameter:
+    annotation = Annotated[kind | None, option]
+    only = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, only, default=None, annotation=annotation)
+
+
+# Flags that say settings in another way.
+_SIZE = typer.Option(
+    "--size", metavar="WxH", help="Width and height in pixels.", rich_help_panel="Video"
 )
+_USE_CACHEDIT = typer.Option(
+    "--use-cachedit/--no-use-cachedit",
+    help="The same as --step-cache cachedit: DBCache, by cache-dit (lossy).",
+    rich_help_panel="Step cache",
+)
+_SHORTHANDS = [_shorthand("size", str, _SIZE), _shorthand("use_cachedit", bool, _USE_CACHEDIT)]
 
 
 @dataclass(frozen=True)
@@ -66,12 +74,15 @@ def takes_settings(
             for table, name, _ in offered:
                 if (value := values.pop(name)) not in (None, []):
                     (tables.setdefault(table, {}) if table else tables)[name] = value
-            if (size := values.pop("size")) is not None:
-                width, height = parse_size(size)
-                tables["video"] = {"width": width, "height": height} | tables.get("video", {})
+            short = _spelt_out(size=values.pop("size"), use_cachedit=values.pop("use_cachedit"))
+            for table, name, value in short:
+                if tables.setdefault(table, {}).setdefault(name, value) != value:
+                    raise UsageError(
+                        f"{flag(name)} is given twice, with two values.", hint=f"{flag(name)} once"
+                    )
             command(given=Layer("flag", tables), **values)
 
-        return _with_parameters(run, command, without="given", extra=[*options, _SIZE])
+        return _with_parameters(run, command, without="given", extra=[*options, *_SHORTHANDS])
 
     return decorate
 
@@ -95,6 +106,17 @@ def takes_talk(command: Command) -> Command:
         for name, option in _TALK.items()
     ]
     return _with_parameters(run, command, without="talk", extra=extra)
+
+
+def _spelt_out(*, size: str | None, use_cachedit: bool | None) -> list[tuple[str, str, Any]]:
+    """The settings that the shorthands stand for: table, name, value."""
+    said: list[tuple[str, str, Any]] = []
+    if size is not None:
+        width, height = parse_size(size)
+        said += [("video", "width", width), ("video", "height", height)]
+    if use_cachedit is not None:
+        said.append(("step_cache", "step_cache", "cachedit" if use_cachedit else "none"))
+    return said
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -126,7 +148,7 @@ def _option(table: str | None, name: str, field: FieldInfo) -> inspect.Parameter
         *SPELLINGS.get(name, ()),
         help=f"{field.description}{_default(field.default)}",
         show_default=False,
-        rich_help_panel=(table or "sampling").capitalize(),
+        rich_help_panel=panel(table),
     )
     return inspect.Parameter(
         name,

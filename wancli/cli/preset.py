@@ -17,7 +17,8 @@ from wancli.presets import (
     save_preset,
     validate_file,
 )
-from wancli.settings import Layer, RolloutSettings, resolve
+from wancli.resolve import Layer, resolve
+from wancli.settings import RolloutSettings
 from wancli.specs import find_spec
 
 app = typer.Typer(

@@ -22,7 +22,8 @@ from wancli.cli.screen import Screen
 from wancli.cli.starts import Starts
 from wancli.errors import InputError
 from wancli.records import parse_record, parse_seeds, settings_of
-from wancli.settings import Layer, Settings, resolve
+from wancli.resolve import Layer, resolve
+from wancli.settings import Settings
 
 
 @takes_talk

@@ -24,8 +24,9 @@ from wancli.cli.rolling import Ask, Rolling
 from wancli.cli.screen import Screen
 from wancli.cli.starts import Starts
 from wancli.records import settings_of
+from wancli.resolve import Layer
 from wancli.schedule import parse_change, read_script
-from wancli.settings import Layer, RolloutSettings
+from wancli.settings import RolloutSettings
 
 START, SCRIPT, RESEARCH, AGAIN = "Start", "Prompts", "Research", "Going on"
 At = Annotated[
