@@ -4,14 +4,15 @@ Shapes: B batch, L tokens of this forward, M tokens remembered, H heads, D head 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from wancli.caching.remembered import swap
 from wancli.caching.rolling import RollingKV
 from wancli.settings import RopePolicy
 
@@ -19,53 +20,16 @@ ROPE_THETA = 10_000.0  # in every Wan
 
 
 @dataclass
-class PromptKV:
-    """What a prompt comes to inside one transformer: it lives as long as the prompt."""
-
-    text: Tensor | None = None  # embeddings as the blocks see them, [B, text, H*D]
-    blocks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # [B, H, text, D] each
-
-
-@dataclass
 class Memory:
     """What one transformer remembers of a rollout; the denoiser alone sets it.
 
-    `kv` and `prompt` are those of the branch (cond or uncond) that the next forward computes.
+    `kv` is that of the branch (cond or uncond) that the next forward computes.
     """
 
     rope: RopePolicy = "absolute"
     kv: RollingKV | None = None
-    prompt: PromptKV | None = None
     first_frame: int = 0  # latent frame at which the current chunk starts
     timestep: float = 0.0  # of the next forward
-    times: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict)  # embedded timesteps
-
-
-class CrossAttention:
-    """Wan cross-attention that projects a prompt's keys and values once. Exact."""
-
-    def __init__(self, block: int, memory: Memory) -> None:
-        self.block, self.memory = block, memory
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        rotary_emb: Any = None,
-    ) -> Tensor:
-        """[B, L, H*D] attends to [B, text, H*D]."""
-        prompt = self.memory.prompt
-        known = prompt.blocks.get(self.block) if prompt else None
-        if known is None:
-            key = attn.norm_k(attn.to_k(encoder_hidden_states))
-            value = attn.to_v(encoder_hidden_states)
-            known = (by_head(attn, key).contiguous(), by_head(attn, value).contiguous())
-            if prompt is not None:
-                prompt.blocks[self.block] = known
-        query = by_head(attn, attn.norm_q(attn.to_q(hidden_states)))
-        return attend(attn, query, *known)
 
 
 class RollingAttention:
@@ -191,57 +155,43 @@ class ExactTimesteps(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], -1).to(timesteps)
 
 
-class RememberedConditions(nn.Module):
-    """The transformer's condition embedder, asked once for each timestep and each prompt."""
+class OncePerTimestep(nn.Module):
+    """A module that is asked once for each timestep."""
 
-    def __init__(self, embedder: nn.Module, memory: Memory) -> None:
+    def __init__(self, module: nn.Module, memory: Memory) -> None:
         super().__init__()
-        self.embedder, self.memory = embedder, memory
+        self.module, self.memory = module, memory
+        self._known: dict[float, Tensor] = {}
 
-    def forward(
-        self,
-        timestep: Tensor,
-        text: Tensor,
-        image: Tensor | None = None,
-        timestep_seq_len: int | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Embedded timestep, its projection, the embedded text, and the image's."""
-        memory, prompt = self.memory, self.memory.prompt
-        time = memory.times.get(memory.timestep)
-        if time is None or prompt is None or prompt.text is None:
-            embedded, projected, known, image = self.embedder(
-                timestep, text, image, timestep_seq_len
-            )
-            time = memory.times[memory.timestep] = (embedded, projected)
-            if prompt is None:
-                return embedded, projected, known, image
-            prompt.text = known
-        return *time, prompt.text, None
+    def forward(self, x: Tensor) -> Tensor:
+        """What it gives for the memory's timestep."""
+        known = self._known.get(self.memory.timestep)
+        if known is None:
+            known = self._known[self.memory.timestep] = self.module(x)
+        return known
 
 
 @contextmanager
 def remembering(transformer: Any, memory: Memory) -> Iterator[Memory]:
     """Let the transformer compute with `memory`; on exit it is as it was, error or not.
 
-    Rotary embedding and condition embedder are submodules of this instance, swapped and put back.
+    The rotary embedding and what embeds timesteps are submodules of this instance, swapped and
+    put back. Its prompt is the business of `prompt_kv`, entered inside.
     """
-    processors = dict(transformer.attn_processors)
-    rope, conditions = transformer.rope, transformer.condition_embedder
-    timesteps = conditions.timesteps_proj
-    ours: dict[str, Any] = {}
-    for name in processors:  # blocks.3.attn1.processor
-        _, block, kind, _ = name.split(".")
-        ours[name] = (RollingAttention if kind == "attn1" else CrossAttention)(int(block), memory)
-    transformer.set_attn_processor(ours)
-    transformer.rope = RollingRope(rope, memory)
-    conditions.timesteps_proj = ExactTimesteps(timesteps.num_channels)
-    transformer.condition_embedder = RememberedConditions(conditions, memory)
-    try:
+    embedder = transformer.condition_embedder
+    with ExitStack() as undo:
+        for number, block in enumerate(transformer.blocks):
+            undo.callback(block.attn1.set_processor, block.attn1.processor)
+            block.attn1.set_processor(RollingAttention(number, memory))
+        swap(transformer, "rope", RollingRope(transformer.rope, memory), undo)
+        timesteps = ExactTimesteps(embedder.timesteps_proj.num_channels)
+        for name, module in (
+            ("timesteps_proj", timesteps),
+            ("time_embedder", embedder.time_embedder),
+            ("time_proj", embedder.time_proj),
+        ):
+            swap(embedder, name, OncePerTimestep(module, memory), undo)
         yield memory
-    finally:
-        transformer.rope, transformer.condition_embedder = rope, conditions
-        conditions.timesteps_proj = timesteps
-        transformer.set_attn_processor(processors)
 
 
 def by_head(attn: Any, x: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wancli.caching.attention import Memory, PromptKV, remembering
+from wancli.caching.attention import Memory, remembering
+from wancli.caching.prompt_kv import PromptMemory, prompt_kv
 from wancli.caching.rolling import Reach, RollingKV, Trim
 from wancli.geometry import Span
 from wancli.sampling.flow import guide
@@ -26,12 +27,11 @@ class Window:
     trim: Trim = "before"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Text:
-    """One text's embeddings [1, text, D], and what they come to inside each transformer."""
+    """One text's embeddings [1, text, D]."""
 
     embeddings: Tensor
-    kv: dict[int, PromptKV] = field(default_factory=dict)  # by expert
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class CausalDenoiser:
 
     def __init__(self, experts: Sequence[Expert], *, tokens_per_frame: int) -> None:
         self._experts, self._tokens_per_frame = experts, tokens_per_frame
-        self._prompts: Prompts | None = None
+        self._texts: list[Tensor] = []
 
     @property
     def device(self) -> torch.device:
@@ -81,7 +81,8 @@ class CausalDenoiser:
 
     def tell(self, prompts: Prompts) -> None:
         """Prompts from now on."""
-        self._prompts = prompts
+        dtype, texts = self._experts[0].transformer.dtype, (prompts.cond, prompts.uncond)
+        self._texts = [text.embeddings.to(dtype) for text in texts if text is not None]
 
     def begin(self, span: Span) -> None:
         """Make room for a chunk. Beginning it again forgets what was computed of it."""
@@ -112,22 +113,17 @@ class CausalDenoiser:
         return [kv for expert in self._experts for kv in expert.branches]
 
     def _forward(self, number: int, latents: Tensor, timestep: float) -> list[Tensor]:
-        if self._prompts is None:
-            raise RuntimeError("tell it the prompts first")
         expert = self._experts[number]
+        if len(self._texts) < len(expert.branches):
+            raise RuntimeError("tell it the prompts first; guidance needs an uncond prompt")
         transformer, memory = expert.transformer, expert.memory
         dtype, memory.timestep = transformer.dtype, timestep
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         told = torch.full((len(latents),), timestep, device=latents.device, dtype=exact)
         flows = []
-        texts = (self._prompts.cond, self._prompts.uncond)
-        for kv, text in zip(expert.branches, texts, strict=False):
-            if text is None:
-                raise RuntimeError("guidance needs an uncond prompt")
-            memory.kv, memory.prompt = kv, text.kv.setdefault(number, PromptKV())
-            flow = transformer(
-                latents.to(dtype), told, text.embeddings.to(dtype), return_dict=False
-            )[0]
+        for kv, text in zip(expert.branches, self._texts, strict=False):
+            memory.kv = kv
+            flow = transformer(latents.to(dtype), told, text, return_dict=False)[0]
             kv.end_forward()
             flows.append(flow.to(latents.dtype))
         return flows
@@ -153,11 +149,13 @@ def causal(
     tokens = window.tokens_per_frame
     reach = Reach(window.frames * tokens, window.sink * tokens, window.chunk * tokens, window.trim)
     branches = 2 if max(scales) > 1 else 1
+    told = PromptMemory(keep=branches)
     with ExitStack() as stack:
         experts = []
         for number, (model, scale) in enumerate(zip(models, scales, strict=True)):
             last = number == len(models) - 1
             memory = stack.enter_context(remembering(model, Memory(rope)))
+            stack.enter_context(prompt_kv(model, told))
             caches = [_cache(model, reach) for _ in range(branches)]
             experts.append(Expert(model, memory, caches, scale, 0.0 if last else boundary))
         stack.enter_context(torch.no_grad())

@@ -1,0 +1,613 @@
+"""A prompt computed once gives, bit by bit, what computing it in every step gives."""
+
+import gc
+from collections import Counter
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+from accelerate import cpu_offload  # type: ignore[import-untyped]
+from diffusers import WanAnimateTransformer3DModel, WanTransformer3DModel, WanVACETransformer3DModel
+from diffusers.hooks import apply_group_offloading
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from torch import nn
+from torch._inductor.compile_fx import compile_fx
+
+from tests.fakes import tiny_pipeline
+from wancli.caching.prompt_kv import KEPT, TIMESTEP_ROWS, PromptMemory, prompt_kv
+from wancli.caching.remembered import Slots, Source
+
+CPU = torch.device("cpu")
+SIZES = {
+    "num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 16, "freq_dim": 16,
+    "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 64,
+}  # fmt: skip
+PICTURED = {"image_dim": 6, "added_kv_proj_dim": 24}
+
+
+def made(kind=WanTransformer3DModel, *, seed=0, **sizes):
+    """A tiny transformer whose every weight matters."""
+    with torch.random.fork_rng():
+        torch.random.manual_seed(seed)  # diffusers takes no generator
+        model = kind(**{**SIZES, "in_channels": 4, "out_channels": 4, **sizes}).eval()
+        for weight in model.parameters():
+            nn.init.normal_(weight, std=0.3)
+    return model.requires_grad_(False)
+
+
+def animate():
+    return made(
+        WanAnimateTransformer3DModel, **PICTURED, in_channels=12, latent_channels=4, num_layers=5,
+        motion_encoder_size=16, motion_encoder_channel_sizes={"4": 8, "8": 8, "16": 8},
+        motion_style_dim=8, motion_dim=4, motion_encoder_dim=8, face_encoder_hidden_dim=8,
+        face_encoder_num_heads=2, motion_encoder_batch_size=2,
+    )  # fmt: skip
+
+
+def drawn(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def text(seed, tokens=7):
+    return drawn(1, tokens, 16, seed=seed)
+
+
+def image(seed, count=3):
+    return drawn(count, 5, 6, seed=seed)
+
+
+def steps(model, *branches, frames=3, count=3, **same):
+    """Velocities of some steps, the branches of each one after the other."""
+    shape = (1, model.config.in_channels, frames, 4, 4)
+    return [
+        model(
+            drawn(*shape, seed=step).to(model.dtype),
+            torch.tensor([900.0 - 300.0 * step]),
+            **{**same, **branch},
+            return_dict=False,
+        )[0]
+        for step in range(count)
+        for branch in branches
+    ]
+
+
+def told(seed, **more):
+    return {"encoder_hidden_states": text(seed, **more)}
+
+
+def pictured(seed):
+    return {**told(seed, tokens=512), "encoder_hidden_states_image": image(9, count=1)}
+
+
+def equal(ours, theirs):
+    return len(ours) == len(theirs) > 0 and all(map(torch.equal, ours, theirs))
+
+
+@contextmanager
+def counted(model):
+    """How often each module of the stock model is asked; enter it before `prompt_kv`."""
+    calls: Counter[str] = Counter()
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: calls.update([name]))
+        for name, module in model.named_modules()
+    ]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def asked(calls, model, *ends):
+    """The counts of all modules whose names end so, one of each."""
+    return {calls[name] for name, _ in model.named_modules() if name.endswith(ends)}
+
+
+def run(pipeline, *, seed=0, prompt="a red circle", side=32):
+    """Latents of a stock pipeline, guided."""
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        prompt, negative_prompt="blue", height=side, width=side, num_frames=5,
+        num_inference_steps=3, guidance_scale=4.0, max_sequence_length=16, output_type="latent",
+        generator=torch.Generator().manual_seed(seed),
+    ).frames  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
+
+
+CROSS_KV = ("attn2.to_k", "attn2.to_v", "attn2.norm_k")
+
+
+def test_a_stock_pipeline_makes_the_same_video_and_computes_each_prompt_once():
+    pipeline = tiny_pipeline()
+    model = pipeline.transformer
+
+    def videos():
+        return [run(pipeline), run(pipeline, seed=1), run(pipeline, prompt="a blue circle")]
+
+    plain = videos()
+    with counted(model) as calls, prompt_kv(model, PromptMemory()):
+        ours = videos()
+    assert equal(ours, plain)
+    assert not torch.equal(plain[0], plain[1])
+    assert not torch.equal(plain[0], plain[2])
+    assert calls["blocks.0"] == 3 * 3 * 2
+    assert asked(calls, model, *CROSS_KV, "text_embedder") == {3}  # two prompts, one negative one
+    assert asked(calls, model, "rope") == {1}
+
+
+def test_two_experts_each_know_the_prompt():
+    pipeline = tiny_pipeline(experts=2)
+    plain = run(pipeline)
+    memory, (high, low) = PromptMemory(), (pipeline.transformer, pipeline.transformer_2)
+    with (
+        counted(high) as first, counted(low) as second,
+        prompt_kv(high, memory), prompt_kv(low, memory),
+    ):  # fmt: skip
+        ours = run(pipeline)
+    assert torch.equal(ours, plain)
+    for calls, model in ((first, high), (second, low)):
+        assert calls["blocks.0"] >= 2
+        assert asked(calls, model, *CROSS_KV, "text_embedder") == {2}
+
+
+def vace():
+    model = made(WanVACETransformer3DModel, vace_layers=[0, 1], vace_in_channels=8)
+    return model, {"control_hidden_states": drawn(1, 8, 3, 4, 4, seed=5)}
+
+
+def test_image_to_video_computes_an_image_once_for_both_branches():
+    model = made(**PICTURED)
+    plain = steps(model, pictured(1), pictured(2))
+    with counted(model) as calls, prompt_kv(model, PromptMemory()):
+        assert equal(steps(model, pictured(1), pictured(2)), plain)
+    assert asked(calls, model, *CROSS_KV) == {2}
+    assert asked(calls, model, "add_k_proj", "add_v_proj", "norm_added_k", "image_embedder") == {1}
+
+
+def test_first_and_last_frame_to_video_knows_both_images():
+    model = made(**PICTURED, pos_embed_seq_len=10)
+    told_images = {"encoder_hidden_states_image": image(9, count=2)}  # 2 x 5 tokens
+    branches = [{**told(seed, tokens=512), **told_images} for seed in (1, 2)]
+    plain = steps(model, *branches)
+    with counted(model) as calls, prompt_kv(model, PromptMemory()):
+        assert equal(steps(model, *branches), plain)
+    assert asked(calls, model, "add_k_proj", "image_embedder") == {1}
+
+
+def test_another_image_under_the_same_prompt_is_seen():
+    model, branch = made(**PICTURED), pictured(1)
+    other = {**branch, "encoder_hidden_states_image": image(10, count=1)}
+    plain = steps(model, branch, other)
+    with prompt_kv(model, PromptMemory()):
+        assert equal(steps(model, branch, other), plain)
+    assert not torch.equal(plain[0], plain[1])
+
+
+@pytest.mark.parametrize("branch", [told(1, tokens=512), {**pictured(1), **told(1, tokens=510)}])
+def test_what_diffusers_cannot_tell_apart_from_an_image_is_refused(branch):
+    model = made(**PICTURED)
+    with prompt_kv(model, PromptMemory()), pytest.raises(ValueError, match=r"image"):
+        steps(model, branch)
+
+
+def test_vace_computes_its_own_blocks_once_too():
+    model, control = vace()
+    plain = steps(model, told(1), told(2), **control)
+    with counted(model) as calls, prompt_kv(model, PromptMemory()):
+        assert equal(steps(model, told(1), told(2), **control), plain)
+    assert calls["vace_blocks.1"] == 3 * 2
+    assert asked(calls, model, *CROSS_KV, "text_embedder") == {2}
+
+
+POSE = {"pose_hidden_states": drawn(1, 4, 2, 4, 4, seed=5)}
+FACED = {**POSE, "face_pixel_values": drawn(1, 3, 5, 16, 16, seed=6)}
+FACES = ("motion_encoder.conv_out", "face_encoder", "face_adapter.0.to_k", "face_adapter.0.norm_k")
+
+
+def test_animate_encodes_a_face_video_once():
+    model, faces = animate(), FACED["face_pixel_values"]
+    cond = {**pictured(1), "face_pixel_values": faces}
+
+    def frames(count=2):
+        out = []
+        for _ in range(count):  # as the pipeline does: a new tensor of the same values each step
+            blank = {**pictured(2), "face_pixel_values": faces * 0 - 1}
+            out += steps(model, cond, blank, **POSE)
+        return out
+
+    plain = frames()
+    with counted(model) as calls, prompt_kv(model, PromptMemory()):
+        assert equal(frames(), plain)
+    assert asked(calls, model, *CROSS_KV) == {2}
+    # 5 frames in batches of 2, 2 and 1; of the blank ones the first two are the same
+    assert {name: calls[name] for name in FACES} == dict(zip(FACES, (3 + 2, 2, 2, 2), strict=True))
+
+
+def test_another_face_video_is_seen_and_one_that_is_written_to():
+    model, same = animate(), {**POSE, **pictured(1)}
+
+    def frames():
+        first, second = (drawn(1, 3, 5, 16, 16, seed=seed) for seed in (6, 7))
+        out = steps(model, *({"face_pixel_values": f} for f in (first, second)), **same)
+        first[:, :, -1] = 0.5
+        return out + steps(model, {"face_pixel_values": first}, **same)
+
+    plain = frames()
+    with prompt_kv(model, PromptMemory()):
+        assert equal(frames(), plain)
+    assert not torch.equal(plain[0], plain[1])
+    assert not torch.equal(plain[0], plain[6])
+
+
+def test_embeddings_that_are_written_to_are_read_again():
+    model = made()
+
+    def edited(mode):
+        with mode():
+            prompt = text(1)
+            before = steps(model, {"encoder_hidden_states": prompt})
+            prompt[:, 2] += 1.0
+            return before + steps(model, {"encoder_hidden_states": prompt})
+
+    for mode in (nullcontext, torch.inference_mode):
+        plain = edited(mode)
+        with counted(model) as calls, prompt_kv(model, PromptMemory()):
+            assert equal(edited(mode), plain)
+        assert not torch.equal(plain[0], plain[3])
+        assert asked(calls, model, *CROSS_KV, "text_embedder") == {2}
+
+
+def test_what_inference_mode_has_filled_serves_outside_of_it_and_the_reverse():
+    model, memory, prompt = made(), PromptMemory(), told(1)
+    plain = steps(model, prompt)
+    for first, second in ((torch.inference_mode, nullcontext), (nullcontext, torch.inference_mode)):
+        memory.clear()
+        with counted(model) as calls, prompt_kv(model, memory):
+            for mode in (first, second):
+                with mode():
+                    assert equal(steps(model, prompt), plain)
+        assert asked(calls, model, *CROSS_KV) == {1}
+
+
+def test_a_memory_that_is_used_again_knows_and_a_cleared_one_does_not():
+    model, memory = made(), PromptMemory()
+    plain = steps(model, told(1))
+    for expected in (1, 0):
+        with counted(model) as calls, prompt_kv(model, memory):
+            assert equal(steps(model, told(1)), plain)  # equal embeddings in another tensor
+        assert asked(calls, model, *CROSS_KV) == {expected}
+    memory.clear()
+    assert memory.bytes == 0
+    with counted(model) as calls, prompt_kv(model, memory):
+        steps(model, told(1))
+    assert asked(calls, model, *CROSS_KV) == {1}
+
+
+def test_an_equal_tensor_is_known_by_itself_the_next_time():
+    slots, first, second = Slots(), text(1), text(1)
+    kept = slots.find([first], 2, [])
+    assert not kept.sources[0].is_same(second)
+    assert slots.find([second], 2, []) is kept
+    assert kept.sources[0].is_same(second)  # no device is waited for any more
+
+
+def test_its_bytes_are_those_of_keys_values_and_embeddings_and_they_are_bounded():
+    model, memory = made(), PromptMemory()
+    blocks, tokens, dim, size = 2, 7, 24, 4
+    with prompt_kv(model, memory):
+        for seed in range(KEPT + 3):
+            steps(model, told(seed))
+            kept = min(seed + 1, KEPT)
+            assert memory.bytes == kept * (2 * blocks + 1) * tokens * dim * size
+
+
+def test_the_prompt_that_was_unused_longest_is_forgotten_first():
+    model = made()
+    with counted(model) as calls, prompt_kv(model, PromptMemory()):
+        for seed in [*range(KEPT), 0, KEPT, 0]:
+            steps(model, told(seed))
+    assert asked(calls, model, *CROSS_KV) == {KEPT + 1}
+
+
+def test_a_transformer_that_is_gone_is_not_held():
+    model, memory = made(), PromptMemory()
+    with prompt_kv(model, memory):
+        steps(model, told(1))
+    assert memory.bytes > 0
+    del model
+    gc.collect()
+    assert memory.bytes == 0
+
+
+def scaled(model):
+    model.blocks[1].attn2.to_v.weight.mul_(1.5)
+
+
+def replaced(model):  # as a LoRA is loaded
+    old = model.blocks[1].attn2.to_v
+    model.blocks[1].attn2.to_v = nn.Linear(old.in_features, old.out_features).requires_grad_(False)
+    model.blocks[1].attn2.to_v.load_state_dict({k: v * 2 for k, v in old.state_dict().items()})
+
+
+def fused(model):
+    for block in model.blocks:
+        block.attn2.fuse_projections()
+
+
+@pytest.mark.parametrize("change", [scaled, replaced, fused])
+def test_projections_that_have_changed_do_not_serve_what_they_had_computed(change):
+    model, memory = made(), PromptMemory()
+    with counted(model) as calls, prompt_kv(model, memory):
+        before = steps(model, told(1))
+        change(model)
+        ours = steps(model, told(1))
+    assert equal(ours, steps(model, told(1)))
+    assert change is fused or not equal(ours, before)
+    assert calls["blocks.0.attn2.norm_k"] == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "kinds", "more"),
+    [(made, told, {}), (lambda: made(**PICTURED), pictured, {}), (animate, pictured, FACED)],
+    ids=["text", "image", "face"],
+)
+def test_fused_projections_are_computed_once_too(make, kinds, more):
+    model = make()
+    model.fuse_qkv_projections()
+    plain = steps(model, kinds(1), kinds(2), **more)
+    memory = PromptMemory()
+    with counted(model) as calls, prompt_kv(model, memory):
+        assert equal(steps(model, kinds(1), kinds(2), **more), plain)
+    assert asked(calls, model, "attn2.to_kv") == {2}
+    assert asked(calls, model, "attn2.to_added_kv") == ({1} if kinds is pictured else set())
+    assert asked(calls, model, "face_adapter.0.to_kv") == ({1} if more else set())
+    values = [kv.value for kept in memory.of(model).text.kept for kv in kept.blocks]
+    for value in values:  # and not both halves of what was computed, for one of them
+        assert value is not None
+        assert value.untyped_storage().nbytes() == value.nbytes
+
+
+def test_the_kernel_that_was_chosen_is_kept(monkeypatch):
+    model, used = made(), []
+    for block in model.blocks:  # the model's own method would choose it for all of diffusers
+        block.attn2.set_attention_backend("_native_math")
+    plain = steps(model, told(1))
+    math = AttentionBackendName._NATIVE_MATH
+    kernel = _AttentionBackendRegistry._backends[math]
+
+    def seen(**given):
+        used.append(given["key"].shape[1])
+        return kernel(**given)
+
+    monkeypatch.setitem(_AttentionBackendRegistry._backends, math, seen)
+    with prompt_kv(model, PromptMemory()):
+        assert equal(steps(model, told(1)), plain)
+    assert used == [7] * 3 * 2  # every cross-attention, with the prompt's tokens
+
+
+@pytest.mark.parametrize("kinds", [told, pictured])
+def test_padded_tokens_are_not_seen(kinds):
+    model = made(**({} if kinds is told else PICTURED)).double()
+    branches = [{k: v.double() for k, v in kinds(seed).items()} for seed in (1, 2)]
+    plain = steps(model, *branches)
+    memory = PromptMemory()
+    with prompt_kv(model, memory, align=16):
+        ours = steps(model, *branches)
+    assert max((a - b).abs().max().item() for a, b in zip(ours, plain, strict=True)) < 1e-12
+    slots = [slots for slots in (memory.of(model).text, memory.of(model).image) if slots.kept]
+    keys = [kv.key for each in slots for kept in each.kept for kv in kept.blocks]
+    tokens = {key.shape[1] for key in keys if key is not None}
+    assert tokens == ({16} if kinds is told else {512, 16})
+
+
+def test_one_timestep_for_all_tokens_is_embedded_in_a_few_rows():
+    pipeline = tiny_pipeline()
+    pipeline.register_to_config(expand_timesteps=True)
+    model, rows = pipeline.transformer, []
+
+    def see(_module, given):
+        rows.append(given[0].shape[1])
+
+    plain = run(pipeline, side=256)
+    hook = model.condition_embedder.time_proj.register_forward_pre_hook(see)
+    with prompt_kv(model, PromptMemory()):
+        assert torch.equal(run(pipeline, side=256), plain)
+    with prompt_kv(model, PromptMemory(), uniform_timesteps=True):
+        assert torch.equal(run(pipeline, side=256), plain)
+    hook.remove()
+    assert rows == [2 * 16 * 16] * 6 + [TIMESTEP_ROWS] * 6
+
+
+def test_a_whole_timestep_passes_where_timesteps_are_said_to_be_uniform():
+    model = made()
+    plain = steps(model, told(1))
+    with prompt_kv(model, PromptMemory(), uniform_timesteps=True):
+        assert equal(steps(model, told(1)), plain)
+
+
+def sequential(model):
+    cpu_offload(model, execution_device=CPU)
+
+
+def leaf(model):
+    apply_group_offloading(model, CPU, CPU, offload_type="leaf_level")
+
+
+def block(model):
+    apply_group_offloading(model, CPU, CPU, offload_type="block_level", num_blocks_per_group=1)
+
+
+@pytest.mark.parametrize("offload", [sequential, leaf, block])
+@pytest.mark.parametrize("first", [True, False])
+def test_offloaded_weights_are_loaded_when_they_are_needed(offload, first):
+    model = made(**PICTURED)
+    plain = steps(model, pictured(1), pictured(2))
+    if first:
+        offload(model)
+    with counted(model) as calls, prompt_kv(model, PromptMemory()):
+        if not first:
+            offload(model)
+        assert equal(steps(model, pictured(1), pictured(2)), plain)
+        assert asked(calls, model, "blocks.0.attn2.to_k") == {2}
+    assert equal(steps(model, pictured(1), pictured(2)), plain)
+
+
+def test_weights_that_are_not_needed_leave_and_come_back():
+    model, first, second = made(**PICTURED), pictured(1), pictured(2)
+    second["encoder_hidden_states_image"] = image(10, count=1)
+    plain = steps(model, first), steps(model, second)
+    attn = model.blocks[1].attn2
+    weights = (attn.to_k.weight, attn.to_v.bias, attn.add_v_proj.weight)
+    before = [(w.data_ptr(), w.clone()) for w in weights]
+    total = 2 * 4 * (24 * 24 + 24) * 4  # blocks, projections, weight and bias, bytes
+    with prompt_kv(model, PromptMemory(), park=CPU) as parkings:
+
+        def freed():
+            return sum(parking.bytes for parking in parkings), {w.numel() for w in weights}
+
+        assert equal(steps(model, first), plain[0])
+        assert freed() == (total, {0})
+        assert equal(steps(model, second, count=1), plain[1][:1])  # back, to fill it
+        assert freed()[0] == 0
+        assert equal(steps(model, first, second)[1::2], plain[1])
+        assert freed() == (total, {0})
+    assert [(w.data_ptr(), True) for w in weights] == [
+        (pointer, torch.equal(w, old)) for w, (pointer, old) in zip(weights, before, strict=True)
+    ]
+    assert equal(steps(model, second), plain[1])
+
+
+@pytest.mark.parametrize("park", [None, CPU])
+@pytest.mark.parametrize("faced", [False, True])
+def test_leaving_restores_the_transformer_also_after_an_error(park, faced):
+    model, more = (animate(), {**pictured(1), **FACED}) if faced else (made(), {})
+    processors, modules = dict(model.attn_processors), dict(model.named_modules())
+    weights = {name: weight.data_ptr() for name, weight in model.named_parameters()}
+
+    def fail(*_):
+        raise MemoryError
+
+    def use():
+        with prompt_kv(model, PromptMemory(), uniform_timesteps=True, park=park):
+            steps(model, {**more, **told(1, tokens=512)})
+            assert dict(model.named_modules()) != modules
+            model.blocks[1].ffn.register_forward_pre_hook(fail)
+            steps(model, {**more, **told(2, tokens=512)})
+
+    with pytest.raises(MemoryError):
+        use()
+    assert (dict(model.attn_processors), dict(model.named_modules())) == (processors, modules)
+    assert {name: weight.data_ptr() for name, weight in model.named_parameters()} == weights
+
+
+def test_a_forward_that_failed_half_way_leaves_nothing_wrong_behind():
+    model = animate()
+    plain = steps(model, pictured(1), **FACED)
+
+    def fail(*_):
+        raise MemoryError
+
+    with prompt_kv(model, PromptMemory()):
+        for part in (model.motion_encoder, model.face_adapter[0], model.blocks[1].ffn):
+            hook = part.register_forward_hook(fail)
+            with pytest.raises(MemoryError):
+                steps(model, pictured(1), **FACED)
+            hook.remove()
+        assert equal(steps(model, pictured(1), **FACED), plain)
+
+
+def test_it_is_entered_once():
+    model = made()
+    with prompt_kv(model, PromptMemory()):
+        before = dict(model.attn_processors)
+        with pytest.raises(RuntimeError, match="entered once"), prompt_kv(model, PromptMemory()):
+            pass
+        assert dict(model.attn_processors) == before
+
+
+def test_other_latents_are_turned_by_their_own_table():
+    model = made()
+    plain = [steps(model, told(1), frames=frames) for frames in (3, 2, 3)]
+    with counted(model) as calls, prompt_kv(model, PromptMemory()):
+        ours = [steps(model, told(1), frames=frames) for frames in (3, 2, 3)]
+    assert all(map(equal, ours, plain))
+    assert calls["rope"] == 2
+
+
+def compiled(model, backend):
+    """Velocities of two prompts, and of three with `prompt_kv`; graphs made for each."""
+    torch.compiler.reset()
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward if backend == "eager" else compile_fx(graph, inputs)
+
+    model.compile_repeated_blocks(fullgraph=True, backend=counting)
+    plain, alone = steps(model, told(1), told(2), told(3)), len(graphs)
+    with prompt_kv(model, PromptMemory(), park=CPU):
+        ours = steps(model, told(1), told(2), told(3))
+    return plain, ours, alone, len(graphs) - alone
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_blocks_that_are_compiled_one_by_one_share_two_graphs(backend):
+    plain, ours, alone, added = compiled(made(num_layers=5), backend)
+    assert equal(ours, plain)
+    assert (alone, added) == (1, 2)  # one that fills, one that reads
+
+
+@pytest.mark.parametrize("faced", [False, True])
+def test_once_all_is_known_no_values_are_looked_at(monkeypatch, faced):
+    model, branch = animate() if faced else made(**PICTURED), pictured(1)
+    more = FACED if faced else {}
+
+    def wait(*_):
+        raise AssertionError("a CUDA graph cannot wait for a comparison")
+
+    with prompt_kv(model, PromptMemory()):
+        filled = steps(model, branch, **more)
+        monkeypatch.setattr(Source, "is_equal", wait)
+        assert equal(steps(model, branch, **more), filled)
+
+
+@pytest.mark.gpu
+def test_a_step_is_replayed_as_a_cuda_graph():
+    model = made().cuda()
+    cond, uncond = (text(seed).cuda() for seed in (1, 2))
+    latents, timestep = torch.zeros(1, 4, 3, 4, 4).cuda(), torch.zeros(1).cuda()
+
+    def step():
+        velocities = [model(latents, timestep, t, return_dict=False)[0] for t in (cond, uncond)]
+        return velocities[1] + 4.0 * (velocities[0] - velocities[1])
+
+    def given(index):
+        latents.copy_(drawn(1, 4, 3, 4, 4, seed=index))
+        timestep.fill_(900.0 - 100.0 * index)
+
+    plain = []
+    for index in range(3):
+        given(index)
+        plain.append(step())
+    memory = PromptMemory()
+    with prompt_kv(model, memory):
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            step()  # fills
+            step()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            velocity = step()
+        held = memory.bytes
+        for index, expected in enumerate(plain):
+            given(index)
+            graph.replay()
+            assert torch.equal(velocity, expected)
+        assert memory.bytes == held

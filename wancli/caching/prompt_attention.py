@@ -1,0 +1,200 @@
+"""Wan cross-attention over keys and values that are projected once, and the weights that do it.
+
+B batch, L tokens of the video, M tokens of the prompt, H heads, D head size.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import ref
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import Tensor, nn
+
+from wancli.caching.remembered import KV, Kept, version
+from wancli.specs import TEXT_LENGTH
+
+Projections = tuple[nn.Module, ...]
+
+
+@dataclass(eq=False)
+class Seat:
+    """Where an attention finds the keys and values of the current forward.
+
+    No number of a block: `torch.compile` would make a graph for each.
+    """
+
+    kv: KV = field(default_factory=KV)
+
+
+class RememberedAttention:
+    """Attends as the stock processor does, with the same kernel."""
+
+    def __init__(self, stock: Any) -> None:
+        self._attention_backend = stock._attention_backend  # diffusers sets these two from outside
+        self._parallel_config = stock._parallel_config
+
+    def attend(self, query: Tensor, kv: KV, *, parallel: Any = None) -> Tensor:
+        """[B, L, H, D] attends to what is kept; [B, L, H*D]."""
+        mixed: Tensor = dispatch_attention_fn(
+            query,
+            kv.key,
+            kv.value,
+            attn_mask=kv.mask,
+            dropout_p=0.0,
+            is_causal=False,
+            backend=self._attention_backend,
+            parallel_config=parallel,
+        )
+        return mixed.flatten(2, 3).type_as(query)
+
+
+class PromptAttention(RememberedAttention):
+    """Cross-attention to the text, and to the image where the model has one."""
+
+    def __init__(self, stock: Any, align: int) -> None:
+        super().__init__(stock)
+        self.text, self.image, self._align = Seat(), Seat(), align
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: None = None,
+        rotary_emb: None = None,
+    ) -> Tensor:
+        """[B, L, H*D] attends to [B, image + text, H*D]; Wan masks nothing and rotates nothing."""
+        pictured = attn.add_k_proj is not None
+        images = encoder_hidden_states.shape[1] - TEXT_LENGTH if pictured else 0
+        if pictured and images <= 0:
+            raise ValueError("this transformer attends to an image, and there is none")
+        if self.text.kv.key is None:
+            key, value = _keys_values(text_projections(attn), encoder_hidden_states[:, images:])
+            key, value = _by_head(attn, attn.norm_k(key)), _by_head(attn, value)
+            self.text.kv.fill(key, value, align=self._align)
+        query = _by_head(attn, attn.norm_q(attn.to_q(hidden_states)))
+        mixed = self.attend(query, self.text.kv)
+        if pictured:
+            if self.image.kv.key is None:
+                tokens = encoder_hidden_states[:, :images]
+                key, value = _keys_values(image_projections(attn), tokens)
+                key, value = _by_head(attn, attn.norm_added_k(key)), _by_head(attn, value)
+                self.image.kv.fill(key, value, align=self._align)
+            mixed = mixed + self.attend(query, self.image.kv)
+        out: Tensor = attn.to_out[1](attn.to_out[0](mixed))
+        return out
+
+
+class FaceAttention(RememberedAttention):
+    """Wan-Animate's: each latent frame of the video attends to the same one of the face."""
+
+    def __init__(self, stock: Any) -> None:
+        super().__init__(stock)
+        self.face = Seat()
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: None = None,
+    ) -> Tensor:
+        """[B, L, H*D] attends to [B, T, N, H*D], N motion tokens of T latent frames."""
+        batch, frames, tokens, _ = encoder_hidden_states.shape
+        kv = self.face.kv
+        if kv.key is None:
+            motion = attn.pre_norm_kv(encoder_hidden_states).flatten(1, 2)
+            key, value = (
+                x.view(batch, frames, tokens, attn.heads, -1)
+                for x in _keys_values(text_projections(attn), motion)
+            )
+            kv.fill(attn.norm_k(key).flatten(0, 1), value.flatten(0, 1))
+        query = attn.norm_q(_by_head(attn, attn.to_q(attn.pre_norm_q(hidden_states))))
+        query = query.reshape(batch * frames, -1, *query.shape[2:])  # [B*T, L/T, H, D]
+        mixed = self.attend(query, kv, parallel=self._parallel_config)
+        out: Tensor = attn.to_out(mixed.reshape(batch, -1, mixed.shape[-1]))
+        return out
+
+
+def text_projections(attn: Any) -> Projections:
+    """What makes keys and values of the text, or of the face's motion."""
+    return (attn.to_kv,) if attn.fused_projections else (attn.to_k, attn.to_v)
+
+
+def image_projections(attn: Any) -> Projections:
+    """What makes keys and values of the image."""
+    return (attn.to_added_kv,) if attn.fused_projections else (attn.add_k_proj, attn.add_v_proj)
+
+
+class Parking:
+    """Weights that wait on another device while nobody needs them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._away: list[tuple[nn.Parameter, Tensor, torch.device]] = []
+
+    @property
+    def bytes(self) -> int:
+        """Freed, now."""
+        return sum(data.numel() * data.element_size() for _, data, _ in self._away)
+
+    def leave(self, modules: Sequence[nn.Module]) -> None:
+        """Take their weights off their device, unless they are."""
+        if not self._away:
+            for weight in (weight for module in modules for weight in module.parameters()):
+                self._away.append((weight, weight.data.to(self._device), weight.device))
+                weight.data = weight.data.new_empty(0)
+
+    def fetch(self) -> None:
+        """Bring them back."""
+        for weight, data, device in self._away:
+            weight.data = data.to(device)
+        self._away.clear()
+
+
+@dataclass(eq=False)
+class Readers:
+    """The attentions that read one kind of input, where each looks for it, what projects it."""
+
+    projections: Callable[[Any], Projections]
+    parking: Parking | None = None
+    attentions: list[Any] = field(default_factory=list)
+    seats: list[Seat] = field(default_factory=list)
+
+    def add(self, attn: Any, seat: Seat) -> None:
+        """One more."""
+        self.attentions.append(attn)
+        self.seats.append(seat)
+
+    def marks(self) -> list[object]:
+        """Other ones, once a projection is another, or was written to in autograd's sight."""
+        return [
+            (ref(module), module.weight.dtype, version(module.weight)) for module in self._modules()
+        ]
+
+    def read(self, kept: Kept) -> None:
+        """Let every attention find what is kept, or the weights that it needs to fill it."""
+        for seat, kv in zip(self.seats, kept.blocks, strict=True):
+            seat.kv = kv
+        if self.parking and kept.filled:
+            self.parking.leave(self._modules())
+        elif self.parking:
+            self.parking.fetch()
+
+    def _modules(self) -> list[Any]:
+        return [module for attn in self.attentions for module in self.projections(attn)]
+
+
+def _keys_values(projections: Projections, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    if len(projections) == 1:
+        key, value = projections[0](tokens).chunk(2, dim=-1)
+    else:
+        key, value = (projection(tokens) for projection in projections)
+    return key, value
+
+
+def _by_head(attn: Any, x: Tensor) -> Tensor:
+    """[B, M, H*D] to [B, M, H, D]."""
+    return x.view(*x.shape[:2], attn.heads, -1)
