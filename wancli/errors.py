@@ -10,7 +10,8 @@ WancliError                     exit 1
 │   └── InputError                        a file to read that is missing or not what it should be
 ├── CapacityError               exit 5    it does not fit in memory
 ├── RunError                    exit 1    the run itself went wrong (latents that are not finite)
-└── OutputError                 exit 6    the video could not be written, or not read back
+├── OutputError                 exit 6    the video could not be written, or not read back
+└── QualityError                exit 7    compare or bench: the threshold is not met
 
 Interrupted (BaseException)     exit 130 (SIGINT) or 143 (SIGTERM)
 """
@@ -77,6 +78,12 @@ class OutputError(WancliError):
     """The video could not be written, or not read back."""
 
     exit_code = 6
+
+
+class QualityError(WancliError):
+    """The threshold of compare or bench is not met."""
+
+    exit_code = 7
 
 
 class Interrupted(BaseException):

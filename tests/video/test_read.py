@@ -1,6 +1,7 @@
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from tests.video.test_write import QUICK, noise, smooth, write, writer_to
 from wancli.errors import InputError, OutputError, SetupError
 from wancli.video.ffmpeg import ffmpeg_exe, run_ffmpeg, why
-from wancli.video.read import VideoInfo, probe, read_comment, read_frames
+from wancli.video.read import VideoInfo, probe, read_comment, read_frames, stream_frames
 from wancli.video.write import Encoding, VideoWriter
 
 
@@ -51,6 +52,26 @@ def test_probe_gives_rates_as_ffmpeg_does(tmp_path: Path, fps: float, shown: flo
         writer.write(smooth(3))
         writer.finish({})
     assert probe(path).fps == shown
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
+def test_frames_can_be_read_a_few_at_a_time(video: Path, chunk: int) -> None:
+    chunks = list(stream_frames(video, info=probe(video), chunk=chunk))
+    assert [len(frames) for frames in chunks[:-1]] == [chunk] * (len(chunks) - 1)
+    assert np.array_equal(np.concatenate(chunks), read_frames(video))
+
+
+def test_who_stops_looking_waits_for_nothing(video: Path) -> None:
+    stream = stream_frames(video, info=probe(video), chunk=1)
+    assert next(stream).shape == (1, 48, 64, 3)
+    stream.close()
+    assert list(stream) == []
+
+
+def test_a_video_that_shrinks_while_it_is_read_is_told(video: Path) -> None:
+    info = replace(probe(video), frames=9)  # it has 8
+    with pytest.raises(InputError, match="ends early"):
+        list(stream_frames(video, info=info, chunk=2))
 
 
 def test_frames_are_numpy_and_can_be_written_to(video: Path) -> None:

@@ -5,13 +5,13 @@ import os
 import re
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from wancli.errors import InputError, missing
-from wancli.video.ffmpeg import run_ffmpeg, why
+from wancli.video.ffmpeg import ffmpeg_exe, run_ffmpeg, why
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +27,7 @@ _STREAM = re.compile(r"^\[info\]   Stream #.*?: Video: .*?, (\d+)x(\d+)[ ,].*?([
 
 # Chroma is half size on disk; without these the way back to RGB repeats samples (error 7, not 3).
 _SCALE = "scale=flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+_RGB = ("-vf", _SCALE, "-f", "rawvideo", "-pix_fmt", "rgb24")
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,40 @@ def read_frames(path: Path) -> "NDArray[np.uint8]":
     """All video frames, uint8 [T, H, W, 3]; BT.709 as tagged. Raises InputError."""
     import numpy as np
 
-    done = _decode(path, "-vf", _SCALE, "-f", "rawvideo", "-pix_fmt", "rgb24")
+    done = _decode(path, *_RGB)
     width, height, _ = _stream(path, done)
     # The copy can be written to, which torch.from_numpy insists on.
     return np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3).copy()
+
+
+def stream_frames(
+    path: Path, *, info: VideoInfo, chunk: int
+) -> Generator["NDArray[np.uint8]", None, None]:
+    """The video frames of a video that was probed, `chunk` at a time, uint8 [T, H, W, 3].
+
+    Raises InputError.
+    """
+    import numpy as np
+
+    left, size = info.frames, info.height * info.width * 3
+    command = [ffmpeg_exe(), "-hide_banner", "-nostdin", *_decoding(path, *_RGB)]
+    # No log: probe() decoded all of it before, and said what is wrong with it.
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # as in run_ffmpeg
+    ) as process:
+        assert process.stdout is not None  # noqa: S101 - it was asked for
+        try:
+            while left:
+                count = min(chunk, left)
+                if len(data := process.stdout.read(count * size)) < count * size:
+                    raise InputError(f"{path} ends early.", hint="is it being written? try again")
+                left -= count
+                yield np.frombuffer(data, np.uint8).reshape(-1, info.height, info.width, 3).copy()
+        finally:
+            process.kill()  # who stops looking needs no more
 
 
 def decoded_md5(path: Path) -> tuple[int, str]:
@@ -94,15 +125,18 @@ def holds_fragments(path: Path) -> bool:
 def _decode(path: Path, *output: str) -> subprocess.CompletedProcess[bytes]:
     """Decode every video frame into `output` on stdout; info log on stderr."""
     _refuse_cut(path)
-    done = run_ffmpeg(
-        *("-v", "level+info", "-fflags", "+discardcorrupt", "-i", f"file:{path.absolute()}"),
-        *("-map", "0:v:0", "-map_metadata", "-1", "-fps_mode", "passthrough"),
-        *(*output, "pipe:1"),
-    )
+    done = run_ffmpeg(*_decoding(path, *output))
     if done.returncode:
         reason = why(done.stderr, returncode=done.returncode)
         raise InputError(f"cannot read {path}: {reason}", hint="give a video that ffmpeg can play")
     return done
+
+
+def _decoding(path: Path, *output: str) -> list[str]:
+    """The arguments of ffmpeg."""
+    source = ["-v", "level+info", "-fflags", "+discardcorrupt", "-i", f"file:{path.absolute()}"]
+    taken = ["-map", "0:v:0", "-map_metadata", "-1", "-fps_mode", "passthrough"]
+    return [*source, *taken, *output, "pipe:1"]
 
 
 def _stream(path: Path, done: subprocess.CompletedProcess[bytes]) -> tuple[int, int, float]:
