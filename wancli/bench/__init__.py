@@ -1,0 +1,1 @@
+"""`wancli bench`: a baseline against variants of it, in time and in quality."""

@@ -1,0 +1,90 @@
+"""`wancli bench`: what a cache costs in quality and wins in time."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wancli.cli.benching import Benching, Goals
+from wancli.cli.generate import OUTPUT, Overwrite, PresetName, settings_layers
+from wancli.cli.options import Talk, takes_settings, takes_talk
+from wancli.cli.screen import Screen
+from wancli.cli.variants import read_asked
+from wancli.resolve import Layer
+from wancli.settings import Settings
+
+GOALS, TUNE = "Goals", "Tuning"
+Prompts = Annotated[
+    list[str], typer.Argument(help="Prompts; .txt files of one a line; or a .toml file of all.")
+]
+Variants = Annotated[
+    list[str] | None,
+    typer.Option("--variant", metavar='"NAME: FLAGS"', help="What to compare; repeatable."),
+]
+Seed = Annotated[str | None, typer.Option("--seed", "-s", help="7, 1,2,5 or 0-9. (default: 0)")]
+Folder = Annotated[
+    Path, typer.Option("--output", "-o", rich_help_panel=OUTPUT, help="Folder of the report.")
+]
+Least = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, rich_help_panel=GOALS,
+        help="Exit 7 where a video frame's SSIM is lower than this.",
+    ),
+]  # fmt: skip
+Most = Annotated[
+    float | None,
+    typer.Option(
+        min=0, rich_help_panel=GOALS,
+        help="Exit 7 where a variant's denoising takes more than this part of the baseline's.",
+    ),
+]  # fmt: skip
+Tune = Annotated[
+    bool,
+    typer.Option(
+        "--tune", rich_help_panel=TUNE, help="Find the threshold of each variant's step cache."
+    ),
+]
+Target = Annotated[
+    float,
+    typer.Option(
+        min=0, max=1, rich_help_panel=TUNE, help="Least SSIM of the worst video frame, for --tune."
+    ),
+]
+Save = Annotated[
+    str | None,
+    typer.Option(
+        "--save-preset", rich_help_panel=TUNE, help="Name to save what --tune found under."
+    ),
+]
+
+
+@takes_talk
+@takes_settings(Settings)
+def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
+    *,
+    given: Layer,
+    talk: Talk,
+    prompts: Prompts,
+    variant: Variants = None,
+    preset: PresetName = None,
+    seed: Seed = None,
+    output: Folder = Path("bench"),
+    overwrite: Overwrite = False,
+    fail_under_ssim: Least = None,
+    fail_over_ratio: Most = None,
+    tune: Tune = False,
+    target_ssim: Target = 0.95,
+    save_preset: Save = None,
+) -> None:
+    """Say what a cache costs in quality and wins in time.
+
+    Same prompts and seeds, one process, interleaved, raw frames.
+
+    wancli bench "a red circle moving right" --variant "fast: --use-cachedit"
+    """
+    asked = read_asked(prompts, seed, variant or [])
+    target = target_ssim if tune else None
+    goals = Goals(fail_under_ssim, fail_over_ratio, target, save_preset)
+    benching = Benching(asked, settings_layers(given, preset), goals, Screen(talk))
+    benching.run(output, overwrite=overwrite)

@@ -1,0 +1,262 @@
+"""From what was asked to a bench: variants checked, measured, shown, saved, judged."""
+
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wancli.bench.cases import Arm, Bench, Case, Run, Variant, floor_of, summarize
+from wancli.cli.screen import Screen
+from wancli.cli.tuning import save_tuned, tuned_for
+from wancli.cli.variants import Asked, flags_layers
+from wancli.errors import PlanError, QualityError, UsageError
+from wancli.plan import check_given, make_plan
+from wancli.records import parse_seeds
+from wancli.resolve import Layer, flag, resolve
+from wancli.settings import Settings
+from wancli.specs import check_files, find_spec
+
+if TYPE_CHECKING:
+    from wancli.bench.measure import Measurer
+    from wancli.bench.tune import Tuned
+
+BASELINE = "baseline"
+COLUMNS = (
+    "variant", "denoise", "speed-up", "total", "blocks", "SSIM", "worst", "PSNR", "temporal"
+)  # fmt: skip
+SHARED = ("model", "machine", "video", "output")  # by all variants: one loaded model, one size
+
+
+@dataclass(frozen=True)
+class Goals:
+    """What must hold at the end, and what is looked for."""
+
+    least_ssim: float | None = None  # of any video frame of a lossy variant
+    most_ratio: float | None = None  # of a variant's denoising time to the baseline's
+    tune_for: float | None = None  # least SSIM that --tune aims at
+    preset: str | None = None  # name to save what it found under
+
+
+class Benching:
+    """One bench on its way from a request to a report."""
+
+    def __init__(self, asked: Asked, layers: list[Layer], goals: Goals, screen: Screen) -> None:
+        self.goals, self.screen, self._layers = goals, screen, layers
+        self.base = resolve(layers, Settings).settings
+        self.spec = find_spec(self.base.model)
+        self.baseline = self._variant(BASELINE, "")
+        named = list(asked.variants)
+        if goals.tune_for is not None and not named:
+            named = [("cachedit", "--use-cachedit")]
+        if not named:
+            raise UsageError("no variant is given.", hint='--variant "fast: --use-cachedit"')
+        self.variants = [self._variant(*entry) for entry in named]
+        if goals.tune_for is not None:
+            _check_tunable(self.variants)
+        seeds = parse_seeds(asked.seeds or "0", None)
+        self.cases = [Case(prompt, seed) for prompt in asked.prompts for seed in seeds]
+
+    def run(self, folder: Path, *, overwrite: bool) -> Bench:
+        """Measure everything, write the report, and say what it comes to. Raises WancliError."""
+        check_files(self.spec)
+        _make_room(folder, overwrite=overwrite)
+        from wancli.bench.measure import Measurer
+        from wancli.bench.report import write_report
+
+        with self.screen.progress() as report:
+            measurer = Measurer(self.spec, self.baseline, folder, report)
+            variants, chosen = self.variants, None
+            if self.goals.tune_for is not None:
+                variants, chosen = self._tune(measurer, self.goals.tune_for)
+            bench = self._measure(measurer, [self.baseline, *variants], folder)
+        bench = replace(bench, chosen=chosen)
+        page = write_report(bench, folder)
+        self._show(bench, page)
+        self._judge(bench)
+        return bench
+
+    def _variant(self, name: str, flags: str) -> Variant:
+        own = flags_layers(name, flags) if flags else []
+        resolved = resolve([*self._layers, *own], Settings)
+        said = {
+            f"step_cache.{key}": "flag"
+            for layer in own
+            for key in layer.tables.get("step_cache", ())
+        }
+        check_given(replace(resolved, sources=said))  # the bench's own flags may be for others
+        settings = resolved.settings
+        for part in SHARED:
+            if getattr(settings, part) != getattr(self.base, part):
+                raise PlanError(
+                    f"variant '{name}' changes the {part}: all variants share it.",
+                    hint="give that flag to wancli bench itself",
+                )
+        if flags and settings == self.base:
+            raise PlanError(
+                f"variant '{name}' is the baseline.", hint='--variant "fast: --use-cachedit"'
+            )
+        exact = {"prompt_kv": self.base.prompt_kv}
+        lossy = settings.model_copy(update=exact) != self.base
+        return Variant(name, flags, settings, make_plan(settings, self.spec), lossy=lossy)
+
+    def _tune(self, measurer: "Measurer", target: float) -> tuple[list[Variant], str | None]:
+        """The variants at the thresholds that were found, and the name of the best of them."""
+        from wancli.bench.tune import tune
+
+        found: dict[str, Tuned] = {}
+        variants = []
+        for variant in self.variants:
+            tuned = tune(measurer, _thresholds(variant), self.cases, target=target)
+            found[variant.name] = tuned
+            if tuned.best:
+                variants.append(_thresholds(variant)(tuned.best.threshold))
+        self._show_tuned(found)
+        good = {name: tuned.best for name, tuned in found.items() if tuned.best}
+        if not good:
+            raise QualityError(
+                f"no threshold keeps every video frame at SSIM {target:g} or over.",
+                hint="a lower --target-ssim, more --steps, or --taylorseer",
+            )
+        best = min(good, key=lambda name: good[name].blocks)
+        settings = next(v for v in variants if v.name == best).settings
+        key = tuned_for(settings, measurer.machine)
+        path = save_tuned(self.spec, settings, key, name=self.goals.preset)
+        self.screen.say(f"saved: --cachedit-preset {path.stem}  ({path})")
+        return variants, best
+
+    def _measure(self, measurer: "Measurer", variants: Sequence[Variant], folder: Path) -> Bench:
+        """Every case in every variant; what is done is written after each."""
+        from wancli.pipeline.run import write_json
+
+        runs: list[Run] = []
+        for made in measurer.measure(variants, self.cases):
+            runs += made
+            bench = self._bench(measurer, variants, runs)
+            write_json(bench.as_json(), folder / "bench.json")
+        bench = replace(bench, floor=floor_of(measurer.floor(self.cases)))
+        write_json(bench.as_json(), folder / "bench.json")
+        return bench
+
+    def _bench(self, measurer: "Measurer", variants: Sequence[Variant], runs: list[Run]) -> Bench:
+        usual = [run for run in runs if run.arm == BASELINE]
+        arms = [
+            Arm(v.name, v.flags, v.lossy, summarize([r for r in runs if r.arm == v.name], usual))
+            for v in variants
+        ]
+        sampling, video = self.base.sampling, self.base.video
+        return Bench(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=shlex.join(["wancli", *sys.argv[1:]]),
+            model=self.spec.name,
+            machine=measurer.machine,
+            settings={**sampling.model_dump(), **video.model_dump()},
+            arms=tuple(arms),
+            runs=tuple(runs),
+            target_ssim=self.goals.tune_for or self.goals.least_ssim,
+        )
+
+    def _show_tuned(self, found: "dict[str, Tuned]") -> None:
+        for name, tuned in found.items():
+            for point in tuned.points:
+                mark = " <" if point == tuned.best else ""
+                self.screen.say(
+                    f"{name}: threshold {point.threshold:<9.4g} blocks {point.blocks:6.1%}  "
+                    f"worst SSIM {point.ssim:.4f}{mark}"
+                )
+
+    def _show(self, bench: Bench, page: Path) -> None:
+        if self.screen.talk.json:
+            self.screen.json({**bench.as_json(), "report": str(page)})
+            return
+        rows = [_row(arm) for arm in bench.arms]
+        self.screen.table(*COLUMNS, rows=rows, right=COLUMNS[1:])
+        if bench.floor:
+            self.screen.say(
+                f"another seed of the baseline: SSIM {bench.floor.ssim:.3f}, "
+                f"worst {bench.floor.ssim_worst:.3f}"
+            )
+        for arm in bench.arms[1:]:
+            if arm.lossy and not arm.summary.forwards_reused:
+                self.screen.warn(
+                    f"{arm.name}: nothing was reused.",
+                    hint="a higher --cachedit-residual-threshold",
+                )
+        self.screen.say(f"report: {page}")
+
+    def _judge(self, bench: Bench) -> None:
+        """Raise QualityError where a variant misses a goal, or an exact one is not exact."""
+        least, most = self.goals.least_ssim, self.goals.most_ratio
+        for arm in bench.arms[1:]:
+            worst, ratio = arm.summary.ssim_worst, 1 / arm.summary.denoise_speed_up.median
+            if not arm.lossy and not arm.summary.equal_latents:
+                raise QualityError(
+                    f"{arm.name} should be exact, and its latents differ.", hint="please report it"
+                )
+            if least is not None and worst is not None and worst < least:
+                raise QualityError(
+                    f"{arm.name}: the worst video frame has SSIM {worst:.4f}, under {least:g}.",
+                    hint="a lower --cachedit-residual-threshold",
+                )
+            if most is not None and ratio > most:
+                raise QualityError(
+                    f"{arm.name}: denoising takes {ratio:.2f} of the baseline's, over {most:g}.",
+                    hint="a higher --cachedit-residual-threshold",
+                )
+
+
+def _row(arm: Arm) -> tuple[str, ...]:
+    told = arm.summary
+    same = "equal" if told.equal_latents else ""
+    return (
+        arm.name,
+        f"{told.denoise_s:.2f} s",
+        f"{told.denoise_speed_up.median:.2f}x",
+        f"{told.total_s:.2f} s",
+        f"{told.blocks / (told.blocks_all or 1):.0%}",
+        "" if told.ssim is None else same or f"{told.ssim:.4f}",
+        "" if told.ssim_worst is None else same or f"{told.ssim_worst:.4f}",
+        "" if told.psnr_db is None else f"{told.psnr_db:.1f} dB",
+        "" if told.temporal_levels is None else f"{told.temporal_levels:.2f}",
+    )
+
+
+def _thresholds(variant: Variant) -> Callable[[float], Variant]:
+    """The variant at another threshold of its step cache."""
+
+    def at(threshold: float) -> Variant:
+        cache = variant.settings.step_cache
+        own = cache.step_cache == "cachedit"
+        name = "cachedit_residual_threshold" if own else "step_cache_threshold"
+        cache = cache.model_copy(update={name: threshold})
+        settings = variant.settings.model_copy(update={"step_cache": cache})
+        flags = f"{variant.flags} {flag(name)} {threshold:g}"
+        return replace(variant, settings=settings, flags=flags)
+
+    return at
+
+
+def _check_tunable(variants: Sequence[Variant]) -> None:
+    for variant in variants:
+        if variant.settings.step_cache.step_cache == "none":
+            raise PlanError(
+                f"variant '{variant.name}' has no threshold to tune.",
+                hint=f'--variant "{variant.name}: {variant.flags} --use-cachedit"',
+            )
+
+
+def _make_room(folder: Path, *, overwrite: bool) -> None:
+    """An empty folder. Only a bench's is replaced. Raises UsageError."""
+    if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not overwrite):
+        raise UsageError(f"{folder} exists.", hint="--overwrite, or another --output")
+    if folder.exists() and any(folder.iterdir()):
+        known = {"bench.json", "report.html", "videos"}
+        if foreign := sorted({path.name for path in folder.iterdir()} - known):
+            raise UsageError(
+                f"{folder} is not of a bench, and stays: {foreign[0]}.", hint="another --output"
+            )
+        shutil.rmtree(folder)
+    (folder / "videos").mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,41 @@
+"""What --tune found, saved as a preset that holds only where it was found."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wancli.presets import save_preset
+from wancli.resolve import TUNED_FOR
+from wancli.settings import Settings
+from wancli.specs import ModelSpec
+
+SAMPLING = ("steps", "flow_shift", "scheduler", "guidance_scale", "guidance_scale_2", "cfg_gate")
+VIDEO = ("num_frames", "width", "height")
+MACHINE = ("device", "dtype", "attention_backend")
+
+
+def tuned_for(settings: Settings, machine: Mapping[str, str]) -> dict[str, Any]:
+    """The settings under which a threshold was found, by dotted key."""
+    sampling, video = settings.sampling.model_dump(), settings.video.model_dump()
+    found: dict[str, Any] = {"model": settings.model}
+    found |= {f"sampling.{name}": sampling[name] for name in SAMPLING}
+    found |= {f"video.{name}": video[name] for name in VIDEO}
+    found |= {f"machine.{name}": machine[name] for name in MACHINE}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def save_tuned(
+    spec: ModelSpec, settings: Settings, key: Mapping[str, Any], *, name: str | None
+) -> Path:
+    """Save the step cache of `settings`; a name of ours says what it was tuned for."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:6]
+    ours = f"{re.sub(r'[^a-z0-9.]+', '-', spec.name.lower()).strip('-.')}-tuned-{digest}"
+    return save_preset(
+        name or ours,
+        {"step_cache": settings.step_cache.model_dump(exclude_none=True), TUNED_FOR: dict(key)},
+        description=f"Step cache for {spec.name}, found by wancli bench --tune.",
+        overwrite=name is None,
+    )

@@ -1,0 +1,121 @@
+"""What a bench compares, from text: prompts, and variants as flags."""
+
+import shlex
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.exceptions import TyperException
+
+from wancli.cli.generate import CachePreset
+from wancli.cli.options import takes_settings
+from wancli.errors import InputError, UsageError, missing
+from wancli.presets import find_preset, step_cache_layer
+from wancli.resolve import Layer
+
+_FORM = 'prompts = ["a red circle"], seeds = "0-2", and a table [variants] of names and flags'
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Prompts, seeds as text, and variants: names and flags as typed."""
+
+    prompts: list[str]
+    seeds: str | None
+    variants: list[tuple[str, str]]
+
+
+def read_asked(prompts: Sequence[str], seeds: str | None, variants: Sequence[str]) -> Asked:
+    """From the command line: a prompt, a file of one a line, or a TOML file with all of it.
+
+    Raises UsageError, InputError.
+    """
+    asked = Asked([], seeds, [_named(text) for text in variants])
+    for text in prompts:
+        if text.endswith(".toml"):
+            told = _read_toml(Path(text))
+            asked = Asked(
+                [*asked.prompts, *told.prompts],
+                asked.seeds or told.seeds,
+                [*told.variants, *asked.variants],
+            )
+        else:
+            asked.prompts.extend(_read_prompts(text))
+    if not asked.prompts:
+        raise UsageError("no prompt is given.", hint='wancli bench "a red circle" --variant …')
+    names = [name for name, _ in asked.variants]
+    for name in names:
+        if names.count(name) > 1 or name == "baseline":
+            raise UsageError(f"two variants are named '{name}'.", hint="another name")
+    return Asked(list(dict.fromkeys(asked.prompts)), asked.seeds, asked.variants)
+
+
+def flags_layers(name: str, flags: str) -> list[Layer]:
+    """The settings that the flags of a variant say. Raises UsageError."""
+    found: list[Layer] = []
+    command = typer.Typer(add_completion=False)
+
+    @command.command()
+    @takes_settings(_settings())
+    def _variant(*, given: Layer, cachedit_preset: CachePreset = None) -> None:
+        if cachedit_preset:
+            found.append(step_cache_layer(find_preset(cachedit_preset)))
+        found.append(given)
+
+    try:
+        command(shlex.split(flags), standalone_mode=False, prog_name="variant")
+    except TyperException as error:
+        raise UsageError(
+            f"variant '{name}': {error.format_message()}", hint="wancli generate --help"
+        ) from None
+    except ValueError as error:
+        raise UsageError(f"variant '{name}': {error}.", hint="quote it once") from None
+    if not found:
+        raise UsageError(f"variant '{name}': no settings.", hint="wancli generate --help")
+    return found
+
+
+def _settings() -> Any:
+    from wancli.settings import Settings
+
+    return Settings
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, colon, flags = text.partition(":")
+    if not colon or not name.strip() or name.strip().startswith("-"):
+        raise UsageError(
+            f"--variant {text!r} has no name.", hint='--variant "fast: --use-cachedit"'
+        )
+    return name.strip(), flags.strip()
+
+
+def _read_prompts(text: str) -> list[str]:
+    path = Path(text)
+    if path.suffix not in (".txt", ".prompts"):
+        return [text.strip()] if text.strip() else []
+    if not path.is_file():
+        raise missing("file of prompts", path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}.", hint="one prompt a line") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _read_toml(path: Path) -> Asked:
+    if not path.is_file():
+        raise missing("file", path)
+    try:
+        told = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}.", hint=_FORM) from None
+    prompts, seeds, variants = (told.pop(k, None) for k in ("prompts", "seeds", "variants"))
+    variants = {} if variants is None else variants
+    whole = isinstance(prompts, list) and isinstance(variants, dict) and not told
+    if not whole or not all(isinstance(text, str) for text in [*prompts, *variants.values()]):
+        raise InputError(f"{path} is no bench.", hint=_FORM)
+    return Asked(list(prompts), None if seeds is None else str(seeds), list(variants.items()))
