@@ -10,8 +10,9 @@ PACKAGE = Path(__file__).parents[1] / "wancli"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors"},
-    {"geometry", "schedule", "settings"},
-    {"presets", "specs"},
+    {"files", "geometry", "schedule", "settings"},
+    {"resolve"},
+    {"hardware", "presets", "specs", "step_caches"},
     {"plan", "records"},
     {"sampling"},
     {"caching"},

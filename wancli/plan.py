@@ -2,12 +2,17 @@
 
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from math import ceil
 from typing import Any
 
 from wancli.errors import PlanError
 from wancli.geometry import LatentShape, Span, latent_shape, lay_out
-from wancli.settings import Machine, Rollout, RolloutSettings, RopePolicy, Settings
+from wancli.resolve import Resolved, flag
+from wancli.settings import Machine, Rollout, RolloutSettings, RopePolicy, Sampling, Settings
 from wancli.specs import ModelSpec, find_lora
+from wancli.step_caches import check_step_cache, step_cache_bytes
+
+WITH_THRESHOLD = ("first-block", "magcache", "seacache")  # --step-cache-threshold is theirs
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,9 @@ class Plan:
     tokens: int
     guided: bool
     steps: int
+    gate: int | None  # step from which on the uncond branch is not computed
     forwards: int  # transformer calls in all
+    step_cache_bytes: int  # at most; 0 without one, or where the model's size is unknown
     duration_s: float
 
 
@@ -35,14 +42,18 @@ def make_plan(settings: Settings, spec: ModelSpec) -> Plan:
     )
     _check_experts(settings, spec)
     _check_machine(settings.machine)
+    check_step_cache(settings.step_cache, steps=sampling.steps, model=spec.name, layers=spec.layers)
     guided = sampling.guidance_scale > 1
+    gate = _gate(sampling, guided=guided)
     return Plan(
         model=spec.name,
         shape=shape,
         tokens=shape.tokens,
         guided=guided,
         steps=sampling.steps,
-        forwards=sampling.steps * (2 if guided else 1),
+        gate=gate,
+        forwards=sampling.steps + ((gate or sampling.steps) if guided else 0),
+        step_cache_bytes=_step_cache_bytes(settings, spec, shape.tokens, guided=guided),
         duration_s=video.num_frames / video.fps,
     )
 
@@ -85,6 +96,7 @@ def make_rollout_plan(
     _check_machine(settings.machine)
     _check_experts(settings, spec)
     _check_rollout(chosen)
+    _check_whole(settings)
     context, spans = lay_out(
         chosen.chunks,
         chunk_frames=chosen.chunk_frames,
@@ -168,12 +180,92 @@ def _check_rollout(chosen: Rollout) -> None:
         raise PlanError("--rope sink needs --sink-frames.", hint="--sink-frames 3")
 
 
+def _check_whole(settings: RolloutSettings) -> None:
+    """Raise PlanError for a lossy cache: rollouts compute every step whole."""
+    chosen, method = settings.rollout, settings.step_cache.step_cache
+    if method != "none":
+        few = f" of {len(timesteps(chosen.steps_list))} steps" * (chosen.sampler == "few-step")
+        raise PlanError(
+            f"--step-cache {method} does not go with rollouts: a chunk{few} has too little to "
+            "reuse, and later chunks would attend to what was left out.",
+            hint="drop it, or wancli generate",
+        )
+    if settings.sampling.cfg_gate is not None:
+        raise PlanError("--cfg-gate does not go with rollouts.", hint="drop it")
+    if settings.machine.attention_backend not in ("auto", "native"):
+        raise PlanError(
+            "--attention-backend does not reach the attention of rollouts.", hint="drop it"
+        )
+
+
 def _check_experts(settings: Settings, spec: ModelSpec) -> None:
     if settings.sampling.guidance_scale_2 is not None and spec.experts < 2:
         raise PlanError(
             f"--guidance-scale-2 needs a model with two experts; {spec.name} has one.",
             hint="drop --guidance-scale-2",
         )
+    if settings.machine.lora and spec.experts > 1:
+        raise PlanError(
+            f"--lora does not say which of {spec.name}'s two experts it is for.",
+            hint="drop --lora, or use a model of one expert",
+        )
+
+
+def check_given(resolved: Resolved[Settings]) -> None:
+    """Raise PlanError for a flag of the step cache that nothing would read."""
+    method = resolved.settings.step_cache.step_cache
+    for key, source in resolved.sources.items():
+        table, _, name = key.rpartition(".")
+        if table != "step_cache" or name == "step_cache" or source != "flag":
+            continue
+        wanted = ("cachedit",) if name != "step_cache_threshold" else WITH_THRESHOLD
+        if method not in wanted:
+            raise PlanError(
+                f"{flag(name)} does nothing without --step-cache {' or '.join(wanted)}.",
+                hint="--use-cachedit" if wanted == ("cachedit",) else f"--step-cache {wanted[0]}",
+            )
+
+
+def _step_cache_bytes(settings: Settings, spec: ModelSpec, tokens: int, *, guided: bool) -> int:
+    chosen = settings.step_cache
+    if chosen.step_cache != "cachedit":
+        return 0
+    return step_cache_bytes(
+        tokens=tokens,
+        dim=spec.dim,
+        branches=2 if guided else 1,
+        bytes_per_element=_element_bytes(settings.machine),
+        taylorseer_order=chosen.taylorseer_order if chosen.taylorseer else None,
+    )
+
+
+def _element_bytes(machine: Machine) -> int:
+    """`auto` is float32 on a CPU, and bfloat16 on what else there may be."""
+    wide = machine.dtype == "float32" or (machine.dtype == "auto" and machine.device == "cpu")
+    return 4 if wide else 2
+
+
+def _gate(sampling: Sampling, *, guided: bool) -> int | None:
+    """The first step of which the uncond branch is not computed."""
+    if sampling.cfg_gate is None:
+        return None
+    if not guided:
+        raise PlanError(
+            f"--cfg-gate needs guidance; --guidance-scale is {sampling.guidance_scale:g}.",
+            hint="drop --cfg-gate",
+        )
+    part = sampling.cfg_gate < 1
+    step = ceil(sampling.cfg_gate * sampling.steps) if part else sampling.cfg_gate
+    if step != int(step):
+        raise PlanError(
+            f"--cfg-gate {sampling.cfg_gate:g} is neither a step nor a fraction.", hint="12, or 0.6"
+        )
+    if step >= sampling.steps:
+        raise PlanError(
+            f"--cfg-gate {sampling.cfg_gate:g} is never reached in {sampling.steps} steps.",
+            hint=f"--cfg-gate {max(1, round(0.6 * sampling.steps))}, or 0.6",
+        )
+    return int(step)
 
 
 def _check_machine(machine: Machine) -> None:

@@ -45,7 +45,7 @@ class Request:
         """Equal for requests whose frames would be equal, but for the machine."""
         told = self.as_json()
         del told["sources"]
-        del told["output"]["metadata"]
+        del told["output"]["metadata"], told["prompt_kv"]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -69,6 +69,18 @@ Report = Callable[[Phase | Step], None]
 
 
 @dataclass(frozen=True)
+class Use:
+    """What one forward computed, and what it took over from the one before."""
+
+    step: int  # from 0
+    branch: str  # cond or uncond
+    blocks: int  # computed; 0 where the forward was not made at all
+    blocks_all: int  # of the transformer
+    reused: bool
+    residual: float | None = None  # relative change that decided; None where nothing was compared
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """What happened to one request."""
 
@@ -83,14 +95,16 @@ class RunRecord:
     memory: Mapping[str, float] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     drift: Mapping[str, Any] = field(default_factory=dict)  # of a rollout
+    cache: Mapping[str, Any] = field(default_factory=dict)  # what was reused, where anything may be
     error: Mapping[str, Any] | None = None
     schema: str = SCHEMA
 
     def as_json(self) -> dict[str, Any]:
         """For the sidecar and the `--json` line."""
         told = {"schema": self.schema, **asdict(self)}
-        if not self.drift:
-            del told["drift"]
+        for name in ("drift", "cache"):
+            if not told[name]:
+                del told[name]
         return told
 
     def embedded(self) -> str:

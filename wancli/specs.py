@@ -31,6 +31,8 @@ class ModelSpec:
     strides: Strides = field(default_factory=Strides)
     latent_channels: int = 16
     text_length: int = TEXT_LENGTH
+    layers: int = 0  # transformer blocks; 0 is unknown
+    dim: int = 0  # of a token inside the transformer; 0 is unknown
     experts: int = 1  # 2: one transformer for high noise, one for low
     causal: bool | None = None  # trained to go on from chunk to chunk; None is unknown
     folder: Path | None = None  # where its files are, when that is known before loading
@@ -47,18 +49,24 @@ SPECS = {
             text_length=64,
             causal=True,
             folder=DEMO_FOLDER,
+            layers=8,
+            dim=128,
         ),
         ModelSpec(
             "wan2.1-t2v-1.3b",
             "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
             "Wan 2.1 text-to-video, 1.3B parameters, 480p.",
             causal=False,
+            layers=30,
+            dim=1536,
         ),
         ModelSpec(
             "wan2.1-t2v-14b",
             "Wan-AI/Wan2.1-T2V-14B-Diffusers",
             "Wan 2.1 text-to-video, 14B parameters, 480p and 720p.",
             causal=False,
+            layers=40,
+            dim=5120,
         ),
         ModelSpec(
             "wan2.2-t2v-a14b",
@@ -66,6 +74,8 @@ SPECS = {
             "Wan 2.2 text-to-video, two experts of 14B parameters, 480p and 720p.",
             experts=2,
             causal=False,
+            layers=40,
+            dim=5120,
         ),
         ModelSpec(
             "wan2.2-ti2v-5b",
@@ -74,12 +84,16 @@ SPECS = {
             strides=Strides(temporal=4, spatial=16, patch=2),
             latent_channels=48,
             causal=False,
+            layers=30,
+            dim=3072,
         ),
         ModelSpec(
             "self-forcing",
             "gueraf/Self-Forcing-diffusers",
             "Self-Forcing (arXiv:2506.08009) on Wan 2.1 1.3B: 4 steps a chunk, for rollouts.",
             causal=True,
+            layers=30,
+            dim=1536,
         ),
         ModelSpec(
             "self-forcing-a14b",
@@ -87,6 +101,8 @@ SPECS = {
             "Self-Forcing on Wan 2.2 A14B, two experts: 8 steps a chunk, for rollouts.",
             experts=2,
             causal=True,
+            layers=40,
+            dim=5120,
         ),
     )
 }
@@ -172,6 +188,8 @@ def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec
         ),
         latent_channels=transformer.get("in_channels", 16),
         text_length=min(TEXT_LENGTH, int(tokenizer.get("model_max_length", TEXT_LENGTH))),
+        layers=transformer.get("num_layers", 0),
+        dim=transformer.get("num_attention_heads", 0) * transformer.get("attention_head_dim", 0),
         experts=2 if _has(index, "transformer_2") else 1,
         folder=folder,
     )

@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import Said, Wancli
 
 GENERATE = ("generate", "a red circle")
+CACHED = (*GENERATE, "--use-cachedit", "--cachedit-fn", 1)
 
 
 def complaint(said: Said) -> tuple[str, str]:
@@ -39,6 +40,25 @@ def complaint(said: Said) -> tuple[str, str]:
         ((*GENERATE, "--steps", 0), "--steps 0", "at least 1"),
         ((*GENERATE, "--crf", 99), "--crf 99", "at most 51"),
         ((*GENERATE, "--guidance-scale", "nan"), "--guidance-scale nan", "Guidance scale"),
+        ((*GENERATE, "--use-cachedit", "--cachedit-fn", 8), "leave none of 8 blocks", "--cachedit"),
+        ((*GENERATE, "--cachedit-residual-threshold", 1.5), "threshold 1.5", "at most 1"),
+        ((*GENERATE, "--cachedit-residual-threshold", 0), "threshold 0", "more than 0"),
+        ((*GENERATE, "--taylorseer"), "--taylorseer does nothing without", "--use-cachedit"),
+        ((*GENERATE, "--cachedit-fn", 1), "--cachedit-fn does nothing without", "--use-cachedit"),
+        ((*GENERATE, "--step-cache-threshold", 1), "does nothing without", "first-block"),
+        ((*GENERATE, "--step-cache", "magic"), "--step-cache 'magic'", "cachedit"),
+        ((*GENERATE, "--use-cachedit", "--step-cache", "seacache"), "given twice", "once"),
+        ((*GENERATE, "--size", "96x96", "--width", 80), "--width is given twice", "once"),
+        ((*CACHED, "--steps", 8), "in 8 steps", "--step-cache none"),
+        ((*CACHED, "--cachedit-max-warmup-steps", 20), "leaves none of 20", "--cachedit-max"),
+        ((*GENERATE, "--step-cache", "magcache"), "ratios; demo has none", "--use-cachedit"),
+        ((*GENERATE, "--cachedit-preset", "demo2"), "preset 'demo2' not found", "demo"),
+        ((*GENERATE, "--cachedit-preset", "wan2.1-t2v-14b"), "says nothing of", "preset list"),
+        ((*GENERATE, "--cfg-gate", 20), "never reached in 20 steps", "--cfg-gate 12"),
+        ((*GENERATE, "--cfg-gate", 0.5, "--guidance-scale", 1), "needs guidance", "drop"),
+        ((*GENERATE, "--kv-align", "wide"), "--kv-align 'wide'", "auto"),
+        (("rollout", "a", "--use-cachedit"), "does not go with rollouts", "drop it"),
+        (("rollout", "a", "--cfg-gate", 0.5), "does not go with rollouts", "drop it"),
         ((*GENERATE, "--device", "tpu"), "--device 'tpu'", "cuda"),
         ((*GENERATE, "--scheduler", "magic"), "--scheduler 'magic'", "unipc"),
         ((*GENERATE, "--guidance-scale-2", 3), "two experts", "drop --guidance-scale-2"),

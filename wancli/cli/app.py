@@ -26,6 +26,13 @@ COMMANDS = {
         "wancli.cli.files:show", "Print the record inside a video: the recipe that made it."
     ),
     "decode": Entry("wancli.cli.files:decode", "Turn saved latents into a video."),
+    "compare": Entry(
+        "wancli.cli.compare:compare", "Measure how far a video, or latents, are from another."
+    ),
+    "bench": Entry(
+        "wancli.cli.bench:bench",
+        "Say what a cache costs in quality and wins in time.",
+    ),
     "preset": Entry("wancli.cli.preset:app", "Named settings: list, show, check and save them."),
     "model": Entry("wancli.cli.model:app", "Model folders: make one from a checkpoint."),
 }

@@ -4,15 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wancli.cli.naming import check_sidecar, name_output, same_request
 from wancli.cli.screen import Screen
 from wancli.errors import UsageError, WancliError
-from wancli.plan import Plan, make_plan
+from wancli.plan import check_given, make_plan
 from wancli.records import Request
-from wancli.settings import Resolved, Settings
-from wancli.specs import ModelSpec, check_files, find_spec, revision
+from wancli.resolve import Resolved
+from wancli.settings import Settings
+from wancli.specs import check_files, find_spec, revision
+
+if TYPE_CHECKING:
+    from wancli.pipeline.run import Runner
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
     """Check everything, then make every video; returns the records of those made."""
     settings = asked.resolved.settings
     spec = find_spec(settings.model)
+    check_given(asked.resolved)
     plan = make_plan(settings, spec)
     check_files(spec)
     weights = revision(spec)
@@ -61,17 +66,20 @@ def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
         return []
     _refuse_twins(todo)
     todo = [t for t in todo if _wanted(t, files, screen)]
-    return _make(todo, spec, plan, asked.command, perf=files.perf, screen=screen) if todo else []
+    since = perf_counter()  # the libraries are part of what loading costs
+    if not todo:
+        return []
+    from wancli.pipeline.run import Runner
+
+    runner = Runner(spec, asked.resolved, plan, command=asked.command, since=since)
+    return _make(todo, runner, perf=files.perf, screen=screen)
 
 
 def _make(
-    todo: Sequence[_Todo], spec: ModelSpec, plan: Plan, command: str, *, perf: Path | None,
-    screen: Screen,
-) -> list[dict[str, Any]]:  # fmt: skip
-    since = perf_counter()  # the libraries are part of what loading costs
-    from wancli.pipeline.run import Job, Runner, failed_record, write_json
+    todo: Sequence[_Todo], runner: "Runner", *, perf: Path | None, screen: Screen
+) -> list[dict[str, Any]]:
+    from wancli.pipeline.run import Job, failed_record, write_json
 
-    runner = Runner(spec, todo[0].request.settings, plan, command=command, since=since)
     made: list[dict[str, Any]] = []
     for item in todo:
         try:
@@ -79,7 +87,7 @@ def _make(
                 record = runner.make(Job(item.request, item.output, item.latents), report)
         except WancliError as error:
             if screen.talk.json:
-                screen.json(failed_record(item.request, error, command=command).as_json())
+                screen.json(failed_record(item.request, error, command=runner.command).as_json())
             raise
         screen.done(record)
         made.append(record.as_json())

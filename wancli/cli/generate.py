@@ -13,15 +13,22 @@ from wancli.cli.execute import Asked, Files, execute
 from wancli.cli.options import Talk, takes_settings, takes_talk
 from wancli.cli.screen import Screen
 from wancli.errors import UsageError
-from wancli.presets import find_preset, layers, read_file
+from wancli.presets import find_preset, layers, read_file, step_cache_layer
 from wancli.records import parse_seeds
-from wancli.settings import Layer, Settings, resolve
+from wancli.resolve import Layer, resolve
+from wancli.settings import Settings
 from wancli.specs import SPECS
 
 OUTPUT = "Output"
 Prompt = Annotated[str | None, typer.Argument(help="What the video shows; - reads standard input.")]
 PromptFlag = Annotated[str | None, typer.Option("--prompt", "-p", help="The same, as a flag.")]
 PresetName = Annotated[str | None, typer.Option(help="Preset to start from: a name or a file.")]
+CachePreset = Annotated[
+    str | None,
+    typer.Option(
+        "--cachedit-preset", rich_help_panel="Step cache", help="Preset to take only this from."
+    ),
+]
 Seed = Annotated[
     str | None, typer.Option("--seed", "-s", help="7, 1,2,5, 0-9 or random. (default: random)")
 ]
@@ -61,6 +68,7 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
     prompt: Prompt = None,
     prompt_flag: PromptFlag = None,
     preset: PresetName = None,
+    cachedit_preset: CachePreset = None,
     seed: Seed = None,
     num_videos: Count = None,
     output: Output = None,
@@ -76,7 +84,7 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
     wancli generate "a red circle moving right on a black background" --seed 1
     """
     text = read_prompt(prompt, prompt_flag)
-    resolved = resolve(settings_layers(given, preset), Settings)
+    resolved = resolve(settings_layers(given, preset, cachedit_preset), Settings)
     files = Files(
         output=output,
         folder=folder(output_dir),
@@ -89,10 +97,14 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
     execute(Asked("generate", text, seeds, resolved, dry_run), files, Screen(talk))
 
 
-def settings_layers(given: Layer, preset: str | None) -> list[Layer]:
+def settings_layers(
+    given: Layer, preset: str | None, cache_preset: str | None = None
+) -> list[Layer]:
     """Every layer over the declared defaults: model default, user, preset, environment, flags."""
     named = preset or os.environ.get("WANCLI_PRESET") or None
     from_preset = layers(find_preset(named)) if named else []
+    if cache_preset:
+        from_preset.append(step_cache_layer(find_preset(cache_preset)))
     environment = {"model": os.environ["WANCLI_MODEL"]} if os.environ.get("WANCLI_MODEL") else {}
     chosen = [*user_layers(), *from_preset, Layer("WANCLI_MODEL", environment), given]
     model = next((la.tables["model"] for la in reversed(chosen) if "model" in la.tables), "demo")

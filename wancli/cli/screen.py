@@ -100,24 +100,30 @@ class Screen:
         if chunks := timings.get("chunks"):
             self._chunks(chunks)
         elif steps := timings.get("steps_ms"):
-            table = Table(box=None, pad_edge=False, header_style="bold")
-            for column in ("step", "sigma", "forwards", "ms", "share"):
-                table.add_column(column, justify="right")
-            rows = zip(timings["sigmas"], timings["forwards"], steps, strict=True)
-            for index, (sigma, forwards, ms) in enumerate(rows, 1):
-                share = f"{ms / (sum(steps) or 1):.1%}"
-                table.add_row(str(index), f"{sigma:.4f}", str(forwards), f"{ms:.0f}", share)
-            self.err.print(table)
+            self.err.print(_steps_table(steps, timings))
         spent = {name.removesuffix("_s"): s for name, s in timings.items() if name.endswith("_s")}
         self.say("  ".join(f"{name} {seconds:.2f} s" for name, seconds in spent.items()))
         if fps := timings.get("fps"):
             told = "  ".join(f"{name.replace('_', ' ')} {rate:.1f}" for name, rate in fps.items())
             kv = timings["kv_bytes"] / 2**20
             self.say(f"video frames per second: {told}  rolling K/V {kv:.1f} MiB")
+        if cache := record.cache:
+            self._reuse(cache)
         for note in record.drift.get("notes", []):
             self.say(f"drift: {note}")
         peaks = (f"{k.split('_')[0].upper()} {v:.2f} GiB" for k, v in record.memory.items())
         self.say(f"peak {'  '.join(peaks)}  seed {record.request['seed']}")
+
+    def _reuse(self, cache: Mapping[str, Any]) -> None:
+        reused, forwards = cache["reused"], cache["forwards"]
+        share = cache["blocks"] / (cache["blocks_all"] or 1)
+        method = cache["method"]
+        self.say(f"{method}: {reused} of {forwards} forwards reused, {share:.0%} of the blocks run")
+        if not reused:
+            self.warn(
+                f"{method}: nothing was reused.",
+                hint="a higher threshold, which wancli bench --tune finds, or fewer warmup steps",
+            )
 
     def _chunks(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Where each chunk's time went; of many chunks, the first and the last."""
@@ -169,6 +175,29 @@ class _Lines:
                 f"{1000 * each:.0f} ms/step eta {left // 60}:{left % 60:02}",
                 markup=False,
             )
+
+
+def _steps_table(steps: Sequence[float], timings: Mapping[str, Any]) -> Table:
+    """Where each step's time went, and of caches what each branch computed."""
+    uses: Sequence[Mapping[str, Any]] = timings.get("uses", ())
+    branches = list(dict.fromkeys(use["branch"] for use in uses))
+    known = {(use["step"], use["branch"]): _use(use) for use in uses}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("step", "sigma", *(branches or ["forwards"]), "ms", "share"):
+        table.add_column(column, justify="right")
+    rows = zip(timings["sigmas"], timings["forwards"], steps, strict=True)
+    for index, (sigma, forwards, ms) in enumerate(rows):
+        cells = [known.get((index, branch), "") for branch in branches] or [str(forwards)]
+        share = f"{ms / (sum(steps) or 1):.1%}"
+        table.add_row(str(index + 1), f"{sigma:.4f}", *cells, f"{ms:.0f}", share)
+    return table
+
+
+def _use(use: Mapping[str, Any]) -> str:
+    """`reused 1/30 .043`: of the blocks, how many ran, and the residual that decided."""
+    word = "computed" if not use["reused"] else "reused" if use["blocks"] else "skipped"
+    residual = "" if use["residual"] is None else f" {use['residual']:.3f}"
+    return f"{word} {use['blocks']}/{use['blocks_all']}{residual}"
 
 
 @contextmanager

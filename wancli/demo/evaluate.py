@@ -34,10 +34,11 @@ from wancli.models.load import Loaded, load_pipeline
 from wancli.pipeline.chunks import denoise_chunk, remembering_model
 from wancli.pipeline.generate import decode, denoise, encode_prompt
 from wancli.pipeline.rollout import Chunk, Past, Story, Told, rollout
-from wancli.plan import RolloutPlan, make_rollout_plan
+from wancli.plan import RolloutPlan, make_plan, make_rollout_plan
 from wancli.presets import find_preset, layers
+from wancli.resolve import Layer, resolve
 from wancli.sampling.noise import IndexedNoise
-from wancli.settings import Layer, RolloutSettings, Settings, resolve
+from wancli.settings import RolloutSettings, Settings
 from wancli.specs import DEMO_FOLDER, find_spec
 
 PROMPTS = 208  # every combination that is held out, once
@@ -57,10 +58,11 @@ def make_cases(count: int, seed: int) -> list[Case]:
 
 def generated(loaded: Loaded, settings: Settings, cases: Sequence[Case]) -> Iterator[Tensor]:
     """Uint8 [T, H, W, 3] of each case, by the product's own functions."""
+    plan = make_plan(settings, loaded.spec)
     for case in cases:
         prompt = encode_prompt(loaded, case.what.prompt, settings.sampling)
-        latents = denoise(loaded, prompt, settings, seed=case.seed, on_step=lambda _i, _s: None)
-        yield torch.from_numpy(decode(loaded.pipeline.vae, latents))
+        made = denoise(loaded, prompt, settings, plan, seed=case.seed, on_step=lambda _i, _s: None)
+        yield torch.from_numpy(decode(loaded.pipeline.vae, made.latents))
 
 
 def rolled_out(

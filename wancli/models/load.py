@@ -63,6 +63,8 @@ def load_pipeline(spec: ModelSpec, machine: Machine, parts: Collection[str] = PA
             scheduler = UniPCMultistepScheduler()
             nothing = {"tokenizer": None, "text_encoder": None, "scheduler": scheduler}
             pipeline = WanPipeline(**nothing, **ready)
+        if machine.attention_backend != "auto":
+            _set_attention_backend(pipeline, machine.attention_backend)
         merge_loras(pipeline, [find_lora(text) for text in machine.lora])
         pipeline = pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
@@ -74,6 +76,16 @@ def load_vae(spec: ModelSpec, machine: Machine) -> tuple[AutoencoderKLWan, torch
     spec, device = _on_disk(spec, ("vae",)), pick_device(machine.device)
     with _quiet(), _explained(spec):
         return _part(AutoencoderKLWan, spec, "vae", torch.float32).to(device), device
+
+
+def found_machine(machine: Machine) -> Machine:
+    """The same, with what is `auto` as it will be here. Raises SetupError."""
+    device, backend = pick_device(machine.device), machine.attention_backend
+    if backend == "auto":
+        backend = os.environ.get("DIFFUSERS_ATTN_BACKEND", "native")
+    dtype = str(pick_dtype(machine.dtype, device)).removeprefix("torch.")
+    found = {"device": device.type, "dtype": dtype, "attention_backend": backend}
+    return machine.model_copy(update=found)
 
 
 def pick_device(name: str) -> torch.device:
@@ -106,6 +118,16 @@ def _on_disk(spec: ModelSpec, parts: Collection[str]) -> ModelSpec:
         spec = spec_of_folder(folder, name=spec.name, repo=spec.repo)
     check_files(spec, parts)
     return spec
+
+
+def _set_attention_backend(pipeline: WanPipeline, name: str) -> None:
+    try:
+        for transformer in filter(None, (pipeline.transformer, pipeline.transformer_2)):
+            transformer.set_attention_backend(name)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise SetupError(
+            f"--attention-backend {name}: {_first_line(error)}", hint="--attention-backend native"
+        ) from None
 
 
 def _part(kind: Any, spec: ModelSpec, name: str, dtype: torch.dtype) -> Any:

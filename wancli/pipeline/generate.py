@@ -1,7 +1,7 @@
 """Text-to-video through diffusers' own pipeline: encode, denoise, decode."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,18 +15,34 @@ from diffusers import (
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wancli.caching.prompt_kv import PromptMemory
 from wancli.errors import RunError
 from wancli.models.decode import denormalize, to_pixels
 from wancli.models.load import Loaded
+from wancli.pipeline.caches import caches
+from wancli.plan import Plan
+from wancli.records import Use
 from wancli.settings import Sampling, Settings
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text embeddings, each [1, text, D]; `negative` is None without guidance."""
+    """Text embeddings, each [1, text, D], and what they come to inside the transformers.
+
+    `negative` is None without guidance.
+    """
 
     positive: Tensor
     negative: Tensor | None
+    memory: PromptMemory = field(default_factory=PromptMemory)
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """Latents [1, C, F, H, W] in float32, normalised, and what every forward computed of them."""
+
+    latents: Tensor
+    uses: list[Use]
 
 
 def encode_prompt(loaded: Loaded, prompt: str, sampling: Sampling) -> Prompt:
@@ -45,11 +61,12 @@ def denoise(
     loaded: Loaded,
     prompt: Prompt,
     settings: Settings,
+    plan: Plan,
     *,
     seed: int,
     on_step: Callable[[int, float], None],
-) -> Tensor:
-    """Latents [1, C, F, H, W] in float32, normalised; `on_step(index, sigma)` after each step.
+) -> Denoised:
+    """Denoise with the caches of the settings; `on_step(index, sigma)` after each step.
 
     Noise is drawn on the CPU, so that a seed means the same on every device.
     Raises RunError when the latents are not finite.
@@ -57,6 +74,8 @@ def denoise(
     sampling, video = settings.sampling, settings.video
     pipeline = loaded.pipeline
     pipeline.scheduler = make_scheduler(pipeline.scheduler.config, sampling)
+    pipeline.scheduler.set_timesteps(sampling.steps)
+    timesteps = pipeline.scheduler.timesteps.tolist()
 
     def after_step(
         _pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]
@@ -64,26 +83,27 @@ def denoise(
         on_step(index, float(pipeline.scheduler.sigmas[index]))
         return tensors
 
-    latents: Tensor = pipeline(
-        prompt_embeds=prompt.positive,
-        negative_prompt_embeds=prompt.negative,
-        num_inference_steps=sampling.steps,
-        guidance_scale=sampling.guidance_scale,
-        guidance_scale_2=sampling.guidance_scale_2,
-        num_frames=video.num_frames,
-        width=video.width,
-        height=video.height,
-        generator=torch.Generator().manual_seed(seed),
-        max_sequence_length=loaded.spec.text_length,
-        output_type="latent",
-        callback_on_step_end=after_step,
-    ).frames
+    with caches(loaded, prompt.memory, settings, plan, timesteps) as cached:
+        latents: Tensor = pipeline(
+            prompt_embeds=prompt.positive,
+            negative_prompt_embeds=prompt.negative,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance_scale,
+            guidance_scale_2=sampling.guidance_scale_2,
+            num_frames=video.num_frames,
+            width=video.width,
+            height=video.height,
+            generator=torch.Generator().manual_seed(seed),
+            max_sequence_length=loaded.spec.text_length,
+            output_type="latent",
+            callback_on_step_end=after_step,
+        ).frames
     if not torch.isfinite(latents).all():
         raise RunError(
             "the latents are not finite: the denoising went wrong.",
             hint="--dtype float32, or a lower --guidance-scale",
         )
-    return latents
+    return Denoised(latents, cached.uses())
 
 
 def make_scheduler(config: Any, sampling: Sampling) -> Any:

@@ -2,12 +2,10 @@
 
 import json
 import platform
-import resource
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +17,15 @@ import torch
 from torch import Tensor
 
 from wancli.errors import CapacityError, OutputError, WancliError
-from wancli.models.load import Loaded, load_pipeline, load_vae
+from wancli.files import write_whole
+from wancli.models.load import Loaded, found_machine, load_pipeline, load_vae
 from wancli.pipeline.clock import Clock
 from wancli.pipeline.generate import Prompt, decode, denoise, encode_prompt
+from wancli.pipeline.memory import peak_memory
 from wancli.plan import Plan
-from wancli.records import Phase, Report, Request, RunRecord, Step, error_json, settings_of
-from wancli.settings import Layer, Settings, resolve
+from wancli.records import Phase, Report, Request, RunRecord, Step, Use, error_json, settings_of
+from wancli.resolve import Layer, Resolved, check_tuned, resolve
+from wancli.settings import Settings
 from wancli.specs import ModelSpec, find_spec
 from wancli.video.latents import read_latents, save_latents
 from wancli.video.write import Encoding, VideoWriter, WrittenVideo
@@ -43,11 +44,17 @@ class Runner:
     """A loaded model and the prompts it has embedded; `make` gives a video and its record."""
 
     def __init__(
-        self, spec: ModelSpec, settings: Settings, plan: Plan, *, command: str, since: float
-    ) -> None:
-        """`since` is when loading began, by perf_counter: before the libraries were imported."""
+        self, spec: ModelSpec, resolved: Resolved[Settings], plan: Plan, *, command: str,
+        since: float,
+    ) -> None:  # fmt: skip
+        """`since` is when loading began, by perf_counter: before the libraries were imported.
+
+        Raises SettingsError for a step cache that was tuned on another kind of machine.
+        """
         self._since = since
-        self.spec, self.settings, self.plan, self.command = spec, settings, plan, command
+        self.spec, self.settings, self.plan, self.command = spec, resolved.settings, plan, command
+        here = {"machine": found_machine(self.settings.machine)}
+        check_tuned(resolved.tuned_for, self.settings.model_copy(update=here))
         self._loaded: Loaded | None = None
         self._prompts: dict[str, Prompt] = {}
 
@@ -73,7 +80,9 @@ class Runner:
             prompt = self._embed(job.request.prompt)
             clock.mark("encode")
             report(Phase("denoise"))
-            latents = denoise(loaded, prompt, self.settings, seed=job.request.seed, on_step=on_step)
+            seed = job.request.seed
+            denoised = denoise(loaded, prompt, self.settings, self.plan, seed=seed, on_step=on_step)
+            latents = denoised.latents
             clock.mark("denoise")
             if job.latents:
                 save_latents(latents, job.latents, record.as_json())
@@ -87,11 +96,17 @@ class Runner:
             "decode_s": clock.seconds("decode"),
             "steps_ms": clock.ms("step"),
             "sigmas": sigmas,
-            "forwards": [2 if self.plan.guided else 1] * len(sigmas),
+            "forwards": [
+                sum(u.step == i and u.blocks > 0 for u in denoised.uses) for i in range(len(sigmas))
+            ],
         }
+        cache = _cache(self.settings, self.plan, denoised.uses)
+        if cache:
+            timings["uses"] = [asdict(use) for use in denoised.uses]
         record = replace(
-            record, status="ok", timings=timings, memory=peak_memory(loaded.device), env=versions()
-        )
+            record, status="ok", timings=timings, memory=peak_memory(loaded.device), env=versions(),
+            cache=cache,
+        )  # fmt: skip
         report(Phase("write"))
         saving = perf_counter()
         written = write_video(frames, job.output, record, self.settings, latents)
@@ -117,6 +132,23 @@ class Runner:
         if prompt not in self._prompts:
             self._prompts[prompt] = encode_prompt(self._ready(), prompt, self.settings.sampling)
         return self._prompts[prompt]
+
+
+def _cache(settings: Settings, plan: Plan, uses: Sequence[Use]) -> dict[str, Any]:
+    """What the lossy caches saved; nothing where there is none."""
+    method = settings.step_cache.step_cache
+    methods: list[str] = [method] if method != "none" else []
+    if plan.gate is not None:
+        methods.append(f"cfg-gate {plan.gate}")
+    if not methods:
+        return {}
+    return {
+        "method": " and ".join(methods),
+        "forwards": len(uses),
+        "reused": sum(use.reused for use in uses),
+        "blocks": sum(use.blocks for use in uses),
+        "blocks_all": sum(use.blocks_all for use in uses),
+    }
 
 
 def decode_file(latents_file: Path, output: Path, report: Report) -> RunRecord:
@@ -195,17 +227,9 @@ def keep_latents(latents: Tensor, path: Path, record: RunRecord) -> Path | None:
 
 def write_json(value: Mapping[str, Any], path: Path) -> None:
     """Write JSON whole or not at all. Raises OutputError."""
-    part = path.with_name(f".{path.name[:200]}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(
-            f"cannot write {path}: {error.strerror}.",
-            hint="free some space; videos hold their record themselves: wancli show FILE",
-        ) from None
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    hint = "free some space; videos hold their record themselves: wancli show FILE"
+    write_whole(path, text.encode(), hint=hint)
 
 
 def output_json(written: WrittenVideo) -> dict[str, Any]:
@@ -233,15 +257,6 @@ def fits_in_memory(model: str) -> Iterator[None]:
             f"{model} does not fit in the memory of this machine.",
             hint="a smaller --size, or fewer --num-frames (rollout: a smaller --rolling-window)",
         ) from None
-
-
-def peak_memory(device: torch.device) -> dict[str, float]:
-    """Peaks so far, in GiB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peaks = {"ram_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
-    if device.type == "cuda":
-        peaks["vram_peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
-    return {name: round(value, 3) for name, value in peaks.items()}
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,103 @@
+"""The caches of one generation, entered together and left together."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from wancli.caching.guidance import Gate, cfg_gate
+from wancli.caching.prompt_kv import PromptMemory, prompt_kv
+from wancli.caching.session import Session
+from wancli.caching.steps import step_cache
+from wancli.hardware import tokens_to_align
+from wancli.models.load import Loaded
+from wancli.plan import Plan
+from wancli.records import Use
+from wancli.settings import Settings
+from wancli.step_caches import MAG_RATIOS
+
+
+@dataclass(frozen=True)
+class Caches:
+    """What was computed and what was reused in one generation."""
+
+    sessions: Sequence[Session]
+    gate: Gate | None
+    split: Sequence[tuple[Any, int]]  # transformers in the order of their steps, and how many
+    guided: bool
+
+    def uses(self) -> list[Use]:
+        """One for each branch of each step, in order; of a forward that was not made as well."""
+        seen = {(use.step, use.branch): use for s in self.sessions for use in s.uses()}
+        skipped = self.gate.skipped if self.gate else ()
+        told, step = [], 0
+        for transformer, steps in self.split:
+            blocks = len(transformer.blocks)
+            for index in range(step, step + steps):
+                for branch in ("cond", "uncond") if self.guided else ("cond",):
+                    whole = Use(index, branch, blocks, blocks, reused=False)
+                    use = seen.get((index, branch), whole)
+                    if branch == "uncond" and index in skipped:
+                        use = Use(index, branch, 0, blocks, reused=True)
+                    told.append(use)
+            step += steps
+        return told
+
+
+@contextmanager
+def caches(
+    loaded: Loaded, memory: PromptMemory, settings: Settings, plan: Plan, timesteps: Sequence[float]
+) -> Iterator[Caches]:
+    """Let the pipeline's transformers use what the settings allow; left, they are as they were.
+
+    `timesteps` are those of the steps, which of two experts are told apart by them.
+    """
+    chosen, pipeline = settings.prompt_kv, loaded.pipeline
+    split = _split(pipeline, timesteps)
+    with ExitStack() as stack:
+        if chosen.prompt_kv:
+            for transformer, _ in split:
+                stack.enter_context(
+                    prompt_kv(
+                        transformer,
+                        memory,
+                        align=tokens_to_align(chosen.kv_align, _hardware(loaded.device)),
+                        uniform_timesteps=bool(pipeline.config.expand_timesteps),
+                        park=torch.device("cpu") if chosen.free_kv_weights else None,
+                    )
+                )
+        sessions, first = [], 0
+        for transformer, steps in split:
+            session = step_cache(
+                transformer,
+                settings.step_cache,
+                steps=steps,
+                guided=plan.guided,
+                first_step=first,
+                mag_ratios=MAG_RATIOS.get(loaded.spec.name, ()),
+            )
+            sessions.append(stack.enter_context(session))
+            first += steps
+        gate = None
+        if plan.gate is not None:
+            gate = stack.enter_context(cfg_gate(pipeline, plan.gate, sessions))
+        yield Caches(sessions, gate, split, plan.guided)
+
+
+def _hardware(device: torch.device) -> str:
+    """Its name in the table of tiles: `cpu`, or `cuda` and the major compute capability."""
+    if device.type != "cuda":
+        return device.type
+    return f"cuda {torch.cuda.get_device_capability(device)[0]}"
+
+
+def _split(pipeline: Any, timesteps: Sequence[float]) -> list[tuple[Any, int]]:
+    """The transformers that will denoise, and how many steps each."""
+    if pipeline.transformer_2 is None or pipeline.config.boundary_ratio is None:
+        return [(pipeline.transformer, len(timesteps))]
+    least = pipeline.config.boundary_ratio * pipeline.scheduler.config.num_train_timesteps
+    high = sum(timestep >= least for timestep in timesteps)
+    experts = (pipeline.transformer, high), (pipeline.transformer_2, len(timesteps) - high)
+    return [(transformer, steps) for transformer, steps in experts if steps]
