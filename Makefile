@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or newer; the rest is set up in .venv, from the versions in constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format types demo-model bench-generate bench-rollout bench-memory ci clean
+.PHONY: help setup demo test test-all lint format types demo-model bench-generate bench-rollout bench-memory bench-cache ci clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -72,9 +72,12 @@ bench-rollout: $(READY) ## Time the rolling cache against a concatenating one an
 bench-memory: $(READY) ## Show that a long rollout does not grow
 	@$(BIN)/python -m bench.memory
 
+bench-cache: $(READY) ## Say what each cache costs and wins on the demo model
+	@$(BIN)/wancli bench bench/cache.toml --output bench-cache --overwrite
+
 ci: ## What a change must pass, in a fresh environment
 	@bash .ci/run
 
 clean: ## Remove what these targets made: .venv, caches, demo.mp4 (trained checkpoints stay)
-	rm -rf $(VENV) build dist demo.mp4 demo.json .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist bench-cache demo.mp4 demo.json .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find wancli tests bench -name __pycache__ -prune -exec rm -rf {} +
