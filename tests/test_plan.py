@@ -16,7 +16,7 @@ def settings(**tables: dict[str, object]) -> Settings:
 
 
 def gated(gate: float, **sampling: object) -> Settings:
-    return settings(sampling={**DEMO["sampling"], "cfg_gate": gate, **sampling})
+    return settings(sampling={**DEMO["sampling"], **sampling}, step_cache={"cfg_gate": gate})
 
 
 @pytest.mark.parametrize(("gate", "step"), [(12, 12), (0.6, 12), (0.01, 1), (0.51, 11)])

@@ -8,7 +8,7 @@ from typing import Any
 from wancli.errors import PlanError
 from wancli.geometry import LatentShape, Span, latent_shape, lay_out
 from wancli.resolve import Resolved, flag
-from wancli.settings import Machine, Rollout, RolloutSettings, RopePolicy, Sampling, Settings
+from wancli.settings import Machine, Rollout, RolloutSettings, RopePolicy, Settings
 from wancli.specs import ModelSpec, find_lora
 from wancli.step_caches import check_step_cache, step_cache_bytes
 
@@ -44,7 +44,7 @@ def make_plan(settings: Settings, spec: ModelSpec) -> Plan:
     _check_machine(settings.machine)
     check_step_cache(settings.step_cache, steps=sampling.steps, model=spec.name, layers=spec.layers)
     guided = sampling.guidance_scale > 1
-    gate = _gate(sampling, guided=guided)
+    gate = _gate(settings, guided=guided)
     return Plan(
         model=spec.name,
         shape=shape,
@@ -190,7 +190,7 @@ def _check_whole(settings: RolloutSettings) -> None:
             "reuse, and later chunks would attend to what was left out.",
             hint="drop it, or wancli generate",
         )
-    if settings.sampling.cfg_gate is not None:
+    if settings.step_cache.cfg_gate is not None:
         raise PlanError("--cfg-gate does not go with rollouts.", hint="drop it")
     if settings.machine.attention_backend not in ("auto", "native"):
         raise PlanError(
@@ -216,7 +216,7 @@ def check_given(resolved: Resolved[Settings]) -> None:
     method = resolved.settings.step_cache.step_cache
     for key, source in resolved.sources.items():
         table, _, name = key.rpartition(".")
-        if table != "step_cache" or name == "step_cache" or source != "flag":
+        if table != "step_cache" or name in ("step_cache", "cfg_gate") or source != "flag":
             continue
         wanted = ("cachedit",) if name != "step_cache_threshold" else WITH_THRESHOLD
         if method not in wanted:
@@ -245,24 +245,23 @@ def _element_bytes(machine: Machine) -> int:
     return 4 if wide else 2
 
 
-def _gate(sampling: Sampling, *, guided: bool) -> int | None:
+def _gate(settings: Settings, *, guided: bool) -> int | None:
     """The first step of which the uncond branch is not computed."""
-    if sampling.cfg_gate is None:
+    gate, sampling = settings.step_cache.cfg_gate, settings.sampling
+    if gate is None:
         return None
     if not guided:
         raise PlanError(
             f"--cfg-gate needs guidance; --guidance-scale is {sampling.guidance_scale:g}.",
             hint="drop --cfg-gate",
         )
-    part = sampling.cfg_gate < 1
-    step = ceil(sampling.cfg_gate * sampling.steps) if part else sampling.cfg_gate
+    part = gate < 1
+    step = ceil(gate * sampling.steps) if part else gate
     if step != int(step):
-        raise PlanError(
-            f"--cfg-gate {sampling.cfg_gate:g} is neither a step nor a fraction.", hint="12, or 0.6"
-        )
+        raise PlanError(f"--cfg-gate {gate:g} is neither a step nor a fraction.", hint="12, or 0.6")
     if step >= sampling.steps:
         raise PlanError(
-            f"--cfg-gate {sampling.cfg_gate:g} is never reached in {sampling.steps} steps.",
+            f"--cfg-gate {gate:g} is never reached in {sampling.steps} steps.",
             hint=f"--cfg-gate {max(1, round(0.6 * sampling.steps))}, or 0.6",
         )
     return int(step)

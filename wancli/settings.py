@@ -36,12 +36,6 @@ class Sampling(Group):
         "unipc", description="Solver: unipc, dpm++ or euler."
     )
     negative_prompt: str = Field("", description="What the video must not show.")
-    cfg_gate: float | None = Field(
-        None,
-        gt=0,
-        le=1000,
-        description="Step, or fraction of the steps, after which cond - uncond is reused (lossy).",
-    )
 
 
 class Video(Group):
@@ -109,6 +103,12 @@ class StepCache(Group):
     taylorseer_order: int = Field(1, ge=1, le=4, description="Order of the extrapolation.")
     step_cache_threshold: float | None = Field(
         None, gt=0, le=10, description="Threshold of first-block, magcache and seacache."
+    )
+    cfg_gate: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="Step, or fraction of the steps, after which cond - uncond is reused (lossy).",
     )
 
 

@@ -54,7 +54,6 @@ def run(*arguments, folder, **variables):
         ["repro", "--help"],
         ["show", "--help"],
         ["bench", "--help"],
-        ["bench", "a red circle", "--variant", "fast: --use-cachedit --cachedit-fn 8"],
         ["compare", "--help"],
         ["generate", "a red circle", "--use-cachedit", "--dry-run"],
         ["decode", "--help"],
@@ -95,6 +94,8 @@ def test_what_only_tells_is_instant(arguments, tmp_path):
         (["rollout", "--resume", "-o", "nosuch.mp4"], 4),
         (["model", "convert", "nosuch.pt", "out"], 4),
         (["repro", "nosuch.mp4"], 4),
+        (["bench", "x", "--variant", "fast: --use-cachedit --cachedit-fn 8"], 2),
+        (["compare", "nosuch.mp4", "nosuch.mp4"], 4),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )

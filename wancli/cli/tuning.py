@@ -12,7 +12,7 @@ from wancli.resolve import TUNED_FOR
 from wancli.settings import Settings
 from wancli.specs import ModelSpec
 
-SAMPLING = ("steps", "flow_shift", "scheduler", "guidance_scale", "guidance_scale_2", "cfg_gate")
+SAMPLING = ("steps", "flow_shift", "scheduler", "guidance_scale", "guidance_scale_2")
 VIDEO = ("num_frames", "width", "height")
 MACHINE = ("device", "dtype", "attention_backend")
 
