@@ -82,11 +82,10 @@ class Benching:
     def _variant(self, name: str, flags: str) -> Variant:
         own = flags_layers(name, flags) if flags else []
         resolved = resolve([*self._layers, *own], Settings)
-        said = {
-            f"step_cache.{key}": "flag"
-            for layer in own
-            for key in layer.tables.get("step_cache", ())
-        }
+        flags_of_it = [
+            layer.tables.get("step_cache", {}) for layer in own if layer.source == "flag"
+        ]
+        said = {f"step_cache.{key}": "flag" for table in flags_of_it for key in table}
         check_given(replace(resolved, sources=said))  # the bench's own flags may be for others
         settings = resolved.settings
         for part in SHARED:

@@ -17,6 +17,7 @@ from wancli.errors import Interrupted, WancliError
 from wancli.records import SCHEMA, Phase, Report, Request, RunRecord, Step
 
 LINE_EVERY_S = 10  # where stderr is no terminal
+WIDE = 200  # columns of a table that goes to a file
 SHOWN = 10  # chunks at either end of a table
 
 
@@ -65,7 +66,8 @@ class Screen:
             )
         for row in rows:
             table.add_row(*map(_plain, row))
-        Console(no_color=self.err.no_color, highlight=False).print(table)
+        wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE
+        Console(no_color=self.err.no_color, highlight=False, width=wide).print(table)
 
     def done(self, record: RunRecord) -> None:
         """A video: its path or its record on stdout, where the time went on stderr."""
