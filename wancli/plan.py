@@ -183,11 +183,16 @@ def _check_rollout(chosen: Rollout) -> None:
 def _check_whole(settings: RolloutSettings) -> None:
     """Raise PlanError for a lossy cache: rollouts compute every step whole."""
     chosen, method = settings.rollout, settings.step_cache.step_cache
-    if method != "none":
-        few = f" of {len(timesteps(chosen.steps_list))} steps" * (chosen.sampler == "few-step")
+    if method != "none" and chosen.sampler == "few-step":
+        count = len(timesteps(chosen.steps_list))
         raise PlanError(
-            f"--step-cache {method} does not go with rollouts: a chunk{few} has too little to "
-            "reuse, and later chunks would attend to what was left out.",
+            f"--step-cache {method} does not go with few-step rollouts: {count} steps a chunk have "
+            "nothing to reuse.",
+            hint="drop it",
+        )
+    if method != "none":
+        raise PlanError(
+            f"--step-cache {method} does not go with rollouts: they compute every step whole.",
             hint="drop it, or wancli generate",
         )
     if settings.step_cache.cfg_gate is not None:

@@ -29,6 +29,7 @@ from wancli.schedule import parse_change, read_script
 from wancli.settings import RolloutSettings
 
 START, SCRIPT, RESEARCH, AGAIN = "Start", "Prompts", "Research", "Going on"
+PROMPT_KV = ("prompt_kv", "kv_align", "free_kv_weights")  # rollouts always compute a prompt once
 At = Annotated[
     list[str] | None,
     typer.Option(
@@ -86,7 +87,7 @@ Force = Annotated[
 
 
 @takes_talk
-@takes_settings(RolloutSettings, without=("num_frames", "scheduler"))
+@takes_settings(RolloutSettings, without=("num_frames", "scheduler", *PROMPT_KV))
 def rollout(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
     given: Layer,
