@@ -45,7 +45,8 @@ class Request:
         """Equal for requests whose frames would be equal, but for the machine."""
         told = self.as_json()
         del told["sources"]
-        del told["output"]["metadata"], told["prompt_kv"]
+        del told["output"]["metadata"]
+        del told["prompt_kv"]["prompt_kv"], told["prompt_kv"]["free_kv_weights"]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 

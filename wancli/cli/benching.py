@@ -63,12 +63,13 @@ class Benching:
     def run(self, folder: Path, *, overwrite: bool) -> Bench:
         """Measure everything, write the report, and say what it comes to. Raises WancliError."""
         check_files(self.spec)
-        _make_room(folder, overwrite=overwrite)
+        _check_room(folder, overwrite=overwrite)
         from wancli.bench.measure import Measurer
         from wancli.bench.report import write_report
 
         with self.screen.progress() as report:
             measurer = Measurer(self.spec, self.baseline, folder, report)
+            _clear(folder)
             variants, chosen = self.variants, None
             if self.goals.tune_for is not None:
                 variants, chosen = self._tune(measurer, self.goals.tune_for)
@@ -98,9 +99,10 @@ class Benching:
             raise PlanError(
                 f"variant '{name}' is the baseline.", hint='--variant "fast: --use-cachedit"'
             )
-        exact = {"prompt_kv": self.base.prompt_kv}
-        lossy = settings.model_copy(update=exact) != self.base
-        return Variant(name, flags, settings, make_plan(settings, self.spec), lossy=lossy)
+        chosen, usual = settings.prompt_kv, self.base.prompt_kv
+        exact = settings.model_copy(update={"prompt_kv": usual}) == self.base
+        exact &= chosen.kv_align == usual.kv_align  # which is exact but for rounding
+        return Variant(name, flags, settings, make_plan(settings, self.spec), lossy=not exact)
 
     def _tune(self, measurer: "Measurer", target: float) -> tuple[list[Variant], str | None]:
         """The variants at the thresholds that were found, and the name of the best of them."""
@@ -247,15 +249,18 @@ def _check_tunable(variants: Sequence[Variant]) -> None:
             )
 
 
-def _make_room(folder: Path, *, overwrite: bool) -> None:
-    """An empty folder. Only a bench's is replaced. Raises UsageError."""
-    if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not overwrite):
+def _check_room(folder: Path, *, overwrite: bool) -> None:
+    """Raise UsageError for a folder that is full, or is not a bench's and would be replaced."""
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if folder.is_file() or (found and not overwrite):
         raise UsageError(f"{folder} exists.", hint="--overwrite, or another --output")
-    if folder.exists() and any(folder.iterdir()):
-        known = {"bench.json", "report.html", "videos"}
-        if foreign := sorted({path.name for path in folder.iterdir()} - known):
-            raise UsageError(
-                f"{folder} is not of a bench, and stays: {foreign[0]}.", hint="another --output"
-            )
-        shutil.rmtree(folder)
+    if foreign := sorted(found - {"bench.json", "report.html", "videos"}):
+        raise UsageError(
+            f"{folder} is not of a bench, and stays: {foreign[0]}.", hint="another --output"
+        )
+
+
+def _clear(folder: Path) -> None:
+    """An empty folder for the report."""
+    shutil.rmtree(folder, ignore_errors=True)
     (folder / "videos").mkdir(parents=True, exist_ok=True)
