@@ -45,6 +45,7 @@ def test_blocks_compiled_one_by_one_reuse_the_same_steps_without_graph_breaks():
     transformer = tiny.wan()
     eager, uses = run(transformer, SOME)
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
     for _ in range(2):
         compiled, compiled_uses = run(transformer, SOME)

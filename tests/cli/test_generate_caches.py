@@ -44,6 +44,10 @@ def test_the_prompt_computed_once_changes_no_bit(wancli: Wancli, model: Path, fl
     assert torch.equal(latents, same)
     assert usual["hash"] == other["hash"]  # it is the same video
     assert "cache" not in usual
+    kept = [record["memory"]["prompt_kv_gib"] > 0 for record in (usual, other)]
+    freed = [record["memory"]["freed_weights_gib"] > 0 for record in (usual, other)]
+    assert kept == [True, flags != ("--no-prompt-kv",)]
+    assert freed == [False, flags == ("--free-kv-weights",)]
 
 
 def test_the_padded_prompt_differs_by_rounding_alone(wancli: Wancli, model: Path):

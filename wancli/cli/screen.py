@@ -113,7 +113,11 @@ class Screen:
             self._reuse(cache)
         for note in record.drift.get("notes", []):
             self.say(f"drift: {note}")
-        peaks = (f"{k.split('_')[0].upper()} {v:.2f} GiB" for k, v in record.memory.items())
+        peaks = (
+            f"{name.removesuffix('_peak_gib').upper()} {gib:.2f} GiB"
+            for name, gib in record.memory.items()
+            if name.endswith("_peak_gib")
+        )
         self.say(f"peak {'  '.join(peaks)}  seed {record.request['seed']}")
 
     def _reuse(self, cache: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from wancli.caching.guidance import Gate, cfg_gate
+from wancli.caching.prompt_attention import Parking
 from wancli.caching.prompt_kv import PromptMemory, prompt_kv
 from wancli.caching.session import Session
 from wancli.caching.steps import step_cache
@@ -27,6 +28,12 @@ class Caches:
     gate: Gate | None
     split: Sequence[tuple[Any, int]]  # transformers in the order of their steps, and how many
     guided: bool
+    parkings: Sequence[Parking]  # of the weights that project prompts
+
+    @property
+    def freed_bytes(self) -> int:
+        """Of the weights that project prompts: those that are off the device, now."""
+        return sum(parking.bytes for parking in self.parkings)
 
     def uses(self) -> list[Use]:
         """One for each branch of each step, in order; of a forward that was not made as well."""
@@ -56,10 +63,11 @@ def caches(
     """
     chosen, pipeline = settings.prompt_kv, loaded.pipeline
     split = _split(pipeline, timesteps)
+    parkings: list[Parking] = []
     with ExitStack() as stack:
         if chosen.prompt_kv:
             for transformer, _ in split:
-                stack.enter_context(
+                parkings += stack.enter_context(
                     prompt_kv(
                         transformer,
                         memory,
@@ -83,7 +91,7 @@ def caches(
         gate = None
         if plan.gate is not None:
             gate = stack.enter_context(cfg_gate(pipeline, plan.gate, sessions))
-        yield Caches(sessions, gate, split, plan.guided)
+        yield Caches(sessions, gate, split, plan.guided, parkings)
 
 
 def _hardware(device: torch.device) -> str:

@@ -43,6 +43,8 @@ class Denoised:
 
     latents: Tensor
     uses: list[Use]
+    prompt_kv_bytes: int  # that are kept for the prompt
+    freed_bytes: int  # of weights that were off the device meanwhile
 
 
 def encode_prompt(loaded: Loaded, prompt: str, sampling: Sampling) -> Prompt:
@@ -98,12 +100,13 @@ def denoise(
             output_type="latent",
             callback_on_step_end=after_step,
         ).frames
+        freed = cached.freed_bytes
     if not torch.isfinite(latents).all():
         raise RunError(
             "the latents are not finite: the denoising went wrong.",
             hint="--dtype float32, or a lower --guidance-scale",
         )
-    return Denoised(latents, cached.uses())
+    return Denoised(latents, cached.uses(), prompt.memory.bytes, freed)
 
 
 def make_scheduler(config: Any, sampling: Sampling) -> Any:

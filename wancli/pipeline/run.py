@@ -103,10 +103,13 @@ class Runner:
         cache = _cache(self.settings, self.plan, denoised.uses)
         if cache:
             timings["uses"] = [asdict(use) for use in denoised.uses]
+        memory = peak_memory(loaded.device) | {
+            "prompt_kv_gib": denoised.prompt_kv_bytes / 2**30,
+            "freed_weights_gib": denoised.freed_bytes / 2**30,
+        }
         record = replace(
-            record, status="ok", timings=timings, memory=peak_memory(loaded.device), env=versions(),
-            cache=cache,
-        )  # fmt: skip
+            record, status="ok", timings=timings, memory=memory, env=versions(), cache=cache
+        )
         report(Phase("write"))
         saving = perf_counter()
         written = write_video(frames, job.output, record, self.settings, latents)
