@@ -96,7 +96,7 @@ def make_rollout_plan(
     _check_machine(settings.machine)
     _check_experts(settings, spec)
     _check_rollout(chosen)
-    _check_whole(settings)
+    _check_caches(settings, spec)
     context, spans = lay_out(
         chosen.chunks,
         chunk_frames=chosen.chunk_frames,
@@ -180,8 +180,8 @@ def _check_rollout(chosen: Rollout) -> None:
         raise PlanError("--rope sink needs --sink-frames.", hint="--sink-frames 3")
 
 
-def _check_whole(settings: RolloutSettings) -> None:
-    """Raise PlanError for a lossy cache: rollouts compute every step whole."""
+def _check_caches(settings: RolloutSettings, spec: ModelSpec) -> None:
+    """Raise PlanError for a lossy cache, or a kernel, that rollouts do not take."""
     chosen, method = settings.rollout, settings.step_cache.step_cache
     if method != "none" and chosen.sampler == "few-step":
         count = len(timesteps(chosen.steps_list))
@@ -190,11 +190,12 @@ def _check_whole(settings: RolloutSettings) -> None:
             "nothing to reuse.",
             hint="drop it",
         )
-    if method != "none":
+    if method not in ("none", "cachedit"):
         raise PlanError(
-            f"--step-cache {method} does not go with rollouts: they compute every step whole.",
-            hint="drop it, or wancli generate",
+            f"--step-cache {method} knows only diffusers' own loop, and not that of rollouts.",
+            hint="--use-cachedit",
         )
+    check_step_cache(settings.step_cache, steps=settings.sampling.steps, layers=spec.layers)
     if settings.step_cache.cfg_gate is not None:
         raise PlanError("--cfg-gate does not go with rollouts.", hint="drop it")
     if settings.machine.attention_backend not in ("auto", "native"):
@@ -216,7 +217,7 @@ def _check_experts(settings: Settings, spec: ModelSpec) -> None:
         )
 
 
-def check_given(resolved: Resolved[Settings]) -> None:
+def check_given(resolved: Resolved[Any]) -> None:
     """Raise PlanError for a flag of the step cache that nothing would read."""
     method = resolved.settings.step_cache.step_cache
     for key, source in resolved.sources.items():

@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,16 @@ class Use:
     blocks_all: int  # of the transformer
     reused: bool
     residual: float | None = None  # relative change that decided; None where nothing was compared
+
+
+def reuse_json(uses: Sequence[Use]) -> dict[str, int]:
+    """What forwards come to, for the record."""
+    return {
+        "forwards": len(uses),
+        "reused": sum(use.reused for use in uses),
+        "blocks": sum(use.blocks for use in uses),
+        "blocks_all": sum(use.blocks_all for use in uses),
+    }
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from wancli.cli.naming import check_sidecar, name_output
 from wancli.cli.screen import Screen
 from wancli.cli.starts import Starts, context_frames, digest
 from wancli.errors import UsageError, WancliError
-from wancli.plan import RolloutPlan, make_rollout_plan
+from wancli.plan import RolloutPlan, check_given, make_rollout_plan
 from wancli.records import Request, parse_seeds
 from wancli.resolve import Layer, Resolved, resolve
 from wancli.schedule import Change, Schedule, make_schedule
@@ -58,6 +58,7 @@ class Rolling:
         """`before` is the request of an earlier rollout, `base` its folder where it goes on."""
         self.ask, self.screen, self.before, self.base = ask, screen, before, base
         self.resolved: Resolved[RolloutSettings] = resolve(layers, RolloutSettings)
+        check_given(self.resolved)
         self.spec: ModelSpec = find_spec(self.resolved.settings.model)
         self.plan = self._plan()
         self.schedule = self._schedule()

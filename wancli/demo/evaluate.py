@@ -31,7 +31,7 @@ from wancli.errors import WancliError
 from wancli.models.decode import to_pixels
 from wancli.models.denoiser import Prompts, Text
 from wancli.models.load import Loaded, load_pipeline
-from wancli.pipeline.chunks import denoise_chunk, remembering_model
+from wancli.pipeline.chunks import ChunkSampler, remembering_model
 from wancli.pipeline.generate import decode, denoise, encode_prompt
 from wancli.pipeline.rollout import Chunk, Past, Story, Told, rollout
 from wancli.plan import RolloutPlan, make_plan, make_rollout_plan
@@ -86,7 +86,7 @@ def roll_out(loaded: Loaded, settings: RolloutSettings, plan: RolloutPlan, case:
         spans=plan.spans,
         tell=lambda _span: told,
         known=lambda _span: None,
-        denoise=partial(denoise_chunk, loaded, settings, noise),
+        denoise=ChunkSampler(loaded, settings, plan, noise),
     )
     with remembering_model(loaded, settings, plan) as model:
         events = [*rollout(model, story, Past(plan.sink, plan.window))]

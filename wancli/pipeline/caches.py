@@ -16,7 +16,7 @@ from wancli.hardware import tokens_to_align
 from wancli.models.load import Loaded
 from wancli.plan import Plan
 from wancli.records import Use
-from wancli.settings import Settings
+from wancli.settings import Settings, StepCache
 from wancli.step_caches import MAG_RATIOS
 
 
@@ -62,7 +62,7 @@ def caches(
     `timesteps` are those of the steps, which of two experts are told apart by them.
     """
     chosen, pipeline = settings.prompt_kv, loaded.pipeline
-    split = _split(pipeline, timesteps)
+    split = split_steps(pipeline, timesteps)
     parkings: list[Parking] = []
     with ExitStack() as stack:
         if chosen.prompt_kv:
@@ -76,22 +76,34 @@ def caches(
                         park=torch.device("cpu") if chosen.free_kv_weights else None,
                     )
                 )
-        sessions, first = [], 0
-        for transformer, steps in split:
-            session = step_cache(
-                transformer,
-                settings.step_cache,
-                steps=steps,
-                guided=plan.guided,
-                first_step=first,
-                mag_ratios=MAG_RATIOS.get(loaded.spec.name, ()),
-            )
-            sessions.append(stack.enter_context(session))
-            first += steps
+        sessions = stack.enter_context(
+            step_caches(split, settings.step_cache, loaded.spec.name, guided=plan.guided)
+        )
         gate = None
         if plan.gate is not None:
             gate = stack.enter_context(cfg_gate(pipeline, plan.gate, sessions))
         yield Caches(sessions, gate, split, plan.guided, parkings)
+
+
+@contextmanager
+def step_caches(
+    split: Sequence[tuple[Any, int]], chosen: StepCache, model: str, *, guided: bool
+) -> Iterator[list[Session]]:
+    """A step cache on each of the transformers, for as many steps as it makes."""
+    with ExitStack() as stack:
+        sessions, first = [], 0
+        for transformer, steps in split:
+            session = step_cache(
+                transformer,
+                chosen,
+                steps=steps,
+                guided=guided,
+                first_step=first,
+                mag_ratios=MAG_RATIOS.get(model, ()),
+            )
+            sessions.append(stack.enter_context(session))
+            first += steps
+        yield sessions
 
 
 def _hardware(device: torch.device) -> str:
@@ -101,7 +113,7 @@ def _hardware(device: torch.device) -> str:
     return f"cuda {torch.cuda.get_device_capability(device)[0]}"
 
 
-def _split(pipeline: Any, timesteps: Sequence[float]) -> list[tuple[Any, int]]:
+def split_steps(pipeline: Any, timesteps: Sequence[float]) -> list[tuple[Any, int]]:
     """The transformers that will denoise, and how many steps each."""
     if pipeline.transformer_2 is None or pipeline.config.boundary_ratio is None:
         return [(pipeline.transformer, len(timesteps))]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -9,8 +10,10 @@ from wancli.errors import ModelError
 from wancli.geometry import Span
 from wancli.models.denoiser import CausalDenoiser, Window, causal
 from wancli.models.load import Loaded
+from wancli.pipeline.caches import split_steps, step_caches
 from wancli.pipeline.generate import make_scheduler
 from wancli.plan import RolloutPlan, steps_of, timesteps
+from wancli.records import Use
 from wancli.sampling.flow import TRAIN_STEPS, Denoised, Velocity, few_step, few_step_levels, solve
 from wancli.sampling.noise import Noise
 from wancli.settings import RolloutSettings
@@ -41,18 +44,40 @@ def remembering_model(
     )
 
 
-def denoise_chunk(
-    loaded: Loaded, settings: RolloutSettings, noise: Noise, span: Span, velocity: Velocity
-) -> Iterator[Denoised]:
-    """Every step of one chunk, with a solver of its own."""
+@dataclass
+class ChunkSampler:
+    """Denoises chunk after chunk, each with a solver of its own.
 
-    def drawn(step: int) -> Tensor:
-        return noise(span, step).to(loaded.device)
+    A step cache is entered for the steps of one chunk: clean passes are always computed whole, so
+    that what later chunks attend to is not what was left out.
+    """
 
-    sampling, chosen = settings.sampling, settings.rollout
-    if chosen.sampler == "unipc":
-        scheduler = make_scheduler(loaded.pipeline.scheduler.config, sampling)
-        return solve(velocity, drawn(0), scheduler, steps=sampling.steps)
-    listed = timesteps(steps_of(chosen, span))
-    levels = few_step_levels(listed, shift=sampling.flow_shift, warp=chosen.warp_steps)
-    return few_step(velocity, drawn, levels)
+    loaded: Loaded
+    settings: RolloutSettings
+    plan: RolloutPlan
+    noise: Noise
+    uses: list[Use] = field(default_factory=list)  # of the last chunk, where anything is reused
+
+    def __call__(self, span: Span, velocity: Velocity) -> Iterator[Denoised]:
+        """Every step of one chunk."""
+
+        def drawn(step: int) -> Tensor:
+            return self.noise(span, step).to(self.loaded.device)
+
+        sampling, chosen = self.settings.sampling, self.settings.rollout
+        if chosen.sampler == "unipc":
+            yield from self._solve(drawn(0), velocity)
+            return
+        listed = timesteps(steps_of(chosen, span))
+        levels = few_step_levels(listed, shift=sampling.flow_shift, warp=chosen.warp_steps)
+        yield from few_step(velocity, drawn, levels)
+
+    def _solve(self, noise: Tensor, velocity: Velocity) -> Iterator[Denoised]:
+        pipeline, sampling = self.loaded.pipeline, self.settings.sampling
+        scheduler = make_scheduler(pipeline.scheduler.config, sampling)
+        scheduler.set_timesteps(sampling.steps)
+        split = split_steps(pipeline, scheduler.timesteps.tolist())
+        chosen, model = self.settings.step_cache, self.loaded.spec.name
+        with step_caches(split, chosen, model, guided=self.plan.guided) as sessions:
+            yield from solve(velocity, noise, scheduler, steps=sampling.steps)
+        self.uses = [use for session in sessions for use in session.uses()]

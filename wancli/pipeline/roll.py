@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,7 +15,7 @@ from wancli.errors import InputError, Interrupted, OutputError, RunError
 from wancli.geometry import Span
 from wancli.models.denoiser import CausalDenoiser
 from wancli.models.load import Loaded, load_pipeline
-from wancli.pipeline.chunks import denoise_chunk, remembering_model
+from wancli.pipeline.chunks import ChunkSampler, remembering_model
 from wancli.pipeline.clock import Clock
 from wancli.pipeline.film import Film
 from wancli.pipeline.given import Given, Inputs, Texts, read_given, read_noise
@@ -32,7 +31,7 @@ from wancli.pipeline.run import (
     versions,
     write_json,
 )
-from wancli.pipeline.spent import Row, Times, rates, summed
+from wancli.pipeline.spent import Row, Times, rates, reuse, summed
 from wancli.pipeline.store import GIVEN, TIMES_FILE, RolloutStore, chunk_name
 from wancli.plan import RolloutPlan
 from wancli.records import Phase, Report, Request, RunRecord, Step
@@ -112,16 +111,17 @@ def _roll(
     with ExitStack() as stack:
         model = stack.enter_context(remembering_model(loaded, job.settings, job.plan))
         writer, film = _film(stack, job, loaded, record, beside=beside)
+        sampler = ChunkSampler(loaded, job.settings, job.plan, _noise(job))
         story = Story(
             given=given,
             spans=job.plan.spans,
             tell=texts.tell,
             known=lambda span: store.load(chunk_name(span.index), loaded.device),
-            denoise=partial(denoise_chunk, loaded, job.settings, _noise(job)),
+            denoise=sampler,
             context_timestep=job.settings.rollout.context_noise,
         )
         times = stack.enter_context(Times(store.folder / TIMES_FILE))
-        run = _Run(job, store, model, film, report, times)
+        run = _Run(job, model, sampler, film, times, report)
         for event in rollout(model, story, Past(job.plan.sink, job.plan.window)):
             run.take(event)
         drift = film.drift() if film else {}
@@ -136,7 +136,7 @@ def _roll(
         timings |= {"fps": rates(times, timings["rollout_s"]), "kv_bytes": model.bytes}
         record = replace(
             record, status="ok", timings=timings, memory=peak_memory(loaded.device),
-            env=versions(), drift=drift,
+            env=versions(), drift=drift, cache=_reused(job, times),
         )  # fmt: skip
         written = _finish(job, writer, record)
         rows = times.ends()
@@ -156,10 +156,11 @@ class _Run:
     """What one rollout has done so far: chunks into store and film, times into their file."""
 
     def __init__(
-        self, job: RolloutJob, store: RolloutStore, model: CausalDenoiser, film: Film | None,
-        report: Report, times: Times,
+        self, job: RolloutJob, model: CausalDenoiser, sampler: ChunkSampler, film: Film | None,
+        times: Times, report: Report,
     ) -> None:  # fmt: skip
-        self._job, self._store, self._model, self._film = job, store, model, film
+        self._job, self._model, self._sampler, self._film = job, model, sampler, film
+        self._store = RolloutStore(job.store)
         self._report, self._done, self._steps = report, 0, sum(job.plan.steps)
         self._device = model.device
         self._clock = Clock(self._device)
@@ -191,7 +192,8 @@ class _Run:
             self._store.save(chunk_name(span.index), event.latents)
         elif span.index >= 0:
             self._done += self._job.plan.steps[span.index]
-        row = Row(span, self._clock, event.made, self._model.seen, self._sigmas)
+        uses = self._sampler.uses if event.made else ()
+        row = Row(span, self._clock, event.made, self._model.seen, self._sigmas, uses=uses)
         self._open.append(row)
         if self._film:
             row.shown = self._film.add(span, event.latents)
@@ -207,6 +209,12 @@ class _Run:
         """The times of the last chunks: every lane is done."""
         while self._open:
             self._times.add(self._open.pop(0))
+
+
+def _reused(job: RolloutJob, times: Times) -> dict[str, Any]:
+    """What the step cache saved; nothing where there is none."""
+    method = job.settings.step_cache.step_cache
+    return {} if method == "none" else {"method": method, **reuse(times)}
 
 
 def _given(job: RolloutJob, loaded: Loaded, store: RolloutStore) -> list[tuple[Span, Tensor]]:

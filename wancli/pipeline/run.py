@@ -23,7 +23,17 @@ from wancli.pipeline.clock import Clock
 from wancli.pipeline.generate import Prompt, decode, denoise, encode_prompt
 from wancli.pipeline.memory import peak_memory
 from wancli.plan import Plan
-from wancli.records import Phase, Report, Request, RunRecord, Step, Use, error_json, settings_of
+from wancli.records import (
+    Phase,
+    Report,
+    Request,
+    RunRecord,
+    Step,
+    Use,
+    error_json,
+    reuse_json,
+    settings_of,
+)
 from wancli.resolve import Layer, Resolved, check_tuned, resolve
 from wancli.settings import Settings
 from wancli.specs import ModelSpec, find_spec
@@ -145,13 +155,7 @@ def _cache(settings: Settings, plan: Plan, uses: Sequence[Use]) -> dict[str, Any
         methods.append(f"cfg-gate {plan.gate}")
     if not methods:
         return {}
-    return {
-        "method": " and ".join(methods),
-        "forwards": len(uses),
-        "reused": sum(use.reused for use in uses),
-        "blocks": sum(use.blocks for use in uses),
-        "blocks_all": sum(use.blocks_all for use in uses),
-    }
+    return {"method": " and ".join(methods), **reuse_json(uses)}
 
 
 def decode_file(latents_file: Path, output: Path, report: Report) -> RunRecord:

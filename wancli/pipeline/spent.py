@@ -1,8 +1,8 @@
 """Where a rollout's time went, chunk by chunk."""
 
 import json
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,6 +15,7 @@ from wancli.geometry import Span
 from wancli.pipeline.clock import Clock
 from wancli.pipeline.film import Shown
 from wancli.pipeline.store import HINT
+from wancli.records import Use, reuse_json
 
 MOST = 500  # rows at either end that a record repeats; in between only the file has them
 
@@ -29,6 +30,7 @@ class Row:
     tokens: int = 0  # that its forwards attend to
     sigmas: list[float] = field(default_factory=list)
     shown: Shown = field(default_factory=Shown)
+    uses: Sequence[Use] = ()  # of its forwards, where any may be reused
 
     def as_json(self) -> dict[str, Any]:
         """For the record."""
@@ -43,6 +45,7 @@ class Row:
             "decode_ms": 1000 * self.shown.decode_s,
             "write_ms": 1000 * self.shown.write_s,
             "kv_tokens": self.tokens,
+            **({"reuse": reuse_json(self.uses)} if self.uses else {}),
         }
 
 
@@ -101,6 +104,14 @@ def summed(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
         spent["decode_s"] += row["decode_ms"] / 1000
         spent["save_s"] += row["write_ms"] / 1000
     return spent
+
+
+def reuse(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """What the forwards of all chunks come to."""
+    total = Counter[str]()
+    for row in rows:
+        total.update(row.get("reuse", {}))
+    return {name: total[name] for name in reuse_json(())}
 
 
 def rates(rows: Iterable[dict[str, Any]], wall_s: float) -> dict[str, float]:
