@@ -39,8 +39,8 @@ demo: $(READY) ## Write demo.mp4 with the model inside the package
 	@echo "demo: now open demo.mp4. What it was made of: $(BIN)/wancli show demo.mp4"
 
 test: $(READY) ## Run the tests, all but the slow ones
-	@echo "test: all but the slow ones; those too: make test-all"
-	@$(BIN)/python -m pytest
+	@echo "test: all but the slow ones, two at a time; the slow ones too: make test-all"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-all: $(READY) ## Run the slow tests too
 	@echo "test-all: the slow tests too, some minutes"
