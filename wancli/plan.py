@@ -43,6 +43,8 @@ def make_plan(settings: Settings, spec: ModelSpec) -> Plan:
     _check_experts(settings, spec)
     _check_machine(settings.machine)
     check_step_cache(settings.step_cache, steps=sampling.steps, model=spec.name, layers=spec.layers)
+    if settings.prompt_kv.free_kv_weights and not settings.prompt_kv.prompt_kv:
+        raise PlanError("--free-kv-weights needs the prompt's K/V.", hint="drop --no-prompt-kv")
     guided = sampling.guidance_scale > 1
     gate = _gate(settings, guided=guided)
     return Plan(
@@ -263,8 +265,10 @@ def _gate(settings: Settings, *, guided: bool) -> int | None:
         )
     part = gate < 1
     step = ceil(gate * sampling.steps) if part else gate
-    if step != int(step):
-        raise PlanError(f"--cfg-gate {gate:g} is neither a step nor a fraction.", hint="12, or 0.6")
+    if step != int(step) or gate == 1:  # 1: all of it, or the first step?
+        raise PlanError(
+            f"--cfg-gate {gate:g} is neither a step from 2 on nor a fraction.", hint="12, or 0.6"
+        )
     if step >= sampling.steps:
         raise PlanError(
             f"--cfg-gate {gate:g} is never reached in {sampling.steps} steps.",

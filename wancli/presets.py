@@ -3,7 +3,7 @@
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,15 +149,20 @@ def layers(preset: Preset) -> list[Layer]:
     return [Layer(f"preset {p.name}", p.tables, p.tuned_for) for p in reversed(chain)]
 
 
+def layers_to_show(preset: Preset) -> list[Layer]:
+    """The same for reading: what it was tuned for holds where it is used, not where it is shown."""
+    return [replace(layer, tuned_for={}) for layer in layers(preset)]
+
+
 def step_cache_layer(preset: Preset) -> Layer:
     """Only what a preset says of the step cache. Raises PresetError where that is nothing."""
     chain = layers(preset)
     merged: dict[str, Any] = {}
     for layer in chain:
         merged |= layer.tables.get("step_cache", {})
-    if not merged:
+    if "step_cache" not in merged and "cfg_gate" not in merged:
         raise PresetError(
-            f"preset '{preset.name}' says nothing of the step cache.", hint="wancli preset list"
+            f"preset '{preset.name}' turns no step cache on.", hint="wancli preset list"
         )
     tuned_for = {key: value for layer in chain for key, value in layer.tuned_for.items()}
     return Layer(f"preset {preset.name}", {"step_cache": merged}, tuned_for)
@@ -179,7 +184,7 @@ def _base_of(preset: Preset, base: str) -> Preset:
 def validate_file(path: Path) -> Preset:
     """Read a file and resolve it with what it extends; raises what is wrong with it."""
     preset = read_file(path)
-    resolve(layers(preset), RolloutSettings)
+    resolve(layers_to_show(preset), RolloutSettings)
     return preset
 
 

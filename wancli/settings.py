@@ -78,7 +78,9 @@ class StepCache(Group):
     """What a denoising step takes over from the one before (lossy)."""
 
     step_cache: Literal["none", "cachedit", "first-block", "magcache", "seacache"] = Field(
-        "none", description="Reuse of blocks between steps (lossy); --use-cachedit is cachedit."
+        "none",
+        description="Reuse of blocks between steps (lossy): none, cachedit, first-block, magcache "
+        "or seacache.",
     )
     cachedit_fn: int = Field(8, ge=1, le=1000, description="First blocks, always computed.")
     cachedit_bn: int = Field(0, ge=0, le=1000, description="Last blocks, always computed.")
@@ -95,7 +97,7 @@ class StepCache(Group):
         3,
         ge=0,
         le=1000,
-        description="Most reused steps in a row; 0 is any number, in which --taylorseer drifts.",
+        description="Most reused steps in a row; 0 is no limit.",
     )
     taylorseer: bool = Field(
         default=False, description="Extrapolate what is reused (TaylorSeer, arXiv:2503.06923)."
@@ -108,7 +110,8 @@ class StepCache(Group):
         None,
         gt=0,
         le=1000,
-        description="Step, or fraction of the steps, after which cond - uncond is reused (lossy).",
+        description="Step (2 or more), or part of the steps (under 1), from which on "
+        "cond - uncond is reused (lossy).",
     )
 
 

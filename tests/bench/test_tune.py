@@ -102,6 +102,12 @@ def test_a_cache_that_tells_no_residuals_is_tried_on_an_even_scale():
     assert 0.06 < best.threshold < 0.08
 
 
-def test_thresholds_are_those_that_were_seen():
-    points = tuned(Known(residuals=(0.5, 0.5, 0.25)), 0.1).points
-    assert {round(point.threshold, 2) for point in points} <= {0.25, 0.5}
+def test_thresholds_are_those_that_were_seen_and_more():
+    points = tuned(Known(residuals=(0.5, 0.5, 0.25)), 0.6).points
+    assert {round(point.threshold, 2) for point in points} <= {0.25, 0.5, 0.75, 1.0}
+    assert 0.25 in {round(point.threshold, 2) for point in points}
+
+
+def test_thresholds_beyond_all_that_was_seen_are_tried_too():
+    points = tuned(Known(residuals=(0.1, 0.2)), 0.1).points
+    assert points[-1].threshold == pytest.approx(0.2 * 1.5**3 * 1.001, rel=1e-3)

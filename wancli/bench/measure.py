@@ -37,7 +37,7 @@ class Measurer:
     def __init__(self, spec: ModelSpec, baseline: Variant, folder: Path, report: Report) -> None:
         self.spec, self.baseline, self.folder, self._report = spec, baseline, folder, report
         self._usual: dict[Case, Made] = {}
-        self._numbers: dict[str, int] = {}  # of prompts and variants, in the names of files
+        self._prompts: list[str] = []  # numbered in the names of files
         report(Phase("load"))
         self.loaded: Loaded = load_pipeline(spec, baseline.settings.machine)
 
@@ -51,22 +51,25 @@ class Measurer:
     def measure(self, variants: Sequence[Variant], cases: Sequence[Case]) -> Iterator[list[Run]]:
         """Warm every variant up, then give the runs of each case; their order takes turns."""
         for variant in variants:
-            self._make(variant, cases[0])
+            self._make(variant, cases[0], "warmup")
         for turn, case in enumerate(cases):
             first = turn % len(variants)
             order = [*variants[first:], *variants[:first]]
-            made = {variant.name: self._make(variant, case) for variant in order}
-            yield [self._compared(made[v.name], v, case) for v in variants]
+            what = f"{turn + 1} of {len(cases)}"
+            made = {variant.name: self._make(variant, case, what) for variant in order}
+            yield [
+                self._compared(made[v.name], v, case, number) for number, v in enumerate(variants)
+            ]
 
     def usual(self, case: Case) -> Made:
         """What the baseline makes of a case; made once."""
         if case not in self._usual:
-            self._usual[case] = self._make(self.baseline, case)
+            self._usual[case] = self._make(self.baseline, case, "to compare with")
         return self._usual[case]
 
     def made(self, variant: Variant, case: Case) -> Made:
         """What a variant makes of a case, beside the baseline's, with no video written."""
-        usual, made = self.usual(case), self._make(variant, case)
+        usual, made = self.usual(case), self._make(variant, case, variant.flags)
         made.run = _beside(made, usual)
         return made
 
@@ -84,9 +87,11 @@ class Measurer:
             found.append(compare_videos(one, other))
         return found
 
-    def _compared(self, made: Made, variant: Variant, case: Case) -> Run:
-        number, arm = self._number(case.prompt), self._number(variant.name)
-        video = f"videos/{number}-{_safe(case.prompt)}-{case.seed}-{arm}-{_safe(variant.name)}.mp4"
+    def _compared(self, made: Made, variant: Variant, case: Case, number: int) -> Run:
+        if case.prompt not in self._prompts:
+            self._prompts.append(case.prompt)
+        prompt = f"{self._prompts.index(case.prompt)}-{_safe(case.prompt)}"
+        video = f"videos/{prompt}-{case.seed}-{number}-{_safe(variant.name)}.mp4"
         request = Request(case.prompt, case.seed, variant.settings, {})
         record = start_record(request, command="bench", created=datetime.now(UTC))
         record = replace(record, status="ok")
@@ -97,12 +102,9 @@ class Measurer:
             return replace(made.run, video=video)
         return replace(_beside(made, self._usual[case]), video=video)
 
-    def _number(self, text: str) -> int:
-        return self._numbers.setdefault(text, len(self._numbers) + 1)
-
-    def _make(self, variant: Variant, case: Case) -> Made:
+    def _make(self, variant: Variant, case: Case, what: str) -> Made:
         loaded, settings, plan = self.loaded, variant.settings, variant.plan
-        self._report(Phase(f"{variant.name}: seed {case.seed}"))
+        self._report(Phase(f"{variant.name}, seed {case.seed}, {what}"))
 
         def on_step(index: int, sigma: float) -> None:
             self._report(Step(index, plan.steps, sigma))

@@ -85,11 +85,12 @@ def _residuals(measurer: Measurer, variant: Variant, cases: Sequence[Case]) -> l
 
 
 def _quantiles(residuals: Sequence[float]) -> list[float]:
-    """At most `CANDIDATES` thresholds, each just above a residual that was seen."""
+    """At most `CANDIDATES` thresholds, each just above a residual that was seen, and some more."""
     ordered = sorted(set(residuals))
     count = min(CANDIDATES, len(ordered))
     picked = [ordered[round((i + 1) * len(ordered) / count) - 1] for i in range(count)]
-    return [float(f"{value * 1.001:.4g}") for value in picked]
+    beyond = [ordered[-1] * 1.5**i for i in range(1, 4)]  # those of reused steps are larger
+    return [float(f"{min(1.0, value * 1.001):.4g}") for value in [*picked, *beyond]]
 
 
 def _point(threshold: float, runs: Sequence[Run]) -> Point:

@@ -10,6 +10,7 @@ from wancli.cli.generate import OUTPUT, Overwrite, PresetName, settings_layers
 from wancli.cli.options import Talk, takes_settings, takes_talk
 from wancli.cli.screen import Screen
 from wancli.cli.variants import read_asked
+from wancli.errors import UsageError
 from wancli.resolve import Layer
 from wancli.settings import Settings
 
@@ -46,11 +47,12 @@ Tune = Annotated[
     ),
 ]
 Target = Annotated[
-    float,
+    float | None,
     typer.Option(
-        min=0, max=1, rich_help_panel=TUNE, help="Least SSIM of the worst video frame, for --tune."
+        min=0, max=1, rich_help_panel=TUNE,
+        help="Least SSIM of the worst video frame, for --tune. (default: 0.95)",
     ),
-]
+]  # fmt: skip
 Save = Annotated[
     str | None,
     typer.Option(
@@ -74,7 +76,7 @@ def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
     fail_under_ssim: Least = None,
     fail_over_ratio: Most = None,
     tune: Tune = False,
-    target_ssim: Target = 0.95,
+    target_ssim: Target = None,
     save_preset: Save = None,
 ) -> None:
     """Say what a cache costs in quality and wins in time.
@@ -84,7 +86,9 @@ def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
     wancli bench "a red circle moving right" --variant "fast: --use-cachedit"
     """
     asked = read_asked(prompts, seed, variant or [])
-    target = target_ssim if tune else None
+    if not tune and (target_ssim is not None or save_preset):
+        raise UsageError("--target-ssim and --save-preset are of --tune.", hint="add --tune")
+    target = (0.95 if target_ssim is None else target_ssim) if tune else None
     goals = Goals(fail_under_ssim, fail_over_ratio, target, save_preset)
     benching = Benching(asked, settings_layers(given, preset), goals, Screen(talk))
     benching.run(output, overwrite=overwrite)

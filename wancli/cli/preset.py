@@ -11,7 +11,7 @@ from wancli.errors import SettingsError
 from wancli.presets import (
     Preset,
     find_preset,
-    layers,
+    layers_to_show,
     list_presets,
     read_file,
     save_preset,
@@ -54,13 +54,14 @@ def list_(talk: Talk) -> None:
 def show(name: Name, talk: Talk) -> None:
     """Print every setting a preset comes to, and where each is from."""
     preset, screen = find_preset(name), Screen(talk)
-    resolved = resolve(layers(preset), RolloutSettings)
+    resolved = resolve(layers_to_show(preset), RolloutSettings)
     if talk.json:
         settings = resolved.settings.model_dump(mode="json")
         screen.json({**_told(preset), "settings": settings, "sources": dict(resolved.sources)})
         return
     values = resolved.settings.model_dump(mode="json")
     rows = [("", "description", preset.description, ""), ("", "source", preset.source, "")]
+    rows += [("tuned for", key, str(value), "") for key, value in preset.tuned_for.items()]
     for key, source in resolved.sources.items():
         table, _, field = key.rpartition(".")
         rows.append((table, field, str((values[table] if table else values)[field]), source))
@@ -106,7 +107,7 @@ def save(
     """
     if not given.tables:
         raise SettingsError("no settings are given.", hint=f"wancli preset save {name} --steps 8")
-    resolve([*(layers(find_preset(preset)) if preset else []), given], RolloutSettings)
+    resolve([*(layers_to_show(find_preset(preset)) if preset else []), given], RolloutSettings)
     saved = save_preset(
         name, given.tables, description=description, extends=preset, overwrite=overwrite
     )
@@ -122,13 +123,15 @@ def _told(preset: Preset) -> dict[str, Any]:
         "from": preset.place,
         "path": str(preset.path),
         "extends": preset.extends,
+        "tuned_for": dict(preset.tuned_for),
     }
 
 
 def _model(preset: Preset) -> tuple[str, str]:
     """Model and task of a preset; a broken one has neither."""
     try:
-        model = resolve(layers(preset), RolloutSettings).settings.model
+        model = resolve(layers_to_show(preset), RolloutSettings).settings.model
+        model = preset.tuned_for.get("model", model)
         return model, find_spec(model).task
     except Exception as error:
         if not isinstance(error, SettingsError):

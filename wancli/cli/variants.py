@@ -90,6 +90,10 @@ def _named(text: str) -> tuple[str, str]:
         raise UsageError(
             f"--variant {text!r} has no name.", hint='--variant "fast: --use-cachedit"'
         )
+    if not flags.strip():
+        raise UsageError(
+            f"variant '{name.strip()}' has no flags.", hint=f'--variant "{name}: --use-cachedit"'
+        )
     return name.strip(), flags.strip()
 
 
