@@ -34,7 +34,7 @@ COMMANDS = {
         "Say what a cache costs in quality and wins in time.",
     ),
     "preset": Entry("wancli.cli.preset:app", "Named settings: list, show, check and save them."),
-    "model": Entry("wancli.cli.model:app", "Model folders: make one from a checkpoint."),
+    "model": Entry("wancli.cli.model:app", "Models: list, download, inspect, delete, convert."),
 }
 
 app = typer.Typer(
