@@ -29,6 +29,9 @@ COMMANDS = {
     "compare": Entry(
         "wancli.cli.compare:compare", "Measure how far a video, or latents, are from another."
     ),
+    "preview": Entry(
+        "wancli.cli.preview:preview", "Make a contact sheet, a GIF or a WebP of a video."
+    ),
     "bench": Entry(
         "wancli.cli.bench:bench",
         "Say what a cache costs in quality and wins in time.",
