@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -42,6 +43,8 @@ class Hub:
     repos: dict[str, Path] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     endpoint: str = ""
+    wait_s: float = 0  # after each MiB of a file
+    sending: bool = False  # a file of more than that
     asked: list[str] = field(default_factory=list)  # paths, in order
 
 
@@ -89,8 +92,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("ETag", f'"{tag}"')
         self.end_headers()
-        if body:
-            self.wfile.write(content)
+        if not body:
+            return
+        with suppress(OSError):  # nobody listens any more
+            for first in range(0, len(content), 2**20):
+                self.wfile.write(content[first : first + 2**20])
+                self.server.hub.sending |= first > 0
+                time.sleep(self.server.hub.wait_s)
 
 
 def _tree(folder: Path) -> list[dict[str, object]]:

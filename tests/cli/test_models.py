@@ -4,8 +4,10 @@ import json
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -224,3 +226,26 @@ def test_gated_missing_and_other_repositories_are_told_apart(tmp_path: Path, cac
             assert (code, out) == (4, ""), err
             assert error in err
             assert len(err.splitlines()) == 2, err
+
+
+def test_ctrl_c_ends_a_download_soon(tiny_model: Path, tmp_path: Path, cache: Path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    with (model / "vae" / "more.safetensors").open("wb") as file:
+        file.truncate(100 * 2**20)  # huggingface_hub reads 10 MiB at a time
+    with serving(Hub(repos={"me/wan": model}, wait_s=0.15)) as hub:  # 15 s for all of it
+        process = subprocess.Popen(
+            [sys.executable, "-m", "wancli", "model", "pull", "me/wan"],
+            env=os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not hub.sending:
+            assert process.poll() is None
+            time.sleep(0.05)
+        since = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted by SIGINT" in err
+    assert "Traceback" not in err
+    assert time.monotonic() - since < 10

@@ -147,7 +147,7 @@ def _listed(spec: ModelSpec) -> dict[str, Any] | None:
     try:
         spec = find_local(spec.name)
         if spec.folder == DEMO_FOLDER:
-            state, size = "in the package", sum(p.stat().st_size for p in DEMO_FOLDER.rglob("*"))
+            state, size = "in the package", _size_of(DEMO_FOLDER)
         elif cached and not missing_files(cached.folder):
             state = "yes"
         elif size:
@@ -165,6 +165,10 @@ def _listed(spec: ModelSpec) -> dict[str, Any] | None:
         "folder": str(spec.folder) if spec.folder else None,
         "description": spec.description,
     }
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _here(name: str) -> tuple[ModelSpec, Path]:

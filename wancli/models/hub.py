@@ -8,8 +8,11 @@ import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from httpx2 import HTTPError
@@ -39,15 +42,20 @@ def download(repo: str, tell: Tell | None = None) -> Path:
     Without `tell`, huggingface_hub draws its own bars. Raises ModelError, and OutputError for a
     full disk.
     """
-    with explained(repo):
-        return Path(
-            snapshot_download(
-                repo,
-                allow_patterns=list(PATTERNS),
-                cache_dir=cache_folder(),
-                tqdm_class=_bars(tell) if tell else None,
-            )
+    stop = Event()
+    with explained(repo), ThreadPoolExecutor(1) as background:
+        work = background.submit(
+            snapshot_download,
+            repo,
+            allow_patterns=list(PATTERNS),
+            cache_dir=cache_folder(),
+            tqdm_class=_bars(tell, stop) if tell else None,
         )
+        try:
+            return Path(work.result())
+        except BaseException:  # Ctrl-C: its threads would first finish their files, for minutes
+            stop.set()
+            raise
 
 
 def bytes_to_download(repo: str) -> int | None:
@@ -61,7 +69,7 @@ def bytes_to_download(repo: str) -> int | None:
                 repo,
                 allow_patterns=list(PATTERNS),
                 cache_dir=cache_folder(),
-                tqdm_class=_bars(lambda _: None),
+                tqdm_class=_bars(lambda _: None, Event()),
                 dry_run=True,
             )
         except DryRunError:
@@ -101,12 +109,13 @@ def delete(repo: str) -> int:
                 hint=f"rm -r {repo_folder(repo)}",
             )
         raise absent(repo)
-    strategy = cache.delete_revisions(*(r.commit_hash for repo in found for r in repo.revisions))
-    for _ in range(2):  # it leaves off halfway where a file is gone before it comes to it
-        strategy.execute()
-        if not repo_folder(repo).exists():
-            return int(strategy.expected_freed_size)
-    raise OutputError(f"cannot delete {repo_folder(repo)}.", hint="check its permissions")
+    # Of this model alone: by a commit it finds any, and a copy of a repository has the same ones.
+    alone = replace(cache, repos=frozenset(found))
+    strategy = alone.delete_revisions(*(r.commit_hash for model in found for r in model.revisions))
+    strategy.execute()
+    if repo_folder(repo).exists():
+        raise OutputError(f"cannot delete {repo_folder(repo)}.", hint="check its permissions")
+    return int(strategy.expected_freed_size)
 
 
 @contextmanager
@@ -154,14 +163,21 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _bars(tell: Tell) -> type[Any]:
-    """huggingface_hub's progress bars, as calls of `tell`."""
+def _bars(tell: Tell, stop: Event) -> type[Any]:
+    """huggingface_hub's progress bars, as calls of `tell` that fail once `stop` is set."""
 
     class Told(tqdm):  # type: ignore[misc]  # it has no types
         """A bar that is never drawn."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "file": io.StringIO()})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            """What the threads that download call for every piece."""
+            if stop.is_set():
+                raise InterruptedError("stopped")
+            drawn: bool | None = super().update(n)
+            return drawn
 
         def display(self, msg: str | None = None, pos: int | None = None) -> bool:
             """Where tqdm would draw it."""
