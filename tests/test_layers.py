@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "wancli"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors"},
-    {"files", "geometry", "schedule", "settings"},
+    {"files", "geometry", "hub_cache", "schedule", "settings"},
     {"resolve"},
     {"hardware", "presets", "specs", "step_caches"},
     {"plan", "records"},

@@ -7,7 +7,6 @@ https://github.com/huggingface/diffusers (58eb52c).
 
 import hashlib
 import json
-import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from wancli.errors import ModelError, SettingsError, closest, missing
 from wancli.geometry import Strides
+from wancli.hub_cache import cached_revision
 
 DEMO_FOLDER = Path(__file__).parent / "demo" / "model"
 TEXT_LENGTH = 512  # tokens, in every released Wan
@@ -240,10 +240,7 @@ def revision(spec: ModelSpec) -> str:
     The digest takes the JSON files whole, and of each weights file its size and first MiB.
     """
     if spec.folder is None:
-        home = os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")
-        hub = Path(os.environ.get("HF_HUB_CACHE", Path(home) / "hub"))
-        ref = hub / f"models--{spec.repo.replace('/', '--')}" / "refs" / "main"
-        return ref.read_text().strip() if ref.is_file() else ""
+        return cached_revision(spec.repo)
     digest = hashlib.sha256()
     for path in sorted(p for p in spec.folder.rglob("*") if p.suffix in (".json", ".safetensors")):
         with path.open("rb") as file:

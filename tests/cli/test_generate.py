@@ -80,6 +80,24 @@ def test_the_json_line_the_sidecar_and_the_video_hold_one_record(wancli: Wancli,
     assert "steps_ms" not in embedded["timings"]
 
 
+def test_previews_change_neither_the_latents_nor_the_request(wancli: Wancli, tiny_model: Path):
+    records = []
+    for name, extra in (("plain", ()), ("shown", ("--preview-every", 1))):
+        said = wancli(
+            *small(tiny_model), "--steps", 4, "--seed", 7, "-o", f"out/{name}.mp4", "--json",
+            "--save-latents", f"{name}.safetensors", *extra,
+        )  # fmt: skip
+        assert said.code == 0, said.err
+        records.append(json.loads(said.out))
+        assert ("preview: out/shown.preview.png" in said.err) == (name == "shown")
+    plain, shown = (load_file(f"{name}.safetensors")["latents"] for name in ("plain", "shown"))
+    assert torch.equal(plain, shown)
+    assert records[0]["hash"] == records[1]["hash"]
+    assert ["preview_s" in record["timings"] for record in records] == [False, True]
+    assert len(records[1]["timings"]["steps_ms"]) == 4
+    assert sorted(p.suffix for p in Path("out").iterdir()) == [".json", ".json", ".mp4", ".mp4"]
+
+
 def test_show_prints_what_made_the_video(wancli: Wancli, tiny_model: Path):
     wancli(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
     shown = wancli("show", "a.mp4")

@@ -13,7 +13,7 @@ from torch import Tensor
 from wancli.bench.cases import Case, Run, Variant
 from wancli.models.load import Loaded, found_machine, load_pipeline
 from wancli.pipeline.clock import Clock
-from wancli.pipeline.generate import decode, denoise, encode_prompt
+from wancli.pipeline.generate import Stepped, decode, denoise, encode_prompt
 from wancli.pipeline.memory import peak_memory, reset_peak_memory
 from wancli.pipeline.run import fits_in_memory, start_record, versions, write_video
 from wancli.records import Phase, Report, Request, Step
@@ -106,8 +106,8 @@ class Measurer:
         loaded, settings, plan = self.loaded, variant.settings, variant.plan
         self._report(Phase(f"{variant.name}, seed {case.seed}, {what}"))
 
-        def on_step(index: int, sigma: float) -> None:
-            self._report(Step(index, plan.steps, sigma))
+        def on_step(step: Stepped) -> None:
+            self._report(Step(step.index, plan.steps, step.sigma))
 
         reset_peak_memory(loaded.device)
         with fits_in_memory(self.spec.name):

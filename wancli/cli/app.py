@@ -29,12 +29,18 @@ COMMANDS = {
     "compare": Entry(
         "wancli.cli.compare:compare", "Measure how far a video, or latents, are from another."
     ),
+    "preview": Entry(
+        "wancli.cli.preview:preview", "Make a contact sheet of videos, a GIF or an animated WebP."
+    ),
     "bench": Entry(
         "wancli.cli.bench:bench",
         "Say what a cache costs in quality and wins in time.",
     ),
     "preset": Entry("wancli.cli.preset:app", "Named settings: list, show, check and save them."),
-    "model": Entry("wancli.cli.model:app", "Model folders: make one from a checkpoint."),
+    "model": Entry(
+        "wancli.cli.model:app",
+        "Models: list, download, inspect, delete, and make one from a checkpoint.",
+    ),
 }
 
 app = typer.Typer(

@@ -40,6 +40,7 @@ class Files:
     skip_existing: bool = False
     latents: str | None = None
     perf: Path | None = None
+    preview_every: int | None = None  # denoising steps
 
 
 @dataclass(frozen=True)
@@ -72,28 +73,32 @@ def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
     from wancli.pipeline.run import Runner
 
     runner = Runner(spec, asked.resolved, plan, command=asked.command, since=since)
-    return _make(todo, runner, perf=files.perf, screen=screen)
+    return _make(todo, runner, files, screen)
 
 
 def _make(
-    todo: Sequence[_Todo], runner: "Runner", *, perf: Path | None, screen: Screen
+    todo: Sequence[_Todo], runner: "Runner", files: Files, screen: Screen
 ) -> list[dict[str, Any]]:
+    from wancli.pipeline.preview import preview_file
     from wancli.pipeline.run import Job, failed_record, write_json
 
     made: list[dict[str, Any]] = []
     for item in todo:
+        if files.preview_every:
+            screen.say(f"preview: {preview_file(item.output)}")
         try:
             with screen.progress() as report:
-                record = runner.make(Job(item.request, item.output, item.latents), report)
+                job = Job(item.request, item.output, item.latents, files.preview_every)
+                record = runner.make(job, report)
         except WancliError as error:
             if screen.talk.json:
                 screen.json(failed_record(item.request, error, command=runner.command).as_json())
             raise
         screen.done(record)
         made.append(record.as_json())
-        if perf:
+        if files.perf:
             timings = [{"path": m["output"]["path"], **m["timings"], **m["memory"]} for m in made]
-            write_json({"videos": timings}, perf)
+            write_json({"videos": timings}, files.perf)
     return made
 
 

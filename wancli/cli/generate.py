@@ -56,6 +56,13 @@ Latents = Annotated[
     typer.Option(rich_help_panel=OUTPUT, help="Also write the latents, as safetensors."),
 ]
 Perf = Annotated[Path | None, typer.Option(rich_help_panel=OUTPUT, help="Write timings as JSON.")]
+PreviewEvery = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=1000, rich_help_panel=OUTPUT,
+        help="Show a picture of it in NAME.preview.png, every so many steps, until it is done.",
+    ),
+]  # fmt: skip
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; load nothing.")]
 
 
@@ -77,6 +84,7 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
     skip_existing: Skip = False,
     save_latents: Latents = None,
     perf_json: Perf = None,
+    preview_every: PreviewEvery = None,
     dry_run: DryRun = False,
 ) -> None:
     """Make a video of a prompt.
@@ -92,6 +100,7 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
         skip_existing=skip_existing,
         latents=save_latents,
         perf=perf_json,
+        preview_every=preview_every,
     )
     seeds = parse_seeds(seed, num_videos)
     execute(Asked("generate", text, seeds, resolved, dry_run), files, Screen(talk))

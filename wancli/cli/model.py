@@ -1,20 +1,25 @@
-"""`wancli model`: model folders."""
+"""`wancli model`: the group, and `convert`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from wancli.cli import models
 from wancli.cli.options import Talk, takes_talk
 from wancli.cli.screen import Screen
 from wancli.errors import InputError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False)
-
-
-@app.callback()
-def _model() -> None:
-    """Model folders: make one from a checkpoint."""  # keeps a group of one command a group
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Models: list, download, inspect, delete, and make one from a checkpoint.",
+)
+app.command("list")(models.list_)
+app.command()(models.pull)
+app.command()(models.info)
+app.command()(models.path)
+app.command()(models.rm)
 
 
 @app.command()

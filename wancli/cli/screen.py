@@ -12,11 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from wancli.cli import transfer
 from wancli.cli.options import Talk
-from wancli.errors import Interrupted, WancliError
+from wancli.errors import Interrupted, UsageError, WancliError
 from wancli.records import SCHEMA, Phase, Report, Request, RunRecord, Step
 
-LINE_EVERY_S = 10  # where stderr is no terminal
 WIDE = 200  # columns of a table that goes to a file
 SHOWN = 10  # chunks at either end of a table
 
@@ -97,6 +97,24 @@ class Screen:
         else:
             yield _Lines(self.err).report
 
+    @contextmanager
+    def transfer(self, total: int | None) -> Iterator[transfer.Tell]:
+        """Where a download says how many bytes of `total` have arrived."""
+        if self.talk.quiet:
+            yield lambda done: None
+        elif self.err.is_terminal:
+            with transfer.bar(self.err, total) as tell:
+                yield tell
+        else:
+            yield transfer.lines(self.err, total)
+
+    def confirm(self, question: str, *, otherwise: str) -> bool:
+        """Whether the user says yes; UsageError where there is nobody to ask."""
+        if not sys.stdin.isatty():
+            raise UsageError(f"{question} There is no terminal to ask.", hint=otherwise)
+        self.err.print(f"{question} [y/N] ", end="", markup=False)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
     def _timings(self, record: RunRecord) -> None:
         timings = record.timings
         if chunks := timings.get("chunks"):
@@ -160,7 +178,7 @@ class Screen:
 
 
 class _Lines:
-    """Progress for logs: a line for each phase, and one every `LINE_EVERY_S` seconds."""
+    """Progress for logs: a line for each phase, and one every `LINE_EVERY_S` of transfer.py."""
 
     def __init__(self, console: Console) -> None:
         self._console, self._since, self._said = console, monotonic(), monotonic()
@@ -171,7 +189,7 @@ class _Lines:
         if isinstance(event, Phase):
             self._since = self._said = now
             self._console.print(event.name, markup=False)
-        elif now - self._said >= LINE_EVERY_S:
+        elif now - self._said >= transfer.LINE_EVERY_S:
             self._said = now
             done = event.index + 1
             each = (now - self._since) / done

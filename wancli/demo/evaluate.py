@@ -61,7 +61,7 @@ def generated(loaded: Loaded, settings: Settings, cases: Sequence[Case]) -> Iter
     plan = make_plan(settings, loaded.spec)
     for case in cases:
         prompt = encode_prompt(loaded, case.what.prompt, settings.sampling)
-        made = denoise(loaded, prompt, settings, plan, seed=case.seed, on_step=lambda _i, _s: None)
+        made = denoise(loaded, prompt, settings, plan, seed=case.seed, on_step=lambda _: None)
         yield torch.from_numpy(decode(loaded.pipeline.vae, made.latents))
 
 

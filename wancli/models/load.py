@@ -4,7 +4,6 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -16,17 +15,10 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
 from safetensors import SafetensorError
 
 from wancli.errors import CapacityError, ModelError, SetupError
+from wancli.models.hub import download, explained, first_line
 from wancli.models.lora import merge_loras
 from wancli.settings import Machine
 from wancli.specs import PARTS, ModelSpec, check_files, find_lora, spec_of_folder
@@ -112,9 +104,7 @@ def _on_disk(spec: ModelSpec, parts: Collection[str]) -> ModelSpec:
     """The spec with its folder: downloaded where it is a hub model, its files checked."""
     if spec.folder is None:
         with _explained(spec):
-            folder = Path(
-                snapshot_download(spec.repo, allow_patterns=["*.json", "*.model", "*.safetensors"])
-            )
+            folder = download(spec.repo)
         spec = spec_of_folder(folder, name=spec.name, repo=spec.repo)
     check_files(spec, parts)
     return spec
@@ -126,7 +116,7 @@ def _set_attention_backend(pipeline: WanPipeline, name: str) -> None:
             transformer.set_attention_backend(name)
     except (ValueError, RuntimeError, ImportError) as error:
         raise SetupError(
-            f"--attention-backend {name}: {_first_line(error)}", hint="--attention-backend native"
+            f"--attention-backend {name}: {first_line(error)}", hint="--attention-backend native"
         ) from None
 
 
@@ -151,40 +141,16 @@ def _explained(spec: ModelSpec) -> Iterator[None]:
     """Turn what the libraries raise into one line that says what to do."""
     where = spec.repo or str(spec.folder)
     try:
-        yield
-    except GatedRepoError:
-        raise ModelError(
-            f"model '{where}' is gated.",
-            hint=f"accept its terms at https://huggingface.co/{where}, then set HF_TOKEN",
-        ) from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise ModelError(
-            f"model '{where}' is not on the hub, or is private.",
-            hint="check the name; set HF_TOKEN",
-        ) from None
-    except LocalEntryNotFoundError:
-        offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no")
-        why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
-        raise ModelError(
-            f"model '{where}' is not cached and {why}.",
-            hint="unset HF_HUB_OFFLINE" if offline else "connect once, or give a local folder",
-        ) from None
-    except HfHubHTTPError as error:
-        raise ModelError(
-            f"the hub answered: {_first_line(error)}", hint="try again later"
-        ) from None
+        with explained(where):
+            yield
     except torch.cuda.OutOfMemoryError:
         raise CapacityError(
             f"model '{where}' does not fit in GPU memory.", hint="--device cpu, or a smaller model"
         ) from None
     except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(
-            f"cannot load model '{where}': {_first_line(error)}", hint="copy the model folder again"
+            f"cannot load model '{where}': {first_line(error)}", hint="copy the model folder again"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

@@ -47,6 +47,16 @@ class Denoised:
     freed_bytes: int  # of weights that were off the device meanwhile
 
 
+@dataclass(frozen=True)
+class Stepped:
+    """A denoising step, done: from `sigma` to `after`, which gave `latents` [1, C, F, H, W]."""
+
+    index: int
+    sigma: float
+    after: float
+    latents: Tensor
+
+
 def encode_prompt(loaded: Loaded, prompt: str, sampling: Sampling) -> Prompt:
     """Embed the prompt, and the negative one where there is guidance."""
     with torch.no_grad():
@@ -66,9 +76,9 @@ def denoise(
     plan: Plan,
     *,
     seed: int,
-    on_step: Callable[[int, float], None],
+    on_step: Callable[[Stepped], None],
 ) -> Denoised:
-    """Denoise with the caches of the settings; `on_step(index, sigma)` after each step.
+    """Denoise with the caches of the settings; `on_step` hears of each step.
 
     Noise is drawn on the CPU, so that a seed means the same on every device.
     Raises RunError when the latents are not finite.
@@ -82,7 +92,8 @@ def denoise(
     def after_step(
         _pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]
     ) -> dict[str, Any]:
-        on_step(index, float(pipeline.scheduler.sigmas[index]))
+        sigma, after = pipeline.scheduler.sigmas[index : index + 2].tolist()
+        on_step(Stepped(index, sigma, after, tensors["latents"]))
         return tensors
 
     with caches(loaded, prompt.memory, settings, plan, timesteps) as cached:

@@ -20,8 +20,9 @@ from wancli.errors import CapacityError, OutputError, WancliError
 from wancli.files import write_whole
 from wancli.models.load import Loaded, found_machine, load_pipeline, load_vae
 from wancli.pipeline.clock import Clock
-from wancli.pipeline.generate import Prompt, decode, denoise, encode_prompt
+from wancli.pipeline.generate import Prompt, Stepped, decode, denoise, encode_prompt
 from wancli.pipeline.memory import peak_memory
+from wancli.pipeline.preview import Previews, previews
 from wancli.plan import Plan
 from wancli.records import (
     Phase,
@@ -48,6 +49,7 @@ class Job:
     request: Request
     output: Path
     latents: Path | None = None
+    preview_every: int | None = None  # denoising steps
 
 
 class Runner:
@@ -70,6 +72,10 @@ class Runner:
 
     def make(self, job: Job, report: Report) -> RunRecord:
         """Make one video, its sidecar and its record. Raises WancliError; latents are kept then."""
+        with previews(job.output, every=job.preview_every) as preview:
+            return self._make(job, report, preview)
+
+    def _make(self, job: Job, report: Report, preview: Previews) -> RunRecord:
         began = datetime.now(UTC)
         started = perf_counter() if self._loaded else self._since
         load_s = self._load(report)
@@ -79,10 +85,12 @@ class Runner:
             torch.cuda.reset_peak_memory_stats(loaded.device)
         sigmas: list[float] = []
 
-        def on_step(index: int, sigma: float) -> None:
+        def on_step(step: Stepped) -> None:
             clock.mark("step")
-            sigmas.append(sigma)
-            report(Step(index, self.plan.steps, sigma))
+            sigmas.append(step.sigma)
+            report(Step(step.index, self.plan.steps, step.sigma))
+            preview(step, loaded.pipeline.vae)
+            clock.mark("preview")
 
         record = start_record(job.request, command=self.command, created=began)
         with fits_in_memory(self.spec.name):
@@ -103,6 +111,7 @@ class Runner:
             "load_s": load_s,
             "encode_prompt_s": clock.seconds("encode"),
             "denoise_s": clock.seconds("step", "denoise"),
+            **({"preview_s": clock.seconds("preview")} if job.preview_every else {}),
             "decode_s": clock.seconds("decode"),
             "steps_ms": clock.ms("step"),
             "sigmas": sigmas,
@@ -111,8 +120,7 @@ class Runner:
             ],
         }
         cache = _cache(self.settings, self.plan, denoised.uses)
-        if cache:
-            timings["uses"] = [asdict(use) for use in denoised.uses]
+        timings |= {"uses": [asdict(use) for use in denoised.uses]} if cache else {}
         memory = peak_memory(loaded.device) | {
             "prompt_kv_gib": denoised.prompt_kv_bytes / 2**30,
             "freed_weights_gib": denoised.freed_bytes / 2**30,

@@ -1,0 +1,251 @@
+"""`wancli model list`, `pull`, `info`, `path` and `rm`, on a cache in the hub's own layout."""
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.cli.test_bad_input import complaint
+from tests.cli.test_instant import run
+from tests.conftest import Said, Wancli
+from tests.hub import COMMIT, Hub, put_in_cache, serving
+from wancli.specs import DEMO_FOLDER, SPECS
+
+KNOWN = "wan2.1-t2v-1.3b"
+REPO = SPECS[KNOWN].repo
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, elsewhere than the user's."""
+    for name in ("HF_HOME", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def listed(said: Said) -> dict[str, dict[str, object]]:
+    rows = [json.loads(line) for line in said.out.splitlines()]
+    return {row["name"]: row for row in rows}
+
+
+def bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_list_names_known_models_and_those_of_the_cache_with_their_sizes(
+    wancli: Wancli, cache: Path, tiny_model: Path
+):
+    put_in_cache(tiny_model, repo=REPO, cache=cache)
+    put_in_cache(tiny_model, repo="me/my-wan", cache=cache)
+    other = cache / "llm"
+    other.mkdir()
+    (other / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    put_in_cache(other, repo="me/flux", cache=cache)
+    rows = listed(wancli("model", "list", "--json"))
+    assert set(rows) == {*SPECS, "me/my-wan"}
+    states = {name: row["state"] for name, row in rows.items()}
+    assert states["demo"] == "in the package"
+    assert states[KNOWN] == "yes"
+    assert rows[KNOWN]["bytes"] == bytes_of(tiny_model)
+    assert {states[name] for name in SPECS if name not in ("demo", KNOWN)} == {"no"}
+    table = wancli("model", "list").out
+    assert [line.split()[0] for line in table.splitlines()[1:]][: len(SPECS)] == list(SPECS)
+
+
+def test_a_download_that_was_cut_off_is_partly_here_and_says_what_it_lacks(
+    wancli: Wancli, cache: Path, tiny_model: Path
+):
+    snapshot = put_in_cache(tiny_model, repo=REPO, cache=cache)
+    (weights,) = (snapshot / "vae").glob("*.safetensors")
+    weights.unlink()
+    assert listed(wancli("model", "list", "--json"))[KNOWN]["state"] == "partly"
+    said = wancli("model", "path", KNOWN)
+    assert said.code == 4
+    error, hint = complaint(said)
+    assert "vae/*.safetensors" in error
+    assert hint == f"wancli model pull {KNOWN}"
+    assert json.loads(wancli("model", "info", KNOWN, "--json").out)["missing"] == [
+        "vae/*.safetensors"
+    ]
+
+
+def test_a_shard_that_its_index_names_is_missed(wancli: Wancli, tiny_model: Path, tmp_path: Path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    index = {"weight_map": {"a": "diffusion_pytorch_model.safetensors", "b": "two.safetensors"}}
+    name = "diffusion_pytorch_model.safetensors.index.json"
+    (model / "transformer" / name).write_text(json.dumps(index))
+    said = wancli("model", "info", model, "--json")
+    assert json.loads(said.out)["missing"] == ["transformer/two.safetensors"]
+    assert "lacks transformer/two.safetensors" in said.err
+
+
+def test_info_counts_what_the_weights_hold(wancli: Wancli, cache: Path, tiny_model: Path):
+    put_in_cache(tiny_model, repo=REPO, cache=cache)
+    for name in (tiny_model, KNOWN, REPO):
+        told = json.loads(wancli("model", "info", name, "--json").out)
+        parts = {part["name"]: part for part in told["parts"]}
+        for part in ("transformer", "vae", "text_encoder"):
+            (file,) = (tiny_model / part).glob("*.safetensors")
+            tensors = load_file(file).values()
+            assert parts[part]["parameters"] == sum(tensor.numel() for tensor in tensors)
+            assert parts[part]["bytes"] == file.stat().st_size
+            assert parts[part]["dtypes"] == ["float32"]
+        assert told["parameters"] == sum(part["parameters"] for part in told["parts"])
+        assert parts["vae"]["config"]["z_dim"] == told["latent_channels"] == 4
+        assert told["strides"] == {"temporal": 4, "spatial": 8, "patch": 2}
+    assert "WanTransformer3DModel" in wancli("model", "info", KNOWN).out
+
+
+def test_info_of_a_known_model_that_is_not_here_says_what_is_known(wancli: Wancli, cache: Path):
+    told = json.loads(wancli("model", "info", "wan2.2-ti2v-5b", "--json").out)
+    assert (told["folder"], told["parts"], told["strides"]["spatial"]) == (None, [], 16)
+    said = wancli("model", "info", "some/model")
+    assert said.code == 4
+    assert complaint(said)[1] == "wancli model pull some/model"
+
+
+def test_broken_weights_are_named(wancli: Wancli, tiny_model: Path, tmp_path: Path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (weights,) = (model / "vae").glob("*.safetensors")
+    weights.write_bytes(b"\0" * 100)
+    said = wancli("model", "info", model)
+    assert said.code == 4
+    assert str(weights) in complaint(said)[0]
+
+
+def test_the_path_is_that_of_the_snapshot(wancli: Wancli, cache: Path, tiny_model: Path):
+    snapshot = put_in_cache(tiny_model, repo=REPO, cache=cache)
+    for name in (KNOWN, REPO):
+        assert wancli("model", "path", name).out == f"{snapshot}\n"
+    assert wancli("model", "path", "demo").out == f"{DEMO_FOLDER}\n"
+    assert wancli("model", "path", tiny_model).out == f"{tiny_model}\n"
+
+
+def test_rm_deletes_a_cached_model_and_no_other(wancli: Wancli, cache: Path, tiny_model: Path):
+    put_in_cache(tiny_model, repo=REPO, cache=cache)
+    kept = put_in_cache(tiny_model, repo="me/other", cache=cache)
+    said = wancli("model", "rm", KNOWN, "--yes", "--json")
+    assert said.code == 0, said.err
+    told = json.loads(said.out)
+    assert (told["repo"], told["freed_bytes"]) == (REPO, bytes_of(tiny_model))
+    assert not (cache / f"models--{REPO.replace('/', '--')}").exists()
+    assert (kept / "model_index.json").exists()
+    said = wancli("model", "rm", KNOWN, "--yes")
+    assert said.code == 4
+    assert complaint(said)[1] == f"wancli model pull {KNOWN}"
+
+
+def test_rm_does_not_delete_without_being_told_to(wancli: Wancli, cache: Path, tiny_model: Path):
+    snapshot = put_in_cache(tiny_model, repo=REPO, cache=cache)
+    said = wancli("model", "rm", KNOWN)
+    assert said.code == 2
+    assert complaint(said)[1] == f"wancli model rm {KNOWN} --yes"
+    assert snapshot.exists()
+
+
+@pytest.mark.parametrize(("answer", "there"), [("n\n", True), ("\n", True), ("y\n", False)])
+def test_rm_asks_on_a_terminal(cache: Path, tiny_model: Path, answer: str, there: bool):
+    snapshot = put_in_cache(tiny_model, repo=REPO, cache=cache)
+    ours, theirs = pty.openpty()
+    os.write(ours, answer.encode())
+    command = [sys.executable, "-m", "wancli", "model", "rm", KNOWN]
+    done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, check=False)
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == 0, done.stderr
+    assert f"delete {REPO}" in done.stderr
+    assert snapshot.exists() == there
+
+
+@pytest.mark.parametrize("name", ["demo", "folder"])
+def test_rm_refuses_what_is_not_in_the_cache(wancli: Wancli, tiny_model: Path, name: str):
+    model = DEMO_FOLDER if name == "demo" else tiny_model
+    said = wancli("model", "rm", name if name == "demo" else model, "--yes")
+    assert said.code == 2
+    assert "only models in the hub's cache" in complaint(said)[0]
+    assert (model / "model_index.json").exists()
+
+
+def test_a_model_that_is_here_needs_no_pull(wancli: Wancli, cache: Path, tiny_model: Path):
+    snapshot = put_in_cache(tiny_model, repo=REPO, cache=cache)
+    assert wancli("model", "pull", KNOWN, "-q").out == f"{snapshot}\n"
+    said = wancli("model", "pull", "demo")
+    assert said.code == 2
+    assert "nothing to download" in complaint(said)[0]
+
+
+def test_offline_is_told(wancli: Wancli, cache: Path):
+    said = wancli("model", "pull", KNOWN, "-q")
+    assert said.code == 4
+    error, hint = complaint(said)
+    assert "HF_HUB_OFFLINE" in error
+    assert "unset HF_HUB_OFFLINE" in hint
+
+
+def test_pull_downloads_what_is_not_here_and_nothing_twice(
+    tiny_model: Path, tmp_path: Path, cache: Path
+):
+    snapshot = put_in_cache(tiny_model, repo="me/wan", cache=cache)
+    (weights,) = (snapshot / "vae").glob("*.safetensors")
+    weights.resolve().unlink()
+    weights.unlink()
+    with serving(Hub(repos={"me/wan": tiny_model})) as hub:
+        online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
+        code, _, out, err = run("model", "pull", "me/wan", "--json", folder=tmp_path, **online)
+    assert code == 0, err
+    assert Path(json.loads(out)["path"]) == snapshot
+    fetched = {path for path in hub.asked if "/resolve/" in path}
+    assert fetched == {f"/me/wan/resolve/{COMMIT}/vae/{weights.name}"}
+    files = [path.relative_to(tiny_model) for path in tiny_model.rglob("*") if path.is_file()]
+    assert all((snapshot / file).read_bytes() == (tiny_model / file).read_bytes() for file in files)
+    (whole,) = (tiny_model / "vae").glob("*.safetensors")
+    assert f"me/wan: {whole.stat().st_size / 1000:.3g} kB to download" in err
+
+
+def test_gated_missing_and_other_repositories_are_told_apart(tmp_path: Path, cache: Path):
+    other = tmp_path / "llm"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    with serving(Hub(repos={"me/llm": other}, gated={"me/gated"})) as hub:
+        for name, error in [
+            ("me/gated", "is gated"),
+            ("me/none", "is not on the hub"),
+            ("me/llm", "no model_index.json"),
+        ]:
+            online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
+            code, _, out, err = run("model", "pull", name, folder=tmp_path, **online)
+            assert (code, out) == (4, ""), err
+            assert error in err
+            assert len(err.splitlines()) == 2, err
+
+
+def test_ctrl_c_ends_a_download_soon(tiny_model: Path, tmp_path: Path, cache: Path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    with (model / "vae" / "more.safetensors").open("wb") as file:
+        file.truncate(100 * 2**20)  # huggingface_hub reads 10 MiB at a time
+    with serving(Hub(repos={"me/wan": model}, wait_s=0.15)) as hub:  # 15 s for all of it
+        process = subprocess.Popen(
+            [sys.executable, "-m", "wancli", "model", "pull", "me/wan"],
+            env=os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not hub.sending:
+            assert process.poll() is None
+            time.sleep(0.05)
+        since = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted by SIGINT" in err
+    assert "Traceback" not in err
+    assert time.monotonic() - since < 10

@@ -1,0 +1,165 @@
+"""`wancli preview`: what the pictures show, and what is refused."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+
+from tests.cli.test_bad_input import complaint
+from tests.conftest import Wancli
+from wancli.video.write import Encoding, VideoWriter
+
+LEVELS = tuple(range(0, 250, 10))  # of gray: a video frame says its number
+
+
+def video(
+    path: Path, levels: Sequence[int] = LEVELS, *, size: tuple[int, int] = (64, 32), fps: int = 16
+) -> Path:
+    with VideoWriter(path, size=size, fps=fps, encoding=Encoding(lossless=True)) as writer:
+        for level in levels:
+            writer.write(np.full((1, size[1], size[0], 3), level, np.uint8))
+        writer.finish({})
+    return path
+
+
+def test_a_sheet_shows_frames_from_the_first_to_the_last(wancli: Wancli):
+    video(Path("a.mp4"))
+    said = wancli("preview", "a.mp4", "--rows", 2, "--columns", 3, "--width", 64)
+    assert (said.code, said.out) == (0, "a.png\n"), said.err
+    sheet = np.asarray(Image.open("a.png").convert("RGB"))
+    assert sheet.shape == (2 * (32 + 14 + 8) + 8, 3 * (64 + 8) + 8, 3)
+    middles = [
+        sheet[8 + 16 + 54 * row, 8 + 32 + 72 * column] for row in (0, 1) for column in range(3)
+    ]
+    assert [int(middle[0]) for middle in middles] == [0, 50, 100, 140, 190, 240]
+
+
+def test_number_and_time_stand_under_a_picture(wancli: Wancli):
+    video(Path("a.mp4"))
+    video(Path("b.mp4"), LEVELS[:1])
+    wancli("preview", "a.mp4", "b.mp4", "--rows", 1, "--columns", 1, "--width", 64)
+    one, other = (np.asarray(Image.open(name).convert("RGB")) for name in ("a.png", "b.png"))
+    paper = np.array([0x1B, 0x1B, 0x1F])
+    assert (one[8 + 32 : -8] != paper).any()  # ink
+    assert np.array_equal(one, other)  # both show frame 0 at 0.00 s
+    wancli("preview", "a.mp4", "--rows", 1, "--columns", 2, "--width", 64, "--overwrite")
+    both = np.asarray(Image.open("a.png").convert("RGB"))[8 + 32 : -8]
+    assert not np.array_equal(both[:, 8:72], both[:, 80:144])
+
+
+def test_several_videos_go_onto_one_sheet_if_it_is_named(wancli: Wancli):
+    video(Path("a.mp4"), [40] * 5)
+    video(Path("b.mp4"), [200] * 5, size=(32, 32))
+    said = wancli("preview", "a.mp4", "b.mp4", "--sheet", "both.png", "--width", 64, "--json")
+    told = json.loads(said.out)
+    assert (told["kind"], told["videos"], told["frames"]) == ("sheet", ["a.mp4", "b.mp4"], 10)
+    sheet = Image.open("both.png").convert("RGB")
+    assert sheet.size == (told["width"], told["height"])
+    shown = {level for level in (40, 200) if (np.asarray(sheet) == level).all(-1).any()}
+    assert shown == {40, 200}
+    assert not Path("a.png").exists()
+
+
+def test_a_sheet_of_few_frames_has_no_empty_places(wancli: Wancli):
+    video(Path("a.mp4"), [10, 20])
+    told = json.loads(wancli("preview", "a.mp4", "--width", 64, "--json").out)
+    assert (told["frames"], told["width"]) == (2, 2 * 72 + 8)
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_an_animation_plays_all_of_it_at_its_speed_again_and_again(wancli: Wancli, kind: str):
+    video(Path("a.mp4"))
+    said = wancli("preview", "a.mp4", f"--{kind}", f"a.{kind}")
+    assert (said.code, said.out) == (0, f"a.{kind}\n"), said.err
+    assert not Path("a.png").exists()
+    with Image.open(f"a.{kind}") as animation:
+        assert animation.size == (64, 32)
+        assert animation.info["loop"] == 0
+        shown, milliseconds = [], 0.0
+        for frame in ImageSequence.Iterator(animation):
+            shown.append(int(np.asarray(frame.convert("RGB"))[16, 32, 0]))
+            milliseconds += frame.info["duration"]
+    assert len(shown) == len(LEVELS)
+    assert np.abs(np.array(shown) - LEVELS).max() <= 3
+    assert milliseconds == pytest.approx(1000 * len(LEVELS) / 16, abs=10)
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_an_animation_can_be_smaller_and_have_fewer_frames(wancli: Wancli, kind: str):
+    video(Path("a.mp4"), LEVELS[:24])
+    arguments = ("--width", 32, "--fps", 8, "--json", f"--{kind}", f"a.{kind}")
+    told = json.loads(wancli("preview", "a.mp4", *arguments).out)
+    assert (told["width"], told["height"], told["frames"]) == (32, 16, 12)
+    with Image.open(f"a.{kind}") as animation:
+        animation.seek(11)
+        assert abs(int(np.asarray(animation.convert("RGB"))[8, 8, 0]) - LEVELS[22]) <= 3
+
+
+def test_a_sheet_and_animations_come_from_one_call(wancli: Wancli):
+    video(Path("a.mp4"))
+    arguments = ("--sheet", "s.png", "--gif", "g.gif", "--webp", "w.webp")
+    assert wancli("preview", "a.mp4", *arguments).out == "s.png\ng.gif\nw.webp\n"
+
+
+def test_frames_are_taken_one_at_a_time(tmp_path: Path):
+    import tracemalloc
+
+    from wancli.video.sheet import Grid, write_sheet
+
+    long = video(tmp_path / "long.mp4", [0] * 60, size=(256, 256))
+    video_bytes = 60 * 256 * 256 * 3
+    write_sheet([long], tmp_path / "warm.png", Grid(1, 1, 32))
+    tracemalloc.start()
+    write_sheet([long], tmp_path / "s.png", Grid(3, 4, 32))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < video_bytes / 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error", "hint"),
+    [
+        (("none.mp4",), 4, "video 'none.mp4' not found", ""),
+        (("a.mp4", "--sheet", "a.jpg"), 2, "does not end in .png", "a.png"),
+        (("a.mp4", "--gif", "a.mp4"), 2, "does not end in .gif", "a.gif"),
+        (("a.mp4", "--webp", "a"), 2, "does not end in .webp", "a.webp"),
+        (("a.mp4", "a.mp4", "--gif", "a.gif"), 2, "2 videos do not go", "--sheet"),
+        (("a.mp4", "a.mov"), 2, "two videos of one name", "--sheet"),
+        (("a.mp4", "--fps", 8), 2, "--fps is of animations", "--gif"),
+        (("a.mp4", "--gif", "a.gif", "--fps", 30), 2, "a.mp4 has 16 frames", "--fps 16"),
+        (("a.mp4", "--gif", "a.gif", "--fps", 0), 2, "--fps 0", "--fps 16"),
+        (("fast.mp4", "--gif", "a.gif", "--fps", 60), 2, "a GIF shows at most 50", "--fps 50"),
+        (("a.mp4", "--rows", 0), 2, "'--rows'", "wancli preview --help"),
+        (("a.mp4", "--sheet", "taken.png"), 2, "taken.png exists", "--overwrite"),
+        (("broken.mp4",), 4, "broken.mp4", ""),
+        (("a.mp4", "--sheet", "file/a.png"), 6, "cannot write file/a.png", ""),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_previewed_is_said(
+    wancli: Wancli, arguments: tuple[object, ...], code: int, error: str, hint: str
+):
+    video(Path("a.mp4"), LEVELS[:3])
+    if "fast.mp4" in arguments:
+        video(Path("fast.mp4"), LEVELS[:3], fps=60)
+    for name in ("taken.png", "file", "a.mov"):
+        Path(name).write_text("mine")
+    Path("broken.mp4").write_bytes(b"no video")
+    said = wancli("preview", *arguments)
+    told = complaint(said)
+    assert said.code == code, said.err
+    assert error in told[0]
+    assert hint in told[1]
+    assert Path("taken.png").read_text() == "mine"
+
+
+def test_a_gif_that_would_not_fit_in_memory_is_refused(tmp_path: Path):
+    from wancli.errors import UsageError
+    from wancli.video.sheet import write_animation
+
+    path = video(tmp_path / "a.mp4")
+    with pytest.raises(UsageError, match=r"a GIF of 25 frames of 9000x4500") as raised:
+        write_animation(path, tmp_path / "a.gif", width=9000, fps=None)
+    assert "--webp" in raised.value.hint

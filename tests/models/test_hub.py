@@ -1,0 +1,99 @@
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from httpx2 import ConnectError, ReadTimeout, Request, Response
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    IncompleteSnapshotError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from wancli.errors import ModelError, OutputError, WancliError
+from wancli.hub_cache import cache_folder
+from wancli.models.hub import check_space, explained
+
+RESPONSE = Response(403, request=Request("GET", "https://huggingface.co/api/models/a/b"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "hint"),
+    [
+        (GatedRepoError("no", response=RESPONSE), "'a/b' is gated", "set HF_TOKEN"),
+        (RepositoryNotFoundError("no", response=RESPONSE), "not on the hub", "check the name"),
+        (HFValidationError("no"), "not on the hub", "check the name"),
+        (LocalEntryNotFoundError("no"), "not cached and HF_HUB_OFFLINE", "unset HF_HUB_OFFLINE"),
+        (IncompleteSnapshotError("no", "/x"), "not completely cached", "model pull a/b"),
+        (HfHubHTTPError("500 no\nmore", response=RESPONSE), "answered: 500 no", "later"),
+        (ConnectError("refused"), "broke: refused", "wancli model pull a/b"),
+        (ReadTimeout("slow"), "broke: slow", "are kept"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_the_hub_raises_is_one_line_and_exit_4(error: Exception, told: str, hint: str):
+    with pytest.raises(ModelError) as raised, explained("a/b"):
+        raise error
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert hint in raised.value.hint
+    assert raised.value.exit_code == 4
+
+
+def test_online_the_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    with pytest.raises(ModelError, match="the hub cannot be reached"), explained("a/b"):
+        raise LocalEntryNotFoundError("no")
+
+
+def test_a_full_disk_is_an_output_error_and_other_errors_stay():
+    with pytest.raises(OutputError, match="No space left") as raised, explained("a/b"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert "HF_HOME" in raised.value.hint
+    with pytest.raises(PermissionError), explained("a/b"):
+        raise PermissionError(errno.EACCES, "no")
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
+    check_space("a/b", 1)
+    with pytest.raises(WancliError, match=r"needs 1000000000\.0 GB, and .* has") as raised:
+        check_space("a/b", 10**18)
+    assert raised.value.exit_code == 6
+    assert "HF_HOME" in raised.value.hint
+
+
+def test_the_cache_is_where_huggingface_hub_has_it(monkeypatch: pytest.MonkeyPatch):
+    names = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
+    cases: list[dict[str, str]] = [
+        {},
+        {"HF_HOME": "/a"},
+        {"HF_HOME": "~/a/$USER"},
+        {"HF_HUB_CACHE": "~/b", "HF_HOME": "/a"},
+        {"HUGGINGFACE_HUB_CACHE": "/c", "HF_HOME": "/a"},
+        {"HUGGINGFACE_HUB_CACHE": "/c", "HF_HUB_CACHE": "/b"},
+        {"XDG_CACHE_HOME": "/d"},
+    ]
+    code = (
+        "import importlib, json, os, sys; from huggingface_hub import constants\n"
+        "for case in json.loads(sys.argv[1]):\n"
+        f"    [os.environ.pop(name, None) for name in {names}]; os.environ.update(case)\n"
+        "    print(importlib.reload(constants).HF_HUB_CACHE)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(cases)], capture_output=True, text=True, check=True
+    )
+    for case, theirs in zip(cases, done.stdout.splitlines(), strict=True):
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in case.items():
+            monkeypatch.setenv(name, value)
+        assert str(cache_folder()) == theirs, case

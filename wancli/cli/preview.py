@@ -1,0 +1,128 @@
+"""`wancli preview`: videos as contact sheets, GIFs and WebPs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wancli.cli.generate import Overwrite
+from wancli.cli.options import Talk, takes_talk
+from wancli.cli.screen import Screen
+from wancli.errors import UsageError, missing
+
+if TYPE_CHECKING:
+    from wancli.video.sheet import Picture
+
+SCHEMA = "wancli.preview/1"
+SHEET, ANIMATION = "Contact sheet", "GIF and WebP"
+
+
+@takes_talk
+def preview(  # noqa: PLR0913 - one parameter per flag
+    *,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Videos.")],
+    talk: Talk,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=SHEET,
+            help="PNG with pictures of all the videos. (default: NAME.png beside each)",
+        ),
+    ] = None,
+    rows: Annotated[
+        int, typer.Option(min=1, max=100, rich_help_panel=SHEET, help="Rows of pictures.")
+    ] = 3,
+    columns: Annotated[
+        int, typer.Option(min=1, max=100, rich_help_panel=SHEET, help="Pictures in a row.")
+    ] = 4,
+    gif: Annotated[
+        Path | None, typer.Option(rich_help_panel=ANIMATION, help="GIF to write of the video.")
+    ] = None,
+    webp: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=ANIMATION, help="Animated WebP to write: smaller, true color."
+        ),
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=ANIMATION, help="Frames per second. (default: the video's)"),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            min=8,
+            max=4096,
+            help="Width of a picture in pixels. (default: 240 on a sheet; else the video's)",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a contact sheet of videos, a GIF or an animated WebP.
+
+    wancli preview red.mp4 --gif red.gif
+    """
+    animations = [path for path in (gif, webp) if path]
+    sheets = _sheets(files, sheet, animations=bool(animations))
+    _check_videos(files, animations=bool(animations), sheets=sheets)
+    for path, suffix in (*((path, ".png") for path in sheets), (gif, ".gif"), (webp, ".webp")):
+        if path:
+            _check_target(path, suffix, overwrite=overwrite)
+    if fps is not None and not animations:
+        raise UsageError("--fps is of animations.", hint="--gif NAME.gif or --webp NAME.webp")
+    from wancli.video.sheet import Grid, write_animation, write_sheet
+
+    screen = Screen(talk)
+    grid = Grid(rows, columns, width) if width else Grid(rows, columns)
+    for target, videos in sheets.items():
+        _say(screen, write_sheet(videos, target, grid), videos, kind="sheet")
+    for target in animations:
+        made = write_animation(files[0], target, width=width, fps=fps)
+        _say(screen, made, files, kind=target.suffix[1:].lower())
+
+
+def _sheets(
+    files: Sequence[Path], sheet: Path | None, *, animations: bool
+) -> dict[Path, Sequence[Path]]:
+    """The videos of each sheet; no sheets where only animations are asked for."""
+    if sheet:
+        return {sheet: files}
+    if animations:
+        return {}
+    return {file.with_suffix(".png"): [file] for file in files}
+
+
+def _check_videos(
+    files: Sequence[Path], *, animations: bool, sheets: dict[Path, Sequence[Path]]
+) -> None:
+    """Raise UsageError or InputError for what cannot be, before anything is read."""
+    for file in files:
+        if not file.exists():
+            raise missing("video", file)
+    if animations and len(files) > 1:
+        raise UsageError(
+            f"{len(files)} videos do not go into one animation.",
+            hint="one FILE, or a contact sheet: --sheet NAME.png",
+        )
+    if sheets and sum(map(len, sheets.values())) < len(files):
+        raise UsageError(
+            "two videos of one name would go to one sheet.", hint="--sheet NAME.png for both"
+        )
+
+
+def _check_target(path: Path, suffix: str, *, overwrite: bool) -> None:
+    if path.suffix.lower() != suffix:
+        hint = f"use {path.with_suffix(suffix)}" if path.name else f"use a name such as x{suffix}"
+        raise UsageError(f"output {str(path)!r} does not end in {suffix}.", hint=hint)
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists.", hint="--overwrite, or another name")
+
+
+def _say(screen: Screen, made: "Picture", videos: Sequence[Path], *, kind: str) -> None:
+    if not screen.talk.json:
+        screen.result(str(made.path))
+        return
+    told = {"path": str(made.path), "kind": kind, "videos": [str(video) for video in videos]}
+    size = {"width": made.width, "height": made.height, "frames": made.frames}
+    screen.json({"schema": SCHEMA, **told, **size, "bytes": made.path.stat().st_size})

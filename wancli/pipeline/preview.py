@@ -1,0 +1,92 @@
+"""What a video will be, seen before it is: a small picture beside it, every few steps."""
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from wancli.errors import OutputError
+from wancli.files import write_whole
+from wancli.models.latent_rgb import LatentRgb, fit_rgb
+from wancli.pipeline.generate import Stepped
+
+_SHOWN = 4  # latent frames, from the first to the last
+_SIDE = 192  # pixels of the longer side of one of them
+
+
+def preview_file(video: Path) -> Path:
+    """Where the picture is: NAME.preview.png beside the video."""
+    suffix = ".preview.png"
+    stem = os.fsencode(video.stem)[: 255 - len(suffix)].decode(errors="ignore")  # bytes of a name
+    return video.with_name(stem + suffix)
+
+
+class Previews:
+    """The picture beside a video, replaced every `every` denoising steps; none if that is None."""
+
+    def __init__(self, video: Path, *, every: int | None) -> None:
+        self._file, self._every = preview_file(video), every
+        self._before: Tensor | None = None
+        self._map: LatentRgb | None = None
+
+    def __call__(self, step: Stepped, vae: Any) -> None:
+        """Show where the last steps lead. The latents stay as they are."""
+        if self._every is None:
+            return
+        before, self._before = self._before, step.latents
+        if (step.index + 1) % self._every:
+            return
+        if self._map is None:
+            self._map = fit_rgb(vae)
+        clean = predict_clean(step, before)
+        count = clean.shape[2]
+        taken = np.linspace(0, count - 1, min(_SHOWN, count)).round().astype(int).tolist()
+        content = _strip(self._map(clean[:, :, taken]))
+        with suppress(OutputError):  # where a picture does not fit, the video will say so
+            write_whole(self._file, content, hint="")
+
+    def remove(self) -> None:
+        """The video is there, or will not come."""
+        if self._every is not None:
+            with suppress(OSError):
+                self._file.unlink()
+
+
+@contextmanager
+def previews(video: Path, *, every: int | None) -> Iterator[Previews]:
+    """Pictures until the block ends, however it ends."""
+    shown = Previews(video, every=every)
+    try:
+        yield shown
+    finally:
+        shown.remove()
+
+
+def predict_clean(step: Stepped, before: Tensor | None) -> Tensor:
+    """Where the line through the latents before and after a step meets sigma 0.
+
+    This holds for every solver and needs nothing of its state. After the first step nobody knows
+    the latents before it, and they are shown with their noise.
+    """
+    if before is None:
+        return step.latents
+    velocity = (before - step.latents) / (step.sigma - step.after)
+    return step.latents - step.after * velocity
+
+
+def _strip(frames: Tensor) -> bytes:
+    """Uint8 [F, H, W, 3] as a PNG, side by side."""
+    _, height, width, _ = frames.shape
+    scale = max(1, _SIDE // max(height, width))
+    row = Image.fromarray(np.concatenate(list(frames.numpy()), axis=1))
+    content = io.BytesIO()
+    row.resize((row.width * scale, row.height * scale), Image.Resampling.BICUBIC).save(
+        content, "PNG"
+    )
+    return content.getvalue()
