@@ -10,10 +10,12 @@ PACKAGE = Path(__file__).parents[1] / "wancli"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors"},
-    {"files", "geometry", "schedule", "settings"},
-    {"resolve"},
-    {"hardware", "presets", "specs", "step_caches"},
+    {"architectures", "files", "geometry", "schedule", "settings"},
+    {"resolve", "transformer_cost"},
+    {"vae_cost", "hardware", "presets", "specs", "step_caches"},
     {"plan", "records"},
+    {"cost", "inventory"},
+    {"estimate"},
     {"sampling"},
     {"caching"},
     {"models", "video"},
