@@ -36,9 +36,9 @@ PHASES = {
     "decode": ("vae",),
 }
 OFFLOADS = {
-    "none": "everything at once",
-    "model": "the part at work",
-    "group": "two blocks of the transformer, other parts whole",
+    "none": "all parts",
+    "model": "one part after the other",
+    "group": "two blocks, then two others",
 }
 
 

@@ -19,6 +19,9 @@ COMMANDS = {
         "wancli.cli.rollout:rollout",
         "Make a video chunk after chunk, as long as you like, at constant memory.",
     ),
+    "plan": Entry(
+        "wancli.cli.plan:plan", "Say what a video would take, and whether it fits; load nothing."
+    ),
     "repro": Entry(
         "wancli.cli.repro:repro", "Make a video again from its own record; any flag overrides it."
     ),

@@ -56,6 +56,7 @@ Latents = Annotated[
     typer.Option(rich_help_panel=OUTPUT, help="Also write the latents, as safetensors."),
 ]
 Perf = Annotated[Path | None, typer.Option(rich_help_panel=OUTPUT, help="Write timings as JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Try what does not fit in memory.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; load nothing.")]
 
 
@@ -78,6 +79,7 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
     save_latents: Latents = None,
     perf_json: Perf = None,
     dry_run: DryRun = False,
+    force: Force = False,
 ) -> None:
     """Make a video of a prompt.
 
@@ -94,7 +96,7 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
         perf=perf_json,
     )
     seeds = parse_seeds(seed, num_videos)
-    execute(Asked("generate", text, seeds, resolved, dry_run), files, Screen(talk))
+    execute(Asked("generate", text, seeds, resolved, dry_run, force), files, Screen(talk))
 
 
 def settings_layers(
