@@ -143,5 +143,5 @@ class _Fused(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
         if func is nn.functional.scaled_dot_product_attention:
-            return torch.empty_like((kwargs or {}).get("query", args[0] if args else None))
+            return torch.empty_like(args[0] if args else (kwargs or {})["query"])
         return func(*args, **(kwargs or {}))

@@ -20,7 +20,7 @@ LAYERS = (
     {"caching"},
     {"models", "video"},
     {"pipeline"},
-    {"batch", "bench", "demo"},
+    {"batch", "bench", "demo", "doctor"},
     {"cli"},
     {"__main__"},  # python -m wancli
 )

@@ -56,7 +56,7 @@ def estimate(cost: Cost, machine: Machine, device: Device) -> Estimate:
     fits = {offload: cost.resident(offload) <= device.total for offload in OFFLOADS}
     dtype = "float32" if is_wide(machine, device.kind) else _narrow(machine)
     rates = read_rates(device)
-    return Estimate(cost, device, fits, rates and seconds(cost, rates, dtype))
+    return Estimate(cost, device, fits, seconds(cost, rates, dtype) if rates else None)
 
 
 def here(machine: Machine) -> tuple[Device, bool]:

@@ -49,6 +49,7 @@ def run(*arguments, folder, **variables):
         ["generate", "--help"],
         ["rollout", "--help"],
         ["rollout", "a red circle", "--chunks", "5", "--dry-run"],
+        ["doctor", "--help"],
         ["plan", "--help"],
         ["plan"],
         ["plan", "--chunks", "5", "--json"],

@@ -36,6 +36,7 @@ COMMANDS = {
         "wancli.cli.bench:bench",
         "Say what a cache costs in quality and wins in time.",
     ),
+    "doctor": Entry("wancli.cli.doctor:doctor", "Say what this machine can run, and why not."),
     "preset": Entry("wancli.cli.preset:app", "Named settings: list, show, check and save them."),
     "model": Entry("wancli.cli.model:app", "Model folders: make one from a checkpoint."),
 }

@@ -67,7 +67,8 @@ def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
         todo.append(_placed(request, files, several=len(asked.seeds) > 1))
     device, wide = here(settings.machine)
     cost = generation_cost(settings, spec, plan, wide=wide)
-    taken = Taken(spec, cost and estimate(cost, settings.machine, device), asked.force)
+    held = estimate(cost, settings.machine, device) if cost else None
+    taken = Taken(spec, held, asked.force)
     if asked.dry_run:
         show_plan(screen, asdict(plan), [(item.request, item.output) for item in todo], taken)
     taken.check()

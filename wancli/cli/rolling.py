@@ -161,8 +161,8 @@ class Rolling:
         settings = self.resolved.settings
         device, wide = here(settings.machine)
         cost = rollout_cost(settings, self.spec, self.plan, wide=wide)
-        known = cost and estimate(cost, settings.machine, device)
-        taken = Taken(self.spec, known, self.ask.force)
+        held = estimate(cost, settings.machine, device) if cost else None
+        taken = Taken(self.spec, held, self.ask.force)
         if dry_run:
             show_plan(self.screen, self.plan.as_json(), [(request, output)], taken)
         taken.check()
