@@ -109,6 +109,39 @@ def peak_bytes(model: nn.Module, call: Callable[[], object]) -> int:
     return ledger.peak
 
 
+def moved(call: Callable[[], object]) -> int:
+    """Bytes that `call` reads and writes in all but products, attention, convolutions and views."""
+    meter = _Meter()
+    with torch.no_grad(), _Fused(), meter:
+        call()
+    return meter.bytes
+
+
+class _Meter(TorchDispatchMode):
+    """Adds up inputs and outputs of every operation."""
+
+    heavy = ("mm", "bmm", "addmm", "convolution")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        out = func(*args, **(kwargs or {}))
+        name = str(func).split(".")[1]
+        given, made = (
+            [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
+            for tree in ((args, kwargs), out)
+        )
+        own = {x.untyped_storage()._cdata for x in given}
+        view = any(x.untyped_storage()._cdata in own for x in made) and not name.endswith("_")
+        if not view and name not in self.heavy:
+            self.bytes += sum(x.numel() * x.element_size() for x in [*given, *made])
+        return out
+
+
 class _Ledger(TorchDispatchMode):
     """Counts every storage from the operation that makes it until the last reference is gone."""
 

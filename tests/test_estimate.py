@@ -65,9 +65,13 @@ def test_time_is_flops_over_measured_rates():
     spent = seconds(cost, RATES, "bfloat16")
     assert spent
     denoise = cost.work["denoise"]
-    assert spent["denoise"] == pytest.approx(denoise.matmul / 4e14 + denoise.attention / 3e14)
+    assert spent["denoise"] == pytest.approx(
+        denoise.matmul / 4e14 + denoise.attention / 3e14 + cost.moved["denoise"] / 2e12
+    )
     decode = cost.work["decode"]
-    assert spent["decode"] == pytest.approx(decode.convolution / 2e13 + decode.attention / 3e13)
+    assert spent["decode"] == pytest.approx(
+        decode.convolution / 2e13 + decode.attention / 3e13 + cost.moved["decode"] / 2e12
+    )
     assert seconds(cost, RATES, "float16") is None
 
 

@@ -1,13 +1,14 @@
 """The closed forms are exactly what diffusers' and transformers' own classes have and do."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from tests.fakes import tiny_transformer
-from tests.shapes import flops, inputs, parameters, peak_bytes, transformer
+from tests.shapes import flops, inputs, moved, parameters, peak_bytes, transformer
 from wancli import architectures
 from wancli.architectures import Architecture, ImageEncoder, TextEncoder, Transformer
 from wancli.caching.prompt_kv import PromptMemory, prompt_kv
@@ -21,6 +22,7 @@ from wancli.transformer_cost import (
     forward_work,
     image_parameters,
     image_work,
+    moved_bytes,
     text_parameters,
     text_work,
     transformer_parameters,
@@ -162,6 +164,19 @@ def test_a_timestep_for_each_token_is_held_as_the_formula_says():
 def test_the_encoders_are_as_large_as_published():
     assert text_parameters(TextEncoder()) == 5_680_910_336
     assert image_parameters(ImageEncoder()) == 630_766_080
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["WAN_1_3B", "WAN_14B", "DEMO"])
+def test_a_block_moves_about_what_the_formula_says(name: str, dtype: torch.dtype):
+    told, counted = [], []
+    for layers in (1, 2):
+        shape = replace(NAMED[name].transformer, layers=layers)
+        model = transformer(shape, dtype=dtype)
+        given = {n: x.to(dtype) for n, x in inputs(shape, frames=21, height=60, width=104).items()}
+        counted.append(moved(partial(model, **given)))
+        told.append(moved_bytes(shape, 32_760, element_bytes=dtype.itemsize))
+    assert told[1] - told[0] == pytest.approx(counted[1] - counted[0], rel=0.03)
 
 
 def test_work_adds_up_by_kind():

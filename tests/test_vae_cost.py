@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.fakes import tiny_vae
-from tests.shapes import flops, parameters, peak_bytes, vae
+from tests.shapes import flops, moved, parameters, peak_bytes, vae
 from wancli.architectures import DEMO, VAE_2_2, Autoencoder
 from wancli.models.decode import StreamingDecoder
 from wancli.vae_cost import (
@@ -12,6 +12,7 @@ from wancli.vae_cost import (
     decode_bytes,
     decode_work,
     encode_work,
+    moved_bytes,
     remembered_numbers,
     vae_parameters,
 )
@@ -72,3 +73,12 @@ def test_decoding_holds_about_what_the_formula_says(name: str, frames: int):
     latents = torch.empty(1, shape.latent_channels, frames, 30, 52, device="meta")
     held = peak_bytes(model, lambda: model.decode(latents))
     assert decode_bytes(shape, grid) == pytest.approx(held, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["2.1", "2.2", "demo"])
+def test_decoding_moves_about_what_the_formula_says(name: str):
+    shape = SHAPES[name]
+    model = vae(shape)
+    latents = torch.empty(1, shape.latent_channels, 4, 12, 16, device="meta")
+    counted = moved(lambda: model.decode(latents))
+    assert moved_bytes(shape, Grid(4, 12, 16)) == pytest.approx(counted, rel=0.1)

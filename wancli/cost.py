@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from wancli import transformer_cost, vae_cost
 from wancli.architectures import IMAGE_TOKENS, Architecture, Transformer
 from wancli.geometry import LatentShape
 from wancli.plan import Plan, RolloutPlan
@@ -50,6 +51,7 @@ class Cost:
     tokens: int  # of one forward
     forwards: int
     work: Mapping[str, Work]  # by phase
+    moved: Mapping[str, int]  # bytes read and written element by element, by phase, about
     weights: Mapping[str, int]  # bytes by part
     block: int  # bytes of one block's weights
     kept: Mapping[str, int]  # bytes while it denoises and decodes, by cache
@@ -229,6 +231,11 @@ def _cost(  # noqa: PLR0913 - what the two kinds of runs differ in
         tokens=tokens,
         forwards=forwards,
         work={"encode": encode, "denoise": denoising, "decode": decode_work(shapes.vae, grid)},
+        moved={
+            "encode": 0,
+            "denoise": forwards * transformer_cost.moved_bytes(t, tokens, element_bytes=size),
+            "decode": vae_cost.moved_bytes(shapes.vae, grid),
+        },
         weights=weights,
         block=size * block_parameters(t),
         kept=kept,

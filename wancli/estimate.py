@@ -76,6 +76,7 @@ def seconds(cost: Cost, rates: Rates, dtype: str) -> dict[str, float] | None:
             work.matmul / rates.matmul[kind]
             + work.attention / rates.attention[kind]
             + work.convolution / rates.convolution
+            + cost.moved[phase] / rates.copy
         )
     return spent
 

@@ -149,6 +149,16 @@ def _motion_work(t: Transformer, face: Face, frames: int) -> Work:
     return Work(matmul=2 * products, convolution=2 * (frames * cells + time))
 
 
+def moved_bytes(t: Transformer, tokens: int, *, element_bytes: int) -> int:
+    """About what one forward reads and writes element by element: norms, gates, rotation, GELU.
+
+    Counted on the meta device for 1.3B, 14B and the demo, which agree within 2 %. Of narrow numbers
+    it is more, because they are widened and narrowed again.
+    """
+    each = 305 if element_bytes == 4 else 367
+    return (t.layers + t.vace_blocks) * tokens * (each * t.dim + 2 * element_bytes * t.ffn)
+
+
 def text_parameters(e: TextEncoder) -> int:
     """Parameters of the text encoder."""
     inner = e.heads * e.head_dim

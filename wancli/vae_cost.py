@@ -13,6 +13,7 @@ from wancli.transformer_cost import NO_WORK, Work
 
 REMEMBERED = 2  # frames that a causal convolution keeps of its input
 COPIES = 6.75  # of the largest input; see decode_bytes
+MOVES = 16  # of a convolution's input, what is done to it element by element; all three VAEs agree
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,13 @@ def decode_bytes(vae: Autoencoder, latents: Grid) -> int:
     largest = max(layer.input for layer in layers if layer.remembered)
     working = COPIES * largest + remembered
     return int(4 * max(working + video, 3 * video))
+
+
+def moved_bytes(vae: Autoencoder, latents: Grid) -> int:
+    """About what decoding reads and writes element by element: norms, padding, what is kept."""
+    one = Grid(1, latents.height, latents.width)
+    first, rest = (sum(x.input for x in decoder(vae, one, first=f)) for f in (True, False))
+    return 4 * MOVES * (first + rest * (latents.frames - 1))
 
 
 def decoder(vae: Autoencoder, grid: Grid, *, first: bool) -> Iterator[Layer]:
