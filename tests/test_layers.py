@@ -10,15 +10,17 @@ PACKAGE = Path(__file__).parents[1] / "wancli"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors"},
-    {"files", "geometry", "hub_cache", "schedule", "settings"},
-    {"resolve"},
-    {"hardware", "presets", "specs", "step_caches"},
+    {"architectures", "files", "geometry", "hub_cache", "schedule", "settings"},
+    {"resolve", "transformer_cost"},
+    {"vae_cost", "hardware", "presets", "specs", "step_caches"},
     {"plan", "records"},
+    {"cost", "inventory"},
+    {"estimate"},
     {"sampling"},
     {"caching"},
     {"models", "video"},
     {"pipeline"},
-    {"batch", "bench", "demo"},
+    {"batch", "bench", "demo", "doctor"},
     {"cli"},
     {"__main__"},  # python -m wancli
 )

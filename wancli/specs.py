@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wancli.architectures import DEMO, WAN_1_3B, WAN_5B, WAN_14B, Architecture, architecture_of
 from wancli.errors import ModelError, SettingsError, closest, missing
 from wancli.geometry import Strides
 from wancli.hub_cache import cached_revision
@@ -31,11 +32,21 @@ class ModelSpec:
     strides: Strides = field(default_factory=Strides)
     latent_channels: int = 16
     text_length: int = TEXT_LENGTH
-    layers: int = 0  # transformer blocks; 0 is unknown
-    dim: int = 0  # of a token inside the transformer; 0 is unknown
+    architecture: Architecture | None = None  # None is unknown
+    per_token_time: bool = False  # every token is told its timestep
     experts: int = 1  # 2: one transformer for high noise, one for low
     causal: bool | None = None  # trained to go on from chunk to chunk; None is unknown
     folder: Path | None = None  # where its files are, when that is known before loading
+
+    @property
+    def layers(self) -> int:
+        """Transformer blocks; 0 is unknown."""
+        return self.architecture.transformer.layers if self.architecture else 0
+
+    @property
+    def dim(self) -> int:
+        """Of a token inside the transformer; 0 is unknown."""
+        return self.architecture.transformer.dim if self.architecture else 0
 
 
 SPECS = {
@@ -49,24 +60,21 @@ SPECS = {
             text_length=64,
             causal=True,
             folder=DEMO_FOLDER,
-            layers=8,
-            dim=128,
+            architecture=DEMO,
         ),
         ModelSpec(
             "wan2.1-t2v-1.3b",
             "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
             "Wan 2.1 text-to-video, 1.3B parameters, 480p.",
             causal=False,
-            layers=30,
-            dim=1536,
+            architecture=WAN_1_3B,
         ),
         ModelSpec(
             "wan2.1-t2v-14b",
             "Wan-AI/Wan2.1-T2V-14B-Diffusers",
             "Wan 2.1 text-to-video, 14B parameters, 480p and 720p.",
             causal=False,
-            layers=40,
-            dim=5120,
+            architecture=WAN_14B,
         ),
         ModelSpec(
             "wan2.2-t2v-a14b",
@@ -74,8 +82,7 @@ SPECS = {
             "Wan 2.2 text-to-video, two experts of 14B parameters, 480p and 720p.",
             experts=2,
             causal=False,
-            layers=40,
-            dim=5120,
+            architecture=WAN_14B,
         ),
         ModelSpec(
             "wan2.2-ti2v-5b",
@@ -83,17 +90,16 @@ SPECS = {
             "Wan 2.2 text-to-video, 5B parameters, 720p at 24 frames per second.",
             strides=Strides(temporal=4, spatial=16, patch=2),
             latent_channels=48,
+            per_token_time=True,
             causal=False,
-            layers=30,
-            dim=3072,
+            architecture=WAN_5B,
         ),
         ModelSpec(
             "self-forcing",
             "gueraf/Self-Forcing-diffusers",
             "Self-Forcing (arXiv:2506.08009) on Wan 2.1 1.3B: 4 steps a chunk, for rollouts.",
             causal=True,
-            layers=30,
-            dim=1536,
+            architecture=WAN_1_3B,
         ),
         ModelSpec(
             "self-forcing-a14b",
@@ -101,8 +107,7 @@ SPECS = {
             "Self-Forcing on Wan 2.2 A14B, two experts: 8 steps a chunk, for rollouts.",
             experts=2,
             causal=True,
-            layers=40,
-            dim=5120,
+            architecture=WAN_14B,
         ),
     )
 }
@@ -176,6 +181,7 @@ def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec
     transformer = read_config(folder, "transformer/config.json")
     vae = read_config(folder, "vae/config.json") if whole else {}
     tokenizer = read_config(folder, "tokenizer/tokenizer_config.json") if whole else {}
+    text = read_config(folder, "text_encoder/config.json") if _has(index, "text_encoder") else {}
     patch = transformer.get("patch_size", (1, 2, 2))
     return ModelSpec(
         name or str(folder),
@@ -188,8 +194,8 @@ def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec
         ),
         latent_channels=transformer.get("in_channels", 16),
         text_length=min(TEXT_LENGTH, int(tokenizer.get("model_max_length", TEXT_LENGTH))),
-        layers=transformer.get("num_layers", 0),
-        dim=transformer.get("num_attention_heads", 0) * transformer.get("attention_head_dim", 0),
+        architecture=architecture_of(transformer, vae, text),
+        per_token_time=bool(index.get("expand_timesteps")),
         experts=2 if _has(index, "transformer_2") else 1,
         folder=folder,
     )

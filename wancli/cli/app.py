@@ -19,6 +19,9 @@ COMMANDS = {
         "wancli.cli.rollout:rollout",
         "Make a video chunk after chunk, as long as you like, at constant memory.",
     ),
+    "plan": Entry(
+        "wancli.cli.plan:plan", "Say what a video would take, and whether it fits; load nothing."
+    ),
     "repro": Entry(
         "wancli.cli.repro:repro", "Make a video again from its own record; any flag overrides it."
     ),
@@ -36,6 +39,7 @@ COMMANDS = {
         "wancli.cli.bench:bench",
         "Say what a cache costs in quality and wins in time.",
     ),
+    "doctor": Entry("wancli.cli.doctor:doctor", "Say what this machine can run, and why not."),
     "preset": Entry("wancli.cli.preset:app", "Named settings: list, show, check and save them."),
     "model": Entry(
         "wancli.cli.model:app",

@@ -6,9 +6,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from wancli.cli.costing import Taken
 from wancli.cli.naming import check_sidecar, name_output, same_request
 from wancli.cli.screen import Screen
+from wancli.cost import generation_cost
 from wancli.errors import UsageError, WancliError
+from wancli.estimate import estimate, here
 from wancli.plan import check_given, make_plan
 from wancli.records import Request
 from wancli.resolve import Resolved
@@ -28,6 +31,7 @@ class Asked:
     seeds: Sequence[int]
     resolved: Resolved[Settings]
     dry_run: bool = False
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,14 @@ def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
     for seed in asked.seeds:
         request = Request(asked.prompt, seed, settings, asked.resolved.sources, weights)
         todo.append(_placed(request, files, several=len(asked.seeds) > 1))
+    device, wide = here(settings.machine)
+    cost = generation_cost(settings, spec, plan, wide=wide)
+    held = estimate(cost, settings.machine, device) if cost else None
+    taken = Taken(spec, held, asked.force)
     if asked.dry_run:
-        show_plan(screen, asdict(plan), [(item.request, item.output) for item in todo])
+        show_plan(screen, asdict(plan), [(item.request, item.output) for item in todo], taken)
+    taken.check()
+    if asked.dry_run:
         return []
     _refuse_twins(todo)
     todo = [t for t in todo if _wanted(t, files, screen)]
@@ -147,13 +157,16 @@ def _wanted(item: _Todo, files: Files, screen: Screen) -> bool:
 
 
 def show_plan(
-    screen: Screen, plan: Mapping[str, Any], items: Sequence[tuple[Request, Path]]
+    screen: Screen, plan: Mapping[str, Any], items: Sequence[tuple[Request, Path]], taken: Taken
 ) -> None:
-    """What would be done: the plan as given, every setting with its source, seeds and outputs."""
+    """What would be done: the plan, what it takes, every setting with its source, outputs."""
     if screen.talk.json:
         for request, output in items:
-            told = {"plan": plan, "request": request.as_json()}
+            told = {"plan": plan, "request": request.as_json(), **taken.as_json(output)}
             screen.json({**told, "output": {"path": str(output)}})
+        return
+    taken.show(screen, items[0][1])
+    if screen.talk.brief:
         return
     rows = [("plan", key, str(value), "") for key, value in plan.items() if key != "shape"]
     rows += [("plan", f"latent {key}", str(value), "") for key, value in plan["shape"].items()]

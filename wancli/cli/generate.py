@@ -63,6 +63,7 @@ PreviewEvery = Annotated[
         help="Show a picture of it in NAME.preview.png, every so many steps, until it is done.",
     ),
 ]  # fmt: skip
+Force = Annotated[bool, typer.Option("--force", help="Try what does not fit in memory.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; load nothing.")]
 
 
@@ -86,6 +87,7 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
     perf_json: Perf = None,
     preview_every: PreviewEvery = None,
     dry_run: DryRun = False,
+    force: Force = False,
 ) -> None:
     """Make a video of a prompt.
 
@@ -103,7 +105,7 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
         preview_every=preview_every,
     )
     seeds = parse_seeds(seed, num_videos)
-    execute(Asked("generate", text, seeds, resolved, dry_run), files, Screen(talk))
+    execute(Asked("generate", text, seeds, resolved, dry_run, force), files, Screen(talk))
 
 
 def settings_layers(

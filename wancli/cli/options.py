@@ -50,6 +50,7 @@ class Talk:
     quiet: bool = False
     verbose: bool = False
     color: bool | None = None  # None: as the terminal is
+    brief: bool = False  # of a plan: what it takes, and not every setting
 
 
 _TALK: dict[str, Any] = {

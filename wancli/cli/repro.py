@@ -9,6 +9,7 @@ from wancli.cli.execute import Asked, Files, execute
 from wancli.cli.generate import (
     DryRun,
     Folder,
+    Force,
     Output,
     Overwrite,
     PromptFlag,
@@ -39,6 +40,7 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     output_dir: Folder = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
+    force: Force = False,
 ) -> None:
     """Make a video again from its own record; any flag overrides it.
 
@@ -51,11 +53,11 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     name = output or f"{file.stem}-repro.mp4"
     if record["command"] == "rollout":
         _refuse_files(request, file)
-        ask = Ask(text, seed, Starts(), output=name, folder=place, overwrite=overwrite)
+        ask = Ask(text, seed, Starts(), output=name, folder=place, overwrite=overwrite, force=force)
         made = Rolling(ask, layers, screen, before=request).run(dry_run=dry_run)
     else:
         seeds = parse_seeds(seed, None) if seed else [request["seed"]]
-        asked = Asked("repro", text, seeds, resolve(layers, Settings), dry_run)
+        asked = Asked("repro", text, seeds, resolve(layers, Settings), dry_run, force)
         made = next(iter(execute(asked, Files(name, place, overwrite), screen)), None)
     if made and made["hash"] == record["hash"]:
         _compare(record, file, made, screen)

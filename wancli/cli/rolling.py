@@ -7,11 +7,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from wancli.cli.costing import Taken
 from wancli.cli.execute import show_plan
 from wancli.cli.naming import check_sidecar, name_output
 from wancli.cli.screen import Screen
 from wancli.cli.starts import Starts, context_frames, digest
+from wancli.cost import rollout_cost
 from wancli.errors import UsageError, WancliError
+from wancli.estimate import estimate, here
 from wancli.plan import RolloutPlan, check_given, make_rollout_plan
 from wancli.records import Request, parse_seeds
 from wancli.resolve import Layer, Resolved, resolve
@@ -67,8 +70,8 @@ class Rolling:
     def run(self, *, dry_run: bool) -> dict[str, Any] | None:
         """Make it and return its record, or say what would be made."""
         request, (video, latents, store) = self.request(), self.places()
+        self._say_taken(request, video or latents or store, dry_run=dry_run)
         if dry_run:
-            show_plan(self.screen, self.plan.as_json(), [(request, video or latents or store)])
             return None
         self._check_places(video, latents, store)
         since = perf_counter()  # the libraries are part of what loading costs
@@ -153,6 +156,17 @@ class Rolling:
         settings = self.resolved.settings
         context = context_frames(self.ask.starts, settings, self.spec, self.before)
         return make_rollout_plan(settings, self.spec, context_frames=context, force=self.ask.force)
+
+    def _say_taken(self, request: Request, output: Path, *, dry_run: bool) -> None:
+        """Say what it takes, where that is all that is wanted. Raises CapacityError."""
+        settings = self.resolved.settings
+        device, wide = here(settings.machine)
+        cost = rollout_cost(settings, self.spec, self.plan, wide=wide)
+        held = estimate(cost, settings.machine, device) if cost else None
+        taken = Taken(self.spec, held, self.ask.force)
+        if dry_run:
+            show_plan(self.screen, self.plan.as_json(), [(request, output)], taken)
+        taken.check()
 
     def _schedule(self) -> Schedule:
         chosen, known = self.resolved.settings.rollout, self.before.get("inputs", {})

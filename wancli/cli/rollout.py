@@ -82,7 +82,10 @@ ReportFile = Annotated[
     Path | None, typer.Option("--report", rich_help_panel=OUTPUT, help="HTML page about drift.")
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Roll out a model that was not trained for it.")
+    bool,
+    typer.Option(
+        "--force", help="Roll out what was not trained for it, or does not fit in memory."
+    ),
 ]
 
 

@@ -1,0 +1,33 @@
+"""`wancli doctor` says what generate would meet."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Wancli
+
+
+def test_a_doctor_says_what_is_here(wancli: Wancli, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("WANCLI_CACHE_DIR", str(tmp_path / "cache"))
+    said = wancli("doctor", "--json", "-q")
+    told = json.loads(said.out)
+    assert said.code == 0
+    assert told["ok"] is True
+    found = {(f["group"], f["name"]): f for f in told["findings"]}
+    assert found["versions", "diffusers"]["state"] == "ok"
+    assert found["video", "ffmpeg"]["state"] == "ok"
+    assert found["attention", "native"]["state"] == "ok"
+    assert found["memory", "rates"]["mend"] == "wancli doctor --measure"
+
+
+def test_where_generate_cannot_run_the_doctor_exits_with_4(
+    wancli: Wancli, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nosuch/ffmpeg")
+    said = wancli("doctor", "-q")
+    assert said.code == 4
+    assert "broken" in said.out
+    error, hint = said.err.strip().splitlines()
+    assert error == "error: generate cannot run here: ffmpeg."
+    assert "IMAGEIO_FFMPEG_EXE" in hint

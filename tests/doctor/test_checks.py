@@ -1,0 +1,91 @@
+"""A doctor that finds what is broken, and says what mends it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from wancli.doctor import checks
+from wancli.doctor.attention import attention_backends
+from wancli.doctor.checks import Finding, disks, ffmpeg, imports, required_packages
+from wancli.doctor.measure import DTYPES, measure
+
+
+def test_what_is_installed_is_what_is_asked_for():
+    found = list(required_packages())
+    assert {"torch", "diffusers", "typer"} <= {finding.name for finding in found}
+    assert [finding for finding in found if finding.fatal] == []
+    assert list(imports()) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "state"),
+    [("torch>=99", "broken"), ("nosuch-package>=1", "missing"), ("torch>=2", "ok")],
+)
+def test_a_package_is_held_against_the_version_that_is_asked_for(
+    asked: str, state: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(checks, "requires", lambda _: [asked, "x>1; extra == 'dev'"])
+    (found,) = required_packages()
+    assert found.state == state
+    assert found.fatal == (state != "ok")
+    assert found.mend == ("" if state == "ok" else f"pip install '{asked}'")
+
+
+def test_a_library_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "broken_build.py").write_text("raise OSError('libcudart.so.12: not found')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(checks, "IMPORTED", ("torch", "broken_build"))
+    (found,) = imports()
+    assert found.fatal
+    assert "libcudart" in found.value
+    assert "broken_build" in found.mend
+
+
+def test_ffmpeg_is_seen_to_encode():
+    found = ffmpeg()
+    assert found.state == "ok"
+    assert "3 frames read back" in found.value
+
+
+def test_an_ffmpeg_that_cannot_encode_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    program = tmp_path / "ffmpeg"
+    program.write_text("#!/bin/sh\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    assert ffmpeg().fatal
+    program.unlink()
+    found = ffmpeg()
+    assert found.fatal
+    assert "imageio-ffmpeg" in found.mend
+
+
+def test_disk_is_looked_at_where_files_will_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    blobs = tmp_path / "hub" / "models--a--b" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "x").write_bytes(b"0" * 2**20)
+    found = {finding.name: finding for finding in disks(tmp_path / "not" / "made")}
+    assert str(tmp_path / "not" / "made") in found["output"].value
+    assert found["models cached"].value == "1.0 MiB"
+
+
+def test_backends_that_run_give_what_attention_is():
+    found = {finding.name: finding for finding in attention_backends(torch.device("cpu"))}
+    assert found["native"].state == found["_native_math"].state == "ok"
+    assert "sage" in found["not here"].value
+    assert not any(finding.fatal for finding in found.values())
+
+
+def test_rates_are_measured_of_what_a_plan_needs():
+    rates = measure(torch.device("cpu"), budget_s=0.005)
+    assert set(rates.matmul) == set(rates.attention) == set(DTYPES[:2])
+    for rate in (*rates.matmul.values(), *rates.attention.values(), rates.convolution):
+        assert 1e8 < rate < 1e14
+    assert rates.copy > 1e7
+
+
+def test_a_note_is_never_fatal():
+    assert not Finding("x", "y", "z", "note", needed=True).fatal
+    assert Finding("x", "y", "z", "missing", needed=True).fatal
+    assert not Finding("x", "y", "z", "missing").fatal

@@ -1,0 +1,159 @@
+"""A cost held against a machine: what fits, how long, and what is said where nothing is known."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from wancli import inventory
+from wancli.cost import Cost, generation_cost
+from wancli.errors import CapacityError, OutputError
+from wancli.estimate import (
+    Rates,
+    duration,
+    estimate,
+    flops,
+    gib,
+    read_rates,
+    seconds,
+    write_rates,
+)
+from wancli.inventory import Device, find_cpu, find_device, find_gpus, free_disk
+from wancli.plan import make_plan
+from wancli.resolve import Layer, resolve
+from wancli.settings import Machine, Settings
+from wancli.specs import find_spec
+
+H200 = Device("cuda", "NVIDIA H200", 139 * 2**30, 138 * 2**30, "570.1")
+RATES = Rates({"bfloat16": 4e14, "float32": 4e13}, {"bfloat16": 3e14, "float32": 3e13}, 2e13, 2e12)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANCLI_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def cost_of(model: str) -> Cost:
+    settings = resolve([Layer("flag", {"model": model})], Settings).settings
+    spec = find_spec(model)
+    cost = generation_cost(settings, spec, make_plan(settings, spec), wide=False)
+    assert cost
+    return cost
+
+
+def test_a_model_fits_one_gpu_and_not_another():
+    cost = cost_of("wan2.1-t2v-14b")
+    assert estimate(cost, Machine(), H200).fits == {"none": True, "model": True, "group": True}
+    small = replace(H200, name="NVIDIA RTX 4090", total=24 * 2**30)
+    held = estimate(cost, Machine(), small)
+    assert held.fits["none"] is False
+    with pytest.raises(CapacityError, match="wan2.1-t2v-14b at this size takes .* RTX 4090 has 24"):
+        held.check("wan2.1-t2v-14b")
+
+
+def test_exactly_what_there_is_fits():
+    cost = cost_of("demo")
+    there = replace(H200, total=cost.resident())
+    estimate(cost, Machine(), there).check("demo")
+    with pytest.raises(CapacityError):
+        estimate(cost, Machine(), replace(there, total=cost.resident() - 1)).check("demo")
+
+
+def test_time_is_flops_over_measured_rates():
+    cost = cost_of("wan2.1-t2v-1.3b")
+    spent = seconds(cost, RATES, "bfloat16")
+    assert spent
+    denoise = cost.work["denoise"]
+    assert spent["denoise"] == pytest.approx(
+        denoise.matmul / 4e14 + denoise.attention / 3e14 + cost.moved["denoise"] / 2e12
+    )
+    decode = cost.work["decode"]
+    assert spent["decode"] == pytest.approx(
+        decode.convolution / 2e13 + decode.attention / 3e13 + cost.moved["decode"] / 2e12
+    )
+    assert seconds(cost, RATES, "float16") is None
+
+
+def test_rates_are_kept_by_device():
+    other = replace(H200, name="NVIDIA A100")
+    assert read_rates(H200) is None
+    write_rates(H200, RATES)
+    write_rates(other, replace(RATES, copy=1.0))
+    assert read_rates(H200) == RATES
+    assert estimate(cost_of("demo"), Machine(), H200).seconds is not None
+    assert estimate(cost_of("demo"), Machine(), replace(H200, name="x")).seconds is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"x": 1}'])
+def test_rates_that_are_broken_are_as_if_never_measured(text: str):
+    path = inventory.user_cache() / "rates.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    assert read_rates(H200) is None
+    write_rates(H200, RATES)
+    assert read_rates(H200) == RATES
+
+
+def test_rates_that_cannot_be_kept_are_an_output_error():
+    inventory.user_cache().write_text("a file")
+    with pytest.raises(OutputError, match="cannot write"):
+        write_rates(H200, RATES)
+
+
+def test_this_machine_has_memory_and_disk(tmp_path: Path):
+    cpu = find_cpu()
+    assert 2**28 < cpu.free <= cpu.total
+    assert cpu.name
+    assert "torch 2" in cpu.key
+    assert free_disk(tmp_path / "not" / "made") > 0
+    assert find_device(Machine(device="cpu")) == replace(
+        cpu, free=find_device(Machine(device="cpu")).free
+    )
+
+
+def smi(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose nvidia-smi prints that, and which has no NVML."""
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\ncat <<'X'\n{text}\nX\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
+
+
+def test_gpus_are_found_without_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    smi(tmp_path, "NVIDIA A, 1000, 900, 5.1\nNVIDIA B, 2000, 1, 5.1\nN/A", monkeypatch)
+    a = Device("cuda", "NVIDIA A", 1000 * 2**20, 900 * 2**20, "5.1")
+    b = Device("cuda", "NVIDIA B", 2000 * 2**20, 2**20, "5.1")
+    assert find_gpus() == [a, b]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert find_gpus() == [b]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    assert find_gpus() == [b, a]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert find_gpus() == []
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (gib(3 * 2**30), "3.0 GiB"),
+        (gib(1536 * 2**10), "1.5 MiB"),
+        (gib(100), "0.1 KiB"),
+        (flops(6.5e15), "6.50 PFLOP"),
+        (flops(1.2e9), "1.20 GFLOP"),
+        (duration(5.25), "5.2 s"),
+        (duration(150), "2 min 30 s"),
+        (duration(7500), "2 h 05 min"),
+    ],
+)
+def test_amounts_are_said_for_people(told: str, expected: str):
+    assert told == expected
+
+
+def test_an_estimate_is_json():
+    told = json.loads(json.dumps(estimate(cost_of("demo"), Machine(), H200).as_json()))
+    assert told["flops"] == sum(work["flops"] for work in told["work"].values())
+    assert told["device"]["name"] == "NVIDIA H200"
+    assert told["resident"]["none"] > told["resident"]["model"]

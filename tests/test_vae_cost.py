@@ -1,0 +1,84 @@
+"""The walk through the VAE is exactly what diffusers' own class has and does."""
+
+import pytest
+import torch
+
+from tests.fakes import tiny_vae
+from tests.shapes import flops, moved, parameters, peak_bytes, vae
+from wancli.architectures import DEMO, VAE_2_2, Autoencoder
+from wancli.models.decode import StreamingDecoder
+from wancli.vae_cost import (
+    Grid,
+    decode_bytes,
+    decode_work,
+    encode_work,
+    moved_bytes,
+    remembered_numbers,
+    vae_parameters,
+)
+
+VAE_2_1 = Autoencoder()
+TINY = Autoencoder(4, 4, 4, (1, 1, 1, 1), 1)
+SHAPES = {"2.1": VAE_2_1, "2.2": VAE_2_2, "demo": DEMO.vae, "tiny": TINY}
+shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+
+
+@shapes
+def test_parameters_are_those_of_the_class(shape: Autoencoder):
+    assert vae_parameters(shape) == parameters(vae(shape))
+
+
+@shapes
+@pytest.mark.parametrize("frames", [1, 2, 4])
+def test_flops_are_those_that_torch_counts(shape: Autoencoder, frames: int):
+    model, grid = vae(shape), Grid(frames, 4, 6)
+    latents = torch.empty(1, shape.latent_channels, frames, 4, 6, device="meta")
+    assert decode_work(shape, grid).flops == flops(lambda: model.decode(latents))
+    size = (4 * frames - 3, 4 * shape.spatial, 6 * shape.spatial)
+    video = torch.empty(1, 3, *size, device="meta")
+    assert encode_work(shape, grid).flops == flops(lambda: model.encode(video))
+
+
+@pytest.mark.parametrize(
+    ("shape", "height", "width", "first", "steady"),
+    [
+        (VAE_2_1, 480, 832, 4.35, 13.55),
+        (VAE_2_1, 720, 1280, 10.2, 31.45),
+        (VAE_2_2, 704, 1280, 20.6, 66.35),
+    ],
+)
+def test_a_latent_frame_costs_tera_flops(
+    shape: Autoencoder, height: int, width: int, first: float, steady: float
+):
+    told = [
+        decode_work(shape, Grid(n, height // shape.spatial, width // shape.spatial)).flops / 1e12
+        for n in (1, 2)
+    ]
+    assert told[0] == pytest.approx(first, rel=0.003)
+    assert told[1] - told[0] == pytest.approx(steady, rel=0.003)
+
+
+def test_a_decoder_remembers_what_the_walk_says():
+    decoder = StreamingDecoder(tiny_vae())
+    decoder(torch.zeros(1, 4, 3, 2, 3))
+    assert decoder.bytes == 4 * remembered_numbers(TINY, Grid(3, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "frames"), [("2.1", 1), ("2.1", 3), ("2.2", 3), ("demo", 1), ("demo", 9)]
+)
+def test_decoding_holds_about_what_the_formula_says(name: str, frames: int):
+    shape, grid = SHAPES[name], Grid(frames, 30, 52)
+    model = vae(shape)
+    latents = torch.empty(1, shape.latent_channels, frames, 30, 52, device="meta")
+    held = peak_bytes(model, lambda: model.decode(latents))
+    assert decode_bytes(shape, grid) == pytest.approx(held, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["2.1", "2.2", "demo"])
+def test_decoding_moves_about_what_the_formula_says(name: str):
+    shape = SHAPES[name]
+    model = vae(shape)
+    latents = torch.empty(1, shape.latent_channels, 4, 12, 16, device="meta")
+    counted = moved(lambda: model.decode(latents))
+    assert moved_bytes(shape, Grid(4, 12, 16)) == pytest.approx(counted, rel=0.1)

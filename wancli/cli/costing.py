@@ -1,0 +1,95 @@
+"""What a request takes, on the screen: `wancli plan`, `--dry-run`, and the check before a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wancli.cli.screen import Screen
+from wancli.cost import OFFLOADS
+from wancli.estimate import Estimate, duration, flops, gib
+from wancli.inventory import find_cpu, free_disk, hub_cache
+from wancli.specs import ModelSpec
+
+Rows = list[tuple[str, str, str, str]]
+MEASURE = "never measured here: wancli doctor --measure"
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a request takes on this machine; no estimate where the model's shape is not known."""
+
+    spec: ModelSpec
+    estimate: Estimate | None
+    force: bool = False
+
+    def as_json(self, output: Path) -> dict[str, Any]:
+        """For `--json`."""
+        return cost_json(self.estimate, self.spec, output)
+
+    def show(self, screen: Screen, output: Path) -> None:
+        """The table for people."""
+        rows = cost_rows(self.estimate, self.spec, output)
+        screen.table("", " ", "amount", "", rows=rows, right=("amount",))
+
+    def check(self) -> None:
+        """Raise CapacityError where it cannot fit, unless it is forced."""
+        if self.estimate and not self.force:
+            self.estimate.check(self.spec.name)
+
+
+def cost_json(estimate: Estimate | None, spec: ModelSpec, output: Path) -> dict[str, Any]:
+    """For `--json`; an empty cost where the model's shape is not known."""
+    if estimate is None:
+        return {"cost": None}
+    ram = find_cpu()
+    disk = {"output_free": free_disk(output), "download_free": free_disk(hub_cache())}
+    downloads = spec.folder is None and not is_downloaded(spec)
+    told = estimate.as_json() | {"downloads": downloads, "disk": disk}
+    return {"cost": told | {"ram": {"total": ram.total, "free": ram.free}}}
+
+
+def cost_rows(estimate: Estimate | None, spec: ModelSpec, output: Path) -> Rows:
+    """A compact table: what, how much, and a remark."""
+    if estimate is None:
+        why = f"the shape of {spec.name} is not known before it is downloaded"
+        return [("cost", "unknown", "", why)]
+    cost, device = estimate.cost, estimate.device
+    rows = [("parameters", n, f"{count:,}", "") for n, count in cost.parameters.items()]
+    each = cost.work["denoise"].flops / cost.forwards
+    rows.append(("forward", "tokens", f"{cost.tokens:,}", flops(each)))
+    spent = estimate.seconds
+    for phase, work in cost.work.items():
+        time = duration(spent[phase]) if spent else ""
+        rows.append(("work", phase, flops(work.flops), time))
+    total = f"about {duration(sum(spent.values()))}" if spent else MEASURE
+    rows.append(("work", "in all", flops(cost.flops), total))
+    rows += [("memory", f"weights of {n}", gib(size), "") for n, size in cost.weights.items()]
+    rows += [("memory", n, gib(size), "") for n, size in cost.kept.items() if size]
+    rows += [("memory", f"to {n}", gib(size), "") for n, size in cost.activations.items()]
+    for offload, words in OFFLOADS.items():
+        verdict = "fits" if estimate.fits[offload] else "does not fit"
+        how = "" if offload == "none" else f", {offload} offload"
+        rows.append((f"at once{how}", words, gib(cost.resident(offload)), verdict))
+    rows.append((device.kind, device.name, gib(device.total), f"{gib(device.free)} free"))
+    if device.kind == "cuda":
+        ram = find_cpu()
+        rows.append(("RAM", "", gib(ram.total), f"{gib(ram.free)} free"))
+    return rows + _disk_rows(estimate, spec, output)
+
+
+def is_downloaded(spec: ModelSpec) -> bool:
+    """Whether the hub's cache has some snapshot of the model."""
+    folder = hub_cache() / f"models--{spec.repo.replace('/', '--')}" / "snapshots"
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _disk_rows(estimate: Estimate, spec: ModelSpec, output: Path) -> Rows:
+    cost, free = estimate.cost, f"{gib(free_disk(output))} free"
+    rows = [("disk", "video, about", gib(cost.output), free)]
+    if cost.store:
+        rows.append(("disk", "clean chunks", gib(cost.store), ""))
+    if spec.folder is None:
+        there = "is in the cache" if is_downloaded(spec) else f"{gib(free_disk(hub_cache()))} free"
+        low, high = (gib(size) for size in cost.download)
+        rows.append(("disk", "download", f"{low} to {high}", there))
+    return rows

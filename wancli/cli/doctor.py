@@ -1,0 +1,70 @@
+"""`wancli doctor`: what this machine can run, and why not."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from wancli.cli.generate import Folder, folder
+from wancli.cli.options import Talk, takes_talk
+from wancli.cli.screen import Screen
+from wancli.errors import SetupError
+from wancli.estimate import Rates, gib, write_rates
+from wancli.inventory import find_device
+from wancli.settings import Machine
+
+Measure = Annotated[
+    bool,
+    typer.Option(
+        "--measure", help="Measure for some seconds how fast it is, for the times in plans."
+    ),
+]
+
+
+@takes_talk
+def doctor(*, talk: Talk, output_dir: Folder = None, measure: Measure = False) -> None:
+    """Say what this machine can run, and why not; exit 4 where generate cannot.
+
+    wancli doctor --measure
+    """
+    from wancli.doctor.checks import find_all
+
+    screen, place = Screen(talk), folder(output_dir)
+    screen.say("trying what is here; this takes some seconds")
+    rates = _measured(screen) if measure else None
+    found = list(find_all(place))
+    broken = [finding for finding in found if finding.fatal]
+    if not broken:
+        from wancli.doctor.attention import attention_backends
+        from wancli.models.load import pick_device
+
+        found += attention_backends(pick_device("auto"))
+    if talk.json:
+        told = {"ok": not broken, "findings": [asdict(finding) for finding in found]}
+        screen.json(told | ({"rates": asdict(rates)} if rates else {}))
+    else:
+        rows = [(f.group, f.name, f.value, _word(f.state), f.mend) for f in found]
+        screen.table("", " ", "found", "", "to mend it", rows=rows)
+    if broken:
+        names = ", ".join(finding.name for finding in broken)
+        raise SetupError(f"generate cannot run here: {names}.", hint=broken[0].mend)
+
+
+def _measured(screen: Screen) -> Rates:
+    """Measure, keep and say it."""
+    from wancli.doctor.measure import measure
+    from wancli.models.load import pick_device
+
+    device = pick_device("auto")
+    rates = measure(device)
+    write_rates(find_device(Machine(device=device.type)), rates)
+    for name, rate in rates.matmul.items():
+        attention = rates.attention[name] / 1e12
+        screen.say(f"{name}: products {rate / 1e12:.3g} TFLOP/s, attention {attention:.3g} TFLOP/s")
+    convolution = rates.convolution / 1e12
+    screen.say(f"convolution {convolution:.3g} TFLOP/s, copying {gib(rates.copy)}/s")
+    return rates
+
+
+def _word(state: str) -> str:
+    return "" if state == "note" else state

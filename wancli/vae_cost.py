@@ -1,0 +1,177 @@
+"""Parameters, FLOPs and memory of a Wan VAE, in closed form: a walk through its layers.
+
+It works through a video latent frame by latent frame: of the first comes one video frame, of every
+other as many as its temporal stride. What a causal convolution saw last it remembers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from wancli.architectures import Autoencoder
+from wancli.transformer_cost import NO_WORK, Work
+
+REMEMBERED = 2  # frames that a causal convolution keeps of its input
+COPIES = 6.75  # of the largest input; see decode_bytes
+MOVES = 16  # of a convolution's input, what is done to it element by element; all three VAEs agree
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer at work on one latent frame."""
+
+    parameters: int = 0
+    work: Work = NO_WORK
+    remembered: int = 0  # numbers that it keeps for the next latent frame
+    input: int = 0  # numbers that it is given
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How many frames, and how large, at one place in the network."""
+
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def cells(self) -> int:
+        """Of all frames."""
+        return self.frames * self.height * self.width
+
+    def scaled(self, *, space: float = 1, time: float = 1) -> "Grid":
+        """The same, halved or doubled."""
+        return Grid(int(self.frames * time), int(self.height * space), int(self.width * space))
+
+
+def vae_parameters(vae: Autoencoder) -> int:
+    """Parameters of the whole VAE."""
+    grid, z = Grid(1, 2 ** len(vae.temporal), 2 ** len(vae.temporal)), vae.latent_channels
+    walks = (encoder(vae, grid, first=True), decoder(vae, grid, first=True))
+    ends = (4 * z * z + 2 * z) + (z * z + z)  # 1x1 convolutions
+    return sum(layer.parameters for walk in walks for layer in walk) + ends
+
+
+def decode_work(vae: Autoencoder, latents: Grid) -> Work:
+    """Latents of a whole video to pixels."""
+    one = Grid(1, latents.height, latents.width)
+    first = _work(decoder(vae, one, first=True))
+    rest = _work(decoder(vae, one, first=False)) * (latents.frames - 1)
+    return first + rest + Work(convolution=2 * latents.cells * vae.latent_channels**2)
+
+
+def encode_work(vae: Autoencoder, latents: Grid) -> Work:
+    """Pixels of a whole video to its latents."""
+    stride = 2 ** sum(vae.temporal)
+    one = Grid(1, latents.height, latents.width).scaled(space=vae.spatial // vae.patch)
+    first = _work(encoder(vae, one, first=True))
+    rest = _work(encoder(vae, one.scaled(time=stride), first=False)) * (latents.frames - 1)
+    return first + rest + Work(convolution=2 * latents.cells * 4 * vae.latent_channels**2)
+
+
+def remembered_numbers(vae: Autoencoder, latents: Grid) -> int:
+    """What the decoder's causal convolutions keep from one latent frame to the next."""
+    one = Grid(1, latents.height, latents.width)
+    return sum(layer.remembered for layer in decoder(vae, one, first=False))
+
+
+def decode_bytes(vae: Autoencoder, latents: Grid) -> int:
+    """About what decoding a whole video in float32 holds at most, beside the weights.
+
+    What is remembered, the video so far, and at the largest convolution of a residual block: the
+    block's input, its activation, that with what came before, that again in a frame of zeros, and
+    what will be remembered of it.
+    """
+    one = Grid(1, latents.height, latents.width)
+    layers = list(decoder(vae, one, first=latents.frames == 1))
+    frames = 1 + 2 ** sum(vae.temporal) * (latents.frames - 1)
+    video = 3 * frames * latents.height * latents.width * vae.spatial**2
+    remembered = sum(layer.remembered for layer in layers)
+    remembered //= REMEMBERED if frames == 1 else 1
+    largest = max(layer.input for layer in layers if layer.remembered)
+    working = COPIES * largest + remembered
+    return int(4 * max(working + video, 3 * video))
+
+
+def moved_bytes(vae: Autoencoder, latents: Grid) -> int:
+    """About what decoding reads and writes element by element: norms, padding, what is kept."""
+    one = Grid(1, latents.height, latents.width)
+    first, rest = (sum(x.input for x in decoder(vae, one, first=f)) for f in (True, False))
+    return 4 * MOVES * (first + rest * (latents.frames - 1))
+
+
+def decoder(vae: Autoencoder, grid: Grid, *, first: bool) -> Iterator[Layer]:
+    """Every layer of the decoder, on one latent frame."""
+    dims = [vae.decoder_dim * m for m in (vae.multipliers[-1], *reversed(vae.multipliers))]
+    yield _causal(vae.latent_channels, dims[0], grid)
+    yield from _middle(dims[0], grid)
+    last = len(vae.multipliers) - 1
+    for level, (inp, out) in enumerate(pairwise(dims)):
+        given = inp // 2 if level and not vae.residual else inp
+        yield from _blocks(given, out, vae.res_blocks + 1, grid)
+        if level == last:
+            break
+        if vae.temporal[last - 1 - level]:
+            shown = Grid(0, 0, 0) if first else grid
+            yield _convolution(out, 2 * out, 3, shown, remembers=True)
+            grid = grid if first else grid.scaled(time=2)
+        grid = grid.scaled(space=2)
+        yield _convolution(out, out if vae.residual else out // 2, 9, grid)
+    yield Layer(parameters=dims[-1])
+    yield _causal(dims[-1], vae.pixel_channels, grid)
+
+
+def encoder(vae: Autoencoder, grid: Grid, *, first: bool) -> Iterator[Layer]:
+    """Every layer of the encoder, on the video frames of one latent frame."""
+    dims = [vae.encoder_dim * m for m in (1, *vae.multipliers)]
+    yield _causal(vae.pixel_channels, dims[0], grid)
+    last = len(vae.multipliers) - 1
+    for level, (inp, out) in enumerate(pairwise(dims)):
+        yield from _blocks(inp, out, vae.res_blocks, grid)
+        if level == last:
+            break
+        grid = grid.scaled(space=0.5)
+        yield _convolution(out, out, 9, grid)
+        if vae.temporal[level]:
+            grid = grid if first else grid.scaled(time=0.5)
+            yield _convolution(out, out, 3, Grid(0, 0, 0) if first else grid)
+    yield from _middle(dims[-1], grid)
+    yield Layer(parameters=dims[-1])
+    yield _causal(dims[-1], 2 * vae.latent_channels, grid)
+
+
+def _convolution(inp: int, out: int, taps: int, grid: Grid, *, remembers: bool = False) -> Layer:
+    return Layer(
+        parameters=taps * inp * out + out,
+        work=Work(convolution=2 * taps * inp * out * grid.cells),
+        remembered=REMEMBERED * inp * grid.height * grid.width if remembers else 0,
+        input=inp * grid.cells,
+    )
+
+
+def _causal(inp: int, out: int, grid: Grid) -> Layer:
+    return _convolution(inp, out, 27, grid, remembers=True)
+
+
+def _blocks(inp: int, out: int, count: int, grid: Grid) -> Iterator[Layer]:
+    """Residual blocks: norm, convolution, norm, convolution, beside a shortcut."""
+    for _ in range(count):
+        yield Layer(parameters=inp + out)
+        yield _causal(inp, out, grid)
+        yield _causal(out, out, grid)
+        if inp != out:
+            yield _convolution(inp, out, 1, grid)
+        inp = out
+
+
+def _middle(dim: int, grid: Grid) -> Iterator[Layer]:
+    """Two residual blocks around attention within each frame."""
+    yield from _blocks(dim, dim, 2, grid)
+    yield Layer(parameters=dim)
+    yield _convolution(dim, 3 * dim, 1, grid)
+    yield Layer(work=Work(attention=4 * dim * grid.cells * grid.height * grid.width))
+    yield _convolution(dim, dim, 1, grid)
+
+
+def _work(layers: Iterator[Layer]) -> Work:
+    return sum((layer.work for layer in layers), NO_WORK)
