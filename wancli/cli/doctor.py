@@ -23,7 +23,9 @@ Measure = Annotated[
 
 @takes_talk
 def doctor(*, talk: Talk, output_dir: Folder = None, measure: Measure = False) -> None:
-    """Say what this machine can run, and why not; exit 4 where generate cannot.
+    """Say what this machine can run, and why not.
+
+    Exit 4 where generate cannot.
 
     wancli doctor --measure
     """

@@ -23,9 +23,9 @@ _GENERATE, _ROLLOUT = _options(generate), _options(rollout)
 
 
 def _plan(*, talk: Talk, **given: Any) -> None:
-    """Say what a video would take: FLOPs, memory, disk, time; exit 5 where it cannot fit.
+    """Say what a video would take, and whether it fits; load nothing.
 
-    Takes the options of generate, and with --chunks those of rollout.
+    Takes the options of generate, and with --chunks those of rollout. Exit 5 where it cannot fit.
 
     wancli plan --model wan2.1-t2v-14b --size 832x480
     """
