@@ -132,13 +132,13 @@ def test_the_path_is_that_of_the_snapshot(wancli: Wancli, cache: Path, tiny_mode
 
 def test_rm_deletes_a_cached_model_and_no_other(wancli: Wancli, cache: Path, tiny_model: Path):
     put_in_cache(tiny_model, repo=REPO, cache=cache)
-    kept = put_in_cache(tiny_model, repo="me/other", cache=cache)
+    copies = [put_in_cache(tiny_model, repo=f"me/copy{i}", cache=cache) for i in range(8)]
     said = wancli("model", "rm", KNOWN, "--yes", "--json")
     assert said.code == 0, said.err
     told = json.loads(said.out)
     assert (told["repo"], told["freed_bytes"]) == (REPO, bytes_of(tiny_model))
     assert not (cache / f"models--{REPO.replace('/', '--')}").exists()
-    assert (kept / "model_index.json").exists()
+    assert all((copy / "model_index.json").exists() for copy in copies)  # of the same commit
     said = wancli("model", "rm", KNOWN, "--yes")
     assert said.code == 4
     assert complaint(said)[1] == f"wancli model pull {KNOWN}"
