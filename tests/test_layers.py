@@ -10,9 +10,10 @@ PACKAGE = Path(__file__).parents[1] / "wancli"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors"},
-    {"files", "geometry", "schedule", "settings"},
+    {"files", "geometry", "lora", "schedule", "settings", "tasks"},
     {"resolve"},
     {"hardware", "presets", "specs", "step_caches"},
+    {"folders", "inputs"},
     {"plan", "records"},
     {"sampling"},
     {"caching"},

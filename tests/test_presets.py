@@ -5,11 +5,12 @@ import pytest
 
 from tests.conftest import Wancli
 from wancli.errors import PresetError
+from wancli.folders import find_spec
 from wancli.plan import make_plan
 from wancli.presets import PACKAGED, find_preset, layers, validate_file
 from wancli.resolve import resolve
 from wancli.settings import Settings
-from wancli.specs import SPECS, find_spec
+from wancli.specs import SPECS
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGED.glob("*.toml")), ids=lambda p: p.stem)

@@ -7,9 +7,10 @@ from typing import Any
 
 from wancli.errors import PlanError
 from wancli.geometry import LatentShape, Span, latent_shape, lay_out
+from wancli.lora import find_lora
 from wancli.resolve import Resolved, flag
 from wancli.settings import Machine, Rollout, RolloutSettings, RopePolicy, Settings
-from wancli.specs import ModelSpec, find_lora
+from wancli.specs import ModelSpec
 from wancli.step_caches import check_step_cache, step_cache_bytes
 
 WITH_THRESHOLD = ("first-block", "magcache", "seacache")  # --step-cache-threshold is theirs

@@ -10,8 +10,8 @@ from torch import Tensor
 from tests.conftest import Wancli
 from tests.fakes import tiny_pipeline
 from wancli.errors import InputError, ModelError, SettingsError
+from wancli.lora import Lora, find_lora
 from wancli.models.lora import merge_loras
-from wancli.specs import Lora, find_lora
 
 LAYERS = {
     "blocks.0.self_attn.q": "blocks.0.attn1.to_q",

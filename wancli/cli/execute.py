@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from wancli.cli.naming import check_sidecar, name_output, same_request
 from wancli.cli.screen import Screen
 from wancli.errors import UsageError, WancliError
+from wancli.folders import check_files, find_spec, revision
 from wancli.plan import check_given, make_plan
 from wancli.records import Request
 from wancli.resolve import Resolved
 from wancli.settings import Settings
-from wancli.specs import check_files, find_spec, revision
 
 if TYPE_CHECKING:
     from wancli.pipeline.run import Runner

@@ -8,6 +8,7 @@ import typer
 from wancli.cli.options import Talk, takes_settings, takes_talk
 from wancli.cli.screen import Screen
 from wancli.errors import SettingsError
+from wancli.folders import find_spec
 from wancli.presets import (
     Preset,
     find_preset,
@@ -19,7 +20,6 @@ from wancli.presets import (
 )
 from wancli.resolve import Layer, resolve
 from wancli.settings import RolloutSettings
-from wancli.specs import find_spec
 
 app = typer.Typer(
     no_args_is_help=True,

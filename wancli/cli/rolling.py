@@ -12,15 +12,16 @@ from wancli.cli.naming import check_sidecar, name_output
 from wancli.cli.screen import Screen
 from wancli.cli.starts import Starts, context_frames, digest
 from wancli.errors import UsageError, WancliError
+from wancli.folders import check_files, find_spec, revision
 from wancli.plan import RolloutPlan, make_rollout_plan
 from wancli.records import Request, parse_seeds
 from wancli.resolve import Layer, Resolved, resolve
 from wancli.schedule import Change, Schedule, make_schedule
 from wancli.settings import RolloutSettings
-from wancli.specs import ModelSpec, check_files, find_spec, revision
 
 if TYPE_CHECKING:
     from wancli.pipeline.roll import RolloutJob
+    from wancli.specs import ModelSpec
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,11 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 
 from wancli.errors import CapacityError, ModelError, SetupError
+from wancli.folders import PARTS, check_files, spec_of_folder
+from wancli.lora import find_lora
 from wancli.models.lora import merge_loras
 from wancli.settings import Machine
-from wancli.specs import PARTS, ModelSpec, check_files, find_lora, spec_of_folder
+from wancli.specs import ModelSpec
 
 
 @dataclass(frozen=True)

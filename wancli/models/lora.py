@@ -7,8 +7,8 @@ from pathlib import Path
 from diffusers import WanPipeline
 
 from wancli.errors import ModelError
+from wancli.lora import Lora
 from wancli.models.checkpoint import Tensors, read_checkpoint
-from wancli.specs import Lora
 
 ADAPTER = "wancli"
 HINT = "give a LoRA of this model, as .safetensors or .pt, in peft's or Wan's naming"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from wancli.errors import CapacityError, OutputError, WancliError
 from wancli.files import write_whole
+from wancli.folders import find_spec
 from wancli.models.load import Loaded, found_machine, load_pipeline, load_vae
 from wancli.pipeline.clock import Clock
 from wancli.pipeline.generate import Prompt, decode, denoise, encode_prompt
@@ -26,7 +27,7 @@ from wancli.plan import Plan
 from wancli.records import Phase, Report, Request, RunRecord, Step, Use, error_json, settings_of
 from wancli.resolve import Layer, Resolved, check_tuned, resolve
 from wancli.settings import Settings
-from wancli.specs import ModelSpec, find_spec
+from wancli.specs import ModelSpec
 from wancli.video.latents import read_latents, save_latents
 from wancli.video.write import Encoding, VideoWriter, WrittenVideo
 
