@@ -3,19 +3,21 @@
 import hashlib
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from wancli.errors import ModelError, closest
 from wancli.geometry import Strides
 from wancli.specs import SPECS, TEXT_LENGTH, ModelSpec
+from wancli.tasks import ANIMATE, ENDS, IMAGE, TASKS, TEXT, VACE, VIDEO
 
 
 def find_spec(model: str) -> ModelSpec:
     """Spec of a known name, a known hub id, or a local folder; ModelError for anything else.
 
-    An unknown hub id (`owner/name`) gives the facts of Wan 2.1: its own are read when it loads.
+    An unknown hub id (`owner/name`) gives the facts of Wan 2.1, and may do anything: its own facts
+    are read when it loads.
     """
     for spec in SPECS.values():
         if model in (spec.name, spec.repo):
@@ -30,7 +32,7 @@ def find_spec(model: str) -> ModelSpec:
         )
     owner, _, name = model.partition("/")
     if owner and name and "/" not in name and not model.startswith((".", "~")):
-        return ModelSpec(model, model, "A model of the hub.")
+        return ModelSpec(model, model, "A model of the hub.", tasks=tuple(TASKS))
     near = closest(model, SPECS)
     known = ", ".join(SPECS)
     raise ModelError(
@@ -39,7 +41,7 @@ def find_spec(model: str) -> ModelSpec:
     )
 
 
-PIPELINES = ("WanPipeline", "WanCausalDMDPipeline")  # the second is FastVideo's, for rollouts
+PIPELINES = {task.pipeline for task in TASKS.values()} | {"WanCausalDMDPipeline"}  # FastVideo's
 PARTS = ("transformer", "vae", "text_encoder")
 
 
@@ -49,11 +51,11 @@ def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec
     A folder with only a transformer is one, too: a rollout of latents needs no more.
     """
     whole = (folder / "model_index.json").exists() or not (folder / "transformer").is_dir()
-    index = read_config(folder, "model_index.json") if whole else {"transformer": ["diffusers"]}
+    index: dict[str, Any] = read_config(folder, "model_index.json") if whole else {}
     if whole and index.get("_class_name") not in PIPELINES:
         raise ModelError(
             f"{folder} holds a {index.get('_class_name')}, not a WanPipeline.",
-            hint="give a Wan text-to-video model in diffusers' format",
+            hint="give a Wan model in diffusers' format",
         )
     transformer = read_config(folder, "transformer/config.json")
     vae = read_config(folder, "vae/config.json") if whole else {}
@@ -68,13 +70,37 @@ def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec
             spatial=vae.get("scale_factor_spatial", 8),
             patch=patch[1],
         ),
-        latent_channels=transformer.get("in_channels", 16),
+        tasks=_tasks(index, transformer, vae),
+        latent_channels=transformer.get("out_channels") or transformer.get("in_channels", 16),
         text_length=min(TEXT_LENGTH, int(tokenizer.get("model_max_length", TEXT_LENGTH))),
         layers=transformer.get("num_layers", 0),
         dim=transformer.get("num_attention_heads", 0) * transformer.get("attention_head_dim", 0),
         experts=2 if _has(index, "transformer_2") else 1,
+        boundary_ratio=index.get("boundary_ratio"),
+        image_encoder=_has(index, "image_encoder"),
         folder=folder,
     )
+
+
+def _tasks(
+    index: Mapping[str, Any], transformer: Mapping[str, Any], vae: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """What diffusers' pipelines can do with a folder's model."""
+    pipeline = index.get("_class_name", "WanPipeline")
+    by_token = bool(index.get("expand_timesteps"))
+    if pipeline == "WanImageToVideoPipeline":
+        if transformer.get("pos_embed_seq_len"):  # of the tokens of two pictures
+            return (ENDS,)
+        return (IMAGE,) if by_token or transformer.get("image_dim") else (IMAGE, ENDS)
+    fixed = {VACE: "WanVACEPipeline", ANIMATE: "WanAnimatePipeline"}
+    for task, kind in fixed.items():
+        if pipeline == kind:
+            return (task,)
+    if by_token:
+        return (TEXT, IMAGE)
+    # WanVideoToVideoPipeline takes one expert, and counts a VAE's strides by its stages.
+    stages, stride = len(vae.get("temperal_downsample", ())), vae.get("scale_factor_spatial", 8)
+    return (TEXT,) if _has(index, "transformer_2") or 2**stages != stride else (TEXT, VIDEO)
 
 
 def check_files(spec: ModelSpec, parts: Collection[str] = PARTS) -> None:
@@ -84,8 +110,10 @@ def check_files(spec: ModelSpec, parts: Collection[str] = PARTS) -> None:
     """
     if spec.folder is None:
         return
-    second = ("transformer_2",) if spec.experts > 1 else ()
-    for part in (*parts, *second):
+    more = ["transformer_2"] if spec.experts > 1 else []
+    if spec.image_encoder and "text_encoder" in parts:
+        more.append("image_encoder")
+    for part in (*parts, *more):
         files = sorted((spec.folder / part).glob("*.safetensors"))
         if not files:
             raise ModelError(
@@ -153,5 +181,5 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     return config
 
 
-def _has(index: dict[str, Any], part: str) -> bool:
+def _has(index: Mapping[str, Any], part: str) -> bool:
     return bool((index.get(part) or [None])[0])

@@ -29,6 +29,15 @@ class Sampling(Group):
     guidance_scale_2: float | None = Field(
         None, ge=0, le=100, description="Guidance scale of the low-noise expert (Wan 2.2 A14B)."
     )
+    boundary_ratio: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Noise, of 1, under which the low-noise expert takes over; else the model's.",
+    )
+    strength: float = Field(
+        0.8, gt=0, le=1, description="Part of the steps that video-to-video makes; 1 is all."
+    )
     flow_shift: float = Field(
         5.0, gt=0, le=100, description="Shift of the sigmas; more spends more steps at high noise."
     )
@@ -62,7 +71,9 @@ class Machine(Group):
         description="Attention kernel, by diffusers' name (native, flash, sage, ...), or auto.",
     )
     lora: tuple[str, ...] = Field(
-        (), description="LoRA to merge into the transformer, PATH or PATH=SCALE; repeatable."
+        (),
+        description="LoRA to merge, PATH or PATH=SCALE; PATH@high or PATH@low where there are two "
+        "experts; repeatable.",
     )
 
 

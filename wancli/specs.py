@@ -2,13 +2,15 @@
 
 Sources, for the released models: wan/configs/ of https://github.com/Wan-Video/Wan2.1 (9737cba) and
 https://github.com/Wan-Video/Wan2.2 (42bf4cf), and scripts/convert_wan_to_diffusers.py of
-https://github.com/huggingface/diffusers (58eb52c).
+https://github.com/huggingface/diffusers (58eb52c), and the pipelines of diffusers 0.42.1: which
+model they can do what with. WanVideoToVideoPipeline knows one expert, and VAEs of Wan 2.1.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from wancli.geometry import Strides
+from wancli.tasks import ANIMATE, ENDS, IMAGE, TEXT, VACE, VIDEO
 
 DEMO_FOLDER = Path(__file__).parent / "demo" / "model"
 TEXT_LENGTH = 512  # tokens, in every released Wan
@@ -21,13 +23,15 @@ class ModelSpec:
     name: str
     repo: str  # hub id, or "" for a folder
     description: str
-    task: str = "text-to-video"
+    tasks: tuple[str, ...] = (TEXT,)  # what it can do; with no inputs, or any, the first that fits
     strides: Strides = field(default_factory=Strides)
     latent_channels: int = 16
     text_length: int = TEXT_LENGTH
     layers: int = 0  # transformer blocks; 0 is unknown
     dim: int = 0  # of a token inside the transformer; 0 is unknown
     experts: int = 1  # 2: one transformer for high noise, one for low
+    boundary_ratio: float | None = None  # noise, of 1, under which the second takes over
+    image_encoder: bool = False  # a CLIP that shows the transformer a picture as tokens
     causal: bool | None = None  # trained to go on from chunk to chunk; None is unknown
     folder: Path | None = None  # where its files are, when that is known before loading
 
@@ -50,6 +54,7 @@ SPECS = {
             "wan2.1-t2v-1.3b",
             "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
             "Wan 2.1 text-to-video, 1.3B parameters, 480p.",
+            tasks=(TEXT, VIDEO),
             causal=False,
             layers=30,
             dim=1536,
@@ -58,6 +63,7 @@ SPECS = {
             "wan2.1-t2v-14b",
             "Wan-AI/Wan2.1-T2V-14B-Diffusers",
             "Wan 2.1 text-to-video, 14B parameters, 480p and 720p.",
+            tasks=(TEXT, VIDEO),
             causal=False,
             layers=40,
             dim=5120,
@@ -67,6 +73,7 @@ SPECS = {
             "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
             "Wan 2.2 text-to-video, two experts of 14B parameters, 480p and 720p.",
             experts=2,
+            boundary_ratio=0.875,
             causal=False,
             layers=40,
             dim=5120,
@@ -74,12 +81,82 @@ SPECS = {
         ModelSpec(
             "wan2.2-ti2v-5b",
             "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
-            "Wan 2.2 text-to-video, 5B parameters, 720p at 24 frames per second.",
+            "Wan 2.2 text- and image-to-video, 5B parameters, 720p at 24 frames per second.",
+            tasks=(TEXT, IMAGE),
             strides=Strides(temporal=4, spatial=16, patch=2),
             latent_channels=48,
             causal=False,
             layers=30,
             dim=3072,
+        ),
+        ModelSpec(
+            "wan2.1-i2v-14b-480p",
+            "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+            "Wan 2.1 image-to-video, 14B parameters, 480p.",
+            tasks=(IMAGE,),
+            image_encoder=True,
+            causal=False,
+            layers=40,
+            dim=5120,
+        ),
+        ModelSpec(
+            "wan2.1-i2v-14b-720p",
+            "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
+            "Wan 2.1 image-to-video, 14B parameters, 720p.",
+            tasks=(IMAGE,),
+            image_encoder=True,
+            causal=False,
+            layers=40,
+            dim=5120,
+        ),
+        ModelSpec(
+            "wan2.1-flf2v-14b",
+            "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers",
+            "Wan 2.1 from a first to a last picture, 14B parameters, 720p.",
+            tasks=(ENDS,),
+            image_encoder=True,
+            causal=False,
+            layers=40,
+            dim=5120,
+        ),
+        ModelSpec(
+            "wan2.1-vace-1.3b",
+            "Wan-AI/Wan2.1-VACE-1.3B-diffusers",
+            "VACE on Wan 2.1: videos, masks and pictures as references, 1.3B parameters, 480p.",
+            tasks=(VACE,),
+            causal=False,
+            layers=30,
+            dim=1536,
+        ),
+        ModelSpec(
+            "wan2.1-vace-14b",
+            "Wan-AI/Wan2.1-VACE-14B-diffusers",
+            "VACE on Wan 2.1: the same, 14B parameters, 480p and 720p.",
+            tasks=(VACE,),
+            causal=False,
+            layers=40,
+            dim=5120,
+        ),
+        ModelSpec(
+            "wan2.2-i2v-a14b",
+            "Wan-AI/Wan2.2-I2V-A14B-Diffusers",
+            "Wan 2.2 image-to-video, two experts of 14B parameters, 480p and 720p.",
+            tasks=(IMAGE, ENDS),
+            experts=2,
+            boundary_ratio=0.9,
+            causal=False,
+            layers=40,
+            dim=5120,
+        ),
+        ModelSpec(
+            "wan2.2-animate-14b",
+            "Wan-AI/Wan2.2-Animate-14B-Diffusers",
+            "Wan-Animate: a picture moves as a video does, or takes its place; 14B, 720p.",
+            tasks=(ANIMATE,),
+            image_encoder=True,
+            causal=False,
+            layers=40,
+            dim=5120,
         ),
         ModelSpec(
             "self-forcing",

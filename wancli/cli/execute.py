@@ -6,10 +6,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from wancli.cli.given import look_at, recorded
 from wancli.cli.naming import check_sidecar, name_output, same_request
 from wancli.cli.screen import Screen
 from wancli.errors import UsageError, WancliError
 from wancli.folders import check_files, find_spec, revision
+from wancli.inputs import NOTHING, Inputs
 from wancli.plan import check_given, make_plan
 from wancli.records import Request
 from wancli.resolve import Resolved
@@ -28,6 +30,8 @@ class Asked:
     seeds: Sequence[int]
     resolved: Resolved[Settings]
     dry_run: bool = False
+    inputs: Inputs = NOTHING
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,14 @@ def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
     """Check everything, then make every video; returns the records of those made."""
     settings = asked.resolved.settings
     spec = find_spec(settings.model)
-    check_given(asked.resolved)
-    plan = make_plan(settings, spec)
+    plan = make_plan(settings, spec, asked.inputs, task=asked.task)
+    check_given(asked.resolved, plan.task)
     check_files(spec)
-    weights = revision(spec)
+    look_at(asked.inputs, settings.video)
+    weights, told = revision(spec), recorded(asked.inputs, plan)
     todo = []
     for seed in asked.seeds:
-        request = Request(asked.prompt, seed, settings, asked.resolved.sources, weights)
+        request = Request(asked.prompt, seed, settings, asked.resolved.sources, weights, told)
         todo.append(_placed(request, files, several=len(asked.seeds) > 1))
     if asked.dry_run:
         show_plan(screen, asdict(plan), [(item.request, item.output) for item in todo])
@@ -72,11 +77,11 @@ def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
     from wancli.pipeline.run import Runner
 
     runner = Runner(spec, asked.resolved, plan, command=asked.command, since=since)
-    return _make(todo, runner, perf=files.perf, screen=screen)
+    return _make(todo, runner, asked.inputs, perf=files.perf, screen=screen)
 
 
 def _make(
-    todo: Sequence[_Todo], runner: "Runner", *, perf: Path | None, screen: Screen
+    todo: Sequence[_Todo], runner: "Runner", inputs: Inputs, *, perf: Path | None, screen: Screen
 ) -> list[dict[str, Any]]:
     from wancli.pipeline.run import Job, failed_record, write_json
 
@@ -84,7 +89,7 @@ def _make(
     for item in todo:
         try:
             with screen.progress() as report:
-                record = runner.make(Job(item.request, item.output, item.latents), report)
+                record = runner.make(Job(item.request, item.output, item.latents, inputs), report)
         except WancliError as error:
             if screen.talk.json:
                 screen.json(failed_record(item.request, error, command=runner.command).as_json())

@@ -129,7 +129,7 @@ def _model(preset: Preset) -> tuple[str, str]:
     """Model and task of a preset; a broken one has neither."""
     try:
         model = resolve(layers(preset), RolloutSettings).settings.model
-        return model, find_spec(model).task
+        return model, ", ".join(find_spec(model).tasks)
     except Exception as error:
         if not isinstance(error, SettingsError):
             raise

@@ -1,6 +1,7 @@
-"""Text-to-video through diffusers' own pipeline: encode, denoise, decode."""
+"""A video through diffusers' own pipelines: encode, denoise, decode."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,17 +24,19 @@ from wancli.pipeline.caches import caches
 from wancli.plan import Plan
 from wancli.records import Use
 from wancli.settings import Sampling, Settings
+from wancli.tasks import TASKS, Task
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text embeddings, each [1, text, D], and what they come to inside the transformers.
+    """Text embeddings, each [1, text, D], pictures, and what they come to in the transformers.
 
-    `negative` is None without guidance.
+    `negative` is None without guidance; `pictures` are by the names of the task's pipeline.
     """
 
     positive: Tensor
     negative: Tensor | None
+    pictures: Mapping[str, Any] = field(default_factory=dict)
     memory: PromptMemory = field(default_factory=PromptMemory)
 
 
@@ -71,39 +74,66 @@ def denoise(
     Noise is drawn on the CPU, so that a seed means the same on every device.
     Raises RunError when the latents are not finite.
     """
-    sampling, video = settings.sampling, settings.video
-    pipeline = loaded.pipeline
+    sampling, task, pipeline = settings.sampling, TASKS[plan.task], loaded.pipeline
     pipeline.scheduler = make_scheduler(pipeline.scheduler.config, sampling)
     pipeline.scheduler.set_timesteps(sampling.steps)
-    timesteps = pipeline.scheduler.timesteps.tolist()
+    left_out = sampling.steps - plan.steps
+    timesteps = pipeline.scheduler.timesteps[left_out:].tolist()
+    last: dict[str, Tensor] = {}
 
     def after_step(
         _pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]
     ) -> dict[str, Any]:
-        on_step(index, float(pipeline.scheduler.sigmas[index]))
+        on_step(index, float(pipeline.scheduler.sigmas[left_out + index]))
+        last.update(tensors)
         return tensors
 
-    with caches(loaded, prompt.memory, settings, plan, timesteps) as cached:
-        latents: Tensor = pipeline(
+    with (
+        _boundary(pipeline, sampling.boundary_ratio),
+        caches(loaded, prompt.memory, settings, plan, timesteps) as cached,
+    ):
+        given: Tensor = pipeline(
             prompt_embeds=prompt.positive,
             negative_prompt_embeds=prompt.negative,
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
-            guidance_scale_2=sampling.guidance_scale_2,
-            num_frames=video.num_frames,
-            width=video.width,
-            height=video.height,
+            width=settings.video.width,
+            height=settings.video.height,
             generator=torch.Generator().manual_seed(seed),
             max_sequence_length=loaded.spec.text_length,
             output_type="latent",
             callback_on_step_end=after_step,
+            **_settings(task, settings),
+            **prompt.pictures,
         ).frames
+    # Without the references, which stand first. A pipeline that decodes gives no normalised ones.
+    latents = (last["latents"] if task.decodes else given)[:, :, -plan.shape.frames :]
     if not torch.isfinite(latents).all():
         raise RunError(
             "the latents are not finite: the denoising went wrong.",
             hint="--dtype float32, or a lower --guidance-scale",
         )
     return Denoised(latents, cached.uses())
+
+
+def _settings(task: Task, settings: Settings) -> dict[str, Any]:
+    """The settings that only some pipelines have, by the pipeline's own names."""
+    told = {**settings.sampling.model_dump(), **settings.video.model_dump()}
+    return {theirs: told[ours] for ours, theirs in task.settings.items()}
+
+
+@contextmanager
+def _boundary(pipeline: Any, ratio: float | None) -> Iterator[None]:
+    """Let another expert take over at `ratio` for one video; None leaves it to the model."""
+    if ratio is None:
+        yield
+        return
+    before = pipeline.config.boundary_ratio
+    pipeline.register_to_config(boundary_ratio=ratio)
+    try:
+        yield
+    finally:
+        pipeline.register_to_config(boundary_ratio=before)
 
 
 def make_scheduler(config: Any, sampling: Sampling) -> Any:

@@ -19,15 +19,18 @@ from torch import Tensor
 from wancli.errors import CapacityError, OutputError, WancliError
 from wancli.files import write_whole
 from wancli.folders import find_spec
+from wancli.inputs import NOTHING, Inputs
 from wancli.models.load import Loaded, found_machine, load_pipeline, load_vae
 from wancli.pipeline.clock import Clock
 from wancli.pipeline.generate import Prompt, decode, denoise, encode_prompt
 from wancli.pipeline.memory import peak_memory
+from wancli.pipeline.pictures import read_pictures
 from wancli.plan import Plan
 from wancli.records import Phase, Report, Request, RunRecord, Step, Use, error_json, settings_of
 from wancli.resolve import Layer, Resolved, check_tuned, resolve
 from wancli.settings import Settings
 from wancli.specs import ModelSpec
+from wancli.tasks import TASKS
 from wancli.video.latents import read_latents, save_latents
 from wancli.video.write import Encoding, VideoWriter, WrittenVideo
 
@@ -39,6 +42,7 @@ class Job:
     request: Request
     output: Path
     latents: Path | None = None
+    inputs: Inputs = NOTHING
 
 
 class Runner:
@@ -58,6 +62,7 @@ class Runner:
         check_tuned(resolved.tuned_for, self.settings.model_copy(update=here))
         self._loaded: Loaded | None = None
         self._prompts: dict[str, Prompt] = {}
+        self._pictures: tuple[Inputs, Mapping[str, Any]] | None = None
 
     def make(self, job: Job, report: Report) -> RunRecord:
         """Make one video, its sidecar and its record. Raises WancliError; latents are kept then."""
@@ -78,7 +83,7 @@ class Runner:
         record = start_record(job.request, command=self.command, created=began)
         with fits_in_memory(self.spec.name):
             report(Phase("encode"))
-            prompt = self._embed(job.request.prompt)
+            prompt = self._tell(job)
             clock.mark("encode")
             report(Phase("denoise"))
             seed = job.request.seed
@@ -121,7 +126,7 @@ class Runner:
         if self._loaded is not None:
             return 0.0
         report(Phase("load"))
-        self._loaded = load_pipeline(self.spec, self.settings.machine)
+        self._loaded = load_pipeline(self.spec, self.settings.machine, task=self.plan.task)
         return perf_counter() - self._since
 
     def _ready(self) -> Loaded:
@@ -129,10 +134,15 @@ class Runner:
             raise RuntimeError("make() loads before it asks")
         return self._loaded
 
-    def _embed(self, prompt: str) -> Prompt:
-        if prompt not in self._prompts:
-            self._prompts[prompt] = encode_prompt(self._ready(), prompt, self.settings.sampling)
-        return self._prompts[prompt]
+    def _tell(self, job: Job) -> Prompt:
+        text = job.request.prompt
+        if text not in self._prompts:
+            self._prompts[text] = encode_prompt(self._ready(), text, self.settings.sampling)
+        if self._pictures is None or self._pictures[0] != job.inputs:
+            size = (self.settings.video.width, self.settings.video.height)
+            pictures = read_pictures(TASKS[self.plan.task], job.inputs, size=size)
+            self._pictures = job.inputs, pictures
+        return replace(self._prompts[text], pictures=self._pictures[1])
 
 
 def _cache(settings: Settings, plan: Plan, uses: Sequence[Use]) -> dict[str, Any]:
