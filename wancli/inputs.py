@@ -2,10 +2,12 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, fields
+from math import ceil
 from pathlib import Path
 
 from wancli.errors import PlanError, SettingsError, closest
 from wancli.resolve import flag
+from wancli.settings import Video
 from wancli.specs import SPECS, ModelSpec
 from wancli.tasks import ANIMATE, TASKS, TEXT, Task
 
@@ -62,6 +64,22 @@ def choose_task(spec: ModelSpec, inputs: Inputs, forced: str | None = None) -> T
 def references(task: Task, inputs: Inputs) -> int:
     """Latent frames that stand before the video's own while it is denoised: one a picture."""
     return len(inputs.ref_image) if "ref_image" in task.inputs else 0
+
+
+def segments(task: Task, video: Video) -> tuple[int, int]:
+    """How many segments a video is made in, and the video frames of one. Raises PlanError.
+
+    Each but the first begins with the last video frame of the one before.
+    """
+    frames, most = video.num_frames, video.segment_frames
+    if not task.segmented or 1 < frames <= most:
+        return 1, frames
+    if frames == 1:
+        raise PlanError(f"{task.name} makes more than one video frame.", hint="--num-frames 77")
+    if (most - 1) % 4:
+        near = most // 4 * 4 + 1
+        raise PlanError(f"--segment-frames {most} is not 4k+1.", hint=f"use {near} or {near + 4}")
+    return ceil((frames - 1) / (most - 1)), most
 
 
 def _mismatch(

@@ -6,7 +6,7 @@ from typing import Any
 
 from wancli.errors import PlanError
 from wancli.geometry import LatentShape, Span, latent_shape, lay_out
-from wancli.inputs import NOTHING, Inputs, choose_task, references
+from wancli.inputs import NOTHING, Inputs, choose_task, references, segments
 from wancli.lora import check_loras
 from wancli.resolve import Resolved, flag
 from wancli.settings import Machine, Rollout, RolloutSettings, RopePolicy, Sampling, Settings
@@ -17,7 +17,7 @@ from wancli.step_caches import (
     gate_step,
     step_cache_bytes,
 )
-from wancli.tasks import TEXT, VIDEO, Task
+from wancli.tasks import TASKS, TEXT, Task
 
 WITH_THRESHOLD = ("first-block", "magcache", "seacache")  # --step-cache-threshold is theirs
 
@@ -30,9 +30,12 @@ class Plan:
     task: str
     shape: LatentShape
     tokens: int  # of the sequence that the transformer sees, references included
+    references: int  # latent frames of pictures, which stand first and are no part of the video
     guided: bool
     boundary_ratio: float | None  # noise, of 1, under which the second of two experts takes over
-    steps: int  # that are made: video-to-video leaves the first out
+    steps: int  # that are made, of all segments: video-to-video leaves the first out
+    segments: int  # that the video is made in, one after the other
+    segment_frames: int  # video frames of one
     gate: int | None  # step from which on the uncond branch is not computed
     forwards: int  # transformer calls in all
     step_cache_bytes: int  # at most; 0 without one, or where the model's size is unknown
@@ -57,20 +60,26 @@ def make_plan(
     )
     _check_experts(settings, spec)
     _check_machine(settings.machine)
-    steps = _steps_made(sampling, chosen)
+    count, segment_frames = segments(chosen, video)
+    steps = _steps_made(sampling, chosen) * count
     check_step_cache(settings.step_cache, steps=steps, model=spec.name, layers=spec.layers)
     check_step_cache_task(settings.step_cache, chosen)
     guided = sampling.guidance_scale > 1
-    gate = gate_step(settings, chosen, steps=steps)
-    tokens = (shape.frames + references(chosen, inputs)) * shape.tokens_per_frame
+    gate = gate_step(settings, chosen, steps=steps, segments=count)
+    shown = references(chosen, inputs)
+    frames = (segment_frames - 1) // spec.strides.temporal + 1 + shown
+    tokens = frames * shape.tokens_per_frame
     return Plan(
         model=spec.name,
         task=chosen.name,
         shape=shape,
         tokens=tokens,
+        references=shown,
         guided=guided,
         boundary_ratio=sampling.boundary_ratio or spec.boundary_ratio,
         steps=steps,
+        segments=count,
+        segment_frames=segment_frames,
         gate=gate,
         forwards=steps + ((gate or steps) if guided else 0),
         step_cache_bytes=_step_cache_bytes(settings, spec, tokens, guided=guided),
@@ -247,8 +256,10 @@ def _steps_made(sampling: Sampling, task: Task) -> int:
 
 def check_given(resolved: Resolved[Settings], task: str = TEXT) -> None:
     """Raise PlanError for a flag of the step cache, or of a task, that nothing would read."""
-    if resolved.sources.get("sampling.strength") == "flag" and task != VIDEO:
-        raise PlanError(f"--strength does nothing in {task}.", hint="--video FILE, or drop it")
+    for key in ("sampling.strength", "video.segment_frames"):
+        name = key.partition(".")[2]
+        if resolved.sources.get(key) == "flag" and name not in TASKS[task].settings:
+            raise PlanError(f"{flag(name)} does nothing in {task}.", hint=f"drop {flag(name)}")
     method = resolved.settings.step_cache.step_cache
     for key, source in resolved.sources.items():
         table, _, name = key.rpartition(".")

@@ -54,6 +54,12 @@ class Video(Group):
     width: int = Field(832, ge=16, le=16_384, description="Width in pixels.")
     height: int = Field(480, ge=16, le=16_384, description="Height in pixels.")
     fps: int = Field(16, ge=1, le=240, description="Video frames per second.")
+    segment_frames: int = Field(
+        77,
+        ge=5,
+        le=100_000,
+        description="Most video frames that Wan-Animate makes at once; it goes on from the last.",
+    )
 
 
 class Machine(Group):

@@ -170,7 +170,7 @@ def check_blocks(settings: StepCache, blocks: int, *, most_bn: int | None = None
         raise _too_many(bn, most_bn)
 
 
-def gate_step(settings: Settings, task: Task, *, steps: int) -> int | None:
+def gate_step(settings: Settings, task: Task, *, steps: int, segments: int = 1) -> int | None:
     """The first of `steps` of which the uncond branch is not computed. Raises PlanError."""
     gate, scale = settings.step_cache.cfg_gate, settings.sampling.guidance_scale
     if gate is None:
@@ -179,6 +179,11 @@ def gate_step(settings: Settings, task: Task, *, steps: int) -> int | None:
         raise PlanError(
             f"--cfg-gate does not go with {task.name}: its pipeline does not say which branch it "
             "is at.",
+            hint="drop --cfg-gate",
+        )
+    if segments > 1:
+        raise PlanError(
+            f"--cfg-gate does not go with {segments} segments: what it reuses is of one.",
             hint="drop --cfg-gate",
         )
     if scale <= 1:

@@ -23,7 +23,7 @@ class Task:
     tells_branches: bool = True  # says "cond" or "uncond" to the transformer, which caches hear
     tells_steps: bool = False  # and which step it is at
     expands_timesteps: bool = False  # may tell every token its timestep, the same for all
-    decodes: bool = False  # has decoded by itself, whatever it is asked for
+    segmented: bool = False  # makes segment after segment, and decodes each by itself
 
     @property
     def inputs(self) -> Mapping[str, str]:
@@ -59,8 +59,8 @@ TASKS = {
             "WanAnimateTransformer3DModel",
             needs={**_same("pose_video", "face_video"), "ref_image": "image"},
             takes={**_same("background_video"), "mask": "mask_video"},
-            settings={"num_frames": "segment_frame_length"},
-            decodes=True,
+            settings={"segment_frames": "segment_frame_length"},
+            segmented=True,
         ),
     )
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
@@ -72,6 +73,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in (1, 2, 3):
         tiny_clip(base / f"v{seed}.mp4", seed)
     tiny_clip(base / "f1.mp4", 4, size=(32, 32))
+    tiny_clip(base / "f2.mp4", 6, size=(32, 32), frames=9)
     tiny_clip(base / "long.mp4", 5, frames=9)
     return base
 
@@ -95,8 +97,10 @@ def asked(model: Path, *more: object) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def by_hand(model: Path, task: str, given: dict[str, str], files: Path) -> Tensor:
-    """Latents [1, C, F, H, W] of a plain call of diffusers, with `given` as a user would fit it."""
+def by_hand(
+    model: Path, task: str, given: dict[str, str], files: Path, output_type: str = "latent"
+) -> Any:
+    """What a plain call of diffusers gives, with `given` as a user would fit it."""
     pipeline = getattr(diffusers, TASKS[task].pipeline).from_pretrained(model)
     pipeline.scheduler = UniPCMultistepScheduler.from_config(
         pipeline.scheduler.config, flow_shift=1
@@ -118,12 +122,11 @@ def by_hand(model: Path, task: str, given: dict[str, str], files: Path) -> Tenso
         told |= {"segment_frame_length": 5, "mode": "replace" if "mask" in given else "animate"}
     else:
         told["num_frames"] = 5
-    latents: Tensor = pipeline(
+    return pipeline(
         prompt=PROMPT, negative_prompt="", num_inference_steps=4, width=32, height=32,
-        guidance_scale=3.0, generator=torch.Generator().manual_seed(7), output_type="latent",
+        guidance_scale=3.0, generator=torch.Generator().manual_seed(7), output_type=output_type,
         max_sequence_length=min(512, pipeline.tokenizer.model_max_length), **told,
     ).frames  # fmt: skip
-    return latents[:, :, -2:]  # the references stand first
 
 
 def as_the_pipeline_gives(latents: Tensor, model: Path, task: str) -> Tensor:
@@ -144,7 +147,7 @@ def test_latents_are_those_of_a_plain_diffusers_call(
 ):
     folder, task, given = CASES[case]
     model = models / folder
-    plain = by_hand(model, task, given, files)
+    plain = by_hand(model, task, given, files)[:, :, -2:]  # the references stand first
     strength = ("--strength", 0.5) if task == VIDEO else ()
     for more in ((), ("--no-prompt-kv",)):
         said = wancli(
@@ -160,6 +163,22 @@ def test_latents_are_those_of_a_plain_diffusers_call(
     assert sorted(record["timings"]["sigmas"], reverse=True) == record["timings"]["sigmas"]
     info = probe(Path("a.mp4"))
     assert (info.width, info.height, info.frames) == (*SIZE, 5)
+
+
+def test_a_long_animation_is_made_in_segments(wancli: Wancli, models: Path, files: Path):
+    given = {"pose_video": "long", "face_video": "f2", "ref_image": "p1"}
+    run = asked(models / "animate", *flags(given, files), "--frames", 9, "--segment-frames", 5)
+    said = wancli(*run, "--lossless", "--json", "-o", "a.mp4")
+    assert said.code == 0, said.err
+    record = json.loads(said.out)
+    assert len(record["timings"]["steps_ms"]) == 8
+    assert record["timings"]["sigmas"][:4] == record["timings"]["sigmas"][4:]
+    plain = by_hand(models / "animate", ANIMATE, given, files, output_type="np")
+    levels = (plain[0] * 255).round().astype("uint8")
+    assert np.array_equal(read_frames(Path("a.mp4")), levels)
+    assert wancli(*run, "--overwrite", "--save-latents", "z.safetensors").code == 2
+    assert wancli(*run, "--overwrite", "--cfg-gate", 3).code == 2
+    assert wancli(*run, "--overwrite", "--segment-frames", 6).code == 2
 
 
 def test_pictures_are_recorded_and_part_of_the_hash(wancli: Wancli, models: Path, files: Path):
@@ -209,8 +228,6 @@ def test_repro_takes_the_files_where_they_were_or_beside_the_record(
 def test_another_boundary_moves_steps_from_one_expert_to_the_other(
     wancli: Wancli, models: Path, files: Path
 ):
-    """At guidance 1 of the low-noise expert it makes its forwards all the same."""
-
     def frames(*more: object) -> str:
         run = asked(models / "two-experts", "--image", files / "p1.png", *more)
         said = wancli(*run, "--json", "--overwrite", "-o", "a.mp4")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wancli.cli.given import look_at, recorded
 from wancli.cli.naming import check_sidecar, name_output, same_request
 from wancli.cli.screen import Screen
-from wancli.errors import UsageError, WancliError
+from wancli.errors import PlanError, UsageError, WancliError
 from wancli.folders import check_files, find_spec, revision
 from wancli.inputs import NOTHING, Inputs
 from wancli.plan import check_given, make_plan
@@ -59,6 +59,11 @@ def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
     spec = find_spec(settings.model)
     plan = make_plan(settings, spec, asked.inputs, task=asked.task)
     check_given(asked.resolved, plan.task)
+    if files.latents and plan.segments > 1:
+        raise PlanError(
+            f"--save-latents: those of {plan.segments} segments do not decode as one video.",
+            hint="drop --save-latents",
+        )
     check_files(spec)
     look_at(asked.inputs, settings.video)
     weights, told = revision(spec), recorded(asked.inputs, plan)

@@ -29,6 +29,9 @@ from wancli.settings import Machine
 from wancli.specs import ModelSpec
 from wancli.tasks import TASKS, TEXT
 
+# The text files are of image processors: CLIP's words, which some were saved with.
+PATTERNS = ["*.json", "*.model", "*.safetensors", "*.txt"]
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -128,9 +131,7 @@ def _on_disk(spec: ModelSpec, parts: Collection[str]) -> ModelSpec:
     """The spec with its folder: downloaded where it is a hub model, its files checked."""
     if spec.folder is None:
         with _explained(spec):
-            folder = Path(
-                snapshot_download(spec.repo, allow_patterns=["*.json", "*.model", "*.safetensors"])
-            )
+            folder = Path(snapshot_download(spec.repo, allow_patterns=PATTERNS))
         spec = spec_of_folder(folder, name=spec.name, repo=spec.repo)
     check_files(spec, parts)
     return spec

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Denoised:
-    """Latents [1, C, F, H, W] in float32, normalised, and what every forward computed of them."""
+    """Latents [1, C, F, H, W] in float32, normalised, and what every forward computed of them.
+
+    Of several segments the latents are of the last. Where the pipeline has decoded them already
+    there are `frames` uint8 [T, H, W, 3].
+    """
 
     latents: Tensor
     uses: list[Use]
+    frames: NDArray[np.uint8] | None = None
 
 
 def encode_prompt(loaded: Loaded, prompt: str, sampling: Sampling) -> Prompt:
@@ -77,14 +83,15 @@ def denoise(
     sampling, task, pipeline = settings.sampling, TASKS[plan.task], loaded.pipeline
     pipeline.scheduler = make_scheduler(pipeline.scheduler.config, sampling)
     pipeline.scheduler.set_timesteps(sampling.steps)
-    left_out = sampling.steps - plan.steps
-    timesteps = pipeline.scheduler.timesteps[left_out:].tolist()
+    left_out = sampling.steps - plan.steps // plan.segments
+    timesteps = pipeline.scheduler.timesteps[left_out:].tolist() * plan.segments
+    made = count()
     last: dict[str, Tensor] = {}
 
     def after_step(
         _pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]
     ) -> dict[str, Any]:
-        on_step(index, float(pipeline.scheduler.sigmas[left_out + index]))
+        on_step(next(made), float(pipeline.scheduler.sigmas[left_out + index]))
         last.update(tensors)
         return tensors
 
@@ -101,24 +108,32 @@ def denoise(
             height=settings.video.height,
             generator=torch.Generator().manual_seed(seed),
             max_sequence_length=loaded.spec.text_length,
-            output_type="latent",
+            output_type="pt" if task.segmented else "latent",
             callback_on_step_end=after_step,
-            **_settings(task, settings),
+            **_settings(task, settings, plan),
             **prompt.pictures,
         ).frames
-    # Without the references, which stand first. A pipeline that decodes gives no normalised ones.
-    latents = (last["latents"] if task.decodes else given)[:, :, -plan.shape.frames :]
+    latents = last["latents"] if task.segmented else given
+    latents = latents[:, :, plan.references :]
     if not torch.isfinite(latents).all():
         raise RunError(
             "the latents are not finite: the denoising went wrong.",
             hint="--dtype float32, or a lower --guidance-scale",
         )
-    return Denoised(latents, cached.uses())
+    frames = _levels(given) if task.segmented else None
+    return Denoised(latents, cached.uses(), frames)
 
 
-def _settings(task: Task, settings: Settings) -> dict[str, Any]:
+def _levels(video: Tensor) -> NDArray[np.uint8]:
+    """A pipeline's own [1, T, 3, H, W] in [0, 1] as uint8 [T, H, W, 3]."""
+    levels: NDArray[np.uint8] = (video[0] * 255).round().to(torch.uint8).cpu().numpy()
+    return levels.transpose(0, 2, 3, 1)
+
+
+def _settings(task: Task, settings: Settings, plan: Plan) -> dict[str, Any]:
     """The settings that only some pipelines have, by the pipeline's own names."""
     told = {**settings.sampling.model_dump(), **settings.video.model_dump()}
+    told["segment_frames"] = plan.segment_frames
     return {theirs: told[ours] for ours, theirs in task.settings.items()}
 
 
@@ -147,6 +162,13 @@ def make_scheduler(config: Any, sampling: Sampling) -> Any:
         use_flow_sigmas=True,
         flow_shift=sampling.flow_shift,
     )
+
+
+def decoded(loaded: Loaded, denoised: Denoised) -> NDArray[np.uint8]:
+    """Its video frames uint8 [T, H, W, 3], decoded now unless the pipeline has done so."""
+    if denoised.frames is not None:
+        return denoised.frames
+    return decode(loaded.pipeline.vae, denoised.latents)
 
 
 @torch.no_grad()

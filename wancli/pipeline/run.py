@@ -22,7 +22,7 @@ from wancli.folders import find_spec
 from wancli.inputs import NOTHING, Inputs
 from wancli.models.load import Loaded, found_machine, load_pipeline, load_vae
 from wancli.pipeline.clock import Clock
-from wancli.pipeline.generate import Prompt, decode, denoise, encode_prompt
+from wancli.pipeline.generate import Prompt, decode, decoded, denoise, encode_prompt
 from wancli.pipeline.memory import peak_memory
 from wancli.pipeline.pictures import read_pictures
 from wancli.plan import Plan
@@ -89,11 +89,11 @@ class Runner:
             seed = job.request.seed
             denoised = denoise(loaded, prompt, self.settings, self.plan, seed=seed, on_step=on_step)
             latents = denoised.latents
-            clock.mark("denoise")
+            clock.mark("denoise" if denoised.frames is None else "decode")
             if job.latents:
                 save_latents(latents, job.latents, record.as_json())
             report(Phase("decode"))
-            frames = decode(loaded.pipeline.vae, latents)
+            frames = decoded(loaded, denoised)
             clock.mark("decode")
         timings = {
             "load_s": load_s,
@@ -115,7 +115,8 @@ class Runner:
         )  # fmt: skip
         report(Phase("write"))
         saving = perf_counter()
-        written = write_video(frames, job.output, record, self.settings, latents)
+        whole = latents if self.plan.segments == 1 else None
+        written = write_video(frames, job.output, record, self.settings, whole)
         timings |= {"save_s": perf_counter() - saving, "total_s": perf_counter() - started}
         record = replace(record, output=output_json(written), timings=rounded(timings))
         write_json(record.as_json(), job.output.with_suffix(".json"))
@@ -204,7 +205,7 @@ def failed_record(request: Request, error: WancliError, *, command: str) -> RunR
 
 
 def write_video(
-    frames: Any, path: Path, record: RunRecord, settings: Settings, latents: Tensor
+    frames: Any, path: Path, record: RunRecord, settings: Settings, latents: Tensor | None
 ) -> WrittenVideo:
     """Write uint8 [T, H, W, 3]. When that fails the latents are kept, and the error says where."""
     _, height, width, _ = frames.shape
@@ -217,7 +218,7 @@ def write_video(
             writer.write(frames)
             return writer.finish(comment)
     except OutputError as error:
-        kept = keep_latents(latents, path, record)
+        kept = None if latents is None else keep_latents(latents, path, record)
         raise OutputError(
             str(error),
             hint=f"latents kept: wancli decode {kept} -o NAME.mp4" if kept else error.hint,
