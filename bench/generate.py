@@ -20,10 +20,10 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from wancli.folders import find_spec
 from wancli.presets import find_preset, layers
 from wancli.resolve import Layer, resolve
 from wancli.settings import Settings
-from wancli.specs import find_spec
 
 PROMPT, SEED = "a red circle moving right on a black background", 1
 PLAIN = Path(__file__).with_name("plain_diffusers.py")

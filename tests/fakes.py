@@ -1,16 +1,63 @@
 """Real classes at sizes for a test: random weights, true behaviour."""
 
 from pathlib import Path
+from typing import Any
 
+import diffusers
+import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+from wancli.tasks import ANIMATE, ENDS, IMAGE, TASKS, TEXT, VACE
+from wancli.video.write import Encoding, VideoWriter
 
 WORDS = ("a", "red", "blue", "circle", "moving", "right", "on", "black", "background")
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+SIZES: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 16,
+    "freq_dim": 16,
+    "ffn_dim": 32,
+    "num_layers": 2,
+    "rope_max_seq_len": 64,
+}
+PICTURED = {"in_channels": 12, "image_dim": 8, "added_kv_proj_dim": 24}
+FACED = {
+    "latent_channels": 4,
+    "inject_face_latents_blocks": 2,
+    "motion_encoder_size": 16,
+    "motion_encoder_channel_sizes": {"4": 8, "8": 8, "16": 8},
+    "motion_style_dim": 8,
+    "motion_dim": 4,
+    "motion_encoder_dim": 8,
+    "face_encoder_hidden_dim": 8,
+    "face_encoder_num_heads": 2,
+    "motion_encoder_batch_size": 2,
+}
+# What the transformer of a task has more; image tokens are 5 a picture.
+OF_TASK: dict[str, dict[str, Any]] = {
+    IMAGE: PICTURED,
+    ENDS: {**PICTURED, "pos_embed_seq_len": 10},
+    VACE: {"vace_layers": [0], "vace_in_channels": 4 + 4 + 64},
+    ANIMATE: {**PICTURED, **FACED},
+}
+
+
+def tiny_tokenizer(length: int = 16) -> PreTrainedTokenizerFast:
     vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2}
     vocabulary |= {word: i for i, word in enumerate(WORDS, len(vocabulary))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -23,24 +70,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",
-        model_max_length=16,
+        model_max_length=length,
     )
 
 
-def tiny_transformer(seed: int = 0) -> WanTransformer3DModel:
+def tiny_transformer(seed: int = 0, task: str = TEXT, **more: Any) -> WanTransformer3DModel:
+    kind = getattr(diffusers, TASKS[task].transformer)
     with torch.random.fork_rng():
         torch.random.manual_seed(seed)  # diffusers takes no generator
-        return WanTransformer3DModel(
-            num_attention_heads=2,
-            attention_head_dim=12,
-            in_channels=4,
-            out_channels=4,
-            text_dim=16,
-            freq_dim=16,
-            ffn_dim=32,
-            num_layers=2,
-            rope_max_seq_len=64,
-        ).eval()
+        return kind(**{**SIZES, **OF_TASK.get(task, {}), **more}).eval()
 
 
 def tiny_vae() -> AutoencoderKLWan:
@@ -57,24 +95,65 @@ def tiny_vae() -> AutoencoderKLWan:
         ).eval()
 
 
-def tiny_pipeline(*, experts: int = 1) -> WanPipeline:
+def tiny_image_encoder() -> dict[str, Any]:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "image_size": 16, "patch_size": 8}
+    with torch.random.fork_rng():
+        torch.random.manual_seed(0)
+        encoder = CLIPVisionModel(
+            CLIPVisionConfig(**sizes, num_hidden_layers=2, num_attention_heads=2)
+        ).eval()
+    return {
+        "image_encoder": encoder,
+        "image_processor": CLIPImageProcessor(size=16, crop_size=16),
+    }
+
+
+def tiny_pipeline(
+    task: str = TEXT, *, experts: int = 1, by_token: bool = False, **more: Any
+) -> Any:
+    """`by_token` is TI2V-5B's way: every token has a timestep. `more` is of the transformer."""
     with torch.random.fork_rng():
         torch.random.manual_seed(0)
         text_encoder = UMT5EncoderModel(
             UMT5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
         ).eval()
-    return WanPipeline(
-        tokenizer=tiny_tokenizer(),
+    parts: dict[str, Any] = {"transformer": tiny_transformer(0, task, **more)}
+    if experts == 2:
+        parts |= {"transformer_2": tiny_transformer(1, task, **more), "boundary_ratio": 0.5}
+    if by_token:
+        parts["expand_timesteps"] = True
+    pictured = parts["transformer"].config.get("image_dim") is not None
+    return getattr(diffusers, TASKS[task].pipeline)(
+        tokenizer=tiny_tokenizer(512 if pictured else 16),  # beside an image diffusers takes 512
         text_encoder=text_encoder,
-        transformer=tiny_transformer(),
-        transformer_2=tiny_transformer(1) if experts == 2 else None,
-        boundary_ratio=0.5 if experts == 2 else None,
         vae=tiny_vae(),
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+        **parts,
+        **(tiny_image_encoder() if pictured else {}),
     )
 
 
-def tiny_folder(path: Path, *, experts: int = 1) -> Path:
+def tiny_folder(path: Path, task: str = TEXT, **more: Any) -> Path:
     """A model folder as diffusers writes it, 0.2 MB."""
-    tiny_pipeline(experts=experts).save_pretrained(path)
+    tiny_pipeline(task, **more).save_pretrained(path)
     return path
+
+
+def tiny_image(path: Path, seed: int, size: tuple[int, int] = (48, 32)) -> Path:
+    """A picture of coarse noise."""
+    Image.fromarray(_noise(seed, 1, size)[0]).save(path)
+    return path
+
+
+def tiny_clip(path: Path, seed: int, *, frames: int = 5, size: tuple[int, int] = (48, 32)) -> Path:
+    """A video of coarse noise, 8 video frames a second."""
+    with VideoWriter(path, size=size, fps=8, encoding=Encoding()) as writer:
+        writer.write(_noise(seed, frames, size))
+        writer.finish({})
+    return path
+
+
+def _noise(seed: int, frames: int, size: tuple[int, int]) -> Any:
+    width, height = size
+    coarse = np.random.default_rng(seed).integers(0, 256, (frames, height // 8, width // 8, 3))
+    return coarse.astype(np.uint8).repeat(8, axis=1).repeat(8, axis=2)

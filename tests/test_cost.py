@@ -19,12 +19,13 @@ from wancli.cost import (
     rollout_cost,
     rollout_forwards,
 )
+from wancli.folders import find_spec
 from wancli.models.denoiser import Prompts, Text, Window, causal
 from wancli.models.load import load_pipeline
 from wancli.plan import RolloutPlan, make_plan, make_rollout_plan
 from wancli.resolve import Layer, resolve
 from wancli.settings import Machine, RolloutSettings, Settings
-from wancli.specs import ModelSpec, find_spec
+from wancli.specs import ModelSpec
 
 TINY = Transformer(
     layers=2, heads=2, head_dim=12, ffn=32, in_channels=4, out_channels=4, text_dim=16, freq_dim=16

@@ -19,11 +19,11 @@ from wancli.estimate import (
     seconds,
     write_rates,
 )
+from wancli.folders import find_spec
 from wancli.inventory import Device, find_cpu, find_device, find_gpus, free_disk
 from wancli.plan import make_plan
 from wancli.resolve import Layer, resolve
 from wancli.settings import Machine, Settings
-from wancli.specs import find_spec
 
 H200 = Device("cuda", "NVIDIA H200", 139 * 2**30, 138 * 2**30, "570.1")
 RATES = Rates({"bfloat16": 4e14, "float32": 4e13}, {"bfloat16": 3e14, "float32": 3e13}, 2e13, 2e12)

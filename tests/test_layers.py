@@ -10,9 +10,10 @@ PACKAGE = Path(__file__).parents[1] / "wancli"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors"},
-    {"architectures", "files", "geometry", "hub_cache", "schedule", "settings"},
+    {"architectures", "files", "geometry", "hub_cache", "lora", "schedule", "settings", "tasks"},
     {"resolve", "transformer_cost"},
     {"vae_cost", "hardware", "presets", "specs", "step_caches"},
+    {"folders", "inputs"},
     {"plan", "records"},
     {"cost", "inventory"},
     {"estimate"},

@@ -1,10 +1,10 @@
 import pytest
 
 from wancli.errors import PlanError, SettingsError
+from wancli.folders import find_spec
 from wancli.plan import check_given, make_plan
 from wancli.resolve import Layer, resolve
 from wancli.settings import Settings
-from wancli.specs import find_spec
 
 DEMO = {"sampling": {"steps": 20, "guidance_scale": 2.5}}
 SMALL = {"num_frames": 33, "width": 96, "height": 96}

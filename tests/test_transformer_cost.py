@@ -12,9 +12,10 @@ from tests.shapes import flops, inputs, moved, parameters, peak_bytes, transform
 from wancli import architectures
 from wancli.architectures import Architecture, ImageEncoder, TextEncoder, Transformer
 from wancli.caching.prompt_kv import PromptMemory, prompt_kv
+from wancli.folders import spec_of_folder
 from wancli.geometry import Span
 from wancli.models.denoiser import Prompts, Text, Window, causal
-from wancli.specs import DEMO_FOLDER, SPECS, spec_of_folder
+from wancli.specs import DEMO_FOLDER, SPECS
 from wancli.transformer_cost import (
     Forward,
     Work,

@@ -2,15 +2,22 @@
 
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from math import ceil
 from typing import Any
 
 from wancli.errors import PlanError
 from wancli.geometry import LatentShape, Span, latent_shape, lay_out
+from wancli.inputs import NOTHING, Inputs, choose_task, references, segments, steps_made
+from wancli.lora import check_loras
 from wancli.resolve import Resolved, flag
 from wancli.settings import Machine, Rollout, RolloutSettings, RopePolicy, Settings
-from wancli.specs import ModelSpec, find_lora
-from wancli.step_caches import check_step_cache, step_cache_bytes
+from wancli.specs import ModelSpec
+from wancli.step_caches import (
+    check_step_cache,
+    check_step_cache_task,
+    gate_step,
+    step_cache_bytes,
+)
+from wancli.tasks import TASKS, TEXT
 
 WITH_THRESHOLD = ("first-block", "magcache", "seacache")  # --step-cache-threshold is theirs
 
@@ -20,19 +27,30 @@ class Plan:
     """Derived, never given."""
 
     model: str
+    task: str
     shape: LatentShape
-    tokens: int
+    tokens: int  # of the sequence that the transformer sees, references included
+    references: int  # latent frames of pictures, which stand first and are no part of the video
     guided: bool
-    steps: int
+    boundary_ratio: float | None  # noise, of 1, under which the second of two experts takes over
+    steps: int  # that are made, of all segments: video-to-video leaves the first out
+    segments: int  # that the video is made in, one after the other
+    segment_frames: int  # video frames of one
     gate: int | None  # step from which on the uncond branch is not computed
     forwards: int  # transformer calls in all
     step_cache_bytes: int  # at most; 0 without one, or where the model's size is unknown
     duration_s: float
 
 
-def make_plan(settings: Settings, spec: ModelSpec) -> Plan:
-    """Check the combination and derive the rest; PlanError says what does not go together."""
+def make_plan(
+    settings: Settings, spec: ModelSpec, inputs: Inputs = NOTHING, *, task: str | None = None
+) -> Plan:
+    """Check the combination and derive the rest; PlanError says what does not go together.
+
+    The task follows from the inputs, unless it is given.
+    """
     sampling, video = settings.sampling, settings.video
+    chosen = choose_task(spec, inputs, task)
     shape = latent_shape(
         num_frames=video.num_frames,
         width=video.width,
@@ -42,20 +60,31 @@ def make_plan(settings: Settings, spec: ModelSpec) -> Plan:
     )
     _check_experts(settings, spec)
     _check_machine(settings.machine)
-    check_step_cache(settings.step_cache, steps=sampling.steps, model=spec.name, layers=spec.layers)
     if settings.prompt_kv.free_kv_weights and not settings.prompt_kv.prompt_kv:
         raise PlanError("--free-kv-weights needs the prompt's K/V.", hint="drop --no-prompt-kv")
+    count, segment_frames = segments(chosen, video)
+    steps = steps_made(sampling, chosen) * count
+    check_step_cache(settings.step_cache, steps=steps, model=spec.name, layers=spec.layers)
+    check_step_cache_task(settings.step_cache, chosen)
     guided = sampling.guidance_scale > 1
-    gate = _gate(settings, guided=guided)
+    gate = gate_step(settings, chosen, steps=steps, segments=count)
+    shown = references(chosen, inputs)
+    frames = (segment_frames - 1) // spec.strides.temporal + 1 + shown
+    tokens = frames * shape.tokens_per_frame
     return Plan(
         model=spec.name,
+        task=chosen.name,
         shape=shape,
-        tokens=shape.tokens,
+        tokens=tokens,
+        references=shown,
         guided=guided,
-        steps=sampling.steps,
+        boundary_ratio=sampling.boundary_ratio or spec.boundary_ratio,
+        steps=steps,
+        segments=count,
+        segment_frames=segment_frames,
         gate=gate,
-        forwards=sampling.steps + ((gate or sampling.steps) if guided else 0),
-        step_cache_bytes=_step_cache_bytes(settings, spec, shape.tokens, guided=guided),
+        forwards=steps + ((gate or steps) if guided else 0),
+        step_cache_bytes=_step_cache_bytes(settings, spec, tokens, guided=guided),
         duration_s=video.num_frames / video.fps,
     )
 
@@ -94,6 +123,11 @@ def make_rollout_plan(
         raise PlanError(
             f"{spec.name} was not trained to go on from its own chunks: they will drift apart.",
             hint="--model self-forcing, or --force to see it",
+        )
+    if TEXT not in spec.tasks:
+        raise PlanError(
+            f"{spec.name} is {' and '.join(spec.tasks)}; rollouts take text-to-video models.",
+            hint="--model self-forcing",
         )
     _check_machine(settings.machine)
     _check_experts(settings, spec)
@@ -207,20 +241,21 @@ def _check_caches(settings: RolloutSettings, spec: ModelSpec) -> None:
 
 
 def _check_experts(settings: Settings, spec: ModelSpec) -> None:
-    if settings.sampling.guidance_scale_2 is not None and spec.experts < 2:
-        raise PlanError(
-            f"--guidance-scale-2 needs a model with two experts; {spec.name} has one.",
-            hint="drop --guidance-scale-2",
-        )
-    if settings.machine.lora and spec.experts > 1:
-        raise PlanError(
-            f"--lora does not say which of {spec.name}'s two experts it is for.",
-            hint="drop --lora, or use a model of one expert",
-        )
+    for name in ("guidance_scale_2", "boundary_ratio"):
+        if getattr(settings.sampling, name) is not None and spec.experts < 2:
+            raise PlanError(
+                f"{flag(name)} needs a model with two experts; {spec.name} has one.",
+                hint=f"drop {flag(name)}",
+            )
+    check_loras(settings.machine.lora, model=spec.name, experts=spec.experts)
 
 
-def check_given(resolved: Resolved[Any]) -> None:
-    """Raise PlanError for a flag of the step cache that nothing would read."""
+def check_given(resolved: Resolved[Any], task: str = TEXT) -> None:
+    """Raise PlanError for a flag of the step cache, or of a task, that nothing would read."""
+    for key in ("sampling.strength", "video.segment_frames"):
+        name = key.partition(".")[2]
+        if resolved.sources.get(key) == "flag" and name not in TASKS[task].settings:
+            raise PlanError(f"{flag(name)} does nothing in {task}.", hint=f"drop {flag(name)}")
     method = resolved.settings.step_cache.step_cache
     for key, source in resolved.sources.items():
         table, _, name = key.rpartition(".")
@@ -253,33 +288,7 @@ def _element_bytes(machine: Machine) -> int:
     return 4 if wide else 2
 
 
-def _gate(settings: Settings, *, guided: bool) -> int | None:
-    """The first step of which the uncond branch is not computed."""
-    gate, sampling = settings.step_cache.cfg_gate, settings.sampling
-    if gate is None:
-        return None
-    if not guided:
-        raise PlanError(
-            f"--cfg-gate needs guidance; --guidance-scale is {sampling.guidance_scale:g}.",
-            hint="drop --cfg-gate",
-        )
-    part = gate < 1
-    step = ceil(gate * sampling.steps) if part else gate
-    if step != int(step) or gate == 1:  # 1: all of it, or the first step?
-        raise PlanError(
-            f"--cfg-gate {gate:g} is neither a step from 2 on nor a fraction.", hint="12, or 0.6"
-        )
-    if step >= sampling.steps:
-        raise PlanError(
-            f"--cfg-gate {gate:g} is never reached in {sampling.steps} steps.",
-            hint=f"--cfg-gate {max(1, round(0.6 * sampling.steps))}, or 0.6",
-        )
-    return int(step)
-
-
 def _check_machine(machine: Machine) -> None:
-    for lora in machine.lora:
-        find_lora(lora)
     if machine.dtype == "float16" and machine.device == "cpu":
         raise PlanError(
             "--dtype float16 does not work with --device cpu.", hint="--dtype bfloat16 or float32"

@@ -47,6 +47,8 @@ class Request:
         del told["sources"]
         del told["output"]["metadata"]
         del told["prompt_kv"]["prompt_kv"], told["prompt_kv"]["free_kv_weights"]
+        if "inputs" in told:
+            told["inputs"] = without_paths(told["inputs"])
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -127,11 +129,24 @@ class RunRecord:
         told["output"] = {k: v for k, v in told["output"].items() if k != "path"}
         if Path(told["request"]["model"]).is_absolute():
             told["request"]["model"] = Path(told["request"]["model"]).name
+        if "inputs" in told["request"]:
+            told["request"]["inputs"] = without_paths(told["request"]["inputs"])
         text = json.dumps(told, ensure_ascii=False)
         if len(text.encode()) > EMBEDDED_LIMIT:
             told["request"]["sources"] = {}
             text = json.dumps(told, ensure_ascii=False)
         return text
+
+
+def without_paths(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same files by name and digest only: wherever they lie, they are the same."""
+
+    def placeless(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: inner for key, inner in value.items() if key != "path"}
+        return [placeless(entry) for entry in value] if isinstance(value, list) else value
+
+    return {name: placeless(value) for name, value in inputs.items()}
 
 
 def error_json(error: WancliError) -> dict[str, Any]:

@@ -29,6 +29,15 @@ class Sampling(Group):
     guidance_scale_2: float | None = Field(
         None, ge=0, le=100, description="Guidance scale of the low-noise expert (Wan 2.2 A14B)."
     )
+    boundary_ratio: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Noise, of 1, under which the low-noise expert takes over; else the model's.",
+    )
+    strength: float = Field(
+        0.8, gt=0, le=1, description="Part of the steps that video-to-video makes; 1 is all."
+    )
     flow_shift: float = Field(
         5.0, gt=0, le=100, description="Shift of the sigmas; more spends more steps at high noise."
     )
@@ -45,6 +54,12 @@ class Video(Group):
     width: int = Field(832, ge=16, le=16_384, description="Width in pixels.")
     height: int = Field(480, ge=16, le=16_384, description="Height in pixels.")
     fps: int = Field(16, ge=1, le=240, description="Video frames per second.")
+    segment_frames: int = Field(
+        77,
+        ge=5,
+        le=100_000,
+        description="Most video frames that Wan-Animate makes at once; it goes on from the last.",
+    )
 
 
 class Machine(Group):
@@ -62,7 +77,9 @@ class Machine(Group):
         description="Attention kernel, by diffusers' name (native, flash, sage, ...), or auto.",
     )
     lora: tuple[str, ...] = Field(
-        (), description="LoRA to merge into the transformer, PATH or PATH=SCALE; repeatable."
+        (),
+        description="LoRA to merge, PATH or PATH=SCALE; PATH@high or PATH@low where there are two "
+        "experts; repeatable.",
     )
 
 

@@ -4,9 +4,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from math import ceil
 
 from wancli.errors import PlanError, SetupError
-from wancli.settings import StepCache
+from wancli.settings import Settings, StepCache
+from wancli.tasks import Task
 
 CACHE_DIT = (1, 5, 3)  # the first whose two transformers of one process do not mix
 LEAST_STEPS = 9  # with fewer there is nothing between the warmup and the end
@@ -111,6 +113,36 @@ def check_step_cache(settings: StepCache, *, steps: int, model: str = "", layers
         )
 
 
+def check_step_cache_task(settings: StepCache, task: Task) -> None:
+    """Raise PlanError for a step cache that the task's transformer or pipeline has no place for."""
+    method = settings.step_cache
+    if method == "none":
+        return
+    spec = step_cache_spec([task.transformer])
+    if method == "cachedit":
+        if spec.most_bn is not None and settings.cachedit_bn > spec.most_bn:
+            raise _too_many(settings.cachedit_bn, spec.most_bn)
+        return
+    if method not in spec.hooks:
+        raise PlanError(
+            f"--step-cache {method} would go wrong on {spec.transformer}.", hint="--use-cachedit"
+        )
+    if not task.tells_branches or (method != "first-block" and not task.tells_steps):
+        raise PlanError(
+            f"--step-cache {method} does not go with {task.name}: its pipeline does not say which "
+            f"{'step' if task.tells_branches else 'branch'} it is at.",
+            hint="--use-cachedit",
+        )
+
+
+def _too_many(bn: int, most: int) -> PlanError:
+    return PlanError(
+        f"--cachedit-bn {bn}: this model adds a hint to some blocks, and would give the last {bn} "
+        "the hints of others.",
+        hint=f"--cachedit-bn {most}",
+    )
+
+
 def _check_cachedit(settings: StepCache, steps: int) -> None:
     warmup, order = settings.cachedit_max_warmup_steps, settings.taylorseer_order
     if warmup >= steps:
@@ -135,11 +167,40 @@ def check_blocks(settings: StepCache, blocks: int, *, most_bn: int | None = None
             hint=f"--cachedit-fn {max(1, blocks // 4)} --cachedit-bn 0",
         )
     if most_bn is not None and bn > most_bn:
+        raise _too_many(bn, most_bn)
+
+
+def gate_step(settings: Settings, task: Task, *, steps: int, segments: int = 1) -> int | None:
+    """The first of `steps` of which the uncond branch is not computed. Raises PlanError."""
+    gate, scale = settings.step_cache.cfg_gate, settings.sampling.guidance_scale
+    if gate is None:
+        return None
+    if not task.tells_branches:
         raise PlanError(
-            f"--cachedit-bn {bn}: this model adds a hint to some blocks, and would give the last "
-            f"{bn} the hints of others.",
-            hint=f"--cachedit-bn {most_bn}",
+            f"--cfg-gate does not go with {task.name}: its pipeline does not say which branch it "
+            "is at.",
+            hint="drop --cfg-gate",
         )
+    if segments > 1:
+        raise PlanError(
+            f"--cfg-gate does not go with {segments} segments: what it reuses is of one.",
+            hint="drop --cfg-gate",
+        )
+    if scale <= 1:
+        raise PlanError(
+            f"--cfg-gate needs guidance; --guidance-scale is {scale:g}.", hint="drop --cfg-gate"
+        )
+    step = ceil(gate * steps) if gate < 1 else gate
+    if step != int(step) or gate == 1:  # 1: all of it, or the first step?
+        raise PlanError(
+            f"--cfg-gate {gate:g} is neither a step from 2 on nor a fraction.", hint="12, or 0.6"
+        )
+    if step >= steps:
+        raise PlanError(
+            f"--cfg-gate {gate:g} is never reached in {steps} steps.",
+            hint=f"--cfg-gate {max(1, round(0.6 * steps))}, or 0.6",
+        )
+    return int(step)
 
 
 def check_cache_dit() -> None:

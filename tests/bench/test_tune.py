@@ -11,10 +11,10 @@ from wancli.bench.cases import Case, Run, Variant
 from wancli.bench.measure import Made, Measurer
 from wancli.bench.tune import NOTHING, tune
 from wancli.errors import RunError
+from wancli.folders import find_spec
 from wancli.plan import make_plan
 from wancli.records import Use
 from wancli.settings import Settings, StepCache
-from wancli.specs import find_spec
 from wancli.video.compare import LatentQuality, Measured, Quality
 
 CASES = [Case("a", 0), Case("b", 1)]

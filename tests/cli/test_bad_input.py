@@ -98,7 +98,7 @@ def test_a_wrong_request_is_refused_before_anything_loads(
 
 
 def test_what_nobody_expected_is_one_line_too(wancli: Wancli, monkeypatch: pytest.MonkeyPatch):
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("by zero")
 
     monkeypatch.setattr("wancli.cli.execute.make_plan", broken)

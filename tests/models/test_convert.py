@@ -13,11 +13,11 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from wancli.errors import InputError, ModelError, OutputError, UsageError
+from wancli.folders import find_spec
 from wancli.models.convert import convert, read_sizes
 from wancli.models.folder import whole_folder
 from wancli.models.load import load_pipeline
 from wancli.settings import Machine
-from wancli.specs import find_spec
 
 PARITY = Path(__file__).parents[1] / "parity"
 WEIGHTS = PARITY / "weights_original_names.safetensors"

@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from wancli.demo.world import COLORS
+from wancli.folders import find_spec
 from wancli.models.decode import encode
 from wancli.models.latent_rgb import LatentRgb, fit_rgb
 from wancli.models.load import load_vae
 from wancli.settings import Machine
-from wancli.specs import find_spec
 
 
 @pytest.fixture(scope="module")

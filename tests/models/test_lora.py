@@ -8,10 +8,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.conftest import Wancli
-from tests.fakes import tiny_pipeline
+from tests.fakes import tiny_folder, tiny_pipeline
 from wancli.errors import InputError, ModelError, SettingsError
+from wancli.lora import Lora, find_lora
 from wancli.models.lora import merge_loras
-from wancli.specs import Lora, find_lora
+from wancli.tasks import ANIMATE, IMAGE, VACE, VIDEO
 
 LAYERS = {
     "blocks.0.self_attn.q": "blocks.0.attn1.to_q",
@@ -100,10 +101,59 @@ def test_a_flag_names_a_file_and_a_scale(tmp_path: Path):
     path.write_bytes(b"")
     assert find_lora(str(path)) == Lora(path, 1.0)
     assert find_lora(f"{path}=0.5") == Lora(path, 0.5)
+    assert find_lora(f"{path}@low=0.5") == Lora(path, 0.5, "low")
+    assert find_lora(f"{path}@high") == Lora(path, 1.0, "high")
     with pytest.raises(SettingsError):
         find_lora(f"{path}=much")
     with pytest.raises(InputError):
         find_lora("no.safetensors=1")
+
+
+@pytest.mark.parametrize("expert", ["high", "low"])
+def test_of_two_experts_a_lora_changes_the_one_it_is_for(tmp_path: Path, expert: str):
+    tensors, added = drawn("wan")
+    save_file(tensors, tmp_path / "x.safetensors")
+    pipeline = tiny_pipeline(experts=2)
+    experts = {"high": pipeline.transformer, "low": pipeline.transformer_2}
+    weight = "blocks.0.attn1.to_q.weight"
+    before = {name: part.state_dict()[weight].clone() for name, part in experts.items()}
+    merge_loras(pipeline, [find_lora(f"{tmp_path / 'x.safetensors'}@{expert}=0.5")])
+    for name, part in experts.items():
+        expected = before[name] + (0.5 * added[weight] if name == expert else 0)
+        assert torch.allclose(part.state_dict()[weight], expected, atol=1e-6), name
+
+
+@pytest.mark.parametrize("task", [IMAGE, VACE, ANIMATE, VIDEO])
+def test_a_text_lora_goes_into_the_model_of_every_task(tmp_path: Path, task: str):
+    """In an image model diffusers adds zeros for the image's keys: not pairs of the file."""
+    generator = torch.Generator().manual_seed(0)
+    layers = {f"blocks.0.cross_attn.{part}": f"blocks.0.attn2.to_{part}" for part in "qkv"}
+    down, up = (torch.randn(*shape, generator=generator) for shape in ((4, 24), (24, 4)))
+    tensors = {f"diffusion_model.{name}.lora_A.weight": down.clone() for name in layers}
+    tensors |= {f"diffusion_model.{name}.lora_B.weight": up.clone() for name in layers}
+    save_file(tensors, tmp_path / "x.safetensors")
+    pipeline = tiny_pipeline(task)
+    before = pipeline.transformer.state_dict()["blocks.0.attn2.to_k.weight"].clone()
+    merge_loras(pipeline, [Lora(tmp_path / "x.safetensors")])
+    after = pipeline.transformer.state_dict()["blocks.0.attn2.to_k.weight"]
+    assert torch.allclose(after, before + up @ down, atol=1e-6)
+
+
+def test_a_lora_says_which_of_two_experts_it_is_for_and_of_one_nothing(
+    wancli: Wancli, tiny_model: Path, tmp_path: Path
+):
+    tiny_folder(tmp_path / "two", experts=2)
+    tensors, _ = drawn("wan")
+    save_file(tensors, "x.safetensors")
+    run = ("generate", "a red circle", "--steps", 1, "--frames", 5, "--size", "32x32", "-q")
+    said = wancli(*run, "--model", tmp_path / "two", "--lora", "x.safetensors")
+    assert said.code == 2
+    assert "which of" in said.err
+    assert "x.safetensors@high" in said.err
+    assert wancli(*run, "--model", tiny_model, "--lora", "x.safetensors@low").code == 2
+    both = ("--lora", "x.safetensors@high=0.5", "--lora", "x.safetensors@low")
+    said = wancli(*run, "--model", tmp_path / "two", *both)
+    assert said.code == 0, said.err
 
 
 def test_a_lora_changes_the_video_and_is_recorded(wancli: Wancli, tiny_model: Path):

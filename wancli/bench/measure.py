@@ -14,8 +14,8 @@ from wancli.bench.cases import Case, Run, Variant
 from wancli.models.load import Loaded, found_machine, load_pipeline
 from wancli.pipeline.clock import Clock
 from wancli.pipeline.generate import Stepped, decode, denoise, encode_prompt
-from wancli.pipeline.memory import peak_memory, reset_peak_memory
-from wancli.pipeline.run import fits_in_memory, start_record, versions, write_video
+from wancli.pipeline.memory import fits_in_memory, peak_memory, reset_peak_memory
+from wancli.pipeline.run import start_record, versions, write_video
 from wancli.records import Phase, Report, Request, Step
 from wancli.settings import Settings
 from wancli.specs import ModelSpec

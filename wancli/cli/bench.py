@@ -7,7 +7,7 @@ import typer
 
 from wancli.cli.benching import Benching, Goals
 from wancli.cli.generate import OUTPUT, Overwrite, PresetName, settings_layers
-from wancli.cli.options import Talk, takes_settings, takes_talk
+from wancli.cli.options import OF_TASKS, Talk, takes_settings, takes_talk
 from wancli.cli.screen import Screen
 from wancli.cli.variants import read_asked
 from wancli.errors import UsageError
@@ -62,7 +62,7 @@ Save = Annotated[
 
 
 @takes_talk
-@takes_settings(Settings)
+@takes_settings(Settings, without=OF_TASKS)
 def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
     given: Layer,

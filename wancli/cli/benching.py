@@ -14,11 +14,11 @@ from wancli.cli.screen import Screen
 from wancli.cli.tuning import save_tuned, tuned_for
 from wancli.cli.variants import Asked, flags_layers
 from wancli.errors import PlanError, QualityError, UsageError
+from wancli.folders import check_files, find_spec
 from wancli.plan import check_given, make_plan
 from wancli.records import parse_seeds
 from wancli.resolve import Layer, flag, resolve
 from wancli.settings import Settings
-from wancli.specs import check_files, find_spec
 
 if TYPE_CHECKING:
     from wancli.bench.measure import Measurer

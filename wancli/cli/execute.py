@@ -7,16 +7,18 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from wancli.cli.costing import Taken
+from wancli.cli.given import look_at, recorded
 from wancli.cli.naming import check_sidecar, name_output, same_request
 from wancli.cli.screen import Screen
 from wancli.cost import generation_cost
-from wancli.errors import UsageError, WancliError
+from wancli.errors import PlanError, UsageError, WancliError
 from wancli.estimate import estimate, here
+from wancli.folders import check_files, find_spec, revision
+from wancli.inputs import NOTHING, Inputs
 from wancli.plan import check_given, make_plan
 from wancli.records import Request
 from wancli.resolve import Resolved
 from wancli.settings import Settings
-from wancli.specs import check_files, find_spec, revision
 
 if TYPE_CHECKING:
     from wancli.pipeline.run import Runner
@@ -32,6 +34,8 @@ class Asked:
     resolved: Resolved[Settings]
     dry_run: bool = False
     force: bool = False
+    inputs: Inputs = NOTHING
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,19 @@ def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
     """Check everything, then make every video; returns the records of those made."""
     settings = asked.resolved.settings
     spec = find_spec(settings.model)
-    check_given(asked.resolved)
-    plan = make_plan(settings, spec)
+    plan = make_plan(settings, spec, asked.inputs, task=asked.task)
+    check_given(asked.resolved, plan.task)
+    if files.latents and plan.segments > 1:
+        raise PlanError(
+            f"--save-latents: those of {plan.segments} segments do not decode as one video.",
+            hint="drop --save-latents",
+        )
     check_files(spec)
-    weights = revision(spec)
+    look_at(asked.inputs, settings.video)
+    weights, told = revision(spec), recorded(asked.inputs, plan)
     todo = []
     for seed in asked.seeds:
-        request = Request(asked.prompt, seed, settings, asked.resolved.sources, weights)
+        request = Request(asked.prompt, seed, settings, asked.resolved.sources, weights, told)
         todo.append(_placed(request, files, several=len(asked.seeds) > 1))
     device, wide = here(settings.machine)
     cost = generation_cost(settings, spec, plan, wide=wide)
@@ -83,11 +93,11 @@ def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
     from wancli.pipeline.run import Runner
 
     runner = Runner(spec, asked.resolved, plan, command=asked.command, since=since)
-    return _make(todo, runner, files, screen)
+    return _make(todo, runner, asked.inputs, files, screen)
 
 
 def _make(
-    todo: Sequence[_Todo], runner: "Runner", files: Files, screen: Screen
+    todo: Sequence[_Todo], runner: "Runner", inputs: Inputs, files: Files, screen: Screen
 ) -> list[dict[str, Any]]:
     from wancli.pipeline.preview import preview_file
     from wancli.pipeline.run import Job, failed_record, write_json
@@ -98,7 +108,7 @@ def _make(
             screen.say(f"preview: {preview_file(item.output)}")
         try:
             with screen.progress() as report:
-                job = Job(item.request, item.output, item.latents, files.preview_every)
+                job = Job(item.request, item.output, item.latents, inputs, files.preview_every)
                 record = runner.make(job, report)
         except WancliError as error:
             if screen.talk.json:

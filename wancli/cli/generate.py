@@ -10,9 +10,21 @@ import platformdirs
 import typer
 
 from wancli.cli.execute import Asked, Files, execute
+from wancli.cli.given import (
+    BackgroundVideo,
+    Clip,
+    FaceVideo,
+    Image,
+    LastImage,
+    Mask,
+    PoseVideo,
+    RefImage,
+    TaskName,
+)
 from wancli.cli.options import Talk, takes_settings, takes_talk
 from wancli.cli.screen import Screen
 from wancli.errors import UsageError
+from wancli.inputs import Inputs
 from wancli.presets import find_preset, layers, read_file, step_cache_layer
 from wancli.records import parse_seeds
 from wancli.resolve import Layer, resolve
@@ -77,6 +89,15 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
     prompt_flag: PromptFlag = None,
     preset: PresetName = None,
     cachedit_preset: CachePreset = None,
+    image: Image = None,
+    last_image: LastImage = None,
+    video: Clip = None,
+    mask: Mask = None,
+    ref_image: RefImage = None,
+    pose_video: PoseVideo = None,
+    face_video: FaceVideo = None,
+    background_video: BackgroundVideo = None,
+    task: TaskName = None,
     seed: Seed = None,
     num_videos: Count = None,
     output: Output = None,
@@ -91,6 +112,8 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
 ) -> None:
     """Make a video of a prompt.
 
+    And of pictures and videos, where the model takes them.
+
     wancli generate "a red circle moving right on a black background" --seed 1
     """
     text = read_prompt(prompt, prompt_flag)
@@ -104,8 +127,19 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
         perf=perf_json,
         preview_every=preview_every,
     )
+    inputs = Inputs(
+        image=image,
+        last_image=last_image,
+        video=video,
+        mask=mask,
+        ref_image=tuple(ref_image or ()),
+        pose_video=pose_video,
+        face_video=face_video,
+        background_video=background_video,
+    )
     seeds = parse_seeds(seed, num_videos)
-    execute(Asked("generate", text, seeds, resolved, dry_run, force), files, Screen(talk))
+    asked = Asked("generate", text, seeds, resolved, dry_run, force, inputs, task)
+    execute(asked, files, Screen(talk))
 
 
 def settings_layers(

@@ -8,8 +8,9 @@ import typer
 from wancli.cli.options import Talk, takes_talk
 from wancli.cli.screen import Screen
 from wancli.errors import ModelError, UsageError
+from wancli.folders import find_spec
 from wancli.hub_cache import absent, cached_bytes, cached_repos, find_cached, repo_folder
-from wancli.specs import DEMO_FOLDER, SPECS, ModelSpec, find_spec
+from wancli.specs import DEMO_FOLDER, SPECS, ModelSpec
 
 if TYPE_CHECKING:
     from wancli.models.about import About
@@ -159,7 +160,7 @@ def _listed(spec: ModelSpec) -> dict[str, Any] | None:
     return {
         "name": spec.name,
         "repo": spec.repo,
-        "task": spec.task,
+        "task": ", ".join(spec.tasks),
         "state": state,
         "bytes": size,
         "folder": str(spec.folder) if spec.folder else None,
@@ -205,7 +206,7 @@ def _facts(found: "About") -> list[tuple[str, ...]]:
         "repo": spec.repo,
         "folder": str(spec.folder or "not on this machine"),
         "description": spec.description,
-        "task": spec.task,
+        "task": ", ".join(spec.tasks),
         "causal": causal,
         "strides": f"{strides.temporal} video frames, {strides.spatial} pixels a latent; "
         f"{strides.patch}x{strides.patch} latents a token",

@@ -23,6 +23,8 @@ SPELLINGS = {
     "num_frames": ("--frames",),
 }
 
+OF_TASKS = ("strength", "segment_frames")  # settings that only videos and Wan-Animate have
+
 
 def _shorthand(name: str, kind: Any, option: Any) -> inspect.Parameter:
     annotation = Annotated[kind | None, option]

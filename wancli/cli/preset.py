@@ -8,6 +8,7 @@ import typer
 from wancli.cli.options import Talk, takes_settings, takes_talk
 from wancli.cli.screen import Screen
 from wancli.errors import SettingsError
+from wancli.folders import find_spec
 from wancli.presets import (
     Preset,
     find_preset,
@@ -19,7 +20,6 @@ from wancli.presets import (
 )
 from wancli.resolve import Layer, resolve
 from wancli.settings import RolloutSettings
-from wancli.specs import find_spec
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -132,7 +132,7 @@ def _model(preset: Preset) -> tuple[str, str]:
     try:
         model = resolve(layers_to_show(preset), RolloutSettings).settings.model
         model = preset.tuned_for.get("model", model)
-        return model, find_spec(model).task
+        return model, ", ".join(find_spec(model).tasks)
     except Exception as error:
         if not isinstance(error, SettingsError):
             raise

@@ -17,6 +17,7 @@ from wancli.cli.generate import (
     folder,
     read_prompt,
 )
+from wancli.cli.given import find_again
 from wancli.cli.options import Talk, takes_settings, takes_talk
 from wancli.cli.rolling import Ask, Rolling
 from wancli.cli.screen import Screen
@@ -57,7 +58,10 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
         made = Rolling(ask, layers, screen, before=request).run(dry_run=dry_run)
     else:
         seeds = parse_seeds(seed, None) if seed else [request["seed"]]
-        asked = Asked("repro", text, seeds, resolve(layers, Settings), dry_run, force)
+        known = request.get("inputs", {})
+        inputs, task = find_again(known, file), known.get("task")
+        found = resolve(layers, Settings)
+        asked = Asked("repro", text, seeds, found, dry_run, force, inputs, task)
         made = next(iter(execute(asked, Files(name, place, overwrite), screen)), None)
     if made and made["hash"] == record["hash"]:
         _compare(record, file, made, screen)

@@ -15,15 +15,16 @@ from wancli.cli.starts import Starts, context_frames, digest
 from wancli.cost import rollout_cost
 from wancli.errors import UsageError, WancliError
 from wancli.estimate import estimate, here
+from wancli.folders import check_files, find_spec, revision
 from wancli.plan import RolloutPlan, check_given, make_rollout_plan
 from wancli.records import Request, parse_seeds
 from wancli.resolve import Layer, Resolved, resolve
 from wancli.schedule import Change, Schedule, make_schedule
 from wancli.settings import RolloutSettings
-from wancli.specs import ModelSpec, check_files, find_spec, revision
 
 if TYPE_CHECKING:
     from wancli.pipeline.roll import RolloutJob
+    from wancli.specs import ModelSpec
 
 
 @dataclass(frozen=True)

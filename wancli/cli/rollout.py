@@ -19,7 +19,7 @@ from wancli.cli.generate import (
     read_prompt,
     settings_layers,
 )
-from wancli.cli.options import Talk, takes_settings, takes_talk
+from wancli.cli.options import OF_TASKS, Talk, takes_settings, takes_talk
 from wancli.cli.rolling import Ask, Rolling
 from wancli.cli.screen import Screen
 from wancli.cli.starts import Starts
@@ -90,7 +90,7 @@ Force = Annotated[
 
 
 @takes_talk
-@takes_settings(RolloutSettings, without=("num_frames", "scheduler", *PROMPT_KV))
+@takes_settings(RolloutSettings, without=("num_frames", "scheduler", *PROMPT_KV, *OF_TASKS))
 def rollout(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
     given: Layer,

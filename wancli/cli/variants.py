@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from wancli.cli.generate import CachePreset
-from wancli.cli.options import takes_settings
+from wancli.cli.options import OF_TASKS, takes_settings
 from wancli.errors import InputError, UsageError, missing
 from wancli.presets import find_preset, step_cache_layer
 from wancli.resolve import Layer
@@ -59,7 +59,7 @@ def flags_layers(name: str, flags: str) -> list[Layer]:
     command = typer.Typer(add_completion=False)
 
     @command.command()
-    @takes_settings(_settings())
+    @takes_settings(_settings(), without=OF_TASKS)
     def _variant(*, given: Layer, cachedit_preset: CachePreset = None) -> None:
         if cachedit_preset:
             found.append(step_cache_layer(find_preset(cachedit_preset)))

@@ -28,6 +28,7 @@ from wancli.demo.judge import judge
 from wancli.demo.report import COLUMNS, Case, Use, make_report, tell, write_sheets, write_text
 from wancli.demo.world import Scene, combinations, render, sample_scene
 from wancli.errors import WancliError
+from wancli.folders import find_spec
 from wancli.models.decode import to_pixels
 from wancli.models.denoiser import Prompts, Text
 from wancli.models.load import Loaded, load_pipeline
@@ -39,7 +40,7 @@ from wancli.presets import find_preset, layers
 from wancli.resolve import Layer, resolve
 from wancli.sampling.noise import IndexedNoise
 from wancli.settings import RolloutSettings, Settings
-from wancli.specs import DEMO_FOLDER, find_spec
+from wancli.specs import DEMO_FOLDER
 
 PROMPTS = 208  # every combination that is held out, once
 PART = 16  # clips that one process makes at a time

@@ -15,9 +15,9 @@ from torch import Tensor
 from wancli.demo.judge import Verdict
 from wancli.demo.world import Combination
 from wancli.files import write_whole
+from wancli.folders import revision
 from wancli.models.load import Loaded
 from wancli.settings import Settings
-from wancli.specs import revision
 
 GOALS = {"color": 95.0, "shape": 90.0, "motion": 90.0}  # percent right
 PSNR_GOAL = 30.0  # dB

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from wancli.errors import ModelError
+from wancli.folders import find_spec, read_config, spec_of_folder, weights_header
 from wancli.hub_cache import find_cached
-from wancli.specs import ModelSpec, find_spec, read_config, spec_of_folder, weights_header
+from wancli.specs import ModelSpec
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 

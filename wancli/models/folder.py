@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from wancli.errors import ModelError, OutputError, UsageError
-from wancli.specs import read_config, spec_of_folder
+from wancli.folders import read_config, spec_of_folder
 
 _BASE = ("model_index.json", "vae", "text_encoder", "tokenizer", "scheduler")
 _WHOLE = {"transformer", *_BASE}

@@ -32,7 +32,8 @@ from tqdm import tqdm
 from wancli.errors import ModelError, OutputError
 from wancli.hub_cache import absent, cache_folder, repo_folder
 
-PATTERNS = ("*.json", "*.model", "*.safetensors")  # not the same weights again as .bin or .pth
+# Not the same weights again as .bin or .pth; the text files are words of image processors' CLIP.
+PATTERNS = ("*.json", "*.model", "*.safetensors", "*.txt")
 Tell = Callable[[int], None]  # bytes that have arrived
 
 

@@ -4,63 +4,80 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
-from diffusers import (
-    AutoencoderKLWan,
-    UniPCMultistepScheduler,
-    WanPipeline,
-    WanTransformer3DModel,
-)
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
 from safetensors import SafetensorError
 
 from wancli.errors import CapacityError, ModelError, SetupError
+from wancli.folders import PARTS, check_files, read_config, spec_of_folder
+from wancli.lora import EXPERTS, find_lora
 from wancli.models.hub import download, explained, first_line
 from wancli.models.lora import merge_loras
 from wancli.settings import Machine
-from wancli.specs import PARTS, ModelSpec, check_files, find_lora, spec_of_folder
+from wancli.specs import ModelSpec
+from wancli.tasks import TASKS, TEXT
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A pipeline on its device, and the facts of what was loaded."""
 
-    pipeline: WanPipeline
+    pipeline: Any  # the task's own
     spec: ModelSpec
     device: torch.device
 
 
-def load_pipeline(spec: ModelSpec, machine: Machine, parts: Collection[str] = PARTS) -> Loaded:
-    """The model as diffusers' own pipeline, VAE in float32; only its `parts` are loaded.
+def load_pipeline(
+    spec: ModelSpec, machine: Machine, parts: Collection[str] = PARTS, *, task: str = TEXT
+) -> Loaded:
+    """The model as diffusers' own pipeline for a task; only its `parts` are loaded.
 
-    Raises ModelError for anything wrong with its files, SetupError for a device that is not there.
+    VAE and image encoder in float32. Raises ModelError for anything wrong with its files, or where
+    it turns out not to do the task, SetupError for a device that is not there.
     """
     device = pick_device(machine.device)
     dtype = pick_dtype(machine.dtype, device)
     spec = _on_disk(spec, parts)
+    if task not in spec.tasks:
+        raise ModelError(
+            f"{spec.name} is {' and '.join(spec.tasks)}, not {task}.",
+            hint=f"--task {spec.tasks[0]}",
+        )
+    kinds = TASKS[task]
     with _quiet(), _explained(spec):
         ready: dict[str, Any] = {"vae": None}
         if "vae" in parts:
             ready["vae"] = _part(AutoencoderKLWan, spec, "vae", torch.float32)
         for name in ("transformer", "transformer_2")[: spec.experts]:
-            ready[name] = _part(WanTransformer3DModel, spec, name, dtype)
+            ready[name] = _part(getattr(diffusers, kinds.transformer), spec, name, dtype)
+        if spec.image_encoder and "text_encoder" in parts:
+            ready["image_encoder"] = _image_encoder(spec)
+        pipeline_class = getattr(diffusers, kinds.pipeline)
         if "text_encoder" in parts:
-            pipeline = WanPipeline.from_pretrained(
+            pipeline = pipeline_class.from_pretrained(
                 str(spec.folder), dtype=dtype, local_files_only=True, **ready
             )
         else:
             scheduler = UniPCMultistepScheduler()
             nothing = {"tokenizer": None, "text_encoder": None, "scheduler": scheduler}
-            pipeline = WanPipeline(**nothing, **ready)
+            pipeline = pipeline_class(**nothing, **ready)
         if machine.attention_backend != "auto":
             _set_attention_backend(pipeline, machine.attention_backend)
         merge_loras(pipeline, [find_lora(text) for text in machine.lora])
         pipeline = pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return Loaded(pipeline, spec, device)
+
+
+def transformers_of(pipeline: Any) -> list[Any]:
+    """One, or two experts: high noise first. Some pipelines have no place for a second."""
+    found = (pipeline.components.get(name) for name in EXPERTS.values())
+    return [transformer for transformer in found if transformer is not None]
 
 
 def load_vae(spec: ModelSpec, machine: Machine) -> tuple[AutoencoderKLWan, torch.device]:
@@ -110,9 +127,9 @@ def _on_disk(spec: ModelSpec, parts: Collection[str]) -> ModelSpec:
     return spec
 
 
-def _set_attention_backend(pipeline: WanPipeline, name: str) -> None:
+def _set_attention_backend(pipeline: Any, name: str) -> None:
     try:
-        for transformer in filter(None, (pipeline.transformer, pipeline.transformer_2)):
+        for transformer in transformers_of(pipeline):
             transformer.set_attention_backend(name)
     except (ValueError, RuntimeError, ImportError) as error:
         raise SetupError(
@@ -122,11 +139,26 @@ def _set_attention_backend(pipeline: WanPipeline, name: str) -> None:
 
 def _part(kind: Any, spec: ModelSpec, name: str, dtype: torch.dtype) -> Any:
     """One component, with every key it should have and no other."""
+    problems = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    return _checked_part(kind, spec, name, dtype=dtype, problems=problems)
+
+
+def _image_encoder(spec: ModelSpec) -> Any:
+    """CLIP, whatever class the model's authors saved it from; its text side may be there, too."""
+    index = read_config(Path(str(spec.folder)), "model_index.json")
+    kind = getattr(transformers, index["image_encoder"][1])
+    problems = ("missing_keys", "mismatched_keys")
+    return _checked_part(kind, spec, "image_encoder", dtype=torch.float32, problems=problems)
+
+
+def _checked_part(
+    kind: Any, spec: ModelSpec, name: str, *, dtype: torch.dtype, problems: Collection[str]
+) -> Any:
     model, report = kind.from_pretrained(
         str(spec.folder), subfolder=name, dtype=dtype, local_files_only=True,
         output_loading_info=True,
     )  # fmt: skip
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+    for problem in problems:
         if keys := sorted(map(str, report.get(problem) or ())):
             some = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise ModelError(

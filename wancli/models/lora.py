@@ -3,28 +3,31 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-
-from diffusers import WanPipeline
+from typing import Any
 
 from wancli.errors import ModelError
+from wancli.lora import EXPERTS, Lora
 from wancli.models.checkpoint import Tensors, read_checkpoint
-from wancli.specs import Lora
 
 ADAPTER = "wancli"
 HINT = "give a LoRA of this model, as .safetensors or .pt, in peft's or Wan's naming"
 _HEADS = re.compile(r"^(?:base_model\.model\.|diffusion_model\.|model\.|transformer\.)+")
+# Of a text-to-video LoRA in an image-to-video model diffusers fills these up with zeros.
+_OF_IMAGES = ("add_k_proj", "add_v_proj")
+_IMAGES = (*_OF_IMAGES, "k_img", "v_img")
 _MIDDLES = {".lora_down.": ".lora_A.", ".lora_up.": ".lora_B.", ".default.": "."}
 
 
-def merge_loras(pipeline: WanPipeline, loras: Sequence[Lora]) -> None:
-    """Add scale * B @ A of every LoRA to the transformer's weights.
+def merge_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
+    """Add scale * B @ A of every LoRA to the weights of the transformer it is for.
 
     Raises InputError for a file that is broken, ModelError for one that does not fit.
     """
     for lora in loras:
-        _load(pipeline, lora.path)
+        part = EXPERTS[lora.expert or "high"]
+        _load(pipeline, lora.path, part)
         pipeline.set_adapters([ADAPTER], [lora.scale])
-        pipeline.fuse_lora(components=["transformer"], adapter_names=[ADAPTER])
+        pipeline.fuse_lora(components=[part], adapter_names=[ADAPTER])
         pipeline.unload_lora_weights()
 
 
@@ -47,20 +50,25 @@ def _plain(name: str) -> str:
     return _HEADS.sub("", name)
 
 
-def _load(pipeline: WanPipeline, path: Path) -> None:
-    """As an adapter; every pair of matrices must find its layer."""
+def _load(pipeline: Any, path: Path, part: str) -> None:
+    """As an adapter of that transformer; every pair of matrices must find its layer."""
     tensors = read_lora(path)
     pairs = [name for name in tensors if name.endswith(".lora_A.weight")]
     if not pairs:
         raise ModelError(f"{path} holds no LoRA.", hint=HINT)
     state = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
+    second = {"load_into_transformer_2": True} if part == EXPERTS["low"] else {}
     try:
-        pipeline.load_lora_weights(state, adapter_name=ADAPTER)
+        pipeline.load_lora_weights(state, adapter_name=ADAPTER, **second)
     except (ValueError, RuntimeError, KeyError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"LoRA {path} does not fit: {line}", hint=HINT) from None
-    layers = pipeline.transformer.modules()
-    taken = sum(ADAPTER in getattr(layer, "lora_A", {}) for layer in layers)
+    taken = sum(
+        ADAPTER in getattr(layer, "lora_A", {})
+        for name, layer in getattr(pipeline, part).named_modules()
+        if not name.endswith(_OF_IMAGES)
+        or any(image in pair for image in _IMAGES for pair in pairs)
+    )
     if taken != len(pairs):
         raise ModelError(
             f"LoRA {path}: only {taken} of its {len(pairs)} pairs have a layer here.", hint=HINT

@@ -13,11 +13,12 @@ from wancli.caching.prompt_kv import PromptMemory, prompt_kv
 from wancli.caching.session import Session
 from wancli.caching.steps import step_cache
 from wancli.hardware import tokens_to_align
-from wancli.models.load import Loaded
+from wancli.models.load import Loaded, transformers_of
 from wancli.plan import Plan
 from wancli.records import Use
 from wancli.settings import Settings, StepCache
 from wancli.step_caches import MAG_RATIOS
+from wancli.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def caches(
 
     `timesteps` are those of the steps, which of two experts are told apart by them.
     """
-    chosen, pipeline = settings.prompt_kv, loaded.pipeline
+    chosen, pipeline, task = settings.prompt_kv, loaded.pipeline, TASKS[plan.task]
+    uniform = task.expands_timesteps and bool(pipeline.config.get("expand_timesteps"))
     split = split_steps(pipeline, timesteps)
     parkings: list[Parking] = []
     with ExitStack() as stack:
@@ -72,7 +74,7 @@ def caches(
                         transformer,
                         memory,
                         align=tokens_to_align(chosen.kv_align, _hardware(loaded.device)),
-                        uniform_timesteps=bool(pipeline.config.expand_timesteps),
+                        uniform_timesteps=uniform,
                         park=torch.device("cpu") if chosen.free_kv_weights else None,
                     )
                 )
@@ -115,9 +117,10 @@ def _hardware(device: torch.device) -> str:
 
 def split_steps(pipeline: Any, timesteps: Sequence[float]) -> list[tuple[Any, int]]:
     """The transformers that will denoise, and how many steps each."""
-    if pipeline.transformer_2 is None or pipeline.config.boundary_ratio is None:
-        return [(pipeline.transformer, len(timesteps))]
-    least = pipeline.config.boundary_ratio * pipeline.scheduler.config.num_train_timesteps
+    found, boundary = transformers_of(pipeline), pipeline.config.get("boundary_ratio")
+    if len(found) < 2 or boundary is None:
+        return [(found[0], len(timesteps))]
+    least = boundary * pipeline.scheduler.config.num_train_timesteps
     high = sum(timestep >= least for timestep in timesteps)
-    experts = (pipeline.transformer, high), (pipeline.transformer_2, len(timesteps) - high)
-    return [(transformer, steps) for transformer, steps in experts if steps]
+    counts = (high, len(timesteps) - high)
+    return [(transformer, steps) for transformer, steps in zip(found, counts, strict=True) if steps]

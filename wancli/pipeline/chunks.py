@@ -30,17 +30,18 @@ def remembering_model(
     low = sampling.guidance_scale_2 if plan.guided else None
     if pipeline.transformer_2 is None:
         return causal(pipeline.transformer, window, rope=plan.rope, guidance_scale=high)
-    if pipeline.config.boundary_ratio is None:
+    boundary = sampling.boundary_ratio or pipeline.config.boundary_ratio
+    if boundary is None:
         raise ModelError(
             f"{loaded.spec.name} does not say where its second expert takes over.",
-            hint='add "boundary_ratio": 0.875 to its model_index.json',
+            hint="--boundary-ratio 0.875",
         )
     return causal(
         (pipeline.transformer, pipeline.transformer_2),
         window,
         rope=plan.rope,
         guidance_scale=(high, high if low is None else low),
-        boundary=TRAIN_STEPS * pipeline.config.boundary_ratio,
+        boundary=TRAIN_STEPS * boundary,
     )
 
 

@@ -1,7 +1,9 @@
-"""Text-to-video through diffusers' own pipeline: encode, denoise, decode."""
+"""A video through diffusers' own pipelines: encode, denoise, decode."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -23,28 +25,35 @@ from wancli.pipeline.caches import caches
 from wancli.plan import Plan
 from wancli.records import Use
 from wancli.settings import Sampling, Settings
+from wancli.tasks import TASKS, Task
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text embeddings, each [1, text, D], and what they come to inside the transformers.
+    """Text embeddings, each [1, text, D], pictures, and what they come to in the transformers.
 
-    `negative` is None without guidance.
+    `negative` is None without guidance; `pictures` are by the names of the task's pipeline.
     """
 
     positive: Tensor
     negative: Tensor | None
+    pictures: Mapping[str, Any] = field(default_factory=dict)
     memory: PromptMemory = field(default_factory=PromptMemory)
 
 
 @dataclass(frozen=True)
 class Denoised:
-    """Latents [1, C, F, H, W] in float32, normalised, and what every forward computed of them."""
+    """Latents [1, C, F, H, W] in float32, normalised, and what every forward computed of them.
+
+    Of several segments the latents are of the last. Where the pipeline has decoded them already
+    there are `frames` uint8 [T, H, W, 3].
+    """
 
     latents: Tensor
     uses: list[Use]
     prompt_kv_bytes: int  # that are kept for the prompt
     freed_bytes: int  # of weights that were off the device meanwhile
+    frames: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,41 +92,78 @@ def denoise(
     Noise is drawn on the CPU, so that a seed means the same on every device.
     Raises RunError when the latents are not finite.
     """
-    sampling, video = settings.sampling, settings.video
-    pipeline = loaded.pipeline
+    sampling, task, pipeline = settings.sampling, TASKS[plan.task], loaded.pipeline
     pipeline.scheduler = make_scheduler(pipeline.scheduler.config, sampling)
     pipeline.scheduler.set_timesteps(sampling.steps)
-    timesteps = pipeline.scheduler.timesteps.tolist()
+    left_out = sampling.steps - plan.steps // plan.segments
+    timesteps = pipeline.scheduler.timesteps[left_out:].tolist() * plan.segments
+    made = count()
+    last: dict[str, Tensor] = {}
 
     def after_step(
         _pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]
     ) -> dict[str, Any]:
-        sigma, after = pipeline.scheduler.sigmas[index : index + 2].tolist()
-        on_step(Stepped(index, sigma, after, tensors["latents"]))
+        first = left_out + index
+        sigma, after = pipeline.scheduler.sigmas[first : first + 2].tolist()
+        on_step(Stepped(next(made), sigma, after, tensors["latents"][:, :, plan.references :]))
+        last.update(tensors)
         return tensors
 
-    with caches(loaded, prompt.memory, settings, plan, timesteps) as cached:
-        latents: Tensor = pipeline(
+    with (
+        _boundary(pipeline, sampling.boundary_ratio),
+        caches(loaded, prompt.memory, settings, plan, timesteps) as cached,
+    ):
+        given: Tensor = pipeline(
             prompt_embeds=prompt.positive,
             negative_prompt_embeds=prompt.negative,
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
-            guidance_scale_2=sampling.guidance_scale_2,
-            num_frames=video.num_frames,
-            width=video.width,
-            height=video.height,
+            width=settings.video.width,
+            height=settings.video.height,
             generator=torch.Generator().manual_seed(seed),
             max_sequence_length=loaded.spec.text_length,
-            output_type="latent",
+            output_type="pt" if task.segmented else "latent",
             callback_on_step_end=after_step,
+            **_settings(task, settings, plan),
+            **prompt.pictures,
         ).frames
         freed = cached.freed_bytes
+    latents = last["latents"] if task.segmented else given
+    latents = latents[:, :, plan.references :]
     if not torch.isfinite(latents).all():
         raise RunError(
             "the latents are not finite: the denoising went wrong.",
             hint="--dtype float32, or a lower --guidance-scale",
         )
-    return Denoised(latents, cached.uses(), prompt.memory.bytes, freed)
+    frames = _levels(given) if task.segmented else None
+    return Denoised(latents, cached.uses(), prompt.memory.bytes, freed, frames)
+
+
+def _levels(video: Tensor) -> NDArray[np.uint8]:
+    """A pipeline's own [1, T, 3, H, W] in [0, 1] as uint8 [T, H, W, 3]."""
+    levels: NDArray[np.uint8] = (video[0] * 255).round().to(torch.uint8).cpu().numpy()
+    return levels.transpose(0, 2, 3, 1)
+
+
+def _settings(task: Task, settings: Settings, plan: Plan) -> dict[str, Any]:
+    """The settings that only some pipelines have, by the pipeline's own names."""
+    told = {**settings.sampling.model_dump(), **settings.video.model_dump()}
+    told["segment_frames"] = plan.segment_frames
+    return {theirs: told[ours] for ours, theirs in task.settings.items()}
+
+
+@contextmanager
+def _boundary(pipeline: Any, ratio: float | None) -> Iterator[None]:
+    """Let another expert take over at `ratio` for one video; None leaves it to the model."""
+    if ratio is None:
+        yield
+        return
+    before = pipeline.config.boundary_ratio
+    pipeline.register_to_config(boundary_ratio=ratio)
+    try:
+        yield
+    finally:
+        pipeline.register_to_config(boundary_ratio=before)
 
 
 def make_scheduler(config: Any, sampling: Sampling) -> Any:
@@ -131,6 +177,13 @@ def make_scheduler(config: Any, sampling: Sampling) -> Any:
         use_flow_sigmas=True,
         flow_shift=sampling.flow_shift,
     )
+
+
+def decoded(loaded: Loaded, denoised: Denoised) -> NDArray[np.uint8]:
+    """Its video frames uint8 [T, H, W, 3], decoded now unless the pipeline has done so."""
+    if denoised.frames is not None:
+        return denoised.frames
+    return decode(loaded.pipeline.vae, denoised.latents)
 
 
 @torch.no_grad()

@@ -4,10 +4,13 @@ import ctypes
 import platform
 import resource
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+
+from wancli.errors import CapacityError
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
@@ -35,3 +38,18 @@ def give_back() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def fits_in_memory(model: str) -> Iterator[None]:
+    """Raise CapacityError where it does not; on the CPU torch says so only in the message."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        kinds = (torch.OutOfMemoryError, MemoryError)
+        if not isinstance(error, kinds) and "can't allocate memory" not in str(error):
+            raise
+        raise CapacityError(
+            f"{model} does not fit in the memory of this machine.",
+            hint="a smaller --size, or fewer --num-frames (rollout: a smaller --rolling-window)",
+        ) from None

@@ -19,12 +19,11 @@ from wancli.pipeline.chunks import ChunkSampler, remembering_model
 from wancli.pipeline.clock import Clock
 from wancli.pipeline.film import Film
 from wancli.pipeline.given import Given, Inputs, Texts, read_given, read_noise
-from wancli.pipeline.memory import give_back, peak_memory
+from wancli.pipeline.memory import fits_in_memory, give_back, peak_memory
 from wancli.pipeline.resume import begin
 from wancli.pipeline.rollout import Chunk, Past, Remembered, Story, rollout
 from wancli.pipeline.rollout import Step as ChunkStep
 from wancli.pipeline.run import (
-    fits_in_memory,
     output_json,
     rounded,
     start_record,

@@ -3,8 +3,7 @@
 import json
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,12 +15,15 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from wancli.errors import CapacityError, OutputError, WancliError
+from wancli.errors import OutputError, WancliError
 from wancli.files import write_whole
+from wancli.folders import find_spec
+from wancli.inputs import NOTHING, Inputs
 from wancli.models.load import Loaded, found_machine, load_pipeline, load_vae
 from wancli.pipeline.clock import Clock
-from wancli.pipeline.generate import Prompt, Stepped, decode, denoise, encode_prompt
-from wancli.pipeline.memory import peak_memory
+from wancli.pipeline.generate import Prompt, Stepped, decode, decoded, denoise, encode_prompt
+from wancli.pipeline.memory import fits_in_memory, peak_memory
+from wancli.pipeline.pictures import read_pictures
 from wancli.pipeline.preview import Previews, previews
 from wancli.plan import Plan
 from wancli.records import (
@@ -37,7 +39,8 @@ from wancli.records import (
 )
 from wancli.resolve import Layer, Resolved, check_tuned, resolve
 from wancli.settings import Settings
-from wancli.specs import ModelSpec, find_spec
+from wancli.specs import ModelSpec
+from wancli.tasks import TASKS
 from wancli.video.latents import read_latents, save_latents
 from wancli.video.write import Encoding, VideoWriter, WrittenVideo
 
@@ -49,6 +52,7 @@ class Job:
     request: Request
     output: Path
     latents: Path | None = None
+    inputs: Inputs = NOTHING
     preview_every: int | None = None  # denoising steps
 
 
@@ -69,6 +73,7 @@ class Runner:
         check_tuned(resolved.tuned_for, self.settings.model_copy(update=here))
         self._loaded: Loaded | None = None
         self._prompts: dict[str, Prompt] = {}
+        self._pictures: tuple[Inputs, Mapping[str, Any]] | None = None
 
     def make(self, job: Job, report: Report) -> RunRecord:
         """Make one video, its sidecar and its record. Raises WancliError; latents are kept then."""
@@ -95,17 +100,18 @@ class Runner:
         record = start_record(job.request, command=self.command, created=began)
         with fits_in_memory(self.spec.name):
             report(Phase("encode"))
-            prompt = self._embed(job.request.prompt)
+            prompt = self._tell(job)
             clock.mark("encode")
             report(Phase("denoise"))
-            seed = job.request.seed
-            denoised = denoise(loaded, prompt, self.settings, self.plan, seed=seed, on_step=on_step)
+            denoised = denoise(
+                loaded, prompt, self.settings, self.plan, seed=job.request.seed, on_step=on_step
+            )
             latents = denoised.latents
-            clock.mark("denoise")
+            clock.mark("denoise" if denoised.frames is None else "decode")
             if job.latents:
                 save_latents(latents, job.latents, record.as_json())
             report(Phase("decode"))
-            frames = decode(loaded.pipeline.vae, latents)
+            frames = decoded(loaded, denoised)
             clock.mark("decode")
         timings = {
             "load_s": load_s,
@@ -130,7 +136,8 @@ class Runner:
         )
         report(Phase("write"))
         saving = perf_counter()
-        written = write_video(frames, job.output, record, self.settings, latents)
+        whole = latents if self.plan.segments == 1 else None
+        written = write_video(frames, job.output, record, self.settings, whole)
         timings |= {"save_s": perf_counter() - saving, "total_s": perf_counter() - started}
         record = replace(record, output=output_json(written), timings=rounded(timings))
         write_json(record.as_json(), job.output.with_suffix(".json"))
@@ -141,7 +148,7 @@ class Runner:
         if self._loaded is not None:
             return 0.0
         report(Phase("load"))
-        self._loaded = load_pipeline(self.spec, self.settings.machine)
+        self._loaded = load_pipeline(self.spec, self.settings.machine, task=self.plan.task)
         return perf_counter() - self._since
 
     def _ready(self) -> Loaded:
@@ -149,10 +156,15 @@ class Runner:
             raise RuntimeError("make() loads before it asks")
         return self._loaded
 
-    def _embed(self, prompt: str) -> Prompt:
-        if prompt not in self._prompts:
-            self._prompts[prompt] = encode_prompt(self._ready(), prompt, self.settings.sampling)
-        return self._prompts[prompt]
+    def _tell(self, job: Job) -> Prompt:
+        text = job.request.prompt
+        if text not in self._prompts:
+            self._prompts[text] = encode_prompt(self._ready(), text, self.settings.sampling)
+        if self._pictures is None or self._pictures[0] != job.inputs:
+            size = (self.settings.video.width, self.settings.video.height)
+            pictures = read_pictures(TASKS[self.plan.task], job.inputs, size=size)
+            self._pictures = job.inputs, pictures
+        return replace(self._prompts[text], pictures=self._pictures[1])
 
 
 def _cache(settings: Settings, plan: Plan, uses: Sequence[Use]) -> dict[str, Any]:
@@ -208,7 +220,7 @@ def failed_record(request: Request, error: WancliError, *, command: str) -> RunR
 
 
 def write_video(
-    frames: Any, path: Path, record: RunRecord, settings: Settings, latents: Tensor
+    frames: Any, path: Path, record: RunRecord, settings: Settings, latents: Tensor | None
 ) -> WrittenVideo:
     """Write uint8 [T, H, W, 3]. When that fails the latents are kept, and the error says where."""
     _, height, width, _ = frames.shape
@@ -221,7 +233,7 @@ def write_video(
             writer.write(frames)
             return writer.finish(comment)
     except OutputError as error:
-        kept = keep_latents(latents, path, record)
+        kept = None if latents is None else keep_latents(latents, path, record)
         raise OutputError(
             str(error),
             hint=f"latents kept: wancli decode {kept} -o NAME.mp4" if kept else error.hint,
@@ -257,21 +269,6 @@ def output_json(written: WrittenVideo) -> dict[str, Any]:
         "framemd5": written.framemd5,
         "complete": True,
     }
-
-
-@contextmanager
-def fits_in_memory(model: str) -> Iterator[None]:
-    """Raise CapacityError where it does not; on the CPU torch says so only in the message."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        kinds = (torch.OutOfMemoryError, MemoryError)
-        if not isinstance(error, kinds) and "can't allocate memory" not in str(error):
-            raise
-        raise CapacityError(
-            f"{model} does not fit in the memory of this machine.",
-            hint="a smaller --size, or fewer --num-frames (rollout: a smaller --rolling-window)",
-        ) from None
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,105 @@
+"""Inputs that do not go together, or with the model: refused before anything loads."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_bad_input import complaint
+from tests.conftest import Wancli
+from tests.fakes import tiny_clip, tiny_image
+
+T2V, I2V, ENDS = "wan2.1-t2v-1.3b", "wan2.1-i2v-14b-480p", "wan2.1-flf2v-14b"
+VACE, ANIMATE, A14B = "wan2.1-vace-1.3b", "wan2.2-animate-14b", "wan2.2-i2v-a14b"
+IMAGE, LAST = ("--image", "p.png"), ("--last-image", "p.png")
+CLIP, MASK, REF = ("--video", "v.mp4"), ("--mask", "v.mp4"), ("--ref-image", "p.png")
+POSED = ("--pose-video", "v.mp4", "--face-video", "v.mp4")
+SHORT = ("--frames", 5, "--fps", 8)
+
+
+@pytest.fixture(autouse=True)
+def _files(wancli: Wancli) -> None:
+    """In the folder that the command runs in."""
+    tiny_image(Path("p.png"), 1)
+    tiny_clip(Path("v.mp4"), 1)
+    tiny_clip(Path("long.mp4"), 2, frames=9)
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "error", "hint"),
+    [
+        (T2V, IMAGE, "--image does not go with wan2.1-t2v-1.3b: it is text-to-video", I2V),
+        ("demo", IMAGE, "--image does not go with demo: it is text-to-video", "ti2v-5b"),
+        ("demo", CLIP, "--video does not go with demo", T2V),
+        (I2V, (*IMAGE, *LAST), "--last-image does not go with wan2.1-i2v", ENDS),
+        (I2V, CLIP, "--video does not go with wan2.1-i2v", T2V),
+        (T2V, POSED, "--pose-video does not go with", ANIMATE),
+        (I2V, (), "needs --image: it is image-to-video", "--image FILE, or --model demo"),
+        (ENDS, IMAGE, "needs --last-image", "--last-image FILE"),
+        (ENDS, (), "needs --image and --last-image", "--image FILE"),
+        (A14B, LAST, "needs --image", "--image FILE"),
+        (ANIMATE, REF, "needs --pose-video and --face-video", "--pose-video FILE"),
+        (ANIMATE, (*REF, *POSED, *MASK), "--background-video and --mask go together", "both"),
+        (ANIMATE, (*REF, *REF, *POSED), "one --ref-image, not 2", "one"),
+        (VACE, MASK, "--mask says which parts of a --video", "--video FILE"),
+        ("owner/model", (*IMAGE, *POSED), "are of different tasks", "one task"),
+        (T2V, ("--task", "image-to-video", *IMAGE), "--task image-to-video does not go", I2V),
+        (T2V, ("--task", "text-to-video", *CLIP), "--video does not go with --task", "drop"),
+        (T2V, ("--task", "video-to-video"), "--task video-to-video needs --video", "--video FILE"),
+        (T2V, ("--task", "image-to"), "--task 'image-to' is no task", "'image-to-video'"),
+        (T2V, ("--strength", 0.5), "--strength does nothing in text-to-video", "drop"),
+        (I2V, (*IMAGE, "--segment-frames", 5), "does nothing in image-to-video", "drop"),
+        (ANIMATE, (*REF, *POSED, "--frames", 1), "more than one video frame", "--num-frames"),
+        (T2V, (*CLIP, "--strength", 0), "--strength 0", "more than 0"),
+        (T2V, (*CLIP, "--strength", 1.2), "--strength 1.2", "at most 1"),
+        (T2V, (*CLIP, "--strength", 0.01), "leaves none of 50 steps", "--strength 0.8"),
+        (T2V, (*CLIP, "--cfg-gate", 0.5), "--cfg-gate does not go with video-to-video", "drop"),
+        (T2V, (*CLIP, "--step-cache", "first-block"), "which branch", "--use-cachedit"),
+        (I2V, (*IMAGE, "--step-cache", "seacache"), "which step", "--use-cachedit"),
+        (VACE, ("--step-cache", "first-block"), "go wrong on WanVACETransformer", "--use-cachedit"),
+        (VACE, ("--use-cachedit", "--cachedit-bn", 2), "adds a hint", "--cachedit-bn 1"),
+        (ANIMATE, (*REF, *POSED, "--use-cachedit"), "face adapter", "--step-cache none"),
+        (T2V, ("--boundary-ratio", 0.5), "--boundary-ratio needs a model with two", "drop"),
+        (A14B, (*IMAGE, "--boundary-ratio", 1), "--boundary-ratio 1", "low-noise"),
+        (T2V, (*CLIP, *SHORT, "--frames", 9), "has 5 video frames, the video 9", "--num-frames 5"),
+        (VACE, (*CLIP, "--mask", "long.mp4", *SHORT), "--mask long.mp4 has 9", "cut it to 5"),
+        (T2V, (*CLIP, "--frames", 5), "has 8 video frames a second, the video 16", "--fps 8"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    wancli: Wancli, model: str, args: tuple[object, ...], error: str, hint: str
+):
+    said = wancli("generate", "a cat", "--model", model, *args)
+    told = complaint(said)
+    assert said.code == 2
+    assert error in told[0]
+    assert hint in told[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (("--model", I2V, "--image", "none.png"), "image 'none.png' not found"),
+        (("--model", I2V, "--image", "v.mp4"), "cannot read v.mp4"),
+        (("--model", I2V, "--image", "cut.png"), "cannot read cut.png"),
+        (("--model", T2V, "--video", "p.mp4"), "video 'p.mp4' not found"),
+        (("--model", T2V, "--video", "cut.mp4"), "cut.mp4"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(wancli: Wancli, args: tuple[object, ...], error: str):
+    Path("cut.png").write_bytes(Path("p.png").read_bytes()[:60])
+    Path("cut.mp4").write_bytes(Path("v.mp4").read_bytes()[:400])
+    said = wancli("generate", "a cat", *args)
+    assert said.code == 4
+    assert error in complaint(said)[0]
+
+
+def test_a_rollout_of_an_image_model_is_refused(wancli: Wancli):
+    said = wancli("rollout", "a cat", "--model", I2V, "--force")
+    assert said.code == 2
+    assert "rollouts take text-to-video models" in complaint(said)[0]
+
+
+def test_a_bench_of_a_model_that_needs_a_picture_is_refused(wancli: Wancli):
+    said = wancli("bench", "a cat", "--model", I2V, "--variant", "fast: --use-cachedit")
+    assert said.code == 2
+    assert "needs --image" in complaint(said)[0]

@@ -1,0 +1,184 @@
+"""Model folders, read without torch: what a model is, and whether its files are whole."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from wancli.architectures import architecture_of
+from wancli.errors import ModelError, closest
+from wancli.geometry import Strides
+from wancli.hub_cache import cached_revision
+from wancli.specs import SPECS, TEXT_LENGTH, ModelSpec
+from wancli.tasks import ANIMATE, ENDS, IMAGE, TASKS, TEXT, VACE, VIDEO
+
+
+def find_spec(model: str) -> ModelSpec:
+    """Spec of a known name, a known hub id, or a local folder; ModelError for anything else.
+
+    An unknown hub id (`owner/name`) gives the facts of Wan 2.1, and may do anything: its own facts
+    are read when it loads.
+    """
+    for spec in SPECS.values():
+        if model in (spec.name, spec.repo):
+            return spec
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return spec_of_folder(path)
+    if path.exists():
+        raise ModelError(
+            f"model '{model}' is a file, not a folder.",
+            hint="give the folder with model_index.json",
+        )
+    owner, _, name = model.partition("/")
+    if owner and name and "/" not in name and not model.startswith((".", "~")):
+        return ModelSpec(model, model, "A model of the hub.", tasks=tuple(TASKS))
+    near = closest(model, SPECS)
+    known = ", ".join(SPECS)
+    raise ModelError(
+        f"model '{model}' not found.",
+        hint=f"did you mean '{near}'? known: {known}" if near else f"known: {known}",
+    )
+
+
+PIPELINES = {task.pipeline for task in TASKS.values()} | {"WanCausalDMDPipeline"}  # FastVideo's
+PARTS = ("transformer", "vae", "text_encoder")
+
+
+def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec:
+    """Read the facts from a diffusers folder's JSON files; ModelError where it is not one.
+
+    A folder with only a transformer is one, too: a rollout of latents needs no more.
+    """
+    whole = (folder / "model_index.json").exists() or not (folder / "transformer").is_dir()
+    index: dict[str, Any] = read_config(folder, "model_index.json") if whole else {}
+    if whole and index.get("_class_name") not in PIPELINES:
+        raise ModelError(
+            f"{folder} holds a {index.get('_class_name')}, not a WanPipeline.",
+            hint="give a Wan model in diffusers' format",
+        )
+    transformer = read_config(folder, "transformer/config.json")
+    vae = read_config(folder, "vae/config.json") if whole else {}
+    tokenizer = read_config(folder, "tokenizer/tokenizer_config.json") if whole else {}
+    text = read_config(folder, "text_encoder/config.json") if _has(index, "text_encoder") else {}
+    patch = transformer.get("patch_size", (1, 2, 2))
+    return ModelSpec(
+        name or str(folder),
+        repo,
+        "A local folder.",
+        strides=Strides(
+            temporal=vae.get("scale_factor_temporal", 4),
+            spatial=vae.get("scale_factor_spatial", 8),
+            patch=patch[1],
+        ),
+        tasks=_tasks(index, transformer, vae),
+        latent_channels=transformer.get("out_channels") or transformer.get("in_channels", 16),
+        text_length=min(TEXT_LENGTH, int(tokenizer.get("model_max_length", TEXT_LENGTH))),
+        architecture=architecture_of(transformer, vae, text),
+        per_token_time=bool(index.get("expand_timesteps")),
+        experts=2 if _has(index, "transformer_2") else 1,
+        boundary_ratio=index.get("boundary_ratio"),
+        image_encoder=_has(index, "image_encoder"),
+        folder=folder,
+    )
+
+
+def _tasks(
+    index: Mapping[str, Any], transformer: Mapping[str, Any], vae: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """What diffusers' pipelines can do with a folder's model."""
+    pipeline = index.get("_class_name", "WanPipeline")
+    by_token = bool(index.get("expand_timesteps"))
+    if pipeline == "WanImageToVideoPipeline":
+        if transformer.get("pos_embed_seq_len"):  # of the tokens of two pictures
+            return (ENDS,)
+        return (IMAGE,) if by_token or transformer.get("image_dim") else (IMAGE, ENDS)
+    fixed = {VACE: "WanVACEPipeline", ANIMATE: "WanAnimatePipeline"}
+    for task, kind in fixed.items():
+        if pipeline == kind:
+            return (task,)
+    if by_token:
+        return (TEXT, IMAGE)
+    # WanVideoToVideoPipeline takes one expert, and counts a VAE's strides by its stages.
+    stages, stride = len(vae.get("temperal_downsample", ())), vae.get("scale_factor_spatial", 8)
+    return (TEXT,) if _has(index, "transformer_2") or 2**stages != stride else (TEXT, VIDEO)
+
+
+def check_files(spec: ModelSpec, parts: Collection[str] = PARTS) -> None:
+    """Raise ModelError, before anything loads, where a local folder lacks or has broken weights.
+
+    `parts` are those that will be needed.
+    """
+    if spec.folder is None:
+        return
+    more = ["transformer_2"] if spec.experts > 1 else []
+    if spec.image_encoder and "text_encoder" in parts:
+        more.append("image_encoder")
+    for part in (*parts, *more):
+        files = sorted((spec.folder / part).glob("*.safetensors"))
+        if not files:
+            raise ModelError(
+                f"{spec.folder / part} has no weights (*.safetensors).",
+                hint="copy the whole model folder again",
+            )
+        for path in files:
+            _check_weights(path)
+
+
+def weights_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Length and content of a safetensors header, without torch. Raises OSError, ValueError."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return length, json.loads(file.read(min(length, path.stat().st_size)))
+
+
+def _check_weights(path: Path) -> None:
+    """A safetensors file says its own length: header size, header, then the bytes it promises."""
+    size = path.stat().st_size
+    try:
+        length, header = weights_header(path)
+        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+        whole = 8 + length + max(ends, default=0) == size
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        whole = False
+    if not whole:
+        raise ModelError(f"weights {path} are cut short or broken.", hint="copy that file again")
+
+
+def revision(spec: ModelSpec) -> str:
+    """What identifies the weights: the hub's commit, or a digest of a local folder; "" if unknown.
+
+    The digest takes the JSON files whole, and of each weights file its size and first MiB.
+    """
+    if spec.folder is None:
+        return cached_revision(spec.repo)
+    digest = hashlib.sha256()
+    for path in sorted(p for p in spec.folder.rglob("*") if p.suffix in (".json", ".safetensors")):
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(spec.folder)} {path.stat().st_size}".encode())
+            digest.update(file.read(2**20))
+    return digest.hexdigest()[:16]
+
+
+def read_config(folder: Path, name: str) -> dict[str, Any]:
+    """One JSON file of a model folder."""
+    path = folder / name
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(
+            f"{folder} is not a model folder: it has no {name}.",
+            hint="give a folder that diffusers' save_pretrained wrote",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot read {path}: {error}".splitlines()[0], hint="copy the model folder again"
+        ) from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is not a configuration.", hint="copy the model folder again")
+    return config
+
+
+def _has(index: Mapping[str, Any], part: str) -> bool:
+    return bool((index.get(part) or [None])[0])

@@ -1,0 +1,57 @@
+"""LoRA files as they are asked for, and which expert they are for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wancli.errors import PlanError, SettingsError, missing
+
+EXPERTS = {"high": "transformer", "low": "transformer_2"}  # of noise; diffusers' names
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file, how much of it, and of two experts the one it is for."""
+
+    path: Path
+    scale: float = 1.0
+    expert: str = ""  # high or low; "" is the only one
+
+
+def find_lora(text: str) -> Lora:
+    """`PATH` or `PATH=SCALE`, with `@high` or `@low` after PATH for one of two experts.
+
+    Raises InputError where there is no such file, SettingsError.
+    """
+    path, scale = text, "1"
+    if "=" in text and not Path(_of_expert(text)[0]).exists():
+        path, _, scale = text.rpartition("=")
+    name, expert = _of_expert(path)
+    try:
+        lora = Lora(Path(name).expanduser(), float(scale), expert)
+    except ValueError:
+        raise SettingsError(f"--lora {text}: {scale!r} is no scale.", hint=f"{path}=0.8") from None
+    if not lora.path.is_file():
+        raise missing("LoRA", lora.path)
+    return lora
+
+
+def _of_expert(path: str) -> tuple[str, str]:
+    """What stands before `@high` or `@low`, and which; a file may have such a name itself."""
+    name, at, expert = path.rpartition("@")
+    return (name, expert) if at and expert in EXPERTS and not Path(path).exists() else (path, "")
+
+
+def check_loras(texts: Sequence[str], *, model: str, experts: int) -> None:
+    """Raise InputError for a file that is not there, PlanError for an expert that is not."""
+    for lora in map(find_lora, texts):
+        if experts > 1 and not lora.expert:
+            raise PlanError(
+                f"--lora {lora.path} does not say which of {model}'s two experts it is for.",
+                hint=f"--lora {lora.path}@high, @low, or once each",
+            )
+        if experts < 2 and lora.expert:
+            raise PlanError(
+                f"--lora {lora.path}@{lora.expert}: {model} has one expert.",
+                hint=f"--lora {lora.path}",
+            )
