@@ -8,7 +8,8 @@ from typing import Any
 from wancli.errors import PlanError, UsageError
 from wancli.pipeline.store import RolloutStore
 
-FREE = ("output", "sources", "schema")  # what may differ from the first run
+# What may differ from the first run; a rollout reads neither of the two settings.
+FREE = ("output", "sources", "schema", "sampling.strength", "video.segment_frames")
 LONGER = ("rollout.chunks", "video.num_frames")  # may grow
 
 
