@@ -29,7 +29,7 @@ def test_parameters_are_those_of_the_class(shape: Autoencoder):
 
 
 @shapes
-@pytest.mark.parametrize("frames", [1, 2, 4])
+@pytest.mark.parametrize("frames", [1, 3])
 def test_flops_are_those_that_torch_counts(shape: Autoencoder, frames: int):
     model, grid = vae(shape), Grid(frames, 4, 6)
     latents = torch.empty(1, shape.latent_channels, frames, 4, 6, device="meta")
@@ -64,9 +64,7 @@ def test_a_decoder_remembers_what_the_walk_says():
     assert decoder.bytes == 4 * remembered_numbers(TINY, Grid(3, 2, 3))
 
 
-@pytest.mark.parametrize(
-    ("name", "frames"), [("2.1", 1), ("2.1", 3), ("2.2", 3), ("demo", 1), ("demo", 9)]
-)
+@pytest.mark.parametrize(("name", "frames"), [("2.1", 1), ("2.1", 3), ("2.2", 3), ("demo", 3)])
 def test_decoding_holds_about_what_the_formula_says(name: str, frames: int):
     shape, grid = SHAPES[name], Grid(frames, 30, 52)
     model = vae(shape)
