@@ -13,12 +13,7 @@ from wancli.settings import StepCache
 
 GATE = 5
 SCALE = 5.0
-CACHE = StepCache(
-    step_cache="cachedit",
-    cachedit_fn=2,
-    cachedit_max_warmup_steps=3,
-    cachedit_residual_threshold=0.15,
-)
+CACHE = tiny.SOME
 
 
 def generate(pipeline, first):

@@ -9,15 +9,9 @@ from tests.caching import tiny
 from wancli.caching import steps as module
 from wancli.caching.steps import step_cache
 from wancli.errors import PlanError
-from wancli.settings import StepCache
 
 CPU = torch.device("cpu")
-SOME = StepCache(
-    step_cache="cachedit",
-    cachedit_fn=2,
-    cachedit_max_warmup_steps=3,
-    cachedit_residual_threshold=0.15,
-)
+SOME = tiny.SOME
 
 
 def run(transformer, settings):

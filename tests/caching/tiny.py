@@ -15,19 +15,18 @@ from diffusers import (
 )
 from torch import Tensor
 
+from tests.fakes import SIZES
+from wancli.settings import StepCache
+
 LAYERS = 5
 STEPS = 10
-WAN: dict[str, Any] = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 12,
-    "in_channels": 4,
-    "out_channels": 4,
-    "text_dim": 16,
-    "freq_dim": 16,
-    "ffn_dim": 32,
-    "num_layers": LAYERS,
-    "rope_max_seq_len": 64,
-}
+WAN: dict[str, Any] = {**SIZES, "num_layers": LAYERS}
+SOME = StepCache(
+    step_cache="cachedit",
+    cachedit_fn=2,
+    cachedit_max_warmup_steps=3,
+    cachedit_residual_threshold=0.15,
+)
 I2V: dict[str, Any] = {"in_channels": 9, "image_dim": 8, "added_kv_proj_dim": 24}
 VACE: dict[str, Any] = {"vace_layers": [0, 2], "vace_in_channels": 6}
 HUNYUAN: dict[str, Any] = {

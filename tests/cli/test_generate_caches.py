@@ -12,7 +12,6 @@ from torch import Tensor
 
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Wancli
-from tests.fakes import tiny_folder
 from wancli import step_caches
 from wancli.video.read import read_comment
 
@@ -20,11 +19,6 @@ SMALL: tuple[object, ...] = ("--steps", 12, "--frames", 5, "--size", "32x32", "-
 SMALL += ("--guidance-scale", 3, "--flow-shift", 1)  # half of the steps for each expert
 CACHED = ("--use-cachedit", "--cachedit-fn", 1, "--cachedit-max-warmup-steps", 2)
 OFTEN = (*CACHED, "--cachedit-residual-threshold", 1)
-
-
-@pytest.fixture(scope="module", params=[1, 2], ids=["one expert", "two experts"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("model"), experts=request.param)
 
 
 def make(wancli: Wancli, model: Path, *flags: object) -> tuple[dict[str, Any], Tensor]:

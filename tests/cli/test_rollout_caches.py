@@ -4,23 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.cli.test_generate_caches import CACHED, OFTEN
 from tests.conftest import Wancli
-from tests.fakes import tiny_folder
 
 SMALL: tuple[object, ...] = ("--sampler", "unipc", "--steps", 10, "--size", "32x32", "--seed", 1)
 SMALL += ("--guidance-scale", 3, "--flow-shift", 1, "--chunk-frames", 1, "--device", "cpu")
-CACHED = ("--use-cachedit", "--cachedit-fn", 1, "--cachedit-max-warmup-steps", 2)
-OFTEN = (*CACHED, "--cachedit-residual-threshold", 1)
-
-
-@pytest.fixture(scope="module", params=[1, 2], ids=["one expert", "two experts"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("model"), experts=request.param)
 
 
 def roll(wancli: Wancli, model: Path, *flags: object) -> tuple[dict[str, Any], Tensor]:
