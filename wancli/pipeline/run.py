@@ -113,19 +113,8 @@ class Runner:
             report(Phase("decode"))
             frames = decoded(loaded, denoised)
             clock.mark("decode")
-        timings = {
-            "load_s": load_s,
-            "encode_prompt_s": clock.seconds("encode"),
-            "denoise_s": clock.seconds("step", "denoise"),
-            **({"preview_s": clock.seconds("preview")} if job.preview_every else {}),
-            "decode_s": clock.seconds("decode"),
-            "steps_ms": clock.ms("step"),
-            "sigmas": sigmas,
-            "forwards": [
-                sum(u.step == i and u.blocks > 0 for u in denoised.uses) for i in range(len(sigmas))
-            ],
-        }
         cache = _cache(self.settings, self.plan, denoised.uses)
+        timings = _timings(job, clock, denoised.uses, sigmas, load_s=load_s)
         timings |= {"uses": [asdict(use) for use in denoised.uses]} if cache else {}
         memory = peak_memory(loaded.device) | {
             "prompt_kv_gib": denoised.prompt_kv_bytes / 2**30,
@@ -165,6 +154,23 @@ class Runner:
             pictures = read_pictures(TASKS[self.plan.task], job.inputs, size=size)
             self._pictures = job.inputs, pictures
         return replace(self._prompts[text], pictures=self._pictures[1])
+
+
+def _timings(
+    job: Job, clock: Clock, uses: Sequence[Use], sigmas: list[float], *, load_s: float
+) -> dict[str, Any]:
+    """Where the time up to the video frames went, and what each step was."""
+    made = [sum(use.step == step and use.blocks > 0 for use in uses) for step in range(len(sigmas))]
+    return {
+        "load_s": load_s,
+        "encode_prompt_s": clock.seconds("encode"),
+        "denoise_s": clock.seconds("step", "denoise"),
+        **({"preview_s": clock.seconds("preview")} if job.preview_every else {}),
+        "decode_s": clock.seconds("decode"),
+        "steps_ms": clock.ms("step"),
+        "sigmas": sigmas,
+        "forwards": made,
+    }
 
 
 def _cache(settings: Settings, plan: Plan, uses: Sequence[Use]) -> dict[str, Any]:
