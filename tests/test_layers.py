@@ -10,7 +10,17 @@ PACKAGE = Path(__file__).parents[1] / "wancli"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors"},
-    {"architectures", "files", "geometry", "hub_cache", "lora", "schedule", "settings", "tasks"},
+    {
+        "architectures",
+        "files",
+        "geometry",
+        "hub_cache",
+        "lora",
+        "pages",
+        "schedule",
+        "settings",
+        "tasks",
+    },
     {"resolve", "transformer_cost"},
     {"vae_cost", "hardware", "presets", "specs", "step_caches"},
     {"folders", "inputs"},

@@ -9,7 +9,7 @@ from wancli import transformer_cost, vae_cost
 from wancli.architectures import IMAGE_TOKENS, Architecture, Transformer
 from wancli.geometry import LatentShape
 from wancli.plan import Plan, RolloutPlan
-from wancli.settings import Machine, RolloutSettings, Settings
+from wancli.settings import RolloutSettings, Settings
 from wancli.specs import ModelSpec
 from wancli.transformer_cost import (
     NO_WORK,
@@ -85,11 +85,6 @@ class Cost:
         per_forward = self.work["denoise"].flops // self.forwards
         sums = {"flops": self.flops, "flops_per_forward": per_forward, "resident": resident}
         return asdict(self) | {"work": work} | sums
-
-
-def is_wide(machine: Machine, kind: str) -> bool:
-    """Whether weights and activations are float32 on a device of that kind."""
-    return machine.dtype == "float32" or (machine.dtype == "auto" and kind == "cpu")
 
 
 def generation_cost(settings: Settings, spec: ModelSpec, plan: Plan, *, wide: bool) -> Cost | None:

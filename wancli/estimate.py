@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from wancli.cost import OFFLOADS, Cost, is_wide
+from wancli.cost import OFFLOADS, Cost
 from wancli.errors import CapacityError
 from wancli.files import write_whole
 from wancli.inventory import Device, find_device, user_cache
+from wancli.plan import is_wide
 from wancli.settings import Machine
 
 RATES_FILE = "rates.json"

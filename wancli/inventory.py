@@ -82,14 +82,12 @@ def find_device(machine: Machine) -> Device:
 
 def free_disk(path: Path) -> int:
     """Bytes free where `path` is, or would be made."""
-    there = next(p for p in (path, *path.absolute().parents) if p.exists())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(existing(path)).free
 
 
-def hub_cache() -> Path:
-    """Where the hub's files are kept."""
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    return Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that there is."""
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
 
 
 def user_cache() -> Path:

@@ -277,15 +277,14 @@ def _step_cache_bytes(settings: Settings, spec: ModelSpec, tokens: int, *, guide
         tokens=tokens,
         dim=spec.dim,
         branches=2 if guided else 1,
-        bytes_per_element=_element_bytes(settings.machine),
+        bytes_per_element=4 if is_wide(settings.machine, settings.machine.device) else 2,
         taylorseer_order=chosen.taylorseer_order if chosen.taylorseer else None,
     )
 
 
-def _element_bytes(machine: Machine) -> int:
-    """`auto` is float32 on a CPU, and bfloat16 on what else there may be."""
-    wide = machine.dtype == "float32" or (machine.dtype == "auto" and machine.device == "cpu")
-    return 4 if wide else 2
+def is_wide(machine: Machine, kind: str) -> bool:
+    """Whether weights and activations are float32 on a device of that kind."""
+    return machine.dtype == "float32" or (machine.dtype == "auto" and kind == "cpu")
 
 
 def _check_machine(machine: Machine) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import platformdirs
 import tomli_w
 
-from wancli.errors import OutputError, PresetError, closest
+from wancli.errors import PresetError, closest
+from wancli.files import write_whole
 from wancli.resolve import TUNED_FOR, Layer, check_names, resolve
 from wancli.settings import RolloutSettings
 
@@ -200,14 +201,5 @@ def save_preset(
         raise PresetError(f"preset '{name}' exists at {path}.", hint="add --overwrite")
     about = {"description": description, "source": source, "extends": extends}
     text = tomli_w.dumps({k: v for k, v in about.items() if v} | dict(tables))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror}.",
-            hint="set XDG_CONFIG_HOME to a folder of yours",
-        ) from None
+    write_whole(path, text.encode(), hint="set XDG_CONFIG_HOME to a folder of yours")
     return path

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from wancli.bench.cases import Arm, Bench, Run
 from wancli.bench.plot import plot_of
 from wancli.errors import missing
 from wancli.files import write_whole
+from wancli.pages import templates
 from wancli.records import Use
 from wancli.video.compare import VARIANT
 
@@ -34,13 +33,7 @@ def write_report(bench: Bench, folder: Path) -> Path:
 
 
 def _render(bench: Bench, folder: Path) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     environment.filters["fixed"] = _fixed
     sources, inside = _sources(bench.runs, folder)
     return environment.get_template("report.html.jinja").render(

@@ -7,7 +7,8 @@ from typing import Any
 from wancli.cli.screen import Screen
 from wancli.cost import OFFLOADS
 from wancli.estimate import Estimate, duration, flops, gib
-from wancli.inventory import find_cpu, free_disk, hub_cache
+from wancli.hub_cache import cache_folder, repo_folder
+from wancli.inventory import find_cpu, free_disk
 from wancli.specs import ModelSpec
 
 Rows = list[tuple[str, str, str, str]]
@@ -42,7 +43,7 @@ def cost_json(estimate: Estimate | None, spec: ModelSpec, output: Path) -> dict[
     if estimate is None:
         return {"cost": None}
     ram = find_cpu()
-    disk = {"output_free": free_disk(output), "download_free": free_disk(hub_cache())}
+    disk = {"output_free": free_disk(output), "download_free": free_disk(cache_folder())}
     downloads = spec.folder is None and not is_downloaded(spec)
     told = estimate.as_json() | {"downloads": downloads, "disk": disk}
     return {"cost": told | {"ram": {"total": ram.total, "free": ram.free}}}
@@ -79,7 +80,7 @@ def cost_rows(estimate: Estimate | None, spec: ModelSpec, output: Path) -> Rows:
 
 def is_downloaded(spec: ModelSpec) -> bool:
     """Whether the hub's cache has some snapshot of the model."""
-    folder = hub_cache() / f"models--{spec.repo.replace('/', '--')}" / "snapshots"
+    folder = repo_folder(spec.repo) / "snapshots"
     return folder.is_dir() and any(folder.iterdir())
 
 
@@ -89,7 +90,9 @@ def _disk_rows(estimate: Estimate, spec: ModelSpec, output: Path) -> Rows:
     if cost.store:
         rows.append(("disk", "clean chunks", gib(cost.store), ""))
     if spec.folder is None:
-        there = "is in the cache" if is_downloaded(spec) else f"{gib(free_disk(hub_cache()))} free"
+        there = (
+            "is in the cache" if is_downloaded(spec) else f"{gib(free_disk(cache_folder()))} free"
+        )
         low, high = (gib(size) for size in cost.download)
         rows.append(("disk", "download", f"{low} to {high}", there))
     return rows

@@ -16,11 +16,12 @@ import platformdirs
 
 from wancli.errors import WancliError
 from wancli.estimate import gib, read_rates
+from wancli.hub_cache import cache_folder
 from wancli.inventory import (
+    existing,
     find_cpu,
     find_gpus,
     free_disk,
-    hub_cache,
     package_version,
     user_cache,
 )
@@ -126,10 +127,10 @@ def disks(output: Path) -> Iterator[Finding]:
     """Room where files will go, and whether they may."""
     for name, path, variable in (
         ("output", output, "WANCLI_OUTPUT_DIR"),
-        ("hub cache", hub_cache(), "HF_HOME"),
+        ("hub cache", cache_folder(), "HF_HOME"),
         ("wancli cache", user_cache(), "WANCLI_CACHE_DIR"),
     ):
-        free, there = free_disk(path), _existing(path)
+        free, there = free_disk(path), existing(path)
         value = f"{path.absolute()}: {gib(free)} free"
         if not os.access(there, os.W_OK):
             mend = f"chmod u+w {there}, or set {variable}"
@@ -138,7 +139,7 @@ def disks(output: Path) -> Iterator[Finding]:
             yield Finding("disk", name, value, "note", f"free some space, or set {variable}")
         else:
             yield Finding("disk", name, value)
-    size = sum(p.stat().st_size for p in hub_cache().glob("models--*/blobs/*") if p.is_file())
+    size = sum(p.stat().st_size for p in cache_folder().glob("models--*/blobs/*") if p.is_file())
     yield Finding("disk", "models cached", gib(size))
 
 
@@ -170,7 +171,3 @@ def folders() -> Iterator[Finding]:
         there = "" if path.exists() else " (none yet)"
         yield Finding("folders", name, f"{path}{there}")
     yield Finding("folders", "python", sys.executable)
-
-
-def _existing(path: Path) -> Path:
-    return next(p for p in (path, *path.absolute().parents) if p.exists())

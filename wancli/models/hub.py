@@ -6,7 +6,6 @@ huggingface_hub does the work, and honours HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFL
 import errno
 import io
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from tqdm import tqdm
 
 from wancli.errors import ModelError, OutputError
 from wancli.hub_cache import absent, cache_folder, repo_folder
+from wancli.inventory import existing, free_disk
 
 # Not the same weights again as .bin or .pth; the text files are words of image processors' CLIP.
 PATTERNS = ("*.json", "*.model", "*.safetensors", "*.txt")
@@ -86,12 +86,11 @@ def bytes_to_download(repo: str) -> int | None:
 def check_space(repo: str, needed: int) -> None:
     """Raise OutputError where the cache's disk has less than `needed` bytes left."""
     folder = cache_folder()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    free = free_disk(folder)
     if free < needed:
         raise OutputError(
-            f"model '{repo}' needs {needed / 1e9:.1f} GB, and {there} has {free / 1e9:.1f} GB "
-            "left.",
+            f"model '{repo}' needs {needed / 1e9:.1f} GB, and {existing(folder)} has "
+            f"{free / 1e9:.1f} GB left.",
             hint=f"free {(needed - free) / 1e9:.1f} GB, or use another disk: HF_HOME=/other/disk",
         )
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from wancli.errors import UsageError
 from wancli.files import write_whole
+from wancli.pages import templates
 from wancli.video.drift import TOLD
 
 WIDE, NARROW, HEIGHT = 980, 476, 352  # pixels of a chart
@@ -164,13 +163,7 @@ def write_report(summary: Mapping[str, Any], path: Path, *, title: str) -> None:
 
 
 def _page(summary: Mapping[str, Any], *, title: str) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     charts = [_draw(chart, summary) for chart in CHARTS] if summary["chunks"] else []
     template = environment.get_template("drift_report.html.jinja")
     return template.render(title=title, summary=summary, charts=charts, table=TABLE, far=TOLD)
