@@ -21,7 +21,7 @@ LAYERS = (
         "settings",
         "tasks",
     },
-    {"resolve", "transformer_cost"},
+    {"machine", "resolve", "transformer_cost"},
     {"vae_cost", "hardware", "presets", "specs", "step_caches"},
     {"folders", "inputs"},
     {"plan", "records"},

@@ -9,7 +9,7 @@ from wancli.cost import OFFLOADS, Cost
 from wancli.errors import CapacityError
 from wancli.files import write_whole
 from wancli.inventory import Device, find_device, user_cache
-from wancli.plan import is_wide
+from wancli.machine import is_wide
 from wancli.settings import Machine
 
 RATES_FILE = "rates.json"

@@ -8,8 +8,9 @@ from wancli.errors import PlanError
 from wancli.geometry import LatentShape, Span, latent_shape, lay_out
 from wancli.inputs import NOTHING, Inputs, choose_task, references, segments, steps_made
 from wancli.lora import check_loras
+from wancli.machine import check_machine, is_wide
 from wancli.resolve import Resolved, flag
-from wancli.settings import Machine, Rollout, RolloutSettings, RopePolicy, Settings
+from wancli.settings import Rollout, RolloutSettings, RopePolicy, Settings
 from wancli.specs import ModelSpec
 from wancli.step_caches import (
     check_step_cache,
@@ -59,7 +60,7 @@ def make_plan(
         strides=spec.strides,
     )
     _check_experts(settings, spec)
-    _check_machine(settings.machine)
+    check_machine(settings.machine)
     if settings.prompt_kv.free_kv_weights and not settings.prompt_kv.prompt_kv:
         raise PlanError("--free-kv-weights needs the prompt's K/V.", hint="drop --no-prompt-kv")
     count, segment_frames = segments(chosen, video)
@@ -129,7 +130,7 @@ def make_rollout_plan(
             f"{spec.name} is {' and '.join(spec.tasks)}; rollouts take text-to-video models.",
             hint="--model self-forcing",
         )
-    _check_machine(settings.machine)
+    check_machine(settings.machine)
     _check_experts(settings, spec)
     _check_rollout(chosen)
     _check_caches(settings, spec)
@@ -280,15 +281,3 @@ def _step_cache_bytes(settings: Settings, spec: ModelSpec, tokens: int, *, guide
         bytes_per_element=4 if is_wide(settings.machine, settings.machine.device) else 2,
         taylorseer_order=chosen.taylorseer_order if chosen.taylorseer else None,
     )
-
-
-def is_wide(machine: Machine, kind: str) -> bool:
-    """Whether weights and activations are float32 on a device of that kind."""
-    return machine.dtype == "float32" or (machine.dtype == "auto" and kind == "cpu")
-
-
-def _check_machine(machine: Machine) -> None:
-    if machine.dtype == "float16" and machine.device == "cpu":
-        raise PlanError(
-            "--dtype float16 does not work with --device cpu.", hint="--dtype bfloat16 or float32"
-        )
