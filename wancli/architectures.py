@@ -82,6 +82,7 @@ class ImageEncoder:
     dim: int = 1280
     ffn: int = 5120
     layers: int = 32
+    heads: int = 16
     patch: int = 14
     size: int = 224
 

@@ -7,22 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from wancli.architectures import architecture_of
-from wancli.errors import ModelError, closest
+from wancli.errors import ModelError, PlanError, closest
 from wancli.geometry import Strides
 from wancli.hub_cache import cached_revision
+from wancli.random_models import RANDOM, known_spec, random_spec
 from wancli.specs import SPECS, TEXT_LENGTH, ModelSpec
 from wancli.tasks import ANIMATE, ENDS, IMAGE, TASKS, TEXT, VACE, VIDEO
 
 
-def find_spec(model: str) -> ModelSpec:
+def find_spec(model: str, *, layers: int | None = None) -> ModelSpec:
     """Spec of a known name, a known hub id, or a local folder; ModelError for anything else.
 
     An unknown hub id (`owner/name`) gives the facts of Wan 2.1, and may do anything: its own facts
-    are read when it loads.
+    are read when it loads. Of `random:NAME` at most so many `layers` are kept; PlanError for them
+    with any other.
     """
-    for spec in SPECS.values():
-        if model in (spec.name, spec.repo):
-            return spec
+    if model.startswith(RANDOM):
+        return random_spec(model, layers=layers)
+    known = known_spec(model)
+    if layers is not None:
+        raise PlanError(
+            f"--layers {layers} leaves blocks out, and only random models do without them.",
+            hint=f"--model {RANDOM}{known.name}" if known else "drop --layers",
+        )
+    if known:
+        return known
     path = Path(model).expanduser()
     if path.is_dir():
         return spec_of_folder(path)
@@ -149,8 +158,11 @@ def _check_weights(path: Path) -> None:
 def revision(spec: ModelSpec) -> str:
     """What identifies the weights: the hub's commit, or a digest of a local folder; "" if unknown.
 
-    The digest takes the JSON files whole, and of each weights file its size and first MiB.
+    The digest takes the JSON files whole, and of each weights file its size and first MiB. Random
+    weights follow from their name and the number of layers, on one kind of device in one dtype.
     """
+    if spec.random:
+        return f"{spec.name} layers={spec.layers}"
     if spec.folder is None:
         return cached_revision(spec.repo)
     digest = hashlib.sha256()

@@ -71,6 +71,9 @@ class Machine(Group):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Weights and activations: auto, float32, bfloat16 or float16."
     )
+    layers: int | None = Field(
+        None, ge=1, le=1000, description="Most blocks of a random model; else all of them."
+    )
     attention_backend: str = Field(
         "auto",
         pattern=r"^[a-z0-9_]+$",
@@ -197,7 +200,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     model: str = Field(
-        "demo", min_length=1, description="Model: a known name, a hub id or a local folder."
+        "demo", min_length=1, description="Model: a known name, a hub id, a local folder, or random:NAME: a known shape, "
+        "made of random weights."
     )
     sampling: Sampling = Sampling()
     video: Video = Video()

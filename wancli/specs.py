@@ -47,6 +47,12 @@ class ModelSpec:
     image_encoder: bool = False  # a CLIP that shows the transformer a picture as tokens
     causal: bool | None = None  # trained to go on from chunk to chunk; None is unknown
     folder: Path | None = None  # where its files are, when that is known before loading
+    random: bool = False  # its weights are made as it loads: no file holds them
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether its files come from the hub."""
+        return self.folder is None and not self.random
 
     @property
     def layers(self) -> int:

@@ -47,7 +47,7 @@ class Benching:
     def __init__(self, asked: Asked, layers: list[Layer], goals: Goals, screen: Screen) -> None:
         self.goals, self.screen, self._layers = goals, screen, layers
         self.base = resolve(layers, Settings).settings
-        self.spec = find_spec(self.base.model)
+        self.spec = find_spec(self.base.model, layers=self.base.machine.layers)
         self.baseline = self._variant(BASELINE, "")
         named = list(asked.variants)
         if goals.tune_for is not None and not named:

@@ -44,7 +44,7 @@ def cost_json(estimate: Estimate | None, spec: ModelSpec, output: Path) -> dict[
         return {"cost": None}
     ram = find_cpu()
     disk = {"output_free": free_disk(output), "download_free": free_disk(cache_folder())}
-    downloads = spec.folder is None and not is_downloaded(spec)
+    downloads = spec.on_hub and not is_downloaded(spec)
     told = estimate.as_json() | {"downloads": downloads, "disk": disk}
     return {"cost": told | {"ram": {"total": ram.total, "free": ram.free}}}
 
@@ -89,7 +89,7 @@ def _disk_rows(estimate: Estimate, spec: ModelSpec, output: Path) -> Rows:
     rows = [("disk", "video, about", gib(cost.output), free)]
     if cost.store:
         rows.append(("disk", "clean chunks", gib(cost.store), ""))
-    if spec.folder is None:
+    if spec.on_hub:
         there = (
             "is in the cache" if is_downloaded(spec) else f"{gib(free_disk(cache_folder()))} free"
         )

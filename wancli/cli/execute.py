@@ -61,7 +61,7 @@ class _Todo:
 def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
     """Check everything, then make every video; returns the records of those made."""
     settings = asked.resolved.settings
-    spec = find_spec(settings.model)
+    spec = find_spec(settings.model, layers=settings.machine.layers)
     plan = make_plan(settings, spec, asked.inputs, task=asked.task)
     check_given(asked.resolved, plan.task)
     if files.latents and plan.segments > 1:

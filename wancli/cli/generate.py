@@ -26,10 +26,10 @@ from wancli.cli.screen import Screen
 from wancli.errors import UsageError
 from wancli.inputs import Inputs
 from wancli.presets import find_preset, layers, read_file, step_cache_layer
+from wancli.random_models import known_spec
 from wancli.records import parse_seeds
 from wancli.resolve import Layer, resolve
 from wancli.settings import Settings
-from wancli.specs import SPECS
 
 OUTPUT = "Output"
 Prompt = Annotated[str | None, typer.Argument(help="What the video shows; - reads standard input.")]
@@ -153,7 +153,7 @@ def settings_layers(
     environment = {"model": os.environ["WANCLI_MODEL"]} if os.environ.get("WANCLI_MODEL") else {}
     chosen = [*user_layers(), *from_preset, Layer("WANCLI_MODEL", environment), given]
     model = next((la.tables["model"] for la in reversed(chosen) if "model" in la.tables), "demo")
-    spec = next((spec for spec in SPECS.values() if model in (spec.name, spec.repo)), None)
+    spec = known_spec(model)
     defaults = layers(find_preset(spec.name)) if spec else []
     return [*(replace(layer, source="model default") for layer in defaults), *chosen]
 

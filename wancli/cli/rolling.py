@@ -63,7 +63,8 @@ class Rolling:
         self.ask, self.screen, self.before, self.base = ask, screen, before, base
         self.resolved: Resolved[RolloutSettings] = resolve(layers, RolloutSettings)
         check_given(self.resolved)
-        self.spec: ModelSpec = find_spec(self.resolved.settings.model)
+        settings = self.resolved.settings
+        self.spec: ModelSpec = find_spec(settings.model, layers=settings.machine.layers)
         self.plan = self._plan()
         self.schedule = self._schedule()
         self.seeds = self._seeds()

@@ -18,6 +18,7 @@ from wancli.folders import PARTS, check_files, read_config, spec_of_folder
 from wancli.lora import EXPERTS, find_lora
 from wancli.models.hub import download, explained, first_line
 from wancli.models.lora import merge_loras
+from wancli.models.random_weights import IMAGE_ENCODER, random_part, random_rest
 from wancli.settings import Machine
 from wancli.specs import ModelSpec
 from wancli.tasks import TASKS, TEXT
@@ -52,13 +53,15 @@ def load_pipeline(
     with _quiet(), _explained(spec):
         ready: dict[str, Any] = {"vae": None}
         if "vae" in parts:
-            ready["vae"] = _part(AutoencoderKLWan, spec, "vae", torch.float32)
+            ready["vae"] = _part(AutoencoderKLWan, spec, "vae", torch.float32, device)
         for name in ("transformer", "transformer_2")[: spec.experts]:
-            ready[name] = _part(getattr(diffusers, kinds.transformer), spec, name, dtype)
+            ready[name] = _part(getattr(diffusers, kinds.transformer), spec, name, dtype, device)
         if spec.image_encoder and "text_encoder" in parts:
-            ready["image_encoder"] = _image_encoder(spec)
+            ready["image_encoder"] = _image_encoder(spec, device)
         pipeline_class = getattr(diffusers, kinds.pipeline)
-        if "text_encoder" in parts:
+        if "text_encoder" in parts and spec.random:
+            pipeline = pipeline_class(**random_rest(spec, dtype=dtype, device=device), **ready)
+        elif "text_encoder" in parts:
             pipeline = pipeline_class.from_pretrained(
                 str(spec.folder), dtype=dtype, local_files_only=True, **ready
             )
@@ -84,7 +87,7 @@ def load_vae(spec: ModelSpec, machine: Machine) -> tuple[AutoencoderKLWan, torch
     """Only the VAE, in float32."""
     spec, device = _on_disk(spec, ("vae",)), pick_device(machine.device)
     with _quiet(), _explained(spec):
-        return _part(AutoencoderKLWan, spec, "vae", torch.float32).to(device), device
+        return _part(AutoencoderKLWan, spec, "vae", torch.float32, device).to(device), device
 
 
 def found_machine(machine: Machine) -> Machine:
@@ -119,7 +122,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def _on_disk(spec: ModelSpec, parts: Collection[str]) -> ModelSpec:
     """The spec with its folder: downloaded where it is a hub model, its files checked."""
-    if spec.folder is None:
+    if spec.on_hub:
         with _explained(spec):
             folder = download(spec.repo)
         spec = spec_of_folder(folder, name=spec.name, repo=spec.repo)
@@ -137,14 +140,21 @@ def _set_attention_backend(pipeline: Any, name: str) -> None:
         ) from None
 
 
-def _part(kind: Any, spec: ModelSpec, name: str, dtype: torch.dtype) -> Any:
-    """One component, with every key it should have and no other."""
+def _part(
+    kind: Any, spec: ModelSpec, name: str, dtype: torch.dtype, device: torch.device
+) -> Any:
+    """One component, with every key it should have and no other; a random one on the device."""
+    if spec.random:
+        return random_part(kind, spec, name, dtype=dtype, device=device)
     problems = ("missing_keys", "unexpected_keys", "mismatched_keys")
     return _checked_part(kind, spec, name, dtype=dtype, problems=problems)
 
 
-def _image_encoder(spec: ModelSpec) -> Any:
+def _image_encoder(spec: ModelSpec, device: torch.device) -> Any:
     """CLIP, whatever class the model's authors saved it from; its text side may be there, too."""
+    if spec.random:
+        kind = getattr(transformers, IMAGE_ENCODER)
+        return random_part(kind, spec, "image_encoder", dtype=torch.float32, device=device)
     index = read_config(Path(str(spec.folder)), "model_index.json")
     kind = getattr(transformers, index["image_encoder"][1])
     problems = ("missing_keys", "mismatched_keys")
@@ -171,7 +181,7 @@ def _checked_part(
 @contextmanager
 def _explained(spec: ModelSpec) -> Iterator[None]:
     """Turn what the libraries raise into one line that says what to do."""
-    where = spec.repo or str(spec.folder)
+    where = spec.repo or str(spec.folder or spec.name)
     try:
         with explained(where):
             yield

@@ -1,0 +1,146 @@
+"""Parts of a model with random weights: the real classes at their real size, with no file.
+
+They are made on the device they are for, in the dtype that they will have, and are the same
+every time. A matrix is drawn so that what it gives is about as large as what it is given; norms are
+ones and biases zeros. So activations stay finite through any number of blocks, in any dtype.
+"""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from string import ascii_lowercase
+from typing import Any
+
+import torch
+import transformers
+from diffusers import ModelMixin, UniPCMultistepScheduler
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import CLIPVisionConfig, PreTrainedTokenizerFast, UMT5Config
+
+from wancli.configs import part_config
+from wancli.specs import ModelSpec
+
+TEXT_ENCODER, IMAGE_ENCODER = "UMT5EncoderModel", "CLIPVisionModel"
+_CONFIGS = {TEXT_ENCODER: UMT5Config, IMAGE_ENCODER: CLIPVisionConfig}
+
+
+def random_part(
+    kind: Any, spec: ModelSpec, name: str, *, dtype: torch.dtype, device: torch.device
+) -> Any:
+    """One component on the device, in the dtype; what diffusers keeps in float32 is in float32.
+
+    Two experts differ. Latents of the VAE are as it gives them: mean 0, deviation 1.
+    """
+    if spec.architecture is None:
+        raise ValueError(f"{spec.name} has no shape")
+    config = part_config(spec.architecture, name)
+    if name == "vae":
+        channels = spec.latent_channels
+        config |= {"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
+    with _default_dtype(dtype), device, _Unfilled(), torch.random.fork_rng([]):
+        as_config = _CONFIGS.get(kind.__name__)
+        model = kind(as_config(**config)) if as_config else kind(**config)
+    wide = _kept_wide(model, dtype)
+    for path, parameter in model.named_parameters():
+        if not wide.isdisjoint(path.split(".")):
+            parameter.data = parameter.data.to(torch.float32)
+    fill(model, seed=zlib.crc32(name.encode()))
+    return model.eval()
+
+
+def random_rest(spec: ModelSpec, *, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What a pipeline needs beside transformers, VAE and image encoder: text, solver, facts."""
+    kind = getattr(transformers, TEXT_ENCODER)
+    rest = {
+        "text_encoder": random_part(kind, spec, "text_encoder", dtype=dtype, device=device),
+        "tokenizer": byte_tokenizer(spec),
+        "scheduler": UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True
+        ),
+    }
+    if spec.image_encoder:
+        rest["image_processor"] = transformers.CLIPImageProcessor()
+    if spec.per_token_time:
+        rest["expand_timesteps"] = True
+    if spec.boundary_ratio:
+        rest["boundary_ratio"] = spec.boundary_ratio
+    return rest
+
+
+@torch.no_grad()
+def fill(model: nn.Module, *, seed: int) -> None:
+    """Draw every weight anew, on the device where it is; a seed gives the same ones again."""
+    generators: dict[torch.device, torch.Generator] = {}
+    for path, parameter in model.named_parameters():
+        name = path.rpartition(".")[2]
+        if name == "bias":
+            parameter.zero_()
+        elif name in ("weight", "gamma") and parameter.shape.numel() == max(parameter.shape):
+            parameter.fill_(1)  # of a norm
+        elif parameter.device.type != "meta":
+            generator = generators.get(parameter.device)
+            if generator is None:
+                generator = torch.Generator(parameter.device).manual_seed(seed)
+                generators[parameter.device] = generator
+            inputs = max(1, parameter[0].numel())
+            parameter.normal_(0, inputs**-0.5, generator=generator)
+
+
+def byte_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
+    """A tokenizer without a vocabulary to download: a byte of the text is a token.
+
+    Where the text encoder knows fewer tokens, the letters a to z come first, and what does not fit
+    is unknown. Not the tokens that the real one would give, but as many in the end: prompts are
+    padded to the same length.
+    """
+    if spec.architecture is None:
+        raise ValueError(f"{spec.name} has no shape")
+    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet(), key=lambda x: (x not in ascii_lowercase, x))
+    tokens = ["<pad>", "</s>", "<unk>", *bytes_][: spec.architecture.text_encoder.vocabulary]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=spec.text_length,
+    )
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what modules draw as they are made: every weight is drawn once, afterwards."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        given = kwargs or {}
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            tensor: Tensor = args[0] if args else given["tensor"]
+            return tensor
+        return func(*args, **given)
+
+
+def _kept_wide(model: nn.Module, dtype: torch.dtype) -> frozenset[str]:
+    """Names of modules that stay float32; transformers does that in float16 only."""
+    if isinstance(model, ModelMixin):
+        return frozenset(model._keep_in_fp32_modules or ())
+    names = model._keep_in_fp32_modules if dtype == torch.float16 else ()
+    return frozenset(map(str, names))
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Let modules be made in that dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

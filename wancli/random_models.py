@@ -1,0 +1,66 @@
+"""Random models: a known architecture whose weights are made as it loads, and not downloaded."""
+
+from dataclasses import replace
+
+from wancli.architectures import Architecture, Transformer
+from wancli.errors import ModelError, PlanError, closest
+from wancli.specs import SPECS, ModelSpec
+
+RANDOM = "random:"  # what --model random:NAME begins with
+
+
+def known_spec(model: str) -> ModelSpec | None:
+    """The known model of that name or hub id, or that a random one is in the shape of."""
+    name = model.removeprefix(RANDOM)
+    return next((spec for spec in SPECS.values() if name in (spec.name, spec.repo)), None)
+
+
+def random_spec(model: str, *, layers: int | None = None) -> ModelSpec:
+    """Spec of `random:NAME`, of at most so many `layers`. Raises ModelError, PlanError."""
+    known = known_spec(model)
+    if known is None or known.architecture is None:
+        near = closest(model.removeprefix(RANDOM), SPECS)
+        names = ", ".join(SPECS)
+        raise ModelError(
+            f"model '{model}': random weights need a known shape.",
+            hint=f"did you mean '{RANDOM}{near}'? known: {names}" if near else f"known: {names}",
+        )
+    return replace(
+        known,
+        name=f"{RANDOM}{known.name}",
+        repo="",
+        folder=None,
+        description=f"Random weights in the shape of {known.name}.",
+        architecture=keep_layers(known.architecture, layers) if layers else known.architecture,
+        random=True,
+    )
+
+
+def keep_layers(shapes: Architecture, layers: int) -> Architecture:
+    """The same with at most so many blocks in every transformer and encoder; the VAE stays whole.
+
+    What stands beside blocks goes with them: VACE keeps the distance of its own, and at least the
+    first. Wan-Animate shows faces to every fifth block, or once where there are fewer: a number
+    of blocks that is not whole fives is a PlanError, as its transformer cannot be so.
+    """
+    text, image = shapes.text_encoder, shapes.image_encoder
+    return replace(
+        shapes,
+        transformer=_keep_blocks(shapes.transformer, layers),
+        text_encoder=replace(text, layers=min(layers, text.layers)),
+        image_encoder=image and replace(image, layers=min(layers, image.layers)),
+    )
+
+
+def _keep_blocks(t: Transformer, layers: int) -> Transformer:
+    count, face = min(layers, t.layers), t.face
+    if face:
+        face = replace(face, every=min(face.every, count))
+        if rest := count % face.every:
+            raise PlanError(
+                f"--layers {layers}: Wan-Animate shows faces to every {face.every}th block.",
+                hint=f"--layers {count - rest} or {count - rest + face.every}",
+            )
+    vace_every = -(-t.layers // t.vace_blocks) if t.vace_blocks else 0
+    vace = -(-count // vace_every) if vace_every else 0
+    return replace(t, layers=count, vace_blocks=vace, face=face)
