@@ -19,30 +19,18 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from wancli.architectures import Autoencoder, Transformer
+from wancli.configs import autoencoder_config, transformer_config
 
 
 def transformer(t: Transformer, *, dtype: torch.dtype = torch.float32) -> Any:
     """The class that has that shape, without weights; what diffusers keeps wide stays wide."""
-    config: dict[str, Any] = {
-        "num_layers": t.layers,
-        "num_attention_heads": t.heads,
-        "attention_head_dim": t.head_dim,
-        "ffn_dim": t.ffn,
-        "in_channels": t.in_channels,
-        "out_channels": t.out_channels,
-        "text_dim": t.text_dim,
-        "freq_dim": t.freq_dim,
-        "image_dim": t.image_dim or None,
-        "added_kv_proj_dim": t.dim if t.added_kv else None,
-        "pos_embed_seq_len": t.image_positions or None,
-    }
     kind: Any = WanTransformer3DModel
     if t.vace_blocks:
-        kind, config["vace_layers"] = WanVACETransformer3DModel, list(range(t.vace_blocks))
+        kind = WanVACETransformer3DModel
     if t.face:
         kind = WanAnimateTransformer3DModel
     with torch.device("meta"):
-        model = kind(**config).eval().requires_grad_(False)
+        model = kind(**transformer_config(t)).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         wide = any(part in kind._keep_in_fp32_modules for part in name.split("."))
         parameter.data = parameter.data.to(torch.float32 if wide else dtype)
@@ -75,19 +63,7 @@ def inputs(t: Transformer, *, frames: int = 3, height: int = 4, width: int = 6) 
 def vae(shape: Autoencoder) -> AutoencoderKLWan:
     """The VAE of that shape, without weights."""
     with torch.device("meta"):
-        return AutoencoderKLWan(
-            base_dim=shape.encoder_dim,
-            decoder_base_dim=shape.decoder_dim,
-            z_dim=shape.latent_channels,
-            dim_mult=list(shape.multipliers),
-            num_res_blocks=shape.res_blocks,
-            temperal_downsample=list(shape.temporal),
-            is_residual=shape.residual,
-            in_channels=shape.pixel_channels,
-            out_channels=shape.pixel_channels,
-            patch_size=shape.patch if shape.patch > 1 else None,
-            scale_factor_spatial=shape.spatial,
-        ).eval()
+        return AutoencoderKLWan(**autoencoder_config(shape)).eval()
 
 
 def parameters(model: nn.Module) -> int:

@@ -12,6 +12,7 @@ from tests.shapes import flops, inputs, moved, parameters, peak_bytes, transform
 from wancli import architectures
 from wancli.architectures import Architecture, ImageEncoder, TextEncoder, Transformer
 from wancli.caching.prompt_kv import PromptMemory, prompt_kv
+from wancli.configs import image_encoder_config, text_encoder_config
 from wancli.folders import spec_of_folder
 from wancli.geometry import Span
 from wancli.models.denoiser import Prompts, Text, Window, causal
@@ -118,12 +119,8 @@ def test_flops_of_a_chunk_after_others():
 
 @pytest.mark.parametrize("shape", [TextEncoder(layers=3), architectures.DEMO.text_encoder])
 def test_the_text_encoder_is_umt5(shape: TextEncoder):
-    config = UMT5Config(
-        vocab_size=shape.vocabulary, d_model=shape.dim, d_kv=shape.head_dim, d_ff=shape.ffn,
-        num_layers=shape.layers, num_heads=shape.heads,
-    )  # fmt: skip
     with torch.device("meta"):
-        model = UMT5EncoderModel(config).eval()
+        model = UMT5EncoderModel(UMT5Config(**text_encoder_config(shape))).eval()
         ids = torch.zeros(1, 64, dtype=torch.long)
     assert text_parameters(shape) == parameters(model)
     assert text_work(shape, 64).flops == flops(lambda: model(ids))
@@ -131,12 +128,8 @@ def test_the_text_encoder_is_umt5(shape: TextEncoder):
 
 def test_the_image_encoder_is_clip():
     shape = ImageEncoder(layers=3)
-    config = CLIPVisionConfig(
-        hidden_size=shape.dim, intermediate_size=shape.ffn, num_hidden_layers=shape.layers,
-        num_attention_heads=16, image_size=shape.size, patch_size=shape.patch,
-    )  # fmt: skip
     with torch.device("meta"):
-        model = CLIPVisionModel(config).eval()
+        model = CLIPVisionModel(CLIPVisionConfig(**image_encoder_config(shape))).eval()
         image = torch.empty(1, 3, shape.size, shape.size)
     assert image_parameters(shape) == parameters(model)
     assert image_work(shape).flops == flops(lambda: model(image))

@@ -4,6 +4,13 @@ from typing import Any
 
 from wancli.architectures import Architecture, Autoencoder, ImageEncoder, TextEncoder, Transformer
 
+# Class of a part; that of the transformer goes with the task.
+CLASSES = {
+    "vae": "AutoencoderKLWan",
+    "text_encoder": "UMT5EncoderModel",
+    "image_encoder": "CLIPVisionModel",
+}
+
 
 def part_config(shapes: Architecture, part: str) -> dict[str, Any]:
     """Of the part that a pipeline has under that name; KeyError where there is none."""

@@ -201,7 +201,7 @@ def _cost(  # noqa: PLR0913 - what the two kinds of runs differ in
         raise ValueError(f"{spec.name} has no shape")
     t, grid = shapes.transformer, Grid(shape.frames, shape.height, shape.width)
     tokens, forwards, denoising, per_token = denoise
-    parameters = _parameters(shapes, spec.experts)
+    parameters = part_parameters(shapes, spec.experts)
     wide_extra = (WIDE - size) * wide_parameters(t)
     weights = {
         part: count * (WIDE if part == "vae" else size)
@@ -245,7 +245,8 @@ def _cost(  # noqa: PLR0913 - what the two kinds of runs differ in
     )
 
 
-def _parameters(shapes: Architecture, experts: int) -> dict[str, int]:
+def part_parameters(shapes: Architecture, experts: int) -> dict[str, int]:
+    """By part, of one that has so many experts."""
     transformer = transformer_parameters(shapes.transformer)
     parts = dict.fromkeys(("transformer", "transformer_2")[:experts], transformer)
     parts["text_encoder"] = text_parameters(shapes.text_encoder)

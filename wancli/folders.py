@@ -24,14 +24,14 @@ def find_spec(model: str, *, layers: int | None = None) -> ModelSpec:
     """
     if model.startswith(RANDOM):
         return random_spec(model, layers=layers)
-    known = known_spec(model)
+    spec = known_spec(model)
     if layers is not None:
         raise PlanError(
             f"--layers {layers} leaves blocks out, and only random models do without them.",
-            hint=f"--model {RANDOM}{known.name}" if known else "drop --layers",
+            hint=f"--model {RANDOM}{spec.name}" if spec else "drop --layers",
         )
-    if known:
-        return known
+    if spec:
+        return spec
     path = Path(model).expanduser()
     if path.is_dir():
         return spec_of_folder(path)

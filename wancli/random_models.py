@@ -12,7 +12,8 @@ RANDOM = "random:"  # what --model random:NAME begins with
 def known_spec(model: str) -> ModelSpec | None:
     """The known model of that name or hub id, or that a random one is in the shape of."""
     name = model.removeprefix(RANDOM)
-    return next((spec for spec in SPECS.values() if name in (spec.name, spec.repo)), None)
+    named = (spec for spec in SPECS.values() if name and name in (spec.name, spec.repo))
+    return next(named, None)
 
 
 def random_spec(model: str, *, layers: int | None = None) -> ModelSpec:

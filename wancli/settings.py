@@ -200,8 +200,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     model: str = Field(
-        "demo", min_length=1, description="Model: a known name, a hub id, a local folder, or random:NAME: a known shape, "
-        "made of random weights."
+        "demo",
+        min_length=1,
+        description="Model: a known name, a hub id, a local folder, or random:NAME for random "
+        "weights in that shape.",
     )
     sampling: Sampling = Sampling()
     video: Video = Video()

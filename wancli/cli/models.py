@@ -10,6 +10,7 @@ from wancli.cli.screen import Screen
 from wancli.errors import ModelError, UsageError
 from wancli.folders import find_spec
 from wancli.hub_cache import absent, cached_bytes, cached_repos, find_cached, repo_folder
+from wancli.random_models import RANDOM
 from wancli.specs import DEMO_FOLDER, SPECS, ModelSpec
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def pull(name: Model, talk: Talk) -> None:
 
     wancli model pull wan2.1-t2v-1.3b
     """
-    spec, screen = find_spec(name), Screen(talk)
+    spec, screen = _with_files(name), Screen(talk)
     if spec.folder is not None:
         raise UsageError(
             f"model '{name}' is in {spec.folder}: there is nothing to download.",
@@ -74,7 +75,7 @@ def info(name: Model, talk: Talk) -> None:
     from wancli.models.about import about
 
     found, screen = about(name), Screen(talk)
-    if found.spec.folder is None and found.spec.name not in SPECS:
+    if found.spec.on_hub and found.spec.name not in SPECS:
         raise absent(name)
     if found.missing:
         some = ", ".join(found.missing[:3])
@@ -85,9 +86,13 @@ def info(name: Model, talk: Talk) -> None:
     screen.table("", "", rows=_facts(found))
     if found.parts:
         rows = [
-            (p.name, p.kind, f"{p.parameters:,}", ", ".join(p.dtypes), size_text(p.bytes))
-            if p.bytes
-            else (p.name, p.kind, "", "", "")
+            (
+                p.name,
+                p.kind,
+                f"{p.parameters:,}" if p.parameters else "",
+                ", ".join(p.dtypes),
+                size_text(p.bytes) if p.bytes else "",
+            )
             for p in found.parts
         ]
         columns = ("parameters", "size")
@@ -107,7 +112,7 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,  # noqa: FBT002
 ) -> None:
     """Delete a model from the hub's cache, all of its revisions."""
-    spec, screen = find_spec(name), Screen(talk)
+    spec, screen = _with_files(name), Screen(talk)
     if spec.folder is not None:
         inside = spec.folder == DEMO_FOLDER
         raise UsageError(
@@ -176,7 +181,7 @@ def _here(name: str) -> tuple[ModelSpec, Path]:
     """The model and its folder. Raises ModelError where it is not on this machine."""
     from wancli.models.about import missing_files
 
-    spec = find_spec(name)
+    spec = _with_files(name)
     if spec.folder is not None:
         return spec, spec.folder
     cached = find_cached(spec.repo)
@@ -188,6 +193,17 @@ def _here(name: str) -> tuple[ModelSpec, Path]:
             hint=f"wancli model pull {name}",
         )
     return spec, cached.folder
+
+
+def _with_files(name: str) -> ModelSpec:
+    """The model. Raises UsageError for a random one."""
+    spec = find_spec(name)
+    if spec.random:
+        raise UsageError(
+            f"model '{name}' has no files: its weights are made as it loads.",
+            hint=f"the model itself: {name.removeprefix(RANDOM)}",
+        )
+    return spec
 
 
 def _say_path(screen: Screen, spec: ModelSpec, folder: Path) -> None:
@@ -204,7 +220,7 @@ def _facts(found: "About") -> list[tuple[str, ...]]:
     facts = {
         "name": spec.name,
         "repo": spec.repo,
-        "folder": str(spec.folder or "not on this machine"),
+        "folder": "" if spec.random else str(spec.folder or "not on this machine"),
         "description": spec.description,
         "task": ", ".join(spec.tasks),
         "causal": causal,
@@ -215,6 +231,6 @@ def _facts(found: "About") -> list[tuple[str, ...]]:
         "blocks": f"{spec.layers} of dim {spec.dim}" if spec.layers else "",
         "experts": str(spec.experts),
         "parameters": f"{found.parameters:,}" if found.parts else "",
-        "size": size_text(found.bytes) if found.parts else "",
+        "size": size_text(found.bytes) if found.bytes else "",
     }
     return [(name, fact) for name, fact in facts.items() if fact]

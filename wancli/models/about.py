@@ -7,10 +7,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from wancli.configs import CLASSES, part_config
+from wancli.cost import part_parameters
 from wancli.errors import ModelError
 from wancli.folders import find_spec, read_config, spec_of_folder, weights_header
 from wancli.hub_cache import find_cached
+from wancli.lora import EXPERTS
 from wancli.specs import ModelSpec
+from wancli.tasks import TASKS
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -59,7 +63,7 @@ def find_local(model: str) -> ModelSpec:
     Raises ModelError for what nobody knows and for what is no model.
     """
     spec = find_spec(model)
-    cached = find_cached(spec.repo) if spec.folder is None else None
+    cached = find_cached(spec.repo) if spec.on_hub else None
     if cached is None or not (cached.folder / "model_index.json").exists():
         return spec
     read = spec_of_folder(cached.folder, name=spec.name, repo=spec.repo)
@@ -69,10 +73,24 @@ def find_local(model: str) -> ModelSpec:
 def about(model: str) -> About:
     """The facts of a model, and its parts where they are here. Raises ModelError."""
     spec = find_local(model)
+    if spec.random:
+        return About(spec, _made_parts(spec))
     if spec.folder is None:
         return About(spec)
     parts = tuple(_part(spec.folder, name, kind) for name, kind in _parts(spec.folder).items())
     return About(spec, parts, tuple(missing_files(spec.folder)))
+
+
+def _made_parts(spec: ModelSpec) -> tuple[Part, ...]:
+    """Those of a random model; their dtype is that of the machine."""
+    shapes = spec.architecture
+    if shapes is None:
+        return ()
+    kinds = {**CLASSES, **dict.fromkeys(EXPERTS.values(), TASKS[spec.tasks[0]].transformer)}
+    return tuple(
+        Part(name, kinds[name], count, (), 0, part_config(shapes, name))
+        for name, count in part_parameters(shapes, spec.experts).items()
+    )
 
 
 def missing_files(folder: Path) -> list[str]:

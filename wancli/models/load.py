@@ -13,12 +13,13 @@ import transformers
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
 from safetensors import SafetensorError
 
+from wancli.configs import CLASSES
 from wancli.errors import CapacityError, ModelError, SetupError
 from wancli.folders import PARTS, check_files, read_config, spec_of_folder
 from wancli.lora import EXPERTS, find_lora
 from wancli.models.hub import download, explained, first_line
 from wancli.models.lora import merge_loras
-from wancli.models.random_weights import IMAGE_ENCODER, random_part, random_rest
+from wancli.models.random_weights import random_part, random_rest
 from wancli.settings import Machine
 from wancli.specs import ModelSpec
 from wancli.tasks import TASKS, TEXT
@@ -140,9 +141,7 @@ def _set_attention_backend(pipeline: Any, name: str) -> None:
         ) from None
 
 
-def _part(
-    kind: Any, spec: ModelSpec, name: str, dtype: torch.dtype, device: torch.device
-) -> Any:
+def _part(kind: Any, spec: ModelSpec, name: str, dtype: torch.dtype, device: torch.device) -> Any:
     """One component, with every key it should have and no other; a random one on the device."""
     if spec.random:
         return random_part(kind, spec, name, dtype=dtype, device=device)
@@ -153,7 +152,7 @@ def _part(
 def _image_encoder(spec: ModelSpec, device: torch.device) -> Any:
     """CLIP, whatever class the model's authors saved it from; its text side may be there, too."""
     if spec.random:
-        kind = getattr(transformers, IMAGE_ENCODER)
+        kind = getattr(transformers, CLASSES["image_encoder"])
         return random_part(kind, spec, "image_encoder", dtype=torch.float32, device=device)
     index = read_config(Path(str(spec.folder)), "model_index.json")
     kind = getattr(transformers, index["image_encoder"][1])

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import CLIPVisionConfig, PreTrainedTokenizerFast, UMT5Config
 
-from wancli.configs import part_config
+from wancli.architectures import Architecture
+from wancli.configs import CLASSES, part_config
 from wancli.specs import ModelSpec
 
-TEXT_ENCODER, IMAGE_ENCODER = "UMT5EncoderModel", "CLIPVisionModel"
-_CONFIGS = {TEXT_ENCODER: UMT5Config, IMAGE_ENCODER: CLIPVisionConfig}
+# transformers puts its own in the place of torch's meanwhile.
+_INITS = ("torch.nn.init", "transformers.initialization")
+_CONFIGS = {"text_encoder": UMT5Config, "image_encoder": CLIPVisionConfig}
 
 
 def random_part(
@@ -33,14 +35,12 @@ def random_part(
 
     Two experts differ. Latents of the VAE are as it gives them: mean 0, deviation 1.
     """
-    if spec.architecture is None:
-        raise ValueError(f"{spec.name} has no shape")
-    config = part_config(spec.architecture, name)
+    config = part_config(_shapes(spec), name)
     if name == "vae":
         channels = spec.latent_channels
         config |= {"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
     with _default_dtype(dtype), device, _Unfilled(), torch.random.fork_rng([]):
-        as_config = _CONFIGS.get(kind.__name__)
+        as_config = _CONFIGS.get(name)
         model = kind(as_config(**config)) if as_config else kind(**config)
     wide = _kept_wide(model, dtype)
     for path, parameter in model.named_parameters():
@@ -52,7 +52,7 @@ def random_part(
 
 def random_rest(spec: ModelSpec, *, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """What a pipeline needs beside transformers, VAE and image encoder: text, solver, facts."""
-    kind = getattr(transformers, TEXT_ENCODER)
+    kind = getattr(transformers, CLASSES["text_encoder"])
     rest = {
         "text_encoder": random_part(kind, spec, "text_encoder", dtype=dtype, device=device),
         "tokenizer": byte_tokenizer(spec),
@@ -95,10 +95,9 @@ def byte_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
     is unknown. Not the tokens that the real one would give, but as many in the end: prompts are
     padded to the same length.
     """
-    if spec.architecture is None:
-        raise ValueError(f"{spec.name} has no shape")
-    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet(), key=lambda x: (x not in ascii_lowercase, x))
-    tokens = ["<pad>", "</s>", "<unk>", *bytes_][: spec.architecture.text_encoder.vocabulary]
+    alphabet = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(ascii_lowercase))
+    tokens = ["<pad>", "</s>", "<unk>", *ascii_lowercase, *alphabet]
+    tokens = tokens[: _shapes(spec).text_encoder.vocabulary]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -121,18 +120,23 @@ class _Unfilled(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
         given = kwargs or {}
-        if getattr(func, "__module__", "") == nn.init.__name__:
+        if getattr(func, "__module__", "") in _INITS:
             tensor: Tensor = args[0] if args else given["tensor"]
             return tensor
         return func(*args, **given)
 
 
-def _kept_wide(model: nn.Module, dtype: torch.dtype) -> frozenset[str]:
+def _shapes(spec: ModelSpec) -> Architecture:
+    if spec.architecture is None:
+        raise ValueError(f"{spec.name} has no shape")
+    return spec.architecture
+
+
+def _kept_wide(model: Any, dtype: torch.dtype) -> frozenset[str]:
     """Names of modules that stay float32; transformers does that in float16 only."""
     if isinstance(model, ModelMixin):
         return frozenset(model._keep_in_fp32_modules or ())
-    names = model._keep_in_fp32_modules if dtype == torch.float16 else ()
-    return frozenset(map(str, names))
+    return frozenset(model._keep_in_fp32_modules if dtype == torch.float16 else ())
 
 
 @contextmanager

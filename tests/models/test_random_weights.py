@@ -1,0 +1,193 @@
+"""Random models are the real classes at their real size, the same every time, and finite."""
+
+from dataclasses import replace
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.shapes import inputs, parameters
+from wancli.architectures import (
+    DEMO,
+    Architecture,
+    Autoencoder,
+    Face,
+    ImageEncoder,
+    TextEncoder,
+    Transformer,
+)
+from wancli.configs import CLASSES
+from wancli.cost import part_parameters
+from wancli.folders import find_spec, spec_of_folder
+from wancli.models.load import load_pipeline, load_vae
+from wancli.models.random_weights import byte_tokenizer, fill, random_part
+from wancli.random_models import keep_layers
+from wancli.settings import Machine
+from wancli.specs import SPECS, ModelSpec
+from wancli.tasks import ANIMATE, ENDS, IMAGE, TASKS, TEXT, VACE, VIDEO
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+TINY = Transformer(
+    layers=3, heads=2, head_dim=12, ffn=32, in_channels=4, out_channels=4, text_dim=16, freq_dim=16
+)
+PICTURED = replace(TINY, in_channels=12, image_dim=8, added_kv=True)
+CLIP = ImageEncoder(dim=8, ffn=8, layers=3, heads=2, patch=112)  # 5 tokens of a picture
+SMALL_VAE = Autoencoder(4, 4, 4, (1, 1, 1, 1), 1)
+# By task: the transformer, and what else the model is.
+OF_TASK: dict[str, tuple[Transformer, dict[str, Any]]] = {
+    TEXT: (TINY, {"experts": 2, "boundary_ratio": 0.5}),
+    VIDEO: (TINY, {}),
+    IMAGE: (replace(TINY, in_channels=12), {"experts": 2, "boundary_ratio": 0.5}),
+    ENDS: (replace(PICTURED, image_positions=10), {"image_encoder": True}),
+    VACE: (replace(TINY, vace_blocks=2, vace_channels=4 + 4 + 64), {}),
+    ANIMATE: (
+        replace(PICTURED, face=Face(8, 8, 4, 8, 8, 2, every=3)),
+        {"image_encoder": True},
+    ),
+}
+
+
+NAMES = {spec.architecture: spec.name for spec in SPECS.values()}.values()  # one of each shape
+
+
+def tiny_spec(task: str, **more: Any) -> ModelSpec:
+    transformer, facts = OF_TASK[task]
+    text = TextEncoder(vocabulary=40, dim=16, heads=2, head_dim=8, ffn=16, layers=3)
+    shapes = Architecture(transformer, SMALL_VAE, text, CLIP if "image_encoder" in facts else None)
+    return ModelSpec(
+        f"random:{task}", "", "", (task,), latent_channels=4, architecture=shapes, random=True,
+        **{**facts, **more},
+    )  # fmt: skip
+
+
+def picture(seed: int) -> Image.Image:
+    levels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3))
+    return Image.fromarray(levels.astype("uint8"))
+
+
+def made_by(pipeline: Any, task: str) -> Any:
+    """Latents, of whatever the task is given."""
+    clip = [picture(n) for n in range(5)]
+    given: dict[str, Any] = {
+        TEXT: {}, VIDEO: {"video": clip, "strength": 0.5}, IMAGE: {"image": clip[0]},
+        ENDS: {"image": clip[0], "last_image": clip[1]}, VACE: {"reference_images": clip[:1]},
+        ANIMATE: {"image": clip[0], "pose_video": clip, "face_video": clip,
+                  "segment_frame_length": 5},
+    }[task]  # fmt: skip
+    if task not in (VIDEO, ANIMATE):
+        given["num_frames"] = 5
+    return pipeline(
+        prompt="a cat", height=32, width=32, num_inference_steps=3, guidance_scale=2.0,
+        generator=torch.Generator().manual_seed(1), output_type="latent", **given,
+    ).frames  # fmt: skip
+
+
+@pytest.mark.parametrize("layers", [None, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_part_has_the_parameters_that_the_plan_states(name: str, layers: int | None):
+    spec = find_spec(f"random:{name}", layers=layers)
+    assert spec.architecture
+    for part, stated in part_parameters(spec.architecture, spec.experts).items():
+        library: Any = diffusers
+        kind = CLASSES.get(part, TASKS[spec.tasks[0]].transformer)
+        if part in ("text_encoder", "image_encoder"):
+            import transformers as library
+        made = random_part(getattr(library, kind), spec, part, dtype=torch.bfloat16, device=META)
+        assert (part, parameters(made)) == (part, stated)
+
+
+@pytest.mark.parametrize(("dtype", "layers"), [("float32", 2), ("bfloat16", None)])
+@pytest.mark.parametrize("task", OF_TASK)
+def test_every_task_runs(task: str, dtype: Any, layers: int | None):
+    spec = tiny_spec(task)
+    if layers and spec.architecture:
+        spec = replace(spec, architecture=keep_layers(spec.architecture, layers))
+    loaded = load_pipeline(spec, Machine(device="cpu", dtype=dtype), task=task)
+    latents = made_by(loaded.pipeline, task)
+    assert latents.isfinite().all()
+    assert 0.1 < latents.float().std() < 10
+
+
+def test_a_model_that_is_made_again_is_the_same_and_its_experts_differ():
+    def weights() -> tuple[Any, Any]:
+        pipeline = load_pipeline(tiny_spec(TEXT), Machine(device="cpu")).pipeline
+        return pipeline.transformer.state_dict(), pipeline.transformer_2.state_dict()
+
+    (one, other), (again, _) = weights(), weights()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in one.items())
+    drawn = [name for name, tensor in one.items() if len(tensor.unique()) > 1]
+    assert len(drawn) > len(one) / 3
+    assert not any(torch.equal(one[name], other[name]) for name in drawn)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("task", [TEXT, VACE, ANIMATE])
+def test_they_are_what_would_be_read_from_files(task: str, dtype: Any, tmp_path):
+    machine = Machine(device="cpu", dtype=dtype)
+    made = load_pipeline(tiny_spec(task), machine, task=task).pipeline
+    made.save_pretrained(tmp_path)
+    read = load_pipeline(spec_of_folder(tmp_path), machine, task=task).pipeline
+    for name in ("transformer", "vae", "text_encoder", "image_encoder"):
+        if made.components.get(name) is None:
+            continue
+        one, other = getattr(made, name), getattr(read, name)
+        for kind in ("named_parameters", "named_buffers"):
+            ours, theirs = dict(getattr(one, kind)()), dict(getattr(other, kind)())
+            assert {k: x.dtype for k, x in ours.items()} == {k: x.dtype for k, x in theirs.items()}
+            assert all(torch.equal(x, theirs[k]) for k, x in ours.items())
+        assert not one.training
+
+
+def test_a_vae_alone_is_the_one_of_the_whole():
+    spec = tiny_spec(TEXT)
+    vae, _ = load_vae(spec, Machine(device="cpu"))
+    whole = load_pipeline(spec, Machine(device="cpu")).pipeline.vae
+    assert all(torch.equal(x, y) for x, y in zip(vae.parameters(), whole.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_activations_keep_their_size_through_forty_blocks(dtype: torch.dtype):
+    shape = replace(TINY, layers=40, heads=8)
+    spec = replace(tiny_spec(TEXT), architecture=Architecture(shape, DEMO.vae))
+    kind = diffusers.WanTransformer3DModel
+    model = random_part(kind, spec, "transformer", dtype=dtype, device=CPU)
+    drawn = torch.Generator().manual_seed(0)
+    given = {k: torch.randn(x.shape, generator=drawn).to(dtype) for k, x in inputs(shape).items()}
+    with torch.no_grad():
+        velocity = model(**{**given, "timestep": torch.tensor([500.0])}).sample
+    assert 0.1 < velocity.float().std() < 10
+
+
+def test_making_a_model_leaves_torch_as_it_was():
+    state, dtype = torch.random.get_rng_state(), torch.get_default_dtype()
+    load_pipeline(tiny_spec(TEXT), Machine(device="cpu", dtype="bfloat16"))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.get_default_dtype() == dtype
+
+
+def test_every_number_is_drawn_and_norms_are_ones():
+    linear, norm = torch.nn.Linear(64, 3), torch.nn.LayerNorm(3)
+    model = torch.nn.Sequential(linear, norm).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.fill_(float("nan"))
+    fill(model, seed=1)
+    assert linear.weight.std().item() == pytest.approx(64**-0.5, rel=0.2)
+    assert norm.weight.tolist() == [1, 1, 1]
+    assert linear.bias.tolist() == norm.bias.tolist() == [0, 0, 0]
+
+
+def test_a_byte_is_a_token_and_all_fit():
+    spec = find_spec("random:wan2.1-t2v-1.3b")
+    tokenizer = byte_tokenizer(spec)
+    told = tokenizer("a cat 色").input_ids
+    assert len(told) == len("a cat 色".encode()) + 1
+    assert tokenizer.unk_token_id not in told
+    assert told[-1] == tokenizer.eos_token_id
+    assert byte_tokenizer(spec)("a cat 色").input_ids == told
+    assert tokenizer.model_max_length == 512
+    small = byte_tokenizer(find_spec("random:demo"))
+    assert max(small("a cat 色~ÿ").input_ids) < 74
+    assert small.unk_token_id not in small("cat").input_ids
