@@ -40,9 +40,9 @@ def random_spec(model: str, *, layers: int | None = None) -> ModelSpec:
 def keep_layers(shapes: Architecture, layers: int) -> Architecture:
     """The same with at most so many blocks in every transformer and encoder; the VAE stays whole.
 
-    What stands beside blocks goes with them: VACE keeps the distance of its own, and at least the
-    first. Wan-Animate shows faces to every fifth block, or once where there are fewer: a number
-    of blocks that is not whole fives is a PlanError, as its transformer cannot be so.
+    What stands beside blocks goes with them: of VACE's, as many as stand beside those that are
+    kept. Wan-Animate shows faces to every fifth block, or once where there are fewer; a number that
+    is not whole fives is a PlanError, because its transformer cannot be so.
     """
     text, image = shapes.text_encoder, shapes.image_encoder
     return replace(

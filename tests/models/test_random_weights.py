@@ -7,6 +7,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from tests.shapes import inputs, parameters
@@ -71,12 +72,13 @@ def picture(seed: int) -> Image.Image:
 def made_by(pipeline: Any, task: str) -> Any:
     """Latents, of whatever the task is given."""
     clip = [picture(n) for n in range(5)]
-    given: dict[str, Any] = {
+    by_task: dict[str, dict[str, Any]] = {
         TEXT: {}, VIDEO: {"video": clip, "strength": 0.5}, IMAGE: {"image": clip[0]},
         ENDS: {"image": clip[0], "last_image": clip[1]}, VACE: {"reference_images": clip[:1]},
         ANIMATE: {"image": clip[0], "pose_video": clip, "face_video": clip,
                   "segment_frame_length": 5},
-    }[task]  # fmt: skip
+    }  # fmt: skip
+    given = by_task[task]
     if task not in (VIDEO, ANIMATE):
         given["num_frames"] = 5
     return pipeline(
@@ -91,11 +93,9 @@ def test_every_part_has_the_parameters_that_the_plan_states(name: str, layers: i
     spec = find_spec(f"random:{name}", layers=layers)
     assert spec.architecture
     for part, stated in part_parameters(spec.architecture, spec.experts).items():
-        library: Any = diffusers
-        kind = CLASSES.get(part, TASKS[spec.tasks[0]].transformer)
-        if part in ("text_encoder", "image_encoder"):
-            import transformers as library
-        made = random_part(getattr(library, kind), spec, part, dtype=torch.bfloat16, device=META)
+        library = transformers if part.endswith("encoder") else diffusers
+        kind = getattr(library, CLASSES.get(part, TASKS[spec.tasks[0]].transformer))
+        made = random_part(kind, spec, part, dtype=torch.bfloat16, device=META)
         assert (part, parameters(made)) == (part, stated)
 
 
