@@ -24,6 +24,7 @@ def tuned_for(settings: Settings, machine: Mapping[str, str]) -> dict[str, Any]:
     found |= {f"sampling.{name}": sampling[name] for name in SAMPLING}
     found |= {f"video.{name}": video[name] for name in VIDEO}
     found |= {f"machine.{name}": machine[name] for name in MACHINE}
+    found["machine.layers"] = settings.machine.layers
     return {key: value for key, value in found.items() if value is not None}
 
 

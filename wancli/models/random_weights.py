@@ -72,19 +72,16 @@ def random_rest(spec: ModelSpec, *, dtype: torch.dtype, device: torch.device) ->
 @torch.no_grad()
 def fill(model: nn.Module, *, seed: int) -> None:
     """Draw every weight anew, on the device where it is; a seed gives the same ones again."""
-    generators: dict[torch.device, torch.Generator] = {}
+    device = next(model.parameters()).device
+    generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
     for path, parameter in model.named_parameters():
         name = path.rpartition(".")[2]
         if name == "bias":
             parameter.zero_()
-        elif name in ("weight", "gamma") and parameter.shape.numel() == max(parameter.shape):
+        elif name == "gamma" or (name == "weight" and parameter.ndim == 1):
             parameter.fill_(1)  # of a norm
-        elif parameter.device.type != "meta":
-            generator = generators.get(parameter.device)
-            if generator is None:
-                generator = torch.Generator(parameter.device).manual_seed(seed)
-                generators[parameter.device] = generator
-            inputs = max(1, parameter[0].numel())
+        else:
+            inputs = parameter[0].numel()
             parameter.normal_(0, inputs**-0.5, generator=generator)
 
 
