@@ -62,7 +62,8 @@ PreviewEvery = Annotated[
     int | None,
     typer.Option(
         min=1, max=1000, rich_help_panel=OUTPUT,
-        help="Show a picture of it in NAME.preview.png, every so many steps, until it is done.",
+        help="Show a picture of it every so many steps: in NAME.preview.png until it is done, "
+        "and in terminals that show any.",
     ),
 ]  # fmt: skip
 Force = Annotated[bool, typer.Option("--force", help="Try what does not fit in memory.")]

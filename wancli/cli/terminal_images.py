@@ -14,7 +14,7 @@ WezTerm has Kitty's as well, but turned off. tmux and screen are left out: they 
 only where they are set up to, and lose the place of the picture.
 """
 
-from base64 import standard_b64encode
+from binascii import b2a_base64
 from collections.abc import Callable, Mapping
 
 CHUNK = 4096  # characters of base64, by Kitty's protocol
@@ -26,7 +26,7 @@ Encode = Callable[[bytes, int, int, int], str]  # of a PNG, its number, columns 
 
 def kitty(png: bytes, number: int, columns: int, rows: int) -> str:
     """A PNG by Kitty's protocol."""
-    text = standard_b64encode(png).decode("ascii")
+    text = _base64(png)
     chunks = [text[start : start + CHUNK] for start in range(0, len(text), CHUNK)]
     keys = f"a=T,f=100,i={number},q=2,c={columns},r={rows},"
     told = []
@@ -39,7 +39,7 @@ def kitty(png: bytes, number: int, columns: int, rows: int) -> str:
 def iterm2(png: bytes, number: int, columns: int, rows: int) -> str:
     """A PNG by iTerm2's protocol, which knows no numbers: what is drawn over it replaces it."""
     keys = f"inline=1;size={len(png)};width={columns};height={rows}"
-    return f"\x1b]1337;File={keys}:{standard_b64encode(png).decode('ascii')}\x07"
+    return f"\x1b]1337;File={keys}:{_base64(png)}\x07"
 
 
 BY_TERM = {"xterm-kitty": kitty, "xterm-ghostty": kitty}
@@ -95,3 +95,7 @@ def fit(png: bytes, *, columns: int, rows: int) -> tuple[int, int]:
     if wide <= columns:
         return max(1, round(wide)), rows
     return columns, max(1, min(rows, round(columns * height / (CELL * width))))
+
+
+def _base64(content: bytes) -> str:
+    return b2a_base64(content, newline=False).decode("ascii")
