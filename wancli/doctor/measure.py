@@ -54,13 +54,19 @@ def _convolution_rate(
 
     What they do beside, norm, activation and remembering, is in it.
     """
-    blocks = [WanResidualBlock(c, c).to(device) for c, _, _ in layers]
-    given = [torch.randn(1, c, frames, side, side, device=device) for c, frames, side in layers]
-    before = [torch.randn(1, *x.shape[1:2], REMEMBERED, *x.shape[3:], device=device) for x in given]
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(1, *shape, device=device)
+
+    given = [
+        (WanResidualBlock(c, c).to(device), random(c, frames, side, side),
+         random(c, REMEMBERED, side, side))
+        for c, frames, side in layers
+    ]  # fmt: skip
 
     def call() -> None:
-        for block, video, past in zip(blocks, given, before, strict=True):
-            block(video, feat_cache=[past, past], feat_idx=[0])
+        for block, video, before in given:
+            block(video, feat_cache=[before, before], feat_idx=[0])
 
     work = sum(2 * 2 * CAUSAL * c**2 * frames * side**2 for c, frames, side in layers)
     return work * _per_second(device, budget_s, call)
