@@ -1,31 +1,36 @@
 """What a whole run takes is what it is seen to take, on models small enough to run."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
 
-from tests.fakes import tiny_transformer
-from tests.shapes import flops
+from tests.fakes import tiny_folder, tiny_image_encoder, tiny_transformer
+from tests.shapes import flops, parameters
 from wancli.architectures import DEMO, WAN_2_1_I2V, Architecture, Transformer
 from wancli.caching.prompt_kv import PromptMemory, prompt_kv
 from wancli.cost import (
     Cost,
     denoise_work,
     generation_cost,
+    image_tokens,
     prompt_bytes,
     rolling_bytes,
     rollout_cost,
     rollout_forwards,
 )
 from wancli.folders import find_spec
+from wancli.inputs import NOTHING, assume
 from wancli.models.denoiser import Prompts, Text, Window, causal
 from wancli.models.load import load_pipeline
 from wancli.plan import RolloutPlan, make_plan, make_rollout_plan
 from wancli.resolve import Layer, resolve
 from wancli.settings import Machine, RolloutSettings, Settings
 from wancli.specs import ModelSpec
+from wancli.tasks import ANIMATE, ENDS, IMAGE
+from wancli.transformer_cost import image_work
 
 TINY = Transformer(
     layers=2, heads=2, head_dim=12, ffn=32, in_channels=4, out_channels=4, text_dim=16, freq_dim=16
@@ -125,6 +130,27 @@ def test_an_image_model_encodes_a_picture_and_a_video():
     assert cost
     assert cost.parameters["image_encoder"] > 6e8
     assert cost.work["encode"].convolution > 0
+
+
+@pytest.mark.parametrize(("task", "pictures"), [(IMAGE, 1), (ENDS, 2), (ANIMATE, 1)])
+def test_the_image_encoder_of_a_folder_is_counted(tmp_path: Path, task: str, pictures: int):
+    tiny_folder(tmp_path, task)
+    spec = find_spec(str(tmp_path))
+    assert spec.architecture
+    encoder = spec.architecture.image_encoder
+    assert encoder
+    given = {"video": {"num_frames": 5, "width": 32, "height": 32}}
+    settings = resolve([Layer("flag", given)], Settings).settings
+    plan = make_plan(settings, spec, assume(spec, NOTHING))
+    cost = generation_cost(settings, spec, plan, wide=True)
+    assert cost
+    assert cost.parameters["image_encoder"] == parameters(tiny_image_encoder()["image_encoder"])
+    assert image_tokens(spec.architecture) == pictures * 5
+    without = replace(spec, architecture=replace(spec.architecture, image_encoder=None))
+    less = generation_cost(settings, without, plan, wide=True)
+    assert less
+    seen = cost.work["encode"].matmul - less.work["encode"].matmul
+    assert seen == pictures * image_work(encoder).matmul
 
 
 def test_the_window_bounds_what_a_rollout_keeps():

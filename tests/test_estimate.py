@@ -26,7 +26,9 @@ from wancli.resolve import Layer, resolve
 from wancli.settings import Machine, Settings
 
 H200 = Device("cuda", "NVIDIA H200", 139 * 2**30, 138 * 2**30, "570.1")
-RATES = Rates({"bfloat16": 4e14, "float32": 4e13}, {"bfloat16": 3e14, "float32": 3e13}, 2e13, 2e12)
+RATES = Rates(
+    {"bfloat16": 4e14, "float32": 4e13}, {"bfloat16": 3e14, "float32": 3e13}, 2e13, 1e13, 2e12
+)
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +72,7 @@ def test_time_is_flops_over_measured_rates():
     )
     decode = cost.work["decode"]
     assert spent["decode"] == pytest.approx(
-        decode.convolution / 2e13 + decode.attention / 3e13 + cost.moved["decode"] / 2e12
+        decode.convolution / 2e13 + decode.small_convolution / 1e13 + decode.attention / 3e13
     )
     assert seconds(cost, RATES, "float16") is None
 

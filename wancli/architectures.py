@@ -155,12 +155,19 @@ DEMO = Architecture(
 
 
 def architecture_of(
-    transformer: Mapping[str, Any], vae: Mapping[str, Any], text: Mapping[str, Any]
+    transformer: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    text: Mapping[str, Any],
+    image: Mapping[str, Any],
 ) -> Architecture | None:
-    """The shapes that the parts' config.json say; None where the transformer's is not told."""
+    """The shapes that the parts' config.json say; None where the transformer's is not told.
+
+    `image` is empty where there is no image encoder.
+    """
     try:
         encoder = text_encoder_of(text) if text else TextEncoder()
-        return Architecture(transformer_of(transformer), autoencoder_of(vae), encoder)
+        sees = image_encoder_of(image) if image else None
+        return Architecture(transformer_of(transformer), autoencoder_of(vae), encoder, sees)
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -214,6 +221,17 @@ def text_encoder_of(config: Mapping[str, Any]) -> TextEncoder:
         ffn=config["d_ff"],
         layers=config["num_layers"],
         buckets=config.get("relative_attention_num_buckets", 32),
+    )
+
+
+def image_encoder_of(config: Mapping[str, Any]) -> ImageEncoder:
+    """The shape that transformers' config.json of a CLIP vision model says; or KeyError."""
+    return ImageEncoder(
+        dim=config["hidden_size"],
+        ffn=config["intermediate_size"],
+        layers=config["num_hidden_layers"],
+        patch=config["patch_size"],
+        size=config["image_size"],
     )
 
 

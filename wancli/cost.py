@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from wancli import transformer_cost, vae_cost
+from wancli import transformer_cost
 from wancli.architectures import IMAGE_TOKENS, Architecture, Transformer
 from wancli.geometry import LatentShape
 from wancli.plan import Plan, RolloutPlan
@@ -51,7 +51,7 @@ class Cost:
     tokens: int  # of one forward
     forwards: int
     work: Mapping[str, Work]  # by phase
-    moved: Mapping[str, int]  # bytes read and written element by element, by phase, about
+    moved: Mapping[str, int]  # bytes read and written element by element, about; not the VAE's
     weights: Mapping[str, int]  # bytes by part
     block: int  # bytes of one block's weights
     kept: Mapping[str, int]  # bytes while it denoises and decodes, by cache
@@ -173,7 +173,8 @@ def image_tokens(shapes: Architecture) -> int:
     """Of all images that the transformer attends to."""
     if not shapes.transformer.image_dim:
         return 0
-    return shapes.transformer.image_positions or IMAGE_TOKENS
+    each = shapes.image_encoder.tokens if shapes.image_encoder else IMAGE_TOKENS
+    return shapes.transformer.image_positions or each
 
 
 def prompt_bytes(shapes: Architecture, spec: ModelSpec, *, wide: bool) -> int:
@@ -211,7 +212,8 @@ def _cost(  # noqa: PLR0913 - what the two kinds of runs differ in
     texts = 2 if settings.sampling.guidance_scale > 1 else 1
     encode = text_work(shapes.text_encoder, spec.text_length) * texts
     if shapes.image_encoder:
-        encode += image_work(shapes.image_encoder)
+        pictures = image_tokens(shapes) // shapes.image_encoder.tokens
+        encode += image_work(shapes.image_encoder) * pictures
     if t.in_channels > t.out_channels or t.vace_blocks:  # it is shown a video in latents
         encode += encode_work(shapes.vae, grid)
     e = shapes.text_encoder
@@ -226,11 +228,7 @@ def _cost(  # noqa: PLR0913 - what the two kinds of runs differ in
         tokens=tokens,
         forwards=forwards,
         work={"encode": encode, "denoise": denoising, "decode": decode_work(shapes.vae, grid)},
-        moved={
-            "encode": 0,
-            "denoise": forwards * transformer_cost.moved_bytes(t, tokens, element_bytes=size),
-            "decode": vae_cost.moved_bytes(shapes.vae, grid),
-        },
+        moved={"denoise": forwards * transformer_cost.moved_bytes(t, tokens, element_bytes=size)},
         weights=weights,
         block=size * block_parameters(t),
         kept=kept,

@@ -97,13 +97,16 @@ class Interrupted(BaseException):
 
 def missing(kind: str, path: Path) -> InputError:
     """The error for a file that is not there, with the name beside it that may have been meant."""
-    near = path.parent.iterdir() if path.parent.is_dir() else ()
-    meant = closest(path.name, (other.name for other in near))
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    # One ending is much of a short name, and makes no two of them alike.
+    alike = [other.name for other in beside if closest(path.stem, [other.stem])]
+    meant = closest(path.name, alike)
     hint = f"did you mean '{path.with_name(meant)}'?" if meant else "check the path"
     return InputError(f"{kind} '{path}' not found.", hint=hint)
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` most likely meant, for did-you-mean hints."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return matches[0] if matches else None
+    """The known name that `name` most likely meant, for hints; None where none is near."""
+    spelt = {other.lower(): other for other in known}
+    matches = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.6)
+    return spelt[matches[0]] if matches else None

@@ -21,7 +21,8 @@ class Rates:
 
     matmul: Mapping[str, float]
     attention: Mapping[str, float]
-    convolution: float  # of the VAE's kind, in float32
+    convolution: float  # of a VAE's blocks in float32, whatever they do beside
+    small_convolution: float  # the same
     copy: float
     measured: str = ""  # when, ISO 8601
 
@@ -77,7 +78,8 @@ def seconds(cost: Cost, rates: Rates, dtype: str) -> dict[str, float] | None:
             work.matmul / rates.matmul[kind]
             + work.attention / rates.attention[kind]
             + work.convolution / rates.convolution
-            + cost.moved[phase] / rates.copy
+            + work.small_convolution / rates.small_convolution
+            + cost.moved.get(phase, 0) / rates.copy
         )
     return spent
 

@@ -70,7 +70,10 @@ def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec
     transformer = read_config(folder, "transformer/config.json")
     vae = read_config(folder, "vae/config.json") if whole else {}
     tokenizer = read_config(folder, "tokenizer/tokenizer_config.json") if whole else {}
-    text = read_config(folder, "text_encoder/config.json") if _has(index, "text_encoder") else {}
+    text, image = (
+        read_config(folder, f"{part}/config.json") if _has(index, part) else {}
+        for part in ("text_encoder", "image_encoder")
+    )
     patch = transformer.get("patch_size", (1, 2, 2))
     return ModelSpec(
         name or str(folder),
@@ -84,7 +87,7 @@ def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec
         tasks=_tasks(index, transformer, vae),
         latent_channels=transformer.get("out_channels") or transformer.get("in_channels", 16),
         text_length=min(TEXT_LENGTH, int(tokenizer.get("model_max_length", TEXT_LENGTH))),
-        architecture=architecture_of(transformer, vae, text),
+        architecture=architecture_of(transformer, vae, text, image),
         per_token_time=bool(index.get("expand_timesteps")),
         experts=2 if _has(index, "transformer_2") else 1,
         boundary_ratio=index.get("boundary_ratio"),

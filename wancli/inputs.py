@@ -1,9 +1,10 @@
 """Pictures and videos that are given, and the task that they make of a model."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 from wancli.errors import PlanError, SettingsError, closest
 from wancli.resolve import flag
@@ -59,6 +60,17 @@ def choose_task(spec: ModelSpec, inputs: Inputs, forced: str | None = None) -> T
             _check_together(task, inputs)
             return task
     raise _mismatch(spec, given, possible, forced)
+
+
+def assume(spec: ModelSpec, inputs: Inputs, forced: str | None = None) -> Inputs:
+    """The same and, by name only, what the model's first task that takes them also needs."""
+    given = set(inputs.named())
+    for task in (TASKS[name] for name in spec.tasks if forced in (None, name)):
+        if given <= set(task.inputs):
+            lacking = {name: Path(name) for name in task.needs if name not in given}
+            named: dict[str, Any] = {n: (p,) if n == "ref_image" else p for n, p in lacking.items()}
+            return replace(inputs, **named)
+    return inputs
 
 
 def references(task: Task, inputs: Inputs) -> int:

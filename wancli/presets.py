@@ -59,13 +59,15 @@ def places() -> list[tuple[str, Path]]:
 
 
 def find_files() -> dict[str, list[tuple[str, Path]]]:
-    """(place, file) of every preset by name, the one that wins last."""
+    """(place, file) of every preset by name, the one that wins last.
+
+    A folder may be two places: in a clone ./presets is what is packaged. It is the later one.
+    """
+    looked_in = {folder.resolve(): (place, folder) for place, folder in places()}
     found: dict[str, list[tuple[str, Path]]] = {}
-    for place, folder in places():
+    for place, folder in looked_in.values():
         for path in sorted(folder.glob("*.toml")) if folder.is_dir() else []:
-            known = found.setdefault(path.stem, [])
-            if all(path.resolve() != other.resolve() for _, other in known):
-                known.append((place, path))
+            found.setdefault(path.stem, []).append((place, path))
     return found
 
 

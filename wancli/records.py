@@ -68,7 +68,15 @@ class Step:
     sigma: float
 
 
-Report = Callable[[Phase | Step], None]
+@dataclass(frozen=True)
+class Shown:
+    """Where a video is heading, as a small PNG."""
+
+    png: bytes
+
+
+Event = Phase | Step | Shown
+Report = Callable[[Event], None]
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,12 @@ from itertools import pairwise
 from wancli.architectures import Autoencoder
 from wancli.transformer_cost import NO_WORK, Work
 
+CAUSAL, FLAT, IN_TIME = 27, 9, 3  # taps of convolutions
 REMEMBERED = 2  # frames that a causal convolution keeps of its input
+# Of a convolution's input, channels times frames times rows: up to this, torch unfolds it on a CPU
+# and multiplies matrices, which takes two to four times as long (ATen's use_mkldnn).
+SMALL = 20_480
 COPIES = 6.75  # of the largest input; see decode_bytes
-MOVES = 16  # of a convolution's input, what is done to it element by element; all three VAEs agree
 
 
 @dataclass(frozen=True)
@@ -93,13 +96,6 @@ def decode_bytes(vae: Autoencoder, latents: Grid) -> int:
     return int(4 * max(working + video, 3 * video))
 
 
-def moved_bytes(vae: Autoencoder, latents: Grid) -> int:
-    """About what decoding reads and writes element by element: norms, padding, what is kept."""
-    one = Grid(1, latents.height, latents.width)
-    first, rest = (sum(x.input for x in decoder(vae, one, first=f)) for f in (True, False))
-    return 4 * MOVES * (first + rest * (latents.frames - 1))
-
-
 def decoder(vae: Autoencoder, grid: Grid, *, first: bool) -> Iterator[Layer]:
     """Every layer of the decoder, on one latent frame."""
     dims = [vae.decoder_dim * m for m in (vae.multipliers[-1], *reversed(vae.multipliers))]
@@ -113,10 +109,10 @@ def decoder(vae: Autoencoder, grid: Grid, *, first: bool) -> Iterator[Layer]:
             break
         if vae.temporal[last - 1 - level]:
             shown = Grid(0, 0, 0) if first else grid
-            yield _convolution(out, 2 * out, 3, shown, remembers=True)
+            yield _convolution(out, 2 * out, IN_TIME, shown, remembers=True)
             grid = grid if first else grid.scaled(time=2)
         grid = grid.scaled(space=2)
-        yield _convolution(out, out if vae.residual else out // 2, 9, grid)
+        yield _convolution(out, out if vae.residual else out // 2, FLAT, grid)
     yield Layer(parameters=dims[-1])
     yield _causal(dims[-1], vae.pixel_channels, grid)
 
@@ -131,26 +127,29 @@ def encoder(vae: Autoencoder, grid: Grid, *, first: bool) -> Iterator[Layer]:
         if level == last:
             break
         grid = grid.scaled(space=0.5)
-        yield _convolution(out, out, 9, grid)
+        yield _convolution(out, out, FLAT, grid)
         if vae.temporal[level]:
             grid = grid if first else grid.scaled(time=0.5)
-            yield _convolution(out, out, 3, Grid(0, 0, 0) if first else grid)
+            yield _convolution(out, out, IN_TIME, Grid(0, 0, 0) if first else grid)
     yield from _middle(dims[-1], grid)
     yield Layer(parameters=dims[-1])
     yield _causal(dims[-1], 2 * vae.latent_channels, grid)
 
 
 def _convolution(inp: int, out: int, taps: int, grid: Grid, *, remembers: bool = False) -> Layer:
+    flops = 2 * taps * inp * out * grid.cells
+    flat = taps == FLAT  # of every frame alone
+    small = not flat and inp * (grid.frames + 2) * (grid.height + 2) <= SMALL
     return Layer(
         parameters=taps * inp * out + out,
-        work=Work(convolution=2 * taps * inp * out * grid.cells),
+        work=Work(small_convolution=flops) if small else Work(convolution=flops),
         remembered=REMEMBERED * inp * grid.height * grid.width if remembers else 0,
         input=inp * grid.cells,
     )
 
 
 def _causal(inp: int, out: int, grid: Grid) -> Layer:
-    return _convolution(inp, out, 27, grid, remembers=True)
+    return _convolution(inp, out, CAUSAL, grid, remembers=True)
 
 
 def _blocks(inp: int, out: int, count: int, grid: Grid) -> Iterator[Layer]:

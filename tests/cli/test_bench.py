@@ -2,11 +2,25 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Said, Wancli
+from tests.fakes import tiny_clip, tiny_folder, tiny_image
+from wancli.bench.cases import Given
+from wancli.bench.measure import Measurer
+from wancli.cli.benching import Benching, Goals
+from wancli.cli.options import Talk
+from wancli.cli.screen import Screen
+from wancli.cli.variants import Asked
+from wancli.inputs import Inputs
+from wancli.resolve import Layer
+from wancli.tasks import ANIMATE, IMAGE
+from wancli.video.read import read_comment
 
 VIDEO = ("--size", "32x32", "--num-frames", 5, "--steps", 10, "--guidance-scale", 2)
 FAST = "--use-cachedit --cachedit-fn 1 --cachedit-max-warmup-steps 2"
@@ -104,6 +118,48 @@ def test_a_target_that_nothing_reaches_is_exit_7_and_nothing_is_saved(
 
 
 @pytest.mark.parametrize(
+    ("task", "given"),
+    [
+        (IMAGE, {"image": "p.png"}),
+        (ANIMATE, {"pose_video": "v.mp4", "face_video": "f.mp4", "ref_image": "p.png"}),
+    ],
+)
+def test_pictures_go_into_a_bench_as_into_a_video(
+    wancli: Wancli, tmp_path: Path, task: str, given: dict[str, str]
+):
+    model = tiny_folder(tmp_path / "model", task)
+    tiny_image(Path("p.png"), 1)
+    tiny_clip(Path("v.mp4"), 2)
+    tiny_clip(Path("f.mp4"), 3, size=(32, 32))
+    files = [w for name, file in given.items() for w in (f"--{name.replace('_', '-')}", file)]
+    asked = ("a red circle", "--model", model, *SMALL, "--fps", 8, "--steps", 4, *files)
+    said = wancli("bench", *asked, "--variant", "exact: --no-prompt-kv", "--json", "-q")
+    assert said.code == 0, said.err
+    told = json.loads(said.out)
+    assert told["arms"][1]["summary"]["equal_latents"] is True
+    video = Path("bench", told["runs"][0]["video"])
+    recorded = json.loads(read_comment(video) or "")["request"]["inputs"]
+    assert recorded["task"] == task
+    assert {name for name in recorded if name != "task"} == set(given)
+
+    flags = {"model": str(model), "machine": {"device": "cpu"}}
+    flags["video"] = {"width": 32, "height": 32, "num_frames": 5, "fps": 8}
+    flags["sampling"] = {"steps": 4, "guidance_scale": 2}
+    paths: dict[str, Any] = {
+        n: (Path(f),) if n == "ref_image" else Path(f) for n, f in given.items()
+    }
+    inputs = Inputs(**paths)
+    asking = Asked(["a red circle"], "7", [("exact", "--no-prompt-kv")], inputs, None)
+    benching = Benching(asking, [Layer("flag", flags)], Goals(), Screen(Talk(quiet=True)))
+    here = (benching.spec, benching.baseline, tmp_path, lambda event: None, Given(inputs))
+    ours = Measurer(*here).usual(benching.cases[0]).latents
+    said = wancli("generate", *asked, "--seed", 7, "-o", "a.mp4", "--save-latents", "z.safetensors")
+    assert said.code == 0, said.err
+    made = load_file("z.safetensors")["latents"].transpose(0, 1)[None]
+    assert torch.equal(ours.float(), made)
+
+
+@pytest.mark.parametrize(
     ("args", "error", "hint"),
     [
         ((), "no variant is given", "--variant"),
@@ -119,6 +175,10 @@ def test_a_target_that_nothing_reaches_is_exit_7_and_nothing_is_saved(
         (("--variant", "a: --dtype bfloat16"), "changes the machine", "wancli bench itself"),
         (("--variant", "a: 'x"), "variant 'a': No closing quotation", "quote"),
         (("--variant", "a: --cfg-gate 3", "--variant", "a: --cfg-gate 4"), "named 'a'", "another"),
+        (("--variant", "a: --cfg-gate 3", "-i", "x.png"), "does not go with demo", "--model"),
+        (("--variant", "a: --cfg-gate 3", "--task", "vace"), "does not go with demo", "--model"),
+        (("--variant", "a: --cfg-gate 3", "--strength", 0.5), "does nothing in", "--strength"),
+        (("--variant", "a: --strength 0.5"), "does nothing in", "--strength"),
         (("--variant", "a: --cfg-gate 3", "--tune"), "no threshold to tune", "--use-cachedit"),
         (("--variant", "a: --cfg-gate 3", "-o", "full"), "full exists", "--overwrite"),
         (("--variant", "a: --cfg-gate 3", "-o", "full", "--overwrite"), "is not of a", "another"),

@@ -54,6 +54,7 @@ def run(*arguments, folder, **variables):
         ["plan"],
         ["plan", "--chunks", "5", "--json"],
         ["plan", "--model", "wan2.1-t2v-14b", "--force"],
+        ["plan", "--model", "wan2.1-i2v-14b-480p", "--force"],
         ["model", "--help"],
         ["model", "convert", "--help"],
         ["model", "list"],

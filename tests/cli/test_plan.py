@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Wancli
+from tests.fakes import tiny_image
 
 HUGE = ("--size", "16384x16384", "--num-frames", 4001)
 
@@ -67,3 +68,47 @@ def test_a_model_of_unknown_shape_is_said_to_be_unknown(wancli: Wancli):
     said = wancli("plan", "--model", "some-owner/some-model")
     assert said.code == 0
     assert "not known before it is downloaded" in said.out
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "task", "references"),
+    [
+        ("wan2.1-i2v-14b-480p", (), "image-to-video", 0),
+        ("wan2.1-flf2v-14b", (), "first-last-frame", 0),
+        ("wan2.2-i2v-a14b", (), "image-to-video", 0),
+        ("wan2.2-i2v-a14b", ("--task", "first-last-frame"), "first-last-frame", 0),
+        ("wan2.2-i2v-a14b", ("--last-image", "p.png"), "first-last-frame", 0),
+        ("wan2.2-ti2v-5b", (), "text-to-video", 0),
+        ("wan2.1-vace-1.3b", (), "vace", 0),
+        ("wan2.1-vace-1.3b", ("--ref-image", "p.png", "--ref-image", "q.png"), "vace", 2),
+        ("wan2.2-animate-14b", (), "animate", 1),
+    ],
+)
+def test_a_plan_needs_no_files(
+    wancli: Wancli, model: str, given: tuple[str, ...], task: str, references: int
+):
+    for name in ("p.png", "q.png"):
+        tiny_image(Path(name), 1)
+    said = wancli("plan", "--model", model, *given, "--force", "--json")
+    assert said.code == 0, said.err
+    plan = json.loads(said.out)["plan"]
+    assert (plan["task"], plan["references"]) == (task, references)
+
+
+def test_a_plan_without_files_is_that_with_them(wancli: Wancli):
+    tiny_image(Path("p.png"), 1)
+    asked = ("plan", "--model", "wan2.1-i2v-14b-480p", "--force", "--seed", 1, "--json")
+    without, with_it = (json.loads(wancli(*asked, *more).out) for more in ((), ("-i", "p.png")))
+    assert without["plan"] == with_it["plan"]
+    assert without["cost"]["work"] == with_it["cost"]["work"]
+
+
+def test_a_dry_run_and_a_file_that_is_not_there_are_still_refused(wancli: Wancli):
+    said = wancli("generate", "x", "--model", "wan2.1-i2v-14b-480p", "--dry-run")
+    assert said.code == 2
+    assert "needs --image" in said.err
+    assert wancli("plan", "--model", "wan2.1-i2v-14b-480p", "-i", "none.png").code == 4
+    said = wancli("plan", "--model", "wan2.1-t2v-1.3b", "-i", "none.png")
+    assert said.code == 2
+    assert "--image does not go with" in said.err
+    assert wancli("plan", "--model", "wan2.2-animate-14b", "--task", "vace").code == 2

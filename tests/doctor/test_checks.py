@@ -80,7 +80,8 @@ def test_backends_that_run_give_what_attention_is():
 def test_rates_are_measured_of_what_a_plan_needs():
     rates = measure(torch.device("cpu"), budget_s=0.005)
     assert set(rates.matmul) == set(rates.attention) == set(DTYPES[:2])
-    for rate in (*rates.matmul.values(), *rates.attention.values(), rates.convolution):
+    products = (*rates.matmul.values(), *rates.attention.values())
+    for rate in (*products, rates.convolution, rates.small_convolution):
         assert 1e8 < rate < 1e14
     assert rates.copy > 1e7
 

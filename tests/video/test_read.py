@@ -224,7 +224,7 @@ def test_a_truncated_index_is_an_error_and_truncated_frames_leave_the_comment(
 def test_a_missing_video_suggests_the_name_that_was_meant(video: Path) -> None:
     for read in (probe, read_frames, read_comment):
         with pytest.raises(InputError, match="not found") as caught:
-            read(video.with_name("b.mp4"))
+            read(video.with_name("a.mpg"))
         assert caught.value.hint == f"did you mean {str(video)!r}?"
     with pytest.raises(InputError, match="Is a directory"):
         read_comment(video.parent)

@@ -1,10 +1,11 @@
 """What a bench measured, and what that comes to. `bench.json` holds it; imports no torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean, median
 from typing import Any
 
+from wancli.inputs import NOTHING, Inputs
 from wancli.plan import Plan
 from wancli.records import Use
 from wancli.settings import Settings
@@ -22,6 +23,14 @@ class Variant:
     settings: Settings
     plan: Plan
     lossy: bool
+
+
+@dataclass(frozen=True)
+class Given:
+    """Pictures and videos that all cases begin with, and what records say of them."""
+
+    inputs: Inputs = NOTHING
+    recorded: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

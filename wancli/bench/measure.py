@@ -10,15 +10,17 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wancli.bench.cases import Case, Run, Variant
+from wancli.bench.cases import Case, Given, Run, Variant
 from wancli.models.load import Loaded, found_machine, load_pipeline
 from wancli.pipeline.clock import Clock
-from wancli.pipeline.generate import Stepped, decode, denoise, encode_prompt
+from wancli.pipeline.generate import Stepped, decoded, denoise, encode_prompt
 from wancli.pipeline.memory import fits_in_memory, peak_memory, reset_peak_memory
+from wancli.pipeline.pictures import read_pictures
 from wancli.pipeline.run import start_record, versions, write_video
 from wancli.records import Phase, Report, Request, Step
 from wancli.settings import Settings
 from wancli.specs import ModelSpec
+from wancli.tasks import TASKS
 from wancli.video.compare import Quality, compare_latents, compare_videos
 
 
@@ -34,12 +36,18 @@ class Made:
 class Measurer:
     """A loaded model that makes cases, and keeps what the baseline made of them."""
 
-    def __init__(self, spec: ModelSpec, baseline: Variant, folder: Path, report: Report) -> None:
+    def __init__(
+        self, spec: ModelSpec, baseline: Variant, folder: Path, report: Report, given: Given
+    ) -> None:
         self.spec, self.baseline, self.folder, self._report = spec, baseline, folder, report
         self._usual: dict[Case, Made] = {}
         self._prompts: list[str] = []  # numbered in the names of files
         report(Phase("load"))
-        self.loaded: Loaded = load_pipeline(spec, baseline.settings.machine)
+        task, video = baseline.plan.task, baseline.settings.video
+        self.loaded: Loaded = load_pipeline(spec, baseline.settings.machine, task=task)
+        size = (video.width, video.height)
+        self._pictures = read_pictures(TASKS[task], given.inputs, size=size)
+        self._recorded = given.recorded
 
     @property
     def machine(self) -> dict[str, str]:
@@ -92,11 +100,13 @@ class Measurer:
             self._prompts.append(case.prompt)
         prompt = f"{self._prompts.index(case.prompt)}-{_safe(case.prompt)}"
         video = f"videos/{prompt}-{case.seed}-{number}-{_safe(variant.name)}.mp4"
-        request = Request(case.prompt, case.seed, variant.settings, {})
+        told = self._recorded
+        request = Request(case.prompt, case.seed, variant.settings, {}, inputs=told)
         record = start_record(request, command="bench", created=datetime.now(UTC))
         record = replace(record, status="ok")
         settings = _shown_by_browsers(variant.settings)
-        write_video(made.frames, self.folder / video, record, settings, made.latents)
+        whole = made.latents if variant.plan.segments == 1 else None
+        write_video(made.frames, self.folder / video, record, settings, whole)
         if variant is self.baseline:
             self._usual[case] = made
             return replace(made.run, video=video)
@@ -113,10 +123,11 @@ class Measurer:
         with fits_in_memory(self.spec.name):
             clock = Clock(loaded.device)
             prompt = encode_prompt(loaded, case.prompt, settings.sampling)
+            prompt = replace(prompt, pictures=self._pictures)
             clock.mark("encode")
             denoised = denoise(loaded, prompt, settings, plan, seed=case.seed, on_step=on_step)
             clock.mark("denoise")
-            frames = decode(loaded.pipeline.vae, denoised.latents)
+            frames = decoded(loaded, denoised)
             clock.mark("decode")
         run = Run(
             arm=variant.name,

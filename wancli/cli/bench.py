@@ -1,5 +1,6 @@
 """`wancli bench`: what a cache costs in quality and wins in time."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -7,10 +8,12 @@ import typer
 
 from wancli.cli.benching import Benching, Goals
 from wancli.cli.generate import OUTPUT, Overwrite, PresetName, settings_layers
-from wancli.cli.options import OF_TASKS, Talk, takes_settings, takes_talk
+from wancli.cli.given import takes_inputs
+from wancli.cli.options import Talk, takes_settings, takes_talk
 from wancli.cli.screen import Screen
 from wancli.cli.variants import read_asked
 from wancli.errors import UsageError
+from wancli.inputs import Inputs
 from wancli.resolve import Layer
 from wancli.settings import Settings
 
@@ -62,10 +65,13 @@ Save = Annotated[
 
 
 @takes_talk
-@takes_settings(Settings, without=OF_TASKS)
+@takes_settings(Settings)
+@takes_inputs
 def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
     given: Layer,
+    inputs: Inputs,
+    task: str | None,
     talk: Talk,
     prompts: Prompts,
     variant: Variants = None,
@@ -85,7 +91,7 @@ def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
 
     wancli bench "a red circle moving right" --variant "fast: --use-cachedit"
     """
-    asked = read_asked(prompts, seed, variant or [])
+    asked = replace(read_asked(prompts, seed, variant or []), inputs=inputs, task=task)
     if not tune and (target_ssim is not None or save_preset):
         raise UsageError("--target-ssim and --save-preset are of --tune.", hint="add --tune")
     target = (0.95 if target_ssim is None else target_ssim) if tune else None

@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wancli.bench.cases import Arm, Bench, Case, Run, Variant, floor_of, summarize
+from wancli.bench.cases import Arm, Bench, Case, Given, Run, Variant, floor_of, summarize
+from wancli.cli.given import look_at, recorded
 from wancli.cli.screen import Screen
 from wancli.cli.tuning import save_tuned, tuned_for
 from wancli.cli.variants import Asked, flags_layers
 from wancli.errors import PlanError, QualityError, UsageError
 from wancli.folders import check_files, find_spec
+from wancli.inputs import choose_task
 from wancli.plan import check_given, make_plan
 from wancli.records import parse_seeds
 from wancli.resolve import Layer, flag, resolve
@@ -48,6 +50,8 @@ class Benching:
         self.goals, self.screen, self._layers = goals, screen, layers
         self.base = resolve(layers, Settings).settings
         self.spec = find_spec(self.base.model, layers=self.base.machine.layers)
+        self._inputs = asked.inputs
+        self._task = choose_task(self.spec, asked.inputs, asked.task).name
         self.baseline = self._variant(BASELINE, "")
         named = list(asked.variants)
         if goals.tune_for is not None and not named:
@@ -63,13 +67,15 @@ class Benching:
     def run(self, folder: Path, *, overwrite: bool) -> Bench:
         """Measure everything, write the report, and say what it comes to. Raises WancliError."""
         check_files(self.spec)
+        look_at(self._inputs, self.base.video)
+        given = Given(self._inputs, recorded(self._inputs, self.baseline.plan))
         _check_room(folder, overwrite=overwrite)
         from wancli.bench.measure import Measurer
         from wancli.bench.report import write_report
 
         with self.screen.progress() as report:
             part = _fresh(folder.with_name(f"{folder.name}.part"))
-            measurer = Measurer(self.spec, self.baseline, part, report)
+            measurer = Measurer(self.spec, self.baseline, part, report, given)
             variants, chosen = self.variants, None
             if self.goals.tune_for is not None:
                 variants, chosen = self._tune(measurer, self.goals.tune_for)
@@ -85,11 +91,12 @@ class Benching:
     def _variant(self, name: str, flags: str) -> Variant:
         own = flags_layers(name, flags) if flags else []
         resolved = resolve([*self._layers, *own], Settings)
-        flags_of_it = [
-            layer.tables.get("step_cache", {}) for layer in own if layer.source == "flag"
-        ]
-        said = {f"step_cache.{key}": "flag" for table in flags_of_it for key in table}
-        check_given(replace(resolved, sources=said))  # the bench's own flags may be for others
+        flags_of_it = [la.tables.get("step_cache", {}) for la in own if la.source == "flag"]
+        cached = {f"step_cache.{key}" for table in flags_of_it for key in table}
+        # The bench's own flags of step caches may be for other variants.
+        shared = {key for key in resolved.sources if not key.startswith("step_cache.")}
+        said = {key: resolved.sources[key] for key in shared | cached}
+        check_given(replace(resolved, sources=said), self._task)
         settings = resolved.settings
         for part in SHARED:
             if getattr(settings, part) != getattr(self.base, part):
@@ -104,7 +111,8 @@ class Benching:
         chosen, usual = settings.prompt_kv, self.base.prompt_kv
         exact = settings.model_copy(update={"prompt_kv": usual}) == self.base
         exact &= chosen.kv_align == usual.kv_align  # which is exact but for rounding
-        return Variant(name, flags, settings, make_plan(settings, self.spec), lossy=not exact)
+        plan = make_plan(settings, self.spec, self._inputs, task=self._task)
+        return Variant(name, flags, settings, plan, lossy=not exact)
 
     def _tune(self, measurer: "Measurer", target: float) -> tuple[list[Variant], str | None]:
         """The variants at the thresholds that were found, and the name of the best of them."""

@@ -64,7 +64,11 @@ def _measured(screen: Screen) -> Rates:
         attention = rates.attention[name] / 1e12
         screen.say(f"{name}: products {rate / 1e12:.3g} TFLOP/s, attention {attention:.3g} TFLOP/s")
     convolution = rates.convolution / 1e12
-    screen.say(f"convolution {convolution:.3g} TFLOP/s, copying {gib(rates.copy)}/s")
+    small = rates.small_convolution / 1e12
+    screen.say(
+        f"convolution {convolution:.3g} TFLOP/s, small {small:.3g} TFLOP/s, "
+        f"copying {gib(rates.copy)}/s"
+    )
     return rates
 
 

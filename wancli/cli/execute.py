@@ -14,7 +14,7 @@ from wancli.cost import generation_cost
 from wancli.errors import PlanError, UsageError, WancliError
 from wancli.estimate import estimate, here
 from wancli.folders import check_files, find_spec, revision
-from wancli.inputs import NOTHING, Inputs
+from wancli.inputs import NOTHING, Inputs, assume
 from wancli.plan import check_given, make_plan
 from wancli.records import Request
 from wancli.resolve import Resolved
@@ -62,7 +62,10 @@ def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
     """Check everything, then make every video; returns the records of those made."""
     settings = asked.resolved.settings
     spec = find_spec(settings.model, layers=settings.machine.layers)
-    plan = make_plan(settings, spec, asked.inputs, task=asked.task)
+    inputs = asked.inputs
+    if screen.talk.brief:  # a plan is made before there are files
+        inputs = assume(spec, inputs, asked.task)
+    plan = make_plan(settings, spec, inputs, task=asked.task)
     check_given(asked.resolved, plan.task)
     if files.latents and plan.segments > 1:
         raise PlanError(

@@ -10,17 +10,7 @@ import platformdirs
 import typer
 
 from wancli.cli.execute import Asked, Files, execute
-from wancli.cli.given import (
-    BackgroundVideo,
-    Clip,
-    FaceVideo,
-    Image,
-    LastImage,
-    Mask,
-    PoseVideo,
-    RefImage,
-    TaskName,
-)
+from wancli.cli.given import takes_inputs
 from wancli.cli.options import Talk, takes_settings, takes_talk
 from wancli.cli.screen import Screen
 from wancli.errors import UsageError
@@ -72,7 +62,8 @@ PreviewEvery = Annotated[
     int | None,
     typer.Option(
         min=1, max=1000, rich_help_panel=OUTPUT,
-        help="Show a picture of it in NAME.preview.png, every so many steps, until it is done.",
+        help="Show a picture of it every so many steps: in NAME.preview.png until it is done, "
+        "and in terminals that show any.",
     ),
 ]  # fmt: skip
 Force = Annotated[bool, typer.Option("--force", help="Try what does not fit in memory.")]
@@ -81,23 +72,17 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done;
 
 @takes_talk
 @takes_settings(Settings)
+@takes_inputs
 def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
     given: Layer,
+    inputs: Inputs,
+    task: str | None,
     talk: Talk,
     prompt: Prompt = None,
     prompt_flag: PromptFlag = None,
     preset: PresetName = None,
     cachedit_preset: CachePreset = None,
-    image: Image = None,
-    last_image: LastImage = None,
-    video: Clip = None,
-    mask: Mask = None,
-    ref_image: RefImage = None,
-    pose_video: PoseVideo = None,
-    face_video: FaceVideo = None,
-    background_video: BackgroundVideo = None,
-    task: TaskName = None,
     seed: Seed = None,
     num_videos: Count = None,
     output: Output = None,
@@ -126,16 +111,6 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
         latents=save_latents,
         perf=perf_json,
         preview_every=preview_every,
-    )
-    inputs = Inputs(
-        image=image,
-        last_image=last_image,
-        video=video,
-        mask=mask,
-        ref_image=tuple(ref_image or ()),
-        pose_video=pose_video,
-        face_video=face_video,
-        background_video=background_video,
     )
     seeds = parse_seeds(seed, num_videos)
     asked = Asked("generate", text, seeds, resolved, dry_run, force, inputs, task)

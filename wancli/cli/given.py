@@ -1,5 +1,7 @@
 """Pictures and videos as flags, looked at before anything loads; and found again by a record."""
 
+import functools
+import inspect
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from wancli.cli.options import Command, with_parameters
 from wancli.cli.starts import digest
 from wancli.errors import InputError, UsageError
 from wancli.inputs import VIDEOS, Inputs
@@ -22,28 +25,53 @@ def _file(spelling: str, help_: str, *short: str) -> Any:
     return typer.Option(spelling, *short, metavar="FILE", rich_help_panel=PANEL, help=help_)
 
 
-Image = Annotated[Path | None, _file("--image", "Picture that the video begins with.", "-i")]
-LastImage = Annotated[Path | None, _file("--last-image", "Picture that it ends with.")]
-Clip = Annotated[Path | None, _file("--video", "Video to make another of; VACE: to be held to.")]
-Mask = Annotated[Path | None, _file("--mask", "Video that is white where something is made.")]
-RefImage = Annotated[
-    list[Path] | None,
-    _file("--ref-image", "Picture of who or what is to be seen; VACE: repeatable."),
-]
-PoseVideo = Annotated[Path | None, _file("--pose-video", "Wan-Animate: skeletons to move as.")]
-FaceVideo = Annotated[Path | None, _file("--face-video", "Wan-Animate: square faces to look as.")]
-BackgroundVideo = Annotated[
-    Path | None,
-    _file("--background-video", "Wan-Animate: video whose --mask is replaced by --ref-image."),
-]
-TaskName = Annotated[
-    str | None,
-    typer.Option(
-        "--task",
-        rich_help_panel=PANEL,
-        help=f"{', '.join(TASKS)}. (default: what the files are for)",
-    ),
-]
+_OPTIONS: dict[str, Any] = {
+    "image": Annotated[Path | None, _file("--image", "Picture that the video begins with.", "-i")],
+    "last_image": Annotated[Path | None, _file("--last-image", "Picture that it ends with.")],
+    "video": Annotated[
+        Path | None, _file("--video", "Video to make another of; VACE: to be held to.")
+    ],
+    "mask": Annotated[Path | None, _file("--mask", "Video that is white where something is made.")],
+    "ref_image": Annotated[
+        list[Path] | None,
+        _file("--ref-image", "Picture of who or what is to be seen; VACE: repeatable."),
+    ],
+    "pose_video": Annotated[
+        Path | None, _file("--pose-video", "Wan-Animate: skeletons to move as.")
+    ],
+    "face_video": Annotated[
+        Path | None, _file("--face-video", "Wan-Animate: square faces to look as.")
+    ],
+    "background_video": Annotated[
+        Path | None,
+        _file("--background-video", "Wan-Animate: video whose --mask is replaced by --ref-image."),
+    ],
+    "task": Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            rich_help_panel=PANEL,
+            help=f"{', '.join(TASKS)}. (default: what the files are for)",
+        ),
+    ],
+}
+
+
+def takes_inputs(command: Command) -> Command:
+    """Call `command` with `inputs` and `task`, from the flags of pictures and videos."""
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        given = {name: values.pop(name) for name in _OPTIONS}
+        task, references = given.pop("task"), tuple(given.pop("ref_image") or ())
+        command(inputs=Inputs(**given, ref_image=references), task=task, **values)
+
+    only = inspect.Parameter.KEYWORD_ONLY
+    extra = [
+        inspect.Parameter(name, only, default=None, annotation=annotation)
+        for name, annotation in _OPTIONS.items()
+    ]
+    return with_parameters(run, command, without=("inputs", "task"), extra=extra)
 
 
 def look_at(inputs: Inputs, video: Video) -> None:

@@ -85,7 +85,7 @@ def takes_settings(
                     )
             command(given=Layer("flag", tables), **values)
 
-        return _with_parameters(run, command, without="given", extra=[*options, *_SHORTHANDS])
+        return with_parameters(run, command, without=("given",), extra=[*options, *_SHORTHANDS])
 
     return decorate
 
@@ -108,7 +108,7 @@ def takes_talk(command: Command) -> Command:
         )
         for name, option in _TALK.items()
     ]
-    return _with_parameters(run, command, without="talk", extra=extra)
+    return with_parameters(run, command, without=("talk",), extra=extra)
 
 
 def _spelt_out(*, size: str | None, use_cachedit: bool | None) -> list[tuple[str, str, Any]]:
@@ -130,11 +130,12 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def _with_parameters(
-    run: Command, command: Command, *, without: str, extra: list[inspect.Parameter]
+def with_parameters(
+    run: Command, command: Command, *, without: Collection[str], extra: list[inspect.Parameter]
 ) -> Command:
+    """`run` with the parameters of `command`, but for those `without`, and `extra`."""
     signature = inspect.signature(command, eval_str=True)
-    own = [p for name, p in signature.parameters.items() if name != without]
+    own = [p for name, p in signature.parameters.items() if name not in without]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *extra]]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -121,6 +121,8 @@ def _check_target(path: Path, suffix: str, *, overwrite: bool) -> None:
 
 def _say(screen: Screen, made: "Picture", videos: Sequence[Path], *, kind: str) -> None:
     if not screen.talk.json:
+        if kind == "sheet":
+            screen.picture(made.path.read_bytes())
         screen.result(str(made.path))
         return
     told = {"path": str(made.path), "kind": kind, "videos": [str(video) for video in videos]}

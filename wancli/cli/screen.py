@@ -6,19 +6,23 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from random import randrange
 from time import monotonic
 from typing import Any
 
 from rich.console import Console
+from rich.segment import Segment, Segments
 from rich.table import Table
 
 from wancli.cli import transfer
 from wancli.cli.options import Talk
+from wancli.cli.terminal_images import Place, find_encode
 from wancli.errors import Interrupted, UsageError, WancliError
-from wancli.records import SCHEMA, Phase, Report, Request, RunRecord, Step
+from wancli.records import SCHEMA, Event, Phase, Report, Request, RunRecord, Step
 
 WIDE = 200  # columns of a table that goes to a file
 SHOWN = 10  # chunks at either end of a table
+ROWS = 8  # lines of a terminal that a preview takes
 
 
 class Screen:
@@ -92,7 +96,7 @@ class Screen:
         if self.talk.quiet:
             yield lambda event: None
         elif self.err.is_terminal:
-            with _bar(self.err) as report:
+            with _bar(self.err, self._place(ROWS)) as report:
                 yield report
         else:
             yield _Lines(self.err).report
@@ -114,6 +118,22 @@ class Screen:
             raise UsageError(f"{question} There is no terminal to ask.", hint=otherwise)
         self.err.print(f"{question} [y/N] ", end="", markup=False)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    def picture(self, png: bytes) -> None:
+        """A picture, where the terminal shows any: as large as there is room for."""
+        if place := self._place(self.err.height):
+            _draw(self.err, place, png)
+
+    def _place(self, rows: int) -> Place | None:
+        """Where a picture goes, of at most so many lines; None where there are none to be seen."""
+        quiet = self.talk.quiet or self.talk.json or self.err.no_color
+        if quiet or not self.err.file.isatty():
+            return None
+        encode = find_encode(os.environ)
+        rows, columns = min(rows, self.err.height - 2), self.err.width
+        if encode is None or rows < 1:
+            return None
+        return Place(encode, randrange(1, 2**31), columns=columns, rows=rows)
 
     def _timings(self, record: RunRecord) -> None:
         timings = record.timings
@@ -183,13 +203,13 @@ class _Lines:
     def __init__(self, console: Console) -> None:
         self._console, self._since, self._said = console, monotonic(), monotonic()
 
-    def report(self, event: Phase | Step) -> None:
+    def report(self, event: Event) -> None:
         """Say it if it is time."""
         now = monotonic()
         if isinstance(event, Phase):
             self._since = self._said = now
             self._console.print(event.name, markup=False)
-        elif now - self._said >= transfer.LINE_EVERY_S:
+        elif isinstance(event, Step) and now - self._said >= transfer.LINE_EVERY_S:
             self._said = now
             done = event.index + 1
             each = (now - self._since) / done
@@ -225,7 +245,8 @@ def _use(use: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _bar(console: Console) -> Iterator[Report]:
+def _bar(console: Console, place: Place | None) -> Iterator[Report]:
+    """A bar, and above it the pictures that are shown."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -243,13 +264,20 @@ def _bar(console: Console) -> Iterator[Report]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
 
-        def report(event: Phase | Step) -> None:
+        def report(event: Event) -> None:
             if isinstance(event, Phase):
                 bar.reset(task, description=event.name, total=None)
-            else:
+            elif isinstance(event, Step):
                 bar.update(task, completed=event.index + 1, total=event.total)
+            elif place:
+                _draw(console, place, event.png)
 
         yield report
+
+
+def _draw(console: Console, place: Place, png: bytes) -> None:
+    """Write a picture as it is. A bar on the console makes way, and comes back below."""
+    console.print(Segments([Segment(place.draw(png))]), end="")
 
 
 def _plain(text: str) -> str:

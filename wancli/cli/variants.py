@@ -11,8 +11,9 @@ import typer
 from typer.exceptions import TyperException
 
 from wancli.cli.generate import CachePreset
-from wancli.cli.options import OF_TASKS, takes_settings
+from wancli.cli.options import takes_settings
 from wancli.errors import InputError, UsageError, missing
+from wancli.inputs import NOTHING, Inputs
 from wancli.presets import find_preset, step_cache_layer
 from wancli.resolve import Layer
 
@@ -21,11 +22,13 @@ _FORM = 'prompts = ["a red circle"], seeds = "0-2", and a table [variants] of na
 
 @dataclass(frozen=True)
 class Asked:
-    """Prompts, seeds as text, and variants: names and flags as typed."""
+    """Prompts, seeds as text, and variants: names and flags as typed. Files go with all of them."""
 
     prompts: list[str]
     seeds: str | None
     variants: list[tuple[str, str]]
+    inputs: Inputs = NOTHING
+    task: str | None = None
 
 
 def read_asked(prompts: Sequence[str], seeds: str | None, variants: Sequence[str]) -> Asked:
@@ -59,7 +62,7 @@ def flags_layers(name: str, flags: str) -> list[Layer]:
     command = typer.Typer(add_completion=False)
 
     @command.command()
-    @takes_settings(_settings(), without=OF_TASKS)
+    @takes_settings(_settings())
     def _variant(*, given: Layer, cachedit_preset: CachePreset = None) -> None:
         if cachedit_preset:
             found.append(step_cache_layer(find_preset(cachedit_preset)))

@@ -1,18 +1,24 @@
 """How fast this machine multiplies, attends, convolves and copies: some seconds of each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from statistics import median
 from time import perf_counter
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock
 from torch import Tensor
 from torch.nn import functional
 
 from wancli.estimate import Rates
+from wancli.vae_cost import CAUSAL, REMEMBERED
 
 ROUNDS = 3
 DTYPES = ("float32", "bfloat16", "float16")
+# Channels, frames and side of what a VAE's residual blocks are given, from its latents on. The last
+# is over 32 MiB, which a CPU's memory has to be found for anew each time, as in a real video.
+LAYERS = ((384, 1, 32), (192, 2, 48), (96, 4, 160))
+SMALL_LAYERS = ((64, 1, 12), (64, 2, 24), (32, 4, 48))
 
 
 def measure(device: torch.device, *, budget_s: float = 0.3) -> Rates:
@@ -28,20 +34,42 @@ def measure(device: torch.device, *, budget_s: float = 0.3) -> Rates:
         query = torch.randn(1, 12, tokens, 128, device=device, dtype=dtype)
         work = 4 * 12 * tokens**2 * 128
         attention[name] = work * _per_second(device, budget_s, _attention(query))
-    channels, size = 96, 240 if large else 48
-    video = torch.randn(1, channels, 6, size, size, device=device)
-    kernel = torch.randn(channels, channels, 3, 3, 3, device=device)
-    cells = 4 * (size - 2) ** 2
-    convolved = _per_second(device, budget_s, lambda: functional.conv3d(video, kernel))
+    layers = [(c, frames, side * (4 if large else 1)) for c, frames, side in LAYERS]
     source = torch.empty((256 if large else 64) * 2**20, dtype=torch.uint8, device=device)
     copied = _per_second(device, budget_s, source.clone)
     return Rates(
         matmul=matmul,
         attention=attention,
-        convolution=2 * 27 * channels**2 * cells * convolved,
+        convolution=_convolution_rate(device, budget_s, layers),
+        small_convolution=_convolution_rate(device, budget_s, SMALL_LAYERS),
         copy=2 * source.numel() * copied,
         measured=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _convolution_rate(
+    device: torch.device, budget_s: float, layers: Sequence[tuple[int, int, int]]
+) -> float:
+    """FLOPs per second of a VAE's residual blocks, one after the other, as they decode.
+
+    What they do beside, norm, activation and remembering, is in it.
+    """
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(1, *shape, device=device)
+
+    given = [
+        (WanResidualBlock(c, c).to(device), random(c, frames, side, side),
+         random(c, REMEMBERED, side, side))
+        for c, frames, side in layers
+    ]  # fmt: skip
+
+    def call() -> None:
+        for block, video, before in given:
+            block(video, feat_cache=[before, before], feat_idx=[0])
+
+    work = sum(2 * 2 * CAUSAL * c**2 * frames * side**2 for c, frames, side in layers)
+    return work * _per_second(device, budget_s, call)
 
 
 def _product(left: Tensor, right: Tensor) -> Callable[[], Tensor]:
@@ -53,7 +81,7 @@ def _attention(query: Tensor) -> Callable[[], Tensor]:
 
 
 @torch.no_grad()
-def _per_second(device: torch.device, budget_s: float, call: Callable[[], Tensor]) -> float:
+def _per_second(device: torch.device, budget_s: float, call: Callable[[], object]) -> float:
     call()
     _wait(device)
     since = perf_counter()

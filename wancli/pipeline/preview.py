@@ -15,6 +15,7 @@ from wancli.errors import OutputError
 from wancli.files import write_whole
 from wancli.models.latent_rgb import LatentRgb, fit_rgb
 from wancli.pipeline.generate import Stepped
+from wancli.records import Report, Shown
 
 _SHOWN = 4  # latent frames, from the first to the last
 _SIDE = 192  # pixels of the longer side of one of them
@@ -30,8 +31,9 @@ def preview_file(video: Path) -> Path:
 class Previews:
     """The picture beside a video, replaced every `every` denoising steps; none if that is None."""
 
-    def __init__(self, video: Path, *, every: int | None) -> None:
-        self._file, self._every = preview_file(video), every
+    def __init__(self, video: Path, report: Report, *, every: int | None) -> None:
+        """`report` hears of every picture, and may show it."""
+        self._file, self._report, self._every = preview_file(video), report, every
         self._before: Tensor | None = None
         self._map: LatentRgb | None = None
 
@@ -50,6 +52,7 @@ class Previews:
         content = _strip(self._map(clean[:, :, taken]))
         with suppress(OutputError):  # where a picture does not fit, the video will say so
             write_whole(self._file, content, hint="")
+        self._report(Shown(content))
 
     def remove(self) -> None:
         """The video is there, or will not come."""
@@ -59,9 +62,9 @@ class Previews:
 
 
 @contextmanager
-def previews(video: Path, *, every: int | None) -> Iterator[Previews]:
+def previews(video: Path, report: Report, *, every: int | None) -> Iterator[Previews]:
     """Pictures until the block ends, however it ends."""
-    shown = Previews(video, every=every)
+    shown = Previews(video, report, every=every)
     try:
         yield shown
     finally:

@@ -77,7 +77,7 @@ class Runner:
 
     def make(self, job: Job, report: Report) -> RunRecord:
         """Make one video, its sidecar and its record. Raises WancliError; latents are kept then."""
-        with previews(job.output, every=job.preview_every) as preview:
+        with previews(job.output, report, every=job.preview_every) as preview:
             return self._make(job, report, preview)
 
     def _make(self, job: Job, report: Report, preview: Previews) -> RunRecord:

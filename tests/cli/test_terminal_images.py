@@ -1,0 +1,264 @@
+"""Pictures on a terminal: the bytes of the protocols, and that a bar and they do not mix up."""
+
+import io
+import os
+import re
+import sys
+from base64 import standard_b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from PIL import Image
+
+from tests.cli.test_preview import video
+from wancli.cli.options import Talk
+from wancli.cli.screen import ROWS, Screen
+from wancli.cli.terminal_images import Encode, Place, find_encode, fit, iterm2, kitty
+from wancli.records import Phase, Shown, Step
+
+KITTY = {"TERM": "xterm-kitty"}
+ITERM2 = {"TERM": "xterm-256color", "TERM_PROGRAM": "iTerm.app"}
+
+
+def png(width: int = 64, height: int = 16, *, noise: bool = False) -> bytes:
+    content = io.BytesIO()
+    pixels = os.urandom(3 * width * height) if noise else bytes(3 * width * height)
+    Image.frombytes("RGB", (width, height), pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+def as_documented(keys: dict[str, object], content: bytes) -> bytes:
+    """The minimal example of Kitty's documentation, which writes a PNG."""
+    text, told = standard_b64encode(content), b""
+    while text:
+        chunk, text = text[:4096], text[4096:]
+        keys["m"] = 1 if text else 0
+        told += b"\033_G" + ",".join(f"{k}={v}" for k, v in keys.items()).encode("ascii")
+        told += b";" + chunk + b"\033\\"
+        keys.clear()
+    return told
+
+
+@pytest.mark.parametrize("size", [1, 3071, 3072, 3073, 10_000])
+def test_kittys_bytes_are_those_of_its_documentation(size: int):
+    content = os.urandom(size)
+    keys = {"a": "T", "f": 100, "i": 31, "q": 2, "c": 32, "r": 4}
+    assert kitty(content, 31, 32, 4).encode() == as_documented(keys, content)
+
+
+def test_iterm2s_bytes_are_those_of_its_documentation():
+    # ESC ] 1337 ; File = [arguments] : base-64 encoded file contents ^G
+    expected = "\033]1337;File=inline=1;size=5;width=32;height=4:aGVsbG8=\a"
+    assert iterm2(b"hello", 31, 32, 4) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        (KITTY, kitty),
+        ({"TERM": "xterm-ghostty"}, kitty),
+        ({"TERM": "xterm-256color", "TERM_PROGRAM": "ghostty"}, kitty),
+        ({"TERM": "xterm-256color", "KITTY_WINDOW_ID": "1"}, kitty),
+        ({"TERM": "xterm-256color", "KONSOLE_VERSION": "230804"}, kitty),
+        ({"TERM": "xterm-256color", "KONSOLE_VERSION": "211203"}, None),
+        (ITERM2, iterm2),
+        ({"TERM": "xterm-256color", "LC_TERMINAL": "iTerm2"}, iterm2),
+        ({"TERM": "xterm-256color", "TERM_PROGRAM": "WezTerm"}, iterm2),
+        ({"TERM": "xterm-256color", "TERM_PROGRAM": "vscode", "KITTY_WINDOW_ID": "1"}, iterm2),
+        ({"TERM": "xterm-256color", "TERM_PROGRAM": "Apple_Terminal"}, None),
+        (KITTY | {"TERM_PROGRAM": "WezTerm"}, kitty),  # kitty, started from the other
+        ({"TERM": "xterm-256color"}, None),
+        (KITTY | {"TMUX": "/tmp/tmux-0/default,1,0"}, None),
+        ({"TERM": "tmux-256color", "TERM_PROGRAM": "WezTerm"}, None),
+        ({"TERM": "screen.xterm-256color", "KITTY_WINDOW_ID": "1"}, None),
+        ({"TERM": "screen", "LC_TERMINAL": "iTerm2"}, None),
+        ({"TERM": "dumb", "TERM_PROGRAM": "iTerm.app"}, None),
+        ({}, None),
+    ],
+)
+def test_a_terminal_is_known_by_its_environment(
+    environment: dict[str, str], expected: Encode | None
+):
+    assert find_encode(environment) is expected
+
+
+@pytest.mark.parametrize(
+    ("size", "room", "expected"),
+    [
+        ((768, 192), (80, 8), (64, 8)),
+        ((416, 60), (80, 8), (80, 6)),  # as wide as the terminal
+        ((100, 400), (80, 8), (4, 8)),
+        ((4000, 10), (80, 8), (80, 1)),
+        ((10, 4000), (80, 8), (1, 8)),
+    ],
+)
+def test_a_picture_keeps_its_shape_in_cells(
+    size: tuple[int, int], room: tuple[int, int], expected: tuple[int, int]
+):
+    assert fit(png(*size), columns=room[0], rows=room[1]) == expected
+
+
+class Terminal:
+    """What a terminal shows of the bytes that it is sent: text by line, and pictures."""
+
+    TOKEN = re.compile(
+        r"\x1b_G(?P<keys>[^;]*);[^\x1b]*\x1b\\|\x1b\]1337;File=(?P<file>[^:]*):[^\a]*\a|"
+        r"\x1b\[(?P<value>[?\d;]*)(?P<control>[A-Za-z])|\x1b(?P<cursor>[78])|(?P<text>[^\x1b])",
+        re.DOTALL,
+    )
+
+    def __init__(self, sent: str) -> None:
+        self.lines = [""] * 200
+        self.pictures: list[tuple[int, int, str]] = []  # line, column, keys
+        self._line = self._column = 0
+        self._kept = (0, 0)
+        end = 0
+        for token in self.TOKEN.finditer(sent):
+            assert token.start() == end, sent[end : end + 40]
+            end = token.end()
+            self._take(token)
+        assert end == len(sent)
+
+    def _take(self, token: re.Match[str]) -> None:
+        keys = token["keys"] or token["file"]
+        if keys:
+            if "=T" in keys or "inline" in keys:
+                self.pictures.append((self._line, self._column, keys))
+            self._column += 5  # somewhere else, as terminals differ in
+            self._line += 2
+        elif token["cursor"] == "7":
+            self._kept = self._line, self._column
+        elif token["cursor"] == "8":
+            self._line, self._column = self._kept
+        elif token["control"]:
+            self._control(token["control"], token["value"])
+        elif token["text"] == "\n":  # \r\n, where the terminal is not raw
+            self._line += 1
+        elif token["text"] == "\r":
+            self._column = 0
+        else:
+            line = self.lines[self._line].ljust(self._column)
+            self.lines[self._line] = line[: self._column] + token["text"] + line[self._column + 1 :]
+            self._column += 1
+
+    def _control(self, control: str, value: str) -> None:
+        if control == "A":
+            self._line -= int(value or 1)
+        elif control == "B":
+            self._line += int(value or 1)
+        elif control == "K":
+            self.lines[self._line] = ""
+        else:
+            assert control in "mhl", (control, value)  # colour; the cursor is hidden and shown
+
+
+@contextmanager
+def terminal(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> Iterator[list[bytes]]:
+    """Standard error is a terminal, of which the bytes are given when the block has ended."""
+    for name in ("TMUX", "STY", "ZELLIJ", "TERM_PROGRAM", "LC_TERMINAL", "KITTY_WINDOW_ID",
+                 "KONSOLE_VERSION", "NO_COLOR", "FORCE_COLOR"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+    for name, text in {"COLUMNS": "80", "LINES": "24", **environment}.items():
+        monkeypatch.setenv(name, text)
+    ours, theirs = os.openpty()
+    sent: list[bytes] = []
+
+    def listen() -> None:
+        try:
+            while content := os.read(ours, 65536):
+                sent.append(content)
+        except OSError:  # the other end is closed
+            return
+
+    listener = Thread(target=listen)
+    listener.start()
+    with os.fdopen(theirs, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        yield sent
+    listener.join()
+    os.close(ours)
+
+
+def denoised(talk: Talk) -> None:
+    with Screen(talk).progress() as report:
+        report(Phase("denoise"))
+        for index in range(4):
+            report(Step(index, 4, 0.5))
+            report(Shown(png(768, 192, noise=True)))
+
+
+@pytest.mark.parametrize("environment", [KITTY, ITERM2], ids=["kitty", "iterm2"])
+def test_pictures_take_one_place_above_the_bar(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+):
+    with terminal(monkeypatch, environment) as sent:
+        denoised(Talk())
+        Screen(Talk()).say("done")
+    shown = Terminal(b"".join(sent).decode())
+    assert [place[:2] for place in shown.pictures] == [(0, 0)] * 4
+    assert len({keys for *_, keys in shown.pictures if "i=" in keys}) <= 1  # one replaces another
+    assert [line for line in shown.lines if line.strip()] == ["done"]  # the bar is gone
+    assert shown.lines[ROWS] == "done"
+
+
+def test_while_it_runs_the_bar_stands_below_the_picture(monkeypatch: pytest.MonkeyPatch):
+    with terminal(monkeypatch, KITTY) as sent:
+        denoised(Talk())
+    whole = b"".join(sent).decode()
+    shown = Terminal(whole[: whole.rindex("4/4") + 3])
+    assert [place[:2] for place in shown.pictures] == [(0, 0)] * 4
+    bars = [number for number, line in enumerate(shown.lines) if "denoise" in line]
+    assert bars == [ROWS]
+
+
+@pytest.mark.parametrize(
+    ("talk", "environment"),
+    [
+        (Talk(quiet=True), KITTY),
+        (Talk(json=True), KITTY),
+        (Talk(color=False), KITTY),
+        (Talk(), KITTY | {"NO_COLOR": "1"}),
+        (Talk(), KITTY | {"TMUX": "x"}),
+        (Talk(), {"TERM": "xterm-256color"}),
+    ],
+)
+def test_where_none_are_wanted_or_seen_no_pictures_are_sent(
+    monkeypatch: pytest.MonkeyPatch, talk: Talk, environment: dict[str, str]
+):
+    with terminal(monkeypatch, environment) as sent:
+        denoised(talk)
+        Screen(talk).picture(png())
+    assert b"\x1b_G" not in b"".join(sent)
+    assert b"1337" not in b"".join(sent)
+
+
+def test_what_is_no_terminal_is_sent_no_pictures(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("TERM", "xterm-kitty")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    denoised(Talk())
+    assert "\x1b_G" not in capfd.readouterr().err
+
+
+def test_a_sheet_is_shown_as_large_as_the_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from wancli.cli.preview import preview
+
+    file = video(tmp_path / "a.mp4")
+    with terminal(monkeypatch, KITTY) as sent:
+        preview(
+            files=[file], json_lines=False, quiet=False, verbose=False, no_color=False,
+            rows=1, columns=1, width=64,
+        )  # fmt: skip
+    (place,) = Terminal(b"".join(sent).decode()).pictures
+    assert place[:2] == (0, 0)
+    assert "r=22," in place[2]
+
+
+def test_a_second_picture_makes_no_room_of_its_own():
+    place = Place(kitty, 7, columns=80, rows=8)
+    assert place.draw(png(768, 192)).startswith("\n" * 8 + "\x1b[8A\x1b7")
+    assert place.draw(png(768, 192)).startswith("\x1b[8A\x1b7")
