@@ -13,8 +13,9 @@ from torch import Tensor
 from wancli.bench.cases import Case, Run, Variant
 from wancli.models.load import Loaded, found_machine, load_pipeline
 from wancli.pipeline.clock import Clock
-from wancli.pipeline.generate import Stepped, decode, denoise, encode_prompt
+from wancli.pipeline.generate import Stepped, decode, denoise
 from wancli.pipeline.memory import fits_in_memory, peak_memory, reset_peak_memory
+from wancli.pipeline.prompts import encode_prompt
 from wancli.pipeline.run import start_record, versions, write_video
 from wancli.records import Phase, Report, Request, Step
 from wancli.settings import Settings
@@ -39,7 +40,9 @@ class Measurer:
         self._usual: dict[Case, Made] = {}
         self._prompts: list[str] = []  # numbered in the names of files
         report(Phase("load"))
-        self.loaded: Loaded = load_pipeline(spec, baseline.settings.machine)
+        self.loaded: Loaded = load_pipeline(
+            spec, baseline.settings.machine, task=baseline.plan.task
+        )
 
     @property
     def machine(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Load a Wan pipeline, whole or not at all: a missing key is an error, never a random weight."""
+"""Load a pipeline, whole or not at all: a missing key is an error, never a random weight."""
 
 import os
 from collections.abc import Collection, Iterator
@@ -10,7 +10,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
+from diffusers import UniPCMultistepScheduler
 from safetensors import SafetensorError
 
 from wancli.errors import CapacityError, ModelError, SetupError
@@ -52,7 +52,7 @@ def load_pipeline(
     with _quiet(), _explained(spec):
         ready: dict[str, Any] = {"vae": None}
         if "vae" in parts:
-            ready["vae"] = _part(AutoencoderKLWan, spec, "vae", torch.float32)
+            ready["vae"] = _vae(spec)
         for name in ("transformer", "transformer_2")[: spec.experts]:
             ready[name] = _part(getattr(diffusers, kinds.transformer), spec, name, dtype)
         if spec.image_encoder and "text_encoder" in parts:
@@ -80,11 +80,11 @@ def transformers_of(pipeline: Any) -> list[Any]:
     return [transformer for transformer in found if transformer is not None]
 
 
-def load_vae(spec: ModelSpec, machine: Machine) -> tuple[AutoencoderKLWan, torch.device]:
+def load_vae(spec: ModelSpec, machine: Machine) -> tuple[Any, torch.device]:
     """Only the VAE, in float32."""
     spec, device = _on_disk(spec, ("vae",)), pick_device(machine.device)
     with _quiet(), _explained(spec):
-        return _part(AutoencoderKLWan, spec, "vae", torch.float32).to(device), device
+        return _vae(spec).to(device), device
 
 
 def found_machine(machine: Machine) -> Machine:
@@ -141,6 +141,10 @@ def _part(kind: Any, spec: ModelSpec, name: str, dtype: torch.dtype) -> Any:
     """One component, with every key it should have and no other."""
     problems = ("missing_keys", "unexpected_keys", "mismatched_keys")
     return _checked_part(kind, spec, name, dtype=dtype, problems=problems)
+
+
+def _vae(spec: ModelSpec) -> Any:
+    return _part(getattr(diffusers, spec.family.vae), spec, "vae", torch.float32)
 
 
 def _image_encoder(spec: ModelSpec) -> Any:
