@@ -121,9 +121,9 @@ class Architecture:
     image_encoder: ImageEncoder | None = None
 
     @property
-    def layers(self) -> int:
-        """Transformer blocks."""
-        return self.transformer.layers
+    def blocks(self) -> tuple[int, ...]:
+        """Of each of the transformer's lists: of the one."""
+        return (self.transformer.layers,)
 
 
 VAE_2_2 = Autoencoder(160, 256, 48, residual=True, pixel_channels=12, patch=2)

@@ -10,9 +10,9 @@ from wancli.specs import ModelSpec
 from wancli.tasks import Family
 
 
-def check_family(settings: Settings, spec: ModelSpec) -> None:
-    """Raise PlanError for a solver, a guidance or a cache that the model's kind does not take."""
-    family, sampling = spec.family, settings.sampling
+def check_family(settings: Settings, spec: ModelSpec, family: Family) -> None:
+    """Raise PlanError for a solver, a guidance or a cache that the family does not take."""
+    sampling = settings.sampling
     if sampling.scheduler not in family.schedulers:
         raise PlanError(
             f"--scheduler {sampling.scheduler} does not go with {spec.name}: its pipeline gives "

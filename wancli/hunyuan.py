@@ -89,9 +89,9 @@ class HunyuanVideo:
     text_encoder_2: ClipText = ClipText()
 
     @property
-    def layers(self) -> int:
-        """Blocks of the shorter list: a step cache computes as many first ones of both."""
-        return min(self.transformer.dual, self.transformer.single)
+    def blocks(self) -> tuple[int, ...]:
+        """Of each of the transformer's lists."""
+        return self.transformer.dual, self.transformer.single
 
 
 def hunyuan_of(
@@ -102,9 +102,7 @@ def hunyuan_of(
 ) -> HunyuanVideo | None:
     """The shapes that the parts' config.json say; None where they do not tell."""
     try:
-        return HunyuanVideo(
-            _transformer(transformer), _vae(vae), _llama(text), _clip(text_2)
-        )  # fmt: skip
+        return HunyuanVideo(_transformer(transformer), _vae(vae), _llama(text), _clip(text_2))
     except (KeyError, TypeError, ValueError):
         return None
 

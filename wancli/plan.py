@@ -64,12 +64,12 @@ def make_plan(
     )
     _check_experts(settings, spec)
     check_machine(settings.machine)
-    check_family(settings, spec)
+    check_family(settings, spec, chosen.family)
     if settings.prompt_kv.free_kv_weights and not settings.prompt_kv.prompt_kv:
         raise PlanError("--free-kv-weights needs the prompt's K/V.", hint="drop --no-prompt-kv")
     count, segment_frames = segments(chosen, video)
     steps = steps_made(sampling, chosen) * count
-    check_step_cache(settings.step_cache, steps=steps, model=spec.name, layers=spec.layers)
+    check_step_cache(settings.step_cache, steps=steps, model=spec.name, layers=spec.shortest)
     check_step_cache_task(settings.step_cache, chosen)
     guided = getattr(sampling, chosen.family.guidance) > 1
     gate = gate_step(settings, chosen, steps=steps, segments=count)

@@ -52,8 +52,13 @@ class ModelSpec:
 
     @property
     def layers(self) -> int:
-        """Transformer blocks, of the shorter list where there are two; 0 is unknown."""
-        return self.architecture.layers if self.architecture else 0
+        """Transformer blocks; 0 is unknown."""
+        return sum(self.architecture.blocks) if self.architecture else 0
+
+    @property
+    def shortest(self) -> int:
+        """Blocks of the shortest list of them; 0 is unknown."""
+        return min(self.architecture.blocks) if self.architecture else 0
 
     @property
     def dim(self) -> int:

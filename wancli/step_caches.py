@@ -98,7 +98,8 @@ def step_cache_spec(classes: Iterable[str]) -> StepCacheSpec:
 def check_step_cache(settings: StepCache, *, steps: int, model: str = "", layers: int = 0) -> None:
     """Raise PlanError for what cannot go together, or would silently do nothing.
 
-    `steps` are those of the whole generation, `layers` the transformer's blocks; 0 is unknown.
+    `steps` are those of the whole generation, `layers` the blocks of the transformer, or of the
+    shorter of its lists; 0 is unknown.
     """
     method = settings.step_cache
     if method == "none":

@@ -245,6 +245,24 @@ def test_a_lora_is_merged(wancli: Wancli, model: Path):
     assert not torch.allclose(merged, by_hand(model), atol=1e-2)
 
 
+def test_a_lora_in_the_original_naming_is_refused(wancli: Wancli, model: Path):
+    layer = "diffusion_model.double_blocks.0.img_attn_qkv"
+    tensors = {f"{layer}.lora_A.weight": torch.ones(2, 32)}
+    save_file({**tensors, f"{layer}.lora_B.weight": torch.ones(96, 2)}, "x.safetensors")
+    said = wancli(*asked(model, "--lora", "x.safetensors"))
+    assert said.code == 4
+    assert "HunyuanVideo's own naming" in said.err
+
+
+def test_a_step_cache_is_measured_on_it(wancli: Wancli, model: Path):
+    said = wancli(
+        "bench", *asked(model)[1:-2], "--seed", 1, "-o", "report", "--json", "--variant",
+        f"fast: {' '.join(map(str, CACHED))} --cachedit-residual-threshold 1",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    assert Path("report/report.html").exists()
+
+
 def test_an_attention_kernel_by_name_reaches_it(wancli: Wancli, model: Path):
     _, latents = made(wancli, model, "--attention-backend", "native")
     assert torch.equal(latents, by_hand(model))
