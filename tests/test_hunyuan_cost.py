@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
 from tests import hunyuan
 from tests.shapes import flops, moved, parameters, peak_bytes
-from wancli.hunyuan import CausalVae, ClipText, HunyuanVideo, JointTransformer, Llama, hunyuan_of
+from wancli.hunyuan import CausalVae, HunyuanVideo, JointTransformer, Llama, hunyuan_of
 from wancli.hunyuan_cost import (
     causal_decode_bytes,
     causal_decode_work,
@@ -32,7 +32,19 @@ from wancli.specs import SPECS
 from wancli.vae_cost import Grid
 
 META = torch.device("meta")
-PUBLISHED: dict[str, Any] = {  # text_encoder/config.json and text_encoder_2/config.json
+PUBLISHED: dict[str, Any] = {  # config.json of hunyuanvideo-community/HunyuanVideo, by part
+    "transformer": {
+        "in_channels": 16, "out_channels": 16, "num_attention_heads": 24,
+        "attention_head_dim": 128, "num_layers": 20, "num_single_layers": 40,
+        "num_refiner_layers": 2, "mlp_ratio": 4.0, "patch_size": 2, "patch_size_t": 1,
+        "qk_norm": "rms_norm", "guidance_embeds": True, "text_embed_dim": 4096,
+        "pooled_projection_dim": 768, "rope_theta": 256.0, "rope_axes_dim": [16, 56, 56],
+    },
+    "vae": {
+        "block_out_channels": [128, 256, 512, 512], "latent_channels": 16, "layers_per_block": 2,
+        "mid_block_add_attention": True, "norm_num_groups": 32, "scaling_factor": 0.476986,
+        "spatial_compression_ratio": 8, "temporal_compression_ratio": 4,
+    },
     "text_encoder": {
         "vocab_size": 128_320, "hidden_size": 4096, "intermediate_size": 14_336,
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
@@ -104,9 +116,15 @@ def llama(config: dict[str, Any]) -> LlamaModel:
 
 def test_the_published_model_has_12_8_billion_parameters():
     shape = SPECS["hunyuanvideo"].architecture
+    assert shape == hunyuan_of(*PUBLISHED.values())
     assert isinstance(shape, HunyuanVideo)
-    assert joint_parameters(shape.transformer) == 12_821_012_544
-    assert joint_parameters(shape.transformer) == parameters(transformer(shape.transformer))
+    with META:
+        model = HunyuanVideoTransformer3DModel(**PUBLISHED["transformer"])
+        decoder = AutoencoderKLHunyuanVideo(**PUBLISHED["vae"])
+    assert joint_parameters(shape.transformer) == parameters(model) == 12_821_012_544
+    assert causal_vae_parameters(shape.vae) == parameters(decoder) == 246_478_803
+    assert llama_parameters(shape.text_encoder) == 7_505_186_816
+    assert clip_text_parameters(shape.text_encoder_2) == 123_060_480
 
 
 @pytest.mark.parametrize("guidance", [True, False])
@@ -179,8 +197,3 @@ def test_decoding_holds_and_moves_about_what_the_formulas_say(frames: int):
     )
     assert causal_decode_bytes(CausalVae(), grid) == pytest.approx(held, rel=0.05)
     assert causal_moved_bytes(CausalVae(), grid) == pytest.approx(seen, rel=0.15)
-
-
-def test_clip_and_llama_default_to_the_published_shapes():
-    assert clip_text_parameters(ClipText()) == 123_060_480
-    assert llama_parameters(Llama()) == 7_505_186_816

@@ -1,8 +1,9 @@
 """Shapes of HunyuanVideo and its kin: two streams of tokens, video and text, that become one.
 
-Sources: https://github.com/Tencent-Hunyuan/HunyuanVideo (fa14b00), hyvideo/modules/models.py#L768,
-and the config.json files of https://huggingface.co/hunyuanvideo-community/HunyuanVideo, which are
-the defaults of diffusers 0.42.1's classes but for the text encoders'.
+Sources: https://github.com/Tencent-Hunyuan/HunyuanVideo (fa14b00), hyvideo/modules/models.py#L742,
+and the config.json files of https://huggingface.co/hunyuanvideo-community/HunyuanVideo, by their
+copies in thu-ml/Hunyuan-RIFLEx-diffusers (transformer), jbilcke-hf/HunyuanVideo-HFIE (VAE) and
+FastVideo/FastHunyuan-diffusers (LLaMA); CLIP is openai/clip-vit-large-patch14's text side.
 """
 
 from collections.abc import Mapping

@@ -8,7 +8,7 @@ from typing import Any
 from wancli.errors import PlanError, UsageError
 from wancli.pipeline.store import RolloutStore
 
-# What may differ from the first run; a rollout reads none of the settings.
+# What may differ from the first run; a rollout reads none of these settings.
 UNREAD = ("sampling.strength", "sampling.true_cfg_scale", "video.segment_frames")
 FREE = ("output", "sources", "schema", *UNREAD)
 LONGER = ("rollout.chunks", "video.num_frames")  # may grow
