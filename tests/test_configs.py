@@ -22,7 +22,7 @@ from wancli.configs import (
 )
 from wancli.random_models import keep_layers
 from wancli.specs import SPECS
-from wancli.tasks import TASKS
+from wancli.tasks import TASKS, WAN
 
 OF_ALL = {
     "added_kv_proj_dim": None, "attention_head_dim": 128, "cross_attn_norm": True, "eps": 1e-06,
@@ -77,6 +77,9 @@ CLIP = {
 }  # fmt: skip
 
 
+WANS = [spec for spec in SPECS.values() if spec.family is WAN]
+
+
 def defaults(kind: Any) -> dict[str, Any]:
     """What a class is made with where nothing is said."""
     return {name: p.default for name, p in inspect.signature(kind).parameters.items()}
@@ -85,36 +88,34 @@ def defaults(kind: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_transformer_is_made_as_it_was_published(name: str):
     spec, published = SPECS[name], PUBLISHED[name]
-    assert spec.architecture
     kind = defaults(getattr(diffusers, TASKS[spec.tasks[0]].transformer))
-    made = {**kind, **transformer_config(spec.architecture.transformer)}
+    made = {**kind, **transformer_config(spec.wan.transformer)}
     assert {key: made[key] for key in published} == published
 
 
-def test_every_known_model_was_published_or_is_the_demo():
-    assert {*PUBLISHED, "demo"} == set(SPECS)
+def test_every_known_wan_was_published_or_is_the_demo():
+    assert {*PUBLISHED, "demo"} == {spec.name for spec in WANS}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_other_parts_are_made_as_they_were_published(name: str):
     spec = SPECS[name]
-    assert spec.architecture
     vae = VAE_2_2 if name == "wan2.2-ti2v-5b" else VAE_2_1
-    made = {**defaults(AutoencoderKLWan), **autoencoder_config(spec.architecture.vae)}
+    made = {**defaults(AutoencoderKLWan), **autoencoder_config(spec.wan.vae)}
     assert {key: made[key] for key in vae} == vae
-    assert text_encoder_config(spec.architecture.text_encoder) == UMT5_XXL
+    assert text_encoder_config(spec.wan.text_encoder) == UMT5_XXL
     if spec.image_encoder:
-        assert spec.architecture.image_encoder
-        assert image_encoder_config(spec.architecture.image_encoder) == CLIP
+        assert spec.wan.image_encoder
+        assert image_encoder_config(spec.wan.image_encoder) == CLIP
     else:
         with pytest.raises(KeyError):
-            part_config(spec.architecture, "image_encoder")
+            part_config(spec.wan, "image_encoder")
 
 
 @pytest.mark.parametrize("layers", [None, 1, 2, 5, 20])
-@pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", WANS, ids=lambda spec: spec.name)
 def test_a_shape_comes_back_from_its_configuration(spec, layers: int | None):
-    shapes = keep_layers(spec.architecture, layers) if layers else spec.architecture
+    shapes = keep_layers(spec.wan, layers) if layers else spec.wan
     assert transformer_of(transformer_config(shapes.transformer)) == shapes.transformer
     assert autoencoder_of(autoencoder_config(shapes.vae)) == shapes.vae
     assert text_encoder_of(text_encoder_config(shapes.text_encoder)) == shapes.text_encoder
@@ -123,8 +124,7 @@ def test_a_shape_comes_back_from_its_configuration(spec, layers: int | None):
 @pytest.mark.parametrize("layers", range(1, 41))
 @pytest.mark.parametrize("name", ["wan2.1-vace-1.3b", "wan2.1-vace-14b"])
 def test_blocks_of_vace_are_beside_blocks_that_are_there(name: str, layers: int):
-    architecture = SPECS[name].architecture
-    assert architecture
+    architecture = SPECS[name].wan
     whole = transformer_config(architecture.transformer)["vace_layers"]
     kept = transformer_config(keep_layers(architecture, layers).transformer)
     assert len(kept["vace_layers"]) == sum(block < layers for block in whole)

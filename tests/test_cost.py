@@ -136,8 +136,7 @@ def test_an_image_model_encodes_a_picture_and_a_video():
 def test_the_image_encoder_of_a_folder_is_counted(tmp_path: Path, task: str, pictures: int):
     tiny_folder(tmp_path, task)
     spec = find_spec(str(tmp_path))
-    assert spec.architecture
-    encoder = spec.architecture.image_encoder
+    encoder = spec.wan.image_encoder
     assert encoder
     given = {"video": {"num_frames": 5, "width": 32, "height": 32}}
     settings = resolve([Layer("flag", given)], Settings).settings
@@ -145,8 +144,8 @@ def test_the_image_encoder_of_a_folder_is_counted(tmp_path: Path, task: str, pic
     cost = generation_cost(settings, spec, plan, wide=True)
     assert cost
     assert cost.parameters["image_encoder"] == parameters(tiny_image_encoder()["image_encoder"])
-    assert image_tokens(spec.architecture) == pictures * 5
-    without = replace(spec, architecture=replace(spec.architecture, image_encoder=None))
+    assert image_tokens(spec.wan) == pictures * 5
+    without = replace(spec, architecture=replace(spec.wan, image_encoder=None))
     less = generation_cost(settings, without, plan, wide=True)
     assert less
     seen = cost.work["encode"].matmul - less.work["encode"].matmul

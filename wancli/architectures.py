@@ -121,6 +121,11 @@ class Architecture:
     text_encoder: TextEncoder = TextEncoder()
     image_encoder: ImageEncoder | None = None
 
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Of each of the transformer's lists: of the one."""
+        return (self.transformer.layers,)
+
 
 VAE_2_2 = Autoencoder(160, 256, 48, residual=True, pixel_channels=12, patch=2)
 _1_3B = Transformer(layers=30, heads=12, ffn=8960)

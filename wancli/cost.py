@@ -8,12 +8,15 @@ from typing import Any
 from wancli import transformer_cost
 from wancli.architectures import IMAGE_TOKENS, Architecture, Transformer
 from wancli.geometry import LatentShape
+from wancli.hunyuan import HunyuanVideo
+from wancli.hunyuan_cost import hunyuan_needs
 from wancli.plan import Plan, RolloutPlan
 from wancli.settings import RolloutSettings, Settings
 from wancli.specs import ModelSpec
 from wancli.transformer_cost import (
     NO_WORK,
     Forward,
+    Needs,
     Work,
     activation_bytes,
     block_parameters,
@@ -32,7 +35,7 @@ TIMESTEP_ROWS = 128  # most that are computed where all tokens have one timestep
 BITS_PER_PIXEL = 0.2  # of H.264 at CRF 18, about
 LOSSLESS_BITS_PER_PIXEL = 10.0
 PHASES = {
-    "encode": ("text_encoder", "image_encoder"),
+    "encode": ("text_encoder", "text_encoder_2", "image_encoder"),
     "denoise": ("transformer", "transformer_2"),
     "decode": ("vae",),
 }
@@ -89,30 +92,35 @@ class Cost:
 
 def generation_cost(settings: Settings, spec: ModelSpec, plan: Plan, *, wide: bool) -> Cost | None:
     """Of `wancli generate`, every step computed whole; None where the shape is not known."""
-    shapes, shape, reuse = spec.architecture, plan.shape, settings.prompt_kv.prompt_kv
+    shapes, shape, reuse = spec.architecture, plan.shape, plan.prompt_kv
+    prompts, kept = 2 if plan.guided else 1, {"step_cache": plan.step_cache_bytes}
     if shapes is None:
         return None
+    if isinstance(shapes, HunyuanVideo):
+        needs = hunyuan_needs(
+            shapes,
+            latents=_grid(shape),
+            tokens=plan.tokens,
+            forwards=plan.forwards,
+            prompts=prompts,
+            size=WIDE if wide else NARROW,
+        )
+        return _cost(settings, spec, shape, needs, wide=wide, kept=kept)
     rows = 1
     if spec.per_token_time:
         rows = min(plan.tokens, TIMESTEP_ROWS) if reuse else plan.tokens
     given = Forward(
         plan.tokens, plan.tokens, spec.text_length, image_tokens(shapes), reuse, rows, shape.frames
     )
-    prompts = 2 if plan.guided else 1
     fresh = min(plan.forwards, prompts * spec.experts) if reuse else plan.forwards
     work = denoise_work(shapes.transformer, {given: plan.forwards}, fresh=fresh)
     branches = prompts * spec.experts
-    return _cost(
-        settings,
-        spec,
-        shape,
-        wide=wide,
+    needs = _wan_needs(
+        shapes, spec, shape, wide=wide, prompts=prompts,
         denoise=(plan.tokens, plan.forwards, work, spec.per_token_time and not reuse),
-        kept={
-            "step_cache": plan.step_cache_bytes,
-            "prompt_kv": branches * prompt_bytes(shapes, spec, wide=wide) if reuse else 0,
-        },
-    )
+    )  # fmt: skip
+    kept["prompt_kv"] = branches * prompt_bytes(shapes, spec, wide=wide) if reuse else 0
+    return _cost(settings, spec, shape, needs, wide=wide, kept=kept)
 
 
 def rollout_cost(
@@ -120,7 +128,7 @@ def rollout_cost(
 ) -> Cost | None:
     """Of `wancli rollout`, without reading the past again; None where the shape is not known."""
     shapes = spec.architecture
-    if shapes is None:
+    if not isinstance(shapes, Architecture):  # rollouts are of Wan
         return None
     branches = (2 if plan.guided else 1) * spec.experts
     tokens = plan.chunk * plan.shape.tokens_per_frame
@@ -129,10 +137,12 @@ def rollout_cost(
         "rolling_kv": branches * rolling_bytes(shapes.transformer, settings, plan, wide=wide),
         "prompt_kv": branches * prompt_bytes(shapes, spec, wide=wide),
     }
-    return _cost(
-        settings, spec, plan.shape, wide=wide, kept=kept, chunk=plan.chunk,
+    texts = 2 if settings.sampling.guidance_scale > 1 else 1
+    needs = _wan_needs(
+        shapes, spec, plan.shape, wide=wide, prompts=texts, chunk=plan.chunk,
         denoise=(tokens, plan.forwards, work, False),
     )  # fmt: skip
+    return _cost(settings, spec, plan.shape, needs, wide=wide, kept=kept, chunk=plan.chunk)
 
 
 def rollout_forwards(
@@ -192,55 +202,71 @@ def rolling_bytes(
     return t.layers * rows * t.dim * (WIDE if wide else NARROW)
 
 
-def _cost(  # noqa: PLR0913 - what the two kinds of runs differ in
-    settings: Settings, spec: ModelSpec, shape: LatentShape, *, wide: bool,
-    denoise: tuple[int, int, Work, bool], kept: Mapping[str, int], chunk: int = 0,
-) -> Cost:  # fmt: skip
+def _wan_needs(  # noqa: PLR0913 - what the two kinds of runs differ in
+    shapes: Architecture, spec: ModelSpec, shape: LatentShape, *, wide: bool, prompts: int,
+    denoise: tuple[int, int, Work, bool], chunk: int = 0,
+) -> Needs:  # fmt: skip
     """`denoise` is tokens, forwards, work, and whether every token has a timestep of its own."""
-    shapes, size = spec.architecture, WIDE if wide else NARROW
-    if shapes is None:
-        raise ValueError(f"{spec.name} has no shape")
-    t, grid = shapes.transformer, Grid(shape.frames, shape.height, shape.width)
+    t, e, grid = shapes.transformer, shapes.text_encoder, _grid(shape)
+    size = WIDE if wide else NARROW
     tokens, forwards, denoising, per_token = denoise
-    parameters = part_parameters(shapes, spec.experts)
-    wide_extra = (WIDE - size) * wide_parameters(t)
-    weights = {
-        part: count * (WIDE if part == "vae" else size)
-        + (wide_extra if part in PHASES["denoise"] else 0)
-        for part, count in parameters.items()
-    }
-    texts = 2 if settings.sampling.guidance_scale > 1 else 1
-    encode = text_work(shapes.text_encoder, spec.text_length) * texts
+    encode = text_work(e, spec.text_length) * prompts
     if shapes.image_encoder:
         pictures = image_tokens(shapes) // shapes.image_encoder.tokens
         encode += image_work(shapes.image_encoder) * pictures
     if t.in_channels > t.out_channels or t.vace_blocks:  # it is shown a video in latents
         encode += encode_work(shapes.vae, grid)
-    e = shapes.text_encoder
     scores = e.heads * spec.text_length**2 * (WIDE + size)
     shown = replace(grid, frames=chunk or grid.frames)
-    pixels = settings.video.width * settings.video.height
-    frames = 1 + (shape.frames - 1) * spec.strides.temporal
-    bits = LOSSLESS_BITS_PER_PIXEL if settings.output.lossless else BITS_PER_PIXEL
-    stored = sum(parameters.values())
-    return Cost(
-        parameters=parameters,
+    return Needs(
+        parameters=part_parameters(shapes, spec.experts),
+        wide=wide_parameters(t),
+        block=block_parameters(t),
         tokens=tokens,
         forwards=forwards,
         work={"encode": encode, "denoise": denoising, "decode": decode_work(shapes.vae, grid)},
         moved={"denoise": forwards * transformer_cost.moved_bytes(t, tokens, element_bytes=size)},
-        weights=weights,
-        block=size * block_parameters(t),
-        kept=kept,
         activations={
             "encode": scores + spec.text_length * (4 * e.dim + 3 * e.ffn) * size,
             "denoise": activation_bytes(t, tokens, element_bytes=size, per_token_time=per_token),
             "decode": decode_bytes(shapes.vae, shown),
         },
+    )
+
+
+def _cost(  # noqa: PLR0913 - what the kinds of runs differ in
+    settings: Settings, spec: ModelSpec, shape: LatentShape, needs: Needs, *, wide: bool,
+    kept: Mapping[str, int], chunk: int = 0,
+) -> Cost:  # fmt: skip
+    size = WIDE if wide else NARROW
+    wide_extra = (WIDE - size) * needs.wide
+    weights = {
+        part: count * (WIDE if part == "vae" else size)
+        + (wide_extra if part in PHASES["denoise"] else 0)
+        for part, count in needs.parameters.items()
+    }
+    pixels = settings.video.width * settings.video.height
+    frames = 1 + (shape.frames - 1) * spec.strides.temporal
+    bits = LOSSLESS_BITS_PER_PIXEL if settings.output.lossless else BITS_PER_PIXEL
+    stored = sum(needs.parameters.values())
+    return Cost(
+        parameters=needs.parameters,
+        tokens=needs.tokens,
+        forwards=needs.forwards,
+        work=needs.work,
+        moved=needs.moved,
+        weights=weights,
+        block=size * needs.block,
+        kept=kept,
+        activations=needs.activations,
         output=int(frames * pixels * bits / 8),
         store=WIDE * shape.channels * shape.frames * shape.height * shape.width if chunk else 0,
         download=(NARROW * stored, WIDE * stored),
     )
+
+
+def _grid(shape: LatentShape) -> Grid:
+    return Grid(shape.frames, shape.height, shape.width)
 
 
 def part_parameters(shapes: Architecture, experts: int) -> dict[str, int]:

@@ -10,9 +10,10 @@ from wancli.architectures import architecture_of
 from wancli.errors import ModelError, PlanError, closest
 from wancli.geometry import Strides
 from wancli.hub_cache import cached_revision
+from wancli.hunyuan import TEXT_TOKENS, hunyuan_of
 from wancli.random_models import RANDOM, known_spec, random_spec
 from wancli.specs import SPECS, TEXT_LENGTH, ModelSpec
-from wancli.tasks import ANIMATE, ENDS, IMAGE, TASKS, TEXT, VACE, VIDEO
+from wancli.tasks import ANIMATE, ENDS, HUNYUAN_TEXT, IMAGE, TASKS, TEXT, VACE, VIDEO
 
 
 def find_spec(model: str, *, layers: int | None = None) -> ModelSpec:
@@ -65,8 +66,10 @@ def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec
     if whole and index.get("_class_name") not in PIPELINES:
         raise ModelError(
             f"{folder} holds a {index.get('_class_name')}, not a WanPipeline.",
-            hint="give a Wan model in diffusers' format",
+            hint="give a Wan model or HunyuanVideo in diffusers' format",
         )
+    if index.get("_class_name") == TASKS[HUNYUAN_TEXT].pipeline:
+        return _hunyuan_spec(folder, name or str(folder), repo)
     transformer = read_config(folder, "transformer/config.json")
     vae = read_config(folder, "vae/config.json") if whole else {}
     tokenizer = read_config(folder, "tokenizer/tokenizer_config.json") if whole else {}
@@ -92,6 +95,34 @@ def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec
         experts=2 if _has(index, "transformer_2") else 1,
         boundary_ratio=index.get("boundary_ratio"),
         image_encoder=_has(index, "image_encoder"),
+        folder=folder,
+    )
+
+
+def _hunyuan_spec(folder: Path, name: str, repo: str) -> ModelSpec:
+    transformer, vae, text, text_2 = (
+        read_config(folder, f"{part}/config.json")
+        for part in ("transformer", "vae", "text_encoder", "text_encoder_2")
+    )
+    if kind := transformer.get("image_condition_type"):
+        raise ModelError(
+            f"{folder} is of {kind}: it needs a picture.",
+            hint="give a text-to-video HunyuanVideo",
+        )
+    return ModelSpec(
+        name,
+        repo,
+        "A local folder.",
+        tasks=(HUNYUAN_TEXT,),
+        strides=Strides(
+            temporal=vae.get("temporal_compression_ratio", 4),
+            spatial=vae.get("spatial_compression_ratio", 8),
+            patch=transformer.get("patch_size", 2),
+        ),
+        latent_channels=transformer.get("out_channels", 16),
+        text_length=TEXT_TOKENS,
+        architecture=hunyuan_of(transformer, vae, text, text_2),
+        causal=False,
         folder=folder,
     )
 
@@ -125,6 +156,8 @@ def check_files(spec: ModelSpec, parts: Collection[str] = PARTS) -> None:
     if spec.folder is None:
         return
     more = ["transformer_2"] if spec.experts > 1 else []
+    if spec.family.second_text_encoder and "text_encoder" in parts:
+        more.append("text_encoder_2")
     if spec.image_encoder and "text_encoder" in parts:
         more.append("image_encoder")
     for part in (*parts, *more):

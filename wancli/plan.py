@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 from wancli.errors import PlanError
+from wancli.families import check_family, check_family_given
 from wancli.geometry import LatentShape, Span, latent_shape, lay_out
 from wancli.inputs import NOTHING, Inputs, choose_task, references, segments, steps_made
 from wancli.lora import check_loras
@@ -13,12 +14,13 @@ from wancli.resolve import Resolved, flag
 from wancli.settings import Rollout, RolloutSettings, RopePolicy, Settings
 from wancli.specs import ModelSpec
 from wancli.step_caches import (
+    STEP_CACHES,
     check_step_cache,
     check_step_cache_task,
     gate_step,
     step_cache_bytes,
 )
-from wancli.tasks import TASKS, TEXT
+from wancli.tasks import TASKS, TEXT, Task
 
 WITH_THRESHOLD = ("first-block", "magcache", "seacache")  # --step-cache-threshold is theirs
 
@@ -37,6 +39,7 @@ class Plan:
     steps: int  # that are made, of all segments: video-to-video leaves the first out
     segments: int  # that the video is made in, one after the other
     segment_frames: int  # video frames of one
+    prompt_kv: bool  # whether the prompt's keys and values are computed once
     gate: int | None  # step from which on the uncond branch is not computed
     forwards: int  # transformer calls in all
     step_cache_bytes: int  # at most; 0 without one, or where the model's size is unknown
@@ -61,13 +64,14 @@ def make_plan(
     )
     _check_experts(settings, spec)
     check_machine(settings.machine)
+    check_family(settings, spec, chosen.family)
     if settings.prompt_kv.free_kv_weights and not settings.prompt_kv.prompt_kv:
         raise PlanError("--free-kv-weights needs the prompt's K/V.", hint="drop --no-prompt-kv")
     count, segment_frames = segments(chosen, video)
     steps = steps_made(sampling, chosen) * count
-    check_step_cache(settings.step_cache, steps=steps, model=spec.name, layers=spec.layers)
+    check_step_cache(settings.step_cache, steps=steps, model=spec.name, layers=spec.shortest)
     check_step_cache_task(settings.step_cache, chosen)
-    guided = sampling.guidance_scale > 1
+    guided = getattr(sampling, chosen.family.guidance) > 1
     gate = gate_step(settings, chosen, steps=steps, segments=count)
     shown = references(chosen, inputs)
     frames = (segment_frames - 1) // spec.strides.temporal + 1 + shown
@@ -83,9 +87,10 @@ def make_plan(
         steps=steps,
         segments=count,
         segment_frames=segment_frames,
+        prompt_kv=settings.prompt_kv.prompt_kv and chosen.family.prompt_kv,
         gate=gate,
         forwards=steps + ((gate or steps) if guided else 0),
-        step_cache_bytes=_step_cache_bytes(settings, spec, tokens, guided=guided),
+        step_cache_bytes=_step_cache_bytes(settings, spec, chosen, tokens, guided=guided),
         duration_s=video.num_frames / video.fps,
     )
 
@@ -253,7 +258,8 @@ def _check_experts(settings: Settings, spec: ModelSpec) -> None:
 
 def check_given(resolved: Resolved[Any], task: str = TEXT) -> None:
     """Raise PlanError for a flag of the step cache, or of a task, that nothing would read."""
-    for key in ("sampling.strength", "video.segment_frames"):
+    check_family_given(resolved, TASKS[task].family)
+    for key in ("sampling.strength", "sampling.true_cfg_scale", "video.segment_frames"):
         name = key.partition(".")[2]
         if resolved.sources.get(key) == "flag" and name not in TASKS[task].settings:
             raise PlanError(f"{flag(name)} does nothing in {task}.", hint=f"drop {flag(name)}")
@@ -270,12 +276,15 @@ def check_given(resolved: Resolved[Any], task: str = TEXT) -> None:
             )
 
 
-def _step_cache_bytes(settings: Settings, spec: ModelSpec, tokens: int, *, guided: bool) -> int:
-    chosen = settings.step_cache
+def _step_cache_bytes(
+    settings: Settings, spec: ModelSpec, task: Task, tokens: int, *, guided: bool
+) -> int:
+    chosen, known = settings.step_cache, STEP_CACHES[task.transformer]
     if chosen.step_cache != "cachedit":
         return 0
-    return step_cache_bytes(
+    return len(known.blocks) * step_cache_bytes(
         tokens=tokens,
+        text=spec.text_length if known.changes_text else 0,
         dim=spec.dim,
         branches=2 if guided else 1,
         bytes_per_element=4 if is_wide(settings.machine, settings.machine.device) else 2,

@@ -19,11 +19,11 @@ def known_spec(model: str) -> ModelSpec | None:
 def random_spec(model: str, *, layers: int | None = None) -> ModelSpec:
     """Spec of `random:NAME`, of at most so many `layers`. Raises ModelError, PlanError."""
     known = known_spec(model)
-    if known is None or known.architecture is None:
-        near = closest(model.removeprefix(RANDOM), SPECS)
-        names = ", ".join(SPECS)
+    if known is None or not isinstance(known.architecture, Architecture):
+        shapes = [name for name, s in SPECS.items() if isinstance(s.architecture, Architecture)]
+        near, names = closest(model.removeprefix(RANDOM), shapes), ", ".join(shapes)
         raise ModelError(
-            f"model '{model}': random weights need a known shape.",
+            f"model '{model}': random weights need a known shape of Wan.",
             hint=f"did you mean '{RANDOM}{near}'? known: {names}" if near else f"known: {names}",
         )
     return replace(

@@ -35,6 +35,13 @@ class Sampling(Group):
         lt=1,
         description="Noise, of 1, under which the low-noise expert takes over; else the model's.",
     )
+    true_cfg_scale: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="Guidance by --negative-prompt, of HunyuanVideo, whose --guidance-scale is a "
+        "number the model is told; 1 or less turns it off.",
+    )
     strength: float = Field(
         0.8, gt=0, le=1, description="Part of the steps that video-to-video makes; 1 is all."
     )

@@ -4,6 +4,7 @@ Sources, for the released models: wan/configs/ of https://github.com/Wan-Video/W
 https://github.com/Wan-Video/Wan2.2 (42bf4cf), and scripts/convert_wan_to_diffusers.py of
 https://github.com/huggingface/diffusers (58eb52c), and the pipelines of diffusers 0.42.1: which
 model they can do what with. WanVideoToVideoPipeline knows one expert, and VAEs of Wan 2.1.
+Of HunyuanVideo: `hunyuan.py`.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ from wancli.architectures import (
     Architecture,
 )
 from wancli.geometry import Strides
-from wancli.tasks import ANIMATE, ENDS, IMAGE, TEXT, VACE, VIDEO
+from wancli.hunyuan import TEXT_TOKENS, HunyuanVideo
+from wancli.tasks import ANIMATE, ENDS, HUNYUAN_TEXT, IMAGE, TASKS, TEXT, VACE, VIDEO, Family
 
 DEMO_FOLDER = Path(__file__).parent / "demo" / "model"
 TEXT_LENGTH = 512  # tokens, in every released Wan
@@ -40,7 +42,7 @@ class ModelSpec:
     strides: Strides = field(default_factory=Strides)
     latent_channels: int = 16
     text_length: int = TEXT_LENGTH
-    architecture: Architecture | None = None  # None is unknown
+    architecture: Architecture | HunyuanVideo | None = None  # None is unknown
     per_token_time: bool = False  # every token is told its timestep
     experts: int = 1  # 2: one transformer for high noise, one for low
     boundary_ratio: float | None = None  # noise, of 1, under which the second takes over
@@ -55,14 +57,31 @@ class ModelSpec:
         return self.folder is None and not self.random
 
     @property
+    def wan(self) -> Architecture:
+        """Its shape, where that is a Wan's; ValueError where it is not known to be."""
+        if not isinstance(self.architecture, Architecture):
+            raise ValueError(f"{self.name} has no shape of Wan")
+        return self.architecture
+
+    @property
     def layers(self) -> int:
         """Transformer blocks; 0 is unknown."""
-        return self.architecture.transformer.layers if self.architecture else 0
+        return sum(self.architecture.blocks) if self.architecture else 0
+
+    @property
+    def shortest(self) -> int:
+        """Blocks of the shortest list of them; 0 is unknown."""
+        return min(self.architecture.blocks) if self.architecture else 0
 
     @property
     def dim(self) -> int:
         """Of a token inside the transformer; 0 is unknown."""
         return self.architecture.transformer.dim if self.architecture else 0
+
+    @property
+    def family(self) -> Family:
+        """Its kind of pipelines."""
+        return TASKS[self.tasks[0]].family
 
 
 SPECS = {
@@ -190,6 +209,15 @@ SPECS = {
             experts=2,
             causal=True,
             architecture=WAN_14B,
+        ),
+        ModelSpec(
+            "hunyuanvideo",
+            "hunyuanvideo-community/HunyuanVideo",
+            "HunyuanVideo text-to-video, 13B parameters, 720p at 24 frames per second.",
+            tasks=(HUNYUAN_TEXT,),
+            text_length=TEXT_TOKENS,
+            causal=False,
+            architecture=HunyuanVideo(),
         ),
     )
 }

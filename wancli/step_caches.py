@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from math import ceil
 
 from wancli.errors import PlanError, SetupError
+from wancli.resolve import flag
 from wancli.settings import Settings, StepCache
 from wancli.tasks import Task
 
@@ -26,6 +27,11 @@ class StepCacheSpec:
     hooks: tuple[str, ...] = ()  # diffusers' own step caches that are right on it
     refused: str = ""  # why no step cache is
 
+    @property
+    def changes_text(self) -> bool:
+        """Whether its blocks change the text, too."""
+        return "Pattern_0" in self.patterns
+
 
 STEP_CACHES = {
     spec.transformer: spec
@@ -38,6 +44,7 @@ STEP_CACHES = {
             "HunyuanVideoTransformer3DModel",
             blocks=("transformer_blocks", "single_transformer_blocks"),
             patterns=("Pattern_0", "Pattern_0"),
+            hooks=("first-block",),
         ),
         StepCacheSpec(
             "WanAnimateTransformer3DModel",
@@ -91,7 +98,8 @@ def step_cache_spec(classes: Iterable[str]) -> StepCacheSpec:
 def check_step_cache(settings: StepCache, *, steps: int, model: str = "", layers: int = 0) -> None:
     """Raise PlanError for what cannot go together, or would silently do nothing.
 
-    `steps` are those of the whole generation, `layers` the transformer's blocks; 0 is unknown.
+    `steps` are those of the whole generation, `layers` the blocks of the transformer, or of the
+    shorter of its lists; 0 is unknown.
     """
     method = settings.step_cache
     if method == "none":
@@ -172,7 +180,7 @@ def check_blocks(settings: StepCache, blocks: int, *, most_bn: int | None = None
 
 def gate_step(settings: Settings, task: Task, *, steps: int, segments: int = 1) -> int | None:
     """The first of `steps` of which the uncond branch is not computed. Raises PlanError."""
-    gate, scale = settings.step_cache.cfg_gate, settings.sampling.guidance_scale
+    gate, setting = settings.step_cache.cfg_gate, task.family.guidance
     if gate is None:
         return None
     if not task.tells_branches:
@@ -186,9 +194,10 @@ def gate_step(settings: Settings, task: Task, *, steps: int, segments: int = 1) 
             f"--cfg-gate does not go with {segments} segments: what it reuses is of one.",
             hint="drop --cfg-gate",
         )
+    scale: float = getattr(settings.sampling, setting)
     if scale <= 1:
         raise PlanError(
-            f"--cfg-gate needs guidance; --guidance-scale is {scale:g}.", hint="drop --cfg-gate"
+            f"--cfg-gate needs guidance; {flag(setting)} is {scale:g}.", hint="drop --cfg-gate"
         )
     step = ceil(gate * steps) if gate < 1 else gate
     if step != int(step) or gate == 1:  # 1: all of it, or the first step?
@@ -221,12 +230,16 @@ def taylorseer_steps(order: int) -> int:
 
 
 def step_cache_bytes(
-    *, tokens: int, dim: int, branches: int, bytes_per_element: int, taylorseer_order: int | None
-) -> int:
+    *, tokens: int, dim: int, branches: int, bytes_per_element: int, taylorseer_order: int | None,
+    text: int = 0,
+) -> int:  # fmt: skip
     """What cache-dit holds of [tokens, dim] for each list of blocks, once it is full.
+
+    And of `text` tokens, where the blocks change them: all of it but the measure.
 
     The residuals of the first and of the other blocks; for TaylorSeer, of the others the values
     and their derivatives, of the last computed step and of the one before.
     """
     tensors = 2 if taylorseer_order is None else 3 + 2 * taylorseer_order
-    return tensors * branches * tokens * dim * bytes_per_element
+    rows = tensors * tokens + (tensors - 1) * text
+    return branches * rows * dim * bytes_per_element

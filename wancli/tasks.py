@@ -9,12 +9,38 @@ def _same(*names: str) -> Mapping[str, str]:
 
 
 @dataclass(frozen=True)
+class Family:
+    """What the pipelines of a family of models have in common."""
+
+    name: str
+    vae: str  # diffusers' class
+    guidance: str = "guidance_scale"  # setting: over 1, a step makes an uncond forward, too
+    schedulers: tuple[str, ...] = ("unipc", "dpm++", "euler")
+    second_text_encoder: bool = False
+    prompt_kv: bool = True  # the prompt's keys and values are the same in every step
+
+
+WAN = Family("wan", "AutoencoderKLWan")
+# Its blocks change the text as they do the video. It is told the guidance scale as a number, and
+# its pipeline tells the solver the sigmas, which diffusers' DPM++ does not take.
+HUNYUAN_VIDEO = Family(
+    "hunyuan-video",
+    "AutoencoderKLHunyuanVideo",
+    guidance="true_cfg_scale",
+    schedulers=("euler", "unipc"),
+    second_text_encoder=True,
+    prompt_kv=False,
+)
+
+
+@dataclass(frozen=True)
 class Task:
     """One pipeline of diffusers, and its words for ours: inputs by flag, settings by field."""
 
     name: str
     pipeline: str  # diffusers' class
     transformer: str = "WanTransformer3DModel"
+    family: Family = WAN
     needs: Mapping[str, str] = field(default_factory=dict)  # inputs it cannot do without
     takes: Mapping[str, str] = field(default_factory=dict)  # inputs it may be given, too
     settings: Mapping[str, str] = field(
@@ -33,6 +59,7 @@ class Task:
 
 TEXT, IMAGE, VIDEO = "text-to-video", "image-to-video", "video-to-video"
 ENDS, VACE, ANIMATE = "first-last-frame", "vace", "animate"
+HUNYUAN_TEXT = "hunyuan-text-to-video"
 
 TASKS = {
     task.name: task
@@ -61,6 +88,13 @@ TASKS = {
             takes={**_same("background_video"), "mask": "mask_video"},
             settings={"segment_frames": "segment_frame_length"},
             segmented=True,
+        ),
+        Task(
+            HUNYUAN_TEXT,
+            "HunyuanVideoPipeline",
+            "HunyuanVideoTransformer3DModel",
+            HUNYUAN_VIDEO,
+            settings=_same("num_frames", "true_cfg_scale"),
         ),
     )
 }

@@ -169,12 +169,45 @@ def test_reuse_on_the_same_input_is_right_on_wan_and_wrong_on_vace(config):
     assert error["vace"] > 0.1
 
 
-@every_method
-def test_vace_and_hunyuan_are_refused(method):
-    for transformer in (tiny.vace(), tiny.hunyuan()):
-        with pytest.raises(PlanError) as caught, cached(transformer, method):
-            raise AssertionError("entered")
-        assert caught.value.hint == "--use-cachedit"
+@pytest.mark.parametrize(
+    ("build", "method"),
+    [(tiny.vace, "first-block"), (tiny.vace, "magcache"), (tiny.vace, "seacache"),
+     (tiny.hunyuan, "magcache"), (tiny.hunyuan, "seacache")],
+)  # fmt: skip
+def test_what_goes_wrong_on_a_transformer_is_refused(build, method):
+    with pytest.raises(PlanError) as caught, cached(build(), method):
+        raise AssertionError("entered")
+    assert caught.value.hint == "--use-cachedit"
+
+
+def test_hunyuan_reuses_the_blocks_of_both_lists_and_tells_so():
+    transformer, blocks = tiny.hunyuan(), tiny.Blocks()
+    plain = tiny.denoise(transformer)
+    with (
+        cached(transformer, "first-block", threshold=0.3) as session,
+        blocks.counted(transformer),
+    ):
+        latents = tiny.denoise(transformer)
+    assert [use.blocks for use in session.uses()] == blocks.of_forwards
+    assert set(blocks.of_forwards) == {1, 2 * tiny.LAYERS}
+    error = (latents - plain).abs().max()
+    assert 0 < error < 0.1 * plain.abs().max()
+
+
+def test_what_hunyuan_reuses_is_what_it_computed():
+    transformer = tiny.hunyuan()
+    inputs = tiny.inputs_of(transformer, "cond") | {
+        "hidden_states": tiny.draw(1, 4, 2, 8, 8),
+        "timestep": torch.tensor([500.0]),
+    }
+    with (
+        cached(transformer, "first-block") as session,
+        torch.no_grad(),
+        transformer.cache_context("cond"),
+    ):
+        computed, again = (transformer(**inputs, return_dict=False)[0] for _ in range(2))
+    assert [use.reused for use in session.uses()] == [False, True]
+    assert torch.allclose(again, computed, atol=1e-6)
 
 
 def test_seacache_is_refused_where_it_would_silently_do_nothing():

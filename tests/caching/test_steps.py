@@ -311,6 +311,29 @@ def test_11_it_holds_the_bytes_that_the_plan_shows(order, guided):
     )
 
 
+@pytest.mark.parametrize("order", [None, 1])
+def test_it_holds_of_two_lists_and_of_the_text_what_the_plan_shows(order):
+    transformer = tiny.hunyuan()
+    seer = {"taylorseer": True, "taylorseer_order": order} if order else {}
+    with step_cache(transformer, NEVER.model_copy(update=seer), steps=tiny.STEPS, guided=False):
+        tiny.denoise(transformer, guided=False)
+        held = []
+        for context in transformer._context_manager._cached_context_manager.values():
+            held += context.buffers.values()
+            for calibrator in filter(None, (context.calibrator, context.encoder_calibrator)):
+                for state in calibrator.states.values():
+                    held += state.state["dY_prev"] + state.state["dY_current"]
+    found = sum(t.nbytes for t in held if t is not None and t.ndim == 3)
+    assert found == 2 * step_cache_bytes(
+        tokens=2 * 4 * 4,
+        text=7,
+        dim=32,
+        branches=1,
+        bytes_per_element=4,
+        taylorseer_order=order,
+    )
+
+
 def test_no_block_left_to_reuse_is_refused_when_the_blocks_are_seen_too():
     with pytest.raises(PlanError, match="none of 5 blocks"):
         run(tiny.wan(), dbcache(cachedit_fn=6))

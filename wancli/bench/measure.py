@@ -13,9 +13,10 @@ from torch import Tensor
 from wancli.bench.cases import Case, Given, Run, Variant
 from wancli.models.load import Loaded, found_machine, load_pipeline
 from wancli.pipeline.clock import Clock
-from wancli.pipeline.generate import Stepped, decoded, denoise, encode_prompt
+from wancli.pipeline.generate import Stepped, decoded, denoise
 from wancli.pipeline.memory import fits_in_memory, peak_memory, reset_peak_memory
 from wancli.pipeline.pictures import read_pictures
+from wancli.pipeline.prompts import encode_prompt
 from wancli.pipeline.run import start_record, versions, write_video
 from wancli.records import Phase, Report, Request, Step
 from wancli.settings import Settings

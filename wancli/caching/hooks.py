@@ -36,7 +36,7 @@ def hooked(
     _check_hookable(transformer, settings, spec)
     transformer.enable_cache(_config(settings, steps, mag_ratios))
     try:
-        yield _look(transformer, settings.step_cache, first_step)
+        yield _look(_blocks(transformer, spec), settings.step_cache, first_step)
     finally:
         transformer.disable_cache()
 
@@ -52,11 +52,16 @@ def _config(settings: StepCache, steps: int, mag_ratios: Sequence[float]) -> Any
     return SeaCacheConfig(**given)
 
 
-def _look(transformer: Any, method: str, first_step: int) -> Callable[[], Use]:
+def _blocks(transformer: Any, spec: StepCacheSpec) -> list[Any]:
+    """Of all lists, in their order."""
+    return [block for name in spec.blocks for block in getattr(transformer, name)]
+
+
+def _look(blocks: Sequence[Any], method: str, first_step: int) -> Callable[[], Use]:
     """The first block's hook decides for all, and keeps its state by branch."""
-    hooks = transformer.blocks[0]._diffusers_hook.hooks.values()
+    hooks = blocks[0]._diffusers_hook.hooks.values()
     states = next(hook.state_manager for hook in hooks if isinstance(hook, LEADERS))
-    count = len(transformer.blocks)
+    count = len(blocks)
     least = 1 if method == "first-block" else 0  # the first block is its measure
     made = Counter[str]()
 
@@ -81,7 +86,7 @@ def _check_hookable(transformer: Any, settings: StepCache, spec: StepCacheSpec) 
             "--step-cache seacache reads the noisy latents, and knows them in text-to-video only.",
             hint="--use-cachedit",
         )
-    if any(is_compiled(block) for block in transformer.blocks):
+    if any(is_compiled(block) for block in _blocks(transformer, spec)):
         raise PlanError(
             f"--step-cache {method} hooks into blocks, which must not be compiled.",
             hint="--use-cachedit",

@@ -169,7 +169,7 @@ def _calibrator(library: Any, settings: StepCache, spec: StepCacheSpec) -> Any:
         return None
     return library.TaylorSeerCalibratorConfig(
         taylorseer_order=settings.taylorseer_order,
-        enable_encoder_calibrator="Pattern_0" in spec.patterns,
+        enable_encoder_calibrator=spec.changes_text,
     )
 
 

@@ -23,7 +23,7 @@ SPELLINGS = {
     "num_frames": ("--frames",),
 }
 
-OF_TASKS = ("strength", "segment_frames")  # settings that only videos and Wan-Animate have
+OF_TASKS = ("strength", "true_cfg_scale", "segment_frames")  # settings that only some tasks have
 
 
 def _shorthand(name: str, kind: Any, option: Any) -> inspect.Parameter:

@@ -33,7 +33,8 @@ from wancli.models.decode import to_pixels
 from wancli.models.denoiser import Prompts, Text
 from wancli.models.load import Loaded, load_pipeline
 from wancli.pipeline.chunks import ChunkSampler, remembering_model
-from wancli.pipeline.generate import decode, denoise, encode_prompt
+from wancli.pipeline.generate import decode, denoise
+from wancli.pipeline.prompts import encode_prompt
 from wancli.pipeline.rollout import Chunk, Past, Story, Told, rollout
 from wancli.plan import RolloutPlan, make_plan, make_rollout_plan
 from wancli.presets import find_preset, layers
@@ -79,8 +80,9 @@ def rolled_out(
 def roll_out(loaded: Loaded, settings: RolloutSettings, plan: RolloutPlan, case: Case) -> Tensor:
     """Latents [1, C, F, H, W]."""
     prompt = encode_prompt(loaded, case.what.prompt, settings.sampling)
-    uncond = None if prompt.negative is None else Text(prompt.negative)
-    told = Told(Prompts(Text(prompt.positive), uncond))
+    uncond = prompt.embeddings.get("negative_prompt_embeds")
+    cond = Text(prompt.embeddings["prompt_embeds"])
+    told = Told(Prompts(cond, None if uncond is None else Text(uncond)))
     noise = IndexedNoise({0: case.seed}, (plan.shape.channels, plan.shape.height, plan.shape.width))
     story = Story(
         given=(),

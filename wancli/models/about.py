@@ -83,13 +83,10 @@ def about(model: str) -> About:
 
 def _made_parts(spec: ModelSpec) -> tuple[Part, ...]:
     """Those of a random model; their dtype is that of the machine."""
-    shapes = spec.architecture
-    if shapes is None:
-        return ()
     kinds = {**CLASSES, **dict.fromkeys(EXPERTS.values(), TASKS[spec.tasks[0]].transformer)}
     return tuple(
-        Part(name, kinds[name], count, (), 0, part_config(shapes, name))
-        for name, count in part_parameters(shapes, spec.experts).items()
+        Part(name, kinds[name], count, (), 0, part_config(spec.wan, name))
+        for name, count in part_parameters(spec.wan, spec.experts).items()
     )
 
 

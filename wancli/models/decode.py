@@ -13,17 +13,17 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, un
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wancli.models.scale import scale_of
 
-def normalize(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+
+def normalize(vae: Any, latents: Tensor) -> Tensor:
     """What the transformer sees, from what the VAE encodes; in the VAE's dtype and device."""
-    mean, std = _statistics(vae)
-    return (latents.to(vae.device, vae.dtype) - mean) / std
+    return scale_of(vae).normalize(latents.to(vae.device, vae.dtype))
 
 
-def denormalize(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+def denormalize(vae: Any, latents: Tensor) -> Tensor:
     """What the VAE decodes, from what the transformer sees; in the VAE's dtype and device."""
-    mean, std = _statistics(vae)
-    return latents.to(vae.device, vae.dtype) * std + mean
+    return scale_of(vae).denormalize(latents.to(vae.device, vae.dtype))
 
 
 def to_pixels(video: Tensor) -> Tensor:
@@ -33,13 +33,13 @@ def to_pixels(video: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
+def encode(vae: Any, video: Tensor) -> Tensor:
     """Video [B, 3, T, H, W], whole, to latents [B, C, F, H, W]: the posterior's mode.
 
     Raises ValueError where the latents do not stand for exactly these frames.
     """
     frames, height, width = video.shape[2:]
-    temporal, spatial = vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
+    temporal, spatial = scale_of(vae).temporal, scale_of(vae).spatial
     if (frames - 1) % temporal or height % spatial or width % spatial:
         raise ValueError(
             f"{frames} video frames of {width}x{height} are not {temporal}k+1 of multiples of "
@@ -108,12 +108,3 @@ class StreamingDecoder:
         )
         video: Tensor = unpatchify(out, self._vae.config.patch_size or 1)
         return video.clamp(-1, 1)
-
-
-def _statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the VAE's latents, each [1, C, 1, 1, 1]."""
-    mean, std = (
-        torch.tensor(values, device=vae.device, dtype=vae.dtype).view(1, -1, 1, 1, 1)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    return mean, std

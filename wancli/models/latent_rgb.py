@@ -1,13 +1,14 @@
 """Latents as small pictures, by a linear map: a glance while denoising, not a decoder."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor
 from torch.nn import functional
 
 from wancli.models.decode import encode, to_pixels
+from wancli.models.scale import scale_of
 
 _GRID = 16  # latents along a side: samples enough for the 48 channels of Wan 2.2's VAE
 _COLORS = 8  # colours along a side
@@ -24,7 +25,7 @@ class LatentRgb:
         return to_pixels((_with_one(latents) @ self.weight).movedim(-1, 1))[0]
 
 
-def fit_rgb(vae: AutoencoderKLWan) -> LatentRgb:
+def fit_rgb(vae: Any) -> LatentRgb:
     """Fit it to what this VAE makes of pictures whose colours are known, so that any VAE will do.
 
     The factors that others publish are for two VAEs (16 and 48 channels), and found in this way.
@@ -33,10 +34,11 @@ def fit_rgb(vae: AutoencoderKLWan) -> LatentRgb:
     colors = torch.rand(1, 3, _COLORS, _COLORS, generator=generator) * 2 - 1
     # Half of them black: videos are darker than chance, and a dark one should not look green.
     colors[:, :, torch.rand(_COLORS, _COLORS, generator=generator) < 0.5] = -1
-    side = _GRID * vae.config.scale_factor_spatial
+    scale = scale_of(vae)
+    side = _GRID * scale.spatial
     picture = functional.interpolate(colors, size=(side, side), mode="bilinear")
     # Two latent frames: of the first, and of one after it, which the VAE encodes otherwise.
-    still = picture[:, :, None].expand(-1, -1, 1 + vae.config.scale_factor_temporal, -1, -1)
+    still = picture[:, :, None].expand(-1, -1, 1 + scale.temporal, -1, -1)
     latents = encode(vae, still)
     frames, height, width = latents.shape[2:]
     shown = functional.adaptive_avg_pool3d(still, (frames, height, width))

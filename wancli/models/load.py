@@ -1,4 +1,4 @@
-"""Load a Wan pipeline, whole or not at all: a missing key is an error, never a random weight."""
+"""Load a pipeline, whole or not at all: a missing key is an error, never a random weight."""
 
 import os
 from collections.abc import Collection, Iterator
@@ -10,7 +10,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
+from diffusers import UniPCMultistepScheduler
 from safetensors import SafetensorError
 
 from wancli.configs import CLASSES
@@ -54,7 +54,7 @@ def load_pipeline(
     with _quiet(), _explained(spec):
         ready: dict[str, Any] = {"vae": None}
         if "vae" in parts:
-            ready["vae"] = _part(AutoencoderKLWan, spec, "vae", torch.float32, device)
+            ready["vae"] = _vae(spec, device)
         for name in ("transformer", "transformer_2")[: spec.experts]:
             ready[name] = _part(getattr(diffusers, kinds.transformer), spec, name, dtype, device)
         if spec.image_encoder and "text_encoder" in parts:
@@ -84,11 +84,11 @@ def transformers_of(pipeline: Any) -> list[Any]:
     return [transformer for transformer in found if transformer is not None]
 
 
-def load_vae(spec: ModelSpec, machine: Machine) -> tuple[AutoencoderKLWan, torch.device]:
+def load_vae(spec: ModelSpec, machine: Machine) -> tuple[Any, torch.device]:
     """Only the VAE, in float32."""
     spec, device = _on_disk(spec, ("vae",)), pick_device(machine.device)
     with _quiet(), _explained(spec):
-        return _part(AutoencoderKLWan, spec, "vae", torch.float32, device).to(device), device
+        return _vae(spec, device).to(device), device
 
 
 def found_machine(machine: Machine) -> Machine:
@@ -147,6 +147,10 @@ def _part(kind: Any, spec: ModelSpec, name: str, dtype: torch.dtype, device: tor
         return random_part(kind, spec, name, dtype=dtype, device=device)
     problems = ("missing_keys", "unexpected_keys", "mismatched_keys")
     return _checked_part(kind, spec, name, dtype=dtype, problems=problems)
+
+
+def _vae(spec: ModelSpec, device: torch.device) -> Any:
+    return _part(getattr(diffusers, spec.family.vae), spec, "vae", torch.float32, device)
 
 
 def _image_encoder(spec: ModelSpec, device: torch.device) -> Any:

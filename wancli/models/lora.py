@@ -56,6 +56,11 @@ def _load(pipeline: Any, path: Path, part: str) -> None:
     pairs = [name for name in tensors if name.endswith(".lora_A.weight")]
     if not pairs:
         raise ModelError(f"{path} holds no LoRA.", hint=HINT)
+    if any("img_attn_qkv" in name for name in pairs):
+        raise ModelError(
+            f"LoRA {path} is in HunyuanVideo's own naming, of layers that are several here.",
+            hint="give it in diffusers' naming",
+        )
     state = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
     second = {"load_into_transformer_2": True} if part == EXPERTS["low"] else {}
     try:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import CLIPVisionConfig, PreTrainedTokenizerFast, UMT5Config
 
-from wancli.architectures import Architecture
 from wancli.configs import CLASSES, part_config
 from wancli.specs import ModelSpec
 
@@ -35,7 +34,7 @@ def random_part(
 
     Two experts differ. Latents of the VAE are as it gives them: mean 0, deviation 1.
     """
-    config = part_config(_shapes(spec), name)
+    config = part_config(spec.wan, name)
     if name == "vae":
         channels = spec.latent_channels
         config |= {"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
@@ -94,7 +93,7 @@ def byte_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
     """
     alphabet = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(ascii_lowercase))
     tokens = ["<pad>", "</s>", "<unk>", *ascii_lowercase, *alphabet]
-    tokens = tokens[: _shapes(spec).text_encoder.vocabulary]
+    tokens = tokens[: spec.wan.text_encoder.vocabulary]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -121,12 +120,6 @@ class _Unfilled(TorchFunctionMode):
             tensor: Tensor = args[0] if args else given["tensor"]
             return tensor
         return func(*args, **given)
-
-
-def _shapes(spec: ModelSpec) -> Architecture:
-    if spec.architecture is None:
-        raise ValueError(f"{spec.name} has no shape")
-    return spec.architecture
 
 
 def _kept_wide(model: Any, dtype: torch.dtype) -> frozenset[str]:

@@ -17,7 +17,7 @@ from wancli.models.load import Loaded, transformers_of
 from wancli.plan import Plan
 from wancli.records import Use
 from wancli.settings import Settings, StepCache
-from wancli.step_caches import MAG_RATIOS
+from wancli.step_caches import MAG_RATIOS, STEP_CACHES
 from wancli.tasks import TASKS
 
 
@@ -28,6 +28,7 @@ class Caches:
     sessions: Sequence[Session]
     gate: Gate | None
     split: Sequence[tuple[Any, int]]  # transformers in the order of their steps, and how many
+    lists: Sequence[str]  # of their blocks
     guided: bool
     parkings: Sequence[Parking]  # of the weights that project prompts
 
@@ -42,7 +43,7 @@ class Caches:
         skipped = self.gate.skipped if self.gate else ()
         told, step = [], 0
         for transformer, steps in self.split:
-            blocks = len(transformer.blocks)
+            blocks = sum(len(getattr(transformer, name)) for name in self.lists)
             for index in range(step, step + steps):
                 for branch in ("cond", "uncond") if self.guided else ("cond",):
                     whole = Use(index, branch, blocks, blocks, reused=False)
@@ -67,7 +68,7 @@ def caches(
     split = split_steps(pipeline, timesteps)
     parkings: list[Parking] = []
     with ExitStack() as stack:
-        if chosen.prompt_kv:
+        if plan.prompt_kv:
             for transformer, _ in split:
                 parkings += stack.enter_context(
                     prompt_kv(
@@ -84,7 +85,8 @@ def caches(
         gate = None
         if plan.gate is not None:
             gate = stack.enter_context(cfg_gate(pipeline, plan.gate, sessions))
-        yield Caches(sessions, gate, split, plan.guided, parkings)
+        lists = STEP_CACHES[task.transformer].blocks
+        yield Caches(sessions, gate, split, lists, plan.guided, parkings)
 
 
 @contextmanager

@@ -1,15 +1,14 @@
 """A video through diffusers' own pipelines: encode, denoise, decode."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import (
-    AutoencoderKLWan,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
@@ -17,28 +16,15 @@ from diffusers import (
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wancli.caching.prompt_kv import PromptMemory
 from wancli.errors import RunError
 from wancli.models.decode import denormalize, to_pixels
 from wancli.models.load import Loaded
 from wancli.pipeline.caches import caches
+from wancli.pipeline.prompts import Prompt
 from wancli.plan import Plan
 from wancli.records import Use
 from wancli.settings import Sampling, Settings
 from wancli.tasks import TASKS, Task
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Text embeddings, each [1, text, D], pictures, and what they come to in the transformers.
-
-    `negative` is None without guidance; `pictures` are by the names of the task's pipeline.
-    """
-
-    positive: Tensor
-    negative: Tensor | None
-    pictures: Mapping[str, Any] = field(default_factory=dict)
-    memory: PromptMemory = field(default_factory=PromptMemory)
 
 
 @dataclass(frozen=True)
@@ -64,18 +50,6 @@ class Stepped:
     sigma: float
     after: float
     latents: Tensor
-
-
-def encode_prompt(loaded: Loaded, prompt: str, sampling: Sampling) -> Prompt:
-    """Embed the prompt, and the negative one where there is guidance."""
-    with torch.no_grad():
-        positive, negative = loaded.pipeline.encode_prompt(
-            prompt,
-            sampling.negative_prompt,
-            do_classifier_free_guidance=sampling.guidance_scale > 1,
-            max_sequence_length=loaded.spec.text_length,
-        )
-    return Prompt(positive, negative)
 
 
 def denoise(
@@ -114,8 +88,6 @@ def denoise(
         caches(loaded, prompt.memory, settings, plan, timesteps) as cached,
     ):
         given: Tensor = pipeline(
-            prompt_embeds=prompt.positive,
-            negative_prompt_embeds=prompt.negative,
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
             width=settings.video.width,
@@ -125,6 +97,7 @@ def denoise(
             output_type="pt" if task.segmented else "latent",
             callback_on_step_end=after_step,
             **_settings(task, settings, plan),
+            **prompt.embeddings,
             **prompt.pictures,
         ).frames
         freed = cached.freed_bytes
@@ -167,7 +140,7 @@ def _boundary(pipeline: Any, ratio: float | None) -> Iterator[None]:
 
 
 def make_scheduler(config: Any, sampling: Sampling) -> Any:
-    """The solver that the settings name, for Wan's flow matching."""
+    """The solver that the settings name, for flow matching."""
     if sampling.scheduler == "euler":
         return FlowMatchEulerDiscreteScheduler(shift=sampling.flow_shift)
     solvers = {"unipc": UniPCMultistepScheduler, "dpm++": DPMSolverMultistepScheduler}
@@ -187,7 +160,7 @@ def decoded(loaded: Loaded, denoised: Denoised) -> NDArray[np.uint8]:
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKLWan, latents: Tensor) -> NDArray[np.uint8]:
+def decode(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
     """Latents [1, C, F, H, W], normalised, to video frames uint8 [T, H, W, 3]."""
     video = vae.decode(denormalize(vae, latents), return_dict=False)[0]
     frames: NDArray[np.uint8] = to_pixels(video)[0].numpy()

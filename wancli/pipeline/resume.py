@@ -8,8 +8,9 @@ from typing import Any
 from wancli.errors import PlanError, UsageError
 from wancli.pipeline.store import RolloutStore
 
-# What may differ from the first run; a rollout reads neither of the two settings.
-FREE = ("output", "sources", "schema", "sampling.strength", "video.segment_frames")
+# What may differ from the first run; a rollout reads none of these settings.
+UNREAD = ("sampling.strength", "sampling.true_cfg_scale", "video.segment_frames")
+FREE = ("output", "sources", "schema", *UNREAD)
 LONGER = ("rollout.chunks", "video.num_frames")  # may grow
 
 

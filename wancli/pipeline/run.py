@@ -21,10 +21,11 @@ from wancli.folders import find_spec
 from wancli.inputs import NOTHING, Inputs
 from wancli.models.load import Loaded, found_machine, load_pipeline, load_vae
 from wancli.pipeline.clock import Clock
-from wancli.pipeline.generate import Prompt, Stepped, decode, decoded, denoise, encode_prompt
+from wancli.pipeline.generate import Stepped, decode, decoded, denoise
 from wancli.pipeline.memory import fits_in_memory, peak_memory
 from wancli.pipeline.pictures import read_pictures
 from wancli.pipeline.preview import Previews, previews
+from wancli.pipeline.prompts import Prompt, encode_prompt
 from wancli.plan import Plan
 from wancli.records import (
     Phase,

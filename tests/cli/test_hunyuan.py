@@ -1,0 +1,268 @@
+"""HunyuanVideo through `wancli generate`, on a tiny real model: the latents are diffusers' own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import HunyuanVideoPipeline, UniPCMultistepScheduler
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.cli.test_bad_input import complaint
+from tests.conftest import Wancli
+from tests.hunyuan import tiny_hunyuan_folder
+from wancli.folders import find_spec
+from wancli.models.latent_rgb import fit_rgb
+from wancli.models.load import load_vae
+from wancli.settings import Machine
+from wancli.tasks import HUNYUAN_TEXT
+from wancli.video.read import read_comment, read_frames
+
+PROMPT = "a red circle moving right"
+STEPS = 12
+CACHED = ("--use-cachedit", "--cachedit-fn", 1, "--cachedit-max-warmup-steps", 2)
+# How it is denoised: our flags, diffusers' words.
+WAYS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
+    "euler": ((), {}),
+    "unipc": (("--scheduler", "unipc"), {}),
+    "negative": (
+        ("--true-cfg-scale", 3, "--negative-prompt", "a blue circle"),
+        {"true_cfg_scale": 3.0, "negative_prompt": "a blue circle"},
+    ),
+    "unguided": (("--true-cfg-scale", 3), {"true_cfg_scale": 3.0, "negative_prompt": ""}),
+    "other guidance": (("--guidance-scale", 2), {"guidance_scale": 2.0}),
+    "cachedit": ((*CACHED, "--cachedit-residual-threshold", 1e-9), {}),
+    "first block": (("--step-cache", "first-block", "--step-cache-threshold", 1e-9), {}),
+    "cachedit, negative": (
+        (*CACHED, "--cachedit-residual-threshold", 1e-9, "--true-cfg-scale", 3),
+        {"true_cfg_scale": 3.0, "negative_prompt": ""},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_hunyuan_folder(tmp_path_factory.mktemp("hunyuan"))
+
+
+def asked(model: Path, *more: object) -> tuple[object, ...]:
+    return (
+        "generate", PROMPT, "--model", model, "--steps", STEPS, "--frames", 5, "--size", "32x48",
+        "--fps", 8, "--seed", 7, "--flow-shift", 7, "--guidance-scale", 6, "--scheduler", "euler",
+        "--device", "cpu", "-q", "-o", "a.mp4", *more,
+    )  # fmt: skip
+
+
+def by_hand(model: Path, *, unipc: bool = False, **told: Any) -> Any:
+    """A plain call of diffusers: its scheduler has the shift already."""
+    pipeline = HunyuanVideoPipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+    if unipc:
+        pipeline.scheduler = UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=7.0
+        )
+    given = {"guidance_scale": 6.0, "output_type": "latent", **told}
+    return pipeline(
+        PROMPT, num_inference_steps=STEPS, width=32, height=48, num_frames=5,
+        generator=torch.Generator().manual_seed(7), **given,
+    ).frames  # fmt: skip
+
+
+def made(wancli: Wancli, model: Path, *more: object) -> tuple[dict[str, Any], Tensor]:
+    """The record and the latents of one generation."""
+    run = asked(model, "--save-latents", "z.safetensors", "--overwrite", "--json", *more)
+    said = wancli(*run)
+    assert said.code == 0, said.err
+    latents = load_file("z.safetensors")["latents"]  # [F, C, H, W]
+    return json.loads(said.out), latents.transpose(0, 1)[None]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_latents_are_those_of_a_plain_diffusers_call(wancli: Wancli, model: Path, way: str):
+    flags, told = WAYS[way]
+    record, latents = made(wancli, model, *flags)
+    assert torch.equal(latents, by_hand(model, unipc=way == "unipc", **told))
+    assert record["timings"]["forwards"] == [2 if "true_cfg_scale" in told else 1] * STEPS
+    assert record["memory"]["prompt_kv_gib"] == 0
+
+
+def test_frames_are_those_of_a_plain_diffusers_call(wancli: Wancli, model: Path):
+    made(wancli, model, "--lossless")
+    plain = by_hand(model, output_type="pt")[0].permute(0, 2, 3, 1)
+    ours = torch.from_numpy(read_frames(Path("a.mp4")).copy())
+    assert torch.equal(ours, (plain * 255).round().to(torch.uint8))
+
+
+def test_the_table_has_the_sigmas_that_the_pipeline_uses(wancli: Wancli, model: Path):
+    record, _ = made(wancli, model)
+    line = [1 - i / STEPS for i in range(STEPS)]
+    expected = [7 * s / (1 + 6 * s) for s in line]
+    assert record["timings"]["sigmas"] == pytest.approx(expected, abs=1e-4)
+    assert len(record["timings"]["steps_ms"]) == STEPS
+
+
+@pytest.mark.parametrize(
+    ("flags", "least"),
+    [((*CACHED, "--cachedit-residual-threshold", 1), 2),  # the first block of each list
+     (("--step-cache", "first-block", "--step-cache-threshold", 10), 1)],
+)  # fmt: skip
+def test_a_step_cache_reuses_steps(wancli: Wancli, model: Path, flags: Any, least: int):
+    record, _ = made(wancli, model, *flags)
+    uses = record["timings"]["uses"]
+    assert record["cache"]["reused"] > 0
+    assert {use["blocks"] for use in uses if use["reused"]} == {least}
+    assert {use["blocks"] for use in uses if not use["reused"]} == {5}
+    assert {use["blocks_all"] for use in uses} == {5}
+
+
+def test_a_gate_leaves_uncond_forwards_out(wancli: Wancli, model: Path):
+    record, _ = made(wancli, model, "--true-cfg-scale", 3, "--cfg-gate", 4)
+    assert record["timings"]["forwards"] == [2] * 4 + [1] * (STEPS - 4)
+
+
+def test_it_is_made_again_from_its_record_and_decoded_from_its_latents(wancli: Wancli, model: Path):
+    record, _ = made(wancli, model)
+    again = wancli("repro", "a.json", "-o", "b.mp4")
+    assert "identical: every frame equals" in again.err
+    assert wancli("decode", "z.safetensors", "-o", "d.mp4", "-q").code == 0
+    decoded = json.loads(read_comment(Path("d.mp4")) or "")
+    assert decoded["hash"] == record["hash"]
+    told = json.loads(Path("d.json").read_text())
+    assert told["output"]["framemd5"] == record["output"]["framemd5"]
+
+
+def test_pictures_of_it_can_be_shown_while_it_is_denoised(wancli: Wancli, model: Path):
+    record, latents = made(wancli, model, "--preview-every", 4)
+    assert record["timings"]["preview_s"] > 0
+    vae, _ = load_vae(find_spec(str(model)), Machine(device="cpu"))
+    colors = fit_rgb(vae)(latents)
+    assert colors.shape == (2, 6, 4, 3)
+    assert colors.float().std() > 0
+
+
+def test_the_plan_is_of_the_folder(wancli: Wancli, model: Path):
+    said = wancli(*asked(model), "--dry-run", "--json")
+    told = json.loads(said.out)
+    pipeline = HunyuanVideoPipeline.from_pretrained(model)
+    parts = {n: p for n, p in pipeline.components.items() if isinstance(p, torch.nn.Module)}
+    assert told["cost"]["parameters"] == {
+        name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()
+    }
+    assert told["plan"]["task"] == HUNYUAN_TEXT
+    assert (told["plan"]["prompt_kv"], told["plan"]["guided"]) == (False, False)
+    assert told["cost"]["tokens"] == 2 * 3 * 2 + 256
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "hint"),
+    [
+        (("--scheduler", "dpm++"), "--scheduler dpm++ does not go with", "--scheduler euler or"),
+        (("--negative-prompt", "x"), "a negative prompt does nothing", "--true-cfg-scale 6"),
+        (("--prompt-kv",), "--prompt-kv: what this model makes", "drop it"),
+        (("--free-kv-weights",), "--free-kv-weights does not go with", "drop --free-kv-weights"),
+        (("--kv-align", 64), "--kv-align 64 does not go with", "drop --kv-align"),
+        (("--cfg-gate", 0.5), "--cfg-gate needs guidance; --true-cfg-scale is 1", "drop"),
+        (("--step-cache", "seacache"), "seacache would go wrong on Hunyuan", "--use-cachedit"),
+        (("--use-cachedit", "--cachedit-fn", 20), "none of 20 blocks", "--cachedit-fn 5"),
+        (("--strength", 0.5), "--strength does nothing in hunyuan-text", "drop"),
+        (("--guidance-scale-2", 3), "needs a model with two experts", "drop"),
+        (("--image", "a.png"), "--image does not go with hunyuanvideo", "--model wan2.2-ti2v-5b"),
+        (("--num-frames", 80), "--num-frames 80 is not 4k+1", "77 or 81"),
+    ],
+)
+def test_what_it_has_no_place_for_is_refused(
+    wancli: Wancli, flags: tuple[object, ...], error: str, hint: str
+):
+    said = wancli("generate", "a cat", "--model", "hunyuanvideo", *flags)
+    heard, told = complaint(said)
+    assert said.code == 2
+    assert error in heard
+    assert hint in told
+
+
+def test_wan_has_no_true_guidance_scale_of_its_own(wancli: Wancli):
+    said = wancli("generate", "a cat", "--true-cfg-scale", 3)
+    assert complaint(said)[0] == "--true-cfg-scale does nothing in text-to-video."
+
+
+def test_rollouts_do_not_take_it(wancli: Wancli):
+    for flags in ((), ("--force",)):
+        said = wancli("rollout", "a cat", "--model", "hunyuanvideo", *flags)
+        assert said.code == 2
+        assert complaint(said)[0].startswith("hunyuanvideo ")
+
+
+def test_a_model_that_is_not_told_the_guidance_scale_takes_none(wancli: Wancli, tmp_path: Path):
+    model = tiny_hunyuan_folder(tmp_path / "skyreels", guidance_embeds=False)
+    said = wancli(*asked(model))
+    assert "cannot be told --guidance-scale 6" in complaint(said)[0]
+    record, latents = made(wancli, model, "--guidance-scale", 1, "--true-cfg-scale", 3)
+    assert torch.equal(latents, by_hand(model, true_cfg_scale=3.0, negative_prompt=""))
+    assert record["timings"]["forwards"] == [2] * STEPS
+
+
+def test_one_that_needs_a_picture_is_refused(wancli: Wancli, tmp_path: Path):
+    model = tiny_hunyuan_folder(tmp_path / "i2v", image_condition_type="latent_concat")
+    said = wancli(*asked(model))
+    assert said.code == 4
+    assert "is of latent_concat: it needs a picture" in complaint(said)[0]
+
+
+def test_a_second_text_encoder_that_is_not_there_is_missed(wancli: Wancli, tmp_path: Path):
+    model = tiny_hunyuan_folder(tmp_path / "cut")
+    (model / "text_encoder_2" / "model.safetensors").unlink()
+    said = wancli(*asked(model))
+    assert said.code == 4
+    assert "text_encoder_2 has no weights" in complaint(said)[0]
+
+
+def test_a_lora_is_merged(wancli: Wancli, model: Path):
+    generator = torch.Generator().manual_seed(0)
+    layers = {
+        "transformer_blocks.0.attn.add_k_proj": 32,
+        "single_transformer_blocks.1.proj_mlp": 64,
+    }
+    tensors = {}
+    for layer, rows in layers.items():
+        tensors[f"transformer.{layer}.lora_A.weight"] = torch.randn(2, 32, generator=generator)
+        tensors[f"transformer.{layer}.lora_B.weight"] = torch.randn(rows, 2, generator=generator)
+    save_file(tensors, "x.safetensors")
+    _, merged = made(wancli, model, "--lora", "x.safetensors=0.5")
+    pipeline = HunyuanVideoPipeline.from_pretrained(model)
+    weights = dict(pipeline.transformer.named_parameters())
+    with torch.no_grad():
+        for layer in layers:
+            down, up = (tensors[f"transformer.{layer}.lora_{x}.weight"] for x in "AB")
+            weights[f"{layer}.weight"] += 0.5 * up @ down
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        PROMPT, num_inference_steps=STEPS, width=32, height=48, num_frames=5, guidance_scale=6.0,
+        generator=torch.Generator().manual_seed(7), output_type="latent",
+    ).frames  # fmt: skip
+    assert torch.allclose(merged, expected, atol=1e-4)
+    assert not torch.allclose(merged, by_hand(model), atol=1e-2)
+
+
+def test_a_lora_in_the_original_naming_is_refused(wancli: Wancli, model: Path):
+    layer = "diffusion_model.double_blocks.0.img_attn_qkv"
+    tensors = {f"{layer}.lora_A.weight": torch.ones(2, 32)}
+    save_file({**tensors, f"{layer}.lora_B.weight": torch.ones(96, 2)}, "x.safetensors")
+    said = wancli(*asked(model, "--lora", "x.safetensors"))
+    assert said.code == 4
+    assert "HunyuanVideo's own naming" in said.err
+
+
+def test_a_step_cache_is_measured_on_it(wancli: Wancli, model: Path):
+    said = wancli(
+        "bench", *asked(model)[1:-2], "--seed", 1, "-o", "report", "--json", "--variant",
+        f"fast: {' '.join(map(str, CACHED))} --cachedit-residual-threshold 1",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    assert Path("report/report.html").exists()
+
+
+def test_an_attention_kernel_by_name_reaches_it(wancli: Wancli, model: Path):
+    _, latents = made(wancli, model, "--attention-backend", "native")
+    assert torch.equal(latents, by_hand(model))

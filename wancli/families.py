@@ -1,0 +1,59 @@
+"""Rules about settings that a family of models has no place for."""
+
+from typing import Any
+
+from wancli.errors import PlanError
+from wancli.hunyuan import HunyuanVideo
+from wancli.resolve import Resolved
+from wancli.settings import PromptKV, Sampling, Settings
+from wancli.specs import ModelSpec
+from wancli.tasks import Family
+
+
+def check_family(settings: Settings, spec: ModelSpec, family: Family) -> None:
+    """Raise PlanError for a solver, a guidance or a cache that the family does not take."""
+    sampling = settings.sampling
+    if sampling.scheduler not in family.schedulers:
+        raise PlanError(
+            f"--scheduler {sampling.scheduler} does not go with {spec.name}: its pipeline gives "
+            "the sigmas, and that solver makes its own.",
+            hint=f"--scheduler {' or '.join(family.schedulers)}",
+        )
+    if family.guidance == "true_cfg_scale":
+        _check_told_guidance(sampling, spec)
+    if not family.prompt_kv:
+        _check_no_prompt_kv(settings.prompt_kv, spec.name)
+
+
+def check_family_given(resolved: Resolved[Any], family: Family) -> None:
+    """Raise PlanError where a flag asks for what the family cannot have."""
+    asked = resolved.sources.get("prompt_kv.prompt_kv") == "flag"
+    if asked and resolved.settings.prompt_kv.prompt_kv and not family.prompt_kv:
+        raise PlanError(
+            "--prompt-kv: what this model makes of a prompt is another thing in every step.",
+            hint="drop it",
+        )
+
+
+def _check_told_guidance(sampling: Sampling, spec: ModelSpec) -> None:
+    if sampling.negative_prompt and sampling.true_cfg_scale <= 1:
+        raise PlanError(
+            f"a negative prompt does nothing in {spec.name} without guidance by it.",
+            hint="--true-cfg-scale 6, which takes two forwards a step, or --negative-prompt ''",
+        )
+    shapes, scale = spec.architecture, sampling.guidance_scale
+    if isinstance(shapes, HunyuanVideo) and not shapes.transformer.guidance and scale > 1:
+        raise PlanError(
+            f"{spec.name} cannot be told --guidance-scale {scale:g}.",
+            hint="--guidance-scale 1 --true-cfg-scale 6",
+        )
+
+
+def _check_no_prompt_kv(chosen: PromptKV, model: str) -> None:
+    asked = f"--kv-align {chosen.kv_align}" if chosen.kv_align.isdigit() else ""
+    asked = "--free-kv-weights" if chosen.free_kv_weights else asked
+    if asked:
+        raise PlanError(
+            f"{asked} does not go with {model}: its prompt has no K/V that last.",
+            hint=f"drop {asked.split()[0]}",
+        )

@@ -1,0 +1,93 @@
+"""What a VAE encodes and decodes, and what the transformer sees of that: each has its own scale."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLWan
+from torch import Tensor
+
+
+class Scale(Protocol):
+    """The way of one VAE, for latents [B, C, F, H, W] in its dtype and on its device."""
+
+    @property
+    def temporal(self) -> int:
+        """Video frames per latent frame, after the first."""
+        ...
+
+    @property
+    def spatial(self) -> int:
+        """Pixels per latent, each way."""
+        ...
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """What the transformer sees, from what the VAE encodes."""
+        ...
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """What the VAE decodes, from what the transformer sees."""
+        ...
+
+
+@dataclass(frozen=True)
+class Standardized:
+    """Wan's: a mean and a standard deviation, each [1, C, 1, 1, 1]."""
+
+    temporal: int
+    spatial: int
+    mean: Tensor
+    std: Tensor
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """What the transformer sees, from what the VAE encodes."""
+        return (latents - self.mean) / self.std
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """What the VAE decodes, from what the transformer sees."""
+        return latents * self.std + self.mean
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """HunyuanVideo's: a factor."""
+
+    temporal: int
+    spatial: int
+    factor: float
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """What the transformer sees, from what the VAE encodes."""
+        return latents * self.factor
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """What the VAE decodes, from what the transformer sees."""
+        return latents / self.factor
+
+
+def scale_of(vae: Any) -> Scale:
+    """The scale of diffusers' VAE."""
+    return _SCALES[type(vae)](vae)
+
+
+def _wan(vae: AutoencoderKLWan) -> Standardized:
+    config = vae.config
+    mean, std = (
+        torch.tensor(values, device=vae.device, dtype=vae.dtype).view(1, -1, 1, 1, 1)
+        for values in (config.latents_mean, config.latents_std)
+    )
+    return Standardized(config.scale_factor_temporal, config.scale_factor_spatial, mean, std)
+
+
+def _hunyuan(vae: AutoencoderKLHunyuanVideo) -> Scaled:
+    config = vae.config
+    return Scaled(
+        config.temporal_compression_ratio, config.spatial_compression_ratio, config.scaling_factor
+    )
+
+
+_SCALES: dict[type, Callable[[Any], Scale]] = {
+    AutoencoderKLWan: _wan,
+    AutoencoderKLHunyuanVideo: _hunyuan,
+}
