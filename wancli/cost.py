@@ -20,6 +20,7 @@ from wancli.transformer_cost import (
     forward_work,
     image_parameters,
     image_work,
+    quantized_bytes,
     text_parameters,
     text_work,
     transformer_parameters,
@@ -202,10 +203,12 @@ def _cost(  # noqa: PLR0913 - what the two kinds of runs differ in
     t, grid = shapes.transformer, Grid(shape.frames, shape.height, shape.width)
     tokens, forwards, denoising, per_token = denoise
     parameters = _parameters(shapes, spec.experts)
+    quantized = settings.machine.quantize != "none"
+    spared = quantized_bytes(t, element_bytes=size) if quantized else (0, 0)
     wide_extra = (WIDE - size) * wide_parameters(t)
     weights = {
         part: count * (WIDE if part == "vae" else size)
-        + (wide_extra if part in PHASES["denoise"] else 0)
+        + (wide_extra - spared[1] if part in PHASES["denoise"] else 0)
         for part, count in parameters.items()
     }
     texts = 2 if settings.sampling.guidance_scale > 1 else 1
@@ -232,11 +235,12 @@ def _cost(  # noqa: PLR0913 - what the two kinds of runs differ in
             "decode": vae_cost.moved_bytes(shapes.vae, grid),
         },
         weights=weights,
-        block=size * block_parameters(t),
+        block=size * block_parameters(t) - spared[0],
         kept=kept,
         activations={
             "encode": scores + spec.text_length * (4 * e.dim + 3 * e.ffn) * size,
-            "denoise": activation_bytes(t, tokens, element_bytes=size, per_token_time=per_token),
+            "denoise": activation_bytes(t, tokens, element_bytes=size, per_token_time=per_token)
+            + (t.dim * t.ffn * size if quantized else 0),  # a layer's weights, as it computes
             "decode": decode_bytes(shapes.vae, shown),
         },
         output=int(frames * pixels * bits / 8),

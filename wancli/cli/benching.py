@@ -89,6 +89,7 @@ class Benching:
             layer.tables.get("step_cache", {}) for layer in own if layer.source == "flag"
         ]
         said = {f"step_cache.{key}": "flag" for table in flags_of_it for key in table}
+        said |= {k: source for k, source in resolved.sources.items() if k.startswith("machine.")}
         check_given(replace(resolved, sources=said))  # the bench's own flags may be for others
         settings = resolved.settings
         for part in SHARED:
@@ -104,6 +105,7 @@ class Benching:
         chosen, usual = settings.prompt_kv, self.base.prompt_kv
         exact = settings.model_copy(update={"prompt_kv": usual}) == self.base
         exact &= chosen.kv_align == usual.kv_align  # which is exact but for rounding
+        exact &= not settings.machine.compile  # as is a graph with K/V beside one without
         return Variant(name, flags, settings, make_plan(settings, self.spec), lossy=not exact)
 
     def _tune(self, measurer: "Measurer", target: float) -> tuple[list[Variant], str | None]:
