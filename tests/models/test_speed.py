@@ -23,7 +23,7 @@ from wancli.folders import find_spec
 from wancli.geometry import Span
 from wancli.models.denoiser import Prompts, Text, Window, causal
 from wancli.models.load import load_pipeline
-from wancli.models.speed import check_speed, compile_blocks, fuse_qkv
+from wancli.models.speed import check_speed, compile_blocks, fuse_qkv, speed_up
 from wancli.settings import Machine
 from wancli.tasks import ANIMATE, IMAGE, TEXT, VACE
 
@@ -31,7 +31,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _no_grad() -> Iterator[None]:
+def _alone() -> Iterator[None]:
+    """No gradients; no graphs of a test before."""
+    torch._dynamo.reset()
+    counters.clear()
     with torch.no_grad():
         yield
 
@@ -173,8 +176,6 @@ def cached(model: Any) -> Tensor:
 def test_a_kind_of_block_is_compiled_once(
     make: Callable[[], Any], run: Callable[[Any], Tensor], graphs: int
 ):
-    torch._dynamo.reset()
-    counters.clear()
     model = make()
     plain = run(model)
     compile_blocks(model, "default")
@@ -189,8 +190,6 @@ def test_a_kind_of_block_is_compiled_once(
 
 @pytest.mark.slow
 def test_two_experts_share_their_graphs():
-    torch._dynamo.reset()
-    counters.clear()
     for seed in (0, 1):
         model = wan(seed=seed)
         plain = reusing(model)
@@ -200,8 +199,10 @@ def test_two_experts_share_their_graphs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["default", "max-autotune"])
-@pytest.mark.parametrize("how", ["whole", "fused", "int8", "fp8"])
+@pytest.mark.parametrize(
+    ("how", "mode"),
+    [("whole", "max-autotune"), ("fused", "default"), ("int8", "default"), ("fp8", "default")],
+)
 @pytest.mark.filterwarnings("ignore:.*_stable_hash_for_caching")
 def test_blocks_fused_or_in_8_bits_are_compiled(how: str, mode: str):
     model = wan()
@@ -215,6 +216,15 @@ def test_blocks_fused_or_in_8_bits_are_compiled(how: str, mode: str):
     plain = reusing(model)
     compile_blocks(model, mode)
     assert relative(reusing(model), plain) < 1e-5
+
+
+@pytest.mark.slow
+def test_models_that_are_compiled_one_after_the_other_do_not_count_together():
+    for number in range(5):  # torch's limit is 8 graphs of a kind of block
+        model = wan()
+        speed_up([model], Machine(compile=True, fuse_qkv=bool(number % 2)))
+        reusing(model)
+        assert counters["stats"]["unique_graphs"] == 2 * (number + 1)
 
 
 @pytest.mark.slow

@@ -24,7 +24,13 @@ def check_speed(machine: Machine, device: torch.device) -> None:
 
 
 def speed_up(transformers: Iterable[Any], machine: Machine) -> None:
-    """Fuse, quantize and compile what the settings say, LoRAs being merged."""
+    """Fuse, quantize and compile what the settings say, LoRAs being merged.
+
+    torch compiles a kind of block 8 times at most in a process, whatever the model: the graphs of
+    models loaded before are forgotten, and made again if those are used again.
+    """
+    if machine.compile:
+        torch._dynamo.reset()
     for transformer in transformers:
         if machine.fuse_qkv:
             fuse_qkv(transformer)
