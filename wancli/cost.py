@@ -23,6 +23,7 @@ from wancli.transformer_cost import (
     forward_work,
     image_parameters,
     image_work,
+    quantized_bytes,
     text_parameters,
     text_work,
     transformer_parameters,
@@ -228,7 +229,8 @@ def _wan_needs(  # noqa: PLR0913 - what the two kinds of runs differ in
         moved={"denoise": forwards * transformer_cost.moved_bytes(t, tokens, element_bytes=size)},
         activations={
             "encode": scores + spec.text_length * (4 * e.dim + 3 * e.ffn) * size,
-            "denoise": activation_bytes(t, tokens, element_bytes=size, per_token_time=per_token),
+            "denoise": activation_bytes(t, tokens, element_bytes=size, per_token_time=per_token)
+            + (t.dim * t.ffn * size if quantized else 0),  # a layer's weights, as it computes
             "decode": decode_bytes(shapes.vae, shown),
         },
     )

@@ -1,7 +1,13 @@
-"""Rules about what a video is computed on, and in which numbers."""
+"""Rules about what a video is computed on, in which numbers, and how its model is made faster."""
 
-from wancli.errors import PlanError
-from wancli.settings import Machine
+import re
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+from wancli.errors import PlanError, SetupError
+from wancli.settings import Machine, Settings
+
+TORCHAO = (0, 18)  # the first whose Int8WeightOnlyConfig has one scale for each row
 
 
 def is_wide(machine: Machine, kind: str) -> bool:
@@ -14,4 +20,100 @@ def check_machine(machine: Machine) -> None:
     if machine.dtype == "float16" and machine.device == "cpu":
         raise PlanError(
             "--dtype float16 does not work with --device cpu.", hint="--dtype bfloat16 or float32"
+        )
+    if machine.device != "auto":
+        check_kind(machine, machine.device.partition(":")[0])
+    if machine.quantize != "none":
+        check_torchao()
+    if machine.compile:
+        _check_compile(machine)
+
+
+def check_kind(machine: Machine, kind: str) -> None:
+    """Raise PlanError for what a device of that kind cannot do."""
+    if machine.quantize == "fp8" and kind == "mps":
+        raise PlanError("--quantize fp8 does not work on mps.", hint="--quantize int8")
+    if machine.compile and machine.compile_mode == "reduce-overhead" and kind != "cuda":
+        raise PlanError(
+            f"--compile-mode reduce-overhead is CUDA graphs, and there are none on {kind}.",
+            hint="--compile-mode default",
+        )
+
+
+def check_torchao() -> None:
+    """Raise SetupError where torchao is missing or too old, without importing it."""
+    needed = ".".join(map(str, TORCHAO))
+    hint = f"pip install 'torchao>={needed}'"
+    try:
+        found = version("torchao")
+    except PackageNotFoundError:
+        raise SetupError("--quantize needs torchao.", hint=hint) from None
+    if tuple(int(part) for part in re.findall(r"\d+", found)[:2]) < TORCHAO:
+        raise SetupError(f"--quantize needs torchao {needed}, not {found}.", hint=hint)
+
+
+def check_generation(settings: Settings, transformer: str) -> None:
+    """Raise PlanError where a faster model of that class does not go with a cache of generate."""
+    machine, method = settings.machine, settings.step_cache.step_cache
+    if machine.quantize != "none" and settings.prompt_kv.free_kv_weights:
+        raise PlanError(
+            "--free-kv-weights does not go with --quantize: torchao's weights cannot be emptied.",
+            hint="drop --free-kv-weights",
+        )
+    if not machine.compile:
+        return
+    if method in ("first-block", "magcache", "seacache"):
+        raise PlanError(
+            f"--step-cache {method} hooks into blocks, which --compile makes one graph each.",
+            hint="--use-cachedit, or drop --compile",
+        )
+    if method == "cachedit" and transformer == "WanVACETransformer3DModel":
+        raise PlanError(
+            "--use-cachedit numbers the blocks of VACE: --compile would make a graph for each.",
+            hint="drop --compile, or --use-cachedit",
+        )
+    if machine.compile_mode == "reduce-overhead":
+        _check_graphs(settings)
+
+
+def check_rollout(machine: Machine) -> None:
+    """Raise PlanError for what rollouts have no place for."""
+    if machine.compile:
+        raise PlanError(
+            "--compile does not go with rollouts: every block would be a graph of its own, and "
+            "again for every length of the window.",
+            hint="drop --compile",
+        )
+
+
+def check_mode(machine: Machine, sources: Mapping[str, str]) -> None:
+    """Raise PlanError for a flag --compile-mode that nothing would read."""
+    if sources.get("machine.compile_mode") == "flag" and not machine.compile:
+        raise PlanError("--compile-mode does nothing without --compile.", hint="--compile")
+
+
+def _check_compile(machine: Machine) -> None:
+    backend = machine.attention_backend
+    if backend != "auto" and "native" not in backend:
+        raise PlanError(
+            f"--attention-backend {backend} may break the graph of a block that --compile makes.",
+            hint="--attention-backend native, or drop --compile",
+        )
+
+
+def _check_graphs(settings: Settings) -> None:
+    """CUDA graphs write where they wrote before: what is kept of a step would change with the next.
+
+    Prompt K/V and step caches keep what blocks gave.
+    """
+    if settings.prompt_kv.prompt_kv:
+        raise PlanError(
+            "--compile-mode reduce-overhead overwrites what a block gave, and prompt K/V keep it.",
+            hint="--no-prompt-kv, or --compile-mode default",
+        )
+    if settings.step_cache.step_cache != "none":
+        raise PlanError(
+            "--compile-mode reduce-overhead overwrites what a block gave, and a step cache keeps "
+            "it.",
+            hint="--step-cache none, or --compile-mode default",
         )

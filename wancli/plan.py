@@ -9,7 +9,13 @@ from wancli.families import check_family, check_family_given
 from wancli.geometry import LatentShape, Span, latent_shape, lay_out
 from wancli.inputs import NOTHING, Inputs, choose_task, references, segments, steps_made
 from wancli.lora import check_loras
-from wancli.machine import check_machine, is_wide
+from wancli.machine import (
+    check_generation,
+    check_machine,
+    check_mode,
+    check_rollout,
+    is_wide,
+)
 from wancli.resolve import Resolved, flag
 from wancli.settings import Rollout, RolloutSettings, RopePolicy, Settings
 from wancli.specs import ModelSpec
@@ -65,6 +71,7 @@ def make_plan(
     _check_experts(settings, spec)
     check_machine(settings.machine)
     check_family(settings, spec, chosen.family)
+    check_generation(settings, chosen.transformer)
     if settings.prompt_kv.free_kv_weights and not settings.prompt_kv.prompt_kv:
         raise PlanError("--free-kv-weights needs the prompt's K/V.", hint="drop --no-prompt-kv")
     count, segment_frames = segments(chosen, video)
@@ -136,6 +143,7 @@ def make_rollout_plan(
             hint="--model self-forcing",
         )
     check_machine(settings.machine)
+    check_rollout(settings.machine)
     _check_experts(settings, spec)
     _check_rollout(chosen)
     _check_caches(settings, spec)
@@ -259,6 +267,7 @@ def _check_experts(settings: Settings, spec: ModelSpec) -> None:
 def check_given(resolved: Resolved[Any], task: str = TEXT) -> None:
     """Raise PlanError for a flag of the step cache, or of a task, that nothing would read."""
     check_family_given(resolved, TASKS[task].family)
+    check_mode(resolved.settings.machine, resolved.sources)
     for key in ("sampling.strength", "sampling.true_cfg_scale", "video.segment_frames"):
         name = key.partition(".")[2]
         if resolved.sources.get(key) == "flag" and name not in TASKS[task].settings:

@@ -86,6 +86,20 @@ class Machine(Group):
         pattern=r"^[a-z0-9_]+$",
         description="Attention kernel, by diffusers' name (native, flash, sage, ...), or auto.",
     )
+    quantize: Literal["none", "int8", "fp8"] = Field(
+        "none", description="Weights of the blocks in 8 bits (lossy): none, int8 or fp8."
+    )
+    fuse_qkv: bool = Field(
+        default=False,
+        description="Project query, key and value in one product (exact but for rounding).",
+    )
+    compile: bool = Field(
+        default=False, description="Compile the blocks with torch.compile (exact but for rounding)."
+    )
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = Field(
+        "default",
+        description="default; reduce-overhead, with CUDA graphs; max-autotune, without them.",
+    )
     lora: tuple[str, ...] = Field(
         (),
         description="LoRA to merge, PATH or PATH=SCALE; PATH@high or PATH@low where there are two "

@@ -103,6 +103,18 @@ def wide_parameters(t: Transformer) -> int:
     return linear(t.freq_dim, d) + linear(d, d) + blocks * 8 * d + 2 * d + image + motion
 
 
+def quantized_bytes(t: Transformer, *, element_bytes: int) -> tuple[int, int]:
+    """What 8 bits a weight spare, of one block and of all, less a float32 scale for every row.
+
+    Of the linear layers in the blocks; VACE's blocks have one more each, and the first has two.
+    """
+    d, pairs = t.dim, 10 if t.added_kv else 8
+    weights, rows = pairs * d * d + 2 * d * t.ffn, pairs * d + t.ffn + d
+    block = weights * (element_bytes - 1) - 4 * rows
+    hints = (t.vace_blocks + 1) * (d * d * (element_bytes - 1) - 4 * d) if t.vace_blocks else 0
+    return block, (t.layers + t.vace_blocks) * block + hints
+
+
 def face_parameters(t: Transformer, face: Face) -> int:
     """Wan-Animate's pose and face branches."""
     d, hidden = t.dim, face.hidden_dim

@@ -50,9 +50,9 @@ class RollingAttention:
         kv, turns = self.memory.kv, rotary_emb
         if kv is None or not isinstance(turns, Turns):
             raise RuntimeError("self-attention with memory is entered through `remembering`")
-        query = by_head(attn, attn.norm_q(attn.to_q(hidden_states)))
-        key = by_head(attn, attn.norm_k(attn.to_k(hidden_states)))
-        value = by_head(attn, attn.to_v(hidden_states))
+        query, key, value = _projected(attn, hidden_states)
+        query, key = by_head(attn, attn.norm_q(query)), by_head(attn, attn.norm_k(key))
+        value = by_head(attn, value)
         query = rotate(query, turns.query)
         if turns.window is not None:  # keys are remembered unrotated
             key, value = kv.write(self.block, key, value)
@@ -192,6 +192,14 @@ def remembering(transformer: Any, memory: Memory) -> Iterator[Memory]:
         ):
             swap(embedder, name, OncePerTimestep(module, memory), undo)
         yield memory
+
+
+def _projected(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [B, L, H*D]."""
+    if attn.fused_projections:
+        query, key, value = attn.to_qkv(x).chunk(3, dim=-1)
+        return query, key, value
+    return attn.to_q(x), attn.to_k(x), attn.to_v(x)
 
 
 def by_head(attn: Any, x: Tensor) -> Tensor:

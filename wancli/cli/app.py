@@ -1,5 +1,6 @@
 """The app: every command by name, the errors as lines, the exit codes."""
 
+import logging
 import os
 import signal
 import sys
@@ -134,6 +135,8 @@ def _joined(arguments: list[str]) -> list[str]:
 def _hush() -> None:
     """The libraries' advice is for their developers; -v lets it through."""
     if not {"-v", "--verbose"} & set(sys.argv):
+        for name in ("torchao", "torch.utils._pytree"):  # which diffusers imports where it finds it
+            logging.getLogger(name).setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

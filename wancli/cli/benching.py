@@ -111,6 +111,7 @@ class Benching:
         chosen, usual = settings.prompt_kv, self.base.prompt_kv
         exact = settings.model_copy(update={"prompt_kv": usual}) == self.base
         exact &= chosen.kv_align == usual.kv_align  # which is exact but for rounding
+        exact &= not settings.machine.compile  # as is a graph with K/V beside one without
         plan = make_plan(settings, self.spec, self._inputs, task=self._task)
         return Variant(name, flags, settings, plan, lossy=not exact)
 

@@ -29,6 +29,7 @@ from wancli.inventory import (
 State = Literal["ok", "missing", "broken", "note"]
 IMPORTED = ("torch", "diffusers", "transformers", "safetensors", "accelerate")
 OPTIONAL = {  # package: what it is for
+    "torchao": "--quantize",
     "nvidia-ml-py": "GPU memory without nvidia-smi",
     "kernels": "attention kernels from the hub",
     "flash-attn": "--attention-backend flash",

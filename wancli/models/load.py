@@ -20,6 +20,7 @@ from wancli.lora import EXPERTS, find_lora
 from wancli.models.hub import download, explained, first_line
 from wancli.models.lora import merge_loras
 from wancli.models.random_weights import random_part, random_rest
+from wancli.models.speed import check_speed, speed_up
 from wancli.settings import Machine
 from wancli.specs import ModelSpec
 from wancli.tasks import TASKS, TEXT
@@ -44,6 +45,7 @@ def load_pipeline(
     """
     device = pick_device(machine.device)
     dtype = pick_dtype(machine.dtype, device)
+    check_speed(machine, device)
     spec = _on_disk(spec, parts)
     if task not in spec.tasks:
         raise ModelError(
@@ -73,6 +75,7 @@ def load_pipeline(
         if machine.attention_backend != "auto":
             _set_attention_backend(pipeline, machine.attention_backend)
         merge_loras(pipeline, [find_lora(text) for text in machine.lora])
+        speed_up(transformers_of(pipeline), machine)
         pipeline = pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return Loaded(pipeline, spec, device)

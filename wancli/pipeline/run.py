@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,6 +18,7 @@ from wancli.errors import OutputError, WancliError
 from wancli.files import write_whole
 from wancli.folders import find_spec
 from wancli.inputs import NOTHING, Inputs
+from wancli.inventory import package_version
 from wancli.models.load import Loaded, found_machine, load_pipeline, load_vae
 from wancli.pipeline.clock import Clock
 from wancli.pipeline.generate import Stepped, decode, decoded, denoise
@@ -280,10 +280,10 @@ def output_json(written: WrittenVideo) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """What the frames depend on beside the request."""
-    packages = ("wancli", "torch", "diffusers", "transformers", "imageio-ffmpeg")
-    return {"python": platform.python_version(), "platform": platform.platform()} | {
-        name: version(name) for name in packages
-    }
+    packages = ("wancli", "torch", "diffusers", "transformers", "imageio-ffmpeg", "torchao")
+    found = {name: package_version(name) for name in packages}
+    here = {"python": platform.python_version(), "platform": platform.platform()}
+    return here | {name: said for name, said in found.items() if said}
 
 
 def rounded(timings: Mapping[str, Any]) -> dict[str, Any]:

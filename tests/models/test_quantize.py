@@ -1,0 +1,177 @@
+"""Weights in 8 bits: how far they are from those they stand for, and the bytes they take."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tests.caching.tiny import SOME, STEPS, denoise, vace, wan
+from tests.fakes import tiny_folder, tiny_transformer
+from tests.models.test_lora import drawn
+from tests.test_cost import TINY, cost_of
+from wancli.caching.prompt_kv import PromptMemory, prompt_kv
+from wancli.caching.steps import step_cache
+from wancli.folders import find_spec
+from wancli.models.load import load_pipeline
+from wancli.models.quantize import quantize
+from wancli.models.speed import fuse_qkv
+from wancli.settings import Machine
+from wancli.tasks import ANIMATE, IMAGE, TEXT, VACE
+from wancli.transformer_cost import quantized_bytes
+
+pytest.importorskip("torchao", reason="pip install 'wancli[quantize]'")
+
+KINDS = ("int8", "fp8")
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def held(transformer: Any) -> int:
+    """Bytes of its parameters."""
+    return sum(part.numel() * part.element_size() for part in parts(transformer))
+
+
+def parts(transformer: Any) -> list[Tensor]:
+    """Plain tensors: an 8-bit weight is its numbers and its scales."""
+    found: list[Tensor] = []
+    for weight in transformer.parameters():
+        eight = type(weight.data) is not Tensor
+        found += [weight.qdata, weight.scale] if eight else [weight]
+    return found
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("task", [TEXT, IMAGE, VACE, ANIMATE])
+def test_what_8_bits_spare_is_what_is_planned(kind: str, dtype: torch.dtype, task: str):
+    model = tiny_transformer(task=task).to(dtype)
+    shape = replace(TINY, added_kv=task in (IMAGE, ANIMATE), vace_blocks=int(task == VACE))
+    block, all_blocks = quantized_bytes(shape, element_bytes=dtype.itemsize)
+    before, before_block = held(model), held(model.blocks[0])
+    quantize(model, kind)
+    assert before - held(model) == all_blocks
+    assert before_block - held(model.blocks[0]) == block
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_loaded_model_takes_the_bytes_that_are_planned(kind: Any, dtype: Any):
+    machine = Machine(device="cpu", dtype=dtype, quantize=kind)
+    told = cost_of("demo", wide=dtype == "float32", machine={"quantize": kind})
+    transformer = load_pipeline(find_spec("demo"), machine).pipeline.transformer
+    assert told.weights["transformer"] == held(transformer)
+    assert told.block < cost_of("demo", wide=dtype == "float32").block / 1.8
+
+
+@every_kind
+def test_every_weight_is_off_by_half_a_step_of_its_row_at_most(kind: str):
+    plain, model = wan(), wan()
+    quantize(model, kind)
+    for name, layer in plain.blocks.named_modules():
+        if not isinstance(layer, nn.Linear):
+            continue
+        weight = model.blocks.get_submodule(name).weight
+        most = layer.weight.abs().amax(1, keepdim=True)
+        # int8: 127 even steps. e4m3: 3 bits behind the first, so 1 / 16 of the number itself.
+        half = most / 127 / 2 if kind == "int8" else layer.weight.abs() / 16 + most / 448 / 512
+        error = (weight.dequantize() - layer.weight).abs()
+        assert (error <= half * 1.001).all(), name
+        assert error.max() > 0, name
+
+
+@every_kind
+def test_what_is_outside_the_blocks_stays_as_it_was(kind: str):
+    plain, model = wan(), wan()
+    quantize(model, kind)
+    narrow = {n for n, p in model.named_parameters() if type(p.data) is not Tensor}
+    assert len(narrow) == 10 * len(model.blocks)
+    assert all(name.startswith("blocks.") and name.endswith(".weight") for name in narrow)
+    for name, old in plain.named_parameters():
+        assert name in narrow or torch.equal(old, model.get_parameter(name))
+
+
+@pytest.mark.parametrize(("kind", "most"), [("int8", 0.005), ("fp8", 0.03)])
+@pytest.mark.parametrize("make", [wan, vace])
+def test_latents_are_close_to_those_of_the_whole_weights(kind: str, most: float, make: Any):
+    model = make()
+    whole = denoise(model)
+    quantize(model, kind)
+    error = relative(denoise(model), whole)
+    assert 0 < error < most, f"relative error of the latents {error:.2e}"
+
+
+@every_kind
+def test_the_prompt_computed_once_changes_no_bit(kind: str):
+    for model in (wan(), vace()):
+        quantize(model, kind)
+        plain = denoise(model)
+        with prompt_kv(model, PromptMemory()):
+            assert torch.equal(denoise(model), plain)
+
+
+@every_kind
+def test_a_step_cache_reuses_the_steps_that_it_reuses_of_whole_weights(kind: str):
+    reused = []
+    for number in range(2):
+        model = wan()
+        if number:
+            quantize(model, kind)
+        with step_cache(model, SOME, steps=STEPS, guided=True) as session:
+            denoise(model)
+        reused.append([use.reused for use in session.uses()])
+    assert reused[0] == reused[1]
+    assert any(reused[0])
+
+
+@every_kind
+def test_fused_projections_have_the_same_8_bits(kind: str):
+    model, fused = wan(), wan()
+    fuse_qkv(fused)
+    for one in (model, fused):
+        quantize(one, kind)
+    assert relative(denoise(fused), denoise(model)) < 1e-6
+    assert held(fused) == held(model)
+
+
+@every_kind
+def test_a_lora_is_merged_before(kind: Any, tmp_path: Path):
+    tensors, added = drawn("wan")
+    save_file(tensors, tmp_path / "x.safetensors")
+    spec = find_spec(str(tiny_folder(tmp_path / "model")))
+    machine = Machine(device="cpu", quantize=kind, lora=(f"{tmp_path / 'x.safetensors'}=0.5",))
+    loaded = load_pipeline(spec, machine).pipeline.transformer
+    expected = load_pipeline(spec, Machine(device="cpu")).pipeline.transformer
+    for name, product in added.items():
+        expected.get_parameter(name).data += 0.5 * product
+    quantize(expected, kind)
+    for ours, theirs in zip(parts(loaded), parts(expected), strict=True):
+        assert torch.allclose(ours.float(), theirs.float(), rtol=2**-3, atol=1.0)
+    for name in added:
+        ours, theirs = (m.get_parameter(name).dequantize() for m in (loaded, expected))
+        assert relative(ours, theirs) < 1e-2
+
+
+@every_kind
+def test_options_of_torch_compile_are_left_alone(kind: str):
+    from torch._inductor import config
+
+    before = config.save_config_portable()
+    quantize(wan(), kind)
+    assert config.save_config_portable() == before
+
+
+def test_a_model_loaded_after_has_whole_weights(tiny_model: Path):
+    spec = find_spec(str(tiny_model))
+    small, whole = (
+        load_pipeline(spec, machine).pipeline.transformer
+        for machine in (Machine(device="cpu", quantize="int8"), Machine(device="cpu"))
+    )
+    assert held(small) < held(whole)
+    assert all(type(p.data) is Tensor for p in whole.parameters())
