@@ -23,7 +23,7 @@ LAYERS = (
     },
     {"machine", "resolve", "transformer_cost"},
     {"vae_cost", "hardware", "presets", "specs", "step_caches"},
-    {"folders", "inputs"},
+    {"folders", "inputs", "offload"},
     {"plan", "records"},
     {"cost", "inventory"},
     {"estimate"},

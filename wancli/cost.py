@@ -8,15 +8,17 @@ from typing import Any
 from wancli import transformer_cost, vae_cost
 from wancli.architectures import IMAGE_TOKENS, Architecture, Transformer
 from wancli.geometry import LatentShape
+from wancli.machine import vae_dtype
+from wancli.offload import OFFLOADS, PHASES, held_weights, pieces
 from wancli.plan import Plan, RolloutPlan
 from wancli.settings import RolloutSettings, Settings
 from wancli.specs import ModelSpec
+from wancli.step_caches import step_cache_bytes
 from wancli.transformer_cost import (
     NO_WORK,
     Forward,
     Work,
     activation_bytes,
-    block_parameters,
     forward_work,
     image_parameters,
     image_work,
@@ -25,22 +27,20 @@ from wancli.transformer_cost import (
     transformer_parameters,
     wide_parameters,
 )
-from wancli.vae_cost import Grid, decode_bytes, decode_work, encode_work, vae_parameters
+from wancli.vae_cost import (
+    TILE,
+    Grid,
+    decode_bytes,
+    decode_work,
+    encode_work,
+    tiles,
+    vae_parameters,
+)
 
 WIDE, NARROW = 4, 2  # bytes of a number
 TIMESTEP_ROWS = 128  # most that are computed where all tokens have one timestep
 BITS_PER_PIXEL = 0.2  # of H.264 at CRF 18, about
 LOSSLESS_BITS_PER_PIXEL = 10.0
-PHASES = {
-    "encode": ("text_encoder", "image_encoder"),
-    "denoise": ("transformer", "transformer_2"),
-    "decode": ("vae",),
-}
-OFFLOADS = {
-    "none": "all parts",
-    "model": "one part after the other",
-    "group": "two blocks, then two others",
-}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Cost:
     work: Mapping[str, Work]  # by phase
     moved: Mapping[str, int]  # bytes read and written element by element, by phase, about
     weights: Mapping[str, int]  # bytes by part
-    block: int  # bytes of one block's weights
+    held: Mapping[str, Mapping[str, int]]  # of them on the device, by offload and phase
     kept: Mapping[str, int]  # bytes while it denoises and decodes, by cache
     activations: Mapping[str, int]  # bytes at most, by phase
     output: int  # bytes on disk, about
@@ -67,16 +67,12 @@ class Cost:
 
     def resident(self, offload: str = "none") -> int:
         """Bytes that have to be on the device at once; what each word keeps there: OFFLOADS."""
-        kept = sum(self.kept.values())
-        held = {n: size + kept * (n != "encode") for n, size in self.activations.items()}
-        if offload == "none":
-            return sum(self.weights.values()) + max(held.values())
-        return max(held[phase] + self._largest(phase, offload) for phase in held)
+        return max(self.in_phase(phase, offload) for phase in self.activations)
 
-    def _largest(self, phase: str, offload: str) -> int:
-        if phase == "denoise" and offload == "group":
-            return 2 * self.block
-        return max((n for part, n in self.weights.items() if part in PHASES[phase]), default=0)
+    def in_phase(self, phase: str, offload: str) -> int:
+        """The same, in one phase."""
+        kept = sum(self.kept.values()) if phase != "encode" else 0
+        return self.activations[phase] + kept + self.held[offload][phase]
 
     def as_json(self) -> dict[str, Any]:
         """Numbers by name, the sums included."""
@@ -109,7 +105,9 @@ def generation_cost(settings: Settings, spec: ModelSpec, plan: Plan, *, wide: bo
         wide=wide,
         denoise=(plan.tokens, plan.forwards, work, spec.per_token_time and not reuse),
         kept={
-            "step_cache": plan.step_cache_bytes,
+            "step_cache": _step_cache_bytes(
+                settings, spec, plan.tokens, guided=plan.guided, wide=wide
+            ),
             "prompt_kv": branches * prompt_bytes(shapes, spec, wide=wide) if reuse else 0,
         },
     )
@@ -126,6 +124,7 @@ def rollout_cost(
     tokens = plan.chunk * plan.shape.tokens_per_frame
     work = denoise_work(shapes.transformer, rollout_forwards(settings, spec, plan), fresh=branches)
     kept = {
+        "step_cache": _step_cache_bytes(settings, spec, tokens, guided=plan.guided, wide=wide),
         "rolling_kv": branches * rolling_bytes(shapes.transformer, settings, plan, wide=wide),
         "prompt_kv": branches * prompt_bytes(shapes, spec, wide=wide),
     }
@@ -191,6 +190,22 @@ def rolling_bytes(
     return t.layers * rows * t.dim * (WIDE if wide else NARROW)
 
 
+def _step_cache_bytes(
+    settings: Settings, spec: ModelSpec, tokens: int, *, guided: bool, wide: bool
+) -> int:
+    """What the step cache of one transformer holds, once it is full."""
+    chosen = settings.step_cache
+    if chosen.step_cache != "cachedit":
+        return 0
+    return step_cache_bytes(
+        tokens=tokens,
+        dim=spec.dim,
+        branches=2 if guided else 1,
+        bytes_per_element=WIDE if wide else NARROW,
+        taylorseer_order=chosen.taylorseer_order if chosen.taylorseer else None,
+    )
+
+
 def _cost(  # noqa: PLR0913 - what the two kinds of runs differ in
     settings: Settings, spec: ModelSpec, shape: LatentShape, *, wide: bool,
     denoise: tuple[int, int, Work, bool], kept: Mapping[str, int], chunk: int = 0,
@@ -203,17 +218,24 @@ def _cost(  # noqa: PLR0913 - what the two kinds of runs differ in
     tokens, forwards, denoising, per_token = denoise
     parameters = _parameters(shapes, spec.experts)
     wide_extra = (WIDE - size) * wide_parameters(t)
+    vae_size = WIDE if vae_dtype(settings.machine) == "float32" else NARROW
+    sizes = dict.fromkeys(parameters, size) | {"vae": vae_size, "image_encoder": WIDE}
     weights = {
-        part: count * (WIDE if part == "vae" else size)
-        + (wide_extra if part in PHASES["denoise"] else 0)
+        part: count * sizes[part] + (wide_extra if part in PHASES["denoise"] else 0)
         for part, count in parameters.items()
     }
+    parts = pieces(shapes, weights, sizes)
     texts = 2 if settings.sampling.guidance_scale > 1 else 1
     encode = text_work(shapes.text_encoder, spec.text_length) * texts
     if shapes.image_encoder:
         encode += image_work(shapes.image_encoder)
+    tiled = settings.machine.vae_tiling
+    # The encoder's tiles are as many pixels after those were put together in patches.
+    seen = tiles(shapes.vae, grid, pixels=TILE * shapes.vae.patch) if tiled else [grid]
     if t.in_channels > t.out_channels or t.vace_blocks:  # it is shown a video in latents
-        encode += encode_work(shapes.vae, grid)
+        encode += sum((encode_work(shapes.vae, tile) for tile in seen), NO_WORK)
+    decoded = tiles(shapes.vae, grid) if tiled else [grid]
+    decoding = sum((decode_work(shapes.vae, tile) for tile in decoded), NO_WORK)
     e = shapes.text_encoder
     scores = e.heads * spec.text_length**2 * (WIDE + size)
     shown = replace(grid, frames=chunk or grid.frames)
@@ -225,19 +247,26 @@ def _cost(  # noqa: PLR0913 - what the two kinds of runs differ in
         parameters=parameters,
         tokens=tokens,
         forwards=forwards,
-        work={"encode": encode, "denoise": denoising, "decode": decode_work(shapes.vae, grid)},
+        work={"encode": encode, "denoise": denoising, "decode": decoding},
         moved={
             "encode": 0,
             "denoise": forwards * transformer_cost.moved_bytes(t, tokens, element_bytes=size),
-            "decode": vae_cost.moved_bytes(shapes.vae, grid),
+            "decode": sum(
+                vae_cost.moved_bytes(shapes.vae, tile, element_bytes=vae_size) for tile in decoded
+            ),
         },
         weights=weights,
-        block=size * block_parameters(t),
+        held={
+            way: {
+                phase: held_weights(parts, phase, way, alternating=bool(chunk)) for phase in PHASES
+            }
+            for way in OFFLOADS
+        },
         kept=kept,
         activations={
             "encode": scores + spec.text_length * (4 * e.dim + 3 * e.ffn) * size,
             "denoise": activation_bytes(t, tokens, element_bytes=size, per_token_time=per_token),
-            "decode": decode_bytes(shapes.vae, shown),
+            "decode": decode_bytes(shapes.vae, shown, element_bytes=vae_size, tiled=tiled),
         },
         output=int(frames * pixels * bits / 8),
         store=WIDE * shape.channels * shape.frames * shape.height * shape.width if chunk else 0,

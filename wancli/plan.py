@@ -8,7 +8,8 @@ from wancli.errors import PlanError
 from wancli.geometry import LatentShape, Span, latent_shape, lay_out
 from wancli.inputs import NOTHING, Inputs, choose_task, references, segments, steps_made
 from wancli.lora import check_loras
-from wancli.machine import check_machine, is_wide
+from wancli.machine import check_machine
+from wancli.offload import check_rollout_vae, check_tiling, offloads
 from wancli.resolve import Resolved, flag
 from wancli.settings import Rollout, RolloutSettings, RopePolicy, Settings
 from wancli.specs import ModelSpec
@@ -16,7 +17,6 @@ from wancli.step_caches import (
     check_step_cache,
     check_step_cache_task,
     gate_step,
-    step_cache_bytes,
 )
 from wancli.tasks import TASKS, TEXT
 
@@ -39,7 +39,7 @@ class Plan:
     segment_frames: int  # video frames of one
     gate: int | None  # step from which on the uncond branch is not computed
     forwards: int  # transformer calls in all
-    step_cache_bytes: int  # at most; 0 without one, or where the model's size is unknown
+    offloads: tuple[str, ...]  # that go together with the rest
     duration_s: float
 
 
@@ -61,6 +61,7 @@ def make_plan(
     )
     _check_experts(settings, spec)
     check_machine(settings.machine)
+    check_tiling(settings)
     if settings.prompt_kv.free_kv_weights and not settings.prompt_kv.prompt_kv:
         raise PlanError("--free-kv-weights needs the prompt's K/V.", hint="drop --no-prompt-kv")
     count, segment_frames = segments(chosen, video)
@@ -85,7 +86,7 @@ def make_plan(
         segment_frames=segment_frames,
         gate=gate,
         forwards=steps + ((gate or steps) if guided else 0),
-        step_cache_bytes=_step_cache_bytes(settings, spec, tokens, guided=guided),
+        offloads=offloads(settings, chosen),
         duration_s=video.num_frames / video.fps,
     )
 
@@ -105,6 +106,7 @@ class RolloutPlan:
     guided: bool
     steps: tuple[int, ...]  # denoising steps of every chunk to be made
     forwards: int  # transformer calls in all
+    offloads: tuple[str, ...]  # that go together with the rest
     num_frames: int  # video frames in all
     duration_s: float
 
@@ -131,6 +133,7 @@ def make_rollout_plan(
             hint="--model self-forcing",
         )
     check_machine(settings.machine)
+    check_rollout_vae(settings.machine)
     _check_experts(settings, spec)
     _check_rollout(chosen)
     _check_caches(settings, spec)
@@ -164,6 +167,7 @@ def make_rollout_plan(
         guided=guided,
         steps=steps,
         forwards=(sum(steps) + clean_passes) * (2 if guided else 1),
+        offloads=offloads(settings, TASKS[TEXT]),
         num_frames=num_frames,
         duration_s=num_frames / video.fps,
     )
@@ -268,16 +272,3 @@ def check_given(resolved: Resolved[Any], task: str = TEXT) -> None:
                 f"{flag(name)} does nothing without --step-cache {' or '.join(wanted)}.",
                 hint="--use-cachedit" if wanted == ("cachedit",) else f"--step-cache {wanted[0]}",
             )
-
-
-def _step_cache_bytes(settings: Settings, spec: ModelSpec, tokens: int, *, guided: bool) -> int:
-    chosen = settings.step_cache
-    if chosen.step_cache != "cachedit":
-        return 0
-    return step_cache_bytes(
-        tokens=tokens,
-        dim=spec.dim,
-        branches=2 if guided else 1,
-        bytes_per_element=4 if is_wide(settings.machine, settings.machine.device) else 2,
-        taylorseer_order=chosen.taylorseer_order if chosen.taylorseer else None,
-    )

@@ -10,25 +10,27 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+from diffusers.utils.torch_utils import get_module_execution_device
 from numpy.typing import NDArray
 from torch import Tensor
 
 
 def normalize(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """What the transformer sees, from what the VAE encodes; in the VAE's dtype and device."""
+    """What the transformer sees, from what the VAE encodes; on its device, float32 or wider."""
     mean, std = _statistics(vae)
-    return (latents.to(vae.device, vae.dtype) - mean) / std
+    return (latents.to(mean) - mean) / std
 
 
 def denormalize(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """What the VAE decodes, from what the transformer sees; in the VAE's dtype and device."""
     mean, std = _statistics(vae)
-    return latents.to(vae.device, vae.dtype) * std + mean
+    return (latents.to(mean) * std + mean).to(vae.dtype)
 
 
 def to_pixels(video: Tensor) -> Tensor:
     """[B, 3, T, H, W] in [-1, 1] to uint8 [B, T, H, W, 3] on the CPU."""
-    levels = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    wide = video.to(_wide(video.dtype))
+    levels = ((wide.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return levels.permute(0, 2, 3, 4, 1).contiguous().cpu()
 
 
@@ -45,7 +47,8 @@ def encode(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
             f"{frames} video frames of {width}x{height} are not {temporal}k+1 of multiples of "
             f"{spatial} pixels"
         )
-    return normalize(vae, vae.encode(video.to(vae.device, vae.dtype)).latent_dist.mode())
+    given = video.to(get_module_execution_device(vae), vae.dtype)
+    return normalize(vae, vae.encode(given).latent_dist.mode())
 
 
 def encode_video(vae: AutoencoderKLWan, frames: NDArray[np.uint8]) -> Tensor:
@@ -111,9 +114,15 @@ class StreamingDecoder:
 
 
 def _statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the VAE's latents, each [1, C, 1, 1, 1]."""
+    """Mean and standard deviation of the VAE's latents, each [1, C, 1, 1, 1], where it computes."""
+    place: Any = {"device": get_module_execution_device(vae), "dtype": _wide(vae.dtype)}
     mean, std = (
-        torch.tensor(values, device=vae.device, dtype=vae.dtype).view(1, -1, 1, 1, 1)
+        torch.tensor(values, **place).view(1, -1, 1, 1, 1)
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
     return mean, std
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Float32, or what is wider: 8 bits of a mantissa are too few to round to 256 levels."""
+    return torch.promote_types(dtype, torch.float32)

@@ -16,8 +16,10 @@ from safetensors import SafetensorError
 from wancli.errors import CapacityError, ModelError, SetupError
 from wancli.folders import PARTS, check_files, read_config, spec_of_folder
 from wancli.lora import EXPERTS, find_lora
+from wancli.machine import vae_dtype
 from wancli.models.hub import download, explained, first_line
 from wancli.models.lora import merge_loras
+from wancli.models.placing import place
 from wancli.settings import Machine
 from wancli.specs import ModelSpec
 from wancli.tasks import TASKS, TEXT
@@ -33,12 +35,13 @@ class Loaded:
 
 
 def load_pipeline(
-    spec: ModelSpec, machine: Machine, parts: Collection[str] = PARTS, *, task: str = TEXT
-) -> Loaded:
+    spec: ModelSpec, machine: Machine, parts: Collection[str] = PARTS, *, task: str = TEXT,
+    stays: Collection[str] = (),
+) -> Loaded:  # fmt: skip
     """The model as diffusers' own pipeline for a task; only its `parts` are loaded.
 
-    VAE and image encoder in float32. Raises ModelError for anything wrong with its files, or where
-    it turns out not to do the task, SetupError for a device that is not there.
+    The image encoder in float32; `stays` as in `place`. Raises ModelError for anything wrong with
+    its files, or where it turns out not to do the task, SetupError for a device that is not there.
     """
     device = pick_device(machine.device)
     dtype = pick_dtype(machine.dtype, device)
@@ -52,7 +55,7 @@ def load_pipeline(
     with _quiet(), _explained(spec):
         ready: dict[str, Any] = {"vae": None}
         if "vae" in parts:
-            ready["vae"] = _part(AutoencoderKLWan, spec, "vae", torch.float32)
+            ready["vae"] = _vae(spec, machine)
         for name in ("transformer", "transformer_2")[: spec.experts]:
             ready[name] = _part(getattr(diffusers, kinds.transformer), spec, name, dtype)
         if spec.image_encoder and "text_encoder" in parts:
@@ -69,7 +72,7 @@ def load_pipeline(
         if machine.attention_backend != "auto":
             _set_attention_backend(pipeline, machine.attention_backend)
         merge_loras(pipeline, [find_lora(text) for text in machine.lora])
-        pipeline = pipeline.to(device)
+        place(pipeline, device, machine.offload, stays=stays)
     pipeline.set_progress_bar_config(disable=True)
     return Loaded(pipeline, spec, device)
 
@@ -81,10 +84,10 @@ def transformers_of(pipeline: Any) -> list[Any]:
 
 
 def load_vae(spec: ModelSpec, machine: Machine) -> tuple[AutoencoderKLWan, torch.device]:
-    """Only the VAE, in float32."""
+    """Only the VAE."""
     spec, device = _on_disk(spec, ("vae",)), pick_device(machine.device)
     with _quiet(), _explained(spec):
-        return _part(AutoencoderKLWan, spec, "vae", torch.float32).to(device), device
+        return _vae(spec, machine).to(device), device
 
 
 def found_machine(machine: Machine) -> Machine:
@@ -135,6 +138,13 @@ def _set_attention_backend(pipeline: Any, name: str) -> None:
         raise SetupError(
             f"--attention-backend {name}: {first_line(error)}", hint="--attention-backend native"
         ) from None
+
+
+def _vae(spec: ModelSpec, machine: Machine) -> Any:
+    vae = _part(AutoencoderKLWan, spec, "vae", getattr(torch, vae_dtype(machine)))
+    if machine.vae_tiling:
+        vae.enable_tiling()
+    return vae
 
 
 def _part(kind: Any, spec: ModelSpec, name: str, dtype: torch.dtype) -> Any:

@@ -9,7 +9,9 @@ from wancli.errors import PlanError, UsageError
 from wancli.pipeline.store import RolloutStore
 
 # What may differ from the first run; a rollout reads neither of the two settings.
-FREE = ("output", "sources", "schema", "sampling.strength", "video.segment_frames")
+FREE = (
+    "output", "sources", "schema", "sampling.strength", "video.segment_frames", "machine.offload"
+)  # fmt: skip
 LONGER = ("rollout.chunks", "video.num_frames")  # may grow
 
 
