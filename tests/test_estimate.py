@@ -70,11 +70,12 @@ def test_auto_chooses_among_what_goes_with_the_rest_and_refuses_what_never_fits(
     cost = cost_of("wan2.1-t2v-14b")
     with pytest.raises(CapacityError, match="24"):
         estimate(cost, Machine(), SMALL, ("none",), ram=RAM).check("x")
-    tiny = estimate(cost, Machine(), replace(H200, total=2**30), ram=RAM)
-    with pytest.raises(CapacityError, match="under --offload sequential") as caught:
-        tiny.check("x")
-    assert "--vae-tiling" in caught.value.hint
-    assert "--force" in caught.value.hint
+    for gib_there, helps in ((5, True), (1, False)):  # only decoding does not fit; nothing does
+        device = replace(H200, total=gib_there * 2**30)
+        with pytest.raises(CapacityError, match="under --offload sequential") as caught:
+            estimate(cost, Machine(), device, ram=RAM).check("x")
+        assert ("--vae-tiling" in caught.value.hint) == helps
+        assert "--force" in caught.value.hint
 
 
 def test_what_is_offloaded_has_to_fit_in_ram():

@@ -32,6 +32,7 @@ class Estimate:
     """A cost on a device. Seconds are None where its rates were never measured."""
 
     cost: Cost
+    machine: Machine
     device: Device
     offload: str  # that it is made under
     fits: Mapping[str, bool]  # by offload
@@ -63,10 +64,11 @@ class Estimate:
             return f"--offload {other}"
         smaller = "a smaller --size, fewer --num-frames or another --model"
         least = list(self.fits)[-1]
-        if self.cost.in_phase("decode", least) < self.cost.resident(least):
+        others = max(self.cost.in_phase(phase, least) for phase in ("encode", "denoise"))
+        if others > self.device.total or self.machine.vae_tiling:
             return smaller
-        tiles = "--vae-dtype bfloat16" if self.cost.store else "--vae-tiling"
-        return f"{tiles}, {smaller}"
+        narrower = "--vae-dtype bfloat16" if self.cost.store else "--vae-tiling"  # of a rollout
+        return f"{narrower}, {smaller}"
 
 
 def estimate(
@@ -92,7 +94,7 @@ def estimate(
     dtype = "float32" if is_wide(machine, device.kind) else _narrow(machine)
     rates = read_rates(device)
     spent = seconds(cost, rates, dtype, vae=vae_dtype(machine)) if rates else None
-    return Estimate(cost, device, chosen, fits, ram, spent)
+    return Estimate(cost, machine, device, chosen, fits, ram, spent)
 
 
 def here(machine: Machine) -> tuple[Device, bool]:
