@@ -45,9 +45,7 @@ class Gated(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         """A public attribute of the transformer; torch asks here for what it does not find."""
-        # What libraries leave there is not ours; but of an offloaded one diffusers asks this hook
-        # where it computes.
-        if name.startswith("_") and name != "_hf_hook":
+        if name.startswith("_"):  # what libraries leave there, such as offload hooks, is not ours
             raise AttributeError(name)
         transformer = self._modules["transformer"]
         return transformer if name == "transformer" else getattr(transformer, name)
