@@ -22,7 +22,7 @@ def normalize(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 
 
 def denormalize(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """What the VAE decodes, from what the transformer sees; in the VAE's dtype and device."""
+    """What the VAE decodes, from what the transformer sees; in its dtype, where it computes."""
     mean, std = _statistics(vae)
     return (latents.to(mean) * std + mean).to(vae.dtype)
 
