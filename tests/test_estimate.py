@@ -8,13 +8,14 @@ import pytest
 
 from wancli import inventory
 from wancli.cost import Cost, generation_cost
-from wancli.errors import CapacityError, OutputError
+from wancli.errors import CapacityError, OutputError, PlanError
 from wancli.estimate import (
     Rates,
     duration,
     estimate,
     flops,
     gib,
+    here,
     read_rates,
     seconds,
     write_rates,
@@ -26,6 +27,8 @@ from wancli.resolve import Layer, resolve
 from wancli.settings import Machine, Settings
 
 H200 = Device("cuda", "NVIDIA H200", 139 * 2**30, 138 * 2**30, "570.1")
+SMALL = replace(H200, name="NVIDIA RTX 4090", total=24 * 2**30)
+RAM = 128 * 2**30
 RATES = Rates(
     {"bfloat16": 4e14, "float32": 4e13}, {"bfloat16": 3e14, "float32": 3e13}, 2e13, 1e13, 2e12
 )
@@ -46,20 +49,71 @@ def cost_of(model: str) -> Cost:
 
 def test_a_model_fits_one_gpu_and_not_another():
     cost = cost_of("wan2.1-t2v-14b")
-    assert estimate(cost, Machine(), H200).fits == {"none": True, "model": True, "group": True}
-    small = replace(H200, name="NVIDIA RTX 4090", total=24 * 2**30)
-    held = estimate(cost, Machine(), small)
-    assert held.fits["none"] is False
-    with pytest.raises(CapacityError, match="wan2.1-t2v-14b at this size takes .* RTX 4090 has 24"):
+    assert all(estimate(cost, Machine(), H200, ram=RAM).fits.values())
+    held = estimate(cost, Machine(offload="none"), SMALL, ram=RAM)
+    with pytest.raises(CapacityError, match="takes .* RTX 4090 has 24") as caught:
         held.check("wan2.1-t2v-14b")
+    assert caught.value.hint.startswith("--offload group")
+
+
+@pytest.mark.parametrize(
+    ("gib_there", "chosen"), [(139, "none"), (40, "model"), (24, "group"), (8.8, "sequential")]
+)
+def test_auto_is_the_fastest_offload_that_fits(gib_there: float, chosen: str):
+    device = replace(H200, total=int(gib_there * 2**30))
+    held = estimate(cost_of("wan2.1-t2v-14b"), Machine(), device, ram=RAM)
+    assert held.offload == chosen
+    held.check("wan2.1-t2v-14b")
+    least = next(iter([n for n, fits in held.fits.items() if fits]))
+    assert least == chosen
+
+
+def test_auto_chooses_among_what_goes_with_the_rest_and_refuses_what_never_fits():
+    cost = cost_of("wan2.1-t2v-14b")
+    with pytest.raises(CapacityError, match="24"):
+        estimate(cost, Machine(), SMALL, ("none",), ram=RAM).check("x")
+    for gib_there, helps in ((5, True), (1, False)):  # only decoding does not fit; nothing does
+        device = replace(H200, total=gib_there * 2**30)
+        with pytest.raises(CapacityError, match="under --offload sequential") as caught:
+            estimate(cost, Machine(), device, ram=RAM).check("x")
+        assert ("--vae-tiling" in caught.value.hint) == helps
+        assert "--force" in caught.value.hint
+
+
+def test_what_is_offloaded_has_to_fit_in_ram():
+    cost = cost_of("wan2.1-t2v-14b")
+    held = estimate(cost, Machine(offload="group"), SMALL, ram=16 * 2**30)
+    with pytest.raises(CapacityError, match="RAM they wait in has 16"):
+        held.check("x")
+
+
+def test_on_a_cpu_nothing_is_offloaded():
+    held = estimate(cost_of("wan2.1-t2v-14b"), Machine(), replace(H200, kind="cpu", total=1))
+    assert held.offload == "none"
+    with pytest.raises(CapacityError) as caught:
+        held.check("x")
+    assert "--offload" not in caught.value.hint
+    with pytest.raises(PlanError, match="is the RAM itself"):
+        here(Machine(device="cpu", offload="group"))
+
+
+def test_the_vae_computes_at_the_rate_of_its_own_dtype():
+    cost = cost_of("wan2.1-t2v-14b")
+    rates = replace(RATES, attention={"bfloat16": 6e13, "float32": 3e13})
+    wide, narrow = (seconds(cost, rates, "bfloat16", vae=n) for n in ("float32", "bfloat16"))
+    assert wide
+    assert narrow
+    assert narrow["decode"] < wide["decode"]
+    assert narrow["denoise"] == wide["denoise"]
 
 
 def test_exactly_what_there_is_fits():
     cost = cost_of("demo")
     there = replace(H200, total=cost.resident())
-    estimate(cost, Machine(), there).check("demo")
+    whole = Machine(offload="none")
+    estimate(cost, whole, there).check("demo")
     with pytest.raises(CapacityError):
-        estimate(cost, Machine(), replace(there, total=cost.resident() - 1)).check("demo")
+        estimate(cost, whole, replace(there, total=cost.resident() - 1)).check("demo")
 
 
 def test_time_is_flops_over_measured_rates():

@@ -1,5 +1,6 @@
 import pytest
 
+from wancli.cost import generation_cost
 from wancli.errors import PlanError, SettingsError
 from wancli.folders import find_spec
 from wancli.plan import check_given, make_plan
@@ -48,11 +49,17 @@ def cached(**step_cache: object) -> Settings:
 
 def test_the_plan_says_what_a_step_cache_will_hold():
     spec = find_spec("demo")
-    plain = make_plan(cached(), spec)
-    assert plain.step_cache_bytes == 2 * 2 * plain.tokens * spec.dim * 4
-    seer = make_plan(cached(taylorseer=True, taylorseer_order=2), spec)
-    assert seer.step_cache_bytes == 7 * 2 * plain.tokens * spec.dim * 4
-    assert make_plan(settings(), spec).step_cache_bytes == 0
+
+    def held(given: Settings, *, wide: bool = True) -> int:
+        cost = generation_cost(given, spec, make_plan(given, spec), wide=wide)
+        assert cost
+        return cost.kept["step_cache"]
+
+    numbers = 2 * make_plan(cached(), spec).tokens * spec.dim
+    assert held(cached()) == 2 * numbers * 4
+    assert held(cached(), wide=False) == 2 * numbers * 2
+    assert held(cached(taylorseer=True, taylorseer_order=2)) == 7 * numbers * 4
+    assert held(settings()) == 0
 
 
 @pytest.mark.parametrize(

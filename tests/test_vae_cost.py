@@ -8,12 +8,16 @@ from tests.shapes import flops, parameters, peak_bytes, vae
 from wancli.architectures import DEMO, VAE_2_2, Autoencoder
 from wancli.models.decode import StreamingDecoder
 from wancli.vae_cost import (
+    STRIDE,
+    TILE,
     Grid,
     decode_bytes,
     decode_work,
     decoder,
     encode_work,
+    largest_layer,
     remembered_numbers,
+    tiles,
     vae_parameters,
 )
 
@@ -89,3 +93,46 @@ def test_small_convolutions_are_those_that_torch_multiplies_out(
     vae = Autoencoder(channels, channels, 4, (1,), 1, ())
     told = {layer.parameters: layer.work for layer in decoder(vae, grid, first=False)}
     assert bool(told[27 * channels**2 + channels].small_convolution) is small
+
+
+@pytest.mark.parametrize(("name", "frames", "height"), [("2.1", 1, 40), ("2.1", 5, 52)])
+def test_decoding_in_tiles_holds_and_computes_what_the_formulas_say(
+    name: str, frames: int, height: int
+):
+    shape, grid = SHAPES[name], Grid(frames, height, 60)
+    model = vae(shape)
+    model.enable_tiling()
+    assert (model.tile_sample_min_width, model.tile_sample_stride_width) == (TILE, STRIDE)
+    latents = torch.empty(1, shape.latent_channels, frames, height, 60, device="meta")
+    held = peak_bytes(model, lambda: model.decode(latents))
+    assert decode_bytes(shape, grid, tiled=True) == pytest.approx(held, rel=0.1)
+    assert held < decode_bytes(shape, grid) / 2
+    work = sum(decode_work(shape, tile).flops for tile in tiles(grid, shape.spatial))
+    assert work == flops(lambda: model.decode(latents))
+
+
+@pytest.mark.parametrize("name", ["2.1", "demo"])
+def test_encoding_in_tiles_computes_what_the_formula_says(name: str):
+    shape, grid = SHAPES[name], Grid(2, 70, 40)
+    model = vae(shape)
+    model.enable_tiling()
+    size = (5, 70 * shape.spatial, 40 * shape.spatial)
+    video = torch.empty(1, 3, *size, device="meta")
+    cut = tiles(grid, shape.spatial, pixels=TILE * shape.patch)
+    assert len(cut) > 1
+    assert sum(encode_work(shape, tile).flops for tile in cut) == flops(lambda: model.encode(video))
+
+
+def test_a_video_of_one_tile_is_not_cut():
+    assert tiles(Grid(3, 32, 32), 8) == [Grid(3, 32, 32)]
+    assert decode_bytes(VAE_2_1, Grid(3, 32, 32), tiled=True) == decode_bytes(
+        VAE_2_1, Grid(3, 32, 32)
+    )
+
+
+def test_the_largest_layer_is_that_of_the_class():
+    for shape in SHAPES.values():
+        largest = max(
+            sum(p.numel() for p in m.parameters(recurse=False)) for m in vae(shape).modules()
+        )
+        assert largest_layer(shape) == largest

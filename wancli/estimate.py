@@ -1,15 +1,16 @@
 """Whether a cost fits this machine, and how long it takes there by rates that were measured."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from wancli.cost import OFFLOADS, Cost
+from wancli.cost import Cost
 from wancli.errors import CapacityError
 from wancli.files import write_whole
-from wancli.inventory import Device, find_device, user_cache
-from wancli.machine import is_wide
+from wancli.inventory import Device, find_cpu, find_device, user_cache
+from wancli.machine import check_offload_to, is_wide, vae_dtype
+from wancli.offload import OFFLOADS
 from wancli.settings import Machine
 
 RATES_FILE = "rates.json"
@@ -32,48 +33,94 @@ class Estimate:
     """A cost on a device. Seconds are None where its rates were never measured."""
 
     cost: Cost
+    machine: Machine
     device: Device
+    offload: str  # that it is made under
     fits: Mapping[str, bool]  # by offload
+    ram: int  # bytes of RAM, which hold the weights that are not on the device
     seconds: Mapping[str, float] | None  # by phase
 
     def as_json(self) -> dict[str, Any]:
         """Numbers by name."""
         told = {"fits": dict(self.fits), "seconds": self.seconds and dict(self.seconds)}
-        return self.cost.as_json() | {"device": asdict(self.device)} | told
+        device = {"device": asdict(self.device), "offload": self.offload}
+        return self.cost.as_json() | device | told
 
     def check(self, model: str) -> None:
-        """Raise CapacityError where it cannot fit: nothing here is offloaded."""
-        if self.fits["none"]:
+        """Raise CapacityError where it cannot fit."""
+        if self.fits[self.offload]:
             return
-        needed, there = self.cost.resident(), self.device.total
+        needed, there, where = self.cost.resident(self.offload), self.device.total, self.device.name
+        if needed <= there:
+            needed, there, where = sum(self.cost.weights.values()), self.ram, "the RAM they wait in"
+        how = "" if self.offload == "none" else f" under --offload {self.offload}"
         raise CapacityError(
-            f"{model} at this size takes {gib(needed)} at once, and {self.device.name} has "
-            f"{gib(there)}.",
-            hint="a smaller --size, fewer --num-frames or another --model; --force tries it",
+            f"{model} at this size takes {gib(needed)} at once{how}, and {where} has {gib(there)}.",
+            hint=f"{self._hint()}; --force tries it",
         )
 
+    def _hint(self) -> str:
+        """What would make it fit."""
+        if other := next((offload for offload, fits in self.fits.items() if fits), None):
+            return f"--offload {other}"
+        smaller = "a smaller --size, fewer --num-frames or another --model"
+        least = list(self.fits)[-1]
+        others = max(self.cost.in_phase(phase, least) for phase in ("encode", "denoise"))
+        if others > self.device.total or self.machine.vae_tiling:
+            return smaller
+        narrower = "--vae-dtype bfloat16" if self.cost.store else "--vae-tiling"  # of a rollout
+        return f"{narrower}, {smaller}"
 
-def estimate(cost: Cost, machine: Machine, device: Device) -> Estimate:
-    """Hold a cost against a device."""
-    fits = {offload: cost.resident(offload) <= device.total for offload in OFFLOADS}
+
+def estimate(
+    cost: Cost,
+    machine: Machine,
+    device: Device,
+    offloads: Sequence[str] = tuple(OFFLOADS),
+    *,
+    ram: int | None = None,
+) -> Estimate:
+    """Hold a cost against a device; `offloads` are those to choose from. `ram` is this machine's.
+
+    Only of a CUDA GPU is anything offloaded: other devices compute in RAM.
+    """
+    ram = find_cpu().total if ram is None else ram
+    there = ram >= sum(cost.weights.values())
+    ways = list(OFFLOADS) if device.kind == "cuda" else ["none"]
+    fits = {n: cost.resident(n) <= device.total and (n == "none" or there) for n in ways}
+    chosen: str = machine.offload
+    if chosen == "auto":
+        possible = [offload for offload in ways if offload in offloads]
+        chosen = next((offload for offload in possible if fits[offload]), possible[-1])
     dtype = "float32" if is_wide(machine, device.kind) else _narrow(machine)
     rates = read_rates(device)
-    return Estimate(cost, device, fits, seconds(cost, rates, dtype) if rates else None)
+    spent = seconds(cost, rates, dtype, vae=vae_dtype(machine)) if rates else None
+    return Estimate(cost, machine, device, chosen, fits, ram, spent)
 
 
 def here(machine: Machine) -> tuple[Device, bool]:
-    """The device that settings come to, and whether it will compute in float32."""
+    """The device that settings come to, and whether it will compute in float32.
+
+    Raises PlanError where they are to be offloaded, and it has no memory of its own.
+    """
     device = find_device(machine)
+    check_offload_to(machine, device.kind)
     return device, is_wide(machine, device.kind)
 
 
-def seconds(cost: Cost, rates: Rates, dtype: str) -> dict[str, float] | None:
-    """By phase; None where that dtype was not measured. The VAE computes in float32."""
-    if dtype not in rates.matmul or dtype not in rates.attention:
+def seconds(
+    cost: Cost, rates: Rates, dtype: str, *, vae: str = "float32"
+) -> dict[str, float] | None:
+    """By phase; None where that dtype was not measured.
+
+    Moving weights takes time that is not counted; convolutions are taken to be as slow as in
+    float32.
+    """
+    if not {dtype, vae} <= rates.matmul.keys() & rates.attention.keys():
         return None
     spent = {}
     for phase, work in cost.work.items():
-        kind = "float32" if phase == "decode" else dtype
+        kind = vae if phase == "decode" else dtype
         spent[phase] = (
             work.matmul / rates.matmul[kind]
             + work.attention / rates.attention[kind]

@@ -1,8 +1,8 @@
 """Parameters, FLOPs and memory of HunyuanVideo, in closed form; counted as for Wan's parts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 from wancli.hunyuan import (
     TEMPLATE_TOKENS,
@@ -13,8 +13,10 @@ from wancli.hunyuan import (
     JointTransformer,
     Llama,
 )
-from wancli.transformer_cost import NO_WORK, Needs, Work, linear
+from wancli.needs import Needs, Numbers, Pieces
+from wancli.transformer_cost import NO_WORK, Work, linear
 from wancli.vae_cost import Grid, Layer
+from wancli.vae_cost import tiles as tiles_of_space
 
 FREQUENCIES = 256  # of a timestep
 # Counted on the meta device at two sizes, where they agree within 3 %, by bytes of a number.
@@ -26,34 +28,58 @@ MASKS = 2.25  # of attention in the VAE's middle, in float32, that live at once
 
 
 def hunyuan_needs(
-    shapes: HunyuanVideo, *, latents: Grid, tokens: int, forwards: int, prompts: int, size: int
-) -> Needs:
-    """What one video takes, `tokens` of it in each forward; numbers are of `size` bytes."""
-    t, vae, llama = shapes.transformer, shapes.vae, shapes.text_encoder
-    rows, told = tokens + TEXT_TOKENS, TEXT_TOKENS + TEMPLATE_TOKENS
+    shapes: HunyuanVideo, numbers: Numbers, *, latents: Grid, tokens: int, forwards: int,
+    prompts: int,
+) -> Needs:  # fmt: skip
+    """What one video takes, `tokens` of it in each forward."""
+    t, vae, llama, size = shapes.transformer, shapes.vae, shapes.text_encoder, numbers.size
+    rows, told, tiled = tokens + TEXT_TOKENS, TEXT_TOKENS + TEMPLATE_TOKENS, numbers.tiled
+    parameters = {
+        "transformer": joint_parameters(t),
+        "text_encoder": llama_parameters(llama),
+        "text_encoder_2": clip_text_parameters(shapes.text_encoder_2),
+        "vae": causal_vae_parameters(vae),
+    }
     return Needs(
-        parameters={
-            "transformer": joint_parameters(t),
-            "text_encoder": llama_parameters(llama),
-            "text_encoder_2": clip_text_parameters(shapes.text_encoder_2),
-            "vae": causal_vae_parameters(vae),
-        },
-        wide=0,
-        block=joint_block_parameters(t),
+        parameters=parameters,
+        pieces=_pieces(shapes, parameters, numbers),
         tokens=rows,
         forwards=forwards,
         work={
             "encode": (llama_work(llama, told) + clip_text_work(shapes.text_encoder_2)) * prompts,
             "denoise": joint_work(t, tokens) * forwards,
-            "decode": causal_decode_work(vae, latents),
+            "decode": causal_decode_work(vae, latents, tiled=tiled),
         },
         moved={"denoise": forwards * joint_moved_bytes(t, rows, element_bytes=size)},
         activations={
             "encode": llama_activation_bytes(llama, told, element_bytes=size),
             "denoise": joint_activation_bytes(t, rows, element_bytes=size),
-            "decode": causal_decode_bytes(vae, latents),
+            "decode": causal_decode_bytes(vae, latents, element_bytes=numbers.vae, tiled=tiled),
         },
     )
+
+
+def _pieces(
+    shapes: HunyuanVideo, parameters: Mapping[str, int], numbers: Numbers
+) -> dict[str, Pieces]:
+    """Weights of every part in bytes."""
+    t, size = shapes.transformer, numbers.size
+    largest = {
+        "text_encoder": shapes.text_encoder.vocabulary * shapes.text_encoder.dim,
+        "text_encoder_2": shapes.text_encoder_2.vocabulary * shapes.text_encoder_2.dim,
+        "vae": 27 * max(shapes.vae.channels) ** 2,
+    }
+    found = {}
+    for part, layer in largest.items():
+        each = numbers.vae if part == "vae" else size
+        whole = parameters[part] * each
+        found[part] = Pieces(whole, whole if part == "vae" else layer * each, layer * each)
+    # Beside a block there is what stands before and after them all.
+    dual, single = joint_block_parameters(t), single_block_parameters(t)
+    group = parameters["transformer"] - (t.dual - 1) * dual - t.single * single
+    layer = t.dim * max(6 * t.dim, t.dim + t.ffn)
+    whole = parameters["transformer"] * size
+    return found | {"transformer": Pieces(whole, group * size, layer * size)}
 
 
 def joint_block_parameters(t: JointTransformer) -> int:
@@ -64,18 +90,24 @@ def joint_block_parameters(t: JointTransformer) -> int:
     return modulation + 8 * linear(d, d) + 4 * t.head_dim + feed_forwards
 
 
+def single_block_parameters(t: JointTransformer) -> int:
+    """Parameters of one block of one stream."""
+    d = t.dim
+    attention = linear(d, 3 * d) + 3 * linear(d, d) + 2 * t.head_dim
+    return attention + linear(d, t.ffn) + linear(d + t.ffn, d)
+
+
 def joint_parameters(t: JointTransformer) -> int:
     """Parameters of the transformer, all."""
     d = t.dim
-    single = linear(d, 3 * d) + 3 * linear(d, d) + 2 * t.head_dim
-    single += linear(d, t.ffn) + linear(d + t.ffn, d)
     refiner = 4 * linear(d, d) + linear(d, 4 * d) + linear(4 * d, d) + linear(d, 2 * d) + 4 * d
     scalars = linear(FREQUENCIES, d) + linear(d, d)  # of a timestep, or of a guidance scale
     text = scalars + linear(t.text_dim, d) + linear(d, d) + linear(t.text_dim, d)
     told = (2 if t.guidance else 1) * scalars + linear(t.pooled_dim, d) + linear(d, d)
     ends = linear(t.patch * t.in_channels, d) + linear(d, 2 * d)
     ends += linear(d, t.patch * t.out_channels)
-    blocks = t.dual * joint_block_parameters(t) + t.single * single + t.refiner * refiner
+    blocks = t.dual * joint_block_parameters(t) + t.single * single_block_parameters(t)
+    blocks += t.refiner * refiner
     return blocks + text + told + ends
 
 
@@ -145,28 +177,32 @@ def causal_vae_parameters(vae: CausalVae) -> int:
     return sum(layer.parameters for walk in walks for layer in walk) + ends
 
 
-def causal_decode_work(vae: CausalVae, latents: Grid) -> Work:
-    """Latents of a whole video to pixels, in tiles of time that overlap."""
+def causal_decode_work(vae: CausalVae, latents: Grid, *, tiled: bool = False) -> Work:
+    """Latents of a whole video to pixels, in tiles of time that overlap; `tiled`, of space too."""
     work = NO_WORK
-    for frames in tiles(vae, latents.frames):
-        tile = replace(latents, frames=frames)
+    in_space = tiles_of_space(latents, vae.spatial) if tiled else [latents]
+    for frames, cut in product(tiles(vae, latents.frames), in_space):
+        tile = replace(cut, frames=frames)
         work += sum((layer.work for layer in _decoder(vae, tile)), NO_WORK)
         work += Work(convolution=2 * tile.cells * vae.latent_channels**2)
     return work
 
 
-def causal_decode_bytes(vae: CausalVae, latents: Grid) -> int:
-    """About what decoding in float32 holds at most beside the weights, the video included.
+def causal_decode_bytes(
+    vae: CausalVae, latents: Grid, *, element_bytes: int = 4, tiled: bool = False
+) -> int:
+    """About what decoding holds at most beside the weights, the video included.
 
     It is at the largest convolution of a tile, or in the middle, at the masks of its attention.
     """
-    tile = replace(latents, frames=tiles(vae, latents.frames)[0])
+    in_space = tiles_of_space(latents, vae.spatial)[0] if tiled else latents
+    tile = replace(in_space, frames=tiles(vae, latents.frames)[0])
     largest = max(layer.input for layer in _decoder(vae, tile))
     copies = DECODED_ALONE if tile.frames == 1 else DECODED
     masks = MASKS * tile.cells**2 if vae.attention else 0
     frames = 1 + vae.temporal * (latents.frames - 1)
     video = 3 * frames * latents.height * latents.width * vae.spatial**2
-    return int(4 * (max(copies * largest, masks) + video))
+    return int(element_bytes * (max(copies * largest, masks) + video))
 
 
 def tiles(vae: CausalVae, frames: int) -> list[int]:

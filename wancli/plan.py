@@ -9,24 +9,17 @@ from wancli.families import check_family, check_family_given
 from wancli.geometry import LatentShape, Span, latent_shape, lay_out
 from wancli.inputs import NOTHING, Inputs, choose_task, references, segments, steps_made
 from wancli.lora import check_loras
-from wancli.machine import (
-    check_generation,
-    check_machine,
-    check_mode,
-    check_rollout,
-    is_wide,
-)
+from wancli.machine import check_generation, check_machine, check_mode, check_rollout
+from wancli.offload import check_rollout_vae, check_tiling, offloads
 from wancli.resolve import Resolved, flag
 from wancli.settings import Rollout, RolloutSettings, RopePolicy, Settings
 from wancli.specs import ModelSpec
 from wancli.step_caches import (
-    STEP_CACHES,
     check_step_cache,
     check_step_cache_task,
     gate_step,
-    step_cache_bytes,
 )
-from wancli.tasks import TASKS, TEXT, Task
+from wancli.tasks import TASKS, TEXT
 
 WITH_THRESHOLD = ("first-block", "magcache", "seacache")  # --step-cache-threshold is theirs
 
@@ -48,7 +41,7 @@ class Plan:
     prompt_kv: bool  # whether the prompt's keys and values are computed once
     gate: int | None  # step from which on the uncond branch is not computed
     forwards: int  # transformer calls in all
-    step_cache_bytes: int  # at most; 0 without one, or where the model's size is unknown
+    offloads: tuple[str, ...]  # that go together with the rest
     duration_s: float
 
 
@@ -72,6 +65,7 @@ def make_plan(
     check_machine(settings.machine)
     check_family(settings, spec, chosen.family)
     check_generation(settings, chosen.transformer)
+    check_tiling(settings)
     if settings.prompt_kv.free_kv_weights and not settings.prompt_kv.prompt_kv:
         raise PlanError("--free-kv-weights needs the prompt's K/V.", hint="drop --no-prompt-kv")
     count, segment_frames = segments(chosen, video)
@@ -97,7 +91,7 @@ def make_plan(
         prompt_kv=settings.prompt_kv.prompt_kv and chosen.family.prompt_kv,
         gate=gate,
         forwards=steps + ((gate or steps) if guided else 0),
-        step_cache_bytes=_step_cache_bytes(settings, spec, chosen, tokens, guided=guided),
+        offloads=offloads(settings, chosen),
         duration_s=video.num_frames / video.fps,
     )
 
@@ -117,6 +111,7 @@ class RolloutPlan:
     guided: bool
     steps: tuple[int, ...]  # denoising steps of every chunk to be made
     forwards: int  # transformer calls in all
+    offloads: tuple[str, ...]  # that go together with the rest
     num_frames: int  # video frames in all
     duration_s: float
 
@@ -144,6 +139,7 @@ def make_rollout_plan(
         )
     check_machine(settings.machine)
     check_rollout(settings.machine)
+    check_rollout_vae(settings.machine)
     _check_experts(settings, spec)
     _check_rollout(chosen)
     _check_caches(settings, spec)
@@ -177,6 +173,7 @@ def make_rollout_plan(
         guided=guided,
         steps=steps,
         forwards=(sum(steps) + clean_passes) * (2 if guided else 1),
+        offloads=offloads(settings, TASKS[TEXT]),
         num_frames=num_frames,
         duration_s=num_frames / video.fps,
     )
@@ -283,19 +280,3 @@ def check_given(resolved: Resolved[Any], task: str = TEXT) -> None:
                 f"{flag(name)} does nothing without --step-cache {' or '.join(wanted)}.",
                 hint="--use-cachedit" if wanted == ("cachedit",) else f"--step-cache {wanted[0]}",
             )
-
-
-def _step_cache_bytes(
-    settings: Settings, spec: ModelSpec, task: Task, tokens: int, *, guided: bool
-) -> int:
-    chosen, known = settings.step_cache, STEP_CACHES[task.transformer]
-    if chosen.step_cache != "cachedit":
-        return 0
-    return len(known.blocks) * step_cache_bytes(
-        tokens=tokens,
-        text=spec.text_length if known.changes_text else 0,
-        dim=spec.dim,
-        branches=2 if guided else 1,
-        bytes_per_element=4 if is_wide(settings.machine, settings.machine.device) else 2,
-        taylorseer_order=chosen.taylorseer_order if chosen.taylorseer else None,
-    )

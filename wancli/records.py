@@ -45,7 +45,7 @@ class Request:
         """Equal for requests whose frames would be equal, but for the machine."""
         told = self.as_json()
         del told["sources"]
-        del told["output"]["metadata"]
+        del told["output"]["metadata"], told["machine"]["offload"]
         del told["prompt_kv"]["prompt_kv"], told["prompt_kv"]["free_kv_weights"]
         if "inputs" in told:
             told["inputs"] = without_paths(told["inputs"])
@@ -113,7 +113,7 @@ class RunRecord:
     hash: str
     output: Mapping[str, Any] = field(default_factory=dict)
     timings: Mapping[str, Any] = field(default_factory=dict)
-    memory: Mapping[str, float] = field(default_factory=dict)
+    memory: Mapping[str, Any] = field(default_factory=dict)  # GiB, and how it was offloaded
     env: Mapping[str, str] = field(default_factory=dict)
     drift: Mapping[str, Any] = field(default_factory=dict)  # of a rollout
     cache: Mapping[str, Any] = field(default_factory=dict)  # what was reused, where anything may be

@@ -100,6 +100,17 @@ class Machine(Group):
         "default",
         description="default; reduce-overhead, with CUDA graphs; max-autotune, without them.",
     )
+    offload: Literal["auto", "none", "model", "group", "sequential"] = Field(
+        "auto",
+        description="What waits in RAM until it is needed: none, model (parts), group (blocks), "
+        "sequential (layers), or auto, the fastest that fits.",
+    )
+    vae_tiling: bool = Field(
+        default=False, description="Let the VAE work in tiles of 256 pixels: less memory (lossy)."
+    )
+    vae_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="The VAE's numbers: auto is float32; bfloat16 and float16 (lossy)."
+    )
     lora: tuple[str, ...] = Field(
         (),
         description="LoRA to merge, PATH or PATH=SCALE; PATH@high or PATH@low where there are two "

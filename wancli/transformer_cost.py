@@ -4,7 +4,6 @@ FLOPs are two for every multiplication and addition, as torch.utils.flop_counter
 matrix products, attention and convolutions; what is done element by element is not counted.
 """
 
-from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from itertools import pairwise
 
@@ -33,20 +32,6 @@ class Work:
 
 
 NO_WORK = Work()
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What one video takes of a model of any kind."""
-
-    parameters: Mapping[str, int]  # by part
-    wide: int  # parameters of a transformer that are float32 whatever the dtype
-    block: int  # parameters of the largest block
-    tokens: int  # of one forward
-    forwards: int
-    work: Mapping[str, Work]  # by phase
-    moved: Mapping[str, int]  # bytes read and written element by element, about; not the VAE's
-    activations: Mapping[str, int]  # bytes at most, by phase
 
 
 @dataclass(frozen=True)

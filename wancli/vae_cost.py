@@ -17,6 +17,8 @@ REMEMBERED = 2  # frames that a causal convolution keeps of its input
 # and multiplies matrices, which takes two to four times as long (ATen's use_mkldnn).
 SMALL = 20_480
 COPIES = 6.75  # of the largest input; see decode_bytes
+JOINED = 3  # videos beside the tiles, while those are put together
+TILE, STRIDE = 256, 192  # pixels of a tile of diffusers', and from one to the next
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,28 @@ def vae_parameters(vae: Autoencoder) -> int:
     return sum(layer.parameters for walk in walks for layer in walk) + ends
 
 
+def largest_layer(vae: Autoencoder) -> int:
+    """Parameters of the largest layer."""
+    grid = Grid(1, 2 ** len(vae.temporal), 2 ** len(vae.temporal))
+    walks = (encoder(vae, grid, first=True), decoder(vae, grid, first=True))
+    return max(layer.parameters for walk in walks for layer in walk)
+
+
+def tiles(latents: Grid, spatial: int, *, pixels: int = TILE) -> list[Grid]:
+    """The tiles in latents, overlapping, that diffusers cuts a video into: of a small one, one.
+
+    A latent is of `spatial` pixels each way.
+    """
+    tile, stride = pixels // spatial, pixels * STRIDE // TILE // spatial
+    if latents.height <= tile and latents.width <= tile:
+        return [latents]
+    return [
+        Grid(latents.frames, min(tile, latents.height - y), min(tile, latents.width - x))
+        for y in range(0, latents.height, stride)
+        for x in range(0, latents.width, stride)
+    ]
+
+
 def decode_work(vae: Autoencoder, latents: Grid) -> Work:
     """Latents of a whole video to pixels."""
     one = Grid(1, latents.height, latents.width)
@@ -78,22 +102,38 @@ def remembered_numbers(vae: Autoencoder, latents: Grid) -> int:
     return sum(layer.remembered for layer in decoder(vae, one, first=False))
 
 
-def decode_bytes(vae: Autoencoder, latents: Grid) -> int:
-    """About what decoding a whole video in float32 holds at most, beside the weights.
+def decode_bytes(
+    vae: Autoencoder, latents: Grid, *, element_bytes: int = 4, tiled: bool = False
+) -> int:
+    """About what decoding a whole video holds at most, beside the weights.
 
     What is remembered, the video so far, and at the largest convolution of a residual block: the
     block's input, its activation, that with what came before, that again in a frame of zeros, and
-    what will be remembered of it.
+    what will be remembered of it. In tiles, that is of one tile, beside those before it; and at the
+    end there are all the tiles, their rows, and the video of them, clamped.
     """
+    if tiled:
+        cut = tiles(latents, vae.spatial)
+        if len(cut) > 1:
+            of_one = decode_bytes(vae, cut[0], element_bytes=element_bytes)
+            sizes = [_video(vae, tile) for tile in cut]
+            joined = sum(sizes) + JOINED * _video(vae, latents)
+            return int(max(of_one + element_bytes * sum(sizes[1:]), element_bytes * joined))
     one = Grid(1, latents.height, latents.width)
     layers = list(decoder(vae, one, first=latents.frames == 1))
-    frames = 1 + 2 ** sum(vae.temporal) * (latents.frames - 1)
-    video = 3 * frames * latents.height * latents.width * vae.spatial**2
+    video = _video(vae, latents)
     remembered = sum(layer.remembered for layer in layers)
-    remembered //= REMEMBERED if frames == 1 else 1
+    remembered //= REMEMBERED if latents.frames == 1 else 1
     largest = max(layer.input for layer in layers if layer.remembered)
     working = COPIES * largest + remembered
-    return int(4 * max(working + video, 3 * video))
+    return int(element_bytes * max(working + video, 3 * video))
+
+
+def _video(vae: Autoencoder, latents: Grid) -> int:
+    """Numbers of the video that they are decoded to."""
+    stride: int = 2 ** sum(vae.temporal)
+    frames = 1 + stride * (latents.frames - 1)
+    return 3 * frames * latents.height * latents.width * vae.spatial**2
 
 
 def decoder(vae: Autoencoder, grid: Grid, *, first: bool) -> Iterator[Layer]:

@@ -21,7 +21,6 @@ from wancli.architectures import (
     Transformer,
 )
 from wancli.configs import CLASSES
-from wancli.cost import part_parameters
 from wancli.folders import find_spec, spec_of_folder
 from wancli.models.load import load_pipeline, load_vae
 from wancli.models.random_weights import byte_tokenizer, fill, random_part
@@ -29,6 +28,7 @@ from wancli.random_models import keep_layers
 from wancli.settings import Machine
 from wancli.specs import SPECS, ModelSpec
 from wancli.tasks import ANIMATE, ENDS, IMAGE, TASKS, TEXT, VACE, VIDEO, WAN
+from wancli.wan_cost import part_parameters
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 TINY = Transformer(

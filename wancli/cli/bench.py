@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from wancli.cli.benching import Benching, Goals
-from wancli.cli.generate import OUTPUT, Overwrite, PresetName, settings_layers
+from wancli.cli.generate import OUTPUT, Force, Overwrite, PresetName, settings_layers
 from wancli.cli.given import takes_inputs
 from wancli.cli.options import Talk, takes_settings, takes_talk
 from wancli.cli.screen import Screen
@@ -84,6 +84,7 @@ def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
     tune: Tune = False,
     target_ssim: Target = None,
     save_preset: Save = None,
+    force: Force = False,
 ) -> None:
     """Say what a cache costs in quality and wins in time.
 
@@ -97,4 +98,4 @@ def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
     target = (0.95 if target_ssim is None else target_ssim) if tune else None
     goals = Goals(fail_under_ssim, fail_over_ratio, target, save_preset)
     benching = Benching(asked, settings_layers(given, preset), goals, Screen(talk))
-    benching.run(output, overwrite=overwrite)
+    benching.run(output, overwrite=overwrite, force=force)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wancli.bench.cases import Arm, Bench, Case, Given, Run, Variant, floor_of, summarize
+from wancli.cli.costing import taken_by
 from wancli.cli.given import look_at, recorded
 from wancli.cli.screen import Screen
 from wancli.cli.tuning import save_tuned, tuned_for
@@ -17,6 +18,7 @@ from wancli.cli.variants import Asked, flags_layers
 from wancli.errors import PlanError, QualityError, UsageError
 from wancli.folders import check_files, find_spec
 from wancli.inputs import choose_task
+from wancli.offload import OFFLOADS
 from wancli.plan import check_given, make_plan
 from wancli.records import parse_seeds
 from wancli.resolve import Layer, flag, resolve
@@ -64,8 +66,12 @@ class Benching:
         seeds = parse_seeds(asked.seeds or "0", None)
         self.cases = [Case(prompt, seed) for prompt in asked.prompts for seed in seeds]
 
-    def run(self, folder: Path, *, overwrite: bool) -> Bench:
-        """Measure everything, write the report, and say what it comes to. Raises WancliError."""
+    def run(self, folder: Path, *, overwrite: bool, force: bool = False) -> Bench:
+        """Measure everything, write the report, and say what it comes to. Raises WancliError.
+
+        `force` tries what does not fit in memory.
+        """
+        self._settle(force=force)
         check_files(self.spec)
         look_at(self._inputs, self.base.video)
         given = Given(self._inputs, recorded(self._inputs, self.baseline.plan))
@@ -87,6 +93,19 @@ class Benching:
         self._show(bench, page)
         self._judge(bench)
         return bench
+
+    def _settle(self, *, force: bool) -> None:
+        """Choose an offload that every variant goes with and fits under. Raises CapacityError."""
+        variants = [self.baseline, *self.variants]
+        offloads = [n for n in OFFLOADS if all(n in v.plan.offloads for v in variants)]
+        taken = [taken_by(v.settings, self.spec, v.plan, offloads, force=force) for v in variants]
+        for each in taken:
+            each.check()
+        most = max(taken, key=lambda each: list(OFFLOADS).index(each.offload))
+        self.base = most.settled(self.base)
+        self.baseline, *self.variants = (
+            replace(v, settings=most.settled(v.settings)) for v in variants
+        )
 
     def _variant(self, name: str, flags: str) -> Variant:
         own = flags_layers(name, flags) if flags else []

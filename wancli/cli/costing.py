@@ -1,16 +1,21 @@
 """What a request takes, on the screen: `wancli plan`, `--dry-run`, and the check before a run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from wancli.cli.screen import Screen
-from wancli.cost import OFFLOADS
-from wancli.estimate import Estimate, duration, flops, gib
+from wancli.cost import generation_cost
+from wancli.estimate import Estimate, duration, estimate, flops, gib, here
 from wancli.hub_cache import cache_folder, repo_folder
 from wancli.inventory import find_cpu, free_disk
+from wancli.offload import OFFLOADS
+from wancli.plan import Plan
+from wancli.settings import Settings
 from wancli.specs import ModelSpec
 
+Kind = TypeVar("Kind", bound=Settings)
 Rows = list[tuple[str, str, str, str]]
 MEASURE = "never measured here: wancli doctor --measure"
 
@@ -32,10 +37,33 @@ class Taken:
         rows = cost_rows(self.estimate, self.spec, output)
         screen.table("", " ", "amount", "", rows=rows, right=("amount",))
 
+    @property
+    def offload(self) -> str:
+        """What it is made under; nothing is offloaded where the shape is not known."""
+        return self.estimate.offload if self.estimate else "none"
+
+    def settled(self, settings: Kind) -> Kind:
+        """The settings, with what `--offload auto` comes to."""
+        machine = settings.machine
+        if machine.offload != "auto":
+            return settings
+        machine = machine.model_copy(update={"offload": self.offload})
+        return settings.model_copy(update={"machine": machine})
+
     def check(self) -> None:
         """Raise CapacityError where it cannot fit, unless it is forced."""
         if self.estimate and not self.force:
             self.estimate.check(self.spec.name)
+
+
+def taken_by(
+    settings: Settings, spec: ModelSpec, plan: Plan, offloads: Sequence[str], *, force: bool
+) -> Taken:
+    """What a video takes, held against this machine; made under one of `offloads`."""
+    device, wide = here(settings.machine)
+    cost = generation_cost(settings, spec, plan, wide=wide)
+    held = estimate(cost, settings.machine, device, offloads) if cost else None
+    return Taken(spec, held, force)
 
 
 def cost_json(estimate: Estimate | None, spec: ModelSpec, output: Path) -> dict[str, Any]:
@@ -67,10 +95,11 @@ def cost_rows(estimate: Estimate | None, spec: ModelSpec, output: Path) -> Rows:
     rows += [("memory", f"weights of {n}", gib(size), "") for n, size in cost.weights.items()]
     rows += [("memory", n, gib(size), "") for n, size in cost.kept.items() if size]
     rows += [("memory", f"to {n}", gib(size), "") for n, size in cost.activations.items()]
-    for offload, words in OFFLOADS.items():
-        verdict = "fits" if estimate.fits[offload] else "does not fit"
+    for offload, fits in estimate.fits.items():
+        verdict = "fits" if fits else "does not fit"
+        verdict += ": chosen" if offload == estimate.offload and len(estimate.fits) > 1 else ""
         how = "" if offload == "none" else f", {offload} offload"
-        rows.append((f"at once{how}", words, gib(cost.resident(offload)), verdict))
+        rows.append((f"at once{how}", OFFLOADS[offload], gib(cost.resident(offload)), verdict))
     rows.append((device.kind, device.name, gib(device.total), f"{gib(device.free)} free"))
     if device.kind == "cuda":
         ram = find_cpu()

@@ -1,18 +1,16 @@
 """From a checked request to videos: plan, names, what is there already, and the runner."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from wancli.cli.costing import Taken
+from wancli.cli.costing import Taken, taken_by
 from wancli.cli.given import look_at, recorded
 from wancli.cli.naming import check_sidecar, name_output, same_request
 from wancli.cli.screen import Screen
-from wancli.cost import generation_cost
 from wancli.errors import PlanError, UsageError, WancliError
-from wancli.estimate import estimate, here
 from wancli.folders import check_files, find_spec, revision
 from wancli.inputs import NOTHING, Inputs, assume
 from wancli.plan import check_given, make_plan
@@ -79,10 +77,7 @@ def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
     for seed in asked.seeds:
         request = Request(asked.prompt, seed, settings, asked.resolved.sources, weights, told)
         todo.append(_placed(request, files, several=len(asked.seeds) > 1))
-    device, wide = here(settings.machine)
-    cost = generation_cost(settings, spec, plan, wide=wide)
-    held = estimate(cost, settings.machine, device) if cost else None
-    taken = Taken(spec, held, asked.force)
+    taken = taken_by(settings, spec, plan, plan.offloads, force=asked.force)
     if asked.dry_run:
         show_plan(screen, asdict(plan), [(item.request, item.output) for item in todo], taken)
     taken.check()
@@ -95,7 +90,8 @@ def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
         return []
     from wancli.pipeline.run import Runner
 
-    runner = Runner(spec, asked.resolved, plan, command=asked.command, since=since)
+    resolved = replace(asked.resolved, settings=taken.settled(settings))
+    runner = Runner(spec, resolved, plan, command=asked.command, since=since)
     return _make(todo, runner, asked.inputs, files, screen)
 
 

@@ -72,7 +72,7 @@ class Rolling:
     def run(self, *, dry_run: bool) -> dict[str, Any] | None:
         """Make it and return its record, or say what would be made."""
         request, (video, latents, store) = self.request(), self.places()
-        self._say_taken(request, video or latents or store, dry_run=dry_run)
+        taken = self._say_taken(request, video or latents or store, dry_run=dry_run)
         if dry_run:
             return None
         self._check_places(video, latents, store)
@@ -85,7 +85,8 @@ class Rolling:
 
         kept = RolloutStore(store)
         replaces = self.ask.overwrite and bool(kept.chunks())
-        job = replace(self._job(request, video, latents, store), replaces=replaces)
+        job = self._job(request, video, latents, store)
+        job = replace(job, settings=taken.settled(job.settings), replaces=replaces)
         check_files(self.spec, job.parts)
         told = request.as_json()
         with kept.locked():
@@ -159,16 +160,17 @@ class Rolling:
         context = context_frames(self.ask.starts, settings, self.spec, self.before)
         return make_rollout_plan(settings, self.spec, context_frames=context, force=self.ask.force)
 
-    def _say_taken(self, request: Request, output: Path, *, dry_run: bool) -> None:
+    def _say_taken(self, request: Request, output: Path, *, dry_run: bool) -> Taken:
         """Say what it takes, where that is all that is wanted. Raises CapacityError."""
         settings = self.resolved.settings
         device, wide = here(settings.machine)
         cost = rollout_cost(settings, self.spec, self.plan, wide=wide)
-        held = estimate(cost, settings.machine, device) if cost else None
+        held = estimate(cost, settings.machine, device, self.plan.offloads) if cost else None
         taken = Taken(self.spec, held, self.ask.force)
         if dry_run:
             show_plan(self.screen, self.plan.as_json(), [(request, output)], taken)
         taken.check()
+        return taken
 
     def _schedule(self) -> Schedule:
         chosen, known = self.resolved.settings.rollout, self.before.get("inputs", {})

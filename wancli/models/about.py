@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from wancli.configs import CLASSES, part_config
-from wancli.cost import part_parameters
 from wancli.errors import ModelError
 from wancli.folders import find_spec, read_config, spec_of_folder, weights_header
 from wancli.hub_cache import find_cached
 from wancli.lora import EXPERTS
 from wancli.specs import ModelSpec
 from wancli.tasks import TASKS
+from wancli.wan_cost import part_parameters
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 

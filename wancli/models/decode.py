@@ -10,25 +10,27 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+from diffusers.utils.torch_utils import get_module_execution_device
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wancli.models.scale import scale_of
+from wancli.models.scale import scale_of, wide
 
 
 def normalize(vae: Any, latents: Tensor) -> Tensor:
-    """What the transformer sees, from what the VAE encodes; in the VAE's dtype and device."""
-    return scale_of(vae).normalize(latents.to(vae.device, vae.dtype))
+    """What the transformer sees, from what the VAE encodes; where it computes, in float32."""
+    return scale_of(vae).normalize(_wide(vae, latents))
 
 
 def denormalize(vae: Any, latents: Tensor) -> Tensor:
-    """What the VAE decodes, from what the transformer sees; in the VAE's dtype and device."""
-    return scale_of(vae).denormalize(latents.to(vae.device, vae.dtype))
+    """What the VAE decodes, from what the transformer sees; where it computes, in its dtype."""
+    return scale_of(vae).denormalize(_wide(vae, latents)).to(vae.dtype)
 
 
 def to_pixels(video: Tensor) -> Tensor:
     """[B, 3, T, H, W] in [-1, 1] to uint8 [B, T, H, W, 3] on the CPU."""
-    levels = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    exact = video.to(wide(video.dtype))
+    levels = ((exact.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return levels.permute(0, 2, 3, 4, 1).contiguous().cpu()
 
 
@@ -45,7 +47,8 @@ def encode(vae: Any, video: Tensor) -> Tensor:
             f"{frames} video frames of {width}x{height} are not {temporal}k+1 of multiples of "
             f"{spatial} pixels"
         )
-    return normalize(vae, vae.encode(video.to(vae.device, vae.dtype)).latent_dist.mode())
+    given = video.to(get_module_execution_device(vae), vae.dtype)
+    return normalize(vae, vae.encode(given).latent_dist.mode())
 
 
 def encode_video(vae: AutoencoderKLWan, frames: NDArray[np.uint8]) -> Tensor:
@@ -108,3 +111,7 @@ class StreamingDecoder:
         )
         video: Tensor = unpatchify(out, self._vae.config.patch_size or 1)
         return video.clamp(-1, 1)
+
+
+def _wide(vae: Any, latents: Tensor) -> Tensor:
+    return latents.to(get_module_execution_device(vae), wide(vae.dtype))

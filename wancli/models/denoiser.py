@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
 
 from wancli.caching.attention import Memory, remembering
@@ -66,8 +67,7 @@ class CausalDenoiser:
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        device: torch.device = self._experts[0].transformer.device
-        return device
+        return _device_of(self._experts[0].transformer)
 
     @property
     def bytes(self) -> int:
@@ -171,5 +171,11 @@ def _cache(transformer: Any, reach: Reach) -> RollingKV:
         heads=config.num_attention_heads,
         head_dim=config.attention_head_dim,
         dtype=transformer.dtype,
-        device=transformer.device,
+        device=_device_of(transformer),
     )
+
+
+def _device_of(transformer: Any) -> torch.device:
+    """Where it computes; its weights may wait elsewhere."""
+    device: torch.device = get_module_execution_device(transformer)
+    return device

@@ -17,8 +17,10 @@ from wancli.configs import CLASSES
 from wancli.errors import CapacityError, ModelError, SetupError
 from wancli.folders import PARTS, check_files, read_config, spec_of_folder
 from wancli.lora import EXPERTS, find_lora
+from wancli.machine import vae_dtype
 from wancli.models.hub import download, explained, first_line
 from wancli.models.lora import merge_loras
+from wancli.models.placing import place
 from wancli.models.random_weights import random_part, random_rest
 from wancli.models.speed import check_speed, speed_up
 from wancli.settings import Machine
@@ -36,12 +38,13 @@ class Loaded:
 
 
 def load_pipeline(
-    spec: ModelSpec, machine: Machine, parts: Collection[str] = PARTS, *, task: str = TEXT
-) -> Loaded:
+    spec: ModelSpec, machine: Machine, parts: Collection[str] = PARTS, *, task: str = TEXT,
+    stays: Collection[str] = (),
+) -> Loaded:  # fmt: skip
     """The model as diffusers' own pipeline for a task; only its `parts` are loaded.
 
-    VAE and image encoder in float32. Raises ModelError for anything wrong with its files, or where
-    it turns out not to do the task, SetupError for a device that is not there.
+    The image encoder in float32; `stays` as in `place`. Raises ModelError for anything wrong with
+    its files, or where it turns out not to do the task, SetupError for a device that is not there.
     """
     device = pick_device(machine.device)
     dtype = pick_dtype(machine.dtype, device)
@@ -53,17 +56,20 @@ def load_pipeline(
             hint=f"--task {spec.tasks[0]}",
         )
     kinds = TASKS[task]
+    # Random weights are made on the device, but for what waits elsewhere or shrinks before.
+    whole = machine.offload in ("auto", "none") and machine.quantize == "none"
+    at = device if whole else torch.device("cpu")
     with _quiet(), _explained(spec):
         ready: dict[str, Any] = {"vae": None}
         if "vae" in parts:
-            ready["vae"] = _vae(spec, device)
+            ready["vae"] = _vae(spec, machine, at)
         for name in ("transformer", "transformer_2")[: spec.experts]:
-            ready[name] = _part(getattr(diffusers, kinds.transformer), spec, name, dtype, device)
+            ready[name] = _part(getattr(diffusers, kinds.transformer), spec, name, dtype, at)
         if spec.image_encoder and "text_encoder" in parts:
-            ready["image_encoder"] = _image_encoder(spec, device)
+            ready["image_encoder"] = _image_encoder(spec, at)
         pipeline_class = getattr(diffusers, kinds.pipeline)
         if "text_encoder" in parts and spec.random:
-            pipeline = pipeline_class(**random_rest(spec, dtype=dtype, device=device), **ready)
+            pipeline = pipeline_class(**random_rest(spec, dtype=dtype, device=at), **ready)
         elif "text_encoder" in parts:
             pipeline = pipeline_class.from_pretrained(
                 str(spec.folder), dtype=dtype, local_files_only=True, **ready
@@ -76,7 +82,7 @@ def load_pipeline(
             _set_attention_backend(pipeline, machine.attention_backend)
         merge_loras(pipeline, [find_lora(text) for text in machine.lora])
         speed_up(transformers_of(pipeline), machine)
-        pipeline = pipeline.to(device)
+        place(pipeline, device, machine.offload, stays=stays)
     pipeline.set_progress_bar_config(disable=True)
     return Loaded(pipeline, spec, device)
 
@@ -88,10 +94,10 @@ def transformers_of(pipeline: Any) -> list[Any]:
 
 
 def load_vae(spec: ModelSpec, machine: Machine) -> tuple[Any, torch.device]:
-    """Only the VAE, in float32."""
+    """Only the VAE."""
     spec, device = _on_disk(spec, ("vae",)), pick_device(machine.device)
     with _quiet(), _explained(spec):
-        return _vae(spec, device).to(device), device
+        return _vae(spec, machine, device).to(device), device
 
 
 def found_machine(machine: Machine) -> Machine:
@@ -144,16 +150,20 @@ def _set_attention_backend(pipeline: Any, name: str) -> None:
         ) from None
 
 
+def _vae(spec: ModelSpec, machine: Machine, device: torch.device) -> Any:
+    kind = getattr(diffusers, spec.family.vae)
+    vae = _part(kind, spec, "vae", getattr(torch, vae_dtype(machine)), device)
+    if machine.vae_tiling:
+        vae.enable_tiling()
+    return vae
+
+
 def _part(kind: Any, spec: ModelSpec, name: str, dtype: torch.dtype, device: torch.device) -> Any:
     """One component, with every key it should have and no other; a random one on the device."""
     if spec.random:
         return random_part(kind, spec, name, dtype=dtype, device=device)
     problems = ("missing_keys", "unexpected_keys", "mismatched_keys")
     return _checked_part(kind, spec, name, dtype=dtype, problems=problems)
-
-
-def _vae(spec: ModelSpec, device: torch.device) -> Any:
-    return _part(getattr(diffusers, spec.family.vae), spec, "vae", torch.float32, device)
 
 
 def _image_encoder(spec: ModelSpec, device: torch.device) -> Any:

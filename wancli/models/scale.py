@@ -6,11 +6,12 @@ from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLWan
+from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
 
 
 class Scale(Protocol):
-    """The way of one VAE, for latents [B, C, F, H, W] in its dtype and on its device."""
+    """The way of one VAE, for latents [B, C, F, H, W] in `wide` numbers, where it computes."""
 
     @property
     def temporal(self) -> int:
@@ -71,10 +72,16 @@ def scale_of(vae: Any) -> Scale:
     return _SCALES[type(vae)](vae)
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Float32, or what is wider: 8 bits of a mantissa are too few to round to 256 levels."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def _wan(vae: AutoencoderKLWan) -> Standardized:
     config = vae.config
+    place: Any = {"device": get_module_execution_device(vae), "dtype": wide(vae.dtype)}
     mean, std = (
-        torch.tensor(values, device=vae.device, dtype=vae.dtype).view(1, -1, 1, 1, 1)
+        torch.tensor(values, **place).view(1, -1, 1, 1, 1)
         for values in (config.latents_mean, config.latents_std)
     )
     return Standardized(config.scale_factor_temporal, config.scale_factor_spatial, mean, std)

@@ -114,7 +114,7 @@ def denoise(
 
 def _levels(video: Tensor) -> NDArray[np.uint8]:
     """A pipeline's own [1, T, 3, H, W] in [0, 1] as uint8 [T, H, W, 3]."""
-    levels: NDArray[np.uint8] = (video[0] * 255).round().to(torch.uint8).cpu().numpy()
+    levels: NDArray[np.uint8] = (video[0].float() * 255).round().to(torch.uint8).cpu().numpy()
     return levels.transpose(0, 2, 3, 1)
 
 

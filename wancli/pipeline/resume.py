@@ -8,9 +8,9 @@ from typing import Any
 from wancli.errors import PlanError, UsageError
 from wancli.pipeline.store import RolloutStore
 
-# What may differ from the first run; a rollout reads none of these settings.
+# What may differ from the first run: it changes no pixel, or a rollout does not read it.
 UNREAD = ("sampling.strength", "sampling.true_cfg_scale", "video.segment_frames")
-FREE = ("output", "sources", "schema", *UNREAD)
+FREE = ("output", "sources", "schema", "machine.offload", *UNREAD)
 LONGER = ("rollout.chunks", "video.num_frames")  # may grow
 
 

@@ -97,7 +97,8 @@ def _roll(
 ) -> RunRecord:
     record = start_record(job.request, command="rollout", created=datetime.now(UTC))
     report(Phase("load"))
-    loaded = load_pipeline(spec, job.settings.machine, job.parts)
+    # Every chunk needs the transformer and the VAE, which is small beside it: that stays.
+    loaded = load_pipeline(spec, job.settings.machine, job.parts, stays=("vae",))
     loading = perf_counter()
     report(Phase("encode"))
     store, texts = RolloutStore(job.store), Texts(loaded, job.settings, job.inputs, job.schedule)
@@ -134,8 +135,9 @@ def _roll(
         }
         timings |= {"fps": rates(times, timings["rollout_s"]), "kv_bytes": model.bytes}
         record = replace(
-            record, status="ok", timings=timings, memory=peak_memory(loaded.device),
-            env=versions(), drift=drift, cache=_reused(job, times),
+            record, status="ok", timings=timings, env=versions(),
+            memory=peak_memory(loaded.device) | {"offload": job.settings.machine.offload},
+            drift=drift, cache=_reused(job, times),
         )  # fmt: skip
         written = _finish(job, writer, record)
         rows = times.ends()
@@ -263,11 +265,16 @@ def _film(
             loaded.pipeline.vae,
             writer,
             DriftMeter(video.fps),
-            beside=loaded.device.type == "cuda" if beside is None else beside,
+            beside=_beside(loaded, job) if beside is None else beside,
             shows=lambda span: span.index >= 0 or not job.only_new,
         )
     )
     return writer, film
+
+
+def _beside(loaded: Loaded, job: RolloutJob) -> bool:
+    """Whether there is memory to spare, and a device that computes by itself."""
+    return loaded.device.type == "cuda" and job.settings.machine.offload in ("auto", "none")
 
 
 def _finish(job: RolloutJob, writer: VideoWriter | None, record: RunRecord) -> WrittenVideo | None:

@@ -117,7 +117,8 @@ class Runner:
         cache = _cache(self.settings, self.plan, denoised.uses)
         timings = _timings(job, clock, denoised.uses, sigmas, load_s=load_s)
         timings |= {"uses": [asdict(use) for use in denoised.uses]} if cache else {}
-        memory = peak_memory(loaded.device) | {
+        memory: dict[str, Any] = peak_memory(loaded.device) | {
+            "offload": self.settings.machine.offload,
             "prompt_kv_gib": denoised.prompt_kv_bytes / 2**30,
             "freed_weights_gib": denoised.freed_bytes / 2**30,
         }
