@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or newer; the rest is set up in .venv, from the versions in constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format types demo-model bench-generate bench-rollout bench-memory bench-cache ci clean
+.PHONY: help setup demo test test-all lint format types demo-model bench-generate bench-rollout bench-memory bench-forwards bench-cache ci clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -71,6 +71,9 @@ bench-rollout: $(READY) ## Time the rolling cache against a concatenating one an
 
 bench-memory: $(READY) ## Show that a long rollout does not grow
 	@$(BIN)/python -m bench.memory
+
+bench-forwards: $(READY) ## Time a forward as it is, compiled, fused and in 8 bits
+	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.forwards
 
 bench-cache: $(READY) ## Say what each cache costs and wins on the demo model
 	@$(BIN)/wancli bench bench/cache.toml --output bench-cache --overwrite
