@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,8 +71,9 @@ def test_auto_is_the_fastest_offload_that_fits(gib_there: float, chosen: str):
 
 def test_auto_chooses_among_what_goes_with_the_rest_and_refuses_what_never_fits():
     cost = cost_of("wan2.1-t2v-14b")
-    with pytest.raises(CapacityError, match="24"):
+    with pytest.raises(CapacityError, match="24") as caught:
         estimate(cost, Machine(), SMALL, ("none",), ram=RAM).check("x")
+    assert "--offload" not in caught.value.hint
     for gib_there, helps in ((5, True), (1, False)):  # only decoding does not fit; nothing does
         device = replace(H200, total=gib_there * 2**30)
         with pytest.raises(CapacityError, match="under --offload sequential") as caught:
@@ -95,6 +97,15 @@ def test_on_a_cpu_nothing_is_offloaded():
     assert "--offload" not in caught.value.hint
     with pytest.raises(PlanError, match="is the RAM itself"):
         here(Machine(device="cpu", offload="group"))
+
+
+@pytest.mark.parametrize(("dtype", "helps"), [("auto", True), ("bfloat16", False)])
+def test_narrower_numbers_are_hinted_at_where_they_would_fit(dtype: Any, helps: bool):
+    cost, cpu = cost_of("wan2.1-t2v-14b"), replace(H200, kind="cpu")
+    there = cost.resident() * 2 // 3
+    with pytest.raises(CapacityError) as caught:
+        estimate(cost, Machine(dtype=dtype), replace(cpu, total=there)).check("x")
+    assert caught.value.hint.startswith("--dtype bfloat16") == helps
 
 
 def test_the_vae_computes_at_the_rate_of_its_own_dtype():

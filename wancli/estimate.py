@@ -37,6 +37,7 @@ class Estimate:
     device: Device
     offload: str  # that it is made under
     fits: Mapping[str, bool]  # by offload
+    possible: Sequence[str]  # offloads that go together with the rest
     ram: int  # bytes of RAM, which hold the weights that are not on the device
     seconds: Mapping[str, float] | None  # by phase
 
@@ -61,9 +62,12 @@ class Estimate:
 
     def _hint(self) -> str:
         """What would make it fit."""
-        if other := next((offload for offload, fits in self.fits.items() if fits), None):
+        if other := next((offload for offload in self.possible if self.fits[offload]), None):
             return f"--offload {other}"
         smaller = "a smaller --size, fewer --num-frames or another --model"
+        wide = is_wide(self.machine, self.device.kind)
+        if wide and self.cost.resident() <= 2 * self.device.total:  # half of it would fit
+            return f"--dtype bfloat16, {smaller}"
         least = list(self.fits)[-1]
         others = max(self.cost.in_phase(phase, least) for phase in ("encode", "denoise"))
         if others > self.device.total or self.machine.vae_tiling:
@@ -88,14 +92,14 @@ def estimate(
     there = ram >= sum(cost.weights.values())
     ways = list(OFFLOADS) if device.kind == "cuda" else ["none"]
     fits = {n: cost.resident(n) <= device.total and (n == "none" or there) for n in ways}
+    possible = [offload for offload in ways if offload in offloads]
     chosen: str = machine.offload
     if chosen == "auto":
-        possible = [offload for offload in ways if offload in offloads]
         chosen = next((offload for offload in possible if fits[offload]), possible[-1])
     dtype = "float32" if is_wide(machine, device.kind) else _narrow(machine)
     rates = read_rates(device)
     spent = seconds(cost, rates, dtype, vae=vae_dtype(machine)) if rates else None
-    return Estimate(cost, machine, device, chosen, fits, ram, spent)
+    return Estimate(cost, machine, device, chosen, fits, possible, ram, spent)
 
 
 def here(machine: Machine) -> tuple[Device, bool]:

@@ -107,10 +107,19 @@ def test_info_counts_what_the_weights_hold(wancli: Wancli, cache: Path, tiny_mod
 
 def test_info_of_a_known_model_that_is_not_here_says_what_is_known(wancli: Wancli, cache: Path):
     told = json.loads(wancli("model", "info", "wan2.2-ti2v-5b", "--json").out)
-    assert (told["folder"], told["parts"], told["strides"]["spatial"]) == (None, [], 16)
+    assert (told["folder"], told["bytes"], told["strides"]["spatial"]) == (None, 0, 16)
+    assert told["parameters"] == sum(part["parameters"] for part in told["parts"]) > 11e9
     said = wancli("model", "info", "some/model")
     assert said.code == 4
     assert complaint(said)[1] == "wancli model pull some/model"
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_info_says_whether_a_model_fits_here(wancli: Wancli, cache: Path, name: str):
+    here = json.loads(wancli("model", "info", name, "--json").out)["here"]
+    assert here["fits"] == (here["bytes"] <= here["device_bytes"])
+    verdict = "fits" if here["fits"] else "does not fit"
+    assert f"its preset here  {verdict}: " in wancli("model", "info", name).out
 
 
 def test_broken_weights_are_named(wancli: Wancli, tiny_model: Path, tmp_path: Path):

@@ -7,11 +7,16 @@ from typing import Any, TypeVar
 
 from wancli.cli.screen import Screen
 from wancli.cost import generation_cost
+from wancli.errors import UsageError
 from wancli.estimate import Estimate, duration, estimate, flops, gib, here
 from wancli.hub_cache import cache_folder, repo_folder
+from wancli.inputs import NOTHING, assume
 from wancli.inventory import find_cpu, free_disk
 from wancli.offload import OFFLOADS
-from wancli.plan import Plan
+from wancli.plan import Plan, make_plan
+from wancli.presets import find_preset, layers
+from wancli.random_models import known_spec
+from wancli.resolve import Layer, resolve
 from wancli.settings import Settings
 from wancli.specs import ModelSpec
 
@@ -64,6 +69,47 @@ def taken_by(
     cost = generation_cost(settings, spec, plan, wide=wide)
     held = estimate(cost, settings.machine, device, offloads) if cost else None
     return Taken(spec, held, force)
+
+
+def taken_by_default(model: str, spec: ModelSpec) -> Taken:
+    """What one video takes by the model's own preset, of any pictures it needs."""
+    known = known_spec(model)
+    preset = layers(find_preset(known.name)) if known else []
+    settings = resolve([*preset, Layer("model", {"model": model})], Settings).settings
+    try:
+        plan = make_plan(settings, spec, assume(spec, NOTHING))
+    except UsageError:  # a folder nobody made a preset for
+        return Taken(spec, None)
+    return taken_by(settings, spec, plan, plan.offloads, force=False)
+
+
+def default_row(taken: Taken) -> str:
+    """Whether that fits here; "" where the model's shape is not known."""
+    if taken.estimate is None:
+        return ""
+    held, device = taken.estimate, taken.estimate.device
+    how = "" if held.offload == "none" else f" with --offload {held.offload}"
+    fits = "fits" if held.fits[held.offload] else "does not fit"
+    time = f", about {duration(sum(held.seconds.values()))}" if held.seconds else ""
+    needed = gib(held.cost.resident(held.offload))
+    return f"{fits}{how}: {needed} at once, of {gib(device.total)} ({device.name}){time}"
+
+
+def default_json(taken: Taken) -> dict[str, Any]:
+    """The same for `--json`."""
+    if taken.estimate is None:
+        return {"here": None}
+    held = taken.estimate
+    return {
+        "here": {
+            "device": held.device.name,
+            "device_bytes": held.device.total,
+            "offload": held.offload,
+            "bytes": held.cost.resident(held.offload),
+            "fits": held.fits[held.offload],
+            "seconds": held.seconds and sum(held.seconds.values()),
+        }
+    }
 
 
 def cost_json(estimate: Estimate | None, spec: ModelSpec, output: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wancli.cli.costing import default_json, default_row, taken_by_default
 from wancli.cli.options import Talk, takes_talk
 from wancli.cli.screen import Screen
 from wancli.errors import ModelError, UsageError
@@ -71,7 +72,7 @@ def pull(name: Model, talk: Talk) -> None:
 
 @takes_talk
 def info(name: Model, talk: Talk) -> None:
-    """Say what a model is: its parts, their parameters and dtypes, its strides and its task."""
+    """Say what a model is: parts, parameters, dtypes, strides, task; and whether it fits here."""
     from wancli.models.about import about
 
     found, screen = about(name), Screen(talk)
@@ -80,10 +81,12 @@ def info(name: Model, talk: Talk) -> None:
     if found.missing:
         some = ", ".join(found.missing[:3])
         screen.warn(f"{name} lacks {some}.", hint=f"wancli model pull {name}")
+    here = taken_by_default(name, found.spec)
     if talk.json:
-        screen.json(found.as_json())
+        screen.json(found.as_json() | default_json(here))
         return
-    screen.table("", "", rows=_facts(found))
+    verdict = [("its preset here", said)] if (said := default_row(here)) else []
+    screen.table("", "", rows=[*_facts(found), *verdict])
     if found.parts:
         rows = [
             (

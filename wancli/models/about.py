@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from wancli.architectures import Architecture
 from wancli.configs import CLASSES, part_config
 from wancli.errors import ModelError
 from wancli.folders import find_spec, read_config, spec_of_folder, weights_header
@@ -33,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True)
 class About:
-    """A model, its parts where they are on this disk, and what is missing of them."""
+    """A model, its parts where they are known, and what is missing of them on this disk."""
 
     spec: ModelSpec
     parts: tuple[Part, ...] = ()
@@ -73,16 +74,16 @@ def find_local(model: str) -> ModelSpec:
 def about(model: str) -> About:
     """The facts of a model, and its parts where they are here. Raises ModelError."""
     spec = find_local(model)
-    if spec.random:
-        return About(spec, _made_parts(spec))
     if spec.folder is None:
-        return About(spec)
+        return About(spec, _known_parts(spec))
     parts = tuple(_part(spec.folder, name, kind) for name, kind in _parts(spec.folder).items())
     return About(spec, parts, tuple(missing_files(spec.folder)))
 
 
-def _made_parts(spec: ModelSpec) -> tuple[Part, ...]:
-    """Those of a random model; their dtype is that of the machine."""
+def _known_parts(spec: ModelSpec) -> tuple[Part, ...]:
+    """Those of a known shape, which have no files here; of a Wan's alone."""
+    if not isinstance(spec.architecture, Architecture):
+        return ()
     kinds = {**CLASSES, **dict.fromkeys(EXPERTS.values(), TASKS[spec.tasks[0]].transformer)}
     return tuple(
         Part(name, kinds[name], count, (), 0, part_config(spec.wan, name))
