@@ -7,7 +7,6 @@ command that only tells. `python -m tests.forked` reads a command line a line, a
 import importlib
 import json
 import os
-import pkgutil
 import subprocess
 import sys
 import traceback
@@ -31,11 +30,14 @@ def forking() -> Iterator[Run]:
     command = [sys.executable, "-m", "tests.forked"]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        asks, answers = process.stdin, process.stdout
+        assert asks is not None
+        assert answers is not None
 
         def run(*arguments: str, folder: Path, **variables: str) -> Answer:
             asked = [arguments, str(folder), environment(**variables)]
-            print(json.dumps(asked), file=process.stdin, flush=True)
-            code, heavy, out, err = json.loads(process.stdout.readline())
+            print(json.dumps(asked), file=asks, flush=True)
+            code, heavy, out, err = json.loads(answers.readline())
             return code, heavy, out, err
 
         yield run
@@ -48,10 +50,9 @@ def environment(**variables: str) -> dict[str, str]:
 
 def main() -> None:
     """Answer until there is no more to read."""
-    for package in ("wancli", "wancli.cli"):
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, package + "."):
-            if not module.ispkg and module.name != "wancli.__main__":
-                importlib.import_module(module.name)
+    for folder in ("wancli", "wancli/cli"):
+        for file in sorted((ROOT / folder).glob("[!_]*.py")):
+            importlib.import_module(f"{folder}/{file.stem}".replace("/", "."))
     for line in sys.stdin:
         arguments, folder, variables = json.loads(line)
         with TemporaryDirectory() as place:
@@ -63,7 +64,8 @@ def main() -> None:
                 _run(arguments, out, err, told)
             os.waitpid(child, 0)
             answer = [*json.loads(told.read_text()), out.read_text(), err.read_text()]
-        print(json.dumps(answer), flush=True)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
 
 
 def _run(arguments: list[str], out: Path, err: Path, told: Path) -> NoReturn:

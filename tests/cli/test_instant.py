@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.forked import HEAVY, Run, environment, forking
+from tests.forked import HEAVY, Run, environment
 from wancli.records import RunRecord
 
 WATCHED = f"""
@@ -40,18 +40,11 @@ def run(*arguments, folder, **variables):
     return code, heavy, stdout, done.stderr
 
 
-@pytest.fixture(scope="module")
-def forked():
-    """What runs command lines as `run` does, each in a fork that starts at once."""
-    with forking() as forked:
-        yield forked
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
         ["--help"],
-        ["generate", "a red circle", "--seed", "1", "--dry-run"],
+        ["rollout", "--help"],
         ["model", "info", "demo"],
         ["preset", "list", "--json"],
         ["generate", "x", "--steps", "abc"],
@@ -62,8 +55,8 @@ def forked():
 def test_a_fork_answers_as_a_process_of_its_own(arguments, forked: Run, tmp_path):
     code, heavy, stdout, stderr = run(*arguments, folder=tmp_path)
     assert heavy == []
-    found = forked(*arguments, folder=tmp_path)
-    assert (*found[:2], found[2].rstrip("\n"), found[3]) == (code, heavy, stdout.rstrip("\n"), stderr)
+    found, imported, out, err = forked(*arguments, folder=tmp_path)
+    assert (found, imported, out.strip(), err) == (code, heavy, stdout.strip(), stderr)
 
 
 def test_what_a_fork_imports_is_seen_and_stays_in_it(forked: Run, tmp_path):
