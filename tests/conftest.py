@@ -1,5 +1,6 @@
 """What tests share: a tiny model folder, and the command line in this process."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,16 @@ class Said:
 
 
 Wancli = Callable[..., Said]
+
+
+def pytest_configure() -> None:
+    """What is imported stays: looking through it for what does not takes seconds."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -70,6 +70,6 @@ def test_given_latent_frames_that_fill_no_chunk_are_refused():
     assert caught.value.hint == "give 6 of them"
 
 
-def test_a_million_chunks_are_laid_out_at_once():
-    _, spans = lay_out(1_000_000, chunk_frames=3)
-    assert spans[-1] == Span(999_999, 2_999_997, 3)
+def test_a_hundred_thousand_chunks_are_laid_out_at_once():
+    _, spans = lay_out(100_000, chunk_frames=3)
+    assert spans[-1] == Span(99_999, 299_997, 3)

@@ -95,15 +95,16 @@ def test_small_convolutions_are_those_that_torch_multiplies_out(
     assert bool(told[27 * channels**2 + channels].small_convolution) is small
 
 
-@pytest.mark.parametrize(("name", "frames", "height"), [("2.1", 1, 40), ("2.1", 5, 52)])
-def test_decoding_in_tiles_holds_and_computes_what_the_formulas_say(
-    name: str, frames: int, height: int
-):
-    shape, grid = SHAPES[name], Grid(frames, height, 60)
+@pytest.mark.parametrize("frames", [1, 3])
+def test_decoding_in_tiles_holds_and_computes_what_the_formulas_say(frames: int):
+    shape, grid = VAE_2_1, Grid(frames, 40, 60)
+    assert (
+        len({(t.height, t.width) for t in tiles(grid, shape.spatial)}) == 4
+    )  # smaller at the ends
     model = vae(shape)
     model.enable_tiling()
     assert (model.tile_sample_min_width, model.tile_sample_stride_width) == (TILE, STRIDE)
-    latents = torch.empty(1, shape.latent_channels, frames, height, 60, device="meta")
+    latents = torch.empty(1, shape.latent_channels, frames, 40, 60, device="meta")
     held = peak_bytes(model, lambda: model.decode(latents))
     assert decode_bytes(shape, grid, tiled=True) == pytest.approx(held, rel=0.1)
     assert held < decode_bytes(shape, grid) / 2

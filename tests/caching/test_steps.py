@@ -1,5 +1,6 @@
 """cache-dit's step cache, on real tiny models: what it must not change, and what it says it did."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -239,7 +240,23 @@ def test_8_no_flag_stays_on_the_classes_of_the_library():
     assert "_is_cached" not in vars(FakeDiffusionPipeline)
 
 
-def test_9_stdout_stays_empty():
+def test_9_stdout_stays_empty(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
+    transformer, log = tiny.wan(), logging.getLogger("CACHE_DIT")
+    with (
+        caplog.at_level(logging.INFO, log.name),
+        step_cache(transformer, ALWAYS, steps=9, guided=True),
+    ):
+        tiny.denoise(transformer, steps=9)
+        log.info("not heard")
+        log.error("heard")
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "heard" in said.err
+    assert "not heard" not in said.err
+
+
+@pytest.mark.slow
+def test_9_stdout_stays_empty_in_a_process_that_logs_all():
     script = (
         "from tests.caching import tiny\n"
         "from wancli.caching.steps import step_cache\n"

@@ -1,8 +1,11 @@
-"""What tests of the caches share: a tiny model of one expert, and of two."""
+"""What tests share: a tiny model of one expert, and of two; command lines in forks."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.forked import Run, forking
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one expert", "two experts"])
@@ -10,3 +13,10 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     from tests.fakes import tiny_folder
 
     return tiny_folder(tmp_path_factory.mktemp("model"), experts=request.param)
+
+
+@pytest.fixture(scope="module")
+def forked() -> Iterator[Run]:
+    """What runs command lines in processes that start at once."""
+    with forking() as run:
+        yield run

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.cli.test_bad_input import complaint
-from tests.cli.test_instant import run
 from tests.conftest import Wancli
+from tests.forked import Run
 from wancli.records import RunRecord
 from wancli.video.latents import save_latents
 from wancli.video.write import Encoding, VideoWriter
@@ -211,6 +211,8 @@ def test_a_folder_is_no_file_to_compare(wancli: Wancli, name: str):
     ],
     ids=str,
 )
-def test_what_is_told_at_once_loads_nothing(tmp_path: Path, args: tuple[str, ...], code: int):
-    found, heavy, _, stderr = run("compare", *args, folder=tmp_path)
+def test_what_is_told_at_once_loads_nothing(
+    forked: Run, tmp_path: Path, args: tuple[str, ...], code: int
+):
+    found, heavy, _, stderr = forked("compare", *args, folder=tmp_path)
     assert (found, heavy) == (code, []), stderr

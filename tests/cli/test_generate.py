@@ -222,7 +222,9 @@ def test_the_table_names_every_step(wancli: Wancli, tiny_model: Path):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+    ids=["int", "term"],
 )
 def test_a_signal_ends_it_soon_and_leaves_no_half_file(
     tiny_model: Path, tmp_path: Path, number: signal.Signals, code: int

@@ -1,15 +1,14 @@
 """Where nothing is computed, nothing that computes is imported."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 
+from tests.forked import HEAVY, Run, environment
 from wancli.records import RunRecord
 
-HEAVY = ("torch", "diffusers", "transformers", "numpy", "cache_dit", "huggingface_hub")
 WATCHED = f"""
 import json, sys
 sys.argv[0] = "wancli"
@@ -27,11 +26,10 @@ print(json.dumps([code or 0, heavy]))
 
 def run(*arguments, folder, **variables):
     """Exit code, heavy modules that were imported, stdout and stderr of `wancli ARGUMENTS`."""
-    kept = {name: text for name, text in os.environ.items() if name != "FORCE_COLOR"}
     done = subprocess.run(
         [sys.executable, "-c", WATCHED, *arguments],
         cwd=folder,
-        env=kept | variables,
+        env=environment(**variables),
         capture_output=True,
         encoding="utf-8",
         check=False,
@@ -40,6 +38,31 @@ def run(*arguments, folder, **variables):
     assert last, done.stderr
     code, heavy = json.loads(last)
     return code, heavy, stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["rollout", "--help"],
+        ["model", "info", "demo"],
+        ["preset", "list", "--json"],
+        ["generate", "x", "--steps", "abc"],
+        ["bench", "x", "--variant", "fast: --use-cachedit --cachedit-fn 8"],
+    ],
+    ids=" ".join,
+)
+def test_a_fork_answers_as_a_process_of_its_own(arguments, forked: Run, tmp_path):
+    code, heavy, stdout, stderr = run(*arguments, folder=tmp_path)
+    assert heavy == []
+    found, imported, out, err = forked(*arguments, folder=tmp_path)
+    assert (found, imported, out.strip(), err) == (code, heavy, stdout.strip(), stderr)
+
+
+def test_what_a_fork_imports_is_seen_and_stays_in_it(forked: Run, tmp_path):
+    code, heavy, _, stderr = forked("model", "pull", "some-owner/some-model", folder=tmp_path)
+    assert (code, heavy) == (4, ["huggingface_hub"]), stderr
+    assert forked("--help", folder=tmp_path)[:2] == (0, [])
 
 
 @pytest.mark.parametrize(
@@ -79,8 +102,8 @@ def run(*arguments, folder, **variables):
     ],
     ids=" ".join,
 )
-def test_what_only_tells_is_instant(arguments, tmp_path):
-    code, heavy, stdout, stderr = run(*arguments, folder=tmp_path)
+def test_what_only_tells_is_instant(arguments, forked: Run, tmp_path):
+    code, heavy, stdout, stderr = forked(*arguments, folder=tmp_path)
     assert (code, heavy) == (0, []), stderr
     assert stdout.strip()
 
@@ -122,8 +145,8 @@ def test_what_only_tells_is_instant(arguments, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
-def test_a_mistake_is_told_at_once_in_two_lines(arguments, expected, tmp_path):
-    code, heavy, stdout, stderr = run(*arguments, folder=tmp_path)
+def test_a_mistake_is_told_at_once_in_two_lines(arguments, expected, forked: Run, tmp_path):
+    code, heavy, stdout, stderr = forked(*arguments, folder=tmp_path)
     assert (code, heavy) == (expected, []), stderr
     first, second = stderr.splitlines()
     assert first.startswith("error: ")
@@ -131,12 +154,12 @@ def test_a_mistake_is_told_at_once_in_two_lines(arguments, expected, tmp_path):
     assert not stdout.strip()
 
 
-def test_showing_a_record_is_instant(tmp_path):
+def test_showing_a_record_is_instant(forked: Run, tmp_path):
     request = {"prompt": "x", "seed": 1}
     record = RunRecord("1", "ok", "generate", "2026-01-01T00:00:00+00:00", request, "abc")
     file = tmp_path / "x.json"
     file.write_text(json.dumps(record.as_json()))
-    code, heavy, stdout, stderr = run("show", str(file), "--json", folder=tmp_path)
+    code, heavy, stdout, stderr = forked("show", str(file), "--json", folder=tmp_path)
     assert (code, heavy) == (0, []), stderr
     assert json.loads(stdout)["request"] == request
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_bad_input import complaint
-from tests.cli.test_instant import run
 from tests.conftest import Wancli
+from tests.forked import Run
 
 CONVERT = ("model", "convert")
 WEIGHTS = Path(__file__).parents[1] / "parity" / "weights_original_names.safetensors"
@@ -193,9 +193,9 @@ def test_a_folder_without_shards_is_refused(wancli: Wancli):
     ],
 )
 def test_what_needs_no_weights_is_instant(
-    tmp_path: Path, arguments: list[str], code: int, told: str
+    forked: Run, tmp_path: Path, arguments: list[str], code: int, told: str
 ):
     (tmp_path / "here").mkdir()
-    found, heavy, stdout, stderr = run(*CONVERT, *arguments, folder=tmp_path)
+    found, heavy, stdout, stderr = forked(*CONVERT, *arguments, folder=tmp_path)
     assert (found, heavy) == (code, [])
     assert told in stdout + stderr

@@ -14,8 +14,8 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.cli.test_bad_input import complaint
-from tests.cli.test_instant import run
 from tests.conftest import Said, Wancli
+from tests.forked import Run
 from tests.hub import COMMIT, Hub, put_in_cache, serving
 from wancli.specs import DEMO_FOLDER, SPECS
 
@@ -201,7 +201,7 @@ def test_offline_is_told(wancli: Wancli, cache: Path):
 
 
 def test_pull_downloads_what_is_not_here_and_nothing_twice(
-    tiny_model: Path, tmp_path: Path, cache: Path
+    forked: Run, tiny_model: Path, tmp_path: Path, cache: Path
 ):
     snapshot = put_in_cache(tiny_model, repo="me/wan", cache=cache)
     (weights,) = (snapshot / "vae").glob("*.safetensors")
@@ -209,7 +209,7 @@ def test_pull_downloads_what_is_not_here_and_nothing_twice(
     weights.unlink()
     with serving(Hub(repos={"me/wan": tiny_model})) as hub:
         online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
-        code, _, out, err = run("model", "pull", "me/wan", "--json", folder=tmp_path, **online)
+        code, _, out, err = forked("model", "pull", "me/wan", "--json", folder=tmp_path, **online)
     assert code == 0, err
     assert Path(json.loads(out)["path"]) == snapshot
     fetched = {path for path in hub.asked if "/resolve/" in path}
@@ -220,7 +220,9 @@ def test_pull_downloads_what_is_not_here_and_nothing_twice(
     assert f"me/wan: {whole.stat().st_size / 1000:.3g} kB to download" in err
 
 
-def test_gated_missing_and_other_repositories_are_told_apart(tmp_path: Path, cache: Path):
+def test_gated_missing_and_other_repositories_are_told_apart(
+    forked: Run, tmp_path: Path, cache: Path
+):
     other = tmp_path / "llm"
     other.mkdir()
     (other / "config.json").write_text("{}")
@@ -231,7 +233,7 @@ def test_gated_missing_and_other_repositories_are_told_apart(tmp_path: Path, cac
             ("me/llm", "no model_index.json"),
         ]:
             online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
-            code, _, out, err = run("model", "pull", name, folder=tmp_path, **online)
+            code, _, out, err = forked("model", "pull", name, folder=tmp_path, **online)
             assert (code, out) == (4, ""), err
             assert error in err
             assert len(err.splitlines()) == 2, err

@@ -1,5 +1,6 @@
 """Inputs that do not go together, or with the model: refused before anything loads."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,19 @@ POSED = ("--pose-video", "v.mp4", "--face-video", "v.mp4")
 SHORT = ("--frames", 5, "--fps", 8)
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    tiny_image(folder / "p.png", 1)
+    tiny_clip(folder / "v.mp4", 1)
+    tiny_clip(folder / "long.mp4", 2, frames=9)
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def _files(wancli: Wancli) -> None:
+def _copies(wancli: Wancli, files: Path) -> None:
     """In the folder that the command runs in."""
-    tiny_image(Path("p.png"), 1)
-    tiny_clip(Path("v.mp4"), 1)
-    tiny_clip(Path("long.mp4"), 2, frames=9)
+    shutil.copytree(files, ".", dirs_exist_ok=True)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def mistakes(clips: list[tuple[Combination, Tensor]]) -> list[tuple[Combination,
 
 
 def test_true_renders_are_judged_right() -> None:
-    clips = drawn(23)
+    clips = drawn(42)
     for axis, words in zip(
         ("color", "shape", "motion", "background"),
         (COLORS, SHAPES, MOTIONS, BACKGROUNDS),
@@ -88,7 +88,7 @@ def test_true_renders_are_judged_right() -> None:
 
 
 def test_soft_and_noisy_renders_are_judged_right() -> None:
-    clips = drawn(29)
+    clips = drawn(61)
     ruined = [(what, blurred(clip, sigma=1.0, noise=7.0)) for what, clip in clips]
     assert all(25 < psnr(a, b) < 32 for (_, a), (_, b) in zip(clips, ruined, strict=True))
     assert mistakes(ruined) == []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from wancli.demo import transformer
+from wancli.demo import autoencoder, transformer
 from wancli.demo.autoencoder import CHANNELS, STAGES, Stage, train_autoencoder
 from wancli.demo.dataset import Dataset
 from wancli.demo.parts import TEXT_LENGTH, make_tokenizer, tokenize
@@ -30,8 +30,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and
 
 
 @pytest.fixture(autouse=True)
-def small_batches(monkeypatch):
+def small_steps(monkeypatch):
     monkeypatch.setattr(transformer, "BATCH", 2)
+    monkeypatch.setattr(autoencoder, "CROP", 32)
 
 
 @pytest.fixture

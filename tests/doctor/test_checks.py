@@ -77,7 +77,12 @@ def test_backends_that_run_give_what_attention_is():
     assert not any(finding.fatal for finding in found.values())
 
 
-def test_rates_are_measured_of_what_a_plan_needs():
+@pytest.mark.parametrize(
+    "small", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["small", "as it is"]
+)
+def test_rates_are_measured_of_what_a_plan_needs(small: bool, monkeypatch: pytest.MonkeyPatch):
+    if small:
+        monkeypatch.setattr("wancli.doctor.measure.LAYERS", ((96, 2, 32),))
     rates = measure(torch.device("cpu"), budget_s=0.005)
     assert set(rates.matmul) == set(rates.attention) == set(DTYPES[:2])
     products = (*rates.matmul.values(), *rates.attention.values())

@@ -53,6 +53,8 @@ OF_TASK: dict[str, tuple[Transformer, dict[str, Any]]] = {
 
 # One of each shape.
 NAMES = {s.architecture: s.name for s in SPECS.values() if s.family is WAN}.values()
+# One of each kind of transformer.
+KINDS = ("wan2.1-t2v-1.3b", "wan2.1-flf2v-14b", "wan2.1-vace-14b", "wan2.2-animate-14b")
 
 
 def tiny_spec(task: str, **more: Any) -> ModelSpec:
@@ -88,8 +90,9 @@ def made_by(pipeline: Any, task: str) -> Any:
     ).frames  # fmt: skip
 
 
-@pytest.mark.parametrize("layers", [None, 2])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "layers"), [*((name, None) for name in NAMES), *((name, 2) for name in KINDS)]
+)
 def test_every_part_has_the_parameters_that_the_plan_states(name: str, layers: int | None):
     spec = find_spec(f"random:{name}", layers=layers)
     for part, stated in part_parameters(spec.wan, spec.experts).items():
