@@ -47,8 +47,8 @@ class Estimate:
         device = {"device": asdict(self.device), "offload": self.offload}
         return self.cost.as_json() | device | told
 
-    def check(self, model: str) -> None:
-        """Raise CapacityError where it cannot fit."""
+    def check(self, model: str, remedy: str = "") -> None:
+        """Raise CapacityError where it cannot fit; under the flags of `remedy` it would."""
         if self.fits[self.offload]:
             return
         needed, there, where = self.cost.resident(self.offload), self.device.total, self.device.name
@@ -57,23 +57,18 @@ class Estimate:
         how = "" if self.offload == "none" else f" under --offload {self.offload}"
         raise CapacityError(
             f"{model} at this size takes {gib(needed)} at once{how}, and {where} has {gib(there)}.",
-            hint=f"{self._hint()}; --force tries it",
+            hint=f"{self._hint(remedy)}; --force tries it",
         )
 
-    def _hint(self) -> str:
+    def _hint(self, remedy: str) -> str:
         """What would make it fit."""
         if other := next((offload for offload in self.possible if self.fits[offload]), None):
             return f"--offload {other}"
+        least = list(self.possible)[-1]
+        weights = max(self.cost.held[least].values())  # which no smaller video spares
         smaller = "a smaller --size, fewer --num-frames or another --model"
-        wide = is_wide(self.machine, self.device.kind)
-        if wide and self.cost.resident() <= 2 * self.device.total:  # half of it would fit
-            return f"--dtype bfloat16, {smaller}"
-        least = list(self.fits)[-1]
-        others = max(self.cost.in_phase(phase, least) for phase in ("encode", "denoise"))
-        if others > self.device.total or self.machine.vae_tiling:
-            return smaller
-        narrower = "--vae-dtype bfloat16" if self.cost.store else "--vae-tiling"  # of a rollout
-        return f"{narrower}, {smaller}"
+        others = "another --model" if weights > self.device.total else smaller
+        return f"{remedy}, or {others}" if remedy else others
 
 
 def estimate(

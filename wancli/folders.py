@@ -8,11 +8,12 @@ from typing import Any
 
 from wancli.architectures import architecture_of
 from wancli.errors import ModelError, PlanError, closest
+from wancli.files import weights_header
 from wancli.geometry import Strides
-from wancli.hub_cache import cached_revision
+from wancli.hub_cache import cached_revision, check_reachable
 from wancli.hunyuan import TEXT_TOKENS, hunyuan_of
-from wancli.random_models import RANDOM, known_spec, random_spec
-from wancli.specs import SPECS, TEXT_LENGTH, ModelSpec
+from wancli.random_models import known_spec, random_spec
+from wancli.specs import RANDOM, SPECS, TEXT_LENGTH, ModelSpec
 from wancli.tasks import ANIMATE, ENDS, HUNYUAN_TEXT, IMAGE, TASKS, TEXT, VACE, VIDEO
 
 
@@ -151,8 +152,10 @@ def _tasks(
 def check_files(spec: ModelSpec, parts: Collection[str] = PARTS) -> None:
     """Raise ModelError, before anything loads, where a local folder lacks or has broken weights.
 
-    `parts` are those that will be needed.
+    And where a model of the hub is not here and cannot come. `parts` are those that will be needed.
     """
+    if spec.on_hub:
+        check_reachable(spec.repo)
     if spec.folder is None:
         return
     more = ["transformer_2"] if spec.experts > 1 else []
@@ -169,13 +172,6 @@ def check_files(spec: ModelSpec, parts: Collection[str] = PARTS) -> None:
             )
         for path in files:
             _check_weights(path)
-
-
-def weights_header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Length and content of a safetensors header, without torch. Raises OSError, ValueError."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return length, json.loads(file.read(min(length, path.stat().st_size)))
 
 
 def _check_weights(path: Path) -> None:

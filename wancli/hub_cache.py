@@ -68,6 +68,20 @@ def cached_bytes(repo: str) -> int:
     return sum(path.stat().st_size for path in paths if path.is_file() and not path.is_symlink())
 
 
+def is_offline() -> bool:
+    """Whether huggingface_hub is told not to ask the hub."""
+    return os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no")
+
+
+def check_reachable(repo: str) -> None:
+    """Raise ModelError where a model is not on this disk and the hub must not be asked."""
+    if is_offline() and not cached_revision(repo):
+        raise ModelError(
+            f"model '{repo}' is not cached and HF_HUB_OFFLINE is set.",
+            hint=f"unset HF_HUB_OFFLINE, then: wancli model pull {repo}",
+        )
+
+
 def absent(model: str) -> ModelError:
     """The error for a model of the hub that is not on this disk."""
     return ModelError(f"model '{model}' is not on this machine.", hint=f"wancli model pull {model}")

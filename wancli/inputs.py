@@ -9,7 +9,7 @@ from typing import Any
 from wancli.errors import PlanError, SettingsError, closest
 from wancli.resolve import flag
 from wancli.settings import Sampling, Video
-from wancli.specs import SPECS, ModelSpec
+from wancli.specs import RANDOM, SPECS, ModelSpec
 from wancli.tasks import ANIMATE, TASKS, TEXT, Task
 
 VIDEOS = ("video", "mask", "pose_video", "face_video", "background_video")
@@ -52,7 +52,7 @@ def choose_task(spec: ModelSpec, inputs: Inputs, forced: str | None = None) -> T
     if forced is not None and forced not in spec.tasks:
         raise PlanError(
             f"--task {forced} does not go with {spec.name}: {_is(spec)}.",
-            hint=_models(given, [TASKS[forced]]),
+            hint=_models(spec, given, [TASKS[forced]]),
         )
     possible = [TASKS[name] for name in ([forced] if forced else spec.tasks)]
     for task in possible:
@@ -102,7 +102,7 @@ def _mismatch(
     for name in given:
         if not any(name in task.inputs for task in possible):
             told = "" if forced else f": {_is(spec)}"
-            hint = f"drop {flag(name)}" if forced else _models(given, list(TASKS.values()))
+            hint = f"drop {flag(name)}" if forced else _models(spec, given, list(TASKS.values()))
             return PlanError(f"{flag(name)} does not go with {who}{told}.", hint=hint)
     fitting = [task for task in possible if set(given) <= set(task.inputs)]
     if not fitting:
@@ -112,7 +112,7 @@ def _mismatch(
     lost = " and ".join(flag(name) for name in task.needs if name not in given)
     hint = f"{lost.split()[0]} FILE"
     if not given:
-        hint += f", or {_models((), [TASKS[TEXT]])}"
+        hint += f", or {_models(spec, (), [TASKS[TEXT]])}"
     return PlanError(f"{who} needs {lost}: it is {task.name}.", hint=hint)
 
 
@@ -132,10 +132,11 @@ def _is(spec: ModelSpec) -> str:
     return f"it is {' and '.join(spec.tasks)}"
 
 
-def _models(given: Collection[str], tasks: Collection[Task]) -> str:
-    """A hint that names the models of a task that takes all of these."""
+def _models(spec: ModelSpec, given: Collection[str], tasks: Collection[Task]) -> str:
+    """A hint that names the models of a task that takes all of these; random ones for `spec`'s."""
     wanted = [task.name for task in tasks if set(given) <= set(task.inputs)]
-    names = [spec.name for spec in SPECS.values() if set(wanted) & set(spec.tasks)]
+    kind = RANDOM if spec.random else ""
+    names = [kind + known.name for known in SPECS.values() if set(wanted) & set(known.tasks)]
     return f"--model {' or '.join(names[:3])}" if names else "give the files of one task"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import platformdirs
 
+from wancli.errors import SetupError
 from wancli.settings import Machine
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may use
@@ -67,17 +68,28 @@ def find_cpu() -> Device:
 
 
 def find_device(machine: Machine) -> Device:
-    """What `--device` comes to, as far as can be told without torch."""
+    """What `--device` comes to, as far as can be told without torch.
+
+    Raises SetupError for one that this torch has not in any case.
+    """
     kind, _, number = machine.device.partition(":")
-    if kind in ("auto", "cuda") and not package_version("torch").endswith("+cpu"):
+    with_cuda = not package_version("torch").endswith("+cpu")
+    apple = platform.system() == "Darwin" and platform.machine() == "arm64"
+    if (kind == "cuda" and not with_cuda) or (kind == "mps" and not apple):
+        raise no_device(machine.device)
+    if kind in ("auto", "cuda") and with_cuda:
         gpus = find_gpus()
         if int(number or 0) < len(gpus):
             return gpus[int(number or 0)]
     cpu = find_cpu()
-    apple = platform.system() == "Darwin" and platform.machine() == "arm64"
     if kind == "mps" or (kind == "auto" and apple):
         return Device("mps", cpu.name, cpu.total, cpu.free)
     return cpu
+
+
+def no_device(name: str) -> SetupError:
+    """The error for a device that is not here."""
+    return SetupError(f"--device {name}: this machine has none.", hint="--device auto or cpu")
 
 
 def free_disk(path: Path) -> int:

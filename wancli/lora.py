@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wancli.errors import PlanError, SettingsError, missing
+from wancli.errors import InputError, PlanError, SettingsError, missing
+from wancli.files import weights_header
 
 EXPERTS = {"high": "transformer", "low": "transformer_2"}  # of noise; diffusers' names
 
@@ -33,7 +34,24 @@ def find_lora(text: str) -> Lora:
         raise SettingsError(f"--lora {text}: {scale!r} is no scale.", hint=f"{path}=0.8") from None
     if not lora.path.is_file():
         raise missing("LoRA", lora.path)
+    _check_kind(lora.path)
     return lora
+
+
+def _check_kind(path: Path) -> None:
+    """Raise InputError for what cannot be a LoRA: neither safetensors nor a pickle of torch's."""
+    try:
+        if path.suffix == ".safetensors":
+            weights_header(path)
+            return
+        with path.open("rb") as file:
+            known = file.read(2) in (b"PK", b"\x80\x02")  # a zip, or what older torch wrote
+    except (OSError, ValueError):
+        known = False
+    if not known:
+        raise InputError(
+            f"{path} is no LoRA, or is broken.", hint="give a .safetensors or .pt file"
+        )
 
 
 def _of_expert(path: str) -> tuple[str, str]:

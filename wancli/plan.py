@@ -127,15 +127,15 @@ def make_rollout_plan(
 ) -> RolloutPlan:
     """Lay the chunks out and check the combination; `context_frames` are given latent frames."""
     video, chosen = settings.video, settings.rollout
-    if spec.causal is False and not force:
-        raise PlanError(
-            f"{spec.name} was not trained to go on from its own chunks: they will drift apart.",
-            hint="--model self-forcing, or --force to see it",
-        )
     if TEXT not in spec.tasks:
         raise PlanError(
             f"{spec.name} is {' and '.join(spec.tasks)}; rollouts take text-to-video models.",
             hint="--model self-forcing",
+        )
+    if spec.causal is False and not force:
+        raise PlanError(
+            f"{spec.name} was not trained to go on from its own chunks: they will drift apart.",
+            hint="--model self-forcing, or --force to see it",
         )
     check_machine(settings.machine)
     check_rollout(settings.machine)

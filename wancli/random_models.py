@@ -4,9 +4,7 @@ from dataclasses import replace
 
 from wancli.architectures import Architecture, Transformer
 from wancli.errors import ModelError, PlanError, closest
-from wancli.specs import SPECS, ModelSpec
-
-RANDOM = "random:"  # what --model random:NAME begins with
+from wancli.specs import RANDOM, SPECS, ModelSpec
 
 
 def known_spec(model: str) -> ModelSpec | None:

@@ -186,6 +186,19 @@ def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: told[name] for name in RolloutSettings.model_fields if name in told}
 
 
+def rounded(timings: Mapping[str, Any]) -> dict[str, Any]:
+    """Four digits of every float."""
+
+    def shorter(value: Any) -> Any:
+        if isinstance(value, float):
+            return round(value, 4)
+        if isinstance(value, Mapping):
+            return rounded(value)
+        return [shorter(v) for v in value] if isinstance(value, list) else value
+
+    return {name: shorter(value) for name, value in timings.items()}
+
+
 def parse_seeds(text: str | None, count: int | None) -> list[int]:
     """Seeds of `7`, `1,2,5`, `0-9` or `random`; `count` goes on from a single one.
 

@@ -29,6 +29,7 @@ from wancli.tasks import ANIMATE, ENDS, HUNYUAN_TEXT, IMAGE, TASKS, TEXT, VACE, 
 
 DEMO_FOLDER = Path(__file__).parent / "demo" / "model"
 TEXT_LENGTH = 512  # tokens, in every released Wan
+RANDOM = "random:"  # what the names of models with random weights begin with
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def check_step_cache(settings: StepCache, *, steps: int, model: str = "", layers
     if steps < LEAST_STEPS:
         raise PlanError(
             f"a step cache has nothing to reuse in {steps} steps; it takes {LEAST_STEPS} or more.",
-            hint="--step-cache none, or --steps 20",
+            hint="--steps 20, or drop the step cache",
         )
     if method == "cachedit":
         _check_cachedit(settings, steps)

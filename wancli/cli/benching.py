@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wancli.bench.cases import Arm, Bench, Case, Given, Run, Variant, floor_of, summarize
-from wancli.cli.costing import taken_by
+from wancli.cli.costing import generation, take
 from wancli.cli.given import look_at, recorded
 from wancli.cli.screen import Screen
 from wancli.cli.tuning import save_tuned, tuned_for
@@ -19,7 +19,7 @@ from wancli.errors import PlanError, QualityError, UsageError
 from wancli.folders import check_files, find_spec
 from wancli.inputs import choose_task
 from wancli.offload import OFFLOADS
-from wancli.plan import check_given, make_plan
+from wancli.plan import Plan, check_given, make_plan
 from wancli.records import parse_seeds
 from wancli.resolve import Layer, flag, resolve
 from wancli.settings import Settings
@@ -67,10 +67,7 @@ class Benching:
         self.cases = [Case(prompt, seed) for prompt in asked.prompts for seed in seeds]
 
     def run(self, folder: Path, *, overwrite: bool, force: bool = False) -> Bench:
-        """Measure everything, write the report, and say what it comes to. Raises WancliError.
-
-        `force` tries what does not fit in memory.
-        """
+        """Measure everything, `force` what does not fit, write the report. Raises WancliError."""
         self._settle(force=force)
         check_files(self.spec)
         look_at(self._inputs, self.base.video)
@@ -98,7 +95,8 @@ class Benching:
         """Choose an offload that every variant goes with and fits under. Raises CapacityError."""
         variants = [self.baseline, *self.variants]
         offloads = [n for n in OFFLOADS if all(n in v.plan.offloads for v in variants)]
-        taken = [taken_by(v.settings, self.spec, v.plan, offloads, force=force) for v in variants]
+        estimated = generation(self.spec, self._plan, offloads)
+        taken = [take(v.settings, self.spec, estimated, force=force) for v in variants]
         for each in taken:
             each.check()
         most = max(taken, key=lambda each: list(OFFLOADS).index(each.offload))
@@ -110,8 +108,8 @@ class Benching:
     def _variant(self, name: str, flags: str) -> Variant:
         own = flags_layers(name, flags) if flags else []
         resolved = resolve([*self._layers, *own], Settings)
-        flags_of_it = [la.tables.get("step_cache", {}) for la in own if la.source == "flag"]
-        cached = {f"step_cache.{key}" for table in flags_of_it for key in table}
+        said_by_it = (la.tables.get("step_cache", {}) for la in own if la.source == "flag")
+        cached = {f"step_cache.{key}" for table in said_by_it for key in table}
         # The bench's own flags of step caches may be for other variants.
         shared = {key for key in resolved.sources if not key.startswith("step_cache.")}
         said = {key: resolved.sources[key] for key in shared | cached}
@@ -131,8 +129,10 @@ class Benching:
         exact = settings.model_copy(update={"prompt_kv": usual}) == self.base
         exact &= chosen.kv_align == usual.kv_align  # which is exact but for rounding
         exact &= not settings.machine.compile  # as is a graph with K/V beside one without
-        plan = make_plan(settings, self.spec, self._inputs, task=self._task)
-        return Variant(name, flags, settings, plan, lossy=not exact)
+        return Variant(name, flags, settings, self._plan(settings), lossy=not exact)
+
+    def _plan(self, settings: Settings) -> Plan:
+        return make_plan(settings, self.spec, self._inputs, task=self._task)
 
     def _tune(self, measurer: "Measurer", target: float) -> tuple[list[Variant], str | None]:
         """The variants at the thresholds that were found, and the name of the best of them."""

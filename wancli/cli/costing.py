@@ -1,13 +1,13 @@
 """What a request takes, on the screen: `wancli plan`, `--dry-run`, and the check before a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from wancli.cli.screen import Screen
 from wancli.cost import generation_cost
-from wancli.errors import UsageError
+from wancli.errors import SetupError, UsageError
 from wancli.estimate import Estimate, duration, estimate, flops, gib, here
 from wancli.hub_cache import cache_folder, repo_folder
 from wancli.inputs import NOTHING, assume
@@ -16,12 +16,22 @@ from wancli.offload import OFFLOADS
 from wancli.plan import Plan, make_plan
 from wancli.presets import find_preset, layers
 from wancli.random_models import known_spec
-from wancli.resolve import Layer, resolve
+from wancli.resolve import Layer, flag, resolve
 from wancli.settings import Settings
 from wancli.specs import ModelSpec
 
 Kind = TypeVar("Kind", bound=Settings)
 Rows = list[tuple[str, str, str, str]]
+# What spares memory, the least loss first.
+REMEDIES: tuple[Mapping[str, Any], ...] = (
+    {"dtype": "bfloat16"},
+    {"vae_tiling": True},
+    {"vae_dtype": "bfloat16"},
+    {"dtype": "bfloat16", "vae_tiling": True},
+    {"quantize": "int8"},
+    {"dtype": "bfloat16", "quantize": "int8"},
+    {"dtype": "bfloat16", "quantize": "int8", "vae_tiling": True},
+)
 MEASURE = "never measured here: wancli doctor --measure"
 
 
@@ -32,6 +42,7 @@ class Taken:
     spec: ModelSpec
     estimate: Estimate | None
     force: bool = False
+    remedy: str = ""  # flags under which it would fit
 
     def as_json(self, output: Path) -> dict[str, Any]:
         """For `--json`."""
@@ -58,17 +69,33 @@ class Taken:
     def check(self) -> None:
         """Raise CapacityError where it cannot fit, unless it is forced."""
         if self.estimate and not self.force:
-            self.estimate.check(self.spec.name)
+            self.estimate.check(self.spec.name, self.remedy)
 
 
-def taken_by(
-    settings: Settings, spec: ModelSpec, plan: Plan, offloads: Sequence[str], *, force: bool
+def take(
+    settings: Kind, spec: ModelSpec, estimated: Callable[[Kind], Estimate | None], *, force: bool
 ) -> Taken:
-    """What a video takes, held against this machine; made under one of `offloads`."""
-    device, wide = here(settings.machine)
-    cost = generation_cost(settings, spec, plan, wide=wide)
-    held = estimate(cost, settings.machine, device, offloads) if cost else None
-    return Taken(spec, held, force)
+    """What a request takes here; where that does not fit, with what would help."""
+    held = estimated(settings)
+    fits = force or held is None or held.fits[held.offload]
+    return Taken(spec, held, force, "" if fits else _remedy(settings, estimated))
+
+
+def generation(
+    spec: ModelSpec, plan: Callable[[Settings], Plan], offloads: Sequence[str] | None = None
+) -> Callable[[Settings], Estimate | None]:
+    """What holds a video of some settings against this machine.
+
+    It is made under one of the plan's `offloads`, or of those that are given.
+    """
+
+    def estimated(settings: Settings) -> Estimate | None:
+        planned, (device, wide) = plan(settings), here(settings.machine)
+        cost = generation_cost(settings, spec, planned, wide=wide)
+        ways = planned.offloads if offloads is None else offloads
+        return estimate(cost, settings.machine, device, ways) if cost else None
+
+    return estimated
 
 
 def taken_by_default(model: str, spec: ModelSpec) -> Taken:
@@ -76,11 +103,25 @@ def taken_by_default(model: str, spec: ModelSpec) -> Taken:
     known = known_spec(model)
     preset = layers(find_preset(known.name)) if known else []
     settings = resolve([*preset, Layer("model", {"model": model})], Settings).settings
+    estimated = generation(spec, lambda s: make_plan(s, spec, assume(spec, NOTHING)))
     try:
-        plan = make_plan(settings, spec, assume(spec, NOTHING))
+        return Taken(spec, estimated(settings))
     except UsageError:  # a folder nobody made a preset for
         return Taken(spec, None)
-    return taken_by(settings, spec, plan, plan.offloads, force=False)
+
+
+def _remedy(settings: Kind, estimated: Callable[[Kind], Estimate | None]) -> str:
+    """The first flags under which it would fit; "" where none of them are enough."""
+    for changes in REMEDIES:
+        machine = settings.machine.model_copy(update=changes)
+        try:
+            held = estimated(settings.model_copy(update={"machine": machine}))
+        except (UsageError, SetupError):  # it does not go with the rest, or needs a package
+            continue
+        if held and held.fits[held.offload]:
+            flags = {flag(name): value for name, value in changes.items()}
+            return " ".join(n if value is True else f"{n} {value}" for n, value in flags.items())
+    return ""
 
 
 def default_row(taken: Taken) -> str:

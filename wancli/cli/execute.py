@@ -6,7 +6,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from wancli.cli.costing import Taken, taken_by
+from wancli.cli.costing import Taken, generation, take
 from wancli.cli.given import look_at, recorded
 from wancli.cli.naming import check_sidecar, name_output, same_request
 from wancli.cli.screen import Screen
@@ -77,7 +77,8 @@ def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
     for seed in asked.seeds:
         request = Request(asked.prompt, seed, settings, asked.resolved.sources, weights, told)
         todo.append(_placed(request, files, several=len(asked.seeds) > 1))
-    taken = taken_by(settings, spec, plan, plan.offloads, force=asked.force)
+    estimated = generation(spec, lambda s: make_plan(s, spec, inputs, task=asked.task))
+    taken = take(settings, spec, estimated, force=asked.force)
     if asked.dry_run:
         show_plan(screen, asdict(plan), [(item.request, item.output) for item in todo], taken)
     taken.check()

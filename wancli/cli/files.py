@@ -8,10 +8,13 @@ import typer
 
 from wancli.cli.generate import Overwrite
 from wancli.cli.naming import check_sidecar
-from wancli.cli.options import Talk, takes_talk
+from wancli.cli.options import Talk, takes_settings, takes_talk
 from wancli.cli.repro import read_record
 from wancli.cli.screen import Screen
-from wancli.errors import UsageError
+from wancli.cli.starts import latent_frames
+from wancli.errors import UsageError, missing
+from wancli.resolve import Layer
+from wancli.settings import Settings
 
 
 @takes_talk
@@ -27,25 +30,30 @@ def show(
 
 
 @takes_talk
+@takes_settings(Settings, only=("device", "vae_tiling", "vae_dtype"))
 def decode(
     *,
     latents: Annotated[Path, typer.Argument(help="Latents that wancli wrote.")],
+    given: Layer,
     talk: Talk,
     output: Annotated[Path, typer.Option("--output", "-o", help="MP4 to write.")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn saved latents into a video."""
+    """Turn saved latents into a video, by the settings they were made with or the flags."""
     from wancli.video.write import check_destination
 
     check_destination(output)
     if output.exists() and not overwrite:
         raise UsageError(f"{output} exists.", hint="--overwrite, or another --output")
     check_sidecar(output)
+    if not latents.is_file():
+        raise missing("latents", latents)
+    latent_frames(latents)
     from wancli.pipeline.run import decode_file
 
     screen = Screen(talk)
     with screen.progress() as report:
-        record = decode_file(latents, output, report)
+        record = decode_file(latents, output, report, given)
     screen.done(record)
 
 

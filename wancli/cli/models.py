@@ -11,8 +11,7 @@ from wancli.cli.screen import Screen
 from wancli.errors import ModelError, UsageError
 from wancli.folders import find_spec
 from wancli.hub_cache import absent, cached_bytes, cached_repos, find_cached, repo_folder
-from wancli.random_models import RANDOM
-from wancli.specs import DEMO_FOLDER, SPECS, ModelSpec
+from wancli.specs import DEMO_FOLDER, RANDOM, SPECS, ModelSpec
 
 if TYPE_CHECKING:
     from wancli.models.about import About

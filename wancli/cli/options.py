@@ -64,10 +64,15 @@ _TALK: dict[str, Any] = {
 
 
 def takes_settings(
-    settings: type[Settings], *, without: Collection[str] = ()
+    settings: type[Settings], *, without: Collection[str] = (), only: Collection[str] = ()
 ) -> Callable[[Command], Command]:
-    """Call a command with `given`: a Layer of the settings that flags named, and nothing else."""
+    """Call a command with `given`: a Layer of the settings that flags named, and nothing else.
+
+    Of all settings, or `only` of some, which have no shorthands.
+    """
     offered = [field for field in fields_of(settings) if field[1] not in without]
+    offered = [field for field in offered if not only or field[1] in only]
+    shorthands = [] if only else _SHORTHANDS
     options = [_option(*field) for field in offered]
 
     def decorate(command: Command) -> Command:
@@ -77,7 +82,7 @@ def takes_settings(
             for table, name, _ in offered:
                 if (value := values.pop(name)) not in (None, []):
                     (tables.setdefault(table, {}) if table else tables)[name] = value
-            short = _spelt_out(size=values.pop("size"), use_cachedit=values.pop("use_cachedit"))
+            short = _spelt_out(**{option.name: values.pop(option.name) for option in shorthands})
             for table, name, value in short:
                 if tables.setdefault(table, {}).setdefault(name, value) != value:
                     raise UsageError(
@@ -85,7 +90,7 @@ def takes_settings(
                     )
             command(given=Layer("flag", tables), **values)
 
-        return with_parameters(run, command, without=("given",), extra=[*options, *_SHORTHANDS])
+        return with_parameters(run, command, without=("given",), extra=[*options, *shorthands])
 
     return decorate
 
@@ -111,7 +116,9 @@ def takes_talk(command: Command) -> Command:
     return with_parameters(run, command, without=("talk",), extra=extra)
 
 
-def _spelt_out(*, size: str | None, use_cachedit: bool | None) -> list[tuple[str, str, Any]]:
+def _spelt_out(
+    *, size: str | None = None, use_cachedit: bool | None = None
+) -> list[tuple[str, str, Any]]:
     """The settings that the shorthands stand for: table, name, value."""
     said: list[tuple[str, str, Any]] = []
     if size is not None:

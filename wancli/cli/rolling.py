@@ -7,14 +7,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from wancli.cli.costing import Taken
+from wancli.cli.costing import Taken, take
 from wancli.cli.execute import show_plan
 from wancli.cli.naming import check_sidecar, name_output
 from wancli.cli.screen import Screen
 from wancli.cli.starts import Starts, context_frames, digest
 from wancli.cost import rollout_cost
 from wancli.errors import UsageError, WancliError
-from wancli.estimate import estimate, here
+from wancli.estimate import Estimate, estimate, here
 from wancli.folders import check_files, find_spec, revision
 from wancli.plan import RolloutPlan, check_given, make_rollout_plan
 from wancli.records import Request, parse_seeds
@@ -65,7 +65,7 @@ class Rolling:
         check_given(self.resolved)
         settings = self.resolved.settings
         self.spec: ModelSpec = find_spec(settings.model, layers=settings.machine.layers)
-        self.plan = self._plan()
+        self.plan = self._plan(settings)
         self.schedule = self._schedule()
         self.seeds = self._seeds()
 
@@ -155,22 +155,22 @@ class Rolling:
         video = name_output(ask.output, fields, folder=ask.folder, several=False)
         return video, ask.latents, video.with_suffix(".rollout")
 
-    def _plan(self) -> RolloutPlan:
-        settings = self.resolved.settings
+    def _plan(self, settings: RolloutSettings) -> RolloutPlan:
         context = context_frames(self.ask.starts, settings, self.spec, self.before)
         return make_rollout_plan(settings, self.spec, context_frames=context, force=self.ask.force)
 
     def _say_taken(self, request: Request, output: Path, *, dry_run: bool) -> Taken:
         """Say what it takes, where that is all that is wanted. Raises CapacityError."""
-        settings = self.resolved.settings
-        device, wide = here(settings.machine)
-        cost = rollout_cost(settings, self.spec, self.plan, wide=wide)
-        held = estimate(cost, settings.machine, device, self.plan.offloads) if cost else None
-        taken = Taken(self.spec, held, self.ask.force)
+        taken = take(self.resolved.settings, self.spec, self._estimated, force=self.ask.force)
         if dry_run:
             show_plan(self.screen, self.plan.as_json(), [(request, output)], taken)
         taken.check()
         return taken
+
+    def _estimated(self, settings: RolloutSettings) -> Estimate | None:
+        plan, (device, wide) = self._plan(settings), here(settings.machine)
+        cost = rollout_cost(settings, self.spec, plan, wide=wide)
+        return estimate(cost, settings.machine, device, plan.offloads) if cost else None
 
     def _schedule(self) -> Schedule:
         chosen, known = self.resolved.settings.rollout, self.before.get("inputs", {})

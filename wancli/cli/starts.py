@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wancli.errors import InputError, PlanError, UsageError, missing
-from wancli.folders import weights_header
+from wancli.files import weights_header
 from wancli.settings import RolloutSettings
 from wancli.specs import ModelSpec
 

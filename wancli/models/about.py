@@ -10,7 +10,8 @@ from typing import Any
 from wancli.architectures import Architecture
 from wancli.configs import CLASSES, part_config
 from wancli.errors import ModelError
-from wancli.folders import find_spec, read_config, spec_of_folder, weights_header
+from wancli.files import weights_header
+from wancli.folders import find_spec, read_config, spec_of_folder
 from wancli.hub_cache import find_cached
 from wancli.lora import EXPERTS
 from wancli.specs import ModelSpec

@@ -5,7 +5,6 @@ huggingface_hub does the work, and honours HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFL
 
 import errno
 import io
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,11 +28,18 @@ from huggingface_hub.errors import (
 from tqdm import tqdm
 
 from wancli.errors import ModelError, OutputError
-from wancli.hub_cache import absent, cache_folder, repo_folder
+from wancli.hub_cache import absent, cache_folder, is_offline, repo_folder
 from wancli.inventory import existing, free_disk
 
 # Not the same weights again as .bin or .pth; the text files are words of image processors' CLIP.
 PATTERNS = ("*.json", "*.model", "*.safetensors", "*.txt")
+_ELSEWHERE = "HF_HOME=/other/folder, one that can be written"
+_STORAGE = {
+    errno.ENOSPC: "free some space, or use another disk: HF_HOME=/other/disk",
+    errno.ENOTDIR: _ELSEWHERE,
+    errno.EACCES: _ELSEWHERE,
+    errno.EROFS: _ELSEWHERE,
+}
 Tell = Callable[[int], None]  # bytes that have arrived
 
 
@@ -134,10 +140,9 @@ def explained(where: str) -> Iterator[None]:
             hint="check the name; set HF_TOKEN",
         ) from None
     except LocalEntryNotFoundError as error:
-        offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no")
-        why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+        why = "HF_HUB_OFFLINE is set" if is_offline() else "the hub cannot be reached"
         part = " completely" if isinstance(error, IncompleteSnapshotError) else ""
-        first = "unset HF_HUB_OFFLINE" if offline else "connect"
+        first = "unset HF_HUB_OFFLINE" if is_offline() else "connect"
         raise ModelError(
             f"model '{where}' is not{part} cached and {why}.",
             hint=f"{first}, then: wancli model pull {where}",
@@ -150,11 +155,10 @@ def explained(where: str) -> Iterator[None]:
             hint=f"whole files are kept: wancli model pull {where}",
         ) from None
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in _STORAGE:
             raise
         raise OutputError(
-            f"cannot write {cache_folder()}: {error.strerror}.",
-            hint="free some space, or use another disk: HF_HOME=/other/disk",
+            f"cannot write {cache_folder()}: {error.strerror}.", hint=_STORAGE[error.errno]
         ) from None
 
 

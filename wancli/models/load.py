@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from wancli.configs import CLASSES
 from wancli.errors import CapacityError, ModelError, SetupError
 from wancli.folders import PARTS, check_files, read_config, spec_of_folder
+from wancli.inventory import no_device
 from wancli.lora import EXPERTS, find_lora
 from wancli.machine import vae_dtype
 from wancli.models.hub import download, explained, first_line
@@ -118,7 +119,7 @@ def pick_device(name: str) -> torch.device:
     device = torch.device(name)
     there = {"cpu": True, "mps": has_mps, "cuda": has_cuda}[device.type]
     if not there or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
-        raise SetupError(f"--device {name}: this machine has none.", hint="--device auto or cpu")
+        raise no_device(name)
     return device
 
 

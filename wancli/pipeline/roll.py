@@ -23,17 +23,11 @@ from wancli.pipeline.memory import fits_in_memory, give_back, peak_memory
 from wancli.pipeline.resume import begin
 from wancli.pipeline.rollout import Chunk, Past, Remembered, Story, rollout
 from wancli.pipeline.rollout import Step as ChunkStep
-from wancli.pipeline.run import (
-    output_json,
-    rounded,
-    start_record,
-    versions,
-    write_json,
-)
+from wancli.pipeline.run import output_json, start_record, versions, write_json
 from wancli.pipeline.spent import Row, Times, rates, reuse, summed
 from wancli.pipeline.store import GIVEN, TIMES_FILE, RolloutStore, chunk_name
 from wancli.plan import RolloutPlan
-from wancli.records import Phase, Report, Request, RunRecord, Step
+from wancli.records import Phase, Report, Request, RunRecord, Step, rounded
 from wancli.sampling.noise import IndexedNoise, Noise, StreamNoise
 from wancli.schedule import Schedule
 from wancli.settings import RolloutSettings

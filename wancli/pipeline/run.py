@@ -36,6 +36,7 @@ from wancli.records import (
     Use,
     error_json,
     reuse_json,
+    rounded,
     settings_of,
 )
 from wancli.resolve import Layer, Resolved, check_tuned, resolve
@@ -186,12 +187,12 @@ def _cache(settings: Settings, plan: Plan, uses: Sequence[Use]) -> dict[str, Any
     return {"method": " and ".join(methods), **reuse_json(uses)}
 
 
-def decode_file(latents_file: Path, output: Path, report: Report) -> RunRecord:
+def decode_file(latents_file: Path, output: Path, report: Report, given: Layer) -> RunRecord:
     """Make a video of saved latents, with only the VAE loaded. Raises WancliError."""
     started = perf_counter()
     latents, told = read_latents(latents_file)
     layer = Layer(f"record of {latents_file.name}", settings_of(told))
-    settings = resolve([layer], Settings).settings
+    settings = resolve([layer, given], Settings).settings
     report(Phase("load"))
     vae, device = load_vae(find_spec(settings.model), settings.machine)
     loaded = perf_counter()
@@ -200,6 +201,7 @@ def decode_file(latents_file: Path, output: Path, report: Report) -> RunRecord:
     decoded = perf_counter()
     timings = {"load_s": loaded - started, "decode_s": decoded - loaded}
     about = {"status": "ok", "command": "decode", "error": None, "env": versions()}
+    about["request"] = told["request"] | {"machine": settings.machine.model_dump()}
     record = RunRecord(**(told | about | {"timings": timings, "memory": peak_memory(device)}))
     report(Phase("write"))
     written = write_video(frames, output, record, settings, latents)
@@ -285,16 +287,3 @@ def versions() -> dict[str, str]:
     found = {name: package_version(name) for name in packages}
     here = {"python": platform.python_version(), "platform": platform.platform()}
     return here | {name: said for name, said in found.items() if said}
-
-
-def rounded(timings: Mapping[str, Any]) -> dict[str, Any]:
-    """Four digits of every float."""
-
-    def shorter(value: Any) -> Any:
-        if isinstance(value, float):
-            return round(value, 4)
-        if isinstance(value, Mapping):
-            return rounded(value)
-        return [shorter(v) for v in value] if isinstance(value, list) else value
-
-    return {name: shorter(value) for name, value in timings.items()}
