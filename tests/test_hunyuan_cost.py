@@ -18,6 +18,7 @@ from wancli.hunyuan_cost import (
     causal_vae_parameters,
     clip_text_parameters,
     clip_text_work,
+    hunyuan_needs,
     joint_activation_bytes,
     joint_moved_bytes,
     joint_parameters,
@@ -27,6 +28,7 @@ from wancli.hunyuan_cost import (
     llama_work,
     tiles,
 )
+from wancli.needs import Numbers
 from wancli.specs import SPECS
 from wancli.vae_cost import Grid
 
@@ -149,6 +151,18 @@ def test_the_vae_is_walked_through_as_it_is(shape: HunyuanVideo):
         assert causal_decode_work(shape.vae, Grid(frames, 4, 6)).flops == counted
 
 
+@pytest.mark.parametrize("grid", [Grid(2, 32, 32), Grid(1, 33, 20), Grid(6, 34, 26)], ids=str)
+def test_tiles_of_space_are_walked_through_too(grid: Grid):
+    shape = SHAPES["tiny"].vae
+    model = vae(shape)
+    model.enable_tiling()
+    latents = torch.empty(
+        1, shape.latent_channels, grid.frames, grid.height, grid.width, device=META
+    )
+    counted = flops(partial(model.decode, latents))
+    assert causal_decode_work(shape, grid, tiled=True).flops == counted
+
+
 def test_a_video_is_decoded_in_tiles_that_overlap():
     assert tiles(CausalVae(), 4) == [4]
     assert tiles(CausalVae(), 33) == [5] * 10 + [3]
@@ -192,3 +206,37 @@ def test_decoding_holds_about_what_the_formula_says(frames: int):
     latents = torch.empty(1, 16, frames, 30, 40, device=META)
     held = peak_bytes(model, lambda: model.decode(latents))
     assert causal_decode_bytes(CausalVae(), grid) == pytest.approx(held, rel=0.05)
+
+
+@pytest.mark.parametrize("grid", [Grid(1, 40, 34), Grid(5, 40, 34)], ids=str)
+def test_decoding_in_tiles_of_space_holds_about_what_the_formula_says(grid: Grid):
+    model = vae(CausalVae())
+    model.enable_tiling()
+    latents = torch.empty(1, 16, grid.frames, grid.height, grid.width, device=META)
+    held = peak_bytes(model, lambda: model.decode(latents))
+    assert causal_decode_bytes(CausalVae(), grid, tiled=True) == pytest.approx(held, rel=0.05)
+
+
+@shapes
+def test_offload_leaves_a_layer_or_a_block_of_each_part_on_the_device(shape: HunyuanVideo):
+    parts = {
+        "transformer": transformer(shape.transformer),
+        "vae": vae(shape.vae),
+        "text_encoder": llama(
+            PUBLISHED["text_encoder"] if shape == HunyuanVideo() else hunyuan.LLAMA
+        ),
+    }
+    needs = hunyuan_needs(
+        shape, Numbers(size=4, vae=4), latents=Grid(3, 4, 6), tokens=18, forwards=1, prompts=1
+    )
+    for name, model in parts.items():
+        told = needs.pieces[name]
+        own = [sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules()]
+        assert told.whole == 4 * parameters(model)
+        assert told.layer == 4 * max(own), name
+    model = parts["transformer"]
+    lists = [*model.transformer_blocks, *model.single_transformer_blocks]
+    sizes = [parameters(block) for block in lists]
+    assert needs.pieces["transformer"].group == 4 * (parameters(model) - sum(sizes) + max(sizes))
+    assert needs.pieces["vae"].group == needs.pieces["vae"].whole
+    assert needs.pieces["text_encoder"].group == needs.pieces["text_encoder"].layer

@@ -9,7 +9,7 @@ from wancli.cost import Cost
 from wancli.errors import CapacityError
 from wancli.files import write_whole
 from wancli.inventory import Device, find_cpu, find_device, user_cache
-from wancli.machine import check_offload_to, is_wide, vae_dtype
+from wancli.machine import check_kind, is_wide, vae_dtype
 from wancli.offload import OFFLOADS
 from wancli.settings import Machine
 
@@ -100,10 +100,10 @@ def estimate(
 def here(machine: Machine) -> tuple[Device, bool]:
     """The device that settings come to, and whether it will compute in float32.
 
-    Raises PlanError where they are to be offloaded, and it has no memory of its own.
+    Raises PlanError for what that device cannot do.
     """
     device = find_device(machine)
-    check_offload_to(machine, device.kind)
+    check_kind(machine, device.kind)
     return device, is_wide(machine, device.kind)
 
 

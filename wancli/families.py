@@ -5,13 +5,13 @@ from typing import Any
 from wancli.errors import PlanError
 from wancli.hunyuan import HunyuanVideo
 from wancli.resolve import Resolved
-from wancli.settings import PromptKV, Sampling, Settings
+from wancli.settings import Machine, PromptKV, Sampling, Settings
 from wancli.specs import ModelSpec
 from wancli.tasks import Family
 
 
 def check_family(settings: Settings, spec: ModelSpec, family: Family) -> None:
-    """Raise PlanError for a solver, a guidance or a cache that the family does not take."""
+    """Raise PlanError for a solver, a guidance, a cache or a speed-up that it does not take."""
     sampling = settings.sampling
     if sampling.scheduler not in family.schedulers:
         raise PlanError(
@@ -23,6 +23,8 @@ def check_family(settings: Settings, spec: ModelSpec, family: Family) -> None:
         _check_told_guidance(sampling, spec)
     if not family.prompt_kv:
         _check_no_prompt_kv(settings.prompt_kv, spec.name)
+    if not family.faster:
+        _check_as_it_is(settings.machine, spec.name)
 
 
 def check_family_given(resolved: Resolved[Any], family: Family) -> None:
@@ -57,3 +59,17 @@ def _check_no_prompt_kv(chosen: PromptKV, model: str) -> None:
             f"{asked} does not go with {model}: its prompt has no K/V that last.",
             hint=f"drop {asked.split()[0]}",
         )
+
+
+def _check_as_it_is(machine: Machine, model: str) -> None:
+    """Raise PlanError for what would leave its blocks as they are, and say nothing."""
+    asked = {
+        f"--quantize {machine.quantize}": ("--quantize none", machine.quantize != "none"),
+        "--fuse-qkv": ("--no-fuse-qkv", machine.fuse_qkv),
+        "--compile": ("--no-compile", machine.compile),
+    }
+    for way, (hint, wanted) in asked.items():
+        if wanted:
+            raise PlanError(
+                f"{way} knows the blocks of Wan's models, and {model} has others.", hint=hint
+            )

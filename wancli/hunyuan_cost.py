@@ -67,7 +67,7 @@ def _pieces(
     largest = {
         "text_encoder": shapes.text_encoder.vocabulary * shapes.text_encoder.dim,
         "text_encoder_2": shapes.text_encoder_2.vocabulary * shapes.text_encoder_2.dim,
-        "vae": 27 * max(shapes.vae.channels) ** 2,
+        "vae": linear(27 * max(shapes.vae.channels), max(shapes.vae.channels)),
     }
     found = {}
     for part, layer in largest.items():
@@ -77,7 +77,9 @@ def _pieces(
     # Beside a block there is what stands before and after them all.
     dual, single = joint_block_parameters(t), single_block_parameters(t)
     group = parameters["transformer"] - (t.dual - 1) * dual - t.single * single
-    layer = t.dim * max(6 * t.dim, t.dim + t.ffn)
+    d = t.dim
+    inner = (linear(d, 6 * d), linear(d + t.ffn, d))
+    layer = max(*inner, *(linear(n, d) for n in (FREQUENCIES, t.text_dim, t.pooled_dim)))
     whole = parameters["transformer"] * size
     return found | {"transformer": Pieces(whole, group * size, layer * size)}
 
@@ -193,16 +195,26 @@ def causal_decode_bytes(
 ) -> int:
     """About what decoding holds at most beside the weights, the video included.
 
-    It is at the largest convolution of a tile, or in the middle, at the masks of its attention.
+    It is at the largest convolution of a tile, or in the middle, at the masks of its attention,
+    beside the tiles before it; or at the end, when those and the video of them are there.
     """
-    in_space = tiles_of_space(latents, vae.spatial)[0] if tiled else latents
-    tile = replace(in_space, frames=tiles(vae, latents.frames)[0])
+    in_space = tiles_of_space(latents, vae.spatial) if tiled else [latents]
+    in_time = [replace(latents, frames=frames) for frames in tiles(vae, latents.frames)]
+    tile = replace(in_space[0], frames=in_time[0].frames)
     largest = max(layer.input for layer in _decoder(vae, tile))
     copies = DECODED_ALONE if tile.frames == 1 else DECODED
     masks = MASKS * tile.cells**2 if vae.attention else 0
+    shown = [_video(vae, grid) for grid in in_time]
+    before = sum(shown[:-1])
+    before += sum(_video(vae, replace(cut, frames=tile.frames)) for cut in in_space[1:])
+    working, joined = max(copies * largest, masks) + before, sum(shown) + _video(vae, latents)
+    return int(element_bytes * max(working, joined))
+
+
+def _video(vae: CausalVae, latents: Grid) -> int:
+    """Numbers of the video that they are decoded to."""
     frames = 1 + vae.temporal * (latents.frames - 1)
-    video = 3 * frames * latents.height * latents.width * vae.spatial**2
-    return int(element_bytes * (max(copies * largest, masks) + video))
+    return 3 * frames * latents.height * latents.width * vae.spatial**2
 
 
 def tiles(vae: CausalVae, frames: int) -> list[int]:

@@ -22,38 +22,28 @@ def vae_dtype(machine: Machine) -> str:
 
 def check_machine(machine: Machine) -> None:
     """Raise PlanError for what does not go together on any machine."""
-    if machine.dtype == "float16" and machine.device == "cpu":
-        raise PlanError(
-            "--dtype float16 does not work with --device cpu.", hint="--dtype bfloat16 or float32"
-        )
-    if machine.vae_dtype == "float16" and machine.device == "cpu":
-        raise PlanError(
-            "--vae-dtype float16 does not work with --device cpu.",
-            hint="--vae-dtype bfloat16, or drop it",
-        )
     if machine.device != "auto":
-        kind = machine.device.partition(":")[0]
-        check_kind(machine, kind)
-        check_offload_to(machine, kind)
+        check_kind(machine, machine.device.partition(":")[0])
     if machine.quantize != "none":
         check_torchao()
     if machine.compile:
         _check_compile(machine)
 
 
-def check_offload_to(machine: Machine, kind: str) -> None:
-    """Raise PlanError where a device of that kind has no memory of its own to be spared."""
+def check_kind(machine: Machine, kind: str) -> None:
+    """Raise PlanError for what a device of that kind cannot do, or has no memory of its own for."""
+    here = machine.device if machine.device == kind else f"{machine.device} ({kind} here)"
+    if kind == "cpu" and "float16" in (machine.dtype, machine.vae_dtype):
+        name = "--dtype" if machine.dtype == "float16" else "--vae-dtype"
+        raise PlanError(
+            f"{name} float16 does not work with --device {here}.", hint=f"{name} bfloat16"
+        )
     if kind != "cuda" and machine.offload not in ("auto", "none"):
-        here = "" if machine.device == kind else f" ({kind} here)"
         raise PlanError(
             f"--offload {machine.offload} spares the memory of a CUDA GPU; that of --device "
-            f"{machine.device}{here} is the RAM itself.",
+            f"{here} is the RAM itself.",
             hint="--offload none",
         )
-
-
-def check_kind(machine: Machine, kind: str) -> None:
-    """Raise PlanError for what a device of that kind cannot do."""
     if machine.quantize == "fp8" and kind == "mps":
         raise PlanError("--quantize fp8 does not work on mps.", hint="--quantize int8")
     if machine.compile and machine.compile_mode == "reduce-overhead" and kind != "cuda":
@@ -88,12 +78,12 @@ def check_generation(settings: Settings, transformer: str) -> None:
     if method in ("first-block", "magcache", "seacache"):
         raise PlanError(
             f"--step-cache {method} hooks into blocks, which --compile makes one graph each.",
-            hint="--use-cachedit, or drop --compile",
+            hint="--use-cachedit, or --no-compile",
         )
     if method == "cachedit" and transformer == "WanVACETransformer3DModel":
         raise PlanError(
             "--use-cachedit numbers the blocks of VACE: --compile would make a graph for each.",
-            hint="drop --compile, or --use-cachedit",
+            hint="--no-compile, or --no-use-cachedit",
         )
     if machine.compile_mode == "reduce-overhead":
         _check_graphs(settings)
@@ -105,7 +95,7 @@ def check_rollout(machine: Machine) -> None:
         raise PlanError(
             "--compile does not go with rollouts: every block would be a graph of its own, and "
             "again for every length of the window.",
-            hint="drop --compile",
+            hint="--no-compile",
         )
 
 
@@ -120,7 +110,7 @@ def _check_compile(machine: Machine) -> None:
     if backend != "auto" and "native" not in backend:
         raise PlanError(
             f"--attention-backend {backend} may break the graph of a block that --compile makes.",
-            hint="--attention-backend native, or drop --compile",
+            hint="--attention-backend native, or --no-compile",
         )
 
 

@@ -41,7 +41,7 @@ def offloads(settings: Settings, task: Task) -> tuple[str, ...]:
         possible = ["none", "model"]
         refused = PlanError(
             f"{way} brings weights from inside the blocks, which --compile makes one graph each.",
-            hint="--offload model, or drop --compile",
+            hint="--offload model, or --no-compile",
         )
     else:
         return tuple(OFFLOADS)
@@ -56,7 +56,7 @@ def check_tiling(settings: Settings) -> None:
     if settings.machine.vae_tiling and max(video.width, video.height) <= TILE:
         raise PlanError(
             f"--vae-tiling does nothing at {video.width}x{video.height}: a tile is {TILE}x{TILE}.",
-            hint="drop --vae-tiling",
+            hint="--no-vae-tiling",
         )
 
 
@@ -65,7 +65,7 @@ def check_rollout_vae(machine: Machine) -> None:
     if machine.vae_tiling:
         raise PlanError(
             "--vae-tiling does not reach rollouts: their VAE goes on from chunk to chunk, whole.",
-            hint="drop --vae-tiling, or --vae-dtype bfloat16",
+            hint="--no-vae-tiling; --vae-dtype bfloat16 takes less memory, too",
         )
 
 

@@ -12,7 +12,7 @@ from wancli.lora import check_loras
 from wancli.machine import check_generation, check_machine, check_mode, check_rollout
 from wancli.offload import check_rollout_vae, check_tiling, offloads
 from wancli.resolve import Resolved, flag
-from wancli.settings import Rollout, RolloutSettings, RopePolicy, Settings
+from wancli.settings import PromptKV, Rollout, RolloutSettings, RopePolicy, Settings
 from wancli.specs import ModelSpec
 from wancli.step_caches import (
     check_step_cache,
@@ -66,8 +66,7 @@ def make_plan(
     check_family(settings, spec, chosen.family)
     check_generation(settings, chosen.transformer)
     check_tiling(settings)
-    if settings.prompt_kv.free_kv_weights and not settings.prompt_kv.prompt_kv:
-        raise PlanError("--free-kv-weights needs the prompt's K/V.", hint="drop --no-prompt-kv")
+    _check_prompt_kv(settings.prompt_kv)
     count, segment_frames = segments(chosen, video)
     steps = steps_made(sampling, chosen) * count
     check_step_cache(settings.step_cache, steps=steps, model=spec.name, layers=spec.shortest)
@@ -249,6 +248,14 @@ def _check_caches(settings: RolloutSettings, spec: ModelSpec) -> None:
         raise PlanError(
             "--attention-backend does not reach the attention of rollouts.", hint="drop it"
         )
+
+
+def _check_prompt_kv(chosen: PromptKV) -> None:
+    """Raise PlanError for what is asked of keys and values that are not kept."""
+    aligned = chosen.kv_align.isdigit()
+    if not chosen.prompt_kv and (aligned or chosen.free_kv_weights):
+        asked = "--kv-align" if aligned else "--free-kv-weights"
+        raise PlanError(f"{asked} needs the prompt's K/V.", hint="drop --no-prompt-kv")
 
 
 def _check_experts(settings: Settings, spec: ModelSpec) -> None:

@@ -107,7 +107,7 @@ def check_tuned(tuned_for: Mapping[str, Any], settings: Settings) -> None:
     told = settings.model_dump()
     for key, wanted in tuned_for.items():
         table, _, name = key.rpartition(".")
-        value = (told.get(table, {}) if table else told).get(name)
+        value = worded((told.get(table, {}) if table else told).get(name))
         if key == "machine.device":
             value = str(value).partition(":")[0]
         if value not in (wanted, "auto"):
@@ -115,6 +115,13 @@ def check_tuned(tuned_for: Mapping[str, Any], settings: Settings) -> None:
                 f"this step cache was tuned for {key} {wanted}, not {value}.",
                 hint="wancli bench --tune under these settings, or drop the preset",
             )
+
+
+def worded(value: Any) -> Any:
+    """A setting as a preset can hold it: "none" where there is none, a list by its commas."""
+    if isinstance(value, list | tuple):
+        return ",".join(value) or "none"
+    return "none" if value is None else value
 
 
 def check_names(layer: Layer) -> None:

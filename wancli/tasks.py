@@ -18,6 +18,7 @@ class Family:
     schedulers: tuple[str, ...] = ("unipc", "dpm++", "euler")
     second_text_encoder: bool = False
     prompt_kv: bool = True  # the prompt's keys and values are the same in every step
+    faster: bool = True  # its blocks are known to quantize, to fuse and to compile
 
 
 WAN = Family("wan", "AutoencoderKLWan")
@@ -30,6 +31,7 @@ HUNYUAN_VIDEO = Family(
     schedulers=("euler", "unipc"),
     second_text_encoder=True,
     prompt_kv=False,
+    faster=False,
 )
 
 

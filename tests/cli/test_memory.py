@@ -14,7 +14,7 @@ TINY = ("--device", "cpu", "--steps", 2, "--seed", 1, "--guidance-scale", 2, "--
     ("args", "hint"),
     [
         (("--offload", "group", "--device", "cpu"), "--offload none"),
-        (("--vae-tiling",), "drop --vae-tiling"),
+        (("--vae-tiling",), "--no-vae-tiling"),
         (("--vae-dtype", "float16", "--device", "cpu"), "--vae-dtype bfloat16"),
     ],
 )

@@ -239,7 +239,7 @@ def test_without_a_compiler_there_is_a_line(tmp_path: Path):
     assert done.returncode == 4
     error, hint = done.stderr.strip().splitlines()[-2:]
     assert error.startswith("error: --compile needs a C++ compiler")
-    assert hint == "hint:  drop --compile"
+    assert hint == "hint:  --no-compile"
 
 
 @pytest.mark.gpu

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from wancli.presets import save_preset
-from wancli.resolve import TUNED_FOR
+from wancli.resolve import TUNED_FOR, worded
 from wancli.settings import Settings
 from wancli.specs import ModelSpec
 
 SAMPLING = ("steps", "flow_shift", "scheduler", "guidance_scale", "guidance_scale_2")
 VIDEO = ("num_frames", "width", "height")
-MACHINE = ("device", "dtype", "attention_backend")
+MACHINE = ("device", "dtype", "attention_backend")  # as they were here
+MODEL = ("layers", "quantize", "fuse_qkv", "compile", "lora")  # what the blocks were made into
 
 
 def tuned_for(settings: Settings, machine: Mapping[str, str]) -> dict[str, Any]:
@@ -24,8 +25,8 @@ def tuned_for(settings: Settings, machine: Mapping[str, str]) -> dict[str, Any]:
     found |= {f"sampling.{name}": sampling[name] for name in SAMPLING}
     found |= {f"video.{name}": video[name] for name in VIDEO}
     found |= {f"machine.{name}": machine[name] for name in MACHINE}
-    found["machine.layers"] = settings.machine.layers
-    return {key: value for key, value in found.items() if value is not None}
+    found |= {f"machine.{name}": getattr(settings.machine, name) for name in MODEL}
+    return {key: worded(value) for key, value in found.items()}
 
 
 def save_tuned(

@@ -22,7 +22,8 @@ class LatentRgb:
 
     def __call__(self, latents: Tensor) -> Tensor:
         """[1, C, F, H, W] to uint8 [F, H, W, 3] on the CPU: a pixel is a latent."""
-        return to_pixels((_with_one(latents) @ self.weight).movedim(-1, 1))[0]
+        wide = latents.to(self.weight.dtype)  # a pipeline may keep them as its transformer has them
+        return to_pixels((_with_one(wide) @ self.weight).movedim(-1, 1))[0]
 
 
 def fit_rgb(vae: Any) -> LatentRgb:

@@ -70,7 +70,7 @@ def check_compiler(device: torch.device) -> None:
         needs = "a C++ compiler (g++ or clang++)" if device.type == "cpu" else "Triton"
         raise SetupError(
             f"--compile needs {needs} that works, and found none: {_line(error)}",
-            hint="drop --compile",
+            hint="--no-compile",
         ) from error
 
 
