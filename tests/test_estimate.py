@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from wancli import inventory
+from wancli.cli.costing import take
 from wancli.cost import Cost, generation_cost
 from wancli.errors import CapacityError, OutputError, PlanError
 from wancli.estimate import (
+    Estimate,
     Rates,
     duration,
     estimate,
@@ -23,6 +25,7 @@ from wancli.estimate import (
 )
 from wancli.folders import find_spec
 from wancli.inventory import Device, find_cpu, find_device, find_gpus, free_disk
+from wancli.machine import is_wide
 from wancli.plan import make_plan
 from wancli.resolve import Layer, resolve
 from wancli.settings import Machine, Settings
@@ -78,7 +81,7 @@ def test_auto_chooses_among_what_goes_with_the_rest_and_refuses_what_never_fits(
         device = replace(H200, total=gib_there * 2**30)
         with pytest.raises(CapacityError, match="under --offload sequential") as caught:
             estimate(cost, Machine(), device, ram=RAM).check("x")
-        assert ("--vae-tiling" in caught.value.hint) == helps
+        assert ("a smaller --size" in caught.value.hint) == helps
         assert "--force" in caught.value.hint
 
 
@@ -99,13 +102,35 @@ def test_on_a_cpu_nothing_is_offloaded():
         here(Machine(device="cpu", offload="group"))
 
 
-@pytest.mark.parametrize(("dtype", "helps"), [("auto", True), ("bfloat16", False)])
-def test_narrower_numbers_are_hinted_at_where_they_would_fit(dtype: Any, helps: bool):
-    cost, cpu = cost_of("wan2.1-t2v-14b"), replace(H200, kind="cpu")
-    there = cost.resident() * 2 // 3
+@pytest.mark.parametrize(
+    ("kind", "gib_there", "machine", "remedy"),
+    [
+        ("cpu", 80, {}, "--dtype bfloat16"),
+        ("cpu", 30, {}, "--dtype bfloat16 --quantize int8 --vae-tiling"),
+        ("cpu", 30, {"dtype": "bfloat16"}, "--dtype bfloat16 --quantize int8 --vae-tiling"),
+        ("cuda", 5, {}, "--vae-tiling"),
+        ("cuda", 1, {}, ""),
+    ],
+)
+def test_what_does_not_fit_would_under_other_flags(
+    kind: str, gib_there: int, machine: dict[str, Any], remedy: str
+):
+    spec, device = find_spec("wan2.1-t2v-14b"), replace(H200, kind=kind, total=gib_there * 2**30)
+
+    def estimated(settings: Settings) -> Estimate:
+        plan = make_plan(settings, spec)
+        wide = is_wide(settings.machine, kind)
+        cost = generation_cost(settings, spec, plan, wide=wide)
+        assert cost
+        return estimate(cost, settings.machine, device, plan.offloads, ram=RAM)
+
+    settings = resolve([Layer("flag", {"model": spec.name, "machine": machine})], Settings).settings
+    taken = take(settings, spec, estimated, force=False)
+    assert taken.remedy == remedy
     with pytest.raises(CapacityError) as caught:
-        estimate(cost, Machine(dtype=dtype), replace(cpu, total=there)).check("x")
-    assert caught.value.hint.startswith("--dtype bfloat16") == helps
+        taken.check()
+    assert caught.value.hint.startswith(remedy)
+    assert take(settings, spec, estimated, force=True).remedy == ""
 
 
 def test_the_vae_computes_at_the_rate_of_its_own_dtype():

@@ -10,7 +10,7 @@ from wancli.architectures import architecture_of
 from wancli.errors import ModelError, PlanError, closest
 from wancli.files import weights_header
 from wancli.geometry import Strides
-from wancli.hub_cache import cached_revision, check_reachable
+from wancli.hub_cache import cached_revision
 from wancli.hunyuan import TEXT_TOKENS, hunyuan_of
 from wancli.random_models import known_spec, random_spec
 from wancli.specs import RANDOM, SPECS, TEXT_LENGTH, ModelSpec
@@ -152,10 +152,8 @@ def _tasks(
 def check_files(spec: ModelSpec, parts: Collection[str] = PARTS) -> None:
     """Raise ModelError, before anything loads, where a local folder lacks or has broken weights.
 
-    And where a model of the hub is not here and cannot come. `parts` are those that will be needed.
+    `parts` are those that will be needed.
     """
-    if spec.on_hub:
-        check_reachable(spec.repo)
     if spec.folder is None:
         return
     more = ["transformer_2"] if spec.experts > 1 else []

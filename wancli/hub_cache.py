@@ -74,8 +74,11 @@ def is_offline() -> bool:
 
 
 def check_reachable(repo: str) -> None:
-    """Raise ModelError where a model is not on this disk and the hub must not be asked."""
-    if is_offline() and not cached_revision(repo):
+    """Raise ModelError where a model of the hub is not on this disk, and must not be asked for.
+
+    Of a model that is not of the hub `repo` is "".
+    """
+    if repo and is_offline() and not cached_revision(repo):
         raise ModelError(
             f"model '{repo}' is not cached and HF_HUB_OFFLINE is set.",
             hint=f"unset HF_HUB_OFFLINE, then: wancli model pull {repo}",

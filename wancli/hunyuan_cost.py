@@ -1,5 +1,6 @@
 """Parameters, FLOPs and memory of HunyuanVideo, in closed form; counted as for Wan's parts."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise, product
@@ -183,10 +184,11 @@ def causal_decode_work(vae: CausalVae, latents: Grid, *, tiled: bool = False) ->
     """Latents of a whole video to pixels, in tiles of time that overlap; `tiled`, of space too."""
     work = NO_WORK
     in_space = tiles_of_space(latents, vae.spatial) if tiled else [latents]
-    for frames, cut in product(tiles(vae, latents.frames), in_space):
+    alike = Counter(product(tiles(vae, latents.frames), in_space))  # of few sizes
+    for (frames, cut), count in alike.items():
         tile = replace(cut, frames=frames)
-        work += sum((layer.work for layer in _decoder(vae, tile)), NO_WORK)
-        work += Work(convolution=2 * tile.cells * vae.latent_channels**2)
+        work += sum((layer.work for layer in _decoder(vae, tile)), NO_WORK) * count
+        work += Work(convolution=2 * tile.cells * vae.latent_channels**2) * count
     return work
 
 

@@ -34,8 +34,29 @@ def find_lora(text: str) -> Lora:
         raise SettingsError(f"--lora {text}: {scale!r} is no scale.", hint=f"{path}=0.8") from None
     if not lora.path.is_file():
         raise missing("LoRA", lora.path)
-    _check_kind(lora.path)
     return lora
+
+
+def _of_expert(path: str) -> tuple[str, str]:
+    """What stands before `@high` or `@low`, and which; a file may have such a name itself."""
+    name, at, expert = path.rpartition("@")
+    return (name, expert) if at and expert in EXPERTS and not Path(path).exists() else (path, "")
+
+
+def check_loras(texts: Sequence[str], *, model: str, experts: int) -> None:
+    """Raise InputError for a file that is not there, or is none; PlanError for such an expert."""
+    for lora in map(find_lora, texts):
+        if experts > 1 and not lora.expert:
+            raise PlanError(
+                f"--lora {lora.path} does not say which of {model}'s two experts it is for.",
+                hint=f"--lora {lora.path}@high, @low, or once each",
+            )
+        if experts < 2 and lora.expert:
+            raise PlanError(
+                f"--lora {lora.path}@{lora.expert}: {model} has one expert.",
+                hint=f"--lora {lora.path}",
+            )
+        _check_kind(lora.path)
 
 
 def _check_kind(path: Path) -> None:
@@ -52,24 +73,3 @@ def _check_kind(path: Path) -> None:
         raise InputError(
             f"{path} is no LoRA, or is broken.", hint="give a .safetensors or .pt file"
         )
-
-
-def _of_expert(path: str) -> tuple[str, str]:
-    """What stands before `@high` or `@low`, and which; a file may have such a name itself."""
-    name, at, expert = path.rpartition("@")
-    return (name, expert) if at and expert in EXPERTS and not Path(path).exists() else (path, "")
-
-
-def check_loras(texts: Sequence[str], *, model: str, experts: int) -> None:
-    """Raise InputError for a file that is not there, PlanError for an expert that is not."""
-    for lora in map(find_lora, texts):
-        if experts > 1 and not lora.expert:
-            raise PlanError(
-                f"--lora {lora.path} does not say which of {model}'s two experts it is for.",
-                hint=f"--lora {lora.path}@high, @low, or once each",
-            )
-        if experts < 2 and lora.expert:
-            raise PlanError(
-                f"--lora {lora.path}@{lora.expert}: {model} has one expert.",
-                hint=f"--lora {lora.path}",
-            )

@@ -1,10 +1,10 @@
 """What one video takes of a Wan: all of its transformers and encoders, and its VAE."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from wancli.architectures import IMAGE_TOKENS, Architecture, Transformer
+from wancli.architectures import IMAGE_TOKENS, Architecture, Autoencoder, Transformer
 from wancli.geometry import LatentShape
 from wancli.needs import WIDE, Needs, Numbers, Pieces
 from wancli.plan import Plan, RolloutPlan
@@ -156,7 +156,7 @@ def _needs(
     # The encoder's tiles are as many pixels after those were put together in patches.
     seen = tiles(grid, vae.spatial, pixels=TILE * vae.patch) if numbers.tiled else [grid]
     if t.in_channels > t.out_channels or t.vace_blocks:  # it is shown a video in latents
-        encode += sum((encode_work(vae, tile) for tile in seen), NO_WORK)
+        encode += _of_tiles(encode_work, vae, seen)
     shown = tiles(grid, vae.spatial) if numbers.tiled else [grid]
     at_once = replace(grid, frames=chunk or grid.frames)
     scores = e.heads * spec.text_length**2 * (WIDE + size)
@@ -170,7 +170,7 @@ def _needs(
         work={
             "encode": encode,
             "denoise": denoising,
-            "decode": sum((decode_work(vae, tile) for tile in shown), NO_WORK),
+            "decode": _of_tiles(decode_work, vae, shown),
         },
         moved={"denoise": forwards * moved_bytes(t, tokens, element_bytes=size)},
         activations={
@@ -179,6 +179,13 @@ def _needs(
             "decode": decode_bytes(vae, at_once, element_bytes=numbers.vae, tiled=numbers.tiled),
         },
     )
+
+
+def _of_tiles(
+    work: Callable[[Autoencoder, Grid], Work], vae: Autoencoder, tiles: Sequence[Grid]
+) -> Work:
+    """Of all of them; there may be thousands, of four sizes."""
+    return sum((work(vae, tile) * count for tile, count in Counter(tiles).items()), NO_WORK)
 
 
 def _pieces(shapes: Architecture, experts: int, numbers: Numbers) -> dict[str, Pieces]:

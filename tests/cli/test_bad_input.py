@@ -49,7 +49,7 @@ def complaint(said: Said) -> tuple[str, str]:
         ((*GENERATE, "--step-cache", "magic"), "--step-cache 'magic'", "cachedit"),
         ((*GENERATE, "--use-cachedit", "--step-cache", "seacache"), "given twice", "once"),
         ((*GENERATE, "--size", "96x96", "--width", 80), "--width is given twice", "once"),
-        ((*CACHED, "--steps", 8), "in 8 steps", "--step-cache none"),
+        ((*CACHED, "--steps", 8), "in 8 steps", "--steps 20"),
         ((*CACHED, "--cachedit-max-warmup-steps", 20), "leaves none of 20", "--cachedit-max"),
         ((*GENERATE, "--step-cache", "magcache"), "ratios; demo has none", "--use-cachedit"),
         ((*GENERATE, "--cachedit-preset", "demo2"), "preset 'demo2' not found", "demo"),

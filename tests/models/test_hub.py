@@ -56,8 +56,11 @@ def test_a_full_disk_is_an_output_error_and_other_errors_stay():
     with pytest.raises(OutputError, match="No space left") as raised, explained("a/b"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert "HF_HOME" in raised.value.hint
-    with pytest.raises(PermissionError), explained("a/b"):
-        raise PermissionError(errno.EACCES, "no")
+    with pytest.raises(OutputError, match="Not a directory") as raised, explained("a/b"):
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    assert "HF_HOME" in raised.value.hint
+    with pytest.raises(OSError, match="no"), explained("a/b"):
+        raise OSError(errno.EIO, "no")
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_download(

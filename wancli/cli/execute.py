@@ -12,6 +12,7 @@ from wancli.cli.naming import check_sidecar, name_output, same_request
 from wancli.cli.screen import Screen
 from wancli.errors import PlanError, UsageError, WancliError
 from wancli.folders import check_files, find_spec, revision
+from wancli.hub_cache import check_reachable
 from wancli.inputs import NOTHING, Inputs, assume
 from wancli.plan import check_given, make_plan
 from wancli.records import Request
@@ -89,6 +90,7 @@ def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
     since = perf_counter()  # the libraries are part of what loading costs
     if not todo:
         return []
+    check_reachable(spec.repo)
     from wancli.pipeline.run import Runner
 
     resolved = replace(asked.resolved, settings=taken.settled(settings))

@@ -39,7 +39,10 @@ def decode(
     output: Annotated[Path, typer.Option("--output", "-o", help="MP4 to write.")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn saved latents into a video, by the settings they were made with or the flags."""
+    """Turn saved latents into a video.
+
+    The VAE works as it did for them, or as the flags say.
+    """
     from wancli.video.write import check_destination
 
     check_destination(output)

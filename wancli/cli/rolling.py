@@ -16,6 +16,7 @@ from wancli.cost import rollout_cost
 from wancli.errors import UsageError, WancliError
 from wancli.estimate import Estimate, estimate, here
 from wancli.folders import check_files, find_spec, revision
+from wancli.hub_cache import check_reachable
 from wancli.plan import RolloutPlan, check_given, make_rollout_plan
 from wancli.records import Request, parse_seeds
 from wancli.resolve import Layer, Resolved, resolve
@@ -76,6 +77,7 @@ class Rolling:
         if dry_run:
             return None
         self._check_places(video, latents, store)
+        check_reachable(self.spec.repo)
         since = perf_counter()  # the libraries are part of what loading costs
         # Huge pages: memory given back after each chunk is taken again at 1-4 % and not up to 20.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it when it first allocates
