@@ -82,11 +82,9 @@ def shown(loaded: Loaded, settings: Settings, task: str, *, videos: int = 2) -> 
 
 
 @every_way
-@pytest.mark.parametrize("kind", ["none", "int8", "fp8"])
-@pytest.mark.parametrize("task", [VACE, ANIMATE])
+@pytest.mark.parametrize(("task", "kind"), [(VACE, "int8"), (ANIMATE, "fp8")])
 def test_fused_blocks_in_8_bits_are_offloaded_to_the_bit(task: str, kind: Any, way: str):
-    if kind != "none":
-        pytest.importorskip("torchao", reason="pip install 'wancli[quantize]'")
+    pytest.importorskip("torchao", reason="pip install 'wancli[quantize]'")
     machine = Machine(quantize=kind, fuse_qkv=True, attention_backend="native")
     settings, found = settings_of(task), []
     for offload in (None, way):

@@ -95,7 +95,7 @@ def test_small_convolutions_are_those_that_torch_multiplies_out(
     assert bool(told[27 * channels**2 + channels].small_convolution) is small
 
 
-@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("frames", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_decoding_in_tiles_holds_and_computes_what_the_formulas_say(frames: int):
     shape, grid = VAE_2_1, Grid(frames, 40, 60)
     assert (
