@@ -15,6 +15,7 @@ LAYERS = (
         "files",
         "geometry",
         "hub_cache",
+        "packages",
         "hunyuan",
         "pages",
         "schedule",

@@ -7,10 +7,11 @@ import pytest
 
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Wancli
-from wancli import machine
+from wancli import packages
 from wancli.errors import PlanError, SetupError
 from wancli.folders import find_spec
-from wancli.machine import check_machine, check_mode, check_torchao
+from wancli.machine import TORCHAO, check_machine, check_mode
+from wancli.packages import check_package
 from wancli.plan import make_plan, make_rollout_plan
 from wancli.resolve import Layer, resolve
 from wancli.settings import Machine, RolloutSettings, Settings
@@ -21,7 +22,7 @@ GRAPHS = {"compile": True, "compile_mode": "reduce-overhead"}
 @pytest.fixture
 def torchao(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if it was installed: plans do not import it."""
-    monkeypatch.setattr(machine, "version", lambda _: "0.18.0")
+    monkeypatch.setattr(packages, "version", lambda _: "99.0")
 
 
 def plan(model: str = "demo", **tables: Any) -> None:
@@ -110,13 +111,13 @@ def test_a_missing_or_old_torchao_says_what_to_install(monkeypatch: pytest.Monke
         raise PackageNotFoundError(name)
 
     for found in ("0.17.0", "0.9"):
-        monkeypatch.setattr(machine, "version", lambda _, found=found: found)
+        monkeypatch.setattr(packages, "version", lambda _, found=found: found)
         with pytest.raises(SetupError, match=f"not {found}"):
             check_machine(Machine(quantize="int8"))
     for found in ("0.18.0", "0.18.0+git1", "1.0"):
-        monkeypatch.setattr(machine, "version", lambda _, found=found: found)
-        check_torchao()
-    monkeypatch.setattr(machine, "version", absent)
+        monkeypatch.setattr(packages, "version", lambda _, found=found: found)
+        check_package("torchao", TORCHAO, asked="--quantize")
+    monkeypatch.setattr(packages, "version", absent)
     check_machine(Machine())
     with pytest.raises(SetupError) as caught:
         check_machine(Machine(quantize="fp8"))

@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from wancli import step_caches
+from wancli import packages
 from wancli.errors import PlanError, SetupError
 from wancli.settings import StepCache
 from wancli.step_caches import (
@@ -66,18 +66,18 @@ def test_what_goes_together_passes(settings):
 def test_a_missing_or_old_cache_dit_says_what_to_install(monkeypatch):
     check_cache_dit()
     for found in ("1.5.2", "1.4", "0.9.10"):
-        monkeypatch.setattr(step_caches, "version", lambda _, found=found: found)
+        monkeypatch.setattr(packages, "version", lambda _, found=found: found)
         with pytest.raises(SetupError, match=f"not {found}") as caught:
             check_step_cache(dbcache(), steps=20)
         assert caught.value.hint == "pip install 'cache-dit>=1.5.3'"
     for found in ("1.5.3", "1.10.0", "2.0.0rc1"):
-        monkeypatch.setattr(step_caches, "version", lambda _, found=found: found)
+        monkeypatch.setattr(packages, "version", lambda _, found=found: found)
         check_cache_dit()
 
     def absent(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(step_caches, "version", absent)
+    monkeypatch.setattr(packages, "version", absent)
     with pytest.raises(SetupError) as caught:
         check_cache_dit()
     assert caught.value.hint == "pip install 'cache-dit>=1.5.3'"

@@ -7,13 +7,13 @@ import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
 from wancli.errors import SetupError
+from wancli.packages import package_version
 from wancli.settings import Machine
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may use
@@ -35,14 +35,6 @@ class Device:
         threads = os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())
         which = f"{self.name}, {threads} threads" if self.kind == "cpu" else self.name
         return f"{which}, torch {package_version('torch')}"
-
-
-def package_version(name: str) -> str:
-    """The installed version, or ""."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
 
 
 def find_gpus() -> list[Device]:

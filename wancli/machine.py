@@ -1,10 +1,9 @@
 """Rules about what a video is computed on, in which numbers, and how its model is made faster."""
 
-import re
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 
-from wancli.errors import PlanError, SetupError
+from wancli.errors import PlanError
+from wancli.packages import check_package
 from wancli.settings import Machine, Settings
 
 TORCHAO = (0, 18)  # the first whose Int8WeightOnlyConfig has one scale for each row
@@ -25,7 +24,7 @@ def check_machine(machine: Machine) -> None:
     if machine.device != "auto":
         check_kind(machine, machine.device.partition(":")[0])
     if machine.quantize != "none":
-        check_torchao()
+        check_package("torchao", TORCHAO, asked="--quantize")
     if machine.compile:
         _check_compile(machine)
 
@@ -51,18 +50,6 @@ def check_kind(machine: Machine, kind: str) -> None:
             f"--compile-mode reduce-overhead is CUDA graphs, and there are none on {kind}.",
             hint="--compile-mode default",
         )
-
-
-def check_torchao() -> None:
-    """Raise SetupError where torchao is missing or too old, without importing it."""
-    needed = ".".join(map(str, TORCHAO))
-    hint = f"pip install 'torchao>={needed}'"
-    try:
-        found = version("torchao")
-    except PackageNotFoundError:
-        raise SetupError("--quantize needs torchao.", hint=hint) from None
-    if tuple(int(part) for part in re.findall(r"\d+", found)[:2]) < TORCHAO:
-        raise SetupError(f"--quantize needs torchao {needed}, not {found}.", hint=hint)
 
 
 def check_generation(settings: Settings, transformer: str) -> None:

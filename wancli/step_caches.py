@@ -1,12 +1,11 @@
 """Facts and rules of the step caches (lossy), for the plan: without torch."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from math import ceil
 
-from wancli.errors import PlanError, SetupError
+from wancli.errors import PlanError
+from wancli.packages import check_package
 from wancli.resolve import flag
 from wancli.settings import Settings, StepCache
 from wancli.tasks import Task
@@ -214,14 +213,7 @@ def gate_step(settings: Settings, task: Task, *, steps: int, segments: int = 1) 
 
 def check_cache_dit() -> None:
     """Raise SetupError where cache-dit is missing or too old, without importing it."""
-    needed = ".".join(map(str, CACHE_DIT))
-    hint = f"pip install 'cache-dit>={needed}'"
-    try:
-        found = version("cache-dit")
-    except PackageNotFoundError:
-        raise SetupError("--use-cachedit needs cache-dit.", hint=hint) from None
-    if tuple(int(part) for part in re.findall(r"\d+", found)[:3]) < CACHE_DIT:
-        raise SetupError(f"--use-cachedit needs cache-dit {needed}, not {found}.", hint=hint)
+    check_package("cache-dit", CACHE_DIT, asked="--use-cachedit")
 
 
 def taylorseer_steps(order: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Wancli
-from wancli import step_caches
+from wancli import packages
 from wancli.video.read import read_comment
 
 SMALL: tuple[object, ...] = ("--steps", 12, "--frames", 5, "--size", "32x32", "--device", "cpu")
@@ -142,7 +142,7 @@ def test_a_missing_or_old_cache_dit_is_said_before_anything_loads(
             raise PackageNotFoundError
         return found
 
-    monkeypatch.setattr(step_caches, "version", version)
+    monkeypatch.setattr(packages, "version", version)
     said = wancli("generate", "a red circle", "--use-cachedit")
     assert said.code == 4
     assert complaint(said)[1].startswith("pip install 'cache-dit>=1.5.3'")

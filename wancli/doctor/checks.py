@@ -17,14 +17,8 @@ import platformdirs
 from wancli.errors import WancliError
 from wancli.estimate import gib, read_rates
 from wancli.hub_cache import cache_folder
-from wancli.inventory import (
-    existing,
-    find_cpu,
-    find_gpus,
-    free_disk,
-    package_version,
-    user_cache,
-)
+from wancli.inventory import existing, find_cpu, find_gpus, free_disk, user_cache
+from wancli.packages import package_version
 
 State = Literal["ok", "missing", "broken", "note"]
 IMPORTED = ("torch", "diffusers", "transformers", "safetensors", "accelerate")

@@ -18,8 +18,8 @@ from wancli.errors import OutputError, WancliError
 from wancli.files import write_whole
 from wancli.folders import find_spec
 from wancli.inputs import NOTHING, Inputs
-from wancli.inventory import package_version
 from wancli.models.load import Loaded, found_machine, load_pipeline, load_vae
+from wancli.packages import package_version
 from wancli.pipeline.clock import Clock
 from wancli.pipeline.generate import Stepped, decode, decoded, denoise
 from wancli.pipeline.memory import fits_in_memory, peak_memory
