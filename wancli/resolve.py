@@ -90,9 +90,10 @@ def resolve(layers: Sequence[Layer], settings: type[Kind]) -> Resolved[Kind]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        unlike = first["type"] == "string_pattern_mismatch"  # the hint says it in words
+        message = "not one of these" if unlike else first["msg"][0].lower() + first["msg"][1:]
         raise SettingsError(
-            f"{_spelling(where, sources.get(where, 'settings'))} {first['input']!r}: "
-            f"{first['msg'][0].lower()}{first['msg'][1:]}.",
+            f"{_spelling(where, sources.get(where, 'settings'))} {first['input']!r}: {message}.",
             hint=_range_hint(settings, where),
         ) from None
     check_tuned(tuned_for, resolved.settings)

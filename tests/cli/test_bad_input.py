@@ -38,6 +38,7 @@ def complaint(said: Said) -> tuple[str, str]:
         ),
         ((*GENERATE, "--size", "big"), "--size 'big' is not a size", "832x480"),
         ((*GENERATE, "--steps", 0), "--steps 0", "at least 1"),
+        ((*GENERATE, "--device", "gpu"), "--device 'gpu': not one of these.", "cuda, cuda:N, mps"),
         ((*GENERATE, "--crf", 99), "--crf 99", "at most 51"),
         ((*GENERATE, "--guidance-scale", "nan"), "--guidance-scale nan", "Guidance scale"),
         ((*GENERATE, "--use-cachedit", "--cachedit-fn", 8), "leave none of 8 blocks", "--cachedit"),
@@ -250,3 +251,22 @@ def test_decode_refuses_what_holds_no_latents(wancli: Wancli):
     said = wancli("decode", "z.safetensors", "-o", "a.mp4", "-q")
     assert said.code == 4
     assert "z.safetensors" in complaint(said)[0]
+
+
+def test_an_offline_hub_is_told_before_anything_loads(
+    wancli: Wancli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    asked = ("--model", "wan2.1-t2v-1.3b", "--force", "--seed", 1, "-o", "a.mp4")
+    for command in (("generate", "x"), ("rollout", "x", "--chunks", 1)):
+        said = wancli(*command, *asked)
+        assert (said.code, "HF_HUB_OFFLINE is set" in complaint(said)[0]) == (4, True)
+    assert wancli("generate", "x", *asked, "--dry-run").code == 0
+
+
+def test_a_file_that_is_no_lora_is_told_before_anything_loads(wancli: Wancli):
+    for name in ("notes.txt", "cut.safetensors", "cut.pt"):
+        Path(name).write_bytes(b"hello")
+        said = wancli(*GENERATE, "--lora", name)
+        assert (said.code, name in complaint(said)[0]) == (4, True)

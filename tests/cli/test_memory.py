@@ -42,11 +42,23 @@ def test_a_preset_may_say_it(wancli: Wancli):
 @pytest.mark.parametrize("flags", [("--vae-tiling",), ("--vae-dtype", "bfloat16")])
 def test_tiles_and_narrow_numbers_change_pixels_a_little(wancli: Wancli, tiny_model: Path, flags):
     made = ("generate", "x", "--model", tiny_model, *TINY, "--size", "320x64", "--lossless", "-q")
-    for name, more in (("whole.mp4", ()), ("less.mp4", flags)):
+    for name, more in (("whole.mp4", ("--save-latents", "z.safetensors")), ("less.mp4", flags)):
         said = wancli(*made, "-o", name, *more)
         assert said.code == 0, said.err
     told = json.loads(wancli("compare", "whole.mp4", "less.mp4", "--json").out)
     assert 0.9 < told["ssim"]["mean"] < 1
+    again = json.loads(wancli("decode", "z.safetensors", "-o", "again.mp4", "--json", *flags).out)
+    less = json.loads(Path("less.json").read_text())
+    assert again["output"]["framemd5"] == less["output"]["framemd5"]
+    setting = flags[0].removeprefix("--").replace("-", "_")
+    assert again["request"]["machine"][setting] == less["request"]["machine"][setting]
+
+
+def test_latents_of_one_tile_are_not_decoded_in_tiles(wancli: Wancli, tiny_model: Path):
+    made = ("generate", "x", "--model", tiny_model, *TINY, "--size", "32x32", "-o", "a.mp4", "-q")
+    assert wancli(*made, "--save-latents", "z.safetensors").code == 0
+    said = wancli("decode", "z.safetensors", "-o", "b.mp4", "--vae-tiling")
+    assert (said.code, "--no-vae-tiling" in said.err) == (2, True)
 
 
 def test_a_rollout_decodes_with_a_narrow_vae(wancli: Wancli):

@@ -18,7 +18,9 @@ from wancli.errors import OutputError, WancliError
 from wancli.files import write_whole
 from wancli.folders import find_spec
 from wancli.inputs import NOTHING, Inputs
+from wancli.machine import check_machine
 from wancli.models.load import Loaded, found_machine, load_pipeline, load_vae
+from wancli.offload import check_tiling
 from wancli.packages import package_version
 from wancli.pipeline.clock import Clock
 from wancli.pipeline.generate import Stepped, decode, decoded, denoise
@@ -193,6 +195,8 @@ def decode_file(latents_file: Path, output: Path, report: Report, given: Layer) 
     latents, told = read_latents(latents_file)
     layer = Layer(f"record of {latents_file.name}", settings_of(told))
     settings = resolve([layer, given], Settings).settings
+    check_machine(settings.machine)
+    check_tiling(settings)
     report(Phase("load"))
     vae, device = load_vae(find_spec(settings.model), settings.machine)
     loaded = perf_counter()
