@@ -91,7 +91,12 @@ def made_by(pipeline: Any, task: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "layers"), [*((name, None) for name in NAMES), *((name, 2) for name in KINDS)]
+    ("name", "layers"),
+    [
+        *((name, 2) for name in KINDS),
+        (KINDS[0], None),
+        *(pytest.param(name, None, marks=pytest.mark.slow) for name in NAMES),
+    ],
 )
 def test_every_part_has_the_parameters_that_the_plan_states(name: str, layers: int | None):
     spec = find_spec(f"random:{name}", layers=layers)

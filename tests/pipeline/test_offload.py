@@ -151,7 +151,10 @@ def two_videos(name: str, way: str | None) -> list[Tensor]:
     return made(TEXT, way, settings, videos=2)
 
 
-@every_way
+@pytest.mark.parametrize(
+    "way",
+    ["group", *(pytest.param(way, marks=pytest.mark.slow) for way in ("model", "sequential"))],
+)
 @pytest.mark.parametrize("name", CACHES)
 def test_caches_reuse_the_same_in_a_second_video_too(name: str, way: str):
     unmoved = two_videos(name, None)
