@@ -79,12 +79,22 @@ def check_reachable(repo: str) -> None:
     Of a model that is not of the hub `repo` is "".
     """
     if repo and is_offline() and not cached_revision(repo):
-        raise ModelError(
-            f"model '{repo}' is not cached and HF_HUB_OFFLINE is set.",
-            hint=f"unset HF_HUB_OFFLINE, then: wancli model pull {repo}",
-        )
+        raise unreachable(repo)
 
 
-def absent(model: str) -> ModelError:
+def unreachable(model: str, *, how: str = "") -> ModelError:
+    """The error for a model that is not on this disk, or not `how`, and cannot come."""
+    offline = is_offline()
+    why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+    first = "unset HF_HUB_OFFLINE" if offline else "connect"
+    return ModelError(
+        f"model '{model}' is not{how} cached and {why}.",
+        hint=f"{first}, then: wancli model pull {model}",
+    )
+
+
+def absent(model: str, *, hint: str = "") -> ModelError:
     """The error for a model of the hub that is not on this disk."""
-    return ModelError(f"model '{model}' is not on this machine.", hint=f"wancli model pull {model}")
+    return ModelError(
+        f"model '{model}' is not on this machine.", hint=hint or f"wancli model pull {model}"
+    )

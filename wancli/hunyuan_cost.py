@@ -14,7 +14,7 @@ from wancli.hunyuan import (
     JointTransformer,
     Llama,
 )
-from wancli.needs import Needs, Numbers, Pieces
+from wancli.needs import Needs, Numbers, Pieces, other_pieces
 from wancli.transformer_cost import NO_WORK, Work, linear
 from wancli.vae_cost import Grid, Layer
 from wancli.vae_cost import tiles as tiles_of_space
@@ -70,11 +70,8 @@ def _pieces(
         "text_encoder_2": shapes.text_encoder_2.vocabulary * shapes.text_encoder_2.dim,
         "vae": linear(27 * max(shapes.vae.channels), max(shapes.vae.channels)),
     }
-    found = {}
-    for part, layer in largest.items():
-        each = numbers.vae if part == "vae" else size
-        whole = parameters[part] * each
-        found[part] = Pieces(whole, whole if part == "vae" else layer * each, layer * each)
+    sizes = dict.fromkeys(largest, size) | {"vae": numbers.vae}
+    found = other_pieces(parameters, largest, sizes)
     # Beside a block there is what stands before and after them all.
     dual, single = joint_block_parameters(t), single_block_parameters(t)
     group = parameters["transformer"] - (t.dual - 1) * dual - t.single * single

@@ -42,6 +42,22 @@ class Needs:
     activations: Mapping[str, int]  # bytes at most, by phase
 
 
+def other_pieces(
+    parameters: Mapping[str, int], largest: Mapping[str, int], sizes: Mapping[str, int]
+) -> dict[str, Pieces]:
+    """Of the parts that are no transformers, those of `largest`: parameters of a layer.
+
+    Group offload leaves the VAE where it is, and takes encoders by layer. `sizes` are bytes of a
+    number.
+    """
+    found = {}
+    for part, layer in largest.items():
+        size = sizes[part]
+        whole = parameters[part] * size
+        found[part] = Pieces(whole, whole if part == "vae" else layer * size, layer * size)
+    return found
+
+
 def numbers_of(machine: Machine, *, wide: bool) -> Numbers:
     """Those that the settings come to where weights and activations are `wide`, or are not."""
     return Numbers(

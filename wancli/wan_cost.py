@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from wancli.architectures import IMAGE_TOKENS, Architecture, Autoencoder, Transformer
 from wancli.geometry import LatentShape
-from wancli.needs import WIDE, Needs, Numbers, Pieces
+from wancli.needs import WIDE, Needs, Numbers, Pieces, other_pieces
 from wancli.plan import Plan, RolloutPlan
 from wancli.settings import RolloutSettings
 from wancli.specs import ModelSpec
@@ -193,20 +193,14 @@ def _pieces(shapes: Architecture, experts: int, numbers: Numbers) -> dict[str, P
     t, e, i, size = shapes.transformer, shapes.text_encoder, shapes.image_encoder, numbers.size
     spared = quantized_bytes(t, element_bytes=size) if numbers.quantized else (0, 0)
     sizes = {"text_encoder": size, "image_encoder": WIDE, "vae": numbers.vae}
-    largest = {
-        "text_encoder": e.vocabulary * e.dim,
-        "image_encoder": i.dim * i.ffn if i else 0,
-        "vae": largest_layer(shapes.vae),
-    }
-    found = {}
-    for part, count in part_parameters(shapes, experts).items():
-        if part in sizes:
-            whole, layer = count * sizes[part], largest[part] * sizes[part]
-            found[part] = Pieces(whole, whole if part == "vae" else layer, layer)
-            continue
-        whole = count * size + (WIDE - size) * wide_parameters(t) - spared[1]
-        # Beside a block there is what stands before and after them all.
-        block = block_parameters(t) * size - spared[0]
-        group = whole - (t.layers + t.vace_blocks - 1) * block
-        found[part] = Pieces(whole, group, t.dim * max(t.ffn, 6 * t.dim) * size)
-    return found
+    largest = {"text_encoder": e.vocabulary * e.dim, "vae": largest_layer(shapes.vae)}
+    if i:
+        largest["image_encoder"] = i.dim * i.ffn
+    parameters = part_parameters(shapes, experts)
+    others = other_pieces(parameters, largest, sizes)
+    whole = transformer_parameters(t) * size + (WIDE - size) * wide_parameters(t) - spared[1]
+    # Beside a block there is what stands before and after them all.
+    block = block_parameters(t) * size - spared[0]
+    group = whole - (t.layers + t.vace_blocks - 1) * block
+    transformer = Pieces(whole, group, t.dim * max(t.ffn, 6 * t.dim) * size)
+    return {part: others.get(part, transformer) for part in parameters}

@@ -123,7 +123,7 @@ def rm(
             hint="wancli model list" if inside else f"rm -r {spec.folder}",
         )
     if not repo_folder(spec.repo).exists():
-        raise ModelError(f"model '{name}' is not on this machine.", hint="wancli model list")
+        raise absent(name, hint="wancli model list")
     question = f"delete {spec.repo}, {size_text(cached_bytes(spec.repo))}?"
     if not yes and not screen.confirm(question, otherwise=f"wancli model rm {name} --yes"):
         screen.say("kept")

@@ -66,6 +66,7 @@ class Rolling:
         check_given(self.resolved)
         settings = self.resolved.settings
         self.spec: ModelSpec = find_spec(settings.model, layers=settings.machine.layers)
+        self._context = context_frames(ask.starts, settings, self.spec, before)
         self.plan = self._plan(settings)
         self.schedule = self._schedule()
         self.seeds = self._seeds()
@@ -158,8 +159,9 @@ class Rolling:
         return video, ask.latents, video.with_suffix(".rollout")
 
     def _plan(self, settings: RolloutSettings) -> RolloutPlan:
-        context = context_frames(self.ask.starts, settings, self.spec, self.before)
-        return make_rollout_plan(settings, self.spec, context_frames=context, force=self.ask.force)
+        return make_rollout_plan(
+            settings, self.spec, context_frames=self._context, force=self.ask.force
+        )
 
     def _say_taken(self, request: Request, output: Path, *, dry_run: bool) -> Taken:
         """Say what it takes, where that is all that is wanted. Raises CapacityError."""
@@ -170,7 +172,8 @@ class Rolling:
         return taken
 
     def _estimated(self, settings: RolloutSettings) -> Estimate | None:
-        plan, (device, wide) = self._plan(settings), here(settings.machine)
+        plan = self.plan if settings == self.resolved.settings else self._plan(settings)
+        device, wide = here(settings.machine)
         cost = rollout_cost(settings, self.spec, plan, wide=wide)
         return estimate(cost, settings.machine, device, plan.offloads) if cost else None
 

@@ -28,7 +28,7 @@ from huggingface_hub.errors import (
 from tqdm import tqdm
 
 from wancli.errors import ModelError, OutputError
-from wancli.hub_cache import absent, cache_folder, is_offline, repo_folder
+from wancli.hub_cache import absent, cache_folder, repo_folder, unreachable
 from wancli.inventory import existing, free_disk
 
 # Not the same weights again as .bin or .pth; the text files are words of image processors' CLIP.
@@ -140,13 +140,8 @@ def explained(where: str) -> Iterator[None]:
             hint="check the name; set HF_TOKEN",
         ) from None
     except LocalEntryNotFoundError as error:
-        why = "HF_HUB_OFFLINE is set" if is_offline() else "the hub cannot be reached"
-        part = " completely" if isinstance(error, IncompleteSnapshotError) else ""
-        first = "unset HF_HUB_OFFLINE" if is_offline() else "connect"
-        raise ModelError(
-            f"model '{where}' is not{part} cached and {why}.",
-            hint=f"{first}, then: wancli model pull {where}",
-        ) from None
+        partly = isinstance(error, IncompleteSnapshotError)
+        raise unreachable(where, how=" completely" if partly else "") from None
     except HfHubHTTPError as error:
         raise ModelError(f"the hub answered: {first_line(error)}", hint="try again later") from None
     except HTTPError as error:
