@@ -47,11 +47,26 @@ class Estimate:
         device = {"device": asdict(self.device), "offload": self.offload}
         return self.cost.as_json() | device | told
 
+    @property
+    def enough(self) -> bool:
+        """Whether it fits under the offload that it is made under."""
+        return self.fits[self.offload]
+
+    @property
+    def needed(self) -> int:
+        """Bytes on the device at once, under that offload."""
+        return self.cost.resident(self.offload)
+
+    @property
+    def total_s(self) -> float | None:
+        """Seconds of all phases."""
+        return sum(self.seconds.values()) if self.seconds else None
+
     def check(self, model: str, remedy: str = "") -> None:
         """Raise CapacityError where it cannot fit; under the flags of `remedy` it would."""
-        if self.fits[self.offload]:
+        if self.enough:
             return
-        needed, there, where = self.cost.resident(self.offload), self.device.total, self.device.name
+        needed, there, where = self.needed, self.device.total, self.device.name
         if needed <= there:
             needed, there, where = sum(self.cost.weights.values()), self.ram, "the RAM they wait in"
         how = "" if self.offload == "none" else f" under --offload {self.offload}"

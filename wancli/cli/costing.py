@@ -77,7 +77,7 @@ def take(
 ) -> Taken:
     """What a request takes here; where that does not fit, with what would help."""
     held = estimated(settings)
-    fits = force or held is None or held.fits[held.offload]
+    fits = force or held is None or held.enough
     return Taken(spec, held, force, "" if fits else _remedy(settings, estimated))
 
 
@@ -118,7 +118,7 @@ def _remedy(settings: Kind, estimated: Callable[[Kind], Estimate | None]) -> str
             held = estimated(settings.model_copy(update={"machine": machine}))
         except (UsageError, SetupError):  # it does not go with the rest, or needs a package
             continue
-        if held and held.fits[held.offload]:
+        if held and held.enough:
             flags = {flag(name): value for name, value in changes.items()}
             return " ".join(n if value is True else f"{n} {value}" for n, value in flags.items())
     return ""
@@ -130,10 +130,9 @@ def default_row(taken: Taken) -> str:
         return ""
     held, device = taken.estimate, taken.estimate.device
     how = "" if held.offload == "none" else f" with --offload {held.offload}"
-    fits = "fits" if held.fits[held.offload] else "does not fit"
-    time = f", about {duration(sum(held.seconds.values()))}" if held.seconds else ""
-    needed = gib(held.cost.resident(held.offload))
-    return f"{fits}{how}: {needed} at once, of {gib(device.total)} ({device.name}){time}"
+    fits = "fits" if held.enough else "does not fit"
+    time = f", about {duration(held.total_s)}" if held.total_s else ""
+    return f"{fits}{how}: {gib(held.needed)} at once, of {gib(device.total)} ({device.name}){time}"
 
 
 def default_json(taken: Taken) -> dict[str, Any]:
@@ -146,9 +145,9 @@ def default_json(taken: Taken) -> dict[str, Any]:
             "device": held.device.name,
             "device_bytes": held.device.total,
             "offload": held.offload,
-            "bytes": held.cost.resident(held.offload),
-            "fits": held.fits[held.offload],
-            "seconds": held.seconds and sum(held.seconds.values()),
+            "bytes": held.needed,
+            "fits": held.enough,
+            "seconds": held.total_s,
         }
     }
 
@@ -177,7 +176,7 @@ def cost_rows(estimate: Estimate | None, spec: ModelSpec, output: Path) -> Rows:
     for phase, work in cost.work.items():
         time = duration(spent[phase]) if spent else ""
         rows.append(("work", phase, flops(work.flops), time))
-    total = f"about {duration(sum(spent.values()))}" if spent else MEASURE
+    total = f"about {duration(estimate.total_s)}" if estimate.total_s else MEASURE
     rows.append(("work", "in all", flops(cost.flops), total))
     rows += [("memory", f"weights of {n}", gib(size), "") for n, size in cost.weights.items()]
     rows += [("memory", n, gib(size), "") for n, size in cost.kept.items() if size]
