@@ -110,3 +110,8 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     spelt = {other.lower(): other for other in known}
     matches = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.6)
     return spelt[matches[0]] if matches else None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what it says below."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 )
 from tqdm import tqdm
 
-from wancli.errors import ModelError, OutputError
+from wancli.errors import ModelError, OutputError, first_line
 from wancli.hub_cache import absent, cache_folder, repo_folder, unreachable
 from wancli.inventory import existing, free_disk
 
@@ -155,11 +155,6 @@ def explained(where: str) -> Iterator[None]:
         raise OutputError(
             f"cannot write {cache_folder()}: {error.strerror}.", hint=_STORAGE[error.errno]
         ) from None
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, without what it says below."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _bars(tell: Tell, stop: Event) -> type[Any]:

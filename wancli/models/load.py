@@ -14,12 +14,12 @@ from diffusers import UniPCMultistepScheduler
 from safetensors import SafetensorError
 
 from wancli.configs import CLASSES
-from wancli.errors import CapacityError, ModelError, SetupError
+from wancli.errors import CapacityError, ModelError, SetupError, first_line
 from wancli.folders import PARTS, check_files, read_config, spec_of_folder
 from wancli.inventory import no_device
 from wancli.lora import EXPERTS, find_lora
 from wancli.machine import vae_dtype
-from wancli.models.hub import download, explained, first_line
+from wancli.models.hub import download, explained
 from wancli.models.lora import merge_loras
 from wancli.models.placing import place
 from wancli.models.random_weights import random_part, random_rest

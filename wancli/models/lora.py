@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wancli.errors import ModelError
+from wancli.errors import ModelError, first_line
 from wancli.lora import EXPERTS, Lora
 from wancli.models.checkpoint import Tensors, read_checkpoint
 
@@ -66,8 +66,7 @@ def _load(pipeline: Any, path: Path, part: str) -> None:
     try:
         pipeline.load_lora_weights(state, adapter_name=ADAPTER, **second)
     except (ValueError, RuntimeError, KeyError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"LoRA {path} does not fit: {line}", hint=HINT) from None
+        raise ModelError(f"LoRA {path} does not fit: {first_line(error)}", hint=HINT) from None
     taken = sum(
         ADAPTER in getattr(layer, "lora_A", {})
         for name, layer in getattr(pipeline, part).named_modules()

@@ -7,7 +7,7 @@ import torch
 from diffusers.models.attention import AttentionModuleMixin
 from torch import nn
 
-from wancli.errors import SetupError
+from wancli.errors import SetupError, first_line
 from wancli.machine import check_kind
 from wancli.models.quantize import quantize
 from wancli.settings import Machine
@@ -69,14 +69,10 @@ def check_compiler(device: torch.device) -> None:
     except (RuntimeError, ImportError, OSError) as error:
         needs = "a C++ compiler (g++ or clang++)" if device.type == "cpu" else "Triton"
         raise SetupError(
-            f"--compile needs {needs} that works, and found none: {_line(error)}",
+            f"--compile needs {needs} that works, and found none: {first_line(error)}",
             hint="--no-compile",
         ) from error
 
 
 def _new_graphs(*_: Any) -> None:
     torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
