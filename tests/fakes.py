@@ -145,11 +145,18 @@ def tiny_image(path: Path, seed: int, size: tuple[int, int] = (48, 32)) -> Path:
     return path
 
 
-def tiny_clip(path: Path, seed: int, *, frames: int = 5, size: tuple[int, int] = (48, 32)) -> Path:
+def tiny_clip(
+    path: Path,
+    seed: int,
+    *,
+    frames: int = 5,
+    size: tuple[int, int] = (48, 32),
+    comment: str = "",
+) -> Path:
     """A video of coarse noise, 8 video frames a second."""
     with VideoWriter(path, size=size, fps=8, encoding=Encoding()) as writer:
         writer.write(_noise(seed, frames, size))
-        writer.finish({})
+        writer.finish({"comment": comment})
     return path
 
 

@@ -13,6 +13,7 @@ from diffusers import UniPCMultistepScheduler, WanPipeline
 from safetensors.torch import load_file
 
 from tests.conftest import Wancli
+from tests.fakes import tiny_clip
 from wancli.video.read import probe, read_comment
 from wancli.video.write import framemd5
 
@@ -114,6 +115,16 @@ def test_repro_makes_the_same_frames_again(wancli: Wancli, tiny_model: Path):
     assert framemd5(Path("a-repro.mp4")) == framemd5(Path("a.mp4"))
 
 
+def test_repro_over_its_own_file_compares_with_what_was_there(wancli: Wancli, tiny_model: Path):
+    wancli(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
+    over = ("repro", "a.mp4", "-o", "a.mp4", "--overwrite", "--model", tiny_model)
+    assert "identical" in wancli(*over).err
+    tiny_clip(Path("a.mp4"), 1, size=(32, 32), comment=read_comment(Path("a.mp4")) or "")
+    said = wancli(*over)
+    assert (said.code, "identical" in said.err) == (0, False)
+    assert "the frames differ from those of a.mp4" in said.err
+
+
 def test_repro_with_an_override_makes_another_video(wancli: Wancli, tiny_model: Path):
     wancli(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
     said = wancli("repro", "a.json", "--steps", 3, "--json", "-o", "b.mp4")
@@ -176,6 +187,23 @@ def test_latents_that_are_not_finite_end_the_run(wancli: Wancli, tiny_model: Pat
     said = wancli(*small(tmp_path / "nan"), "-o", "a.mp4")
     assert said.code == 1
     assert "not finite" in said.err
+    assert not Path("a.mp4").exists()
+
+
+def test_video_that_is_not_finite_ends_the_run_and_its_latents_are_kept(
+    wancli: Wancli, tiny_model: Path, tmp_path: Path
+):
+    pipeline = WanPipeline.from_pretrained(tiny_model)
+    torch.nn.init.constant_(pipeline.vae.decoder.conv_out.bias, float("nan"))
+    pipeline.save_pretrained(tmp_path / "nan")
+    said = wancli(*small(tmp_path / "nan"), "-o", "a.mp4")
+    assert (said.code, "video frames are not finite" in said.err) == (1, True)
+    hint = "wancli decode a.latents.safetensors -o NAME.mp4 --vae-dtype float32"
+    assert said.err.strip().endswith(hint)
+    again = wancli("decode", "a.latents.safetensors", "-o", "a.mp4")
+    rolled = wancli("rollout", PROMPT, "--model", "nan", "--size", "32x32", "-o", "a.mp4")
+    for said in (again, rolled):
+        assert (said.code, "video frames are not finite" in said.err) == (1, True)
     assert not Path("a.mp4").exists()
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.fakes import tiny_vae
+from wancli.errors import RunError
 from wancli.models.decode import (
     StreamingDecoder,
     denormalize,
@@ -245,3 +247,15 @@ def test_what_lies_beyond_black_and_white_is_black_and_white():
     video = torch.tensor([-9.0, -1.0, 0.0, 1.0, 9.0]).view(1, 1, 5, 1, 1).expand(1, 3, 5, 1, 1)
     pixels = to_pixels(video)[0, :, 0, 0, 0]
     assert pixels.tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("way", ["whole", "streamed"])
+def test_video_that_is_not_finite_is_refused_before_it_is_clamped(value: float, way: str):
+    vae = tiny_vae()
+    torch.nn.init.constant_(vae.decoder.conv_out.bias, value)
+    made = StreamingDecoder(vae) if way == "streamed" else partial(decode, vae)
+    with pytest.raises(RunError, match="not finite") as caught:
+        made(torch.zeros(1, 4, 1, 2, 2))
+    assert caught.value.hint == "--vae-dtype float32"
+    assert not vae.decoder._forward_hooks

@@ -49,6 +49,7 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     """
     record, screen = read_record(file), Screen(talk)
     request, place = record["request"], folder(output_dir)
+    before = None if dry_run else _frames(record, file)  # which --overwrite may replace
     text = request["prompt"] if prompt_flag is None else read_prompt(prompt_flag)
     layers = [Layer(f"record of {file.name}", settings_of(record)), given]
     name = output or f"{file.stem}-repro.mp4"
@@ -64,7 +65,7 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
         asked = Asked("repro", text, seeds, found, dry_run, force, inputs, task)
         made = next(iter(execute(asked, Files(name, place, overwrite), screen)), None)
     if made and made["hash"] == record["hash"]:
-        _compare(record, file, made, screen)
+        _compare(before, file, made, screen)
 
 
 def read_record(file: Path) -> dict[str, Any]:
@@ -92,11 +93,24 @@ def _refuse_files(request: dict[str, Any], file: Path) -> None:
         )
 
 
-def _compare(record: dict[str, Any], file: Path, made: dict[str, Any], screen: Screen) -> None:
+def _frames(record: dict[str, Any], file: Path) -> str | None:
+    """The digest of a video's frames, or of those its sidecar tells of; None where none decode."""
     from wancli.video.write import framemd5
 
-    before = record["output"].get("framemd5") or framemd5(file)
-    if before == made["output"]["framemd5"]:
+    if file.suffix == ".json":
+        told = record["output"].get("framemd5")
+        return str(told) if told else None
+    try:
+        return framemd5(file)
+    except InputError:
+        return None
+
+
+def _compare(before: str | None, file: Path, made: dict[str, Any], screen: Screen) -> None:
+    """Say whether the frames are those of `before`."""
+    if before is None:
+        screen.warn(f"the frames of {file} cannot be read.", hint="nothing to compare with")
+    elif before == made["output"]["framemd5"]:
         screen.say(f"identical: every frame equals that of {file}")
     else:
         screen.warn(

@@ -4,6 +4,8 @@ Latents [B, C, F, H, W] are normalised, as the transformer sees them. A video is
 [-1, 1], its frames are uint8.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from diffusers.utils.torch_utils import get_module_execution_device
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wancli.errors import RunError
 from wancli.models.scale import scale_of, wide
 
 
@@ -32,6 +35,27 @@ def to_pixels(video: Tensor) -> Tensor:
     exact = video.to(wide(video.dtype))
     levels = ((exact.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return levels.permute(0, 2, 3, 4, 1).contiguous().cpu()
+
+
+@contextmanager
+def refusing_non_finite(vae: Any) -> Iterator[None]:
+    """Check all that the VAE decodes in the block, as latents are checked. Raises RunError.
+
+    Before it is clamped: then an infinite pixel would be white, and a NaN ends as black.
+    """
+
+    def check(_decoder: Any, _inputs: Any, video: Tensor) -> None:
+        if not torch.isfinite(video).all():
+            raise RunError(
+                "the decoded video frames are not finite: the VAE went wrong.",
+                hint="--vae-dtype float32",
+            )
+
+    hook = vae.decoder.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @torch.no_grad()
@@ -69,7 +93,8 @@ class StreamingDecoder:
     """Decodes a video chunk by chunk, to the bit as `vae.decode` does all of it at once.
 
     What the causal convolutions remember lives here and not on the VAE, so that others may decode
-    with it in between. A call that fails has not happened: it may be made again.
+    with it in between. A call that fails has not happened: it may be made again. Raises RunError
+    for video that is not finite.
     """
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
@@ -99,7 +124,8 @@ class StreamingDecoder:
     def _decode(self, latents: Tensor) -> tuple[Tensor, list[Any]]:
         """The video, and what will have been remembered. Nothing that is remembered changes."""
         memory = self._memory.copy()
-        parts = [self._advance(memory, latent) for latent in torch.split(latents, 1, 2)]
+        with refusing_non_finite(self._vae):
+            parts = [self._advance(memory, latent) for latent in torch.split(latents, 1, 2)]
         return torch.cat(parts, 2), memory
 
     @torch.no_grad()

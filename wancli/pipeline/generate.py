@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wancli.errors import RunError
-from wancli.models.decode import denormalize, to_pixels
+from wancli.models.decode import denormalize, refusing_non_finite, to_pixels
 from wancli.models.load import Loaded
 from wancli.pipeline.caches import caches
 from wancli.pipeline.prompts import Prompt
@@ -64,7 +64,7 @@ def denoise(
     """Denoise with the caches of the settings; `on_step` hears of each step.
 
     Noise is drawn on the CPU, so that a seed means the same on every device.
-    Raises RunError when the latents are not finite.
+    Raises RunError when the latents, or what a pipeline decodes of them, are not finite.
     """
     sampling, task, pipeline = settings.sampling, TASKS[plan.task], loaded.pipeline
     pipeline.scheduler = make_scheduler(pipeline.scheduler.config, sampling)
@@ -85,6 +85,7 @@ def denoise(
 
     with (
         _boundary(pipeline, sampling.boundary_ratio),
+        refusing_non_finite(pipeline.vae),  # some pipelines decode by themselves
         caches(loaded, prompt.memory, settings, plan, timesteps) as cached,
     ):
         given: Tensor = pipeline(
@@ -161,7 +162,8 @@ def decoded(loaded: Loaded, denoised: Denoised) -> NDArray[np.uint8]:
 
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
-    """Latents [1, C, F, H, W], normalised, to video frames uint8 [T, H, W, 3]."""
-    video = vae.decode(denormalize(vae, latents), return_dict=False)[0]
+    """Latents [1, C, F, H, W], normalised, to video frames uint8 [T, H, W, 3]. Raises RunError."""
+    with refusing_non_finite(vae):
+        video = vae.decode(denormalize(vae, latents), return_dict=False)[0]
     frames: NDArray[np.uint8] = to_pixels(video)[0].numpy()
     return frames

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from wancli.errors import OutputError, WancliError
+from wancli.errors import WancliError
 from wancli.files import write_whole
 from wancli.folders import find_spec
 from wancli.inputs import NOTHING, Inputs
@@ -45,7 +44,7 @@ from wancli.resolve import Layer, Resolved, check_tuned, resolve
 from wancli.settings import Settings
 from wancli.specs import ModelSpec
 from wancli.tasks import TASKS
-from wancli.video.latents import read_latents, save_latents
+from wancli.video.latents import keeping, read_latents, save_latents
 from wancli.video.write import Encoding, VideoWriter, WrittenVideo
 
 
@@ -110,12 +109,13 @@ class Runner:
             denoised = denoise(
                 loaded, prompt, self.settings, self.plan, seed=job.request.seed, on_step=on_step
             )
-            latents = denoised.latents
             clock.mark("denoise" if denoised.frames is None else "decode")
             if job.latents:
-                save_latents(latents, job.latents, record.as_json())
+                save_latents(denoised.latents, job.latents, record.as_json())
             report(Phase("decode"))
-            frames = decoded(loaded, denoised)
+            whole = denoised.latents if self.plan.segments == 1 else None
+            with keeping(whole, job.output, record.as_json()):
+                frames = decoded(loaded, denoised)
             clock.mark("decode")
         cache = _cache(self.settings, self.plan, denoised.uses)
         timings = _timings(job, clock, denoised.uses, sigmas, load_s=load_s)
@@ -130,7 +130,6 @@ class Runner:
         )
         report(Phase("write"))
         saving = perf_counter()
-        whole = latents if self.plan.segments == 1 else None
         written = write_video(frames, job.output, record, self.settings, whole)
         timings |= {"save_s": perf_counter() - saving, "total_s": perf_counter() - started}
         record = replace(record, output=output_json(written), timings=rounded(timings))
@@ -240,30 +239,14 @@ def write_video(
     _, height, width, _ = frames.shape
     encoding = Encoding(crf=settings.output.crf, lossless=settings.output.lossless)
     comment = {"comment": record.embedded()} if settings.output.metadata else {}
-    try:
-        with VideoWriter(
+    with (
+        keeping(latents, path, record.as_json()),
+        VideoWriter(
             path, size=(width, height), fps=settings.video.fps, encoding=encoding
-        ) as writer:
-            writer.write(frames)
-            return writer.finish(comment)
-    except OutputError as error:
-        kept = None if latents is None else keep_latents(latents, path, record)
-        raise OutputError(
-            str(error),
-            hint=f"latents kept: wancli decode {kept} -o NAME.mp4" if kept else error.hint,
-        ) from error
-
-
-def keep_latents(latents: Tensor, path: Path, record: RunRecord) -> Path | None:
-    """Save latents beside the video that could not be written, or else in the temporary folder."""
-    name = f"{path.stem[:80]}.latents.safetensors"
-    for folder in (path.parent, Path(tempfile.gettempdir())):
-        try:
-            save_latents(latents, folder / name, record.as_json())
-        except OutputError:
-            continue
-        return folder / name
-    return None
+        ) as writer,
+    ):
+        writer.write(frames)
+        return writer.finish(comment)
 
 
 def write_json(value: Mapping[str, Any], path: Path) -> None:
