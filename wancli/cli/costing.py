@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wancli.cli.screen import Screen
 from wancli.cost import generation_cost
 from wancli.errors import SetupError, UsageError
 from wancli.estimate import Estimate, duration, estimate, flops, gib, here
@@ -43,15 +42,6 @@ class Taken:
     estimate: Estimate | None
     force: bool = False
     remedy: str = ""  # flags under which it would fit
-
-    def as_json(self, output: Path) -> dict[str, Any]:
-        """For `--json`."""
-        return cost_json(self.estimate, self.spec, output)
-
-    def show(self, screen: Screen, output: Path) -> None:
-        """The table for people."""
-        rows = cost_rows(self.estimate, self.spec, output)
-        screen.table("", " ", "amount", "", rows=rows, right=("amount",))
 
     @property
     def offload(self) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from wancli.cli.costing import Taken, generation, take
+from wancli.cli.costing import Taken, cost_json, cost_rows, generation, take
 from wancli.cli.given import look_at, recorded
 from wancli.cli.naming import check_sidecar, name_output, same_request
 from wancli.cli.screen import Screen
@@ -174,10 +174,12 @@ def show_plan(
     """What would be done: the plan, what it takes, every setting with its source, outputs."""
     if screen.talk.json:
         for request, output in items:
-            told = {"plan": plan, "request": request.as_json(), **taken.as_json(output)}
+            cost = cost_json(taken.estimate, taken.spec, output)
+            told = {"plan": plan, "request": request.as_json(), **cost}
             screen.json({**told, "output": {"path": str(output)}})
         return
-    taken.show(screen, items[0][1])
+    costs = cost_rows(taken.estimate, taken.spec, items[0][1])
+    screen.table("", " ", "amount", "", rows=costs, right=("amount",))
     if screen.talk.brief:
         return
     rows = [("plan", key, str(value), "") for key, value in plan.items() if key != "shape"]
