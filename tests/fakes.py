@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from wancli.tasks import ANIMATE, ENDS, IMAGE, TASKS, TEXT, VACE
-from wancli.video.write import Encoding, VideoWriter
+from wancli.video.ffmpeg import Encoding
+from wancli.video.write import VideoWriter
 
 WORDS = ("a", "red", "blue", "circle", "moving", "right", "on", "black", "background")
 

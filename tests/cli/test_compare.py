@@ -11,8 +11,9 @@ from tests.cli.test_bad_input import complaint
 from tests.conftest import Wancli
 from tests.forked import Run
 from wancli.records import RunRecord
+from wancli.video.ffmpeg import Encoding
 from wancli.video.latents import save_latents
-from wancli.video.write import Encoding, VideoWriter
+from wancli.video.write import VideoWriter
 
 VARIANT = "SSIM (11x11 Gaussian, per channel)"
 

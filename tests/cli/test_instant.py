@@ -154,6 +154,26 @@ def test_a_mistake_is_told_at_once_in_two_lines(arguments, expected, forked: Run
     assert not stdout.strip()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "x"],
+        ["rollout", "x"],
+        ["plan"],
+        ["plan", "--chunks", "2"],
+        ["bench", "x", "--variant", "gate: --cfg-gate 0.5"],
+    ],
+    ids=" ".join,
+)
+def test_an_ffmpeg_that_cannot_encode_is_found_before_anything_loads(
+    arguments, forked: Run, tmp_path
+):
+    told = forked(*arguments, folder=tmp_path, IMAGEIO_FFMPEG_EXE="/bin/false")
+    assert told[:3] == (4, [], "")
+    assert told[3].startswith("error: ffmpeg cannot encode video: ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_showing_a_record_is_instant(forked: Run, tmp_path):
     request = {"prompt": "x", "seed": 1}
     record = RunRecord("1", "ok", "generate", "2026-01-01T00:00:00+00:00", request, "abc")

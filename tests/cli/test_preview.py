@@ -10,7 +10,8 @@ from PIL import Image, ImageSequence
 
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Wancli
-from wancli.video.write import Encoding, VideoWriter
+from wancli.video.ffmpeg import Encoding
+from wancli.video.write import VideoWriter
 
 LEVELS = tuple(range(0, 250, 10))  # of gray: a video frame says its number
 

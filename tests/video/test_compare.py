@@ -16,8 +16,9 @@ from wancli.video.compare import (
     compare_videos,
     psnr,
 )
+from wancli.video.ffmpeg import Encoding
 from wancli.video.read import read_frames
-from wancli.video.write import Encoding, VideoWriter
+from wancli.video.write import VideoWriter
 
 
 def clip(frames: int, height: int = 24, width: int = 32, *, seed: int = 0) -> np.ndarray:

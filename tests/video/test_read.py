@@ -9,9 +9,9 @@ import pytest
 
 from tests.video.test_write import QUICK, noise, smooth, write, writer_to
 from wancli.errors import InputError, OutputError, SetupError
-from wancli.video.ffmpeg import ffmpeg_exe, run_ffmpeg, why
+from wancli.video.ffmpeg import Encoding, ffmpeg_exe, run_ffmpeg, why
 from wancli.video.read import VideoInfo, probe, read_comment, read_frames, stream_frames
-from wancli.video.write import Encoding, VideoWriter
+from wancli.video.write import VideoWriter
 
 
 def box(kind: bytes, payload: bytes) -> bytes:

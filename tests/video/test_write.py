@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from wancli.errors import OutputError, UsageError
+from wancli.video.ffmpeg import Encoding
 from wancli.video.read import probe, read_comment, read_frames
-from wancli.video.write import Encoding, VideoWriter, WrittenVideo, check_destination, framemd5
+from wancli.video.write import VideoWriter, WrittenVideo, check_destination, framemd5
 
 QUICK = Encoding(preset="ultrafast")
 

@@ -23,6 +23,7 @@ from wancli.plan import Plan, check_given, make_plan
 from wancli.records import parse_seeds
 from wancli.resolve import Layer, flag, resolve
 from wancli.settings import Settings
+from wancli.video.ffmpeg import Encoding, check_encoder
 
 if TYPE_CHECKING:
     from wancli.bench.measure import Measurer
@@ -70,6 +71,7 @@ class Benching:
         """Measure everything, `force` what does not fit, write the report. Raises WancliError."""
         self._settle(force=force)
         check_files(self.spec)
+        check_encoder(Encoding.of(self.base.output))
         look_at(self._inputs, self.base.video)
         given = Given(self._inputs, recorded(self._inputs, self.baseline.plan))
         _check_room(folder, overwrite=overwrite)

@@ -18,6 +18,7 @@ from wancli.plan import check_given, make_plan
 from wancli.records import Request
 from wancli.resolve import Resolved
 from wancli.settings import Settings
+from wancli.video.ffmpeg import Encoding, check_encoder
 
 if TYPE_CHECKING:
     from wancli.pipeline.run import Runner
@@ -72,6 +73,7 @@ def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
             hint="drop --save-latents",
         )
     check_files(spec)
+    check_encoder(Encoding.of(settings.output))
     look_at(asked.inputs, settings.video)
     weights, told = revision(spec), recorded(asked.inputs, plan)
     todo = []

@@ -22,6 +22,7 @@ from wancli.records import Request, parse_seeds
 from wancli.resolve import Layer, Resolved, resolve
 from wancli.schedule import Change, Schedule, make_schedule
 from wancli.settings import RolloutSettings
+from wancli.video.ffmpeg import Encoding, check_encoder
 
 if TYPE_CHECKING:
     from wancli.pipeline.roll import RolloutJob
@@ -70,6 +71,8 @@ class Rolling:
         self.plan = self._plan(settings)
         self.schedule = self._schedule()
         self.seeds = self._seeds()
+        if ask.video:
+            check_encoder(Encoding.of(settings.output))
 
     def run(self, *, dry_run: bool) -> dict[str, Any] | None:
         """Make it and return its record, or say what would be made."""

@@ -143,16 +143,20 @@ def ffmpeg() -> Finding:
     try:
         import numpy as np
 
-        from wancli.video.ffmpeg import ffmpeg_exe, run_ffmpeg
-        from wancli.video.write import Encoding, VideoWriter
+        from wancli.video.ffmpeg import Encoding, check_encoder, ffmpeg_exe, run_ffmpeg
+        from wancli.video.write import VideoWriter
 
+        for encoding in (Encoding(), Encoding(lossless=True)):
+            check_encoder(encoding)
         words = run_ffmpeg("-version").stdout.decode(errors="replace").split()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "tiny.mp4"
             with VideoWriter(path, size=(32, 32), fps=8, encoding=Encoding()) as writer:
                 writer.write(np.zeros((3, 32, 32, 3), np.uint8))
                 frames = writer.finish({}).frames
-        said = f"{words[2] if len(words) > 2 else '?'} encodes, {frames} frames read back"
+        said = (
+            f"{words[2] if len(words) > 2 else '?'} encodes, tags BT.709, {frames} frames read back"
+        )
         return Finding("video", "ffmpeg", f"{said}: {ffmpeg_exe()}", needed=True)
     except (WancliError, ImportError, OSError) as error:
         mend = error.hint if isinstance(error, WancliError) else "pip install imageio-ffmpeg numpy"

@@ -33,8 +33,9 @@ from wancli.schedule import Schedule
 from wancli.settings import RolloutSettings
 from wancli.specs import ModelSpec
 from wancli.video.drift import DriftMeter
+from wancli.video.ffmpeg import Encoding
 from wancli.video.latents import save_latents
-from wancli.video.write import Encoding, VideoWriter, WrittenVideo
+from wancli.video.write import VideoWriter, WrittenVideo
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ def _film(
             job.video,
             size=(video.width, video.height),
             fps=video.fps,
-            encoding=Encoding(crf=output.crf, lossless=output.lossless),
+            encoding=Encoding.of(output),
             streaming=True,
             metadata={"comment": record.embedded()} if output.metadata else {},
         )

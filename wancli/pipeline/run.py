@@ -44,8 +44,9 @@ from wancli.resolve import Layer, Resolved, check_tuned, resolve
 from wancli.settings import Settings
 from wancli.specs import ModelSpec
 from wancli.tasks import TASKS
+from wancli.video.ffmpeg import Encoding, check_encoder
 from wancli.video.latents import keeping, read_latents, save_latents
-from wancli.video.write import Encoding, VideoWriter, WrittenVideo
+from wancli.video.write import VideoWriter, WrittenVideo
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,7 @@ def decode_file(latents_file: Path, output: Path, report: Report, given: Layer) 
     settings = resolve([layer, given], Settings).settings
     check_machine(settings.machine)
     check_tiling(settings)
+    check_encoder(Encoding.of(settings.output))
     report(Phase("load"))
     vae, device = load_vae(find_spec(settings.model), settings.machine)
     loaded = perf_counter()
@@ -237,7 +239,7 @@ def write_video(
 ) -> WrittenVideo:
     """Write uint8 [T, H, W, 3]. When that fails the latents are kept, and the error says where."""
     _, height, width, _ = frames.shape
-    encoding = Encoding(crf=settings.output.crf, lossless=settings.output.lossless)
+    encoding = Encoding.of(settings.output)
     comment = {"comment": record.embedded()} if settings.output.metadata else {}
     with (
         keeping(latents, path, record.as_json()),

@@ -5,15 +5,36 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Self
 
 from wancli.errors import SetupError
 
+if TYPE_CHECKING:
+    from wancli.settings import Output
+
 # Only lines of ffmpeg itself start so; a comment that it prints is indented differently.
 _FAULT = re.compile(r"^(?:\[[^]]*\] )*\[(?:error|fatal|panic)\] (.*\S)", re.M)
+
+# H.264 halves chroma, so sides are made even; untagged video would be shown as BT.601, 40/255 off.
+# Tags are set by a filter of their own, and last: `scale` sets them only from ffmpeg 7.1 on.
+_BT709 = "setparams=color_primaries=bt709:color_trc=bt709"
+_TO_YUV = (
+    "pad=ceil(iw/2)*2:ceil(ih/2)*2,scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,"
+    f"{_BT709}:colorspace=bt709:range=tv"
+)
+_TAG_RGB = f"{_BT709}:colorspace=gbr:range=pc"
+# How an MP4 says it, in its `colr` box: primaries, transfer, matrix, and whether the range is full.
+_COLR_YUV = struct.pack(">8s3HB", b"colrnclx", 1, 1, 1, 0)
+_COLR_RGB = struct.pack(">8s3HB", b"colrnclx", 1, 1, 0, 0x80)
+# Every frame on the disk as soon as it is encoded, in a file that plays wherever it ends.
+LIVE = ["-movflags", "+frag_every_frame+empty_moov+default_base_moof", "-flush_packets", "1"]
 
 
 def ffmpeg_exe() -> str:
@@ -54,6 +75,15 @@ def why(log: bytes, *, returncode: int) -> str:
     return f"ffmpeg stopped with code {returncode}"
 
 
+def check_written(log: bytes, *, returncode: int) -> None:
+    """Raise OSError where ffmpeg could not write, from its log at `level+error`.
+
+    Before 7.0 it ends with 0 when there was no room for the end of a file, and only says so.
+    """
+    if returncode or _FAULT.search(log.decode(errors="replace")):
+        raise OSError(why(log, returncode=returncode))
+
+
 def ffmetadata(metadata: Mapping[str, str]) -> bytes:
     """Metadata as an input of ffmpeg (`-f ffmetadata`). `comment` comes last, and stays exact.
 
@@ -65,6 +95,48 @@ def ffmetadata(metadata: Mapping[str, str]) -> bytes:
         end = " " if value.endswith("\\") and key != "comment" else ""
         lines.append(f"{key}=" + re.sub(r"([=;#\\\r\n])", r"\\\1", value) + end)
     return "\n".join(lines).encode()
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How frames become H.264."""
+
+    crf: int = 18
+    lossless: bool = False
+    preset: str = "medium"
+
+    def arguments(self) -> list[str]:
+        """The encoder's part of an ffmpeg command."""
+        if self.lossless:  # RGB 4:4:4: bit-exact, at any size
+            return ["-vf", _TAG_RGB, "-c:v", "libx264rgb", "-crf", "0", "-preset", self.preset]
+        return ["-vf", _TO_YUV, "-c:v", "libx264", "-crf", str(self.crf), "-preset", self.preset]
+
+    @classmethod
+    def of(cls, output: "Output") -> Self:
+        """As the settings say."""
+        return cls(crf=output.crf, lossless=output.lossless)
+
+
+def check_encoder(encoding: Encoding) -> None:
+    """Encode one frame as videos will be, before any model loads. Raises SetupError."""
+    _try_encoder(ffmpeg_exe(), encoding)
+
+
+@cache
+def _try_encoder(exe: str, encoding: Encoding) -> None:
+    done = run_ffmpeg(
+        *("-v", "level+error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "16x16", "-i", "-"),
+        *(*encoding.arguments(), *LIVE, "-fps_mode", "passthrough", "-f", "mp4", "pipe:1"),
+        stdin=bytes(16 * 16 * 3),
+    )
+    reason = why(done.stderr, returncode=done.returncode) if done.returncode else ""
+    if not reason and (_COLR_RGB if encoding.lossless else _COLR_YUV) not in done.stdout:
+        reason = "it does not tag colours as BT.709"
+    if reason:
+        raise SetupError(
+            f"ffmpeg cannot encode video: {reason.rstrip('.')} ({exe}).",
+            hint="pip install --upgrade imageio-ffmpeg, and unset IMAGEIO_FFMPEG_EXE",
+        )
 
 
 class Encoder:
@@ -105,9 +177,9 @@ class Encoder:
     def finish(self) -> None:
         """Wait for the last frame to be encoded."""
         self._stdin.close()
-        if code := self._process.wait():
-            self._log.seek(0)
-            raise OSError(why(self._log.read(), returncode=code))
+        code = self._process.wait()
+        self._log.seek(0)
+        check_written(self._log.read(), returncode=code)
 
     def stop(self, *, patience_s: float) -> None:
         """End ffmpeg, after `patience_s` to encode what it was given."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from wancli.errors import InputError, OutputError, SetupError, UsageError
 from wancli.video import read
-from wancli.video.ffmpeg import Encoder, ffmetadata, run_ffmpeg, why
+from wancli.video.ffmpeg import LIVE, Encoder, Encoding, check_written, ffmetadata, run_ffmpeg
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,36 +20,11 @@ if TYPE_CHECKING:
 
 _LONGEST_NAME = 255  # bytes, on every file system we met
 
-# H.264 halves chroma, so sides are made even; untagged video would be shown as BT.601, 40/255 off.
-_TO_YUV = (
-    "pad=ceil(iw/2)*2:ceil(ih/2)*2,"
-    "scale=out_color_matrix=bt709:out_range=tv:out_primaries=bt709:out_transfer=bt709,"
-    "format=yuv420p"
-)
-# Every frame on the disk as soon as it is encoded, in a file that plays wherever it ends.
-_LIVE = ["-movflags", "+frag_every_frame+empty_moov+default_base_moof", "-flush_packets", "1"]
-_TAG_RGB = "setparams=color_primaries=bt709:color_trc=bt709"
-
 _ADVICE = {
     os.strerror(errno.ENOSPC): "free some space, or use another disk: --output-dir DIR",
     os.strerror(errno.ENAMETOOLONG): "use a shorter name: --output NAME.mp4",
 }
 _ANY_ADVICE = "run the same command again, or use another place: --output-dir DIR"
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How frames become H.264."""
-
-    crf: int = 18
-    lossless: bool = False
-    preset: str = "medium"
-
-    def arguments(self) -> list[str]:
-        """The encoder's part of an ffmpeg command."""
-        if self.lossless:  # RGB 4:4:4: bit-exact, at any size
-            return ["-vf", _TAG_RGB, "-c:v", "libx264rgb", "-crf", "0", "-preset", self.preset]
-        return ["-vf", _TO_YUV, "-c:v", "libx264", "-crf", str(self.crf), "-preset", self.preset]
 
 
 @dataclass(frozen=True)
@@ -127,7 +102,7 @@ class VideoWriter:
         part = f"{_cut(path.stem, _LONGEST_NAME - 9)}.part.mp4" if streaming else f"{hidden}.part"
         self._part = self._final.with_name(part)
         self._whole = self._final.with_name(f"{hidden}.whole.part")
-        live = [*_LIVE, "-tune", "zerolatency"] if streaming else []
+        live = [*LIVE, "-tune", "zerolatency"] if streaming else []
         try:
             check_destination(path)
             _remove_left(self._final)
@@ -207,8 +182,7 @@ def _copy(part: Path, whole: Path, *, metadata: Mapping[str, str]) -> None:
         *("-c", "copy", "-movflags", "+faststart", "-f", "mp4", f"file:{whole}"),
         stdin=ffmetadata(metadata),
     )
-    if done.returncode:
-        raise OSError(why(done.stderr, returncode=done.returncode))
+    check_written(done.stderr, returncode=done.returncode)
 
 
 def _verify(whole: Path, *, frames: int, comment: str) -> str:

@@ -1,0 +1,79 @@
+"""Any ffmpeg that passes the check writes the same frames, tagged; any other is found by it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.video.test_write import smooth, write
+from wancli.errors import SetupError
+from wancli.video.ffmpeg import Encoding, check_encoder, check_written, ffmpeg_exe, run_ffmpeg
+
+LOSSY, LOSSLESS = Encoding(preset="ultrafast"), Encoding(lossless=True, preset="ultrafast")
+LACKS_RGB = """
+case "$*" in *libx264rgb*) echo "[fatal] Unknown encoder 'libx264rgb'" >&2; exit 1; esac
+"""
+
+
+@pytest.fixture
+def acted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Lines of bash before the real ffmpeg, whose arguments they may change."""
+
+    def act(lines: str) -> None:
+        program = tmp_path / "ffmpeg"
+        program.write_text(f'#!/bin/bash\n{lines}\nexec {ffmpeg_exe()} "$@"\n')
+        program.chmod(0o755)
+        monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("lines", "encoding", "reason"),
+    [
+        ("exit 3", LOSSY, "ffmpeg stopped with code 3"),
+        (LACKS_RGB, LOSSLESS, "Unknown encoder 'libx264rgb'"),
+        ('set -- "${@/setparams=*/null}"', LOSSY, "it does not tag colours as BT.709"),
+        ('set -- "${@/setparams=*/null}"', LOSSLESS, "it does not tag colours as BT.709"),
+        ('set -- "${@/-fps_mode/-fps_mode_of_later}"', LOSSY, "Unrecognized option"),
+    ],
+)
+def test_what_an_encoder_cannot_do_is_found_by_the_check(acted, lines, encoding, reason):
+    acted(lines)
+    with pytest.raises(SetupError, match=reason) as caught:
+        check_encoder(encoding)
+    assert "pip install --upgrade imageio-ffmpeg" in caught.value.hint
+
+
+def test_only_what_is_asked_for_has_to_work(acted):
+    acted(LACKS_RGB)
+    check_encoder(LOSSY)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "tags"),
+    [
+        (LOSSY, "yuv420p(tv, bt709, progressive)"),
+        (LOSSLESS, "gbrp(pc, gbr/bt709/bt709, progressive)"),
+    ],
+)
+def test_another_ffmpeg_writes_the_same_frames_and_tags(encoding, tags, tmp_path, monkeypatch):
+    frames = smooth(8)
+    ours = write(tmp_path / "ours.mp4", frames, encoding=encoding)
+    assert tags in run_ffmpeg("-i", f"file:{ours.path}").stderr.decode()
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", shutil.which("ffmpeg") or "")
+    try:
+        check_encoder(encoding)
+    except SetupError:
+        pytest.skip("no other ffmpeg that can write videos")
+    other = write(tmp_path / "other.mp4", frames, encoding=encoding)
+    assert other.framemd5 == ours.framemd5
+    assert tags in run_ffmpeg("-i", f"file:{other.path}").stderr.decode()
+
+
+def test_an_error_that_ends_with_0_is_one():
+    check_written(b"", returncode=0)
+    with pytest.raises(OSError, match="^No space left on device$"):
+        check_written(
+            b"[error] Error writing trailer of a.mp4: No space left on device\n", returncode=0
+        )
