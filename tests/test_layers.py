@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "wancli"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors"},
+    {"reading"},
     {
         "architectures",
         "files",
@@ -23,12 +24,12 @@ LAYERS = (
         "tasks",
     },
     {"configs", "lora", "machine", "resolve", "transformer_cost"},
-    {"vae_cost", "hardware", "presets", "specs", "step_caches"},
+    {"vae_cost", "hardware", "presets", "record_schema", "specs", "step_caches"},
     {"inputs", "needs", "random_models"},
     {"hunyuan_cost", "offload"},
     {"families", "folders"},
     {"plan", "records"},
-    {"inventory", "wan_cost"},
+    {"inventory", "tensor_files", "wan_cost"},
     {"cost"},
     {"estimate"},
     {"sampling"},

@@ -3,7 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from wancli.cost import Cost
 from wancli.errors import CapacityError
@@ -11,20 +13,22 @@ from wancli.files import write_whole
 from wancli.inventory import Device, find_cpu, find_device, user_cache
 from wancli.machine import check_kind, is_wide, vae_dtype
 from wancli.offload import OFFLOADS
+from wancli.reading import read_json
 from wancli.settings import Machine
 
 RATES_FILE = "rates.json"
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
 class Rates:
     """What was measured, per second: FLOPs, by dtype, and bytes copied."""
 
-    matmul: Mapping[str, float]
-    attention: Mapping[str, float]
-    convolution: float  # of a VAE's blocks in float32, whatever they do beside
-    small_convolution: float  # the same
-    copy: float
+    matmul: Mapping[str, Rate]
+    attention: Mapping[str, Rate]
+    convolution: Rate  # of a VAE's blocks in float32, whatever they do beside
+    small_convolution: Rate  # the same
+    copy: Rate
     measured: str = ""  # when, ISO 8601
 
 
@@ -148,9 +152,9 @@ def seconds(
 def read_rates(device: Device) -> Rates | None:
     """What `wancli doctor --measure` found on that device with this torch, if it ever ran."""
     try:
-        known = json.loads((user_cache() / RATES_FILE).read_bytes())
-        return Rates(**known[device.key])
-    except (OSError, ValueError, KeyError, TypeError):
+        known = read_json(user_cache() / RATES_FILE)
+        return TypeAdapter(Rates).validate_python(known[device.key])
+    except (OSError, ValueError, KeyError):
         return None
 
 
@@ -158,10 +162,9 @@ def write_rates(device: Device, rates: Rates) -> None:
     """Keep what was measured, beside that of other devices. Raises OutputError."""
     path = user_cache() / RATES_FILE
     try:
-        known = json.loads(path.read_bytes())
+        kept = read_json(path)
     except (OSError, ValueError):
-        known = {}
-    kept = known if isinstance(known, dict) else {}
+        kept = {}
     text = json.dumps({**kept, device.key: asdict(rates)}, indent=2) + "\n"
     write_whole(path, text.encode(), hint="set WANCLI_CACHE_DIR to a folder that can be written")
 

@@ -1,10 +1,8 @@
 """Files that are whole under their name, or are not there."""
 
-import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from wancli.errors import OutputError
 
@@ -29,10 +27,3 @@ def write_whole(path: Path, content: bytes, *, hint: str, sync: bool = False) ->
     finally:
         with suppress(OSError):  # a disk that broke must not hide how
             part.unlink()
-
-
-def weights_header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Length and content of a safetensors header, without torch. Raises OSError, ValueError."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return length, json.loads(file.read(min(length, path.stat().st_size)))

@@ -1,18 +1,17 @@
 """Model folders, read without torch: what a model is, and whether its files are whole."""
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from wancli.architectures import architecture_of
 from wancli.errors import ModelError, PlanError, closest
-from wancli.files import weights_header
 from wancli.geometry import Strides
 from wancli.hub_cache import cached_revision
 from wancli.hunyuan import TEXT_TOKENS, hunyuan_of
 from wancli.random_models import known_spec, random_spec
+from wancli.reading import read_header, read_json, unreadable
 from wancli.specs import RANDOM, SPECS, TEXT_LENGTH, ModelSpec
 from wancli.tasks import ANIMATE, ENDS, HUNYUAN_TEXT, IMAGE, TASKS, TEXT, VACE, VIDEO
 
@@ -174,15 +173,15 @@ def check_files(spec: ModelSpec, parts: Collection[str] = PARTS) -> None:
 
 def _check_weights(path: Path) -> None:
     """A safetensors file says its own length: header size, header, then the bytes it promises."""
-    size = path.stat().st_size
     try:
-        length, header = weights_header(path)
-        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
-        whole = 8 + length + max(ends, default=0) == size
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        whole = False
-    if not whole:
-        raise ModelError(f"weights {path} are cut short or broken.", hint="copy that file again")
+        read_header(path)
+    except (OSError, ValueError):
+        raise broken_weights(path) from None
+
+
+def broken_weights(path: Path) -> ModelError:
+    """The error for a weights file that is not whole."""
+    return ModelError(f"weights {path} are cut short or broken.", hint="copy that file again")
 
 
 def revision(spec: ModelSpec) -> str:
@@ -207,19 +206,15 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     """One JSON file of a model folder."""
     path = folder / name
     try:
-        config = json.loads(path.read_bytes())
+        return read_json(path)
     except FileNotFoundError:
         raise ModelError(
             f"{folder} is not a model folder: it has no {name}.",
             hint="give a folder that diffusers' save_pretrained wrote",
         ) from None
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"cannot read {path}: {error}".splitlines()[0], hint="copy the model folder again"
-        ) from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} is not a configuration.", hint="copy the model folder again")
-    return config
+        hint = "copy the model folder again"
+        raise unreadable(path, error, kind=ModelError, hint=hint) from None
 
 
 def _has(index: Mapping[str, Any], part: str) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wancli.errors import InputError, PlanError, SettingsError, missing
-from wancli.files import weights_header
+from wancli.reading import check_tensors
 
 EXPERTS = {"high": "transformer", "low": "transformer_2"}  # of noise; diffusers' names
 
@@ -62,14 +62,8 @@ def check_loras(texts: Sequence[str], *, model: str, experts: int) -> None:
 def _check_kind(path: Path) -> None:
     """Raise InputError for what cannot be a LoRA: neither safetensors nor a pickle of torch's."""
     try:
-        if path.suffix == ".safetensors":
-            weights_header(path)
-            return
-        with path.open("rb") as file:
-            known = file.read(2) in (b"PK", b"\x80\x02")  # a zip, or what older torch wrote
+        check_tensors(path)
     except (OSError, ValueError):
-        known = False
-    if not known:
         raise InputError(
             f"{path} is no LoRA, or is broken.", hint="give a .safetensors or .pt file"
-        )
+        ) from None

@@ -1,7 +1,6 @@
 """Presets: TOML files of settings, by name; later places shadow earlier ones."""
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,12 +11,15 @@ import tomli_w
 
 from wancli.errors import PresetError, closest
 from wancli.files import write_whole
+from wancli.reading import read_toml, unreadable
 from wancli.resolve import TUNED_FOR, Layer, check_names, resolve
 from wancli.settings import RolloutSettings
 
 _HERE = Path(__file__).parent
 PACKAGED = next(p for p in (_HERE / "_presets", _HERE.parent / "presets") if p.is_dir())
 ABOUT = ("extends", "description", "source")  # keys of a preset file that are not settings
+
+_LONGEST_CHAIN = 32
 
 
 @dataclass(frozen=True)
@@ -104,19 +106,14 @@ def find_preset(name: str) -> Preset:
 def read_file(path: Path, *, place: str = "file") -> Preset:
     """Parse and check one file; PresetError names the file and the place in it."""
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = read_toml(path)
     except FileNotFoundError:
         raise PresetError(f"preset file '{path}' not found.", hint="wancli preset list") from None
-    except UnicodeDecodeError as error:
-        raise PresetError(
-            f"{path}: not UTF-8 text (byte {error.start}).", hint="save the file as UTF-8"
-        ) from None
-    except tomllib.TOMLDecodeError as error:
-        raise PresetError(f"{path}: {error}.", hint="https://toml.io shows the syntax") from None
+    except ValueError as error:
+        hint = "save it as TOML in UTF-8: https://toml.io"
+        raise unreadable(path, error, kind=PresetError, hint=hint) from None
     except OSError as error:
-        raise PresetError(
-            f"cannot read {path}: {error.strerror}.", hint="wancli preset list"
-        ) from None
+        raise unreadable(path, error, kind=PresetError, hint="wancli preset list") from None
     about = {key: tables.pop(key, None) for key in ABOUT}
     for key, value in about.items():
         if value is not None and not isinstance(value, str):
@@ -149,6 +146,11 @@ def layers(preset: Preset) -> list[Layer]:
             )
         seen.add(other.path.resolve())
         chain.append(other)
+        if len(chain) > _LONGEST_CHAIN:
+            raise PresetError(
+                f"{preset.path}: over {_LONGEST_CHAIN} presets extend one another.",
+                hint="put some of them into one file",
+            )
     return [Layer(f"preset {p.name}", p.tables, p.tuned_for) for p in reversed(chain)]
 
 

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wancli.errors import InputError, SettingsError, WancliError
+from wancli.errors import InputError, SettingsError, WancliError, missing
+from wancli.reading import parse_json, read_text, unreadable
+from wancli.record_schema import Record, RolloutRecord, check_told
 from wancli.settings import MAX_SEED, RolloutSettings, Settings
 
 SCHEMA = "wancli.run/1"
@@ -168,16 +170,29 @@ def error_json(error: WancliError) -> dict[str, Any]:
 
 
 def parse_record(text: str, *, origin: str) -> dict[str, Any]:
-    """The record in a comment or a sidecar; InputError when it is none of ours."""
+    """The record in a comment or a sidecar; InputError when it is none of ours, or is broken."""
     try:
-        record = json.loads(text)
+        record = parse_json(text)
     except ValueError:
-        record = None
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        record = {}
+    if record.get("schema") != SCHEMA:
         raise InputError(
             f"{origin} holds no wancli record.", hint="give a file that wancli generate wrote"
         )
+    rollout = record.get("command") == "rollout"
+    check_told(text, RolloutRecord if rollout else Record, origin=origin)
     return record
+
+
+def read_record_file(path: Path) -> dict[str, Any]:
+    """The record that a JSON file is. Raises InputError."""
+    try:
+        text = read_text(path)
+    except FileNotFoundError:
+        raise missing("record", path) from None
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error, hint="give a file that wancli generate wrote") from None
+    return parse_record(text, origin=str(path))
 
 
 def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """Which prompt a chunk of a rollout is told: changes by chunk, faded in where asked."""
 
-import json
-import tomllib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wancli.errors import InputError, PlanError, UsageError, missing
+from wancli.reading import parse_json, read_text, read_toml, unreadable
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def make_schedule(
 def parse_change(text: str) -> Change:
     """`5 a blue circle` or `5: a blue circle`. Raises UsageError."""
     number, _, prompt = text.strip().partition(" ")
-    if not number.removesuffix(":").isdigit() or not prompt.strip():
+    if not re.fullmatch(r"\d{1,18}:?", number) or not prompt.strip():
         raise UsageError(
             f"--at {text!r} is not a chunk and a prompt.", hint='--at 5 "a blue circle"'
         )
@@ -81,15 +81,17 @@ def parse_change(text: str) -> Change:
 def read_script(path: Path) -> list[Change]:
     """Changes from TOML (`[[at]]` with chunk and prompt) or JSON lines. Raises InputError."""
     try:
-        text = path.read_text(encoding="utf-8")
         if path.suffix == ".toml":
-            rows = tomllib.loads(text).get("at", [])
+            rows = read_toml(path).get("at", [])
         else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            lines = read_text(path).splitlines()
+            rows = [parse_json(line) for line in lines if line.strip()]
     except FileNotFoundError:
         raise missing("script", path) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}".splitlines()[0], hint=_HINT) from None
+        raise unreadable(path, error, hint=_HINT) from None
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: 'at' is no list of tables.", hint=_HINT)
     return [_change(row, number, path) for number, row in enumerate(rows, 1)]
 
 
@@ -98,6 +100,6 @@ _HINT = 'JSON lines such as {"chunk": 5, "prompt": "a blue circle"}, or [[at]] t
 
 def _change(row: Any, number: int, path: Path) -> Change:
     well = isinstance(row, dict) and set(row) == {"chunk", "prompt"}
-    if not well or not isinstance(row["chunk"], int) or not isinstance(row["prompt"], str):
+    if not well or type(row["chunk"]) is not int or not isinstance(row["prompt"], str):
         raise InputError(f"{path}: entry {number} is not a chunk and a prompt.", hint=_HINT)
     return Change(row["chunk"], row["prompt"])

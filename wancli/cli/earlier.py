@@ -1,10 +1,11 @@
 """The rollout that is to go on: where it is, and what it was asked for."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from wancli.errors import InputError
+from wancli.reading import parse_json, read_text, unreadable
+from wancli.record_schema import AskedRollout, check_told
 from wancli.records import ROLLOUT_FILE, ROLLOUT_SCHEMA
 
 
@@ -34,11 +35,15 @@ def told_in(store: Path) -> dict[str, Any]:
     """What a rollout was asked for. Raises InputError."""
     path = store / ROLLOUT_FILE
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        text = read_text(path)
+        told = parse_json(text)
+    except FileNotFoundError:
         raise InputError(
             f"there is no rollout to go on with: no {path}.", hint="run it without --resume"
         ) from None
-    if not isinstance(told, dict) or told.get("schema") != ROLLOUT_SCHEMA:
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error, hint="another --output") from None
+    if told.get("schema") != ROLLOUT_SCHEMA:
         raise InputError(f"{path} is of no rollout of wancli's.", hint="another --output")
+    check_told(text, AskedRollout, origin=str(path))
     return told

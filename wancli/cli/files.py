@@ -11,10 +11,12 @@ from wancli.cli.naming import check_sidecar
 from wancli.cli.options import Talk, takes_settings, takes_talk
 from wancli.cli.repro import read_record
 from wancli.cli.screen import Screen
-from wancli.cli.starts import latent_frames
-from wancli.errors import UsageError, missing
-from wancli.resolve import Layer
+from wancli.errors import InputError, UsageError
+from wancli.folders import check_files, find_spec
+from wancli.records import settings_of
+from wancli.resolve import Layer, resolve
 from wancli.settings import Settings
+from wancli.tensor_files import latents_record, latents_shape
 
 
 @takes_talk
@@ -49,15 +51,26 @@ def decode(
     if output.exists() and not overwrite:
         raise UsageError(f"{output} exists.", hint="--overwrite, or another --output")
     check_sidecar(output)
-    if not latents.is_file():
-        raise missing("latents", latents)
-    latent_frames(latents)
+    _check_latents(latents, given)
     from wancli.pipeline.run import decode_file
 
     screen = Screen(talk)
     with screen.progress() as report:
         record = decode_file(latents, output, report, given)
     screen.done(record)
+
+
+def _check_latents(latents: Path, given: Layer) -> None:
+    """Raise WancliError for what no VAE of the model they are of can decode."""
+    channels, record = latents_shape(latents)[1], latents_record(latents)
+    layer = Layer(f"record of {latents.name}", settings_of(record))
+    spec = find_spec(resolve([layer, given], Settings).settings.model)
+    check_files(spec, ("vae",))
+    if spec.architecture and channels != spec.latent_channels:
+        raise InputError(
+            f"{latents} has {channels} channels; {spec.name} has {spec.latent_channels}.",
+            hint="give latents of that model",
+        )
 
 
 def _rows(value: Any, *path: str) -> list[tuple[str, ...]]:

@@ -9,6 +9,7 @@ from wancli.cli import models
 from wancli.cli.options import Talk, takes_talk
 from wancli.cli.screen import Screen
 from wancli.errors import InputError
+from wancli.tensor_files import checkpoint_files
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,6 +55,7 @@ def convert(
         if not path.exists():
             raise InputError(f"{path} not found.", hint="check the path")
     check_target(out, sources=sources, overwrite=overwrite)
+    checkpoint_files(source)
     from wancli.models.convert import convert as write
 
     screen = Screen(talk)

@@ -1,6 +1,5 @@
 """Names of output files: a file, or a template with the prompt and the seed in it."""
 
-import json
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wancli.errors import InputError, UsageError
-from wancli.records import parse_record
+from wancli.records import parse_record, read_record_file
 
 DEFAULT = "{prompt:40}-{seed}.mp4"
 FIELDS = ("prompt", "seed", "model", "steps", "width", "height")
@@ -69,8 +68,8 @@ def check_sidecar(video: Path) -> None:
     if not path.exists():
         return
     try:
-        parse_record(path.read_text(encoding="utf-8"), origin=str(path))
-    except (InputError, OSError, UnicodeDecodeError, json.JSONDecodeError):
+        read_record_file(path)
+    except InputError:
         raise UsageError(
             f"{path} exists and is no record of wancli; it would be overwritten.",
             hint="choose another --output name",

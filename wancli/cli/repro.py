@@ -23,7 +23,7 @@ from wancli.cli.rolling import Ask, Rolling
 from wancli.cli.screen import Screen
 from wancli.cli.starts import Starts
 from wancli.errors import InputError
-from wancli.records import parse_record, parse_seeds, settings_of
+from wancli.records import parse_record, parse_seeds, read_record_file, settings_of
 from wancli.resolve import Layer, resolve
 from wancli.settings import Settings
 
@@ -72,14 +72,9 @@ def read_record(file: Path) -> dict[str, Any]:
     """The record of a video or of a sidecar. Raises InputError."""
     from wancli.video.read import read_comment
 
-    if not file.is_file():
-        raise InputError(f"'{file}' not found.", hint="give a file that wancli generate wrote")
-    if file.suffix != ".json":
-        return parse_record(read_comment(file) or "", origin=str(file))
-    try:
-        return parse_record(file.read_text(encoding="utf-8"), origin=str(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {file}: {error}.", hint="give the MP4") from None
+    if file.suffix == ".json":
+        return read_record_file(file)
+    return parse_record(read_comment(file) or "", origin=str(file))
 
 
 def _refuse_files(request: dict[str, Any], file: Path) -> None:

@@ -11,7 +11,7 @@ from wancli.cli.costing import Taken, take
 from wancli.cli.execute import show_plan
 from wancli.cli.naming import check_sidecar, name_output
 from wancli.cli.screen import Screen
-from wancli.cli.starts import Starts, context_frames, digest
+from wancli.cli.starts import Starts, check_starts, context_frames, digest
 from wancli.cost import rollout_cost
 from wancli.errors import UsageError, WancliError
 from wancli.estimate import Estimate, estimate, here
@@ -69,6 +69,7 @@ class Rolling:
         self.spec: ModelSpec = find_spec(settings.model, layers=settings.machine.layers)
         self._context = context_frames(ask.starts, settings, self.spec, before)
         self.plan = self._plan(settings)
+        check_starts(ask.starts, self.plan, settings, self.spec)
         self.schedule = self._schedule()
         self.seeds = self._seeds()
         if ask.video:

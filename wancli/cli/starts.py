@@ -6,10 +6,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from wancli.errors import InputError, PlanError, UsageError, missing
-from wancli.files import weights_header
+from wancli.architectures import Architecture
+from wancli.errors import PlanError, UsageError, missing
+from wancli.plan import RolloutPlan
+from wancli.reading import open_file, unreadable
 from wancli.settings import RolloutSettings
 from wancli.specs import ModelSpec
+from wancli.tensor_files import check_embeds, check_latents, check_noise, latents_shape
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def context_frames(
     if starts.extend:
         return clip_frames(starts.extend, settings, spec)
     if starts.initial_latents:
-        return latent_frames(starts.initial_latents)
+        return latents_shape(starts.initial_latents)[0]
     chosen = settings.rollout
     if starts.image:
         return 1 if chosen.independent_first_frame else chosen.chunk_frames
@@ -83,24 +86,31 @@ def clip_frames(clip: Path, settings: RolloutSettings, spec: ModelSpec) -> int:
     return latents
 
 
-def latent_frames(path: Path) -> int:
-    """Latent frames in a safetensors file, from its header alone. Raises InputError."""
-    try:
-        _, header = weights_header(path)
-        return int(header["latents"]["shape"][0])
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(
-            f"cannot read latents [F, C, H, W] from {path}: {error}.",
-            hint="give a file that --save-latents wrote",
-        ) from None
+def check_starts(
+    starts: Starts, plan: RolloutPlan, settings: RolloutSettings, spec: ModelSpec
+) -> None:
+    """Raise InputError for files that do not go with the plan."""
+    from wancli.video.images import open_image
+
+    if starts.image:
+        open_image(starts.image)
+    if starts.initial_latents:
+        check_latents(starts.initial_latents, plan.shape, frames=plan.context[-1].end)
+    if starts.noise_file:
+        check_noise(starts.noise_file, plan.shape)
+    if starts.prompt_embeds:
+        tokens = settings.rollout.text_length or spec.text_length
+        known = isinstance(spec.architecture, Architecture)
+        width = spec.wan.transformer.text_dim if known else 0
+        check_embeds(starts.prompt_embeds, tokens=tokens, width=width, guided=plan.guided)
 
 
 def digest(kind: str, path: Path) -> str:
     """SHA-256 of a file. Raises InputError."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise missing(kind, path) from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}.", hint="check the path") from None
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error, hint="check the path") from None

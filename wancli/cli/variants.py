@@ -1,7 +1,6 @@
 """What a bench compares, from text: prompts, and variants as flags."""
 
 import shlex
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from wancli.cli.options import takes_settings
 from wancli.errors import InputError, UsageError, missing
 from wancli.inputs import NOTHING, Inputs
 from wancli.presets import find_preset, step_cache_layer
+from wancli.reading import read_text, read_toml, unreadable
 from wancli.resolve import Layer
 
 _FORM = 'prompts = ["a red circle"], seeds = "0-2", and a table [variants] of names and flags'
@@ -104,22 +104,22 @@ def _read_prompts(text: str) -> list[str]:
     path = Path(text)
     if path.suffix not in (".txt", ".prompts"):
         return [text.strip()] if text.strip() else []
-    if not path.is_file():
-        raise missing("file of prompts", path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}.", hint="one prompt a line") from None
+        lines = read_text(path).splitlines()
+    except FileNotFoundError:
+        raise missing("file of prompts", path) from None
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error, hint="one prompt a line") from None
     return [line.strip() for line in lines if line.strip()]
 
 
 def _read_toml(path: Path) -> Asked:
-    if not path.is_file():
-        raise missing("file", path)
     try:
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
+        told = read_toml(path)
+    except FileNotFoundError:
+        raise missing("file", path) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}.", hint=_FORM) from None
+        raise unreadable(path, error, hint=_FORM) from None
     prompts, seeds, variants = (told.pop(k, None) for k in ("prompts", "seeds", "variants"))
     variants = {} if variants is None else variants
     whole = isinstance(prompts, list) and isinstance(variants, dict) and not told

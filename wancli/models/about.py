@@ -1,6 +1,5 @@
 """What a model folder holds, from its JSON files and the headers of its weights: without torch."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -10,10 +9,10 @@ from typing import Any
 from wancli.architectures import Architecture
 from wancli.configs import CLASSES, part_config
 from wancli.errors import ModelError
-from wancli.files import weights_header
-from wancli.folders import find_spec, read_config, spec_of_folder
+from wancli.folders import broken_weights, find_spec, read_config, spec_of_folder
 from wancli.hub_cache import find_cached
 from wancli.lora import EXPERTS
+from wancli.reading import read_header, read_json
 from wancli.specs import ModelSpec
 from wancli.tasks import TASKS
 from wancli.wan_cost import part_parameters
@@ -124,8 +123,8 @@ def _shards(part: Path) -> list[Path]:
     shards: set[str] = set()
     for index in part.glob("*.safetensors.index.json"):
         try:
-            shards |= set(json.loads(index.read_bytes())["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError):
+            shards |= set(map(str, dict(read_json(index)["weight_map"]).values()))
+        except (OSError, ValueError, KeyError, TypeError):
             raise ModelError(f"cannot read {index}.", hint="copy that file again") from None
     there = sorted(part.glob("*.safetensors"))
     return [part / name for name in sorted(shards)] or there or [part / "*.safetensors"]
@@ -152,13 +151,7 @@ def _part(folder: Path, name: str, kind: str) -> Part:
 def _tensors(path: Path) -> list[tuple[str, int]]:
     """Dtype, by torch's name, and number of parameters of every tensor."""
     try:
-        _, header = weights_header(path)
-        tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
-        return [
-            (_DTYPES.get(tensor["dtype"], str(tensor["dtype"])), prod(tensor["shape"]))
-            for tensor in tensors
-        ]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        raise ModelError(
-            f"weights {path} are cut short or broken.", hint="copy that file again"
-        ) from None
+        tensors = read_header(path).tensors.values()
+    except (OSError, ValueError):
+        raise broken_weights(path) from None
+    return [(_DTYPES.get(stored.dtype, stored.dtype), prod(stored.shape)) for stored in tensors]

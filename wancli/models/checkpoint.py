@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from wancli.errors import InputError, ModelError
+from wancli.reading import unreadable
+from wancli.tensor_files import checkpoint_files
 
 Tensors = dict[str, torch.Tensor]
 
@@ -75,10 +77,9 @@ def read_checkpoint(source: Path) -> Tensors:
     They stay on the disk until they are used. Nothing that a pickle may hold besides is run.
     Raises InputError for a file that is broken or not of that kind, ModelError for keys that meet.
     """
-    if source.is_dir():
-        tensors = _read_shards(source, sorted(source.glob("*.safetensors")))
-    elif source.suffix == ".safetensors":
-        tensors = _read_shards(source, [source])
+    paths = checkpoint_files(source)
+    if source.is_dir() or source.suffix == ".safetensors":
+        tensors = _read_shards(source, paths)
     else:
         tensors = _read_pickle(source)
     return _renamed(tensors, source)
@@ -91,17 +92,12 @@ def some(names: Sequence[str]) -> str:
 
 
 def _read_shards(source: Path, paths: Sequence[Path]) -> Tensors:
-    if not paths:
-        raise InputError(
-            f"{source} has no *.safetensors in it.",
-            hint="give the checkpoint's file, or the folder that its shards are in",
-        )
     tensors: Tensors = {}
     for path in paths:
         try:
             shard = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise InputError(f"cannot read {path}: {error}.", hint="copy that file again") from None
+            raise unreadable(path, error, hint="copy that file again") from None
         if twice := sorted(shard.keys() & tensors.keys()):
             raise ModelError(
                 f"{source} has keys in two files: {some(twice)}.",

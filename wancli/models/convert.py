@@ -1,7 +1,6 @@
 """A Wan checkpoint made into a diffusers folder: every key in its place, or nothing written."""
 
 import inspect
-import json
 import math
 import re
 import shutil
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from wancli.errors import InputError, ModelError, closest
 from wancli.models.checkpoint import EMBEDDER, IMAGE, Tensors, read_checkpoint, some
 from wancli.models.folder import check_base, check_target, copy_parts, whole_folder
+from wancli.reading import read_json, unreadable
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -208,12 +208,9 @@ def _read_stated(path: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        read = json.loads(path.read_bytes())
+        return read_json(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}.", hint=_HEADS_HINT) from None
-    if not isinstance(read, dict):
-        raise InputError(f"{path} is no JSON object.", hint=_HEADS_HINT)
-    return read
+        raise unreadable(path, error, hint=_HEADS_HINT) from None
 
 
 def _check_stated(name: str, value: Any, path: Path) -> None:

@@ -8,15 +8,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import pad
 
-from wancli.errors import InputError, missing
+from wancli.errors import InputError
 from wancli.geometry import Span
 from wancli.models.decode import encode_image, encode_video
 from wancli.models.denoiser import Prompts, Text
 from wancli.models.load import Loaded
 from wancli.pipeline.rollout import Told
 from wancli.plan import RolloutPlan
+from wancli.reading import unreadable
 from wancli.schedule import Schedule
 from wancli.settings import RolloutSettings
+from wancli.tensor_files import header_of
 from wancli.video.images import read_image
 from wancli.video.read import read_frames
 
@@ -63,11 +65,6 @@ class Texts:
         if self._inputs.embeds:
             cond, uncond = read_embeds(self._inputs.embeds, length=length)
             self._embedded = {self._schedule.prompt: self._placed(cond)}
-            if guided and uncond is None:
-                raise InputError(
-                    f"{self._inputs.embeds} has no negative_embeds, and guidance needs them.",
-                    hint="--guidance-scale 1, or add them",
-                )
         else:
             prompts = {self._schedule.prompt, *(c.prompt for c in self._schedule.changes)}
             self._embedded = {text: self._embed(text, length) for text in sorted(prompts)}
@@ -133,11 +130,6 @@ def read_embeds(path: Path, *, length: int) -> tuple[Tensor, Tensor | None]:
         if name not in tensors:
             return None
         rows = tensors[name].float().flatten(0, -2)  # [L, D] or [1, L, D]
-        if len(rows) > length:
-            raise InputError(
-                f"{path}: {name} has {len(rows)} tokens; the model takes {length}.",
-                hint=f"--text-length {len(rows)}",
-            )
         return pad(rows, (0, 0, 0, length - len(rows)))[None]
 
     cond = padded("prompt_embeds")
@@ -147,18 +139,9 @@ def read_embeds(path: Path, *, length: int) -> tuple[Tensor, Tensor | None]:
 
 def read_tensors(path: Path, needed: str) -> dict[str, Tensor]:
     """All tensors of a safetensors file that must hold `needed`. Raises InputError."""
+    header_of(path, needed)
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise missing("file", path) from None
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{path} is not a safetensors file: {str(error).splitlines()[0]}",
-            hint=f"give one that holds {needed}",
-        ) from None
-    if needed not in tensors:
-        raise InputError(
-            f"{path} has no tensor '{needed}'.", hint=f"it has {', '.join(tensors) or 'none'}"
-        )
-    return tensors
+        raise unreadable(path, error, hint=f"give one that holds {needed}") from None

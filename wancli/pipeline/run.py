@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -207,7 +207,8 @@ def decode_file(latents_file: Path, output: Path, report: Report, given: Layer) 
     timings = {"load_s": loaded - started, "decode_s": decoded - loaded}
     about = {"status": "ok", "command": "decode", "error": None, "env": versions()}
     about["request"] = told["request"] | {"machine": settings.machine.model_dump()}
-    record = RunRecord(**(told | about | {"timings": timings, "memory": peak_memory(device)}))
+    known = {field.name: told[field.name] for field in fields(RunRecord) if field.name in told}
+    record = RunRecord(**(known | about | {"timings": timings, "memory": peak_memory(device)}))
     report(Phase("write"))
     written = write_video(frames, output, record, settings, latents)
     timings |= {"save_s": perf_counter() - decoded, "total_s": perf_counter() - started}

@@ -7,6 +7,7 @@ VAE's state, follow from these alone. `times.jsonl` says where the time of the l
 
 import fcntl
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from wancli.files import write_whole
 from wancli.records import ROLLOUT_FILE, ROLLOUT_SCHEMA
 
 GIVEN = "given"
+_CHUNK = re.compile(r"chunk-([0-9]{6,18})\.safetensors")
 TIMES_FILE = "times.jsonl"
 HINT = "free some space, then run the same command with --resume"
 
@@ -81,7 +83,8 @@ class RolloutStore:
 
     def chunks(self) -> list[int]:
         """The numbers of all chunks there are files of, damaged or not."""
-        return sorted(int(path.stem[6:]) for path in self.folder.glob("chunk-*.safetensors"))
+        names = (_CHUNK.fullmatch(path.name) for path in self.folder.glob("chunk-*.safetensors"))
+        return sorted(int(name[1]) for name in names if name)
 
     def drop_from(self, first: int) -> Path | None:
         """Set chunks aside, from `first` on; says where. They are not deleted."""

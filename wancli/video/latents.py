@@ -14,7 +14,8 @@ from torch import Tensor
 
 from wancli.errors import InputError, OutputError, RunError
 from wancli.files import write_whole
-from wancli.records import parse_record
+from wancli.reading import unreadable
+from wancli.tensor_files import LATENTS_HINT, latents_record, latents_shape
 
 
 def save_latents(latents: Tensor, path: Path, record: Mapping[str, Any]) -> None:
@@ -55,20 +56,13 @@ def keep_latents(latents: Tensor, path: Path, record: Mapping[str, Any]) -> Path
 
 def read_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
     """Latents [1, C, F, H, W] and their record. Raises InputError."""
+    latents_shape(path)
+    record = latents_record(path)
     try:
         with safe_open(path, framework="pt") as file:
-            latents, metadata = file.get_tensor("latents"), file.metadata() or {}
-    except FileNotFoundError:
-        raise InputError(f"latents '{path}' not found.", hint="ls *.safetensors") from None
+            latents = file.get_tensor("latents").float()
     except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{path} is not a latents file: {str(error).splitlines()[0]}",
-            hint="give a file that --save-latents wrote",
-        ) from None
-    record = parse_record(metadata.get("wancli", ""), origin=str(path))
-    if latents.ndim != 4 or not torch.isfinite(latents).all():
-        raise InputError(
-            f"{path}: latents {tuple(latents.shape)} are not finite [F, C, H, W].",
-            hint="give a file that --save-latents wrote",
-        )
+        raise unreadable(path, error, hint=LATENTS_HINT) from None
+    if not torch.isfinite(latents).all():
+        raise InputError(f"{path}: its latents are not finite.", hint=LATENTS_HINT)
     return latents.transpose(0, 1)[None], record

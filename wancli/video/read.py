@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from wancli.errors import InputError, missing
+from wancli.reading import open_file, unreadable
 from wancli.video.ffmpeg import ffmpeg_exe, run_ffmpeg, why
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def read_comment(path: Path) -> str | None:
 def holds_fragments(path: Path) -> bool:
     """Whether a streamed file got as far as its first video frame, so that it plays."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return any(box.kind == b"moof" for box in _top_boxes(file))
     except OSError:
         return False
@@ -168,14 +169,11 @@ def _refuse_cut(path: Path) -> None:
 
 def _open(path: Path) -> BinaryIO:
     try:
-        return path.open("rb")
+        return open_file(path)
     except FileNotFoundError:
         raise missing("video", path) from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(
-            f"cannot read {path}: {reason}", hint="give a file you can read"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error, hint="give a file you can read") from error
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,213 @@
+"""Files that somebody broke, or made to break us: two lines before anything loads."""
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.test_bad_input import complaint
+from tests.conftest import Said, Wancli
+from tests.forked import Run
+from wancli.errors import InputError
+from wancli.records import ROLLOUT_SCHEMA, Request, RunRecord, parse_record
+from wancli.resolve import Layer, resolve
+from wancli.settings import RolloutSettings, Settings
+
+DEEP = b'{"a":' * 100_000
+HUGE = (2**62).to_bytes(8, "little") + b"{}"
+PROMPT = ("a red circle",)
+
+
+def png(width: int, height: int, rows: bytes = b"") -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        crc = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tensors(told: dict[str, list[int]], dtype: str = "F32", **metadata: str) -> bytes:
+    """A safetensors file of zeros, by shape."""
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name, shape in told.items():
+        first, size = end, 4
+        for side in shape:
+            size *= side
+        end = first + size
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [first, end]}
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + b"\0" * end
+
+
+def record(command: str = "generate", **more: Any) -> dict[str, Any]:
+    kind = RolloutSettings if command == "rollout" else Settings
+    resolved = resolve([Layer("flag", {})], kind)
+    asked = Request("a", 1, resolved.settings, resolved.sources)
+    told = RunRecord("id", "ok", command, "now", asked.as_json(), asked.hash).as_json()
+    told["request"] |= more.pop("request", {})
+    return told | more
+
+
+IMAGE = ("rollout", *PROMPT, "--image", "x")
+LATENTS = ("rollout", *PROMPT, "--initial-latents", "x")
+NOISE = ("rollout", *PROMPT, "--noise-file", "x")
+EMBEDS = ("rollout", "--prompt-embeds", "x", "--guidance-scale", "1")
+DECODE = ("decode", "x", "-o", "a.mp4")
+CONVERT = ("model", "convert", "x.safetensors", "out")
+LORA = ("generate", *PROMPT, "--lora", "x.safetensors")
+SCRIPT = ("rollout", *PROMPT, "--script", "x.toml")
+BENCH = ("bench", "x.toml")
+NOT_LATENTS = tensors({"latents": [1, 4, 2, 2]})
+CASES: dict[str, tuple[tuple[str, ...], bytes, int, str]] = {
+    "a large picture": (IMAGE, png(100_000, 100_000), 4, "pixels"),
+    "a larger picture than Pillow likes": (IMAGE, png(10_000, 10_000), 4, "pixels"),
+    "a cut picture": (IMAGE, png(96, 96)[:-40], 4, "x"),
+    "a picture without rows": (IMAGE, png(96, 96), 4, "x"),
+    "no picture": (IMAGE, b"GIF89a", 4, "no picture"),
+    "a program": (IMAGE, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 4, "no picture"),
+    "latents with a huge header": (LATENTS, HUGE, 4, "safetensors"),
+    "latents of whole numbers": (LATENTS, tensors({"latents": [3, 8, 6, 6]}, "I32"), 4, "I32"),
+    "latents of another shape": (LATENTS, tensors({"latents": [3, 8, 9, 12]}), 4, "[3, 8, 12, 12]"),
+    "no latents": (LATENTS, tensors({"noise": [3, 8, 6, 6]}), 4, "no tensor 'latents'"),
+    "noise of another shape": (NOISE, tensors({"noise": [21, 4, 6, 6]}), 4, "[21, 4, 6, 6]"),
+    "a number as noise": (NOISE, tensors({"noise": []}), 4, "noise, F32 []"),
+    "embeddings of another width": (EMBEDS, tensors({"prompt_embeds": [4, 9]}), 4, "9 wide"),
+    "long embeddings": (EMBEDS, tensors({"prompt_embeds": [99, 64]}), 4, "99 tokens"),
+    "a row of embeddings": (EMBEDS, tensors({"prompt_embeds": [64]}), 4, "[64]"),
+    "latents without a record": (DECODE, NOT_LATENTS, 4, "no wancli record"),
+    "latents of another model": (
+        DECODE,
+        tensors({"latents": [1, 4, 2, 2]}, wancli=json.dumps(record())),
+        4,
+        "4 channels",
+    ),
+    "a checkpoint with a deep header": (
+        CONVERT, len(DEEP).to_bytes(8, "little") + DEEP, 4, "nested"
+    ),
+    "a LoRA with a huge header": (LORA, HUGE, 4, "x.safetensors"),
+    "a deep script": (SCRIPT, b"at = " + b"[" * 100_000, 4, "nested"),
+    "a script of a number": (SCRIPT, b"at = 1", 4, "no list"),
+    "a deep bench": (BENCH, b"seeds = " + b"[" * 100_000, 4, "nested"),
+    "a bench of numbers": (BENCH, b"prompts = [1]", 4, "no bench"),
+    "a bench in another code": (BENCH, b"prompts = ['\xff']", 4, "UTF-8"),
+    "a deep preset": (("preset", "validate", "x.toml"), b"a = " + b"[" * 100_000, 2, "nested"),
+    "a preset of NUL": (
+        ("preset", "validate", "x.toml"), b'extends = "\\u0000.toml"', 2, "null byte"
+    ),
+    "an empty record": (("show", "x.json"), b"", 4, "no wancli record"),
+    "a deep record": (("repro", "x.json"), DEEP, 4, "no wancli record"),
+    "a record of bytes": (("show", "x.json"), b"\xff\xfe", 4, "UTF-8"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda name: name.replace(" ", "-"))
+def test_a_hostile_file_is_refused_before_anything_loads(forked: Run, tmp_path: Path, case: str):
+    args, content, code, error = CASES[case]
+    for name in ("x", "x.safetensors", "x.toml", "x.json"):
+        (tmp_path / name).write_bytes(content)
+    found, heavy, out, err = forked(*args, folder=tmp_path)
+    told = complaint(Said(found, out, err))
+    assert found == code
+    assert error in told[0]
+    assert "torch" not in heavy
+    assert not (tmp_path / "a.mp4").exists()
+
+
+def without(key: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda told: told.pop(key)
+
+
+BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no request": without("request"),
+    "no hash": without("hash"),
+    "a list as hash": lambda told: told.update(hash=[]),
+    "a text as request": lambda told: told.update(request="x"),
+    "no output": lambda told: told.update(output=None),
+    "no prompt": lambda told: told["request"].pop("prompt"),
+    "no seed": lambda told: told["request"].pop("seed"),
+    "a seed as text": lambda told: told["request"].update(seed="7"),
+    "half a seed": lambda told: told["request"].update(seed=1.5),
+    "a large seed": lambda told: told["request"].update(seed=10**30),
+    "a prompt of numbers": lambda told: told["request"].update(prompt=[1]),
+    "no model": lambda told: told["request"].update(model=None),
+    "inputs as text": lambda told: told["request"].update(inputs="x"),
+    "a picture without a name": lambda told: told["request"].update(inputs={"image": {}}),
+    "a picture as a list": lambda told: told["request"].update(inputs={"image": []}),
+    "no seed of chunk 0": lambda told: told["request"].update(inputs={"seeds": [[1, 2]]}),
+    "a seed of no chunk": lambda told: told["request"].update(inputs={"seeds": [[0]]}),
+    "a change of no chunk": lambda told: told["request"].update(inputs={"changes": [["a", 1]]}),
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN, ids=lambda name: name.replace(" ", "-"))
+def test_a_broken_record_says_what_is_wrong_with_it(damage: str):
+    for command in ("generate", "rollout"):
+        told = record(command)
+        assert parse_record(json.dumps(told), origin="x.json") == told
+        BROKEN[damage](told)
+        with pytest.raises(InputError, match=r"^x.json is a broken record: \w[\w.]*: [^\n]*\.$"):
+            parse_record(json.dumps(told), origin="x.json")
+
+
+@pytest.mark.parametrize("command", ["show", "repro"])
+def test_a_broken_record_is_found_before_anything_loads(forked: Run, tmp_path: Path, command: str):
+    (tmp_path / "x.json").write_text(json.dumps(record(request={"seed": None})))
+    code, heavy, out, err = forked(command, "x.json", folder=tmp_path)
+    assert (code, heavy) == (4, [])
+    assert "broken record: request.seed" in complaint(Said(code, out, err))[0]
+
+
+@pytest.mark.parametrize("table", ["video", "rollout"])
+@pytest.mark.parametrize("value", [None, "x", 1, [], {}, {"chunks": "2"}])
+def test_a_rollout_of_wrong_types_is_not_gone_on_with(wancli: Wancli, table: str, value: object):
+    told = {"schema": ROLLOUT_SCHEMA, **record("rollout")["request"], table: value}
+    Path("a.rollout").mkdir()
+    Path("a.rollout/rollout.json").write_text(json.dumps(told))
+    said = wancli("rollout", "--resume", "-o", "a.mp4")
+    assert said.code == 4
+    assert f"broken record: {table}" in complaint(said)[0]
+
+
+def test_a_file_that_is_named_like_a_chunk_is_none(tmp_path: Path):
+    from wancli.pipeline.store import RolloutStore
+
+    for name in ("chunk-abc", "chunk-", "chunk--00001", "chunk-1", "chunk-000007"):
+        (tmp_path / f"{name}.safetensors").touch()
+    assert RolloutStore(tmp_path).chunks() == [7]
+
+
+def test_a_chain_of_presets_ends(wancli: Wancli):
+    Path("presets").mkdir()
+    for number in range(40):
+        Path(f"presets/p{number}.toml").write_text(f'extends = "p{number + 1}"')
+    said = wancli("preset", "validate", "presets/p0.toml")
+    assert said.code == 2
+    assert "extend one another" in complaint(said)[0]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("preset", "validate", "x"), ("show", "x"), ("show", "x.json"), ("repro", "x"),
+        ("compare", "x", "x"), ("preview", "x"), IMAGE, LATENTS, NOISE, EMBEDS, DECODE,
+        ("rollout", *PROMPT, "--extend", "x"), SCRIPT, BENCH, ("bench", "x.txt"), LORA,
+        ("model", "convert", "x.safetensors", "out"), ("generate", *PROMPT, "--preset", "x.toml"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_is_refused_at_once(
+    forked: Run, tmp_path: Path, args: tuple[str, ...], kind: str
+):
+    for name in ("x", "x.json", "x.toml", "x.txt", "x.safetensors"):
+        (tmp_path / name).mkdir() if kind == "folder" else os.mkfifo(tmp_path / name)
+    code, _, out, err = forked(*args, folder=tmp_path)
+    complaint(Said(code, out, err))
+    assert code in (2, 4)

@@ -1,0 +1,201 @@
+"""Files that anybody may have written: opened, parsed, and refused where they are something else.
+
+Everything here raises OSError for what cannot be read and ValueError for what is not of its kind,
+of one line, and `unreadable` makes it an error of ours.
+"""
+
+import errno
+import io
+import json
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from wancli.errors import InputError, WancliError, first_line
+
+LARGEST_TEXT = 16 * 2**20  # bytes; the largest that we met, an index of shards, has 0.1 MiB
+LARGEST_TOML = 2**20  # parsed in Python, at 2 MiB a second
+LARGEST_HEADER = 100_000_000  # bytes; the limit of safetensors itself
+DEEPEST = 64  # levels; what walks through a value calls itself, and may do so 1,000 times
+MOST_AXES = 32
+_TOO_DEEP = f"it is nested over {DEEPEST} levels deep"
+_SURROGATE = re.compile("[\ud800-\udfff]")  # text that cannot be written as UTF-8
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+# Bits of a number, by safetensors' names.
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a safetensors file: dtype by safetensors' name, and its bytes in the data."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def real(self) -> bool:
+        """Whether its numbers are real, and wide enough to be latents or the like."""
+        return self.dtype in ("F16", "BF16", "F32", "F64")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says before its data."""
+
+    tensors: Mapping[str, Stored]
+    metadata: Mapping[str, str]
+
+
+def open_file(path: Path) -> io.BufferedReader:
+    """A file to read. A folder, a pipe, a socket or a device is none, and is not waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(descriptor)
+        is_folder = kind == stat.S_IFDIR
+        number = errno.EISDIR if is_folder else errno.EINVAL
+        raise OSError(number, f"it is {_KINDS.get(kind, 'no file')}, not a file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_text(path: Path, *, most: int = LARGEST_TEXT) -> str:
+    """A text in UTF-8, with a byte order mark or without, of at most so many bytes."""
+    with open_file(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has over {most // 2**20} MiB")
+    return _decoded(content)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of JSON."""
+    return parse_json(read_text(path))
+
+
+def parse_json(text: str) -> dict[str, Any]:
+    """An object of JSON, no deeper than what walks through it can go."""
+    with _parsing("JSON"):
+        value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("it is no JSON object")
+    _check_values(value)
+    return value
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file."""
+    text = read_text(path, most=LARGEST_TOML)
+    with _parsing("TOML"):
+        tables = tomllib.loads(text)
+    _check_values(tables)
+    return tables
+
+
+def read_header(path: Path) -> Header:
+    """That of a safetensors file whose tensors are whole: one after another, up to its end."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(LARGEST_HEADER, size - 8):
+            raise ValueError("not safetensors: its header is cut short or broken")
+        header = parse_json(_decoded(file.read(length)))
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError("not safetensors: its metadata is no text")
+    tensors = {name: _stored(name, told) for name, told in header.items()}
+    ordered = sorted((stored.begin, stored.end) for stored in tensors.values())
+    bounds = [(0, 0), *ordered, (size - 8 - length, 0)]
+    if any(before[1] != after[0] for before, after in pairwise(bounds)):
+        raise ValueError("not safetensors: its tensors do not fill it, one after another")
+    return Header(tensors, metadata)
+
+
+def check_tensors(path: Path) -> None:
+    """Raise for what begins neither as safetensors nor, by another name, as a pickle of torch's."""
+    if path.suffix == ".safetensors":
+        read_header(path)
+        return
+    with open_file(path) as file:
+        if file.read(2) not in (b"PK", b"\x80\x02"):  # a zip, or what older torch wrote
+            raise ValueError("neither .safetensors nor a pickle of torch's")
+
+
+def unreadable(
+    path: Path, error: Exception, *, hint: str, kind: type[WancliError] = InputError
+) -> WancliError:
+    """The error for a file that cannot be read, or is not of its kind."""
+    told = isinstance(error, OSError) and error.strerror
+    return kind(f"cannot read {path}: {told or first_line(error)}.", hint=hint)
+
+
+@contextmanager
+def _parsing(what: str) -> Iterator[None]:
+    """Turn everything that a parser may raise into a ValueError of one line."""
+    try:
+        yield
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"not {what}: {error}") from None
+    except ValueError:
+        raise ValueError(f"not {what}: it has a number of too many digits") from None
+
+
+def _decoded(content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text (byte {error.start})") from None
+
+
+def _stored(name: str, told: Any) -> Stored:
+    if isinstance(told, Mapping):
+        dtype, shape, offsets = (told.get(key) for key in ("dtype", "shape", "data_offsets"))
+        if isinstance(dtype, str) and dtype in _BITS and _counts(shape) and _counts(offsets):
+            size = -(-prod(shape[:MOST_AXES]) * _BITS[dtype] // 8)
+            if len(shape) <= MOST_AXES and len(offsets) == 2 and size == offsets[1] - offsets[0]:
+                return Stored(dtype, tuple(shape), *offsets)
+    raise ValueError(f"not safetensors: its header says {name[:80]!r} wrongly")
+
+
+def _counts(value: Any) -> TypeGuard[list[int]]:
+    """Whether it is a list of numbers that count something."""
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+def _check_values(value: Any) -> None:
+    """Raise ValueError for what is nested too deeply, and for text that no file can hold."""
+    level = [value]
+    for _ in range(DEEPEST):
+        inner: list[Any] = []
+        for outer in level:
+            if isinstance(outer, dict):
+                inner += [*outer, *outer.values()]
+            elif isinstance(outer, list):
+                inner += outer
+            elif isinstance(outer, str) and _SURROGATE.search(outer):
+                raise ValueError("it has half a surrogate pair")
+        if not inner:
+            return
+        level = inner
+    raise ValueError(_TOO_DEEP)
