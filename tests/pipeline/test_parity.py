@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from safetensors.torch import load_file
 
 from wancli.geometry import Span, lay_out
 from wancli.models.denoiser import Prompts, Text, Window, causal
+from wancli.pipeline.chunks import make_solver
 from wancli.pipeline.rollout import Chunk, Past, Story, Told, rollout
-from wancli.sampling.flow import few_step, few_step_levels
+from wancli.sampling.flow import few_step, few_step_levels, solve
 from wancli.sampling.noise import StreamNoise
+from wancli.settings import Sampling
 
 PARITY = Path(__file__).parents[1] / "parity"
 
@@ -49,30 +51,40 @@ def made_latents(transformer, told, inputs, case):
         chunk_frames=case["num_frame_per_block"],
         context=len(context),
     )
-    levels = few_step_levels(
-        case["denoising_step_list"], shift=case["timestep_shift"], warp=case["warp_denoising_step"]
-    )
+    listed, scale = case.get("denoising_step_list", [0]), case.get("guidance_scale", 1.0)
     noise = StreamNoise(
         spans,
-        [len(levels)] * len(spans),
+        [len(listed)] * len(spans),
         tuple(inputs["noise"].shape[1:]),
         start=inputs["noise"][: case["noise_frames"]],
         again=inputs["renoise"],
     )
     everything = case["initial_latent_frames"] + case["noise_frames"]
     window = case["local_attn_size_frames"]
-    prompts = Prompts(Text(padded(inputs["prompt_embeds"], told["text_len"])))
+    cond, uncond = (
+        Text(padded(inputs[f"{name}_embeds"], told["text_len"])) for name in ("prompt", "negative")
+    )
+    prompts = Prompts(cond, uncond if scale > 1 else None)
 
     def of(span: Span) -> torch.Tensor:
         chunk: torch.Tensor = context[span.first_frame : span.end]
         return chunk.transpose(0, 1)[None]
+
+    def denoise(span, velocity):
+        drawn, shift = partial(noise, span), case["timestep_shift"]
+        if "sampling_steps" not in case:
+            levels = few_step_levels(listed, shift=shift, warp=case["warp_denoising_step"])
+            return few_step(velocity, drawn, levels)
+        sampling = Sampling(steps=case["sampling_steps"], flow_shift=shift)
+        solver = make_solver(UniPCMultistepScheduler().config, sampling, device=torch.device("cpu"))
+        return solve(velocity, drawn(0), solver)
 
     story = Story(
         given=[(span, of(span)) for span in given],
         spans=spans,
         tell=lambda _span: Told(prompts),
         known=lambda _span: None,
-        denoise=lambda span, velocity: few_step(velocity, partial(noise, span), levels),
+        denoise=denoise,
         context_timestep=case["context_noise"],
     )
     reach = Window(
@@ -81,7 +93,7 @@ def made_latents(transformer, told, inputs, case):
         chunk=case["num_frame_per_block"],
         tokens_per_frame=told["tokens_per_frame"],
     )
-    with causal(transformer, reach) as model:
+    with causal(transformer, reach, guidance_scale=scale) as model:
         events = list(rollout(model, story, Past(reach.sink, reach.frames)))
     made = [event.latents for event in events if isinstance(event, Chunk)]
     latents = torch.cat(made, 2)[0]
@@ -96,3 +108,12 @@ def test_latents_are_those_of_the_original(transformer, told, inputs, name):
     error = (latents - expected).abs().max().item()
     assert latents.shape == expected.shape
     assert error < 5e-6, f"{name}: {error:.1e} off"
+
+
+def test_guided_latents_are_those_of_the_original(transformer, told, inputs):
+    case = json.loads((PARITY / "case_cfg_init_win6.json").read_text())
+    expected = load_file(PARITY / "case_cfg_init_win6.safetensors")["last_chunk"]
+    latents = made_latents(transformer, told, inputs, case)
+    error = (latents[-len(expected) :] - expected).abs().max().item()
+    assert len(latents) == case["initial_latent_frames"] + case["noise_frames"]
+    assert error < 2e-5, f"{error:.1e} off"

@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
+from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from wancli.errors import ModelError
@@ -14,9 +17,17 @@ from wancli.pipeline.caches import split_steps, step_caches
 from wancli.pipeline.generate import make_scheduler
 from wancli.plan import RolloutPlan, steps_of, timesteps
 from wancli.records import Use
-from wancli.sampling.flow import TRAIN_STEPS, Denoised, Velocity, few_step, few_step_levels, solve
+from wancli.sampling.flow import (
+    TRAIN_STEPS,
+    Denoised,
+    Velocity,
+    few_step,
+    few_step_levels,
+    many_step_sigmas,
+    solve,
+)
 from wancli.sampling.noise import Noise
-from wancli.settings import RolloutSettings
+from wancli.settings import RolloutSettings, Sampling
 
 
 def remembering_model(
@@ -75,10 +86,19 @@ class ChunkSampler:
 
     def _solve(self, noise: Tensor, velocity: Velocity) -> Iterator[Denoised]:
         pipeline, sampling = self.loaded.pipeline, self.settings.sampling
-        scheduler = make_scheduler(pipeline.scheduler.config, sampling)
-        scheduler.set_timesteps(sampling.steps)
+        scheduler = make_solver(pipeline.scheduler.config, sampling, device=noise.device)
         split = split_steps(pipeline, scheduler.timesteps.tolist())
         chosen, model = self.settings.step_cache, self.loaded.spec.name
         with step_caches(split, chosen, model, guided=self.plan.guided) as sessions:
-            yield from solve(velocity, noise, scheduler, steps=sampling.steps)
+            yield from solve(velocity, noise, scheduler)
         self.uses = [use for session in sessions for use in session.uses()]
+
+
+def make_solver(config: Any, sampling: Sampling, *, device: torch.device) -> Any:
+    """A fresh solver, its timesteps set; whichever it is, by the sigmas of Self-Forcing's UniPC."""
+    scheduler = make_scheduler(config, sampling)
+    if isinstance(scheduler, DPMSolverMultistepScheduler):  # takes no sigmas: its own are the same
+        scheduler.set_timesteps(sampling.steps, device=device)
+    else:
+        scheduler.set_timesteps(sigmas=many_step_sigmas(sampling.steps), device=device)
+    return scheduler

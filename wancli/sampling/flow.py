@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 TRAIN_STEPS = 1000
@@ -70,9 +72,18 @@ def few_step(
         yield Denoised(index, level.sigma, latents)
 
 
-def solve(velocity: Velocity, noise: Tensor, scheduler: Any, *, steps: int) -> Iterator[Denoised]:
-    """Many steps of one of diffusers' solvers, which must be fresh: it remembers its steps."""
-    scheduler.set_timesteps(steps, device=noise.device)
+def many_step_sigmas(steps: int) -> NDArray[np.float64]:
+    """Sigmas of a rollout's solver, before the shift, as Self-Forcing's guided pipeline has them.
+
+    They begin at 0.999 and would end at 0, where diffusers' own go from 1 to 0.001. Timesteps are
+    1000 times these, cut to integers: so 0.999 is the float32 that the original keeps.
+    """
+    noisiest = float(np.float32(1 - 1 / TRAIN_STEPS))
+    return np.linspace(noisiest, 0, steps + 1)[:-1]
+
+
+def solve(velocity: Velocity, noise: Tensor, scheduler: Any) -> Iterator[Denoised]:
+    """The steps of one of diffusers' solvers, whose timesteps are set and of which none is made."""
     latents = noise
     for index, timestep in enumerate(scheduler.timesteps.tolist()):
         sigma = float(scheduler.sigmas[index])
