@@ -11,15 +11,20 @@ from tests.conftest import Wancli
 PARITY = Path(__file__).parents[1] / "parity"
 
 
-@pytest.mark.parametrize("name", ["t2v_full", "t2v_win6", "init_full", "init_win6"])
-def test_a_converted_checkpoint_rolls_out_as_the_original_did(wancli: Wancli, name: str):
-    case = json.loads((PARITY / f"case_{name}.json").read_text())
+def convert(wancli: Wancli) -> None:
+    """The original's tiny weights to a folder, ./model."""
     Path("heads.json").write_text('{"num_heads": 4}')
     said = wancli(
         "model", "convert", PARITY / "weights_original_names.safetensors", "model",
         "--config", "heads.json",
     )  # fmt: skip
     assert said.code == 0, said.err
+
+
+@pytest.mark.parametrize("name", ["t2v_full", "t2v_win6", "init_full", "init_win6"])
+def test_a_converted_checkpoint_rolls_out_as_the_original_did(wancli: Wancli, name: str):
+    case = json.loads((PARITY / f"case_{name}.json").read_text())
+    convert(wancli)
     window, given = max(0, case["local_attn_size_frames"]), case["initial_latent_frames"]
     start: tuple[object, ...] = ()
     if given:
@@ -36,3 +41,24 @@ def test_a_converted_checkpoint_rolls_out_as_the_original_did(wancli: Wancli, na
     expected = load_file(PARITY / f"case_{name}.safetensors")["latents"]
     error = (load_file("z.safetensors")["latents"] - expected).abs().max().item()
     assert error < 5e-6, f"{error:.1e} off"
+
+
+def test_a_guided_rollout_is_the_originals_and_asks_for_no_noise_it_never_draws(wancli: Wancli):
+    """Eight steps a chunk would be 84 frames of renoise, were they drawn; the file holds 72."""
+    case = json.loads((PARITY / "case_cfg_win6.json").read_text())
+    convert(wancli)
+    said = wancli(
+        "rollout", "--model", "model", "--chunks", case["noise_frames"] // 3, "--size", "64x64",
+        "--rolling-window", case["local_attn_size_frames"], "--dtype", "float32",
+        "--sampler", "unipc", "--steps", case["sampling_steps"],
+        "--flow-shift", case["timestep_shift"], "--guidance-scale", case["guidance_scale"],
+        "--text-length", 16, "--noise-file", PARITY / "inputs.safetensors",
+        "--prompt-embeds", PARITY / "inputs.safetensors",
+        "--no-video", "--save-latents", "z.safetensors", "-q", "--json",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    latents = load_file("z.safetensors")["latents"]
+    golden = load_file(PARITY / "case_cfg_win6.safetensors")
+    assert (latents[-3:] - golden["last_chunk"]).abs().max() < 2e-5
+    sigmas = [row["sigmas"] for row in json.loads(said.out)["timings"]["chunks"]]
+    assert sigmas == [pytest.approx(golden["scheduler_sigmas"][:-1].tolist(), abs=1e-4)] * 4

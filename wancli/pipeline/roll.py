@@ -230,10 +230,10 @@ def _noise(job: RolloutJob) -> Noise:
     if job.settings.rollout.noise == "indexed" and not job.inputs.noise:
         return IndexedNoise(job.seeds, shape)
     start, again = read_noise(job.inputs.noise) if job.inputs.noise else (None, None)
+    few = job.settings.rollout.sampler == "few-step"
+    draws = plan.steps if few else [1] * len(plan.spans)  # a solver is given its start alone
     try:
-        return StreamNoise(
-            plan.spans, plan.steps, shape, seed=job.seeds[0], start=start, again=again
-        )
+        return StreamNoise(plan.spans, draws, shape, seed=job.seeds[0], start=start, again=again)
     except ValueError as error:
         raise InputError(f"{job.inputs.noise}: {error}.", hint="see --noise-file --help") from None
 

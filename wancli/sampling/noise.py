@@ -51,25 +51,25 @@ class StreamNoise:
     def __init__(
         self,
         spans: Sequence[Span],
-        steps: Sequence[int],
+        draws: Sequence[int],
         shape: tuple[int, int, int],
         *,
         seed: int = 0,
         start: Tensor | None = None,
         again: Tensor | None = None,
     ) -> None:
-        """`steps` are the denoising steps of each span; ValueError where a stream is too short."""
+        """`draws` counts those of each span, its start too; ValueError where a stream is short."""
         self._generator = torch.Generator().manual_seed(seed)
         self._shape, self._again, self._used = shape, again, 0
         self._first = spans[0].first_frame
-        draws = [
+        later = [
             (span, step)
-            for span, count in zip(spans, steps, strict=True)
+            for span, count in zip(spans, draws, strict=True)
             for step in range(1, count)
         ]
-        self._left = iter(draws)
+        self._left = iter(later)
         frames = sum(span.frames for span in spans)
-        needed = sum(span.frames for span, _ in draws)
+        needed = sum(span.frames for span, _ in later)
         for name, given, least in (("noise", start, frames), ("renoise", again, needed)):
             if given is not None and (len(given) < least or given.shape[1:] != shape):
                 raise ValueError(f"{name} {[*given.shape]} is not [{least} or more, *{shape}]")
