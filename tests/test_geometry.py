@@ -51,6 +51,7 @@ def test_chunks_are_laid_end_to_end():
     context, spans = lay_out(3, chunk_frames=3)
     assert context == ()
     assert spans == (Span(0, 0, 3), Span(1, 3, 3), Span(2, 6, 3))
+    assert [span.video_frames(Strides()) for span in spans] == [9, 12, 12]
 
 
 def test_the_first_latent_frame_may_be_a_chunk_by_itself():

@@ -78,6 +78,10 @@ class Span:
         """The latent frame after its last."""
         return self.first_frame + self.frames
 
+    def video_frames(self, strides: Strides) -> int:
+        """Video frames that it is decoded to: the very first latent frame is a single one."""
+        return self.frames * strides.temporal - (0 if self.first_frame else strides.temporal - 1)
+
 
 def lay_out(
     chunks: int, *, chunk_frames: int, context: int = 0, independent_first_frame: bool = False

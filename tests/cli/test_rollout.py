@@ -75,6 +75,16 @@ def test_a_rolling_window_limits_what_is_attended_to(wancli: Wancli, tiny_model:
     assert not torch.equal(everything[4:], windowed[4:])
 
 
+def test_latents_alone_are_made_at_so_many_frames_a_second_too(wancli: Wancli, tiny_model: Path):
+    said = wancli(
+        *small(tiny_model, "--chunks", 3, "--no-video", "--save-latents", "z.st", "--json")
+    )
+    timings = json.loads(said.out)["timings"]
+    assert [row["video_frames"] for row in timings["chunks"]] == [5, 8, 8]
+    assert timings["fps"]["wall"] == pytest.approx(21 / timings["rollout_s"], rel=0.01)
+    assert set(timings["fps"]) == {"transformer", "wall"}  # no VAE was there
+
+
 class Killed(BaseException):
     """As if the process had ended here."""
 

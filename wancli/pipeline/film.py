@@ -20,7 +20,7 @@ from wancli.video.write import VideoWriter
 class Shown:
     """What became of one chunk's latents."""
 
-    frames: int = 0  # video frames written
+    frames: int = 0  # video frames written, or, where there is no video, that they stand for
     decode_s: float = 0.0
     write_s: float = 0.0
 

@@ -17,7 +17,7 @@ from wancli.models.denoiser import CausalDenoiser
 from wancli.models.load import Loaded, load_pipeline
 from wancli.pipeline.chunks import ChunkSampler, remembering_model
 from wancli.pipeline.clock import Clock
-from wancli.pipeline.film import Film
+from wancli.pipeline.film import Film, Shown
 from wancli.pipeline.given import Given, Inputs, Texts, read_given, read_noise
 from wancli.pipeline.memory import fits_in_memory, give_back, peak_memory
 from wancli.pipeline.resume import begin
@@ -193,6 +193,8 @@ class _Run:
         self._open.append(row)
         if self._film:
             row.shown = self._film.add(span, event.latents)
+        else:
+            row.shown = Shown(span.video_frames(self._sampler.loaded.spec.strides))
         self._clock.mark("shown")
 
     def _next(self) -> None:

@@ -115,12 +115,13 @@ def reuse(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
 
 
 def rates(rows: Iterable[dict[str, Any]], wall_s: float) -> dict[str, float]:
-    """Video frames a second of the chunks that were made: the transformer alone, with the VAE,
-    and by the wall clock of the whole loop."""
+    """Video frames a second of the chunks that were made: the transformer alone, with the VAE where
+    it decoded them, and by the wall clock of the whole loop."""
     frames = sum(row["video_frames"] for row in rows if row["made"])
     spent = summed(row for row in rows if row["made"])
     transformer = spent["denoise_s"] + spent["clean_s"]
-    named = {
-        "transformer": transformer, "with_vae": transformer + spent["decode_s"], "wall": wall_s
-    }  # fmt: skip
+    named = {"transformer": transformer}
+    if spent["decode_s"]:
+        named["with_vae"] = transformer + spent["decode_s"]
+    named["wall"] = wall_s
     return {name: frames / seconds for name, seconds in named.items() if seconds and frames}
