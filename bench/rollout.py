@@ -43,7 +43,7 @@ def make_transformer(dtype: torch.dtype) -> Any:
 
 
 class Concatenated:
-    """Self-attention whose cache is concatenated, as in diffusers PR #13681.
+    """Self-attention whose cache is concatenated, as in diffusers PR #13569.
 
     Append on a chunk's first forward, overwrite the end on the others, trim what is stored.
     """

@@ -195,7 +195,8 @@ class Rollout(Group):
     )
     trim: Literal["before", "after"] = Field(
         "before",
-        description="When the window is cut: before attention (Self-Forcing), or after (append).",
+        description="When the window is cut: before attention (Self-Forcing, diffusers #13681), or "
+        "after it (diffusers #13569).",
     )
     rope: Literal["auto", "absolute", "relative", "sink"] = Field(
         "auto", description="Positions: auto is absolute without sinks and relative with them."

@@ -31,9 +31,9 @@ class RollingKV:
     writes the same rows, `commit` keeps them. A chunk that fails is begun again: nothing of it was
     kept. Two meanings of a full window exist:
 
-    - trim "before" (Self-Forcing's local_attn_size): what falls out is evicted as a chunk begins,
-      so that all its forwards see `window` tokens;
-    - trim "after" (diffusers PR #13681: append, then overwrite the end): the first forward still
+    - trim "before" (Self-Forcing's local_attn_size, diffusers PR #13681): what falls out is evicted
+      as a chunk begins, so that all its forwards see `window` tokens;
+    - trim "after" (diffusers PR #13569: append, then overwrite the end): the first forward still
       sees what falls out, and the later ones do not.
 
     With a window that is full, shapes and addresses no longer change from one step to the next.
