@@ -27,7 +27,7 @@ from wancli.settings import Settings
 
 PROMPT, SEED = "a red circle moving right on a black background", 1
 PLAIN = Path(__file__).with_name("plain_diffusers.py")
-WANCLI = ("-c", "from wancli.cli.app import main; main()")
+WANCLI = ("-c", "from wancli.__main__ import main; main()")
 
 say = logging.getLogger("bench").info
 

@@ -70,7 +70,7 @@ def main() -> None:
 
 def _run(arguments: list[str], out: Path, err: Path, told: Path) -> NoReturn:
     """Be `wancli ARGUMENTS`, and no more."""
-    from wancli.cli.app import main as wancli
+    from wancli.__main__ import main as wancli
 
     for number, path in enumerate((Path(os.devnull), out, err)):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)

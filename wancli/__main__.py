@@ -1,5 +1,21 @@
-"""`python -m wancli`."""
+"""`wancli`, and `python -m wancli`: signals are answered before the rest is imported."""
 
-from wancli.cli.app import main
+from wancli.interrupts import Interrupted, handle, leave
 
-main()
+
+def main() -> None:
+    """Run the command line in this process, and end it."""
+    handle()
+    from wancli.cli.streams import open_streams
+
+    open_streams()
+    from wancli.cli.app import main as run
+
+    try:
+        run()
+    except Interrupted as late:  # while another error was told
+        leave(late.number)
+
+
+if __name__ == "__main__":
+    main()

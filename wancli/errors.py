@@ -13,11 +13,10 @@ WancliError                     exit 1
 ├── OutputError                 exit 6    the video could not be written, or not read back
 └── QualityError                exit 7    compare or bench: the threshold is not met
 
-Interrupted (BaseException)     exit 130 (SIGINT) or 143 (SIGTERM)
+Interrupted (BaseException, of interrupts.py)   exit 130 (SIGINT), 143 (SIGTERM), 129 (SIGHUP)
 """
 
 import difflib
-import signal
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -84,15 +83,6 @@ class QualityError(WancliError):
     """The threshold of compare or bench is not met."""
 
     exit_code = 7
-
-
-class Interrupted(BaseException):
-    """Somebody asked us to stop. As an Exception or KeyboardInterrupt it could be swallowed."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"interrupted by {signal.Signals(number).name}.")
-        self.exit_code = 128 + number
-        self.hint = "nothing is left under a final name; run the same command again"
 
 
 def missing(kind: str, path: Path) -> InputError:

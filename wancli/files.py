@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from wancli.errors import OutputError
+from wancli.interrupts import unwind_from_here
 
 
 def write_whole(path: Path, content: bytes, *, hint: str, sync: bool = False) -> None:
@@ -13,6 +14,7 @@ def write_whole(path: Path, content: bytes, *, hint: str, sync: bool = False) ->
     With `sync` the content is on the disk, and not only on its way, when this returns.
     """
     # ".part" must fit as well: a name may have 255 bytes.
+    unwind_from_here()
     part = path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:240])}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -65,12 +65,29 @@ def find_files() -> dict[str, list[tuple[str, Path]]]:
 
     A folder may be two places: in a clone ./presets is what is packaged. It is the later one.
     """
+    return _look()[0]
+
+
+def unreadable_places() -> list[tuple[Path, str]]:
+    """(folder, reason) of the places that cannot be looked in."""
+    return _look()[1]
+
+
+def _look() -> tuple[dict[str, list[tuple[str, Path]]], list[tuple[Path, str]]]:
     looked_in = {folder.resolve(): (place, folder) for place, folder in places()}
     found: dict[str, list[tuple[str, Path]]] = {}
+    unreadable = []
     for place, folder in looked_in.values():
-        for path in sorted(folder.glob("*.toml")) if folder.is_dir() else []:
+        try:
+            paths = sorted(path for path in folder.iterdir() if path.suffix == ".toml")
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            unreadable.append((folder, str(error.strerror)))
+            continue
+        for path in paths:
             found.setdefault(path.stem, []).append((place, path))
-    return found
+    return found, unreadable
 
 
 def list_presets() -> list[Listed]:

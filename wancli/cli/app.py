@@ -1,18 +1,20 @@
 """The app: every command by name, the errors as lines, the exit codes."""
 
+import errno
 import logging
 import os
 import signal
 import sys
 import warnings
-from types import FrameType
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
 from wancli.cli.lazy import Entry, lazy
-from wancli.errors import Interrupted, UsageError, WancliError
+from wancli.errors import CapacityError, OutputError, SetupError, UsageError, WancliError
+from wancli.interrupts import Interrupted, ignore
 
 COMMANDS = {
     "generate": Entry("wancli.cli.generate:generate", "Make a video of a prompt."),
@@ -48,6 +50,9 @@ COMMANDS = {
     ),
 }
 
+# What a full, broken or read-only disk says.
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+
 app = typer.Typer(
     cls=lazy(COMMANDS),
     no_args_is_help=True,
@@ -63,27 +68,53 @@ def _wancli() -> None:
 
 def main() -> None:
     """Run the command line; an error of ours is a line, a hint and an exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
     sys.argv[1:] = _joined([_dashed(argument) for argument in sys.argv[1:]])
     _hush()
+    if "--no-color" in sys.argv or os.environ.get("NO_COLOR"):
+        _fade()
     try:
-        sys.exit(app(prog_name="wancli", standalone_mode=False) or 0)
+        _check_place()
+        code = app(prog_name="wancli", standalone_mode=False) or 0
+        ignore()
+        sys.exit(code)
     except TyperException as error:
         _end(_in_our_words(error))
     except (WancliError, Interrupted) as error:
         _end(error)
     except Exception as error:  # noqa: BLE001 - the last line of defence says what happened
-        _end(_unexpected(error))
+        known = _unexpected(error)
+        known.__cause__ = error
+        _end(known)
+
+
+def _check_place() -> None:
+    """Raise UsageError for names that are not text, SetupError for a folder that is gone."""
+    named = (text for name, text in os.environ.items() if name.startswith("WANCLI_"))
+    for text in (*sys.argv[1:], *named):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"{text!r} is not UTF-8 text.", hint="rename the file; or LC_ALL=C.UTF-8"
+            ) from None
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise SetupError(
+            f"cannot work in this folder: {error.strerror}.", hint="cd to one that is there"
+        ) from None
 
 
 def _end(error: WancliError | Interrupted) -> NoReturn:
+    ignore()
+    if isinstance(error, Interrupted) and error.number == signal.SIGPIPE:
+        sys.exit(error.exit_code)  # whoever read, as `head` does, has enough
     if os.environ.get("WANCLI_DEBUG") == "1":
         raise error
     from wancli.cli.options import Talk
     from wancli.cli.screen import Screen
 
-    Screen(Talk(color=False if "--no-color" in sys.argv else None)).error(error)
+    Screen(Talk()).error(error)
     sys.exit(error.exit_code)
 
 
@@ -101,16 +132,16 @@ def _in_our_words(error: Any) -> UsageError:
 
 
 def _unexpected(error: Exception) -> WancliError:
+    """The last line of defence; what the system refuses is no fault of ours."""
+    if isinstance(error, MemoryError):
+        return CapacityError("out of memory.", hint="a smaller request")
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        place = f"{os.fsdecode(error.filename)}: {error.strerror}."
+        if error.errno in _STORAGE:
+            return OutputError(f"cannot write {place}", hint="free some space, or another place")
+        return SetupError(f"cannot use {place}", hint="check the path, and what it permits")
     message = f"unexpected {type(error).__name__}: {error}"
-    wrapped = WancliError(message, hint="WANCLI_DEBUG=1 shows where; please report it")
-    wrapped.__cause__ = error
-    return wrapped
-
-
-def _stop(number: int, _frame: FrameType | None) -> NoReturn:
-    for other in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(other, signal.SIG_IGN)  # clean up once, in peace
-    raise Interrupted(number)
+    return WancliError(message, hint="WANCLI_DEBUG=1 shows where; please report it")
 
 
 def _dashed(argument: str) -> str:
@@ -140,3 +171,10 @@ def _hush() -> None:
         warnings.simplefilter("ignore")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+def _fade() -> None:
+    """Have Typer's help, which knows no --no-color, be as plain as the rest."""
+    os.environ["NO_COLOR"] = "1"
+    for name in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"):
+        os.environ.pop(name, None)

@@ -97,5 +97,6 @@ def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
         raise UsageError("--target-ssim and --save-preset are of --tune.", hint="add --tune")
     target = (0.95 if target_ssim is None else target_ssim) if tune else None
     goals = Goals(fail_under_ssim, fail_over_ratio, target, save_preset)
-    benching = Benching(asked, settings_layers(given, preset), goals, Screen(talk))
+    screen = Screen(talk)
+    benching = Benching(asked, settings_layers(screen, given, preset), goals, screen)
     benching.run(output, overwrite=overwrite, force=force)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,13 @@ from wancli.cli.options import Talk, takes_settings, takes_talk
 from wancli.cli.screen import Screen
 from wancli.errors import UsageError
 from wancli.inputs import Inputs
-from wancli.presets import find_preset, layers, read_file, step_cache_layer
+from wancli.presets import (
+    find_preset,
+    layers,
+    read_file,
+    step_cache_layer,
+    unreadable_places,
+)
 from wancli.random_models import known_spec
 from wancli.records import parse_seeds
 from wancli.resolve import Layer, resolve
@@ -101,8 +108,8 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
 
     wancli generate "a red circle moving right on a black background" --seed 1
     """
-    text = read_prompt(prompt, prompt_flag)
-    resolved = resolve(settings_layers(given, preset, cachedit_preset), Settings)
+    text, screen = read_prompt(prompt, prompt_flag), Screen(talk)
+    resolved = resolve(settings_layers(screen, given, preset, cachedit_preset), Settings)
     files = Files(
         output=output,
         folder=folder(output_dir),
@@ -114,13 +121,14 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
     )
     seeds = parse_seeds(seed, num_videos)
     asked = Asked("generate", text, seeds, resolved, dry_run, force, inputs, task)
-    execute(asked, files, Screen(talk))
+    execute(asked, files, screen)
 
 
 def settings_layers(
-    given: Layer, preset: str | None, cache_preset: str | None = None
+    screen: Screen, given: Layer, preset: str | None, cache_preset: str | None = None
 ) -> list[Layer]:
     """Every layer over the declared defaults: model default, user, preset, environment, flags."""
+    say_unreadable(screen)
     named = preset or os.environ.get("WANCLI_PRESET") or None
     from_preset = layers(find_preset(named)) if named else []
     if cache_preset:
@@ -136,7 +144,16 @@ def settings_layers(
 def user_layers() -> list[Layer]:
     """The user's own config.toml, where there is one."""
     path = platformdirs.user_config_path("wancli") / "config.toml"
-    return [Layer(str(path), read_file(path).tables)] if path.is_file() else []
+    with suppress(PermissionError):  # which read_file tells
+        if not path.is_file():
+            return []
+    return [Layer(str(path), read_file(path).tables)]
+
+
+def say_unreadable(screen: Screen) -> None:
+    """Warn of folders of presets that are left out."""
+    for folder, reason in unreadable_places():
+        screen.warn(f"no presets are taken from {folder}: {reason}.", hint=f"chmod u+rx {folder}")
 
 
 def read_prompt(*given: str | None) -> str:
@@ -147,9 +164,13 @@ def read_prompt(*given: str | None) -> str:
     text = texts[0] if texts else ""
     if text == "-":
         try:
-            text = sys.stdin.read()
+            text = sys.stdin.buffer.read().decode("utf-8")
         except UnicodeDecodeError:
             raise UsageError("standard input is not UTF-8 text.", hint="iconv -t UTF-8") from None
+        except OSError as error:
+            raise UsageError(
+                f"cannot read standard input: {error.strerror}.", hint="echo PROMPT | wancli …"
+            ) from None
     if not text.strip():
         raise UsageError("the prompt is empty.", hint='wancli generate "a red circle moving right"')
     return text.strip()

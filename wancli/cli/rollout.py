@@ -122,7 +122,7 @@ def rollout(  # noqa: PLR0913 - one parameter per flag that is not a setting
 
     wancli rollout "a red circle moving right on a black background" --chunks 20 --seed 1
     """
-    again = resume or rerender is not None
+    screen, again = Screen(talk), resume or rerender is not None
     needs_prompt = not (again or prompt_embeds)
     text = read_prompt(prompt, prompt_flag) if needs_prompt or prompt or prompt_flag else None
     changes = [parse_change(words) for words in at or []]
@@ -148,5 +148,5 @@ def rollout(  # noqa: PLR0913 - one parameter per flag that is not a setting
     if base:
         layers = [Layer(base.name, settings_of({"request": before})), given]
     else:
-        layers = settings_layers(given, preset)
-    Rolling(ask, layers, Screen(talk), before=before, base=base).run(dry_run=dry_run)
+        layers = settings_layers(screen, given, preset)
+    Rolling(ask, layers, screen, before=before, base=base).run(dry_run=dry_run)

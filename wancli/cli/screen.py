@@ -5,19 +5,24 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from random import randrange
 from time import monotonic
 from typing import Any
 
 from rich.console import Console
-from rich.segment import Segment, Segments
+from rich.segment import ControlType, Segment, Segments
 from rich.table import Table
+from rich.text import Text
 
 from wancli.cli import transfer
+from wancli.cli.console import open_console
 from wancli.cli.options import Talk
+from wancli.cli.streams import printable
 from wancli.cli.terminal_images import Place, find_encode
-from wancli.errors import Interrupted, UsageError, WancliError
+from wancli.errors import UsageError, WancliError
+from wancli.interrupts import Interrupted, unwind_from_here
 from wancli.records import SCHEMA, Event, Phase, Report, Request, RunRecord, Step
 
 WIDE = 200  # columns of a table that goes to a file
@@ -30,11 +35,9 @@ class Screen:
 
     def __init__(self, talk: Talk) -> None:
         self.talk = talk
-        color = talk.color is not False and "NO_COLOR" not in os.environ
-        forced = True if os.environ.get("FORCE_COLOR") and color else None
-        self.err = Console(
-            stderr=True, no_color=not color, force_terminal=forced, highlight=False, soft_wrap=True
-        )
+        color = talk.color is not False and not os.environ.get("NO_COLOR")
+        self.err = open_console(stderr=True, color=color, soft_wrap=True)
+        self._out = partial(open_console, color=color)
 
     def say(self, text: str) -> None:
         """A line for people."""
@@ -43,16 +46,16 @@ class Screen:
 
     def warn(self, text: str, *, hint: str) -> None:
         """A line that people should not miss."""
-        self.err.print(f"[yellow]warn:[/]  {_plain(text)}  [dim]hint: {_plain(hint)}[/]")
+        self.err.print(Text.assemble(("warn:", "yellow"), f"  {text}  ", (f"hint: {hint}", "dim")))
 
     def error(self, error: WancliError | Interrupted) -> None:
         """One line of what went wrong, and one of what to do."""
-        self.err.print(f"[bold red]error:[/] {_plain(_one_line(str(error)))}")
-        self.err.print(f"[bold]hint:[/]  {_plain(_one_line(error.hint))}")
+        self.err.print(Text.assemble(("error:", "bold red"), f" {_one_line(str(error))}"))
+        self.err.print(Text.assemble(("hint:", "bold"), f"  {_one_line(error.hint)}"))
 
     def result(self, text: str) -> None:
         """A line of result."""
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(printable(text) + "\n")
         sys.stdout.flush()
 
     def json(self, value: Mapping[str, Any]) -> None:
@@ -69,9 +72,9 @@ class Screen:
                 column, justify="right" if column in right else "left", overflow="fold"
             )
         for row in rows:
-            table.add_row(*map(_plain, row))
+            table.add_row(*map(Text, row))
         wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE
-        Console(no_color=self.err.no_color, highlight=False, width=wide).print(table)
+        self._out(width=wide).print(table)
 
     def done(self, record: RunRecord) -> None:
         """A video: its path or its record on stdout, where the time went on stderr."""
@@ -93,6 +96,7 @@ class Screen:
     @contextmanager
     def progress(self) -> Iterator[Report]:
         """Where the runner reports to: a bar on a terminal, a line now and then elsewhere."""
+        unwind_from_here()
         if self.talk.quiet:
             yield lambda event: None
         elif self.err.is_terminal:
@@ -104,6 +108,7 @@ class Screen:
     @contextmanager
     def transfer(self, total: int | None) -> Iterator[transfer.Tell]:
         """Where a download says how many bytes of `total` have arrived."""
+        unwind_from_here()
         if self.talk.quiet:
             yield lambda done: None
         elif self.err.is_terminal:
@@ -277,12 +282,8 @@ def _bar(console: Console, place: Place | None) -> Iterator[Report]:
 
 def _draw(console: Console, place: Place, png: bytes) -> None:
     """Write a picture as it is. A bar on the console makes way, and comes back below."""
-    console.print(Segments([Segment(place.draw(png))]), end="")
-
-
-def _plain(text: str) -> str:
-    """Text that Rich shows as it is."""
-    return text.replace("[", r"\[")
+    control = [(ControlType.CURSOR_UP, 0)]  # it is no text, which could not move the cursor
+    console.print(Segments([Segment(place.draw(png), None, control)]), end="")
 
 
 def _one_line(text: str) -> str:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from wancli.errors import ModelError, OutputError, UsageError
 from wancli.folders import read_config, spec_of_folder
+from wancli.interrupts import unwind_from_here
 
 _BASE = ("model_index.json", "vae", "text_encoder", "tokenizer", "scheduler")
 _WHOLE = {"transformer", *_BASE}
@@ -78,6 +79,7 @@ def whole_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
 
     If not, `out` is what it was, and nothing else is left. Raises OutputError.
     """
+    unwind_from_here()
     final = out.resolve()
     part, old = (final.with_name(f".{final.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
     try:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wancli.errors import InputError, Interrupted, OutputError, RunError
+from wancli.errors import InputError, OutputError, RunError
 from wancli.geometry import Span
+from wancli.interrupts import Interrupted
 from wancli.models.denoiser import CausalDenoiser
 from wancli.models.load import Loaded, load_pipeline
 from wancli.pipeline.chunks import ChunkSampler, remembering_model

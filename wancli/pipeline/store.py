@@ -20,6 +20,7 @@ from torch import Tensor
 
 from wancli.errors import OutputError, UsageError
 from wancli.files import write_whole
+from wancli.interrupts import unwind_from_here
 from wancli.records import ROLLOUT_FILE, ROLLOUT_SCHEMA
 
 GIVEN = "given"
@@ -37,6 +38,7 @@ class RolloutStore:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes out. Raises UsageError where one is in, OutputError on bad disks."""
+        unwind_from_here()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = (self.folder / "lock").open("w")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from wancli.errors import InputError, OutputError, SetupError, UsageError
+from wancli.interrupts import unwind_from_here
 from wancli.video import read
 from wancli.video.ffmpeg import LIVE, Encoder, Encoding, check_written, ffmetadata, run_ffmpeg
 
@@ -95,6 +96,7 @@ class VideoWriter:
     ) -> None:
         """Start ffmpeg. `size` is (width, height) in pixels. Raises OutputError."""
         self.path, self.size, self.fps, self.streaming = path, size, fps, streaming
+        unwind_from_here()
         self.frames = 0
         self._closed = False
         self._final = path.absolute()  # the process may change its folder

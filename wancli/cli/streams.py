@@ -1,0 +1,104 @@
+r"""Standard streams that are always there and take every character.
+
+One that is closed (`>&-`) is /dev/null. What an encoding lacks is written as JSON writes it,
+`\u2026`, and so are control characters, which other people's texts would send to a terminal.
+"""
+
+import codecs
+import io
+import os
+import re
+import select
+import signal
+import sys
+from typing import Any
+
+from wancli.errors import OutputError
+from wancli.interrupts import Interrupted
+
+_ESCAPED = "wancli.escaped"  # name of an error handler
+
+# C0 and C1 but tab and newline, line separators, and what turns the direction of text around.
+_CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    r"""Text that a terminal shows and does not obey: `\u001b` for ESC. JSON stays the same JSON."""
+    return _CONTROLS.sub(lambda found: _escaped(found[0]), text)
+
+
+def open_streams() -> None:
+    """Put such streams in the place of python's own."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+    codecs.register_error(_ESCAPED, _escape)
+    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = _text(_Results(1, "w", closefd=False), sys.stdout)
+    sys.stderr = _text(_Talk(2, "w", closefd=False), sys.stderr)
+
+
+class _Results(io.FileIO):
+    """Standard output: a result that cannot be written is an error, once."""
+
+    _broken = False
+
+    def write(self, data: Any) -> int:
+        """All of it. Raises OutputError, and Interrupted where nobody reads any more."""
+        if self._broken:
+            return len(data)
+        try:
+            return _write(super(), data)
+        except BrokenPipeError:
+            self._broken = True
+            raise Interrupted(signal.SIGPIPE) from None
+        except OSError as error:
+            self._broken = True
+            raise OutputError(
+                f"cannot write to standard output: {error.strerror}.",
+                hint="send it elsewhere",
+            ) from None
+
+
+class _Talk(io.FileIO):
+    """Standard error: what cannot be said there changes nothing."""
+
+    _broken = False
+
+    def write(self, data: Any) -> int:
+        """As much as there is room for."""
+        if not self._broken:
+            try:
+                return _write(super(), data)
+            except OSError:
+                self._broken = True
+        return len(data)
+
+
+def _write(file: Any, data: Any) -> int:
+    """Some of `data`, when there is room in a pipe that does not wait by itself."""
+    while (count := file.write(data)) is None:
+        select.select([], [file.fileno()], [])
+    return int(count)
+
+
+def _text(file: io.FileIO, old: Any) -> io.TextIOWrapper:
+    encoding = old.encoding if old else "utf-8"
+    buffer = io.BufferedWriter(file)
+    return io.TextIOWrapper(buffer, encoding, _ESCAPED, line_buffering=True)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return _escaped(error.object[error.start : error.end]), error.end
+
+
+def _escaped(text: str) -> str:
+    """As JSON writes it: two bytes at a time."""
+    pairs = text.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{pairs[start : start + 4]}" for start in range(0, len(pairs), 4))
