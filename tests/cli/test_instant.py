@@ -175,7 +175,7 @@ def test_an_ffmpeg_that_cannot_encode_is_found_before_anything_loads(
 
 
 def test_showing_a_record_is_instant(forked: Run, tmp_path):
-    request = {"prompt": "x", "seed": 1}
+    request = {"prompt": "x", "seed": 1, "model": "demo"}
     record = RunRecord("1", "ok", "generate", "2026-01-01T00:00:00+00:00", request, "abc")
     file = tmp_path / "x.json"
     file.write_text(json.dumps(record.as_json()))
