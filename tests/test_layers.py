@@ -19,6 +19,7 @@ LAYERS = (
         "packages",
         "hunyuan",
         "pages",
+        "part_schema",
         "schedule",
         "settings",
         "tasks",

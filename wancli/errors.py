@@ -20,6 +20,8 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+_LONGEST_VALUE, _LONGEST_LINE = 80, 400  # characters of what is not ours in an error
+
 
 class WancliError(Exception):
     """Base of the tree. `hint` is what to do next, best something to type."""
@@ -102,6 +104,12 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return spelt[matches[0]] if matches else None
 
 
+def shortened(value: object) -> str:
+    """A value as Python writes it, cut where it would fill the screen."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, without what it says below."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:_LONGEST_LINE]

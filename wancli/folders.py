@@ -10,8 +10,9 @@ from wancli.errors import ModelError, PlanError, closest
 from wancli.geometry import Strides
 from wancli.hub_cache import cached_revision
 from wancli.hunyuan import TEXT_TOKENS, hunyuan_of
+from wancli.part_schema import OF_OTHERS, OF_TRANSFORMER, Kinds, wrong_value
 from wancli.random_models import known_spec, random_spec
-from wancli.reading import read_header, read_json, unreadable
+from wancli.reading import read_header, read_json, unreadable, user_path
 from wancli.specs import RANDOM, SPECS, TEXT_LENGTH, ModelSpec
 from wancli.tasks import ANIMATE, ENDS, HUNYUAN_TEXT, IMAGE, TASKS, TEXT, VACE, VIDEO
 
@@ -33,7 +34,7 @@ def find_spec(model: str, *, layers: int | None = None) -> ModelSpec:
         )
     if spec:
         return spec
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.is_dir():
         return spec_of_folder(path)
     if path.exists():
@@ -70,13 +71,14 @@ def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec
         )
     if index.get("_class_name") == TASKS[HUNYUAN_TEXT].pipeline:
         return _hunyuan_spec(folder, name or str(folder), repo)
-    transformer = read_config(folder, "transformer/config.json")
-    vae = read_config(folder, "vae/config.json") if whole else {}
+    transformer = read_config(folder, "transformer/config.json", OF_TRANSFORMER)
+    vae = read_config(folder, "vae/config.json", OF_OTHERS) if whole else {}
     tokenizer = read_config(folder, "tokenizer/tokenizer_config.json") if whole else {}
     text, image = (
-        read_config(folder, f"{part}/config.json") if _has(index, part) else {}
+        read_config(folder, f"{part}/config.json", OF_OTHERS) if _has(index, part) else {}
         for part in ("text_encoder", "image_encoder")
     )
+    _check_together(folder, transformer, vae, text)
     patch = transformer.get("patch_size", (1, 2, 2))
     return ModelSpec(
         name or str(folder),
@@ -99,9 +101,37 @@ def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec
     )
 
 
+def _check_together(
+    folder: Path, transformer: Mapping[str, Any], vae: Mapping[str, Any], text: Mapping[str, Any]
+) -> None:
+    """Raise ModelError where the parts of a Wan are not of one model, as far as they tell."""
+    channels = vae.get("z_dim")
+    pairs = {
+        "transformer has text_dim": (transformer.get("text_dim"), "d_model", text.get("d_model")),
+        "transformer has out_channels": (transformer.get("out_channels"), "z_dim", channels),
+        "vae has latents_mean of": (_length(vae, "latents_mean"), "z_dim", channels),
+        "vae has latents_std of": (_length(vae, "latents_std"), "z_dim", channels),
+        "vae has dim_mult of": (
+            _length(vae, "dim_mult"),
+            "one more than temperal_downsample's",
+            _length(vae, "temperal_downsample", more=1),
+        ),
+    }
+    for what, (number, other, wanted) in pairs.items():
+        if None not in (number, wanted) and number != wanted:
+            raise ModelError(
+                f"{folder}: its {what} {number}, which is not {other} {wanted}.",
+                hint="copy the model folder again",
+            )
+
+
+def _length(config: Mapping[str, Any], key: str, *, more: int = 0) -> int | None:
+    return len(config[key]) + more if key in config else None
+
+
 def _hunyuan_spec(folder: Path, name: str, repo: str) -> ModelSpec:
     transformer, vae, text, text_2 = (
-        read_config(folder, f"{part}/config.json")
+        read_config(folder, f"{part}/config.json", OF_OTHERS)
         for part in ("transformer", "vae", "text_encoder", "text_encoder_2")
     )
     if kind := transformer.get("image_condition_type"):
@@ -202,11 +232,14 @@ def revision(spec: ModelSpec) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """One JSON file of a model folder."""
+def read_config(folder: Path, name: str, kinds: Kinds | None = None) -> dict[str, Any]:
+    """One JSON file of a model folder, its values of the right kind. Raises ModelError."""
     path = folder / name
     try:
-        return read_json(path)
+        config = read_json(path)
+        if wrong := wrong_value(config, kinds):
+            raise ValueError(wrong)
+        return config
     except FileNotFoundError:
         raise ModelError(
             f"{folder} is not a model folder: it has no {name}.",

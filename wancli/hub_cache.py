@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wancli.errors import ModelError
+from wancli.reading import user_path
 
 _PREFIX = "models--"
 
@@ -28,7 +29,7 @@ def cache_folder() -> Path:
     given = os.environ.get
     home = given("HF_HOME") or str(Path(given("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
     legacy = given("HUGGINGFACE_HUB_CACHE", str(Path(home) / "hub"))
-    return Path(os.path.expandvars(given("HF_HUB_CACHE", legacy))).expanduser()
+    return user_path(os.path.expandvars(given("HF_HUB_CACHE", legacy)))
 
 
 def repo_folder(repo: str) -> Path:

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from wancli.errors import InputError, PlanError, SettingsError, missing
-from wancli.reading import check_tensors
+from wancli.reading import check_tensors, user_path
 
 EXPERTS = {"high": "transformer", "low": "transformer_2"}  # of noise; diffusers' names
 
@@ -29,7 +30,9 @@ def find_lora(text: str) -> Lora:
         path, _, scale = text.rpartition("=")
     name, expert = _of_expert(path)
     try:
-        lora = Lora(Path(name).expanduser(), float(scale), expert)
+        lora = Lora(user_path(name), float(scale), expert)
+        if not isfinite(lora.scale):
+            raise ValueError
     except ValueError:
         raise SettingsError(f"--lora {text}: {scale!r} is no scale.", hint=f"{path}=0.8") from None
     if not lora.path.is_file():

@@ -66,6 +66,14 @@ class Header:
     metadata: Mapping[str, str]
 
 
+def user_path(text: str) -> Path:
+    """A path as it was typed: `~` is the user's home; `~nobody` is a name like any other."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 def open_file(path: Path) -> io.BufferedReader:
     """A file to read. A folder, a pipe, a socket or a device is none, and is not waited for."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wancli.errors import InputError, SettingsError, WancliError, missing
+from wancli.errors import InputError, SettingsError, WancliError, missing, shortened
 from wancli.reading import parse_json, read_text, unreadable
 from wancli.record_schema import Record, RolloutRecord, check_told
 from wancli.settings import MAX_SEED, RolloutSettings, Settings
@@ -221,15 +221,17 @@ def parse_seeds(text: str | None, count: int | None) -> list[int]:
     """
     if text is None or text == "random":
         seeds = [random.SystemRandom().randrange(2**31)]
-    elif match := re.fullmatch(r"(\d+)-(\d+)", text):
+    elif match := re.fullmatch(r"(\d{1,18})-(\d{1,18})", text):
         first, last = map(int, match.groups())
         if not 0 <= last - first < 100_000:
             raise SettingsError(f"--seed {text}: not a range of seeds.", hint="--seed 0-9")
         seeds = list(range(first, last + 1))
-    elif re.fullmatch(r"\d+(,\d+)*", text):
+    elif re.fullmatch(r"\d{1,18}(,\d{1,18})*", text):
         seeds = [int(s) for s in text.split(",")]
     else:
-        raise SettingsError(f"--seed {text!r} is no seed.", hint="--seed 7, 1,2,5, 0-9 or random")
+        raise SettingsError(
+            f"--seed {shortened(text)} is no seed.", hint="--seed 7, 1,2,5, 0-9 or random"
+        )
     return _counted(seeds, count)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from wancli.errors import SettingsError, closest
+from wancli.errors import SettingsError, closest, shortened
 from wancli.settings import Group, RolloutSettings, Settings
 
 TUNED_FOR = "tuned_for"  # table of a preset file that is not settings; see Layer
@@ -93,7 +93,8 @@ def resolve(layers: Sequence[Layer], settings: type[Kind]) -> Resolved[Kind]:
         unlike = first["type"] == "string_pattern_mismatch"  # the hint says it in words
         message = "not one of these" if unlike else first["msg"][0].lower() + first["msg"][1:]
         raise SettingsError(
-            f"{_spelling(where, sources.get(where, 'settings'))} {first['input']!r}: {message}.",
+            f"{_spelling(where, sources.get(where, 'settings'))} {shortened(first['input'])}: "
+            f"{message}.",
             hint=_range_hint(settings, where),
         ) from None
     check_tuned(tuned_for, resolved.settings)

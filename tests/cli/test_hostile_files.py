@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -13,7 +14,8 @@ import pytest
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Said, Wancli
 from tests.forked import Run
-from wancli.errors import InputError
+from wancli.errors import InputError, ModelError
+from wancli.folders import find_spec
 from wancli.records import ROLLOUT_SCHEMA, Request, RunRecord, parse_record
 from wancli.resolve import Layer, resolve
 from wancli.settings import RolloutSettings, Settings
@@ -173,6 +175,58 @@ def test_a_rollout_of_wrong_types_is_not_gone_on_with(wancli: Wancli, table: str
     said = wancli("rollout", "--resume", "-o", "a.mp4")
     assert said.code == 4
     assert f"broken record: {table}" in complaint(said)[0]
+
+
+CONFIGS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "transformer/config.json": {
+        "num_layers": (0, "2", None, [], 10**9), "patch_size": (2, [1, 2], [1, 0, 2], None),
+        "eps": ("x", 0, None), "image_dim": (0, "x"), "_class_name": (1, None), "text_dim": (32,),
+    },
+    "vae/config.json": {
+        "scale_factor_temporal": (0, "4", None), "dim_mult": (2, [0], [1, 1]), "z_dim": (8,),
+        "latents_mean": (None, ["x"], [], [1e400] * 4), "temperal_downsample": ([0],),
+        "out_channels": (None,),
+    },
+    "text_encoder/config.json": {"d_model": (-1, 2.5, {}, 8), "num_layers": (True,)},
+    "tokenizer/tokenizer_config.json": {"model_max_length": ("x", 0, None)},
+    "model_index.json": {
+        "vae": (1, "x", [None]), "transformer_2": ({}, 0), "boundary_ratio": (0, 2, "x"),
+        "expand_timesteps": (1,), "_class_name": (["WanPipeline"],),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_whose_numbers_cannot_be_is_refused(tiny_model: Path, tmp_path: Path, name: str):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    sound = json.loads((model / name).read_text())
+    for key, values in CONFIGS[name].items():
+        for value in values:
+            (model / name).write_text(json.dumps({**sound, key: value}))
+            with pytest.raises(ModelError) as refused:
+                find_spec(str(model))
+            assert key in str(refused.value)
+            assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", DEEP, b"\xff", b'{"a": 1' + b"0" * 5000 + b"}"])
+def test_a_model_whose_files_are_no_configurations_is_refused(
+    tiny_model: Path, tmp_path: Path, content: bytes
+):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "vae/config.json").write_bytes(content)
+    with pytest.raises(ModelError, match=r"vae/config\.json"):
+        find_spec(str(model))
+
+
+def test_what_a_library_cannot_make_a_model_of_is_told(
+    wancli: Wancli, tiny_model: Path, tmp_path: Path
+):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "scheduler/scheduler_config.json").write_text('{"_class_name": {"a": []}}')
+    said = wancli("generate", *PROMPT, "--model", model, "--size", "32x32", "--frames", 5, "-q")
+    assert said.code == 4
+    assert "cannot load model" in complaint(said)[0]
 
 
 def test_a_file_that_is_named_like_a_chunk_is_none(tmp_path: Path):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from wancli.errors import InputError
-from wancli.reading import parse_json, read_text, unreadable
+from wancli.reading import parse_json, read_text, unreadable, user_path
 from wancli.record_schema import AskedRollout, check_told
 from wancli.records import ROLLOUT_FILE, ROLLOUT_SCHEMA
 
@@ -18,7 +18,7 @@ def find_earlier(
     """
     name = output if output and "{" not in output else None
     if name or latents:
-        path = Path(name or str(latents)).expanduser()
+        path = user_path(name or str(latents))
         named = path if len(path.parts) > 1 or not name else folder / path
         return named.with_suffix(".rollout")
     found = sorted(folder.glob(f"*.rollout/{ROLLOUT_FILE}"), key=lambda p: -p.stat().st_mtime)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wancli.errors import InputError, UsageError
+from wancli.reading import user_path
 from wancli.records import parse_record, read_record_file
 
 DEFAULT = "{prompt:40}-{seed}.mp4"
@@ -47,7 +48,7 @@ def name_output(
         name = _Words().vformat(text, (), fields)
     except ValueError as error:
         raise UsageError(f"output template {text!r}: {error}.", hint=DEFAULT) from None
-    path = Path(name).expanduser()
+    path = user_path(name)
     return path if len(path.parts) > 1 else folder / path
 
 

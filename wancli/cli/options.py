@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from pydantic.fields import FieldInfo
 
-from wancli.errors import UsageError
+from wancli.errors import UsageError, shortened
 from wancli.resolve import Layer, fields_of, flag, panel
 from wancli.settings import Settings
 
@@ -131,10 +132,10 @@ def _spelt_out(
 
 def parse_size(text: str) -> tuple[int, int]:
     """Width and height of `832x480` or `832*480`. Raises UsageError."""
-    parts = text.lower().replace("*", "x").split("x")
-    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
-        raise UsageError(f"--size {text!r} is not a size.", hint="--size 832x480")
-    return int(parts[0]), int(parts[1])
+    match = re.fullmatch(r"\s*(\d{1,9})\s*[x*]\s*(\d{1,9})\s*", text.lower())
+    if not match:
+        raise UsageError(f"--size {shortened(text)} is not a size.", hint="--size 832x480")
+    return int(match[1]), int(match[2])
 
 
 def with_parameters(

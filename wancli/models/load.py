@@ -11,10 +11,9 @@ import diffusers
 import torch
 import transformers
 from diffusers import UniPCMultistepScheduler
-from safetensors import SafetensorError
 
 from wancli.configs import CLASSES
-from wancli.errors import CapacityError, ModelError, SetupError, first_line
+from wancli.errors import CapacityError, ModelError, SetupError, WancliError, first_line
 from wancli.folders import PARTS, check_files, read_config, spec_of_folder
 from wancli.inventory import no_device
 from wancli.lora import EXPERTS, find_lora
@@ -206,7 +205,9 @@ def _explained(spec: ModelSpec) -> Iterator[None]:
         raise CapacityError(
             f"model '{where}' does not fit in GPU memory.", hint="--device cpu, or a smaller model"
         ) from None
-    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
+    except (WancliError, MemoryError):
+        raise
+    except Exception as error:  # nobody has listed what a library can raise on a broken model
         raise ModelError(
             f"cannot load model '{where}': {first_line(error)}", hint="copy the model folder again"
         ) from error

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wancli.errors import PlanError, UsageError
+from wancli.errors import PlanError, UsageError, shortened
 from wancli.pipeline.store import RolloutStore
 
 # What may differ from the first run: it changes no pixel, or a rollout does not read it.
@@ -70,7 +70,10 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], *, kept: int) 
     free = LONGER if now["rollout"]["noise"] == "indexed" else ()
     changed = [key for key in changed if key not in free]
     if changed:
-        said = "; ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in changed[:3])
+        said = "; ".join(
+            f"{key} was {shortened(old.get(key))}, is {shortened(new.get(key))}"
+            for key in changed[:3]
+        )
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UsageError(
             f"the rollout was begun with other settings: {said}{more}.",
