@@ -158,6 +158,34 @@ def test_skip_existing_skips_the_same_request_and_no_other(wancli: Wancli, tiny_
     assert Path("a.mp4").stat().st_mtime_ns != before
 
 
+def test_skip_existing_makes_a_damaged_video_again(wancli: Wancli, tiny_model: Path):
+    args = (*small(tiny_model), "--seed", 1, "-o", "a.mp4", "--skip-existing")
+    wancli(*args)
+    path, whole = Path("a.mp4"), Path("a.mp4").read_bytes()
+    md5 = framemd5(path)
+    path.write_bytes(whole[:-50] + bytes([whole[-50] ^ 1]) + whole[-49:])
+    said = wancli(*args)
+    assert (said.code, said.out) == (0, "a.mp4\n"), said.err
+    assert "a.mp4 is damaged: its packets are not those" in said.err
+    assert framemd5(path) == md5
+
+
+def test_show_check_says_of_each_file_whether_it_is_whole(wancli: Wancli, tiny_model: Path):
+    wancli(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
+    said = wancli("show", "--check", "a.mp4", "a.json")
+    assert (said.code, said.out) == (0, "whole      a.mp4\nwhole      a.json\n"), said.err
+    content = Path("a.mp4").read_bytes()
+    Path("b.mp4").write_bytes(content[:-9])
+    Path("c.mp4").write_bytes(bytes(100))
+    said = wancli("show", "--check", "a.mp4", "b.mp4", "c.mp4", "d.mp4", "--json")
+    assert said.code == 4
+    assert "3 of 4 files" in said.err
+    found = [json.loads(line) for line in said.out.splitlines()]
+    assert [(f["path"], f["status"]) for f in found] == [
+        ("a.mp4", "whole"), ("b.mp4", "damaged"), ("c.mp4", "no record"), ("d.mp4", "missing"),
+    ]  # fmt: skip
+
+
 def test_a_failed_save_keeps_latents_that_decode_to_the_same_frames(
     wancli: Wancli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -13,7 +13,8 @@ import pytest
 
 from wancli.errors import OutputError, UsageError
 from wancli.video.ffmpeg import Encoding
-from wancli.video.read import probe, read_comment, read_frames
+from wancli.video.integrity import file_sha256
+from wancli.video.read import packets_sha256, probe, read_comment, read_frames
 from wancli.video.write import VideoWriter, WrittenVideo, check_destination, framemd5
 
 QUICK = Encoding(preset="ultrafast")
@@ -85,7 +86,8 @@ def test_what_is_written_is_verified_described_and_alone_in_its_folder(
 ) -> None:
     path = tmp_path / "new" / "folder" / "a.mp4"
     written = write(path, smooth(8), streaming=streaming, comment='{"seed": 7}')
-    assert written == WrittenVideo(path, path.stat().st_size, 8, 0.5, framemd5(path))
+    digests = packets_sha256(path), file_sha256(path)
+    assert written == WrittenVideo(path, path.stat().st_size, 8, 0.5, framemd5(path), *digests)
     assert read_comment(path) == '{"seed": 7}'
     assert names(path.parent) == ["a.mp4"]
 

@@ -7,8 +7,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from wancli.cli.costing import Taken, cost_json, cost_rows, generation, take
+from wancli.cli.existing import check_existing
 from wancli.cli.given import look_at, recorded
-from wancli.cli.naming import check_sidecar, name_output, same_request
+from wancli.cli.naming import check_sidecar, name_output
 from wancli.cli.screen import Screen
 from wancli.errors import PlanError, UsageError, WancliError
 from wancli.folders import check_files, find_spec, revision
@@ -19,6 +20,7 @@ from wancli.records import Request
 from wancli.resolve import Resolved
 from wancli.settings import Settings
 from wancli.video.ffmpeg import Encoding, check_encoder
+from wancli.video.integrity import DAMAGED
 
 if TYPE_CHECKING:
     from wancli.pipeline.run import Runner
@@ -161,11 +163,14 @@ def _wanted(item: _Todo, files: Files, screen: Screen) -> bool:
     path = item.output
     check_destination(path)
     if path.exists() and not files.overwrite:
-        if files.skip_existing and same_request(path, item.request.hash):
+        check = check_existing(path, item.request.hash) if files.skip_existing else None
+        if check is None:
+            other = " and is of another request" if files.skip_existing else ""
+            raise UsageError(f"{path} exists{other}.", hint="--overwrite, or another --output")
+        if check.status != DAMAGED:
             screen.skipped(item.request, path)
             return False
-        other = " and is of another request" if files.skip_existing else ""
-        raise UsageError(f"{path} exists{other}.", hint="--overwrite, or another --output")
+        screen.warn(f"{path} is damaged: {check.why}.", hint="it is made again")
     check_sidecar(path)
     return True
 

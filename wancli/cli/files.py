@@ -1,11 +1,13 @@
 """`wancli show` and `wancli decode`: what a file holds, and latents made into a video."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from wancli.cli.existing import record_beside, record_in
 from wancli.cli.generate import Overwrite
 from wancli.cli.naming import check_sidecar
 from wancli.cli.options import Talk, takes_settings, takes_talk
@@ -17,18 +19,38 @@ from wancli.records import settings_of
 from wancli.resolve import Layer, resolve
 from wancli.settings import Settings
 from wancli.tensor_files import latents_record, latents_shape
+from wancli.video.integrity import NO_DIGEST, WHOLE, Check, check_video
+
+CHECK_SCHEMA = "wancli.check/1"
 
 
 @takes_talk
 def show(
-    file: Annotated[Path, typer.Argument(help="A video of wancli's, or its JSON.")], talk: Talk
+    *,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Videos of wancli's, or their JSON.")
+    ],
+    talk: Talk,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Say whether the videos are as they were written instead."),
+    ] = False,
 ) -> None:
-    """Print the record inside a video: the recipe that made it."""
-    record, screen = read_record(file), Screen(talk)
-    if talk.json:
-        screen.json(record)
+    """Print the record inside a video: the recipe that made it.
+
+    --check says of each file whether it is whole, damaged (exit code 4), or has no digest, since an
+    earlier version wrote it. Nothing is decoded but those.
+    """
+    screen = Screen(talk)
+    if check:
+        _check(files, screen)
         return
-    screen.table("", "", "value", rows=_rows(record))
+    for file in files:
+        record = read_record(file)
+        if talk.json:
+            screen.json(record)
+        else:
+            screen.table("", "", "value" if len(files) == 1 else str(file), rows=_rows(record))
 
 
 @takes_talk
@@ -71,6 +93,33 @@ def _check_latents(latents: Path, given: Layer) -> None:
             f"{latents} has {channels} channels; {spec.name} has {spec.latent_channels}.",
             hint="give latents of that model",
         )
+
+
+def _check(files: list[Path], screen: Screen) -> None:
+    """A line for each file. Raises InputError where not all are as they were written."""
+    failed = 0
+    for file in files:
+        found = _checked(file)
+        failed += found.status not in (WHOLE, NO_DIGEST)
+        if screen.talk.json:
+            screen.json({"schema": CHECK_SCHEMA, "path": str(file), **asdict(found)})
+        else:
+            screen.result(f"{found.status:9}  {file}{found.why and f': {found.why}'}")
+    if failed:
+        raise InputError(
+            f"{failed} of {len(files)} files are not known to be as they were written.",
+            hint="wancli repro FILE -o FILE --overwrite makes one again, if its record reads",
+        )
+
+
+def _checked(file: Path) -> Check:
+    """A video held to the record inside it, or else beside it; of a record, the video beside it."""
+    video = file.with_suffix(".mp4") if file.suffix == ".json" else file
+    if not video.is_file():
+        return Check("missing")
+    inside = record_in(file) if file == video else None
+    record = inside or record_beside(file)
+    return check_video(video, record) if record else Check("no record")
 
 
 def _rows(value: Any, *path: str) -> list[tuple[str, ...]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from wancli.errors import InputError, UsageError
 from wancli.reading import user_path
-from wancli.records import parse_record, read_record_file
+from wancli.records import read_record_file
 
 DEFAULT = "{prompt:40}-{seed}.mp4"
 FIELDS = ("prompt", "seed", "model", "steps", "width", "height")
@@ -50,17 +50,6 @@ def name_output(
         raise UsageError(f"output template {text!r}: {error}.", hint=DEFAULT) from None
     path = user_path(name)
     return path if len(path.parts) > 1 else folder / path
-
-
-def same_request(video: Path, digest: str) -> bool:
-    """Whether the record inside `video` is of a request with that hash."""
-    from wancli.video.read import read_comment
-
-    try:
-        record = parse_record(read_comment(video) or "", origin=str(video))
-    except InputError:
-        return False
-    return bool(record["hash"] == digest)
 
 
 def check_sidecar(video: Path) -> None:

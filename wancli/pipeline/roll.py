@@ -24,7 +24,7 @@ from wancli.pipeline.memory import fits_in_memory, give_back, peak_memory
 from wancli.pipeline.resume import begin
 from wancli.pipeline.rollout import Chunk, Past, Remembered, Story, rollout
 from wancli.pipeline.rollout import Step as ChunkStep
-from wancli.pipeline.run import output_json, start_record, versions, write_json
+from wancli.pipeline.run import finish, output_json, start_record, versions, write_json
 from wancli.pipeline.spent import Row, Times, rates, reuse, summed
 from wancli.pipeline.store import GIVEN, TIMES_FILE, RolloutStore, chunk_name
 from wancli.plan import RolloutPlan
@@ -36,7 +36,7 @@ from wancli.specs import ModelSpec
 from wancli.video.drift import DriftMeter
 from wancli.video.ffmpeg import Encoding
 from wancli.video.latents import save_latents
-from wancli.video.write import VideoWriter, WrittenVideo
+from wancli.video.write import VideoWriter
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _roll(
             memory=peak_memory(loaded.device) | {"offload": job.settings.machine.offload},
             drift=drift, cache=_reused(job, times),
         )  # fmt: skip
-        written = _finish(job, writer, record)
+        written = finish(writer, record, job.settings) if writer else None
         rows = times.ends()
     if job.latents:
         everything = [latents for _, latents in given]
@@ -273,12 +273,6 @@ def _film(
 def _beside(loaded: Loaded, job: RolloutJob) -> bool:
     """Whether there is memory to spare, and a device that computes by itself."""
     return loaded.device.type == "cuda" and job.settings.machine.offload in ("auto", "none")
-
-
-def _finish(job: RolloutJob, writer: VideoWriter | None, record: RunRecord) -> WrittenVideo | None:
-    if writer is None:
-        return None
-    return writer.finish({"comment": record.embedded()} if job.settings.output.metadata else {})
 
 
 def _known(store: RolloutStore, span: Span) -> Tensor:

@@ -241,7 +241,6 @@ def write_video(
     """Write uint8 [T, H, W, 3]. When that fails the latents are kept, and the error says where."""
     _, height, width, _ = frames.shape
     encoding = Encoding.of(settings.output)
-    comment = {"comment": record.embedded()} if settings.output.metadata else {}
     with (
         keeping(latents, path, record.as_json()),
         VideoWriter(
@@ -249,7 +248,14 @@ def write_video(
         ) as writer,
     ):
         writer.write(frames)
-        return writer.finish(comment)
+        return finish(writer, record, settings)
+
+
+def finish(writer: VideoWriter, record: RunRecord, settings: Settings) -> WrittenVideo:
+    """Put the video under its name, its record and its digests in it. Raises OutputError."""
+    if not settings.output.metadata:
+        return writer.finish({})
+    return writer.finish({"comment": replace(record, output=writer.digests()).embedded()})
 
 
 def write_json(value: Mapping[str, Any], path: Path) -> None:
@@ -267,6 +273,8 @@ def output_json(written: WrittenVideo) -> dict[str, Any]:
         "frames": written.frames,
         "duration_s": round(written.duration_s, 3),
         "framemd5": written.framemd5,
+        "packets_sha256": written.packets_sha256,
+        "file_sha256": written.file_sha256,
         "complete": True,
     }
 

@@ -100,6 +100,15 @@ def read_comment(path: Path) -> str | None:
     Reads a few headers, never the frames. Raises InputError for a file that is missing, is not an
     MP4, or lost its index.
     """
+    start, text = find_comment(path)
+    return text.decode(errors="replace") if start else None
+
+
+def find_comment(path: Path) -> tuple[int, bytes]:
+    """Where the comment's text starts in the file, and its bytes; 0 where there is none.
+
+    Raises InputError, as `read_comment` does.
+    """
     with _open(path) as file:
         boxes = _top_boxes(file)
         if not boxes or boxes[0].kind not in _FIRST_BOXES:
@@ -109,9 +118,33 @@ def read_comment(path: Path) -> str | None:
             raise InputError(f"{path} is cut short: its index is missing.", hint=_CUT_HINT)
         data = _inside(file, moov, (b"udta", b"meta", b"ilst", b"\xa9cmt", b"data"))
         if data is None or not 8 <= data.end - data.start <= _LARGEST_COMMENT:
-            return None
-        file.seek(data.start + 8)  # past the type and the locale
-        return file.read(data.end - data.start - 8).decode(errors="replace")
+            return 0, b""
+        start = data.start + 8  # past the type and the locale
+        file.seek(start)
+        return start, file.read(data.end - start)
+
+
+def packets_sha256(path: Path) -> str:
+    """SHA-256 over the encoded packets: what `ffmpeg -i PATH -c copy -f hash -` prints.
+
+    Of a file with one stream, whose packets follow one another, finished or streamed. A copy of the
+    stream into another MP4 keeps it. Raises InputError.
+    """
+    digest = hashlib.sha256()
+    with _open(path) as file:
+        for box in _top_boxes(file):
+            if box.kind == b"mdat":
+                file.seek(box.start)
+                update(digest, file, box.end - box.start)
+    return digest.hexdigest()
+
+
+def update(digest: "hashlib._Hash", file: BinaryIO, count: int | None = None) -> None:
+    """Feed a digest with so many bytes of a file, or with all that are left."""
+    left = _size(file) if count is None else count
+    while block := file.read(min(left, 2**20)):
+        digest.update(block)
+        left -= len(block)
 
 
 def holds_fragments(path: Path) -> bool:

@@ -14,6 +14,7 @@ from wancli.errors import InputError, OutputError, SetupError, UsageError
 from wancli.interrupts import unwind_from_here
 from wancli.video import read
 from wancli.video.ffmpeg import LIVE, Encoder, Encoding, check_written, ffmetadata, run_ffmpeg
+from wancli.video.integrity import UNSEALED, seal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,13 +31,18 @@ _ANY_ADVICE = "run the same command again, or use another place: --output-dir DI
 
 @dataclass(frozen=True)
 class WrittenVideo:
-    """A verified file: bytes on disk, video frames, seconds, and the digest of `framemd5`."""
+    """A verified file: bytes on disk, video frames, seconds, and digests.
+
+    Those of `framemd5`, and those that video/integrity.py tells of.
+    """
 
     path: Path
     bytes: int
     frames: int
     duration_s: float
     framemd5: str
+    packets_sha256: str
+    file_sha256: str
 
 
 def framemd5(path: Path) -> str:
@@ -74,11 +80,12 @@ class VideoWriter:
 
         with VideoWriter(path, size=(832, 480), fps=16, encoding=Encoding()) as writer:
             writer.write(frames)
-            written = writer.finish({"comment": record})
+            record["output"] = writer.digests()
+            written = writer.finish({"comment": json.dumps(record)})
 
     A record is complete only after the last frame, and ffmpeg takes metadata at the start. So
-    frames go into a part, which `finish` copies, with the metadata, to a second one, verifies and
-    renames. Leaving the block without `finish` aborts.
+    frames go into a part, which `finish` copies, with the metadata, to a second one, verifies,
+    seals and renames. Leaving the block without `finish` aborts.
 
     The part is hidden, and removed on failure. When `streaming` it is NAME.part.mp4, which has
     `metadata`, can be watched as it grows, survives any kill, and is left by aborts and failures.
@@ -98,6 +105,7 @@ class VideoWriter:
         self.path, self.size, self.fps, self.streaming = path, size, fps, streaming
         unwind_from_here()
         self.frames = 0
+        self._packets = ""  # their digest, once they are all there
         self._closed = False
         self._final = path.absolute()  # the process may change its folder
         hidden = f".{_cut(path.stem, 200)}.{os.getpid()}"
@@ -135,15 +143,28 @@ class VideoWriter:
                 self._encoder.feed(frame.tobytes())
                 self.frames += 1
 
-    def finish(self, metadata: Mapping[str, str]) -> WrittenVideo:
-        """Put the verified video under its final name, with `metadata`. Raises OutputError."""
+    def digests(self) -> dict[str, str]:
+        """What a record says of the file, for its check; after the last frame. Raises OutputError.
+
+        The one of the whole file follows, when there is one.
+        """
         with self._reporting():
             if not self.frames:
                 raise OSError("there are no video frames")
-            self._encoder.finish()
+            if not self._packets:
+                self._encoder.finish()
+                self._packets = read.packets_sha256(self._part)
+        return {"packets_sha256": self._packets, "file_sha256": UNSEALED}
+
+    def finish(self, metadata: Mapping[str, str]) -> WrittenVideo:
+        """Put the verified video under its final name, with `metadata`. Raises OutputError."""
+        packets = self.digests()["packets_sha256"]
+        with self._reporting():
             _copy(self._part, self._whole, metadata=metadata)
+            if read.packets_sha256(self._whole) != packets:
+                raise OSError("its packets do not read back as they were encoded")
             md5 = _verify(self._whole, frames=self.frames, comment=metadata.get("comment", ""))
-            size = self._whole.stat().st_size
+            size, digest = self._whole.stat().st_size, seal(self._whole)
             _sync(self._whole)
             self._whole.replace(self._final)
         self._closed = True
@@ -151,7 +172,8 @@ class VideoWriter:
         _remove(self._part)
         with suppress(OSError):  # some network disks cannot sync a folder; the file is safe
             _sync(self._final.parent)
-        return WrittenVideo(self.path, size, self.frames, self.frames / self.fps, md5)
+        seconds = self.frames / self.fps
+        return WrittenVideo(self.path, size, self.frames, seconds, md5, packets, digest)
 
     def abort(self) -> None:
         """End ffmpeg within a second; the final name stays as it was. Safe to call again."""

@@ -1,0 +1,105 @@
+"""A video is as it was written, to the byte, or it is told to be damaged."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wancli.video.ffmpeg import Encoding, run_ffmpeg
+from wancli.video.integrity import DAMAGED, NO_DIGEST, UNSEALED, WHOLE, Check, check_video
+from wancli.video.read import packets_sha256, read_comment
+from wancli.video.write import VideoWriter, WrittenVideo
+
+# What a prompt may say is no place for digits.
+PROMPT = f'a "file_sha256": "{UNSEALED}" \\'
+
+
+def write(path: Path, *, streaming: bool = False, digests: bool = True) -> WrittenVideo:
+    frames = np.random.default_rng(7).integers(0, 256, (9, 32, 48, 3), np.uint8)
+    with VideoWriter(
+        path, size=(48, 32), fps=8, encoding=Encoding(preset="ultrafast"), streaming=streaming
+    ) as writer:
+        writer.write(frames)
+        record = {"prompt": PROMPT, "output": writer.digests() if digests else {}}
+        return writer.finish({"comment": json.dumps(record)})
+
+
+def checked(path: Path) -> Check:
+    return check_video(path, json.loads(read_comment(path) or ""))
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("video") / "a.mp4"
+    write(path)
+    return path
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_record_holds_the_digests_of_the_file_it_is_in(tmp_path: Path, streaming: bool):
+    path = tmp_path / "a.mp4"
+    written = write(path, streaming=streaming)
+    record = json.loads(read_comment(path) or "")
+    told = {"packets_sha256": written.packets_sha256, "file_sha256": written.file_sha256}
+    assert record == {"prompt": PROMPT, "output": told}
+    assert check_video(path, record) == Check(WHOLE)
+    copied = run_ffmpeg("-i", f"file:{path}", "-c", "copy", "-f", "hash", "pipe:1").stdout.decode()
+    assert copied == f"SHA256={written.packets_sha256}\n"
+
+
+def test_a_flipped_bit_is_seen_wherever_it_is(video: Path, tmp_path: Path):
+    content, path = video.read_bytes(), tmp_path / "b.mp4"
+    bits = np.random.default_rng(1).integers(0, 8 * len(content), 200).tolist()
+    digits = content.index(b'"file_sha256": "') + 16
+    for bit in (*bits, 8 * digits, 8 * content.index(b"packets_sha256"), 8 * len(content) - 1):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            found = checked(path)
+        except ValueError:  # the record does not even read
+            continue
+        assert found.status == DAMAGED, bit
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda content: content[:-1], "its packets are not those"),
+        (lambda content: content[: len(content) // 2], "its packets are not those"),
+        (lambda content: content + b"\0", "as they were written, but not the rest"),
+        (lambda content: content[:-2000] + bytes(2000), "its packets are not those"),
+        (lambda content: bytes(len(content)), "it is not an MP4 file"),
+        (lambda content: b"", "it is not an MP4 file"),
+        (lambda content: content[:200], "it is cut short"),
+    ],
+)
+def test_what_is_wrong_with_a_damaged_video_is_told(
+    video: Path, tmp_path: Path, damage: Callable[[bytes], bytes], why: str
+):
+    path = tmp_path / "b.mp4"
+    path.write_bytes(damage(video.read_bytes()))
+    found = check_video(path, json.loads(read_comment(video) or ""))
+    assert (found.status, why in found.why) == (DAMAGED, True), found
+
+
+def test_the_digest_of_packets_outlives_a_copy_of_the_stream(video: Path, tmp_path: Path):
+    path = tmp_path / "b.mp4"
+    run_ffmpeg("-i", f"file:{video}", "-c", "copy", "-metadata", "title=x", f"file:{path}")
+    assert packets_sha256(path) == packets_sha256(video)
+    assert "its packets are as they were written" in checked(path).why
+
+
+def test_a_video_of_an_earlier_version_is_decoded(tmp_path: Path):
+    path = tmp_path / "a.mp4"
+    md5 = write(path, digests=False).framemd5
+    for told, status in (
+        ({}, NO_DIGEST),
+        ({"framemd5": md5}, NO_DIGEST),
+        ({"framemd5": "0"}, DAMAGED),
+    ):
+        assert check_video(path, {"output": told}).status == status
+    path.write_bytes(path.read_bytes()[:-10])
+    assert check_video(path, {}).status == DAMAGED
