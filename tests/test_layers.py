@@ -14,6 +14,7 @@ LAYERS = (
     {
         "architectures",
         "files",
+        "locks",
         "geometry",
         "hub_cache",
         "packages",
@@ -24,7 +25,7 @@ LAYERS = (
         "settings",
         "tasks",
     },
-    {"configs", "lora", "machine", "resolve", "transformer_cost"},
+    {"configs", "lora", "machine", "outputs", "resolve", "transformer_cost"},
     {"vae_cost", "hardware", "presets", "record_schema", "specs", "step_caches"},
     {"inputs", "needs", "random_models"},
     {"hunyuan_cost", "offload"},

@@ -166,7 +166,8 @@ def write_rates(device: Device, rates: Rates) -> None:
     except (OSError, ValueError):
         kept = {}
     text = json.dumps({**kept, device.key: asdict(rates)}, indent=2) + "\n"
-    write_whole(path, text.encode(), hint="set WANCLI_CACHE_DIR to a folder that can be written")
+    hint = "set WANCLI_CACHE_DIR to a folder that can be written"
+    write_whole(path, text.encode(), hint=hint, overwrite=True)
 
 
 def gib(size: float) -> str:

@@ -218,9 +218,10 @@ def save_preset(
     if not name or name != Path(name).name or name.startswith(".") or name.endswith(".toml"):
         raise PresetError(f"'{name}' is not a preset name.", hint="a plain word: my-preset")
     path = user_folder() / f"{name}.toml"
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise PresetError(f"preset '{name}' exists at {path}.", hint="add --overwrite")
     about = {"description": description, "source": source, "extends": extends}
     text = tomli_w.dumps({k: v for k, v in about.items() if v} | dict(tables))
-    write_whole(path, text.encode(), hint="set XDG_CONFIG_HOME to a folder of yours")
+    hint = "set XDG_CONFIG_HOME to a folder of yours"
+    write_whole(path, text.encode(), hint=hint, overwrite=overwrite)
     return path

@@ -4,12 +4,14 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from wancli.errors import InputError, SettingsError, WancliError, missing, shortened
+from wancli.files import write_whole
+from wancli.outputs import sidecar
 from wancli.reading import parse_json, read_text, unreadable
 from wancli.record_schema import Record, RolloutRecord, check_told
 from wancli.settings import MAX_SEED, RolloutSettings, Settings
@@ -17,6 +19,7 @@ from wancli.settings import MAX_SEED, RolloutSettings, Settings
 SCHEMA = "wancli.run/1"
 ROLLOUT_SCHEMA = "wancli.rollout/1"
 ROLLOUT_FILE = "rollout.json"  # in NAME.rollout/: what the rollout was asked for
+UNFINISHED = json.dumps({"schema": SCHEMA, "status": "unfinished"})  # of what tells no more
 EMBEDDED_LIMIT = 32_000  # bytes of JSON inside an MP4
 
 
@@ -193,6 +196,22 @@ def read_record_file(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise unreadable(path, error, hint="give a file that wancli generate wrote") from None
     return parse_record(text, origin=str(path))
+
+
+def write_record(record: RunRecord, video: Path, replaced: Collection[Path]) -> None:
+    """Write the record beside its video, or beside latents. Raises OutputError.
+
+    One that is there stays, and is an error, unless its path is `replaced`.
+    """
+    path = sidecar(video)
+    write_json(record.as_json(), path, overwrite=path in replaced)
+
+
+def write_json(value: Mapping[str, Any], path: Path, *, overwrite: bool = False) -> None:
+    """Write JSON whole or not at all. Raises OutputError."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    hint = "free some space; videos hold their record themselves: wancli show FILE"
+    write_whole(path, text.encode(), hint=hint, overwrite=overwrite)
 
 
 def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from wancli.errors import InputError, ModelError, OutputError, UsageError
+from wancli.files import whole_folder
 from wancli.folders import find_spec
 from wancli.models.convert import convert, read_sizes
-from wancli.models.folder import whole_folder
 from wancli.models.load import load_pipeline
 from wancli.settings import Machine
 
@@ -340,7 +340,7 @@ def test_a_failure_while_writing_leaves_what_was_there_and_nothing_else(
 
 def test_an_interrupt_while_writing_leaves_nothing(tmp_path: Path):
     def interrupted(out: Path) -> None:
-        with whole_folder(out, overwrite=False) as part:
+        with whole_folder(out, hint="", overwrite=False) as part:
             (part / "half").write_text("half")
             raise KeyboardInterrupt
 
@@ -351,7 +351,7 @@ def test_an_interrupt_while_writing_leaves_nothing(tmp_path: Path):
 
 def test_an_older_folder_comes_back_where_the_new_one_is_lost(tmp_path: Path):
     def lost(out: Path) -> None:
-        with whole_folder(out, overwrite=True) as part:
+        with whole_folder(out, hint="", overwrite=True) as part:
             part.rmdir()
 
     (tmp_path / "out").mkdir()
@@ -363,7 +363,7 @@ def test_an_older_folder_comes_back_where_the_new_one_is_lost(tmp_path: Path):
 
 def test_a_folder_made_meanwhile_is_not_replaced_unasked(tmp_path: Path):
     def late(out: Path) -> None:
-        with whole_folder(out, overwrite=False):
+        with whole_folder(out, hint="", overwrite=False):
             out.mkdir()
             (out / "mine").write_text("mine")
 

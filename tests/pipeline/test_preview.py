@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 from tests.fakes import tiny_vae
+from wancli.outputs import preview_file
 from wancli.pipeline.generate import Stepped
-from wancli.pipeline.preview import Previews, predict_clean, preview_file, previews
+from wancli.pipeline.preview import Previews, predict_clean, previews
 from wancli.records import Event, Shown
 
 

@@ -22,7 +22,7 @@ def summary() -> dict[str, Any]:
 
 
 def page_of(summary: dict[str, Any], folder: Path, *, title: str = "a red circle") -> str:
-    write_report(summary, folder / "drift.html", title=title)
+    write_report(summary, folder / "drift.html", title=title, overwrite=True)
     assert [entry.name for entry in folder.iterdir()] == ["drift.html"]
     return (folder / "drift.html").read_text(encoding="utf-8")
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,12 @@ def writer_to(
     encoding: Encoding = QUICK,
     streaming: bool = False,
     comment: str = "",
+    replaced: Collection[Path] = (),
 ) -> VideoWriter:
-    metadata = {"comment": comment}
     return VideoWriter(
-        path, size=size, fps=16, encoding=encoding, streaming=streaming, metadata=metadata
-    )
+        path, size=size, fps=16, encoding=encoding, streaming=streaming, replaced=replaced,
+        metadata={"comment": comment},
+    )  # fmt: skip
 
 
 def write(
@@ -53,9 +54,12 @@ def write(
     encoding: Encoding = QUICK,
     streaming: bool = False,
     comment: str = "{}",
+    replaced: Collection[Path] = (),
 ) -> WrittenVideo:
     size = (frames.shape[2], frames.shape[1])
-    with writer_to(path, size=size, encoding=encoding, streaming=streaming) as writer:
+    with writer_to(
+        path, size=size, encoding=encoding, streaming=streaming, replaced=replaced
+    ) as writer:
         writer.write(frames)
         return writer.finish({"comment": comment})
 
@@ -237,15 +241,40 @@ def test_ctrl_c_in_the_terminal_does_not_reach_ffmpeg(tmp_path: Path) -> None:
 def test_an_existing_file_stays_until_the_new_one_is_verified(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(b"older")
-    with writer_to(path) as writer:
+    with writer_to(path, replaced=[path]) as writer:
         writer.write(smooth())
         assert path.read_bytes() == b"older"
         with pytest.raises(OutputError, match="does not read back as it was written"):
             writer.finish({"comment": "no file keeps a \0 byte"})
     assert path.read_bytes() == b"older"
     assert names(tmp_path) == ["a.mp4"]
-    write(path, smooth())
+    write(path, smooth(), replaced=[path])
     assert probe(path).frames == 4
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_file_that_appears_while_a_video_is_made_stays(tmp_path: Path, streaming: bool) -> None:
+    path = tmp_path / "a.mp4"
+    with writer_to(path, streaming=streaming) as writer:
+        writer.write(smooth())
+        path.write_bytes(b"mine")
+        with pytest.raises(OutputError, match=r"a\.mp4: File exists"):
+            writer.finish({})
+    assert path.read_bytes() == b"mine"
+    assert names(tmp_path) == (["a.mp4", "a.part.mp4"] if streaming else ["a.mp4"])
+
+
+def test_a_part_of_somebody_elses_stays_and_one_that_may_go_is_replaced(tmp_path: Path) -> None:
+    path, part = tmp_path / "a.mp4", tmp_path / "a.part.mp4"
+    part.write_bytes(b"mine")
+    with writer_to(path, streaming=True) as writer, pytest.raises(OutputError, match="File exists"):
+        writer.write(smooth())
+    assert part.read_bytes() == b"mine"
+    with writer_to(path, streaming=True, replaced=[part]) as writer:
+        writer.write(smooth())
+        assert part.stat().st_size > 10
+        writer.finish({})
+    assert names(tmp_path) == ["a.mp4"]
 
 
 def test_frames_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -295,13 +324,3 @@ def test_a_stream_killed_with_its_program_plays_and_has_its_comment(tmp_path: Pa
     assert (info.width, info.height) == (64, 48)
     assert 1 <= info.frames == len(read_frames(part))
     assert read_comment(part) == "early"
-
-
-def test_parts_of_killed_processes_are_removed_and_of_living_ones_kept(tmp_path: Path) -> None:
-    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
-                          capture_output=True, check=True).stdout.decode().strip()  # fmt: skip
-    names = {n: tmp_path / n for n in (f".a.{gone}.part", f".a.{gone}.whole.part", ".a.1.part")}
-    for path in (*names.values(), tmp_path / f".b.{gone}.part"):
-        path.write_bytes(b"x")
-    write(tmp_path / "a.mp4", smooth(), encoding=QUICK)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".a.1.part", f".b.{gone}.part", "a.mp4"]

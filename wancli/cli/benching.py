@@ -1,26 +1,29 @@
 """From what was asked to a bench: variants checked, measured, shown, saved, judged."""
 
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wancli.bench.cases import Arm, Bench, Case, Given, Run, Variant, floor_of, summarize
 from wancli.cli.costing import generation, take
 from wancli.cli.given import look_at, recorded
+from wancli.cli.places import bench_folder
 from wancli.cli.screen import Screen
 from wancli.cli.tuning import save_tuned, tuned_for
 from wancli.cli.variants import Asked, flags_layers
 from wancli.errors import PlanError, QualityError, UsageError
+from wancli.files import whole_folder
 from wancli.folders import check_files, find_spec
 from wancli.inputs import choose_task
 from wancli.offload import OFFLOADS
+from wancli.outputs import Outputs
 from wancli.plan import Plan, check_given, make_plan
-from wancli.records import parse_seeds
+from wancli.records import parse_seeds, write_json
 from wancli.resolve import Layer, flag, resolve
 from wancli.settings import Settings
 from wancli.video.ffmpeg import Encoding, check_encoder
@@ -74,24 +77,32 @@ class Benching:
         check_encoder(Encoding.of(self.base.output))
         look_at(self._inputs, self.base.video)
         given = Given(self._inputs, recorded(self._inputs, self.baseline.plan))
-        _check_room(folder, overwrite=overwrite)
+        outputs = Outputs(overwrite=overwrite, reads=chain(*self._inputs.named().values()))
+        outputs.add(bench_folder(folder, overwrite=overwrite))
+        with outputs.held():
+            bench, page = self._write(folder, given, overwrite=overwrite)
+        self._show(bench, page)
+        self._judge(bench)
+        return bench
+
+    def _write(self, folder: Path, given: Given, *, overwrite: bool) -> tuple[Bench, Path]:
+        """The bench, and its page: in `folder` once it is whole."""
         from wancli.bench.measure import Measurer
         from wancli.bench.report import write_report
 
-        with self.screen.progress() as report:
-            part = _fresh(folder.with_name(f"{folder.name}.part"))
+        hint = "another --output"
+        with (
+            whole_folder(folder, hint=hint, overwrite=overwrite) as part,
+            self.screen.progress() as report,
+        ):
+            (part / "videos").mkdir()
             measurer = Measurer(self.spec, self.baseline, part, report, given)
             variants, chosen = self.variants, None
             if self.goals.tune_for is not None:
                 variants, chosen = self._tune(measurer, self.goals.tune_for)
             bench = self._measure(measurer, [self.baseline, *variants], part)
-        bench = replace(bench, chosen=chosen)
-        page = folder / write_report(bench, part).name
-        shutil.rmtree(folder, ignore_errors=True)  # an earlier one, now that this one is whole
-        part.rename(folder)
-        self._show(bench, page)
-        self._judge(bench)
-        return bench
+            bench = replace(bench, chosen=chosen)
+            return bench, folder / write_report(bench, part).name
 
     def _settle(self, *, force: bool) -> None:
         """Choose an offload that every variant goes with and fits under. Raises CapacityError."""
@@ -163,15 +174,13 @@ class Benching:
 
     def _measure(self, measurer: "Measurer", variants: Sequence[Variant], folder: Path) -> Bench:
         """Every case in every variant; what is done is written after each."""
-        from wancli.pipeline.run import write_json
-
         runs: list[Run] = []
         for made in measurer.measure(variants, self.cases):
             runs += made
             bench = self._bench(measurer, variants, runs)
-            write_json(bench.as_json(), folder / "bench.json")
+            write_json(bench.as_json(), folder / "bench.json", overwrite=True)
         bench = replace(bench, floor=floor_of(measurer.floor(self.cases)))
-        write_json(bench.as_json(), folder / "bench.json")
+        write_json(bench.as_json(), folder / "bench.json", overwrite=True)
         return bench
 
     def _bench(self, measurer: "Measurer", variants: Sequence[Variant], runs: list[Run]) -> Bench:
@@ -280,21 +289,3 @@ def _check_tunable(variants: Sequence[Variant]) -> None:
                 f"variant '{variant.name}' has no threshold to tune.",
                 hint=f'--variant "{variant.name}: {variant.flags} --use-cachedit"',
             )
-
-
-def _check_room(folder: Path, *, overwrite: bool) -> None:
-    """Raise UsageError for a folder that is full, or is not a bench's and would be replaced."""
-    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if folder.is_file() or (found and not overwrite):
-        raise UsageError(f"{folder} exists.", hint="--overwrite, or another --output")
-    if foreign := sorted(found - {"bench.json", "report.html", "videos"}):
-        raise UsageError(
-            f"{folder} is not of a bench, and stays: {foreign[0]}.", hint="another --output"
-        )
-
-
-def _fresh(part: Path) -> Path:
-    """An empty folder that a bench is made in: cut short, what was measured stays there."""
-    shutil.rmtree(part, ignore_errors=True)
-    (part / "videos").mkdir(parents=True)
-    return part

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -9,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 from wancli.cli.costing import Taken, cost_json, cost_rows, generation, take
 from wancli.cli.existing import check_existing
 from wancli.cli.given import look_at, recorded
-from wancli.cli.naming import check_sidecar, name_output
+from wancli.cli.naming import name_output
+from wancli.cli.places import beside
 from wancli.cli.screen import Screen
 from wancli.errors import PlanError, UsageError, WancliError
 from wancli.folders import check_files, find_spec, revision
 from wancli.hub_cache import check_reachable
 from wancli.inputs import NOTHING, Inputs, assume
+from wancli.lora import find_lora
+from wancli.outputs import Output, Outputs, nobodys, preview_file
 from wancli.plan import check_given, make_plan
-from wancli.records import Request
+from wancli.records import Request, write_json
 from wancli.resolve import Resolved
 from wancli.settings import Settings
 from wancli.video.ffmpeg import Encoding, check_encoder
@@ -89,24 +93,25 @@ def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
     taken.check()
     if asked.dry_run:
         return []
-    _refuse_twins(todo)
     todo = [t for t in todo if _wanted(t, files, screen)]
-    since = perf_counter()  # the libraries are part of what loading costs
     if not todo:
         return []
-    check_reachable(spec.repo)
-    from wancli.pipeline.run import Runner
+    outputs = _outputs(asked, todo, files)
+    with outputs.held():
+        since = perf_counter()  # the libraries are part of what loading costs
+        check_reachable(spec.repo)
+        from wancli.pipeline.run import Runner
 
-    resolved = replace(asked.resolved, settings=taken.settled(settings))
-    runner = Runner(spec, resolved, plan, command=asked.command, since=since)
-    return _make(todo, runner, asked.inputs, files, screen)
+        resolved = replace(asked.resolved, settings=taken.settled(settings))
+        runner = Runner(spec, resolved, plan, command=asked.command, since=since)
+        return _make(todo, runner, asked.inputs, files, outputs.replaced, screen)
 
 
 def _make(
-    todo: Sequence[_Todo], runner: "Runner", inputs: Inputs, files: Files, screen: Screen
-) -> list[dict[str, Any]]:
-    from wancli.pipeline.preview import preview_file
-    from wancli.pipeline.run import Job, failed_record, write_json
+    todo: Sequence[_Todo], runner: "Runner", inputs: Inputs, files: Files,
+    replaced: frozenset[Path], screen: Screen,
+) -> list[dict[str, Any]]:  # fmt: skip
+    from wancli.pipeline.run import Job, failed_record
 
     made: list[dict[str, Any]] = []
     for item in todo:
@@ -114,7 +119,9 @@ def _make(
             screen.say(f"preview: {preview_file(item.output)}")
         try:
             with screen.progress() as report:
-                job = Job(item.request, item.output, item.latents, inputs, files.preview_every)
+                job = Job(
+                    item.request, item.output, item.latents, inputs, files.preview_every, replaced
+                )
                 record = runner.make(job, report)
         except WancliError as error:
             if screen.talk.json:
@@ -124,7 +131,11 @@ def _make(
         made.append(record.as_json())
         if files.perf:
             timings = [{"path": m["output"]["path"], **m["timings"], **m["memory"]} for m in made]
-            write_json({"videos": timings}, files.perf)
+            write_json(
+                {"videos": timings},
+                files.perf,
+                overwrite=files.perf in replaced or len(made) > 1,  # its own, after the first
+            )
     return made
 
 
@@ -146,33 +157,43 @@ def _placed(request: Request, files: Files, *, several: bool) -> _Todo:
     return _Todo(request, output, latents)
 
 
-def _refuse_twins(todo: Sequence[_Todo]) -> None:
-    """Raise UsageError where two videos would go to one file."""
-    for names in ([t.output for t in todo], [t.latents for t in todo if t.latents]):
-        for path in names:
-            if names.count(path) > 1:
-                raise UsageError(
-                    f"several videos would be written to {path}.", hint="put {seed} in the name"
-                )
-
-
 def _wanted(item: _Todo, files: Files, screen: Screen) -> bool:
-    """Whether to make the video; UsageError or OutputError where it cannot be."""
-    from wancli.video.write import check_destination
+    """Whether to make the video. Raises UsageError."""
+    from wancli.video.write import check_name
 
     path = item.output
-    check_destination(path)
-    if path.exists() and not files.overwrite:
-        check = check_existing(path, item.request.hash) if files.skip_existing else None
+    check_name(path)
+    if files.skip_existing and path.exists() and not files.overwrite:
+        check = check_existing(path, item.request.hash)
         if check is None:
-            other = " and is of another request" if files.skip_existing else ""
-            raise UsageError(f"{path} exists{other}.", hint="--overwrite, or another --output")
+            message = f"{path} exists and is of another request."
+            raise UsageError(message, hint="--overwrite, or another --output")
         if check.status != DAMAGED:
             screen.skipped(item.request, path)
             return False
         screen.warn(f"{path} is damaged: {check.why}.", hint="it is made again")
-    check_sidecar(path)
     return True
+
+
+def _is_of(path: Path, *, digest: str) -> bool:
+    """Whether a video is of the request with that hash, damaged or not."""
+    return check_existing(path, digest) is not None
+
+
+def _outputs(asked: Asked, todo: Sequence[_Todo], files: Files) -> Outputs:
+    """All that is written. Raises UsageError where two of them are one file."""
+    given = [path for paths in asked.inputs.named().values() for path in paths]
+    loras = [find_lora(text).path for text in asked.resolved.settings.machine.lora]
+    outputs = Outputs(overwrite=files.overwrite, reads=[*given, *loras])
+    for item in todo:
+        ours = partial(_is_of, digest=item.request.hash) if files.skip_existing else nobodys
+        outputs.add(Output(item.output, "--output", ours))
+        outputs.add(*beside(item.output, previews=bool(files.preview_every)))
+        if item.latents:
+            outputs.add(Output(item.latents, "--save-latents"))
+    if files.perf:
+        outputs.add(Output(files.perf, "--perf-json"))
+    return outputs
 
 
 def show_plan(

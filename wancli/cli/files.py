@@ -9,12 +9,13 @@ import typer
 
 from wancli.cli.existing import record_beside, record_in
 from wancli.cli.generate import Overwrite
-from wancli.cli.naming import check_sidecar
 from wancli.cli.options import Talk, takes_settings, takes_talk
+from wancli.cli.places import beside
 from wancli.cli.repro import read_record
 from wancli.cli.screen import Screen
-from wancli.errors import InputError, UsageError
+from wancli.errors import InputError
 from wancli.folders import check_files, find_spec
+from wancli.outputs import Output, Outputs
 from wancli.records import settings_of
 from wancli.resolve import Layer, resolve
 from wancli.settings import Settings
@@ -67,18 +68,18 @@ def decode(
 
     The VAE works as it did for them, or as the flags say.
     """
-    from wancli.video.write import check_destination
+    from wancli.video.write import check_name
 
-    check_destination(output)
-    if output.exists() and not overwrite:
-        raise UsageError(f"{output} exists.", hint="--overwrite, or another --output")
-    check_sidecar(output)
+    check_name(output)
     _check_latents(latents, given)
-    from wancli.pipeline.run import decode_file
-
+    outputs = Outputs(overwrite=overwrite, reads=[latents])
+    outputs.add(Output(output, "--output"), *beside(output))
     screen = Screen(talk)
-    with screen.progress() as report:
-        record = decode_file(latents, output, report, given)
+    with outputs.held():
+        from wancli.pipeline.run import decode_file
+
+        with screen.progress() as report:
+            record = decode_file(latents, output, report, given, replaced=outputs.replaced)
     screen.done(record)
 
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wancli.errors import InputError, UsageError
+from wancli.errors import UsageError
 from wancli.reading import user_path
-from wancli.records import read_record_file
 
 DEFAULT = "{prompt:40}-{seed}.mp4"
 FIELDS = ("prompt", "seed", "model", "steps", "width", "height")
@@ -50,17 +49,3 @@ def name_output(
         raise UsageError(f"output template {text!r}: {error}.", hint=DEFAULT) from None
     path = user_path(name)
     return path if len(path.parts) > 1 else folder / path
-
-
-def check_sidecar(video: Path) -> None:
-    """Raise UsageError when NAME.json is a file of somebody else's."""
-    path = video.with_suffix(".json")
-    if not path.exists():
-        return
-    try:
-        read_record_file(path)
-    except InputError:
-        raise UsageError(
-            f"{path} exists and is no record of wancli; it would be overwritten.",
-            hint="choose another --output name",
-        ) from None

@@ -10,6 +10,7 @@ from wancli.cli.generate import Overwrite
 from wancli.cli.options import Talk, takes_talk
 from wancli.cli.screen import Screen
 from wancli.errors import UsageError, missing
+from wancli.outputs import Output, Outputs
 
 if TYPE_CHECKING:
     from wancli.video.sheet import Picture
@@ -66,20 +67,24 @@ def preview(  # noqa: PLR0913 - one parameter per flag
     animations = [path for path in (gif, webp) if path]
     sheets = _sheets(files, sheet, animations=bool(animations))
     _check_videos(files, animations=bool(animations), sheets=sheets)
-    for path, suffix in (*((path, ".png") for path in sheets), (gif, ".gif"), (webp, ".webp")):
-        if path:
-            _check_target(path, suffix, overwrite=overwrite)
+    outputs = Outputs(overwrite=overwrite, reads=files, another="another name")
+    outputs.add(*(_output(path, "--sheet", ".png") for path in sheets))
+    outputs.add(*(_output(p, f"--{n}", f".{n}") for n, p in (("gif", gif), ("webp", webp)) if p))
     if fps is not None and not animations:
         raise UsageError("--fps is of animations.", hint="--gif NAME.gif or --webp NAME.webp")
-    from wancli.video.sheet import Grid, write_animation, write_sheet
+    with outputs.held():
+        from wancli.video.sheet import Grid, write_animation, write_sheet
 
-    screen = Screen(talk)
-    grid = Grid(rows, columns, width) if width else Grid(rows, columns)
-    for target, videos in sheets.items():
-        _say(screen, write_sheet(videos, target, grid), videos, kind="sheet")
-    for target in animations:
-        made = write_animation(files[0], target, width=width, fps=fps)
-        _say(screen, made, files, kind=target.suffix[1:].lower())
+        screen, replaced = Screen(talk), outputs.replaced
+        grid = Grid(rows, columns, width) if width else Grid(rows, columns)
+        for target, videos in sheets.items():
+            sheet_made = write_sheet(videos, target, grid, overwrite=target in replaced)
+            _say(screen, sheet_made, videos, kind="sheet")
+        for target in animations:
+            made = write_animation(
+                files[0], target, width=width, fps=fps, overwrite=target in replaced
+            )
+            _say(screen, made, files, kind=target.suffix[1:].lower())
 
 
 def _sheets(
@@ -111,12 +116,11 @@ def _check_videos(
         )
 
 
-def _check_target(path: Path, suffix: str, *, overwrite: bool) -> None:
+def _output(path: Path, role: str, suffix: str) -> Output:
     if path.suffix.lower() != suffix:
         hint = f"use {path.with_suffix(suffix)}" if path.name else f"use a name such as x{suffix}"
         raise UsageError(f"output {str(path)!r} does not end in {suffix}.", hint=hint)
-    if path.exists() and not overwrite:
-        raise UsageError(f"{path} exists.", hint="--overwrite, or another name")
+    return Output(path, role)
 
 
 def _say(screen: Screen, made: "Picture", videos: Sequence[Path], *, kind: str) -> None:

@@ -3,13 +3,15 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from wancli.cli.costing import Taken, take
 from wancli.cli.execute import show_plan
-from wancli.cli.naming import check_sidecar, name_output
+from wancli.cli.naming import name_output
+from wancli.cli.places import beside, beside_rollout, is_of_rollout
 from wancli.cli.screen import Screen
 from wancli.cli.starts import Starts, check_starts, context_frames, digest
 from wancli.cost import rollout_cost
@@ -17,6 +19,8 @@ from wancli.errors import UsageError, WancliError
 from wancli.estimate import Estimate, estimate, here
 from wancli.folders import check_files, find_spec, revision
 from wancli.hub_cache import check_reachable
+from wancli.lora import find_lora
+from wancli.outputs import Output, Outputs, nobodys
 from wancli.plan import RolloutPlan, check_given, make_rollout_plan
 from wancli.records import Request, parse_seeds
 from wancli.resolve import Layer, Resolved, resolve
@@ -81,7 +85,12 @@ class Rolling:
         taken = self._say_taken(request, video or latents or store, dry_run=dry_run)
         if dry_run:
             return None
-        self._check_places(video, latents, store)
+        outputs = self._outputs(video, latents, store)
+        with outputs.held():
+            return self._make(self._job(request, video, latents, store), outputs.replaced, taken)
+
+    def _make(self, job: "RolloutJob", replaced: frozenset[Path], taken: Taken) -> dict[str, Any]:
+        self._check_earlier(job)
         check_reachable(self.spec.repo)
         since = perf_counter()  # the libraries are part of what loading costs
         # Huge pages: memory given back after each chunk is taken again at 1-4 % and not up to 20.
@@ -90,31 +99,31 @@ class Rolling:
         from wancli.pipeline.run import failed_record
         from wancli.pipeline.store import RolloutStore
 
-        kept = RolloutStore(store)
-        replaces = self.ask.overwrite and bool(kept.chunks())
-        job = self._job(request, video, latents, store)
-        job = replace(job, settings=taken.settled(job.settings), replaces=replaces)
+        kept, request = RolloutStore(job.store), job.request
+        replaces = self.ask.overwrite and not self.ask.again and bool(kept.chunks())
+        settled = taken.settled(job.settings)
+        job = replace(job, settings=settled, replaces=replaces, replaced=replaced)
         check_files(self.spec, job.parts)
         told = request.as_json()
-        with kept.locked():
-            if self.ask.again:
-                found = resume.go_on(kept, self.before, told, rerender=self.ask.rerender)
-                self._say_found(found)
-            elif not job.replaces:
-                resume.begin(kept, told, overwrite=self.ask.overwrite)
-            try:
-                with self.screen.progress() as report:
-                    record = roll.roll(job, self.spec, report, since=since)
-            except WancliError as error:
-                if not self.ask.again:
-                    kept.leave_nothing()
-                if self.screen.talk.json:
-                    self.screen.json(failed_record(request, error, command="rollout").as_json())
-                raise
+        if self.ask.again:
+            found = resume.go_on(kept, self.before, told, rerender=self.ask.rerender)
+            self._say_found(found)
+        elif not job.replaces:
+            resume.begin(kept, told, overwrite=self.ask.overwrite)
+        try:
+            with self.screen.progress() as report:
+                record = roll.roll(job, self.spec, report, since=since)
+        except WancliError as error:
+            if not self.ask.again:
+                kept.leave_nothing()
+            if self.screen.talk.json:
+                self.screen.json(failed_record(request, error, command="rollout").as_json())
+            raise
         if self.ask.report:
             from wancli.video.drift_report import write_report
 
-            write_report(record.drift, self.ask.report, title=request.prompt)
+            overwrite = self.ask.report in replaced
+            write_report(record.drift, self.ask.report, title=request.prompt, overwrite=overwrite)
         self.screen.done(record)
         return record.as_json()
 
@@ -197,24 +206,34 @@ class Rolling:
         kept = {chunk: seed for chunk, seed in known.items() if chunk < self.ask.rerender}
         return {**kept, self.ask.rerender: given[0]} if given else known
 
-    def _check_places(self, video: Path | None, latents: Path | None, store: Path) -> None:
-        from wancli.video.write import check_destination
+    def _outputs(self, video: Path | None, latents: Path | None, store: Path) -> Outputs:
+        """All that is written. Raises UsageError where two of them are one file."""
+        from wancli.video.write import check_name
 
+        ask = self.ask
         if video:
-            check_destination(video)
-            check_sidecar(video)
+            check_name(video)
+        if ask.report and ask.report.suffix != ".html":
+            raise UsageError(f"--report {ask.report} is no .html file.", hint="--report drift.html")
+        loras = [find_lora(text).path for text in self.resolved.settings.machine.lora]
+        outputs = Outputs(overwrite=ask.overwrite, reads=[*ask.starts.named().values(), *loras])
+        ours = partial(is_of_rollout, before=self.before) if ask.again else nobodys
+        for path, flag in ((video, "--output"), (latents, "--save-latents")):
+            if path:
+                outputs.add(Output(path, flag, ours))
+        outputs.add(*beside(video or latents or store), *beside_rollout(store, video))
+        if ask.report:
+            outputs.add(Output(ask.report, "--report"))
+        return outputs
+
+    def _check_earlier(self, job: "RolloutJob") -> None:
+        """Raise UsageError where another rollout would be lost."""
         free = self.ask.overwrite or self.ask.again
-        for path in (video, latents):
-            if path and path.exists() and not free:
-                raise UsageError(f"{path} exists.", hint="--overwrite, or another --output")
-        if not free and any(store.glob("chunk-*.safetensors")):
-            again = f"wancli rollout --resume -o {video}" if video else "--resume"
+        if not free and any(job.store.glob("chunk-*.safetensors")):
+            again = f"wancli rollout --resume -o {job.video}" if job.video else "--resume"
             raise UsageError(
-                f"{store} holds a rollout already.", hint=f"{again}, --overwrite or other names"
-            )
-        if self.ask.report and self.ask.report.suffix != ".html":
-            raise UsageError(
-                f"--report {self.ask.report} is no .html file.", hint="--report drift.html"
+                f"{job.store} holds a rollout already.",
+                hint=f"{again}, --overwrite or other names",
             )
 
     def _job(

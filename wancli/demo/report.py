@@ -148,7 +148,7 @@ def write_sheets(folder: Path, uses: Sequence[Use]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write whole or not at all. Raises OutputError."""
-    write_whole(path, text.encode(), hint="choose another place")
+    write_whole(path, text.encode(), hint="choose another place", overwrite=True)
 
 
 def _parts(loaded: Loaded) -> dict[str, dict[str, Any]]:

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from wancli.errors import InputError, ModelError, closest
+from wancli.errors import InputError, ModelError, closest, first_line
+from wancli.files import whole_folder
 from wancli.models.checkpoint import EMBEDDER, IMAGE, Tensors, read_checkpoint, some
-from wancli.models.folder import check_base, check_target, copy_parts, whole_folder
+from wancli.models.folder import check_base, check_target, copy_parts
 from wancli.reading import read_json, unreadable
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -83,7 +85,7 @@ def convert(
     sizes = {name: value for name, value in model.config.items() if not name.startswith("_")}
     if base:
         check_base(base, sizes)
-    with whole_folder(out, overwrite=overwrite) as part:
+    with whole_folder(out, hint="use another folder", overwrite=overwrite) as part:
         _save(tensors, model, part / "transformer")
         if base:
             copy_parts(base, part)
@@ -96,7 +98,10 @@ def _save(tensors: Tensors, model: WanTransformer3DModel, folder: Path) -> None:
     model.save_config(folder)
     weights = folder / "diffusion_pytorch_model.safetensors"
     packed = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(packed, weights, metadata={"format": "pt"})
+    try:
+        save_file(packed, weights, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(first_line(error)) from error
     shutil.copymode(folder / "config.json", weights)  # safetensors lets nobody else read its files
 
 

@@ -2,16 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from wancli.errors import ModelError, OutputError, UsageError
+from wancli.errors import ModelError, UsageError
 from wancli.folders import read_config, spec_of_folder
-from wancli.interrupts import unwind_from_here
 
 _BASE = ("model_index.json", "vae", "text_encoder", "tokenizer", "scheduler")
 _WHOLE = {"transformer", *_BASE}
@@ -71,30 +67,3 @@ def _link(source: Path | str, target: Path | str) -> None:
         os.link(os.path.realpath(source), target)  # the hub's cache is made of symbolic links
     except OSError:
         shutil.copy2(source, target)
-
-
-@contextmanager
-def whole_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """An empty hidden folder beside `out`, which takes its place if the block ends well.
-
-    If not, `out` is what it was, and nothing else is left. Raises OutputError.
-    """
-    unwind_from_here()
-    final = out.resolve()
-    part, old = (final.with_name(f".{final.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(part, ignore_errors=True)  # of a killed run: in containers ids come again
-        part.mkdir()
-        yield part
-        if overwrite and final.exists():
-            final.rename(old)
-        part.rename(final)
-    except (OSError, SafetensorError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise OutputError(f"cannot write {out}: {reason}.", hint="use another folder") from error
-    finally:
-        if old.exists() and not final.exists():
-            old.rename(final)
-        for folder in (part, old):
-            shutil.rmtree(folder, ignore_errors=True)

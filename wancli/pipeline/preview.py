@@ -1,7 +1,6 @@
 """What a video will be, seen before it is: a small picture beside it, every few steps."""
 
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,11 +8,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from wancli.errors import OutputError
-from wancli.files import write_whole
+from wancli.files import remove, write_whole
 from wancli.models.latent_rgb import LatentRgb, fit_rgb
+from wancli.outputs import PREVIEW_MARK, preview_file
 from wancli.pipeline.generate import Stepped
 from wancli.records import Report, Shown
 
@@ -21,19 +22,18 @@ _SHOWN = 4  # latent frames, from the first to the last
 _SIDE = 192  # pixels of the longer side of one of them
 
 
-def preview_file(video: Path) -> Path:
-    """Where the picture is: NAME.preview.png beside the video."""
-    suffix = ".preview.png"
-    stem = os.fsencode(video.stem)[: 255 - len(suffix)].decode(errors="ignore")  # bytes of a name
-    return video.with_name(stem + suffix)
-
-
 class Previews:
     """The picture beside a video, replaced every `every` denoising steps; none if that is None."""
 
-    def __init__(self, video: Path, report: Report, *, every: int | None) -> None:
-        """`report` hears of every picture, and may show it."""
+    def __init__(
+        self, video: Path, report: Report, *, every: int | None, overwrite: bool = False
+    ) -> None:
+        """`report` hears of every picture, and may show it.
+
+        One that is there stays, unless `overwrite`, and the new ones are only reported.
+        """
         self._file, self._report, self._every = preview_file(video), report, every
+        self._mine = overwrite
         self._before: Tensor | None = None
         self._map: LatentRgb | None = None
 
@@ -51,20 +51,22 @@ class Previews:
         taken = np.linspace(0, count - 1, min(_SHOWN, count)).round().astype(int).tolist()
         content = _strip(self._map(clean[:, :, taken]))
         with suppress(OutputError):  # where a picture does not fit, the video will say so
-            write_whole(self._file, content, hint="")
+            write_whole(self._file, content, hint="", overwrite=self._mine)
+            self._mine = True
         self._report(Shown(content))
 
     def remove(self) -> None:
         """The video is there, or will not come."""
-        if self._every is not None:
-            with suppress(OSError):
-                self._file.unlink()
+        if self._every is not None and self._mine:
+            remove(self._file)
 
 
 @contextmanager
-def previews(video: Path, report: Report, *, every: int | None) -> Iterator[Previews]:
+def previews(
+    video: Path, report: Report, *, every: int | None, overwrite: bool = False
+) -> Iterator[Previews]:
     """Pictures until the block ends, however it ends."""
-    shown = Previews(video, report, every=every)
+    shown = Previews(video, report, every=every, overwrite=overwrite)
     try:
         yield shown
     finally:
@@ -88,8 +90,9 @@ def _strip(frames: Tensor) -> bytes:
     _, height, width, _ = frames.shape
     scale = max(1, _SIDE // max(height, width))
     row = Image.fromarray(np.concatenate(list(frames.numpy()), axis=1))
-    content = io.BytesIO()
+    content, about = io.BytesIO(), PngInfo()
+    about.add_text(*PREVIEW_MARK)
     row.resize((row.width * scale, row.height * scale), Image.Resampling.BICUBIC).save(
-        content, "PNG"
+        content, "PNG", pnginfo=about
     )
     return content.getvalue()

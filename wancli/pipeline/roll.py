@@ -24,11 +24,20 @@ from wancli.pipeline.memory import fits_in_memory, give_back, peak_memory
 from wancli.pipeline.resume import begin
 from wancli.pipeline.rollout import Chunk, Past, Remembered, Story, rollout
 from wancli.pipeline.rollout import Step as ChunkStep
-from wancli.pipeline.run import finish, output_json, start_record, versions, write_json
+from wancli.pipeline.run import finish, output_json, start_record, versions
 from wancli.pipeline.spent import Row, Times, rates, reuse, summed
 from wancli.pipeline.store import GIVEN, TIMES_FILE, RolloutStore, chunk_name
 from wancli.plan import RolloutPlan
-from wancli.records import Phase, Report, Request, RunRecord, Step, rounded
+from wancli.records import (
+    UNFINISHED,
+    Phase,
+    Report,
+    Request,
+    RunRecord,
+    Step,
+    rounded,
+    write_record,
+)
 from wancli.sampling.noise import IndexedNoise, Noise, StreamNoise
 from wancli.schedule import Schedule
 from wancli.settings import RolloutSettings
@@ -55,6 +64,7 @@ class RolloutJob:
     latents: Path | None = None
     only_new: bool = False
     replaces: bool = False  # the rollout that is in `store`, once the model has loaded
+    replaced: frozenset[Path] = frozenset()  # where what is there may be replaced
 
     @property
     def resume(self) -> str:
@@ -140,12 +150,15 @@ def _roll(
     if job.latents:
         everything = [latents for _, latents in given]
         everything += [_known(store, span) for span in job.plan.spans]
-        save_latents(torch.cat([x.cpu() for x in everything], 2), job.latents, record.as_json())
+        save_latents(
+            torch.cat([x.cpu() for x in everything], 2), job.latents, record.as_json(),
+            overwrite=job.latents in job.replaced,
+        )  # fmt: skip
     timings |= {"total_s": perf_counter() - since, "chunks": rows}
     output = output_json(written) if written else {"path": str(job.latents)}
     output = {**output, "rollout": str(job.store)}
     record = replace(record, output=output, timings=rounded(timings))
-    write_json(record.as_json(), (job.video or job.latents or job.store).with_suffix(".json"))
+    write_record(record, job.video or job.latents or job.store, job.replaced)
     return record
 
 
@@ -254,8 +267,9 @@ def _film(
             size=(video.width, video.height),
             fps=video.fps,
             encoding=Encoding.of(output),
+            replaced=job.replaced,
             streaming=True,
-            metadata={"comment": record.embedded()} if output.metadata else {},
+            metadata={"comment": record.embedded() if output.metadata else UNFINISHED},
         )
     )
     film = stack.enter_context(

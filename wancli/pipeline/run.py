@@ -1,8 +1,7 @@
 """The runner: load once, then encode, denoise, decode, write and record each video."""
 
-import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,12 +13,12 @@ import torch
 from torch import Tensor
 
 from wancli.errors import WancliError
-from wancli.files import write_whole
 from wancli.folders import find_spec
 from wancli.inputs import NOTHING, Inputs
 from wancli.machine import check_machine
 from wancli.models.load import Loaded, found_machine, load_pipeline, load_vae
 from wancli.offload import check_tiling
+from wancli.outputs import preview_file
 from wancli.packages import package_version
 from wancli.pipeline.clock import Clock
 from wancli.pipeline.generate import Stepped, decode, decoded, denoise
@@ -39,6 +38,7 @@ from wancli.records import (
     reuse_json,
     rounded,
     settings_of,
+    write_record,
 )
 from wancli.resolve import Layer, Resolved, check_tuned, resolve
 from wancli.settings import Settings
@@ -58,6 +58,7 @@ class Job:
     latents: Path | None = None
     inputs: Inputs = NOTHING
     preview_every: int | None = None  # denoising steps
+    replaced: frozenset[Path] = frozenset()  # where what is there may be replaced
 
 
 class Runner:
@@ -81,7 +82,8 @@ class Runner:
 
     def make(self, job: Job, report: Report) -> RunRecord:
         """Make one video, its sidecar and its record. Raises WancliError; latents are kept then."""
-        with previews(job.output, report, every=job.preview_every) as preview:
+        overwrite = preview_file(job.output) in job.replaced
+        with previews(job.output, report, every=job.preview_every, overwrite=overwrite) as preview:
             return self._make(job, report, preview)
 
     def _make(self, job: Job, report: Report, preview: Previews) -> RunRecord:
@@ -111,8 +113,7 @@ class Runner:
                 loaded, prompt, self.settings, self.plan, seed=job.request.seed, on_step=on_step
             )
             clock.mark("denoise" if denoised.frames is None else "decode")
-            if job.latents:
-                save_latents(denoised.latents, job.latents, record.as_json())
+            _save(denoised.latents, job, record)
             report(Phase("decode"))
             whole = denoised.latents if self.plan.segments == 1 else None
             with keeping(whole, job.output, record.as_json()):
@@ -131,10 +132,12 @@ class Runner:
         )
         report(Phase("write"))
         saving = perf_counter()
-        written = write_video(frames, job.output, record, self.settings, whole)
+        written = write_video(
+            frames, job.output, record, self.settings, whole, replaced=job.replaced
+        )
         timings |= {"save_s": perf_counter() - saving, "total_s": perf_counter() - started}
         record = replace(record, output=output_json(written), timings=rounded(timings))
-        write_json(record.as_json(), job.output.with_suffix(".json"))
+        write_record(record, job.output, job.replaced)
         return record
 
     def _load(self, report: Report) -> float:
@@ -159,6 +162,13 @@ class Runner:
             pictures = read_pictures(TASKS[self.plan.task], job.inputs, size=size)
             self._pictures = job.inputs, pictures
         return replace(self._prompts[text], pictures=self._pictures[1])
+
+
+def _save(latents: Tensor, job: Job, record: RunRecord) -> None:
+    """Write what --save-latents asks for."""
+    if job.latents:
+        overwrite = job.latents in job.replaced
+        save_latents(latents, job.latents, record.as_json(), overwrite=overwrite)
 
 
 def _timings(
@@ -189,8 +199,14 @@ def _cache(settings: Settings, plan: Plan, uses: Sequence[Use]) -> dict[str, Any
     return {"method": " and ".join(methods), **reuse_json(uses)}
 
 
-def decode_file(latents_file: Path, output: Path, report: Report, given: Layer) -> RunRecord:
-    """Make a video of saved latents, with only the VAE loaded. Raises WancliError."""
+def decode_file(
+    latents_file: Path, output: Path, report: Report, given: Layer, *,
+    replaced: Collection[Path] = (),
+) -> RunRecord:  # fmt: skip
+    """Make a video of saved latents, with only the VAE loaded. Raises WancliError.
+
+    Of the files that are there only those at the paths `replaced` are.
+    """
     started = perf_counter()
     latents, told = read_latents(latents_file)
     layer = Layer(f"record of {latents_file.name}", settings_of(told))
@@ -210,10 +226,10 @@ def decode_file(latents_file: Path, output: Path, report: Report, given: Layer) 
     known = {field.name: told[field.name] for field in fields(RunRecord) if field.name in told}
     record = RunRecord(**(known | about | {"timings": timings, "memory": peak_memory(device)}))
     report(Phase("write"))
-    written = write_video(frames, output, record, settings, latents)
+    written = write_video(frames, output, record, settings, latents, replaced=replaced)
     timings |= {"save_s": perf_counter() - decoded, "total_s": perf_counter() - started}
     record = replace(record, output=output_json(written), timings=rounded(timings))
-    write_json(record.as_json(), output.with_suffix(".json"))
+    write_record(record, output, replaced)
     return record
 
 
@@ -236,17 +252,19 @@ def failed_record(request: Request, error: WancliError, *, command: str) -> RunR
 
 
 def write_video(
-    frames: Any, path: Path, record: RunRecord, settings: Settings, latents: Tensor | None
-) -> WrittenVideo:
+    frames: Any, path: Path, record: RunRecord, settings: Settings, latents: Tensor | None, *,
+    replaced: Collection[Path] = (),
+) -> WrittenVideo:  # fmt: skip
     """Write uint8 [T, H, W, 3]. When that fails the latents are kept, and the error says where."""
     _, height, width, _ = frames.shape
     encoding = Encoding.of(settings.output)
     with (
         keeping(latents, path, record.as_json()),
         VideoWriter(
-            path, size=(width, height), fps=settings.video.fps, encoding=encoding
+            path, size=(width, height), fps=settings.video.fps, encoding=encoding,
+            replaced=replaced,
         ) as writer,
-    ):
+    ):  # fmt: skip
         writer.write(frames)
         return finish(writer, record, settings)
 
@@ -256,13 +274,6 @@ def finish(writer: VideoWriter, record: RunRecord, settings: Settings) -> Writte
     if not settings.output.metadata:
         return writer.finish({})
     return writer.finish({"comment": replace(record, output=writer.digests()).embedded()})
-
-
-def write_json(value: Mapping[str, Any], path: Path) -> None:
-    """Write JSON whole or not at all. Raises OutputError."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    hint = "free some space; videos hold their record themselves: wancli show FILE"
-    write_whole(path, text.encode(), hint=hint)
 
 
 def output_json(written: WrittenVideo) -> dict[str, Any]:

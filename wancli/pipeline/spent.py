@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from wancli.errors import OutputError
+from wancli.files import remove
 from wancli.geometry import Span
 from wancli.pipeline.clock import Clock
 from wancli.pipeline.film import Shown
@@ -59,7 +60,8 @@ class Times:
         """Raises OutputError."""
         self._path = path
         try:
-            self._file = path.open("w+", encoding="utf-8")
+            remove(path)  # never through a link, and no reader of the earlier one is cut short
+            self._file = path.open("x+", encoding="utf-8")
         except OSError as error:
             raise self._failure(error) from None
 

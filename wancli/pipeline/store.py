@@ -5,11 +5,10 @@ file each: `given.safetensors`, `chunk-000000.safetensors`, ... A rollout's keys
 VAE's state, follow from these alone. `times.jsonl` says where the time of the last run went.
 """
 
-import fcntl
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from wancli.errors import OutputError, UsageError
-from wancli.files import write_whole
-from wancli.interrupts import unwind_from_here
+from wancli.errors import OutputError
+from wancli.files import remove, write_whole
 from wancli.records import ROLLOUT_FILE, ROLLOUT_SCHEMA
 
 GIVEN = "given"
@@ -34,26 +32,6 @@ class RolloutStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out. Raises UsageError where one is in, OutputError on bad disks."""
-        unwind_from_here()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = (self.folder / "lock").open("w")
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {self.folder}: {error.strerror}.", hint="another --output"
-            ) from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UsageError(
-                    f"another process is writing {self.folder}.", hint="wait for it, or stop it"
-                ) from None
-            yield
 
     def write_request(self, told: Mapping[str, Any]) -> None:
         """Whole or not at all. Raises OutputError."""
@@ -85,8 +63,7 @@ class RolloutStore:
 
     def chunks(self) -> list[int]:
         """The numbers of all chunks there are files of, damaged or not."""
-        names = (_CHUNK.fullmatch(path.name) for path in self.folder.glob("chunk-*.safetensors"))
-        return sorted(int(name[1]) for name in names if name)
+        return sorted(int(path.stem[6:]) for path in _chunk_files(self.folder))
 
     def drop_from(self, first: int) -> Path | None:
         """Set chunks aside, from `first` on; says where. They are not deleted."""
@@ -111,19 +88,28 @@ class RolloutStore:
         """Remove the folder again where no chunk was made."""
         if not self.chunks():
             self.clear()
-            for name in (f"{GIVEN}.safetensors", ROLLOUT_FILE, TIMES_FILE, "lock"):
-                (self.folder / name).unlink(missing_ok=True)
-            self.folder.rmdir()
+            for name in (ROLLOUT_FILE, TIMES_FILE):
+                remove(self.folder / name)
+            with suppress(OSError):  # somebody has put a file of theirs into it
+                self.folder.rmdir()
 
     def clear(self) -> None:
-        """Begin anew: what an earlier rollout left here is deleted."""
-        for path in [*self.folder.glob("*.safetensors"), *self.folder.glob("replaced-*/*")]:
-            path.unlink()
-        for path in self.folder.glob("replaced-*"):
-            path.rmdir()
+        """Begin anew: what an earlier rollout left here is deleted, and nothing else."""
+        remove(self.folder / f"{GIVEN}.safetensors")
+        aside = [path for path in self.folder.glob("replaced-*") if path.name[9:].isdigit()]
+        for folder in [self.folder, *aside]:
+            for path in _chunk_files(folder):
+                remove(path)
+        for folder in aside:
+            with suppress(OSError):
+                folder.rmdir()
 
     def _put(self, name: str, content: bytes) -> None:
-        write_whole(self.folder / name, content, hint=HINT, sync=True)
+        write_whole(self.folder / name, content, hint=HINT, overwrite=True, sync=True)
+
+
+def _chunk_files(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("chunk-*.safetensors") if _CHUNK.fullmatch(path.name)]
 
 
 def chunk_name(number: int) -> str:

@@ -150,7 +150,9 @@ class Timeline:
         ]
 
 
-def write_report(summary: Mapping[str, Any], path: Path, *, title: str) -> None:
+def write_report(
+    summary: Mapping[str, Any], path: Path, *, title: str, overwrite: bool = False
+) -> None:
     """Write what `DriftMeter.summary` says as a page, whole or not at all.
 
     Raises UsageError for a name that is no page's, OutputError for a place that cannot be written.
@@ -159,7 +161,8 @@ def write_report(summary: Mapping[str, Any], path: Path, *, title: str) -> None:
         raise UsageError(f"report {str(path)!r} does not end in .html.", hint="--report FILE.html")
     # A prompt from a shell can hold what is not UTF-8.
     page = _page(summary, title=title).encode(errors="replace")
-    write_whole(path, page, hint="choose another place: --report FILE.html")
+    hint = "choose another place: --report FILE.html"
+    write_whole(path, page, hint=hint, overwrite=overwrite)
 
 
 def _page(summary: Mapping[str, Any], *, title: str) -> str:

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,22 @@ from safetensors.torch import save
 from torch import Tensor
 
 from wancli.errors import InputError, OutputError, RunError
-from wancli.files import write_whole
+from wancli.files import write_beside, write_whole
 from wancli.reading import unreadable
 from wancli.tensor_files import LATENTS_HINT, latents_record, latents_shape
 
 
-def save_latents(latents: Tensor, path: Path, record: Mapping[str, Any]) -> None:
+def save_latents(
+    latents: Tensor, path: Path, record: Mapping[str, Any], *, overwrite: bool = False
+) -> None:
     """Write latents [1, C, F, H, W] whole or not at all. Raises OutputError."""
+    hint = "choose another place: --save-latents FILE"
+    write_whole(path, _packed(latents, record), hint=hint, overwrite=overwrite)
+
+
+def _packed(latents: Tensor, record: Mapping[str, Any]) -> bytes:
     tensors = {"latents": latents[0].transpose(0, 1).float().cpu().contiguous()}
-    content = save(tensors, metadata={"wancli": json.dumps(record)})
-    write_whole(path, content, hint="choose another place: --save-latents FILE")
+    return save(tensors, metadata={"wancli": json.dumps(record)})
 
 
 @contextmanager
@@ -43,14 +49,14 @@ def keeping(latents: Tensor | None, path: Path, record: Mapping[str, Any]) -> It
 
 
 def keep_latents(latents: Tensor, path: Path, record: Mapping[str, Any]) -> Path | None:
-    """Save latents beside the video that could not be written, or else in the temporary folder."""
-    name = f"{path.stem[:80]}.latents.safetensors"
+    """Save latents beside the video that could not be written, or else in the temporary folder.
+
+    Under a name that is free.
+    """
+    name, content = f"{path.stem[:80]}.latents.safetensors", _packed(latents, record)
     for folder in (path.parent, Path(tempfile.gettempdir())):
-        try:
-            save_latents(latents, folder / name, record)
-        except OutputError:
-            continue
-        return folder / name
+        with suppress(OutputError):
+            return write_beside(folder / name, content, hint="free some space")
     return None
 
 

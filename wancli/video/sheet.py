@@ -45,7 +45,9 @@ class Grid:
     width: int = 240
 
 
-def write_sheet(videos: Sequence[Path], target: Path, grid: Grid) -> Picture:
+def write_sheet(
+    videos: Sequence[Path], target: Path, grid: Grid, *, overwrite: bool = False
+) -> Picture:
     """A contact sheet of videos, one below the other. Raises InputError, OutputError.
 
     Pictures are evenly spaced from the first video frame to the last; number and time stand below.
@@ -58,11 +60,15 @@ def write_sheet(videos: Sequence[Path], target: Path, grid: Grid) -> Picture:
     for block, _ in blocks:
         sheet.paste(block, (0, top))
         top += block.height
-    _save(sheet, target)
+    content = io.BytesIO()
+    sheet.save(content, "PNG")
+    write_whole(target, content.getvalue(), hint=_HINT, overwrite=overwrite)
     return Picture(target, *sheet.size, sum(frames for _, frames in blocks))
 
 
-def write_animation(video: Path, target: Path, *, width: int | None, fps: float | None) -> Picture:
+def write_animation(
+    video: Path, target: Path, *, width: int | None, fps: float | None, overwrite: bool = False
+) -> Picture:
     """A GIF or a WebP, as the name of `target` says, that plays again and again.
 
     At `fps` of the video's frames a second, all of them if None. Raises InputError, UsageError,
@@ -100,7 +106,7 @@ def write_animation(video: Path, target: Path, *, width: int | None, fps: float 
         duration=durations,
         loop=0,
     )
-    write_whole(target, content.getvalue(), hint=_HINT)
+    write_whole(target, content.getvalue(), hint=_HINT, overwrite=overwrite)
     return Picture(target, *size, len(taken))
 
 
@@ -142,9 +148,3 @@ def _taken(video: Path, info: VideoInfo, numbers: Sequence[int]) -> Iterator[Ima
 def _fitted(info: VideoInfo, width: int) -> tuple[int, int]:
     """Width and height in pixels, of the video's shape."""
     return width, max(1, round(info.height * width / info.width))
-
-
-def _save(image: Image.Image, target: Path) -> None:
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    write_whole(target, content.getvalue(), hint=_HINT)

@@ -1,17 +1,19 @@
 """Videos written so that a file under its final name is whole, or is not there."""
 
 import errno
-import glob
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from wancli.errors import InputError, OutputError, SetupError, UsageError
+from wancli.files import LONGEST_NAME, part_name, place, remove
 from wancli.interrupts import unwind_from_here
+from wancli.outputs import stream_part
 from wancli.video import read
 from wancli.video.ffmpeg import LIVE, Encoder, Encoding, check_written, ffmetadata, run_ffmpeg
 from wancli.video.integrity import UNSEALED, seal
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_LONGEST_NAME = 255  # bytes, on every file system we met
+_SHOWN_WITHIN_S = 1.0  # after the first frames; else with the next
 
 _ADVICE = {
     os.strerror(errno.ENOSPC): "free some space, or use another disk: --output-dir DIR",
@@ -53,17 +55,22 @@ def framemd5(path: Path) -> str:
     return read.decoded_md5(path)[1]
 
 
-def check_destination(path: Path) -> None:
-    """Make the folder, and refuse what cannot be written before any model loads.
-
-    Raises UsageError for a name that cannot be, OutputError for a place that cannot be written.
-    """
+def check_name(path: Path) -> None:
+    """Raise UsageError for a name that is no video's."""
     if path.suffix.lower() != ".mp4":
         hint = f"use {path.with_suffix('.mp4')}" if path.name else "use a name such as out.mp4"
         raise UsageError(f"output {str(path)!r} does not end in .mp4.", hint=hint)
-    if (length := len(os.fsencode(path.name))) > _LONGEST_NAME:
-        message = f"output name {path.name[:40]}… has {length} bytes; {_LONGEST_NAME} may be used."
+    if (length := len(os.fsencode(path.name))) > LONGEST_NAME:
+        message = f"output name {path.name[:40]}… has {length} bytes; {LONGEST_NAME} may be used."
         raise UsageError(message, hint="use a shorter name, or cut the prompt: {prompt:40}.mp4")
+
+
+def check_destination(path: Path) -> None:
+    """Make the folder, and try it.
+
+    Raises UsageError for a name that cannot be, OutputError for a place that cannot be written.
+    """
+    check_name(path)
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder", hint=f"use {path / 'out.mp4'}")
     try:
@@ -87,35 +94,35 @@ class VideoWriter:
     frames go into a part, which `finish` copies, with the metadata, to a second one, verifies,
     seals and renames. Leaving the block without `finish` aborts.
 
-    The part is hidden, and removed on failure. When `streaming` it is NAME.part.mp4, which has
-    `metadata`, can be watched as it grows, survives any kill, and is left by aborts and failures.
+    The part is hidden, and removed on failure. When `streaming` it becomes NAME.part.mp4 with the
+    first frames; it has `metadata`, can be watched as it grows, survives any kill, and is left by
+    aborts and failures. Where a file has the name of either already, that is an error, unless its
+    path is among those to be `replaced`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a video file is
         self,
         path: Path,
         *,
         size: tuple[int, int],
         fps: float,
         encoding: Encoding,
+        replaced: Collection[Path] = (),
         streaming: bool = False,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Start ffmpeg. `size` is (width, height) in pixels. Raises OutputError."""
         self.path, self.size, self.fps, self.streaming = path, size, fps, streaming
+        self._replaced = replaced
         unwind_from_here()
         self.frames = 0
         self._packets = ""  # their digest, once they are all there
         self._closed = False
         self._final = path.absolute()  # the process may change its folder
-        hidden = f".{_cut(path.stem, 200)}.{os.getpid()}"
-        part = f"{_cut(path.stem, _LONGEST_NAME - 9)}.part.mp4" if streaming else f"{hidden}.part"
-        self._part = self._final.with_name(part)
-        self._whole = self._final.with_name(f"{hidden}.whole.part")
+        self._part, self._whole = part_name(self._final), part_name(self._final)
         live = [*LIVE, "-tune", "zerolatency"] if streaming else []
         try:
             check_destination(path)
-            _remove_left(self._final)
             self._encoder = Encoder(
                 ["-s", f"{size[0]}x{size[1]}", "-r", str(fps)],
                 [*encoding.arguments(), *live, "-f", "mp4", f"file:{self._part}"],
@@ -142,6 +149,8 @@ class VideoWriter:
             for frame in frames:
                 self._encoder.feed(frame.tobytes())
                 self.frames += 1
+            if self.streaming:
+                self._show_part()
 
     def digests(self) -> dict[str, str]:
         """What a record says of the file, for its check; after the last frame. Raises OutputError.
@@ -153,6 +162,8 @@ class VideoWriter:
                 raise OSError("there are no video frames")
             if not self._packets:
                 self._encoder.finish()
+                if self.streaming:
+                    self._shows_part()  # in the place of one that an earlier run left
                 self._packets = read.packets_sha256(self._part)
         return {"packets_sha256": self._packets, "file_sha256": UNSEALED}
 
@@ -166,10 +177,10 @@ class VideoWriter:
             md5 = _verify(self._whole, frames=self.frames, comment=metadata.get("comment", ""))
             size, digest = self._whole.stat().st_size, seal(self._whole)
             _sync(self._whole)
-            self._whole.replace(self._final)
+            place(self._whole, self._final, overwrite=self.path in self._replaced)
         self._closed = True
         self._encoder.stop(patience_s=0.0)
-        _remove(self._part)
+        remove(self._part)
         with suppress(OSError):  # some network disks cannot sync a folder; the file is safe
             _sync(self._final.parent)
         seconds = self.frames / self.fps
@@ -182,9 +193,29 @@ class VideoWriter:
         self._closed = True
         # ffmpeg still holds a few frames; a part that stays should have them.
         self._encoder.stop(patience_s=0.5 if self.streaming else 0.0)
-        _remove(self._whole)
-        if not self.streaming or not read.holds_fragments(self._part):
-            _remove(self._part)
+        remove(self._whole)
+        with suppress(OSError):
+            if self.streaming and self._shows_part():
+                return
+        remove(self._part)
+
+    def _shows_part(self) -> bool:
+        """Whether the part is at NAME.part.mp4, where it is put once it plays."""
+        shown = stream_part(self._final)
+        if self._part == shown:
+            return True
+        if not read.holds_fragments(self._part):
+            return False
+        overwrite = stream_part(self.path) in self._replaced
+        place(self._part, shown, overwrite=overwrite)  # ffmpeg goes on writing into it
+        self._part = shown
+        return True
+
+    def _show_part(self) -> None:
+        until = time.monotonic() + _SHOWN_WITHIN_S
+        # A fragment is complete when the next frame has come.
+        while not self._shows_part() and self.frames > 1 and time.monotonic() < until:
+            time.sleep(0.005)
 
     @contextmanager
     def _reporting(self) -> Iterator[None]:
@@ -228,11 +259,6 @@ def _failure(path: Path, error: Exception, *, part: Path | None = None) -> Outpu
     return OutputError(f"cannot write {path}: {reason}", hint=hint)
 
 
-def _cut(stem: str, length: int) -> str:
-    """At most `length` bytes of a name, and no half of a character."""
-    return os.fsencode(stem)[:length].decode(errors="ignore")
-
-
 def _sync(path: Path) -> None:
     """Onto the disk, file or folder; here a full quota or a dying disk shows."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -240,26 +266,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _remove_left(final: Path) -> None:
-    """Remove the hidden parts of processes that were killed while they wrote this file."""
-    for part in final.parent.glob(f".{glob.escape(_cut(final.stem, 200))}.*.part"):
-        number = part.name.removesuffix(".part").removesuffix(".whole").rpartition(".")[2]
-        if number.isdigit() and not _runs(int(number)):
-            _remove(part)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):  # a disk that broke must not hide how
-        path.unlink()
