@@ -155,7 +155,7 @@ def tiny_clip(
     comment: str = "",
 ) -> Path:
     """A video of coarse noise, 8 video frames a second."""
-    with VideoWriter(path, size=size, fps=8, encoding=Encoding()) as writer:
+    with VideoWriter(path, size=size, fps=8, encoding=Encoding(), replaced=[path]) as writer:
         writer.write(_noise(seed, frames, size))
         writer.finish({"comment": comment})
     return path
