@@ -2,7 +2,6 @@
 
 import os
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -134,19 +133,25 @@ def settings_layers(
     if cache_preset:
         from_preset.append(step_cache_layer(find_preset(cache_preset)))
     environment = {"model": os.environ["WANCLI_MODEL"]} if os.environ.get("WANCLI_MODEL") else {}
-    chosen = [*user_layers(), *from_preset, Layer("WANCLI_MODEL", environment), given]
+    chosen = [*user_layers(screen), *from_preset, Layer("WANCLI_MODEL", environment), given]
     model = next((la.tables["model"] for la in reversed(chosen) if "model" in la.tables), "demo")
     spec = known_spec(model)
     defaults = layers(find_preset(spec.name)) if spec else []
     return [*(replace(layer, source="model default") for layer in defaults), *chosen]
 
 
-def user_layers() -> list[Layer]:
-    """The user's own config.toml, where there is one."""
+def user_layers(screen: Screen) -> list[Layer]:
+    """The user's own config.toml, where there is one; none where there may not be looked."""
     path = platformdirs.user_config_path("wancli") / "config.toml"
-    with suppress(PermissionError):  # which read_file tells
+    try:
         if not path.is_file():
             return []
+    except OSError as error:
+        screen.warn(
+            f"no settings are taken from {path}: {error.strerror}.",
+            hint=f"chmod u+rx {path.parent}",
+        )
+        return []
     return [Layer(str(path), read_file(path).tables)]
 
 

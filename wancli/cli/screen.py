@@ -27,6 +27,7 @@ from wancli.records import SCHEMA, Event, Phase, Report, Request, RunRecord, Ste
 
 WIDE = 200  # columns of a table that goes to a file
 SHOWN = 10  # chunks at either end of a table
+LONGEST = 2000  # characters of an error or a hint
 ROWS = 8  # lines of a terminal that a preview takes
 
 
@@ -287,4 +288,6 @@ def _draw(console: Console, place: Place, png: bytes) -> None:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """Of a long one, such as of a number of thousands of digits, both ends."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
