@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 
 from wancli.errors import OutputError
-from wancli.interrupts import unwind_from_here
+from wancli.interrupts import held, unwind_from_here
 
 LONGEST_NAME = 255  # bytes, on every file system we met
 _PART = re.compile(r"\.(?P<name>.*)\.[0-9a-f]{16}\.(?P<kind>part|old)", re.DOTALL)
@@ -138,10 +138,11 @@ def whole_folder(out: Path, *, hint: str, overwrite: bool = False) -> Iterator[P
         reason = error.strerror or str(error)
         raise OutputError(f"cannot write {out}: {reason}.", hint=hint) from error
     finally:
-        if old.exists() and not final.exists():
-            old.rename(final)
-        for folder in (part, old):
-            shutil.rmtree(folder, ignore_errors=True)
+        with held():
+            if old.exists() and not final.exists():
+                old.rename(final)
+            for folder in (part, old):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_parts(folder: Path, finals: Collection[str] | None = None) -> None:

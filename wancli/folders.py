@@ -35,9 +35,13 @@ def find_spec(model: str, *, layers: int | None = None) -> ModelSpec:
     if spec:
         return spec
     path = user_path(model)
-    if path.is_dir():
-        return spec_of_folder(path)
-    if path.exists():
+    try:
+        if path.is_dir():
+            return spec_of_folder(path)
+        there = path.exists()
+    except OSError as error:
+        raise unreadable(path, error, kind=ModelError, hint=f"chmod -R u+rX {path}") from None
+    if there:
         raise ModelError(
             f"model '{model}' is a file, not a folder.",
             hint="give the folder with model_index.json",

@@ -108,13 +108,13 @@ def test_a_sheet_and_animations_come_from_one_call(wancli: Wancli):
 def test_frames_are_taken_one_at_a_time(tmp_path: Path):
     import tracemalloc
 
-    from wancli.video.sheet import Grid, write_sheet
+    from wancli.video.sheet import Grid, draw_sheet
 
     long = video(tmp_path / "long.mp4", [0] * 60, size=(256, 256))
     video_bytes = 60 * 256 * 256 * 3
-    write_sheet([long], tmp_path / "warm.png", Grid(1, 1, 32))
+    draw_sheet([long], Grid(1, 1, 32))
     tracemalloc.start()
-    write_sheet([long], tmp_path / "s.png", Grid(3, 4, 32))
+    draw_sheet([long], Grid(3, 4, 32))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < video_bytes / 10
@@ -158,9 +158,9 @@ def test_what_cannot_be_previewed_is_said(
 
 def test_a_gif_that_would_not_fit_in_memory_is_refused(tmp_path: Path):
     from wancli.errors import UsageError
-    from wancli.video.sheet import write_animation
+    from wancli.video.sheet import draw_animation
 
     path = video(tmp_path / "a.mp4")
     with pytest.raises(UsageError, match=r"a GIF of 25 frames of 9000x4500") as raised:
-        write_animation(path, tmp_path / "a.gif", width=9000, fps=None)
+        draw_animation(path, gif=True, width=9000, fps=None)
     assert "--webp" in raised.value.hint

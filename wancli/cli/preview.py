@@ -9,7 +9,7 @@ import typer
 from wancli.cli.generate import Overwrite
 from wancli.cli.options import Talk, takes_talk
 from wancli.cli.screen import Screen
-from wancli.errors import UsageError, missing
+from wancli.errors import InputError, UsageError, missing
 from wancli.outputs import Output, Outputs
 
 if TYPE_CHECKING:
@@ -65,26 +65,25 @@ def preview(  # noqa: PLR0913 - one parameter per flag
     wancli preview red.mp4 --gif red.gif
     """
     animations = [path for path in (gif, webp) if path]
+    _check_videos(files, animations=bool(animations))
     sheets = _sheets(files, sheet, animations=bool(animations))
-    _check_videos(files, animations=bool(animations), sheets=sheets)
     outputs = Outputs(overwrite=overwrite, reads=files, another="another name")
     outputs.add(*(_output(path, "--sheet", ".png") for path in sheets))
     outputs.add(*(_output(p, f"--{n}", f".{n}") for n, p in (("gif", gif), ("webp", webp)) if p))
     if fps is not None and not animations:
         raise UsageError("--fps is of animations.", hint="--gif NAME.gif or --webp NAME.webp")
     with outputs.held():
-        from wancli.video.sheet import Grid, write_animation, write_sheet
+        from wancli.video.sheet import Grid, draw_animation, draw_sheet
 
-        screen, replaced = Screen(talk), outputs.replaced
         grid = Grid(rows, columns, width) if width else Grid(rows, columns)
-        for target, videos in sheets.items():
-            sheet_made = write_sheet(videos, target, grid, overwrite=target in replaced)
-            _say(screen, sheet_made, videos, kind="sheet")
+        # All of them are drawn before one is written: a video may be damaged at its end.
+        drawn = [(target, videos, draw_sheet(videos, grid)) for target, videos in sheets.items()]
         for target in animations:
-            made = write_animation(
-                files[0], target, width=width, fps=fps, overwrite=target in replaced
-            )
-            _say(screen, made, files, kind=target.suffix[1:].lower())
+            moving = draw_animation(files[0], gif=target == gif, width=width, fps=fps)
+            drawn.append((target, files, moving))
+        for target, videos, picture in drawn:
+            picture.write(target, overwrite=target in outputs.replaced)
+            _say(Screen(talk), picture, target, videos)
 
 
 def _sheets(
@@ -95,24 +94,25 @@ def _sheets(
         return {sheet: files}
     if animations:
         return {}
-    return {file.with_suffix(".png"): [file] for file in files}
+    sheets: dict[Path, Sequence[Path]] = {file.with_suffix(".png"): [file] for file in files}
+    if len(sheets) < len(files):
+        raise UsageError(
+            "two videos of one name would go to one sheet.", hint="--sheet NAME.png for both"
+        )
+    return sheets
 
 
-def _check_videos(
-    files: Sequence[Path], *, animations: bool, sheets: dict[Path, Sequence[Path]]
-) -> None:
+def _check_videos(files: Sequence[Path], *, animations: bool) -> None:
     """Raise UsageError or InputError for what cannot be, before anything is read."""
     for file in files:
         if not file.exists():
             raise missing("video", file)
+        if not file.is_file():
+            raise InputError(f"'{file}' is no file.", hint="give a video")
     if animations and len(files) > 1:
         raise UsageError(
             f"{len(files)} videos do not go into one animation.",
             hint="one FILE, or a contact sheet: --sheet NAME.png",
-        )
-    if sheets and sum(map(len, sheets.values())) < len(files):
-        raise UsageError(
-            "two videos of one name would go to one sheet.", hint="--sheet NAME.png for both"
         )
 
 
@@ -123,12 +123,13 @@ def _output(path: Path, role: str, suffix: str) -> Output:
     return Output(path, role)
 
 
-def _say(screen: Screen, made: "Picture", videos: Sequence[Path], *, kind: str) -> None:
+def _say(screen: Screen, made: "Picture", target: Path, videos: Sequence[Path]) -> None:
+    kind = "sheet" if target.suffix.lower() == ".png" else target.suffix[1:].lower()
     if not screen.talk.json:
         if kind == "sheet":
-            screen.picture(made.path.read_bytes())
-        screen.result(str(made.path))
+            screen.picture(made.content)
+        screen.result(str(target))
         return
-    told = {"path": str(made.path), "kind": kind, "videos": [str(video) for video in videos]}
+    told = {"path": str(target), "kind": kind, "videos": [str(video) for video in videos]}
     size = {"width": made.width, "height": made.height, "frames": made.frames}
-    screen.json({"schema": SCHEMA, **told, **size, "bytes": made.path.stat().st_size})
+    screen.json({"schema": SCHEMA, **told, **size, "bytes": len(made.content)})

@@ -22,18 +22,23 @@ _TEXT = 14  # pixels of a line of text
 _PAPER, _INK = "#1b1b1f", "#d8d8de"
 _GIF_TICK_S = 0.01  # what a GIF counts in
 _GIF_FASTEST = 50  # frames per second; shorter than two ticks is shown as ten
+_LONGEST_S = 600  # of a frame; a GIF has 16 bits for its ticks
 _GIF_LARGEST = 2**29  # bytes of frames; Pillow holds them all, one a pixel
 _HINT = "free some space, or choose another place"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A file that was written, in pixels, with that many pictures of a video in it."""
+    """The bytes of a file, in pixels, with that many pictures of a video in it."""
 
-    path: Path
+    content: bytes
     width: int
     height: int
     frames: int
+
+    def write(self, target: Path, *, overwrite: bool = False) -> None:
+        """Put it into a file. Raises OutputError."""
+        write_whole(target, self.content, hint=_HINT, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,8 @@ class Grid:
     width: int = 240
 
 
-def write_sheet(
-    videos: Sequence[Path], target: Path, grid: Grid, *, overwrite: bool = False
-) -> Picture:
-    """A contact sheet of videos, one below the other. Raises InputError, OutputError.
+def draw_sheet(videos: Sequence[Path], grid: Grid) -> Picture:
+    """A contact sheet of videos as PNG, one below the other. Raises InputError.
 
     Pictures are evenly spaced from the first video frame to the last; number and time stand below.
     """
@@ -62,26 +65,25 @@ def write_sheet(
         top += block.height
     content = io.BytesIO()
     sheet.save(content, "PNG")
-    write_whole(target, content.getvalue(), hint=_HINT, overwrite=overwrite)
-    return Picture(target, *sheet.size, sum(frames for _, frames in blocks))
+    return Picture(content.getvalue(), *sheet.size, sum(frames for _, frames in blocks))
 
 
-def write_animation(
-    video: Path, target: Path, *, width: int | None, fps: float | None, overwrite: bool = False
-) -> Picture:
-    """A GIF or a WebP, as the name of `target` says, that plays again and again.
+def draw_animation(video: Path, *, gif: bool, width: int | None, fps: float | None) -> Picture:
+    """A GIF, or else a WebP, that plays again and again.
 
-    At `fps` of the video's frames a second, all of them if None. Raises InputError, UsageError,
-    OutputError.
+    At `fps` of the video's frames a second, all of them if None. Raises InputError, UsageError.
     """
     info = probe(video)
-    gif = target.suffix.lower() == ".gif"
     fastest = min(info.fps, _GIF_FASTEST) if gif else info.fps
     rate = fastest if fps is None else fps
     if not 0 < rate <= fastest:
         what = "a GIF shows at most" if fastest < info.fps else f"{video} has"
         message = f"--fps {rate:g}: {what} {fastest:g} frames a second."
         raise UsageError(message, hint=f"--fps {fastest:g}")
+    if 1 / rate > _LONGEST_S:
+        raise UsageError(
+            f"--fps {rate:g}: a frame would be shown for over {_LONGEST_S} s.", hint="--fps 1"
+        )
     size = _fitted(info, width or info.width)
     taken = [
         int(i * info.fps / rate + 1e-6) for i in range(max(1, round(info.frames * rate / info.fps)))
@@ -106,8 +108,7 @@ def write_animation(
         duration=durations,
         loop=0,
     )
-    write_whole(target, content.getvalue(), hint=_HINT, overwrite=overwrite)
-    return Picture(target, *size, len(taken))
+    return Picture(content.getvalue(), *size, len(taken))
 
 
 def _block(video: Path, grid: Grid, *, named: bool) -> tuple[Image.Image, int]:
