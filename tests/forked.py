@@ -74,6 +74,9 @@ def _run(arguments: list[str], out: Path, err: Path, told: Path) -> NoReturn:
 
     for number, path in enumerate((Path(os.devnull), out, err)):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+    for number in range(3):  # STREAM_1=FILE is >FILE, and without a name >&-
+        if (name := os.environ.pop(f"STREAM_{number}", None)) is not None:
+            os.dup2(os.open(name, os.O_RDWR), number) if name else os.close(number)
     sys.argv = ["wancli", *arguments]
     code: object = 0
     try:

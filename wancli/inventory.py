@@ -91,7 +91,11 @@ def free_disk(path: Path) -> int:
 
 def existing(path: Path) -> Path:
     """The path, or the nearest folder above it that there is."""
-    return next(p for p in (path, *path.absolute().parents) if p.exists())
+    for folder in (path, *path.absolute().parents):
+        with suppress(OSError):  # of a folder that may not be searched: it is as good as not there
+            if folder.exists():
+                return folder
+    return Path("/")
 
 
 def user_cache() -> Path:

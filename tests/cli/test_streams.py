@@ -1,0 +1,195 @@
+"""Closed, full and odd streams end nothing in its middle; a terminal is sent nothing to obey."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Wancli
+from tests.forked import Run
+from wancli.cli.streams import printable
+
+HOSTILE = "\x1b[31mred\x9b\x7f\u202e"
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+FULL, CLOSED = "/dev/full", ""
+
+
+@pytest.mark.parametrize(
+    ("streams", "expected", "said"),
+    [
+        ({1: CLOSED}, 0, ""),
+        ({2: CLOSED}, 0, ""),
+        ({0: CLOSED, 1: CLOSED, 2: CLOSED}, 0, ""),
+        ({1: FULL}, 6, "error: cannot write to standard output: No space left on device."),
+        ({2: FULL}, 0, ""),
+        ({1: FULL, 2: FULL}, 6, ""),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "arguments", [["preset", "list"], ["--help"], ["preset", "list", "--json"]]
+)
+def test_a_stream_that_takes_nothing(arguments, streams, expected, said, forked: Run, tmp_path):
+    chosen = {f"STREAM_{number}": path for number, path in streams.items()}
+    code, _, out, err = forked(*arguments, folder=tmp_path, **chosen)
+    assert code == expected
+    assert err.partition("\n")[0] == said
+    assert bool(out) == (1 not in streams)
+
+
+def test_a_prompt_from_a_closed_stream_is_empty(forked: Run, tmp_path):
+    code, _, _, err = forked("generate", "-", folder=tmp_path, STREAM_0=CLOSED)
+    assert (code, err.partition("\n")[0]) == (2, "error: the prompt is empty.")
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    command = [sys.executable, "-m", "wancli", "preset", "list", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()  # before the first line
+    _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (141, "")
+
+
+def test_what_an_encoding_lacks_is_escaped(tmp_path):
+    prompt = "é \N{GRINNING FACE}"
+    command = [sys.executable, "-m", "wancli", "generate", prompt, "--dry-run", "--json"]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(done.stdout.decode("ascii"))["request"]["prompt"] == prompt
+
+
+def test_a_name_that_is_no_text_is_refused(wancli: Wancli):
+    said = wancli("generate", "x", "-o", os.fsdecode(b"bad\xff.mp4"))
+    assert said.code == 2
+    assert "is not UTF-8 text" in said.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compare", f"{HOSTILE}.mp4", "x.mp4"],
+        ["generate", HOSTILE, "--dry-run", "--json"],
+        ["generate", "x", "--model", HOSTILE],
+        ["generate", "x", "--preset", HOSTILE],
+        ["preset", "validate", "x.toml"],
+        ["preset", "list"],
+        ["preset", "list", "--json"],
+        ["show", f"{HOSTILE}.mp4"],
+        ["bench", "x", "--variant", f"{HOSTILE}: --width 32"],
+    ],
+    ids=str,
+)
+def test_no_escape_reaches_a_terminal(arguments, wancli: Wancli):
+    Path("x.toml").write_text(f'[sampling]\n"{json.dumps(HOSTILE)[1:-1]}" = 1\n')
+    Path("presets").mkdir()
+    Path("presets/y.toml").write_text(f'description = "{json.dumps(HOSTILE)[1:-1]}"\n')
+    said = wancli(*arguments)
+    assert OBEYED.search(said.out + said.err) is None
+    assert "u001b[31mred" in said.out + said.err
+    assert OBEYED.search("".join(wancli(HOSTILE).err)) is None  # which Typer quotes
+
+
+def test_json_stays_the_same_json():
+    text = json.dumps({"prompt": HOSTILE + "\udcff é\n"}, ensure_ascii=False)
+    assert OBEYED.search(printable(text)) is None
+    assert json.loads(printable(text)) == json.loads(text)
+
+
+@pytest.mark.parametrize("arguments", [["nosuch"], ["preset", "list"], ["preset", "--help"]])
+def test_no_color_is_no_color(arguments, wancli: Wancli, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    said = wancli(*arguments)
+    assert "\x1b[" in said.out + said.err or "--help" in arguments
+    said = wancli(*arguments, "--no-color")
+    assert "\x1b" not in said.out + said.err
+
+
+def test_markup_of_others_is_text(wancli: Wancli):
+    for text in (r"\[/]", "[bold]x[/bold]", ":red_circle:", "[link=x]"):
+        assert f"'{text}'" in wancli("model", "path", text).err
+
+
+def test_a_working_folder_that_is_gone_is_one_error(wancli: Wancli, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    said = wancli("preset", "list")
+    assert (said.code, said.err.partition("\n")[0]) == (
+        4,
+        "error: cannot work in this folder: No such file or directory.",
+    )
+
+
+@contextmanager
+def nobody():
+    """As a user to whom the folders of this test are closed."""
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else for a while")
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["preset", "list"], 0),
+        (["generate", "x", "--dry-run", "--device", "cpu"], 0),
+        (["generate", "x", "--model", "closed"], 4),
+        (
+            [
+                "generate",
+                "x",
+                "--image",
+                "closed/a.png",
+                "--model",
+                "wan2.1-i2v-14b-480p",
+                "--force",
+            ],
+            4,
+        ),
+        (["preview", "closed/a.mp4"], 4),
+        (["show", "closed/a.mp4"], 4),
+        (["preset", "validate", "closed/a.toml"], 2),
+    ],
+    ids=str,
+)
+def test_a_folder_that_is_closed_stops_only_what_needs_it(arguments, expected, wancli: Wancli):
+    Path().chmod(0o755)
+    for name in ("presets", "closed"):
+        Path(name).mkdir(mode=0o700)
+    wancli("preset", "list")  # imports, which somebody else may not read
+    with nobody():
+        said = wancli(*arguments)
+    assert said.code == expected, said.err
+    assert "unexpected" not in said.err
+    assert "Permission denied" in said.err
+
+
+def test_a_pipe_that_is_full_is_waited_for():
+    from wancli.cli.streams import _Results
+
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    script = "import sys, time; time.sleep(0.2); print(len(sys.stdin.buffer.read()))"
+    done = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=reader, stdout=subprocess.PIPE, text=True
+    )
+    os.close(reader)
+    with io.BufferedWriter(_Results(writer, "w")) as file:
+        file.write(b"x" * 300_000)
+    assert done.communicate(timeout=20)[0] == "300000\n"
