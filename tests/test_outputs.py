@@ -43,6 +43,7 @@ def other_process(ready: Callable[[], object]) -> Iterator[int]:
             signal.pause()
         finally:
             os._exit(1)
+    os.close(tell)
     try:
         assert os.read(done, 1) == b"1"
         yield child
@@ -50,7 +51,6 @@ def other_process(ready: Callable[[], object]) -> Iterator[int]:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         os.close(done)
-        os.close(tell)
 
 
 MAKERS: dict[str, Callable[[Path], object]] = {

@@ -171,8 +171,9 @@ def is_part(name: str) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file of ours, if it is there."""
+    """Remove a file of ours, if it is there; what is no regular file is not ours."""
     with suppress(OSError):  # a disk that broke must not hide how
+        check_regular(path)
         path.unlink()
 
 

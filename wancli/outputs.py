@@ -65,6 +65,7 @@ class Outputs:
     reads: Iterable[Path] = ()
     another: str = "another --output"  # the hint where a name will not do
     _all: dict[str, Output] = field(default_factory=dict)  # by their keys
+    _folders: dict[str, Output] = field(default_factory=dict)
     _found: dict[str, Output] = field(default_factory=dict)  # those that are there, by place
     _replaced: set[Path] = field(default_factory=set)
 
@@ -83,12 +84,14 @@ class Outputs:
                     hint="give them different names",
                 )
             self._all[key] = output
+            if output.folder:
+                self._folders[key] = output
             self._found |= dict.fromkeys(places, output)
 
     def _other(self, key: str, places: set[str], output: Output) -> Output | None:
         """What is the same file, or lies in the same folder of files."""
         same = [self._all.get(key), *map(self._found.get, places)]
-        folders = self._all if output.folder else {k: o for k, o in self._all.items() if o.folder}
+        folders = self._all if output.folder else self._folders
         same += [o for k, o in folders.items() if _inside(k, of=key) or _inside(key, of=k)]
         return next(filter(None, same), None)
 

@@ -215,13 +215,19 @@ def save_preset(
     source: str = "", overwrite: bool = False,
 ) -> Path:  # fmt: skip
     """Write settings to the user's folder under a name; returns the file."""
-    if not name or name != Path(name).name or name.startswith(".") or name.endswith(".toml"):
-        raise PresetError(f"'{name}' is not a preset name.", hint="a plain word: my-preset")
-    path = user_folder() / f"{name}.toml"
-    if os.path.lexists(path) and not overwrite:
-        raise PresetError(f"preset '{name}' exists at {path}.", hint="add --overwrite")
+    path = preset_file(name, overwrite=overwrite)
     about = {"description": description, "source": source, "extends": extends}
     text = tomli_w.dumps({k: v for k, v in about.items() if v} | dict(tables))
     hint = "set XDG_CONFIG_HOME to a folder of yours"
     write_whole(path, text.encode(), hint=hint, overwrite=overwrite)
+    return path
+
+
+def preset_file(name: str, *, overwrite: bool = False, hint: str = "add --overwrite") -> Path:
+    """Where a preset of that name is saved. Raises PresetError for none, and where one is there."""
+    if not name or name != Path(name).name or name.startswith(".") or name.endswith(".toml"):
+        raise PresetError(f"'{name}' is not a preset name.", hint="a plain word: my-preset")
+    path = user_folder() / f"{name}.toml"
+    if os.path.lexists(path) and not overwrite:
+        raise PresetError(f"preset '{name}' exists at {path}.", hint=hint)
     return path

@@ -81,6 +81,8 @@ def test_a_toml_file_holds_all_of_it(wancli: Wancli, tiny_model: Path):
 
 
 def test_a_goal_that_is_missed_is_exit_7_and_the_report_stays(wancli: Wancli, tiny_model: Path):
+    Path("bench.part").mkdir()
+    Path("bench.part/mine").write_text("mine")
     fast = ("--variant", f"fast: {FAST} --cachedit-residual-threshold 1")
     said = bench(wancli, tiny_model, *fast, "--fail-under-ssim", 1)
     assert said.code == 7
@@ -89,6 +91,8 @@ def test_a_goal_that_is_missed_is_exit_7_and_the_report_stays(wancli: Wancli, ti
     said = bench(wancli, tiny_model, *fast, "--overwrite", "--fail-over-ratio", 0.01)
     assert said.code == 7
     assert "of the time, over 0.01" in said.err
+    assert Path("bench.part/mine").read_text() == "mine"
+    assert sorted(path.name for path in Path().iterdir()) == ["bench", "bench.part"]
 
 
 def test_tuning_saves_a_preset_that_holds_only_where_it_was_found(wancli: Wancli, tiny_model: Path):

@@ -190,13 +190,15 @@ def test_a_failed_save_keeps_latents_that_decode_to_the_same_frames(
     wancli: Wancli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
     wancli(*small(tiny_model), "--seed", 1, "-o", "whole.mp4")
-    monkeypatch.setattr("wancli.cli.execute.check_encoder", lambda _: None)  # it broke later
-    monkeypatch.setattr("wancli.video.ffmpeg.ffmpeg_exe", lambda: "/bin/false")
-    failed = wancli(*small(tiny_model), "--seed", 1, "-o", "a.mp4", "--json")
-    monkeypatch.undo()
+    Path("a.latents.safetensors").write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr("wancli.cli.execute.check_encoder", lambda _: None)  # it broke later
+        patch.setattr("wancli.video.ffmpeg.ffmpeg_exe", lambda: "/bin/false")
+        failed = wancli(*small(tiny_model), "--seed", 1, "-o", "a.mp4", "--json")
     assert failed.code == 6
     assert "cannot write a.mp4" in failed.err
-    assert "wancli decode a.latents.safetensors" in failed.err
+    assert "wancli decode a.latents-1.safetensors" in failed.err
+    assert Path("a.latents.safetensors").read_text() == "mine"
     assert json.loads(failed.out)["error"]["exit_code"] == 6
     assert not Path("a.mp4").exists()
 

@@ -137,7 +137,13 @@ def test_kill_9_loses_one_chunk_at_most(wancli: Wancli, tiny_model: Path):
 def test_a_finished_rollout_can_be_extended_without_saying_it_all_again(
     wancli: Wancli, tiny_model: Path
 ):
-    wancli(*small(tiny_model, "--chunks", 2, "-o", "a.mp4"))
+    wancli(*small(tiny_model, "--chunks", 2, "-o", "a.mp4", "--no-metadata"))
+    video = Path("a.mp4").read_bytes()
+    Path("a.mp4").write_text("mine")
+    said = wancli("rollout", "--resume", "--chunks", 4, "-o", "a.mp4", "-q")
+    assert (said.code, "a.mp4 exists." in said.err) == (2, True)
+    assert Path("a.mp4").read_text() == "mine"
+    Path("a.mp4").write_bytes(video)  # which says nothing of itself, but the record beside does
     said = wancli("rollout", "--resume", "--chunks", 4, "-o", "a.mp4", "-q")
     assert said.code == 0, said.err
     wancli(*small(tiny_model, "--chunks", 4, "-o", "whole.mp4"))
@@ -166,8 +172,11 @@ def test_a_damaged_chunk_and_what_follows_is_made_again(wancli: Wancli, tiny_mod
     before = made()
     chunk = Path("a.rollout/chunk-000001.safetensors")
     chunk.write_bytes(chunk.read_bytes()[:-5])
-    said = wancli("rollout", "--resume", "-o", "a.mp4")
+    Path("target").write_text("mine")
+    Path("a.rollout/lock").symlink_to("../target")
+    said = wancli("rollout", "--resume", "-o", "a.mp4", "--overwrite")  # of the video alone
     assert said.code == 0
+    assert Path("target").read_text() == "mine"
     assert "damaged" in said.err
     assert "1 of 3 chunks are kept" in said.err
     assert made() == before
@@ -206,6 +215,8 @@ def test_an_earlier_rollout_is_there_until_the_one_that_replaces_it_has_loaded(
     weights = Path("model/transformer/diffusion_pytorch_model.safetensors")
     whole = load_file(weights)
     save_file({name: whole[name] for name in whole if name != "proj_out.bias"}, weights)
+    Path("a.rollout/mine.safetensors").write_text("mine")
+    before[Path("a.rollout/mine.safetensors")] = b"mine"
     again = small(Path("model"), "--chunks", 2, "-o", "a.mp4", "--overwrite")
     assert wancli(*again).code == 4
     assert {path: path.read_bytes() for path in Path("a.rollout").iterdir()} == before
@@ -215,6 +226,7 @@ def test_an_earlier_rollout_is_there_until_the_one_that_replaces_it_has_loaded(
         "chunk-000000.safetensors", "chunk-000001.safetensors",
     ]  # fmt: skip
     assert json.loads(Path("a.rollout/rollout.json").read_text())["rollout"]["chunks"] == 2
+    assert Path("a.rollout/mine.safetensors").read_text() == "mine"
 
 
 def test_the_times_of_a_run_are_in_the_rollouts_folder(wancli: Wancli, tiny_model: Path):

@@ -23,6 +23,7 @@ from wancli.inputs import choose_task
 from wancli.offload import OFFLOADS
 from wancli.outputs import Outputs
 from wancli.plan import Plan, check_given, make_plan
+from wancli.presets import preset_file
 from wancli.records import parse_seeds, write_json
 from wancli.resolve import Layer, flag, resolve
 from wancli.settings import Settings
@@ -77,6 +78,8 @@ class Benching:
         check_encoder(Encoding.of(self.base.output))
         look_at(self._inputs, self.base.video)
         given = Given(self._inputs, recorded(self._inputs, self.baseline.plan))
+        if self.goals.preset:
+            preset_file(self.goals.preset, hint="another --save-preset")
         outputs = Outputs(overwrite=overwrite, reads=chain(*self._inputs.named().values()))
         outputs.add(bench_folder(folder, overwrite=overwrite))
         with outputs.held():

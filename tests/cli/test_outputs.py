@@ -1,0 +1,218 @@
+"""No command replaces what is not its own, or writes what another process writes."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tests.cli.test_bad_input import complaint
+from tests.conftest import Wancli
+from tests.fakes import tiny_clip
+from tests.test_outputs import other_process
+from wancli.locks import FolderLock
+from wancli.records import ROLLOUT_SCHEMA, SCHEMA, Request
+from wancli.settings import RolloutSettings, Settings
+
+GENERATE = ("generate", "a red circle", "-o", "a.mp4")
+ROLLOUT = ("rollout", "a red circle", "-o", "a.mp4")
+BENCH = ("bench", "a red circle", "--variant", "f: --cfg-gate 3", "-o", "a")
+STARTED = ("rollout", "x", "-o", "b.mp4", "--size", "32x32", "--initial-latents", "l.st")
+MINE = b"mine"
+
+
+def files() -> dict[str, bytes]:
+    """All that is there, by name."""
+    paths = (path for path in Path().rglob("*") if path.is_file() and not path.is_symlink())
+    return {str(path): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "said"),
+    [
+        (GENERATE, "a.mp4", "a.mp4 exists."),
+        ((*GENERATE, "--perf-json", "p.json"), "p.json", "p.json exists."),
+        ((*GENERATE, "--save-latents", "z.st"), "z.st", "z.st exists."),
+        (ROLLOUT, "a.mp4", "a.mp4 exists."),
+        ((*ROLLOUT, "--save-latents", "z.st"), "z.st", "z.st exists."),
+        ((*ROLLOUT, "--report", "d.html"), "d.html", "d.html exists."),
+        (BENCH, "a/mine.txt", "a exists."),
+        (("decode", "l.st", "-o", "a.mp4"), "a.mp4", "a.mp4 exists."),
+        (("repro", "v.json", "-o", "a.mp4"), "a.mp4", "a.mp4 exists."),
+        (("preview", "v.mp4"), "v.png", "v.png exists."),
+        (("preview", "v.mp4", "--gif", "v.gif"), "v.gif", "v.gif exists."),
+        (("preview", "v.mp4", "--gif", "g.gif", "--webp", "v.webp"), "v.webp", "v.webp exists."),
+        (("preset", "save", "x", "--steps", 3), "config/wancli/presets/x.toml", "exists at"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_what_is_there_stays_without_overwrite(
+    wancli: Wancli, made: None, command: tuple[object, ...], name: str, said: str
+):
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_bytes(MINE)
+    before = files()
+    refused = wancli(*command)
+    assert (refused.code, said in complaint(refused)[0]) == (2, True), refused.err
+    assert "--overwrite" in complaint(refused)[1]
+    assert files() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "said"),
+    [
+        (GENERATE, "a.json", "is not the record of a.mp4"),
+        ((*GENERATE, "--preview-every", 1), "a.preview.png", "is not the preview of a.mp4"),
+        (ROLLOUT, "a.json", "is not the record of a.mp4"),
+        (ROLLOUT, "a.part.mp4", "is not the part of a.mp4"),
+        (ROLLOUT, "a.rollout", "a.rollout is a file, and stays"),
+        (ROLLOUT, "a.rollout/x.safetensors", "is not the folder of that rollout"),
+        (BENCH, "a/videos/mine.mp4", "is not of a bench, and stays: videos/mine.mp4"),
+        (("decode", "l.st", "-o", "a.mp4"), "a.json", "is not the record of a.mp4"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_what_comes_beside_never_replaces_what_is_not_wanclis(
+    wancli: Wancli, made: None, command: tuple[object, ...], name: str, said: str
+):
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_bytes(MINE)
+    before = files()
+    refused = wancli(*command, "--overwrite")
+    assert (refused.code, said in complaint(refused)[0]) == (2, True), refused.err
+    assert files() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("generate", "x", "-o", "b.mp4", "--perf-json", "b.mp4"), "--output and --perf-json"),
+        (("generate", "x", "-o", "b.mp4", "--perf-json", "b.json"), "the record of b.mp4 and"),
+        (("generate", "x", "-o", "b.mp4", "--save-latents", "B.MP4"), "--output and --save"),
+        (("generate", "x", "-o", "b.mp4", "--save-latents", "b.json"), "the record of b.mp4 and"),
+        (("rollout", "x", "-o", "b.mp4", "--save-latents", "b.mp4"), "--output and --save-latents"),
+        (("rollout", "x", "-o", "b.mp4", "--save-latents", "b.rollout/x"), "at once"),
+        (("preview", "v.mp4", "--sheet", "b.png", "--gif", "B.gif", "--webp", "b.webp"), None),
+        (("preview", "pic.png"), "pic.png is an input, and cannot be --sheet too"),
+        (("preview", "x.gif", "--gif", "x.gif"), "x.gif is an input, and cannot be --gif too"),
+        (("decode", "l.mp4", "-o", "l.mp4"), "l.mp4 is an input"),
+        ((*STARTED, "--save-latents", "l.st"), "l.st is an input, and cannot be --save-latents"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_outputs_are_different_files_and_no_inputs(
+    wancli: Wancli, made: None, command: tuple[object, ...], said: str | None
+):
+    for name, like in (("pic.png", "v.mp4"), ("x.gif", "v.mp4"), ("l.mp4", "l.st")):
+        Path(name).write_bytes(Path(like).read_bytes())
+    before = files()
+    told = wancli(*command, "--overwrite")
+    if said is None:
+        assert told.code == 0, told.err
+        return
+    assert (told.code, said in complaint(told)[0]) == (2, True), told.err
+    assert files() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (GENERATE, "a.mp4"),
+        ((*GENERATE, "--perf-json", "p"), "p"),
+        ((*GENERATE, "--save-latents", "z"), "z"),
+        (ROLLOUT, "a.rollout"),
+        ((*ROLLOUT, "--report", "d.html"), "d.html"),
+        (BENCH, "a"),
+        (("preview", "v.mp4", "--webp", "v.webp"), "v.webp"),
+        (("preset", "save", "x", "--steps", 3), "config/wancli/presets/x.toml"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("target")])
+def test_what_is_no_file_is_refused_even_to_overwrite(
+    wancli: Wancli,
+    made: None,
+    command: tuple[object, ...],
+    name: str,
+    make: Callable[[Path], object],
+):
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make(path)
+    Path("target").write_bytes(MINE)
+    before = path.lstat(), files()
+    refused = wancli(*command, "--overwrite")
+    assert refused.code in (2, 6), refused.err
+    assert "a FIFO" in refused.err or "a symbolic link" in refused.err or "is a file" in refused.err
+    assert (path.lstat(), files()) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ((*GENERATE, "--overwrite"), "a.mp4"),
+        (("generate", "x", "-o", "x.mp4", "--perf-json", "a.mp4"), "a.mp4"),
+        (ROLLOUT, "a.mp4"),
+        ((*ROLLOUT, "--no-video", "--save-latents", "a.st"), "a.rollout"),
+        (("rollout", "--resume", "-o", "w.mp4"), "w.rollout"),
+        (BENCH, "a"),
+        (("repro", "v.json", "-o", "a.mp4"), "a.mp4"),
+        (("decode", "l.st", "-o", "a.mp4"), "a.json"),
+        (("preview", "v.mp4"), "v.png"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_a_second_process_on_a_name_is_refused_at_once(
+    wancli: Wancli, made: None, command: tuple[object, ...], name: str
+):
+    kept = []
+
+    def keep() -> None:
+        kept.append(FolderLock(Path()))
+        kept[0].take(name)
+
+    with other_process(keep) as number:
+        before = files()
+        refused = wancli(*command)
+        assert refused.code == 2, refused.err
+        assert f"{name} is being written by process {number} (" in complaint(refused)[0]
+        assert files() == before
+
+
+def test_the_record_of_a_video_of_another_case_stays(wancli: Wancli, made: None):
+    before = files()
+    refused = wancli("generate", "a red circle", "-o", "v.MP4")
+    assert (refused.code, "v.json exists and is not the record of v.MP4" in refused.err) == (
+        2,
+        True,
+    )
+    assert files() == before
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video v.mp4 with its record, latents l.st, an unfinished rollout."""
+    folder = tmp_path_factory.mktemp("there")
+    tiny_clip(folder / "v.mp4", 1)
+    request = Request("a red circle", 1, Settings(), {}).as_json()
+    record = {"schema": SCHEMA, "command": "generate", "request": request, "hash": "x"}
+    record |= {"id": "x", "status": "ok", "created": "2026-01-01T00:00:00+00:00"}
+    (folder / "v.json").write_text(json.dumps(record | {"output": {"path": "v.mp4"}}))
+    latents = {"latents": np.zeros((3, 8, 4, 4), np.float32)}
+    save_file(latents, folder / "l.st", metadata={"wancli": json.dumps(record)})
+    rolled = Request("a red circle", 1, RolloutSettings(), {}, inputs={"seeds": [[0, 1]]})
+    (folder / "w.rollout").mkdir()
+    told = {"schema": ROLLOUT_SCHEMA, **rolled.as_json()}
+    (folder / "w.rollout/rollout.json").write_text(json.dumps(told))
+    return folder
+
+
+@pytest.fixture
+def made(there: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same in the folder that we are in, and a home in ./config."""
+    shutil.copytree(there, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
