@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from wancli.threads import choose_threads
+
+choose_threads()  # as the command line does; torch is imported by the tests
+
 
 @dataclass(frozen=True)
 class Said:

@@ -24,6 +24,7 @@ LAYERS = (
         "schedule",
         "settings",
         "tasks",
+        "threads",
     },
     {"configs", "lora", "machine", "outputs", "resolve", "transformer_cost"},
     {"vae_cost", "hardware", "presets", "record_schema", "specs", "step_caches"},

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Wancli
+from wancli.threads import thread_settings
 
 
 def test_a_doctor_says_what_is_here(wancli: Wancli, tmp_path: Path, monkeypatch):
@@ -18,6 +19,7 @@ def test_a_doctor_says_what_is_here(wancli: Wancli, tmp_path: Path, monkeypatch)
     assert found["versions", "diffusers"]["state"] == "ok"
     assert found["video", "ffmpeg"]["state"] == "ok"
     assert found["attention", "native"]["state"] == "ok"
+    assert found["memory", "CPU threads"]["value"] == thread_settings()
     assert found["memory", "rates"]["mend"] == "wancli doctor --measure"
 
 

@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 from wancli.cli.lazy import Entry, lazy
 from wancli.errors import CapacityError, OutputError, SetupError, UsageError, WancliError
 from wancli.interrupts import Interrupted, ignore
+from wancli.threads import choose_threads
 
 COMMANDS = {
     "generate": Entry("wancli.cli.generate:generate", "Make a video of a prompt."),
@@ -68,6 +69,7 @@ def _wancli() -> None:
 
 def main() -> None:
     """Run the command line; an error of ours is a line, a hint and an exit code."""
+    choose_threads()
     sys.argv[1:] = _joined([_dashed(argument) for argument in sys.argv[1:]])
     _hush()
     if "--no-color" in sys.argv or os.environ.get("NO_COLOR"):

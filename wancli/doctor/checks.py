@@ -19,6 +19,7 @@ from wancli.estimate import gib, read_rates
 from wancli.hub_cache import cache_folder
 from wancli.inventory import existing, find_cpu, find_gpus, free_disk, user_cache
 from wancli.packages import package_version
+from wancli.threads import thread_settings
 
 State = Literal["ok", "missing", "broken", "note"]
 IMPORTED = ("torch", "diffusers", "transformers", "safetensors", "accelerate")
@@ -112,6 +113,7 @@ def devices() -> Iterator[Finding]:
             mend = "pip install torch, from an index with a CUDA build for this driver"
             yield Finding("GPU", "torch", "cannot use CUDA here", "broken", mend)
     yield Finding("memory", cpu.name, f"{gib(cpu.total)}, {gib(cpu.free)} free")
+    yield Finding("memory", "CPU threads", thread_settings())
     measured = read_rates((gpus or [cpu])[0])
     when = f"measured {measured.measured}" if measured else "never measured"
     mend = "" if measured else "wancli doctor --measure"

@@ -44,6 +44,7 @@ from wancli.resolve import Layer, Resolved, check_tuned, resolve
 from wancli.settings import Settings
 from wancli.specs import ModelSpec
 from wancli.tasks import TASKS
+from wancli.threads import thread_settings
 from wancli.video.ffmpeg import Encoding, check_encoder
 from wancli.video.latents import keeping, read_latents, save_latents
 from wancli.video.write import VideoWriter, WrittenVideo
@@ -295,4 +296,5 @@ def versions() -> dict[str, str]:
     packages = ("wancli", "torch", "diffusers", "transformers", "imageio-ffmpeg", "torchao")
     found = {name: package_version(name) for name in packages}
     here = {"python": platform.python_version(), "platform": platform.platform()}
+    here["threads"] = thread_settings()
     return here | {name: said for name, said in found.items() if said}
