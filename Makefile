@@ -1,10 +1,11 @@
 # Needs make and Python 3.11 or newer; the rest is set up in .venv, from the versions in constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format types demo-model bench-generate bench-rollout bench-memory bench-forwards bench-cache ci clean
+.PHONY: help setup demo test test-all test-oldest lint format types demo-model bench-generate bench-rollout bench-memory bench-forwards bench-cache ci clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+OLDEST := .venv-oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 # The tested version first. `make PYTHON=...` chooses another.
@@ -46,6 +47,19 @@ test-all: $(READY) ## Run the slow tests too
 	@echo "test-all: the slow tests too, some minutes"
 	@$(BIN)/python -m pytest -m 'not gpu'
 
+test-oldest: $(OLDEST)/.ready ## Run the tests with the lowest versions that pyproject.toml allows
+	@echo "test-oldest: all but the slow tests, in $(OLDEST)"
+	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2
+
+# Of PyTorch this is a CUDA build of some GB, unless pip finds another: the tests need none of it.
+$(OLDEST)/.ready: pyproject.toml constraints.txt tests/oldest.py
+	@$(PYTHON) -m venv --clear $(OLDEST)
+	@$(PYTHON) tests/oldest.py > $(OLDEST)/constraints.txt
+	@echo "test-oldest: installing the versions of $(OLDEST)/constraints.txt, some GB"
+	@$(OLDEST)/bin/python -m pip install --quiet -c $(OLDEST)/constraints.txt hatchling editables
+	@$(OLDEST)/bin/python -m pip install --quiet -c $(OLDEST)/constraints.txt --no-build-isolation -e '.[dev,gpu]'
+	@touch $@
+
 lint: $(READY) ## Check style
 	@echo "lint: ruff check, ruff format --check"
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -82,5 +96,5 @@ ci: ## What a change must pass, in a fresh environment
 	@bash .ci/run
 
 clean: ## Remove what these targets made: .venv, caches, demo.mp4 (trained checkpoints stay)
-	rm -rf $(VENV) build dist bench-cache demo.mp4 demo.json .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist bench-cache demo.mp4 demo.json .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find wancli tests bench -name __pycache__ -prune -exec rm -rf {} +
