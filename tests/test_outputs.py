@@ -13,7 +13,7 @@ import pytest
 
 from wancli.errors import OutputError, UsageError
 from wancli.files import part_name
-from wancli.locks import FILE, FolderLock
+from wancli.locks import FILE, FolderLock, as_typed
 from wancli.outputs import Output, Outputs
 
 A_FILE = [Output(Path("a.mp4"), "--output")]
@@ -29,6 +29,10 @@ def outputs(*names: str, overwrite: bool = False, reads: tuple[str, ...] = ()) -
     found = Outputs(overwrite=overwrite, reads=[Path(name) for name in reads])
     found.add(*(Output(Path(name), f"--{'abc'[i]}") for i, name in enumerate(names)))
     return found
+
+
+def _own_command() -> str:
+    return Path(Path("/proc/self/cmdline").read_bytes().split(b"\0")[0].decode()).name
 
 
 @contextmanager
@@ -171,7 +175,7 @@ def test_a_second_process_is_refused_at_once_and_told_who_writes(name: str):
         with pytest.raises(UsageError) as caught, outputs(name).held():
             pass
         assert f"{name} is being written by process {number} (" in str(caught.value)
-        assert "pytest" in str(caught.value)
+        assert f"({_own_command()}" in str(caught.value)
         assert f"kill {number}" in caught.value.hint
         with outputs("c.mp4").held():  # another name of that folder
             assert Path(FILE).exists()
@@ -214,6 +218,18 @@ def test_a_file_of_somebody_elses_under_the_locks_name_stays():
     with outputs("a.mp4").held():
         pass
     assert Path(FILE).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["/bin/python", "/a/bin/wancli", "generate", "a red circle"], "generate 'a red circle'"),
+        (["python", "-m", "wancli", "generate", "a\n\x1b\x9bb"], "generate 'a???b'"),
+        (["/a/wancli", "generate", "wancli", "x" * 200], f"generate wancli {'x' * 77}…"),
+    ],
+)
+def test_a_process_is_named_as_it_was_typed(words: list[str], told: str):
+    assert as_typed(b"".join(os.fsencode(word) + b"\0" for word in words)) == f"wancli {told}"
 
 
 @pytest.mark.slow

@@ -121,9 +121,15 @@ def _holder(file: int, byte: int) -> int:
 def _command(pid: int) -> str:
     """What a process was started as, on one line; "" where that is not known."""
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+        return as_typed(Path(f"/proc/{pid}/cmdline").read_bytes())
     except OSError:
         return ""
-    text = shlex.join(word.decode(errors="replace") for word in words if word)
+
+
+def as_typed(words: bytes) -> str:
+    """A command line that the kernel tells, each word with a zero after it; from wancli on."""
+    told = [word.decode(errors="replace") for word in words.split(b"\0")[:-1]] or [""]
+    began = next((i for i, word in enumerate(told[:3]) if Path(word).name == "wancli"), 0)
+    text = shlex.join([Path(told[began]).name, *told[began + 1 :]])
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= _LONGEST_COMMAND else f"{text[:_LONGEST_COMMAND]}…"

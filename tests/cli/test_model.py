@@ -160,6 +160,9 @@ def test_a_folder_that_exists_is_never_replaced_unasked(wancli: Wancli, stated: 
     said = wancli(*CONVERT, WEIGHTS, "out", "--config", stated, "--overwrite")
     assert said.code == 2
     assert "mine" in complaint(said)[0]
+    Path("link").symlink_to("out")
+    said = wancli(*CONVERT, WEIGHTS, "link", "--config", stated, "--overwrite")
+    assert (said.code, "link is a symbolic link" in complaint(said)[0]) == (2, True)
 
 
 def test_a_folder_that_cannot_be_made_is_an_output_error(wancli: Wancli, stated: Path):

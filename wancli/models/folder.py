@@ -18,6 +18,8 @@ def check_target(out: Path, *, sources: Iterable[Path], overwrite: bool) -> None
 
     Only a folder such as we write may be, and none that anything is read from.
     """
+    if out.is_symlink():
+        raise UsageError(f"{out} is a symbolic link, and stays.", hint="use another folder")
     if not out.exists():
         return
     if not overwrite:
