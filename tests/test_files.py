@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from wancli.errors import OutputError
 from wancli.files import is_part, part_name, remove_parts, write_beside, write_whole
 from wancli.pipeline.store import RolloutStore
-from wancli.video.latents import save_latents
+from wancli.video.latents import keep_latents, save_latents
 
 
 def names(folder: Path) -> list[str]:
@@ -109,6 +110,17 @@ def test_what_must_not_be_lost_goes_under_a_name_that_is_free(tmp_path: Path):
         "a.latents-1.safetensors", "a.latents-2.safetensors",
     ]  # fmt: skip
     assert [file.read_bytes() for file in (path, *kept)] == [b"mine", b"one", b"two"]
+
+
+def test_latents_of_two_runs_are_both_kept_in_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for number in range(2):
+        kept = keep_latents(torch.full((1, 4, 2, 3, 3), number), Path("/proc/none/a.mp4"), {})
+        assert kept
+        assert load_file(kept)["latents"].eq(number).all()
+    assert names(tmp_path) == ["a.latents-1.safetensors", "a.latents.safetensors"]
 
 
 def test_only_parts_of_ours_are_removed_and_an_older_folder_comes_back(tmp_path: Path):
