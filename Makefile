@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or newer; the rest is set up in .venv, from the versions in constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-oldest lint format types demo-model bench-generate bench-rollout bench-memory bench-forwards bench-cache ci clean
+.PHONY: help setup demo test test-all test-oldest lint format types demo-model bench-generate bench-rollout bench-memory bench-forwards bench-cache bench-threads ci clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -91,6 +91,9 @@ bench-forwards: $(READY) ## Time a forward as it is, compiled, fused and in 8 bi
 
 bench-cache: $(READY) ## Say what each cache costs and wins on the demo model
 	@$(BIN)/wancli bench bench/cache.toml --output bench-cache --overwrite
+
+bench-threads: $(READY) ## Time a video beside busy processes, as torch's threads wait now and before
+	@$(BIN)/python -m bench.threads
 
 ci: ## What a change must pass, in a fresh environment
 	@bash .ci/run
