@@ -10,7 +10,7 @@ from wancli.errors import ModelError, PlanError, closest
 from wancli.geometry import Strides
 from wancli.hub_cache import cached_revision
 from wancli.hunyuan import TEXT_TOKENS, hunyuan_of
-from wancli.part_schema import OF_OTHERS, OF_TRANSFORMER, Kinds, wrong_value
+from wancli.part_schema import OF_OTHERS, OF_TRANSFORMER, OF_VAE, Kinds, wrong_value
 from wancli.random_models import known_spec, random_spec
 from wancli.reading import read_header, read_json, unreadable, user_path
 from wancli.specs import RANDOM, SPECS, TEXT_LENGTH, ModelSpec
@@ -76,7 +76,7 @@ def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec
     if index.get("_class_name") == TASKS[HUNYUAN_TEXT].pipeline:
         return _hunyuan_spec(folder, name or str(folder), repo)
     transformer = read_config(folder, "transformer/config.json", OF_TRANSFORMER)
-    vae = read_config(folder, "vae/config.json", OF_OTHERS) if whole else {}
+    vae = read_config(folder, "vae/config.json", OF_VAE) if whole else {}
     tokenizer = read_config(folder, "tokenizer/tokenizer_config.json") if whole else {}
     text, image = (
         read_config(folder, f"{part}/config.json", OF_OTHERS) if _has(index, part) else {}
@@ -153,7 +153,7 @@ def _hunyuan_spec(folder: Path, name: str, repo: str) -> ModelSpec:
             spatial=vae.get("spatial_compression_ratio", 8),
             patch=transformer.get("patch_size", 2),
         ),
-        latent_channels=transformer.get("out_channels", 16),
+        latent_channels=transformer.get("out_channels") or transformer.get("in_channels", 16),
         text_length=TEXT_TOKENS,
         architecture=hunyuan_of(transformer, vae, text, text_2),
         causal=False,

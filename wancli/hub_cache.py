@@ -5,13 +5,15 @@ The layout is huggingface_hub's: models--OWNER--NAME with refs/main (a commit), 
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from wancli.errors import ModelError
-from wancli.reading import user_path
+from wancli.reading import read_text, user_path
 
 _PREFIX = "models--"
+_REVISION = re.compile(r"\w[\w.-]{0,127}", re.ASCII)  # the name of a folder, and of no other
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,11 @@ def repo_folder(repo: str) -> Path:
 
 def cached_revision(repo: str) -> str:
     """The commit that `main` was when it was downloaded; "" where there is none."""
-    ref = repo_folder(repo) / "refs" / "main"
-    return ref.read_text().strip() if ref.is_file() else ""
+    try:
+        revision = read_text(repo_folder(repo) / "refs" / "main").strip()
+    except (OSError, ValueError):
+        return ""
+    return revision if _REVISION.fullmatch(revision) else ""
 
 
 def find_cached(repo: str) -> Cached | None:

@@ -117,7 +117,7 @@ def _transformer(config: Mapping[str, Any]) -> JointTransformer:
         head_dim=config["attention_head_dim"],
         ffn_ratio=config["mlp_ratio"],
         in_channels=config["in_channels"],
-        out_channels=config["out_channels"],
+        out_channels=config["out_channels"] or config["in_channels"],
         patch=config["patch_size_t"] * config["patch_size"] ** 2,
         text_dim=config["text_embed_dim"],
         pooled_dim=config["pooled_projection_dim"],

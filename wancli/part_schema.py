@@ -108,9 +108,10 @@ _KINDS: dict[str, Kind] = {
 
 
 Kinds = Mapping[str, Kind]
-# Keys whose kind depends on the file: of Wan's transformers, and of the rest.
+# Keys whose kind depends on the file: of Wan's transformers, of its VAEs, and of the rest.
 OF_TRANSFORMER: Kinds = {"patch_size": _COUNT.list(3)}
-OF_OTHERS: Kinds = {"patch_size": _COUNT.or_none(), "out_channels": _COUNT}
+OF_VAE: Kinds = {"patch_size": _COUNT.or_none(), "out_channels": _COUNT}
+OF_OTHERS: Kinds = {"patch_size": _COUNT}
 
 
 def wrong_value(config: Mapping[str, Any], kinds: Kinds | None = None) -> str:

@@ -16,6 +16,7 @@ from tests.conftest import Said, Wancli
 from tests.forked import Run
 from wancli.errors import InputError, ModelError
 from wancli.folders import find_spec
+from wancli.hub_cache import cached_revision
 from wancli.records import ROLLOUT_SCHEMA, Request, RunRecord, parse_record
 from wancli.resolve import Layer, resolve
 from wancli.settings import RolloutSettings, Settings
@@ -185,7 +186,7 @@ CONFIGS: dict[str, dict[str, tuple[Any, ...]]] = {
     "vae/config.json": {
         "scale_factor_temporal": (0, "4", None), "dim_mult": (2, [0], [1, 1]), "z_dim": (8,),
         "latents_mean": (None, ["x"], [], [1e400] * 4), "temperal_downsample": ([0],),
-        "out_channels": (None,),
+        "out_channels": (None,), "patch_size": ([1, 2, 2],),
     },
     "text_encoder/config.json": {"d_model": (-1, 2.5, {}, 8), "num_layers": (True,)},
     "tokenizer/tokenizer_config.json": {"model_max_length": ("x", 0, None)},
@@ -227,6 +228,16 @@ def test_what_a_library_cannot_make_a_model_of_is_told(
     said = wancli("generate", *PROMPT, "--model", model, "--size", "32x32", "--frames", 5, "-q")
     assert said.code == 4
     assert "cannot load model" in complaint(said)[0]
+
+
+@pytest.mark.parametrize("said", [b"\xff", b"x" * 300, b"..", b"a/b", b"a\0b", b""])
+def test_a_broken_reference_in_the_hubs_cache_is_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "models--a--b/refs").mkdir(parents=True)
+    (tmp_path / "models--a--b/refs/main").write_bytes(said)
+    assert cached_revision("a/b") == ""
 
 
 def test_a_file_that_is_named_like_a_chunk_is_none(tmp_path: Path):

@@ -10,7 +10,14 @@ import pytest
 from tests.video.test_write import QUICK, noise, smooth, write, writer_to
 from wancli.errors import InputError, OutputError, SetupError
 from wancli.video.ffmpeg import Encoding, ffmpeg_exe, run_ffmpeg, why
-from wancli.video.read import VideoInfo, probe, read_comment, read_frames, stream_frames
+from wancli.video.read import (
+    VideoInfo,
+    decoded_md5,
+    probe,
+    read_comment,
+    read_frames,
+    stream_frames,
+)
 from wancli.video.write import VideoWriter
 
 
@@ -221,12 +228,22 @@ def test_a_truncated_index_is_an_error_and_truncated_frames_leave_the_comment(
     assert read_comment(path) == "a comment"
 
 
+def test_a_video_that_begins_after_its_end_holds_no_frames(video: Path, tmp_path: Path) -> None:
+    content, path = bytearray(video.read_bytes()), tmp_path / "a.mp4"
+    first = content.index(b"elst") + 16  # what is shown first, after version, count and duration
+    content[first : first + 4] = b"\x7f\xff\xff\xff"
+    path.write_bytes(content)
+    for read in (probe, read_frames, decoded_md5):
+        with pytest.raises(InputError, match="holds no video frames"):
+            read(path)
+
+
 def test_a_missing_video_suggests_the_name_that_was_meant(video: Path) -> None:
     for read in (probe, read_frames, read_comment):
         with pytest.raises(InputError, match="not found") as caught:
             read(video.with_name("a.mpg"))
         assert caught.value.hint == f"did you mean {str(video)!r}?"
-    with pytest.raises(InputError, match="Is a directory"):
+    with pytest.raises(InputError, match="it is a folder"):
         read_comment(video.parent)
 
 

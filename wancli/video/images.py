@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_HINT = "give a PNG or a JPEG"
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no EPS: it is a program
+_HINT = "give a PNG, a JPEG or a WebP"
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM")  # EPS is a program; libtiff talks to stderr
 
 
 def open_image(path: Path) -> Image.Image:

@@ -45,7 +45,7 @@ def probe(path: Path) -> VideoInfo:
     """Size, rate and length, counted by decoding all of it. Raises InputError."""
     done = _decode(path, "-f", "framemd5")
     width, height, fps = _stream(path, done)
-    return VideoInfo(width, height, fps, frames=len(_hashes(done.stdout)))
+    return VideoInfo(width, height, fps, frames=len(_hashes(path, done)))
 
 
 def read_frames(path: Path) -> "NDArray[np.uint8]":
@@ -90,7 +90,7 @@ def stream_frames(
 
 def decoded_md5(path: Path) -> tuple[int, str]:
     """Video frames that decode, and one MD5 over the MD5 of each. Raises InputError."""
-    hashes = _hashes(_decode(path, "-f", "framemd5").stdout)
+    hashes = _hashes(path, _decode(path, "-f", "framemd5"))
     return len(hashes), hashlib.md5("\n".join(hashes).encode(), usedforsecurity=False).hexdigest()
 
 
@@ -179,12 +179,17 @@ def _stream(path: Path, done: subprocess.CompletedProcess[bytes]) -> tuple[int, 
     if not streams or not done.stdout:
         raise InputError(f"{path} holds no video frames.", hint=_CUT_HINT)
     width, height, fps = streams[-1]
+    if not float(fps):
+        raise InputError(f"{path} says no frame rate.", hint=_CUT_HINT)
     return int(width), int(height), float(fps)
 
 
-def _hashes(listing: bytes) -> list[str]:
-    lines = listing.decode().splitlines()
-    return [line.rpartition(",")[2].strip() for line in lines if line and not line.startswith("#")]
+def _hashes(path: Path, done: subprocess.CompletedProcess[bytes]) -> list[str]:
+    """The MD5 of each video frame, of which there is at least one. Raises InputError."""
+    lines = [line for line in done.stdout.decode().splitlines() if line and line[0] != "#"]
+    if not lines:
+        raise InputError(f"{path} holds no video frames.", hint=_CUT_HINT)
+    return [line.rpartition(",")[2].strip() for line in lines]
 
 
 def _refuse_cut(path: Path) -> None:
