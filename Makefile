@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or newer; the rest is set up in .venv, from the versions in constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-oldest lint format types demo-model bench-generate bench-rollout bench-memory bench-forwards bench-cache bench-threads ci clean
+.PHONY: help setup demo test test-all test-oldest fuzz lint format types demo-model bench-generate bench-rollout bench-memory bench-forwards bench-cache bench-threads ci clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -59,6 +59,10 @@ $(OLDEST)/.ready: pyproject.toml constraints.txt tests/oldest.py
 	@$(OLDEST)/bin/python -m pip install --quiet -c $(OLDEST)/constraints.txt hatchling editables
 	@$(OLDEST)/bin/python -m pip install --quiet -c $(OLDEST)/constraints.txt --no-build-isolation -e '.[dev,gpu]'
 	@touch $@
+
+fuzz: $(READY) ## Try the whole campaign of hostile input, kills and full disks: half an hour
+	@echo "fuzz: docs/reliability.md says what is tried, and what counts as a failure"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz
 
 lint: $(READY) ## Check style
 	@echo "lint: ruff check, ruff format --check"

@@ -1,0 +1,277 @@
+"""Every command and flag there is, as the app declares them, with values for each."""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, get_args, get_origin
+
+from tests.fuzz import values
+from tests.fuzz.materials import MODELS, PICTURES, VIDEOS
+from tests.fuzz.place import FIFOS, LINKS, MINE
+from wancli.cli.app import COMMANDS
+from wancli.resolve import fields_of
+from wancli.settings import RolloutSettings
+from wancli.tasks import TASKS
+
+# What a flag takes that is a file: kinds of those that are read, and endings of those written.
+READS = {
+    "image": PICTURES, "last_image": PICTURES, "ref_image": PICTURES, "video": VIDEOS,
+    "mask": VIDEOS, "pose_video": VIDEOS, "face_video": VIDEOS, "background_video": VIDEOS,
+    "extend": VIDEOS, "files": VIDEOS, "file": (*VIDEOS, "made.json", "good.toml"),
+    "one": (*VIDEOS, "latents.safetensors"), "other": (*VIDEOS, "latents.safetensors"),
+    "latents": ("latents.safetensors",), "initial_latents": ("start.safetensors",),
+    "noise_file": ("noise.safetensors",), "prompt_embeds": ("embeds.safetensors",),
+    "script": ("script.toml", "script.jsonl"), "source": ("checkpoint.safetensors", "lora.pt"),
+    "config": ("heads.json",), "lora": ("lora.safetensors", "lora.pt", "lora.safetensors=0.5"),
+    "base": MODELS,
+}  # fmt: skip
+NO_CHOICES: tuple[str, ...] = ()
+WRITES = {
+    "output": ".mp4", "save_latents": ".safetensors", "perf_json": ".json", "report": ".html",
+    "sheet": ".png", "gif": ".gif", "webp": ".webp", "out": "", "output_dir": "",
+}  # fmt: skip
+DEVICES = ("/dev/null", "/dev/full", "/proc/self/mem", "/proc/version", "/dev/fd/0", "/dev/stdin")
+KNOWN = ("demo", "wan2.1-t2v-1.3b", "wan2.2-t2v-a14b", "self-forcing", "hunyuanvideo",
+         "wan2.1-vace-1.3b", "wan2.2-animate-14b", "random:wan2.1-t2v-1.3b", "random:demo",
+         "wan2.2-ti2v-5b", "some-owner/some-model")  # fmt: skip
+# Settings on which the time of a run depends, and values under which it takes none.
+SMALL: dict[str, tuple[str, ...]] = {
+    "steps": ("1", "2", "3"), "num_frames": ("1", "5", "9"), "width": ("16", "32", "48"),
+    "height": ("16", "32", "48"), "chunks": ("1", "2", "3"), "chunk_frames": ("1", "2", "3"),
+    "num_videos": ("1", "2"), "steps_list": ("1000", "1000,500"), "first_chunk_steps": ("1000", ""),
+    "layers": ("1", "2"), "text_length": ("1", "16"), "segment_frames": ("5", "77"),
+    "rows": ("1", "3"), "columns": ("1", "4"), "cfg_gate": ("0.5", "2"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One parameter of a command."""
+
+    name: str
+    spellings: tuple[str, ...]  # none of an argument
+    kind: type
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    switch: bool = False
+    several: bool = False
+    required: bool = False
+
+
+@dataclass
+class Line:
+    """A command line on its way, and the files it names."""
+
+    command: tuple[str, ...]
+    small: bool  # nothing that takes long: it is made
+    arguments: list[str] = field(default_factory=list)
+    reads: list[str] = field(default_factory=list)
+    writes: list[str] = field(default_factory=list)
+
+    @property
+    def spelt(self) -> list[str]:
+        return [*self.command, *self.arguments]
+
+
+@cache
+def commands() -> dict[tuple[str, ...], tuple[Flag, ...]]:
+    """Flags by command: ("generate",) and ("model", "list")."""
+    found: dict[tuple[str, ...], tuple[Flag, ...]] = {}
+    for name, entry in COMMANDS.items():
+        loaded: Any = entry.load(name)
+        for inner, command in getattr(loaded, "commands", {None: loaded}).items():
+            key = (name, inner) if inner else (name,)
+            found[key] = tuple(_flags(command))
+    return found
+
+
+def _flags(command: Any) -> Iterator[Flag]:
+    settings = {name: info for _, name, info in fields_of(RolloutSettings)}
+    for parameter in command.params:
+        kind = parameter.type_descriptor.annotation
+        several = get_origin(kind) is list
+        info = settings.get(parameter.name)
+        low, high, choices = parameter.min, parameter.max, NO_CHOICES
+        if info is not None:
+            low, high, choices = _bounds(info)
+        yield Flag(
+            parameter.name,
+            (*parameter.opts, *parameter.secondary_opts)
+            if parameter.param_type_name == "option" else (),
+            get_args(kind)[0] if several else kind,
+            low,
+            high,
+            choices,
+            switch=kind is bool,
+            several=several,
+            required=parameter.required,
+        )  # fmt: skip
+
+
+def _bounds(info: Any) -> tuple[float | None, float | None, tuple[str, ...]]:
+    told = {
+        name: getattr(rule, name)
+        for rule in info.metadata
+        for name in ("ge", "gt", "le", "lt")
+        if getattr(rule, name, None) is not None
+    }
+    choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
+    return told.get("ge", told.get("gt")), told.get("le", told.get("lt")), choices
+
+
+def give(line: Line, flag: Flag, chance: random.Random, *, good: bool) -> None:
+    """Put a flag and a value on the line."""
+    if flag.switch:
+        line.arguments.append(chance.choice(flag.spellings))
+        return
+    value = (_good if good else _odd)(line, flag, chance)
+    if not flag.spellings:
+        line.arguments.append(value)
+        return
+    spelling = chance.choice(flag.spellings)
+    if spelling.startswith("--") and chance.random() < 0.3:
+        if chance.random() < 0.2:
+            spelling = spelling[:2] + spelling[2:].replace("-", "_")
+        line.arguments.append(f"{spelling}={value}")
+    else:
+        line.arguments += [spelling, value]
+
+
+def _good(line: Line, flag: Flag, chance: random.Random) -> str:
+    for kinds, made in _GOOD:
+        if flag.name in kinds:
+            return made(line, flag, chance)
+    if flag.choices:
+        return chance.choice(flag.choices)
+    if line.small and flag.name in SMALL:
+        return chance.choice(SMALL[flag.name])
+    if flag.kind in (int, float):
+        return values.number(chance, flag.low, flag.high, whole=flag.kind is int)
+    return values.prompt(chance)
+
+
+def _odd(line: Line, flag: Flag, chance: random.Random) -> str:
+    if flag.name in READS or flag.name in WRITES:
+        return _odd_path(line, flag, chance)
+    if flag.name in ("model", "preset", "cachedit_preset", "name", "save_preset"):
+        return _odd_name(line, flag, chance)
+    if flag.name == "size":
+        return values.odd_size(chance)
+    if flag.name == "seed":
+        return values.odd_seeds(chance)
+    if flag.kind in (int, float) or flag.low is not None:
+        return values.odd_number(chance, flag.low, flag.high)
+    return values.odd_text(chance)
+
+
+def _read(line: Line, flag: Flag, chance: random.Random) -> str:
+    name = chance.choice(READS[flag.name])
+    line.reads.append(name.partition("=")[0])
+    return name
+
+
+def _write(line: Line, flag: Flag, chance: random.Random) -> str:
+    ending = ending_of(line, flag)
+    name = chance.choice(("new", "new", "new-2", "made", "mine", "folder/new", "none/new"))
+    if flag.name == "output" and line.command[0] == "generate":
+        name = chance.choice((name, "{prompt:10}-{seed}", "{steps}-{width}-{seed}"))
+    written = name + ending
+    line.writes.append(written)
+    return written
+
+
+def _odd_path(line: Line, flag: Flag, chance: random.Random) -> str:
+    ending = ending_of(line, flag)
+    pick = chance.random()
+    if pick < 0.35:
+        value = chance.choice(
+            (*MINE, *LINKS, *FIFOS, "folder", "mine.rollout", "new.part", "nosuch" + ending)
+        )
+    elif pick < 0.5:
+        value = chance.choice(DEVICES)
+    elif pick < 0.65:
+        value = chance.choice((*VIDEOS, *PICTURES, "latents.safetensors", "made.json", *MODELS))
+        line.reads.append(value)
+    else:
+        value = values.odd_text(chance) + chance.choice(("", ending, ending.upper()))
+    if flag.name in WRITES:
+        line.writes.append(value)
+    return value
+
+
+def ending_of(line: Line, flag: Flag) -> str:
+    if flag.name == "output" and line.command[0] == "bench":
+        return ""
+    return WRITES.get(flag.name, "")
+
+
+def _model(line: Line, _: Flag, chance: random.Random) -> str:
+    name = chance.choice(MODELS if line.small else (*MODELS, *KNOWN))
+    if name in MODELS:
+        line.reads.append(name)
+    return name
+
+
+def _named(line: Line, flag: Flag, chance: random.Random) -> str:
+    """What is called NAME: a model, or a preset."""
+    return (_model if line.command[0] == "model" else _preset)(line, flag, chance)
+
+
+def _preset(line: Line, flag: Flag, chance: random.Random) -> str:
+    if flag.name == "save_preset" or line.command == ("preset", "save"):
+        return chance.choice(("mine", "quick", "saved"))
+    name = chance.choice(("demo", "demo-cached", "self-forcing", "good.toml", "wan2.1-t2v-1.3b"))
+    if name.endswith(".toml"):
+        line.reads.append(name)
+    return name
+
+
+def _odd_name(line: Line, flag: Flag, chance: random.Random) -> str:
+    if chance.random() < 0.5:
+        return chance.choice(
+            (
+                *MINE,
+                *LINKS,
+                *FIFOS,
+                *DEVICES,
+                "folder",
+                ".",
+                "..",
+                "/",
+                "random:",
+                "random:x",
+                "a/b/c",
+                "dmeo",
+                "~nosuchuser/x",
+                "owner/" + "x" * 300,
+                "random:random:demo",
+            )
+        )
+    value = values.odd_text(chance)
+    return value + chance.choice(("", "", ".toml", "/" + value))
+
+
+VARIANTS = ("e: --no-prompt-kv", "f: --use-cachedit --cachedit-fn 1 --cachedit-max-warmup-steps 1",
+            "g: --cfg-gate 0.5", "s: --step-cache seacache", "k: --kv-align 8",
+            "q: --fuse-qkv")  # fmt: skip
+_GOOD: tuple[tuple[Any, Callable[[Line, Flag, random.Random], str]], ...] = (
+    (READS, _read),
+    (WRITES, _write),
+    (("model",), _model),
+    (("name",), _named),
+    (("preset", "cachedit_preset", "save_preset"), _preset),
+    (("size",), lambda line, _, chance: values.size(chance, small=line.small)),
+    (("seed",), lambda line, _, chance: values.seeds(chance, several=line.command != ("rollout",))),
+    (("task",), lambda _, __, chance: chance.choice(tuple(TASKS))),
+    (("at",), lambda _, __, chance: f"{chance.randint(0, 3)} {values.prompt(chance)}"),
+    (("variant",), lambda _, __, chance: chance.choice(VARIANTS)),
+    (("device",), lambda _, __, chance: chance.choice(("auto", "cpu", "cuda", "cuda:3", "mps"))),
+    (("kv_align",), lambda _, __, chance: chance.choice(("auto", "off", "8", "128"))),
+    (("attention_backend",), lambda _, __, chance: chance.choice(("auto", "native", "flash",
+    "sage"))),
+    (("steps_list",), lambda _, __, chance: chance.choice(("1000", "1000,500",
+    "1000,750,500,250"))),
+    (("first_chunk_steps",), lambda _, __, chance: chance.choice(("", "1000", "1000,250"))),
+)  # fmt: skip

@@ -1,0 +1,209 @@
+"""Command lines over every command and flag: good values, bad ones, and every mixture."""
+
+import random
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from tests.fuzz import judge, values
+from tests.fuzz.campaign import Case
+from tests.fuzz.flags import Line, commands, give
+from tests.fuzz.judge import Fault
+from tests.fuzz.materials import CHUNKED
+from tests.fuzz.place import MINE
+from tests.fuzz.warm import Broken, Closed, File, Full, Null
+
+SIZE = 10_000
+_TINY = ("--model", "tiny", "--size", "32x32", "--fps", "8", "--num-frames", "5", "--steps", "1")
+# A line of every command that does something, to which flags are added.
+BASES: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("generate",): ("a red circle", *_TINY),
+    ("rollout",): ("a red circle", "--model", "tiny", *CHUNKED, "--chunks", "2"),
+    ("repro",): ("made.mp4", "--model", "tiny"),
+    ("decode",): ("latents.safetensors", "-o", "new.mp4"),
+    ("bench",): ("a red circle", *_TINY, "--variant", "e: --no-prompt-kv", "-o", "new"),
+    ("preview",): ("made.mp4",),
+    ("show",): ("made.mp4",),
+    ("compare",): ("made.mp4", "clip.mp4"),
+    ("model", "convert"): ("checkpoint.safetensors", "new", "--config", "heads.json"),
+    ("preset", "save"): ("quick", "--steps", "3"),
+    ("preset", "validate"): ("good.toml",),
+}
+DRY = (("generate",), ("rollout",), ("repro",))
+WEIGHTS: dict[tuple[str, ...], float] = {
+           ("generate",): 30, ("rollout",): 18, ("plan",): 10, ("repro",): 8, ("bench",): 5,
+           ("preview",): 8, ("decode",): 5, ("compare",): 4, ("show",): 4,
+           ("doctor",): 0.15}  # fmt: skip
+TALK = ("--json", "--quiet", "-q", "--verbose", "-v", "--no-color")
+ENVIRONMENT = {
+    "COLUMNS": ("1", "0", "-5", "abc", "99999", ""),
+    "NO_COLOR": ("1", ""),
+    "TERM": ("dumb", "", "xterm-kitty", "\x1b[31m"),
+    "WANCLI_MODEL": ("tiny", "", "nosuch", "\udcff", "\x1b[31m", "demo"),
+    "WANCLI_PRESET": ("demo", "nosuch", "\x1b[31m.toml", "good.toml"),
+    "WANCLI_OUTPUT_DIR": ("folder", "none", "notes.txt", "\udcff", "/dev/null", "~nosuch"),
+    "WANCLI_PRESET_PATH": ("folder", "notes.txt", ":::", "\x1b[31m", "/proc/self"),
+    "WANCLI_CACHE_DIR": ("folder", "notes.txt", "/dev/null", "none/none"),
+    "HF_HOME": ("notes.txt", "folder", "\udcff", "$HF_HOME"),
+    "HOME": ("/nonexistent", "", "notes.txt"),
+    "XDG_CONFIG_HOME": ("notes.txt", "/nonexistent", "relative", "\udcff"),
+    "TMPDIR": ("/nonexistent", "notes.txt"),
+    "CUDA_VISIBLE_DEVICES": ("", "-1", "0", "abc", "9" * 30),
+    "OMP_NUM_THREADS": ("1", "0", "abc", "-1", "99999"),
+    "LANG": ("C", "tr_TR.UTF-8", "nonsense"),
+}  # fmt: skip
+
+
+def attempt(case: Case) -> Iterator[Fault]:
+    """One line, and what is wrong with what it did."""
+    yield from judged(case, make_line(case.chance))
+
+
+def judged(case: Case, line: Line) -> Iterator[Fault]:
+    """What is wrong with what a line did, in surroundings that may be odd as well."""
+    chance = case.chance
+    for name in dict.fromkeys((*ALWAYS, *line.reads, *line.arguments)):
+        if known(case, name):
+            case.place.take(name)
+    variables = {
+        name: chance.choice(texts) for name, texts in ENVIRONMENT.items() if chance.random() < 0.02
+    }
+    streams, encoding = _streams(chance)
+    plain = chance.random() < 0.06
+    if plain:
+        _forbid(case, chance)
+    before = case.place.look()
+    stdin = chance.choice((b"", b"a red circle\n", b"\xff\xfe\n", b"y\n", b"\x1b[31m" * 99))
+    ended = case.run(
+        line.spelt, variables=variables, streams=streams, encoding=encoding, stdin=stdin,
+        plain=plain,
+    )  # fmt: skip
+    yield from judge.talk(ended, streams=streams)
+    dry = "--dry-run" in line.arguments or line.command in READERS
+    yield from judge.files(ended, case.place, before, may=replaceable(line), dry=dry)
+    if streams == (Null, File, File) or streams == (File, File, File):
+        told = "--json" in line.arguments and "--help" not in line.arguments
+        yield from judge.results(
+            ended, case.place, json_lines=told and "-h" not in line.arguments,
+            paths=line.command in MAKERS and not dry and not {"-h", "--help"} & set(line.arguments),
+        )  # fmt: skip
+
+
+ALWAYS = ("tiny", "made.mp4", "made.json", "clip.mp4", "latents.safetensors")
+MAKERS = (("generate",), ("repro",), ("decode",), ("preview",))
+_PRESET = (("preset", "list"), ("preset", "show"), ("preset", "path"), ("preset", "validate"))
+TELLS = (*DRY, *_PRESET, ("preset", "save"), ("plan",), ("show",), ("model", "list"))
+READERS = (*_PRESET, ("plan",), ("show",), ("compare",), ("model", "list"), ("model", "info"),
+           ("model", "path"), ("doctor",))  # fmt: skip
+
+
+def make_line(chance: random.Random, *, tells: bool = False) -> Line:
+    """A command and its flags; of those that only tell where it `tells`."""
+    offered = [name for name in commands() if not tells or name in TELLS]
+    command = chance.choices(offered, [WEIGHTS.get(name, 1.5) for name in offered])[0]
+    by_name = {flag.name: flag for flag in commands()[command]}
+    dry = tells or command not in DRY or chance.random() < 0.6
+    making = command in BASES and not (dry and command in DRY)
+    line = Line(command, small=making or command == ("bench",))
+    if command in BASES and chance.random() < 0.85:
+        line.arguments += BASES[command]
+    else:
+        _required(line, chance)
+    odd = chance.choice((0.0, 0.15, 0.4, 0.8))
+    for _ in range(min(int(chance.expovariate(0.45)), 12)):
+        flag = chance.choice(tuple(by_name.values()))
+        if flag.name == "measure" or (not flag.spellings and chance.random() < 0.7):
+            continue
+        give(line, flag, chance, good=chance.random() >= odd)
+    if dry and command in DRY:
+        line.arguments.append("--dry-run")
+    line.arguments += [flag for flag in TALK if chance.random() < 0.08]
+    _twist(line, chance)
+    return line
+
+
+def _required(line: Line, chance: random.Random) -> None:
+    for flag in commands()[line.command]:
+        if flag.required or (not flag.spellings and chance.random() < 0.8):
+            give(line, flag, chance, good=chance.random() < 0.7)
+    if line.small:
+        _bound(line)
+
+
+def _bound(line: Line) -> None:
+    """Flags under which whatever is made is small."""
+    names = {flag.name for flag in commands()[line.command]}
+    if "model" in names:
+        line.arguments += ["--model", "tiny"]
+    if "num_frames" in names:
+        line.arguments += _TINY[2:]
+    elif "chunks" in names:
+        line.arguments += [*CHUNKED, "--chunks", "2"]
+
+
+def _twist(line: Line, chance: random.Random) -> None:
+    """Now and then what no shell user means: a flag cut, doubled, moved, or of no command."""
+    if chance.random() < 0.1 and line.arguments:
+        at = chance.randrange(len(line.arguments))
+        pick = chance.randrange(4)
+        if pick == 0 and line.arguments[at] != "--dry-run":
+            line.arguments.insert(at, line.arguments[at])
+        elif pick == 1:
+            line.arguments.insert(at, values.odd_text(chance))
+        elif pick == 2:
+            line.arguments.insert(at, chance.choice(("--nosuch", "--help", "-x", "--", "--size=")))
+        else:
+            line.arguments.append(chance.choice(("--overwrite", "--skip-existing", "--force")))
+    elif chance.random() < 0.15:
+        line.arguments.append("--overwrite")
+
+
+def _streams(chance: random.Random) -> tuple[tuple[str, str, str], str]:
+    """Where the three streams go, and their encoding."""
+    if chance.random() < 0.9:
+        return (chance.choice((Null, Null, File)), File, File), "utf-8"
+    kinds = (File, Null, Closed, Full, Broken)
+    encoding = chance.choice(("utf-8", "utf-8", "ascii", "latin-1", "locale"))
+    stdin = chance.choice((Null, Closed, File))
+    return (stdin, chance.choice(kinds), chance.choice(kinds)), encoding
+
+
+def _forbid(case: Case, chance: random.Random) -> None:
+    """Take rights away somewhere, of a user who is not root."""
+    work, home = case.place.work, case.place.home
+    (home / ".config" / "wancli").mkdir(parents=True)
+    config = home / ".config" / "wancli" / "config.toml"
+    config.write_text("[sampling]\nsteps = 2\n")
+    several = (work, work / "folder", work / "tiny", work / "tiny" / "vae", home, case.place.tmp,
+               home / ".config", config, config.parent, work / "made.mp4", work / "made.json",
+               work / "latents.safetensors", work / "tiny" / "model_index.json")  # fmt: skip
+    for path in chance.sample(several, chance.randint(1, 2)):
+        if not path.exists() or case.place.root not in path.resolve().parents:
+            continue  # a link leads out of here
+        path.chmod(chance.choice((0o000, 0o555, 0o444, 0o111, 0o333)))
+
+
+def known(case: Case, name: str) -> bool:
+    """Whether it is a material, and not a file of the user's."""
+    return name in _names(case.materials)
+
+
+@cache
+def _names(materials: Path) -> frozenset[str]:
+    return frozenset(path.name for path in materials.iterdir()).difference(MINE)
+
+
+def replaceable(line: Line) -> set[str]:
+    """What --overwrite lets the line replace: its outputs, and the records beside them."""
+    if "--overwrite" not in line.arguments:
+        return set()
+    may = set()
+    outputs = [*line.writes, *(["made.png"] if line.command == ("preview",) else [])]
+    for name in outputs:
+        path = Path(name)
+        if name in line.reads or path.name != name:
+            continue
+        may |= {f"work/{name}"}
+        if name == "made.mp4":
+            may |= {"work/made.json"}
+    return may
