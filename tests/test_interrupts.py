@@ -46,6 +46,12 @@ def test_before_there_is_anything_to_tidy_up_it_is_the_end(name, tmp_path):
     assert f"interrupted by {name}." in err
 
 
+def test_what_little_there_is_to_tidy_up_is_done_before_the_end(tmp_path):
+    script = "with interrupts.tidied(lambda: os.write(1, b'tidied up')): send()"
+    code, out, err = run(script, tmp_path)
+    assert (code, out, len(err.splitlines())) == (143, "tidied up", 2)
+
+
 def test_later_it_unwinds(tmp_path):
     script = (
         "interrupts.unwind_from_here()\ntry: send()\nexcept Interrupted as e: print(e.exit_code)"

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 
 TYPE_CHECKING = False  # as in typing, which takes its time
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
     from typing import Any, NoReturn
 
@@ -40,6 +40,9 @@ class _State:
     holds = 0  # blocks that must not be left halfway
     number = 0  # of the signal that came
 
+    def __init__(self) -> None:
+        self.tidies: list[Callable[[], object]] = []  # what little there is to do before the end
+
 
 _state = _State()
 
@@ -55,8 +58,20 @@ def handle() -> None:
 
 
 def unwind_from_here() -> None:
-    """From now on there is something to tidy up: files, a terminal, other processes."""
+    """From now on there is much to tidy up: files, a terminal, other processes."""
     _state.unwinds = True
+
+
+@contextmanager
+def tidied(tidy: Callable[[], object]) -> Iterator[None]:
+    """A block after which `tidy` is called, also where the process ends at once in it."""
+    _state.tidies.append(tidy)
+    try:
+        yield
+    finally:
+        with held():
+            tidy()
+            _state.tidies.remove(tidy)
 
 
 @contextmanager
@@ -80,6 +95,9 @@ def ignore() -> None:
 def leave(number: int) -> NoReturn:
     """End this process here and now, in two lines and with the exit code."""
     error = Interrupted(number)
+    for tidy in reversed(_state.tidies):
+        with suppress(Exception):
+            tidy()
     with suppress(OSError):
         os.write(2, f"error: {error}\nhint:  {error.hint}\n".encode())
     os._exit(error.exit_code)

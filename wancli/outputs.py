@@ -15,7 +15,7 @@ from pathlib import Path
 
 from wancli.errors import OutputError, UsageError
 from wancli.files import LONGEST_NAME, cut_name, kind_of, remove_parts
-from wancli.interrupts import unwind_from_here
+from wancli.interrupts import tidied
 from wancli.locks import FolderLock, Held
 
 PREVIEW_MARK = ("Software", "wancli --preview-every")  # key and text inside such a picture
@@ -119,7 +119,6 @@ class Outputs:
         Folders are made; what killed processes left of these files is removed.
         """
         self.check()  # before anything is made
-        unwind_from_here()
         for folder, output in {o.path.parent: o for o in self._all.values()}.items():
             _try(folder, output)
         with ExitStack() as stack:
@@ -128,7 +127,7 @@ class Outputs:
                 folder = _real(output).parent
                 if folder not in folders:
                     folders[folder] = FolderLock(folder)
-                    stack.callback(folders[folder].release)
+                    stack.enter_context(tidied(folders[folder].release))
                 try:
                     folders[folder].take(Path(key).name)
                 except Held as held:

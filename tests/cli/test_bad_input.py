@@ -75,6 +75,8 @@ def complaint(said: Said) -> tuple[str, str]:
         ((*GENERATE, "--seed", "1,1"), "twice", "once"),
         ((*GENERATE, "--seed", "1,2", "-N", 2), "does not go with", "--num-videos"),
         ((*GENERATE, "--preset", "wan2.2-ti2v"), "preset 'wan2.2-ti2v' not", "wan2.2-ti2v-5b"),
+        (("rollout", "x", "-o", "."), "'.' is no name of a file", "x.mp4"),
+        (("rollout", "--resume", "-o", "/"), "'/' is no name of a file", "x.mp4"),
         ((*GENERATE, "-o", "a.avi"), "does not end in .mp4", "a.mp4"),
         ((*GENERATE, "-o", "x" * 252 + ".mp4"), "256 bytes", "shorter"),
         ((*GENERATE, "-o", "{promt}.mp4"), "unknown field '{promt}'", "{prompt}"),

@@ -164,3 +164,19 @@ def test_a_gif_that_would_not_fit_in_memory_is_refused(tmp_path: Path):
     with pytest.raises(UsageError, match=r"a GIF of 25 frames of 9000x4500") as raised:
         draw_animation(path, gif=True, width=9000, fps=None)
     assert "--webp" in raised.value.hint
+
+
+def test_nothing_is_written_where_one_is_refused(wancli: Wancli, tmp_path: Path):
+    video(Path("a.mp4"))
+    whole = Path("a.mp4").read_bytes()
+    (tmp_path / "b.mp4").write_bytes(whole[: len(whole) // 2])
+    for arguments, code in (
+        (("a.mp4", "b.mp4"), 4),
+        (("a.mp4", "--sheet", "s.png", "--gif", "a.gif", "--fps", "99"), 2),
+        (("a.mp4", "--webp", "a.webp", "--fps", "1e-9"), 2),
+        (("a.mp4", "."), 4),
+    ):
+        said = wancli("preview", *arguments)
+        assert (said.code, said.out) == (code, ""), said.err
+        assert "unexpected" not in said.err
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from wancli.cli.naming import with_name
 from wancli.errors import InputError
 from wancli.reading import parse_json, read_text, unreadable, user_path
 from wancli.record_schema import AskedRollout, check_told
@@ -18,7 +19,7 @@ def find_earlier(
     """
     name = output if output and "{" not in output else None
     if name or latents:
-        path = user_path(name or str(latents))
+        path = with_name(user_path(name or str(latents)))
         named = path if len(path.parts) > 1 or not name else folder / path
         return named.with_suffix(".rollout")
     found = sorted(folder.glob(f"*.rollout/{ROLLOUT_FILE}"), key=lambda p: -p.stat().st_mtime)

@@ -47,5 +47,12 @@ def name_output(
         name = _Words().vformat(text, (), fields)
     except ValueError as error:
         raise UsageError(f"output template {text!r}: {error}.", hint=DEFAULT) from None
-    path = user_path(name)
+    path = with_name(user_path(name))
     return path if len(path.parts) > 1 else folder / path
+
+
+def with_name(path: Path) -> Path:
+    """The path, if a file can have it. Raises UsageError for `.` and the like."""
+    if path.name in ("", ".."):
+        raise UsageError(f"'{path}' is no name of a file.", hint="a name such as x.mp4")
+    return path

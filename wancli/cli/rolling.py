@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wancli.cli.costing import Taken, take
 from wancli.cli.execute import show_plan
-from wancli.cli.naming import name_output
+from wancli.cli.naming import name_output, with_name
 from wancli.cli.places import beside, beside_rollout, is_of_rollout
 from wancli.cli.screen import Screen
 from wancli.cli.starts import Starts, check_starts, context_frames, digest
@@ -158,7 +158,7 @@ class Rolling:
                 raise UsageError(
                     "--no-video needs --save-latents.", hint="--save-latents x.safetensors"
                 )
-            return None, ask.latents, ask.latents.with_suffix(".rollout")
+            return None, ask.latents, with_name(ask.latents).with_suffix(".rollout")
         if self.base:
             video = self.base.with_suffix(".mp4")
             return video, ask.latents, self.base
