@@ -9,7 +9,7 @@ from typing import Any
 import platformdirs
 import tomli_w
 
-from wancli.errors import PresetError, closest
+from wancli.errors import PresetError, UsageError, closest
 from wancli.files import write_whole
 from wancli.reading import read_toml, unreadable
 from wancli.resolve import TUNED_FOR, Layer, check_names, resolve
@@ -97,7 +97,7 @@ def list_presets() -> list[Listed]:
         place, path = files[-1]
         try:
             preset = read_file(path, place=place)
-        except PresetError as error:
+        except UsageError as error:
             preset = Preset(name, path, place, {}, description=f"broken: {error}")
         out.append(Listed(preset, tuple(p for _, p in files[:-1])))
     return out
@@ -136,8 +136,7 @@ def read_file(path: Path, *, place: str = "file") -> Preset:
         if value is not None and not isinstance(value, str):
             raise PresetError(f"{path}: '{key}' must be text.", hint=f'{key} = "..."')
     tuned_for = tables.pop(TUNED_FOR, {})
-    if not isinstance(tuned_for, dict):
-        raise PresetError(f"{path}: '{TUNED_FOR}' must be a table.", hint=f"[{TUNED_FOR}]")
+    _check_tuned_for(path, tuned_for)
     check_names(Layer(str(path), tables))
     return Preset(
         path.stem,
@@ -149,6 +148,14 @@ def read_file(path: Path, *, place: str = "file") -> Preset:
         about["extends"],
         tuned_for,
     )
+
+
+def _check_tuned_for(path: Path, told: Any) -> None:
+    if not isinstance(told, dict):
+        raise PresetError(f"{path}: '{TUNED_FOR}' must be a table.", hint=f"[{TUNED_FOR}]")
+    for key, value in told.items():
+        if not isinstance(value, str | int | float):
+            raise PresetError(f"{path}: [{TUNED_FOR}] '{key}' is no value.", hint=f'{key} = "..."')
 
 
 def layers(preset: Preset) -> list[Layer]:

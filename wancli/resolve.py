@@ -132,26 +132,31 @@ def check_names(layer: Layer) -> None:
     for table, name, _ in fields_of(RolloutSettings):
         known.setdefault(table, []).append(name)
     for table, values in layer.tables.items():
-        if table in known[None]:
-            continue
-        if table not in known:
-            homes = [t for t, names in known.items() if t and table in names]
-            hint = (
-                f"put it under [{homes[0]}]"
-                if homes
-                else _meant(table, [*known[None], *filter(None, known)])
-            )
+        if table not in known and table not in known[None]:
+            hint = _home(table, known)
             raise SettingsError(f"{layer.source}: unknown key '{table}'.", hint=hint)
-        if not isinstance(values, Mapping):
+        if table in known[None] and not isinstance(values, str):
+            raise SettingsError(f"{layer.source}: '{table}' is text.", hint=f'{table} = "..."')
+        if table in known:
+            _check_table(layer.source, table, values, known[table])
+
+
+def _check_table(source: str, table: str, values: Any, known: Sequence[str]) -> None:
+    if not isinstance(values, Mapping):
+        raise SettingsError(f"{source}: '{table}' is a table, not a value.", hint=f"[{table}]")
+    for name in values:
+        if name not in known:
             raise SettingsError(
-                f"{layer.source}: '{table}' is a table, not a value.", hint=f"[{table}]"
+                f"{source}: [{table}] unknown key '{name}'.", hint=_meant(name, known)
             )
-        for name in values:
-            if name not in known[table]:
-                raise SettingsError(
-                    f"{layer.source}: [{table}] unknown key '{name}'.",
-                    hint=_meant(name, known[table]),
-                )
+
+
+def _home(name: str, known: Mapping[str | None, list[str]]) -> str:
+    """Where a key at the top may belong."""
+    homes = [table for table, names in known.items() if table and name in names]
+    if homes:
+        return f"put it under [{homes[0]}]"
+    return _meant(name, [*known[None], *filter(None, known)])
 
 
 def _meant(name: str, known: Sequence[str]) -> str:

@@ -248,6 +248,25 @@ def test_a_file_that_is_named_like_a_chunk_is_none(tmp_path: Path):
     assert RolloutStore(tmp_path).chunks() == [7]
 
 
+def test_broken_presets_are_listed_as_what_they_are(wancli: Wancli):
+    broken = {
+        "key": "steps = 3", "model": "model = [1]", "loop": 'extends = "loop2"',
+        "loop2": 'extends = "loop"', "nowhere": 'model = "none/such/model"',
+        "tuned": "[tuned_for]\nmodel = [1]", "value": '[sampling]\nsteps = "x"',
+    }  # fmt: skip
+    Path("presets").mkdir()
+    for name, content in broken.items():
+        Path(f"presets/{name}.toml").write_text(content)
+    said = wancli("preset", "list", "--json")
+    assert (said.code, said.err) == (0, "")
+    told = {told["name"]: told for told in map(json.loads, said.out.splitlines())}
+    for name in ("key", "model", "tuned"):
+        assert told[name]["description"].startswith("broken: ")
+    assert {told[name]["task"] for name in broken if name not in ("key", "model", "tuned")} == {""}
+    for name in ("model", "tuned"):
+        assert wancli("generate", *PROMPT, "--preset", name).code == 2
+
+
 def test_a_chain_of_presets_ends(wancli: Wancli):
     Path("presets").mkdir()
     for number in range(40):

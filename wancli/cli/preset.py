@@ -8,7 +8,7 @@ import typer
 from wancli.cli.generate import say_unreadable
 from wancli.cli.options import Talk, takes_settings, takes_talk
 from wancli.cli.screen import Screen
-from wancli.errors import SettingsError
+from wancli.errors import SettingsError, WancliError
 from wancli.folders import find_spec
 from wancli.presets import (
     Preset,
@@ -135,7 +135,5 @@ def _model(preset: Preset) -> tuple[str, str]:
         model = resolve(layers_to_show(preset), RolloutSettings).settings.model
         model = preset.tuned_for.get("model", model)
         return model, ", ".join(find_spec(model).tasks)
-    except Exception as error:
-        if not isinstance(error, SettingsError):
-            raise
+    except WancliError:
         return "", ""
