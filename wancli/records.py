@@ -5,9 +5,10 @@ import json
 import random
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from wancli.errors import InputError, SettingsError, WancliError, missing, shortened
 from wancli.files import write_whole
@@ -82,6 +83,28 @@ class Shown:
 
 Event = Phase | Step | Shown
 Report = Callable[[Event], None]
+
+
+class Observer(Protocol):
+    """Where a run reports to: the command line's screen, or a caller in Python."""
+
+    def say(self, text: str) -> None:
+        """A remark."""
+
+    def warn(self, text: str, *, hint: str) -> None:
+        """A remark that should not be missed."""
+
+    def progress(self) -> AbstractContextManager[Report]:
+        """Where one video's progress goes."""
+
+    def done(self, record: "RunRecord") -> None:
+        """A finished video."""
+
+    def skipped(self, request: Request, path: Path) -> None:
+        """A video that was there already."""
+
+    def failed(self, record: "RunRecord") -> None:
+        """A video that failed; the error is raised after this."""
 
 
 @dataclass(frozen=True)

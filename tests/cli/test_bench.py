@@ -13,10 +13,8 @@ from tests.conftest import Said, Wancli
 from tests.fakes import tiny_clip, tiny_folder, tiny_image
 from wancli.bench.cases import Given
 from wancli.bench.measure import Measurer
-from wancli.cli.benching import Benching, Goals
-from wancli.cli.options import Talk
-from wancli.cli.screen import Screen
-from wancli.cli.variants import Asked
+from wancli.cli.benching import Asked, Benching, Goals, VariantFlags
+from wancli.cli.variants import flags_layers
 from wancli.inputs import Inputs
 from wancli.resolve import Layer
 from wancli.tasks import ANIMATE, IMAGE
@@ -153,8 +151,9 @@ def test_pictures_go_into_a_bench_as_into_a_video(
         n: (Path(f),) if n == "ref_image" else Path(f) for n, f in given.items()
     }
     inputs = Inputs(**paths)
-    asking = Asked(["a red circle"], "7", [("exact", "--no-prompt-kv")], inputs, None)
-    benching = Benching(asking, [Layer("flag", flags)], Goals(), Screen(Talk(quiet=True)))
+    exact = VariantFlags("exact", "--no-prompt-kv", flags_layers("exact", "--no-prompt-kv"))
+    asking = Asked(["a red circle"], "7", [exact], inputs, None)
+    benching = Benching(asking, [Layer("flag", flags)], Goals())
     here = (benching.spec, benching.baseline, tmp_path, lambda event: None, Given(inputs))
     ours = Measurer(*here).usual(benching.cases[0]).latents
     said = wancli("generate", *asked, "--seed", 7, "-o", "a.mp4", "--save-latents", "z.safetensors")

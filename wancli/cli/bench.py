@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from wancli.bench.cases import Arm, Bench
 from wancli.cli.benching import Benching, Goals
 from wancli.cli.generate import OUTPUT, Force, Overwrite, PresetName, settings_layers
 from wancli.cli.given import takes_inputs
@@ -18,6 +19,9 @@ from wancli.resolve import Layer
 from wancli.settings import Settings
 
 GOALS, TUNE = "Goals", "Tuning"
+COLUMNS = (
+    "variant", "denoise", "speed-up", "total", "blocks", "SSIM", "worst", "PSNR", "temporal"
+)  # fmt: skip
 Prompts = Annotated[
     list[str], typer.Argument(help="Prompts; .txt files of one a line; or a .toml file of all.")
 ]
@@ -92,11 +96,48 @@ def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
 
     wancli bench "a red circle moving right" --variant "fast: --use-cachedit"
     """
-    asked = replace(read_asked(prompts, seed, variant or []), inputs=inputs, task=task)
+    asked = replace(read_asked(prompts, seed, variant or [], tune=tune), inputs=inputs, task=task)
     if not tune and (target_ssim is not None or save_preset):
         raise UsageError("--target-ssim and --save-preset are of --tune.", hint="add --tune")
     target = (0.95 if target_ssim is None else target_ssim) if tune else None
     goals = Goals(fail_under_ssim, fail_over_ratio, target, save_preset)
     screen = Screen(talk)
-    benching = Benching(asked, settings_layers(screen, given, preset), goals, screen)
-    benching.run(output, overwrite=overwrite, force=force)
+    benching = Benching(asked, settings_layers(screen, given, preset), goals)
+    measured, page = benching.run(output, screen, overwrite=overwrite, force=force)
+    _show(measured, page, screen)
+    benching.judge(measured)
+
+
+def _show(bench: Bench, page: Path, screen: Screen) -> None:
+    if screen.talk.json:
+        screen.json({**bench.as_json(), "report": str(page)})
+        return
+    rows = [_row(arm) for arm in bench.arms]
+    screen.table(*COLUMNS, rows=rows, right=COLUMNS[1:])
+    if bench.floor:
+        screen.say(
+            f"another seed of the baseline: SSIM {bench.floor.ssim:.3f}, "
+            f"worst {bench.floor.ssim_worst:.3f}"
+        )
+    for arm in bench.arms[1:]:
+        if arm.lossy and not arm.summary.forwards_reused:
+            screen.warn(
+                f"{arm.name}: nothing was reused.", hint="a higher threshold: --tune finds one"
+            )
+    screen.say(f"report: {page}")
+
+
+def _row(arm: Arm) -> tuple[str, ...]:
+    told = arm.summary
+    same = "equal" if told.equal_latents else ""
+    return (
+        arm.name,
+        f"{told.denoise_s:.2f} s",
+        f"{told.denoise_speed_up.median:.2f}x",
+        f"{told.total_s:.2f} s",
+        f"{told.blocks / (told.blocks_all or 1):.0%}",
+        "" if told.ssim is None else same or f"{told.ssim:.4f}",
+        "" if told.ssim_worst is None else same or f"{told.ssim_worst:.4f}",
+        "" if told.psnr_db is None else f"{told.psnr_db:.1f} dB",
+        "" if told.temporal_levels is None else f"{told.temporal_levels:.2f}",
+    )

@@ -13,18 +13,16 @@ from wancli.bench.cases import Arm, Bench, Case, Given, Run, Variant, floor_of, 
 from wancli.cli.costing import generation, take
 from wancli.cli.given import look_at, recorded
 from wancli.cli.places import bench_folder
-from wancli.cli.screen import Screen
 from wancli.cli.tuning import save_tuned, tuned_for
-from wancli.cli.variants import Asked, flags_layers
-from wancli.errors import PlanError, QualityError, UsageError
+from wancli.errors import PlanError, QualityError
 from wancli.files import whole_folder
 from wancli.folders import check_files, find_spec
-from wancli.inputs import choose_task
+from wancli.inputs import NOTHING, Inputs, choose_task
 from wancli.offload import OFFLOADS
 from wancli.outputs import Outputs
 from wancli.plan import Plan, check_given, make_plan
 from wancli.presets import preset_file
-from wancli.records import parse_seeds, write_json
+from wancli.records import Observer, parse_seeds, write_json
 from wancli.resolve import Layer, flag, resolve
 from wancli.settings import Settings
 from wancli.video.ffmpeg import Encoding, check_encoder
@@ -34,9 +32,6 @@ if TYPE_CHECKING:
     from wancli.bench.tune import Tuned
 
 BASELINE = "baseline"
-COLUMNS = (
-    "variant", "denoise", "speed-up", "total", "blocks", "SSIM", "worst", "PSNR", "temporal"
-)  # fmt: skip
 SHARED = ("model", "machine", "video", "output")  # by all variants: one loaded model, one size
 
 
@@ -50,29 +45,49 @@ class Goals:
     preset: str | None = None  # name to save what it found under
 
 
+@dataclass(frozen=True)
+class VariantFlags:
+    """A variant: its name, its flags as typed, and the settings they say."""
+
+    name: str
+    flags: str
+    layers: Sequence[Layer]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Prompts, seeds as text, and variants. Files go with all of them."""
+
+    prompts: Sequence[str]
+    seeds: str | None
+    variants: Sequence[VariantFlags]
+    inputs: Inputs = NOTHING
+    task: str | None = None
+
+
 class Benching:
     """One bench on its way from a request to a report."""
 
-    def __init__(self, asked: Asked, layers: list[Layer], goals: Goals, screen: Screen) -> None:
-        self.goals, self.screen, self._layers = goals, screen, layers
+    def __init__(self, asked: Asked, layers: list[Layer], goals: Goals) -> None:
+        self.goals, self._layers = goals, layers
         self.base = resolve(layers, Settings).settings
         self.spec = find_spec(self.base.model, layers=self.base.machine.layers)
         self._inputs = asked.inputs
         self._task = choose_task(self.spec, asked.inputs, asked.task).name
-        self.baseline = self._variant(BASELINE, "")
-        named = list(asked.variants)
-        if goals.tune_for is not None and not named:
-            named = [("cachedit", "--use-cachedit")]
-        if not named:
-            raise UsageError("no variant is given.", hint='--variant "fast: --use-cachedit"')
-        self.variants = [self._variant(*entry) for entry in named]
+        self.baseline = self._variant(VariantFlags(BASELINE, "", []))
+        self.variants = [self._variant(entry) for entry in asked.variants]
         if goals.tune_for is not None:
             _check_tunable(self.variants)
         seeds = parse_seeds(asked.seeds or "0", None)
         self.cases = [Case(prompt, seed) for prompt in asked.prompts for seed in seeds]
 
-    def run(self, folder: Path, *, overwrite: bool, force: bool = False) -> Bench:
-        """Measure everything, `force` what does not fit, write the report. Raises WancliError."""
+    def run(
+        self, folder: Path, observer: Observer, *, overwrite: bool, force: bool = False
+    ) -> tuple[Bench, Path]:
+        """Measure everything, `force` what does not fit; the bench, and its report in `folder`.
+
+        Raises WancliError.
+        """
         self._settle(force=force)
         check_files(self.spec)
         check_encoder(Encoding.of(self.base.output))
@@ -83,12 +98,11 @@ class Benching:
         outputs = Outputs(overwrite=overwrite, reads=chain(*self._inputs.named().values()))
         outputs.add(bench_folder(folder, overwrite=overwrite))
         with outputs.held():
-            bench, page = self._write(folder, given, overwrite=overwrite)
-        self._show(bench, page)
-        self._judge(bench)
-        return bench
+            return self._write(folder, given, observer, overwrite=overwrite)
 
-    def _write(self, folder: Path, given: Given, *, overwrite: bool) -> tuple[Bench, Path]:
+    def _write(
+        self, folder: Path, given: Given, observer: Observer, *, overwrite: bool
+    ) -> tuple[Bench, Path]:
         """The bench, and its page: in `folder` once it is whole."""
         from wancli.bench.measure import Measurer
         from wancli.bench.report import write_report
@@ -96,13 +110,13 @@ class Benching:
         hint = "another --output"
         with (
             whole_folder(folder, hint=hint, overwrite=overwrite) as part,
-            self.screen.progress() as report,
+            observer.progress() as report,
         ):
             (part / "videos").mkdir()
             measurer = Measurer(self.spec, self.baseline, part, report, given)
             variants, chosen = self.variants, None
             if self.goals.tune_for is not None:
-                variants, chosen = self._tune(measurer, self.goals.tune_for)
+                variants, chosen = self._tune(measurer, self.goals.tune_for, observer)
             bench = self._measure(measurer, [self.baseline, *variants], part)
             bench = replace(bench, chosen=chosen)
             return bench, folder / write_report(bench, part).name
@@ -121,8 +135,8 @@ class Benching:
             replace(v, settings=most.settled(v.settings)) for v in variants
         )
 
-    def _variant(self, name: str, flags: str) -> Variant:
-        own = flags_layers(name, flags) if flags else []
+    def _variant(self, entry: VariantFlags) -> Variant:
+        name, flags, own = entry.name, entry.flags, entry.layers
         resolved = resolve([*self._layers, *own], Settings)
         said_by_it = (la.tables.get("step_cache", {}) for la in own if la.source == "flag")
         cached = {f"step_cache.{key}" for table in said_by_it for key in table}
@@ -150,7 +164,9 @@ class Benching:
     def _plan(self, settings: Settings) -> Plan:
         return make_plan(settings, self.spec, self._inputs, task=self._task)
 
-    def _tune(self, measurer: "Measurer", target: float) -> tuple[list[Variant], str | None]:
+    def _tune(
+        self, measurer: "Measurer", target: float, observer: Observer
+    ) -> tuple[list[Variant], str | None]:
         """The variants at the thresholds that were found, and the name of the best of them."""
         from wancli.bench.tune import tune
 
@@ -161,7 +177,7 @@ class Benching:
             found[variant.name] = tuned
             if tuned.best:
                 variants.append(_thresholds(variant)(tuned.best.threshold))
-        self._show_tuned(found)
+        self._say_tuned(found, observer)
         good = {name: tuned.best for name, tuned in found.items() if tuned.best}
         if not good:
             raise QualityError(
@@ -172,7 +188,7 @@ class Benching:
         settings = next(v for v in variants if v.name == best).settings
         key = tuned_for(settings, measurer.machine)
         path = save_tuned(self.spec, settings, key, name=self.goals.preset)
-        self.screen.say(f"saved: --cachedit-preset {path.stem}  ({path})")
+        observer.say(f"saved: --cachedit-preset {path.stem}  ({path})")
         return variants, best
 
     def _measure(self, measurer: "Measurer", variants: Sequence[Variant], folder: Path) -> Bench:
@@ -204,39 +220,21 @@ class Benching:
             target_ssim=self.goals.tune_for or self.goals.least_ssim,
         )
 
-    def _show_tuned(self, found: "dict[str, Tuned]") -> None:
+    def _say_tuned(self, found: "dict[str, Tuned]", observer: Observer) -> None:
         for name, tuned in found.items():
             for point in tuned.points:
                 mark = " <" if point == tuned.best else ""
-                self.screen.say(
+                observer.say(
                     f"{name}: threshold {point.threshold:<9.4g} blocks {point.blocks:6.1%}  "
                     f"worst SSIM {point.ssim:.4f}{mark}"
                 )
             if tuned.points[-1].ssim >= (self.goals.tune_for or 0):
-                self.screen.say(
+                observer.say(
                     f"{name}: no threshold was too high; --cachedit-max-warmup-steps and "
                     "--cachedit-max-continuous are what limits it"
                 )
 
-    def _show(self, bench: Bench, page: Path) -> None:
-        if self.screen.talk.json:
-            self.screen.json({**bench.as_json(), "report": str(page)})
-            return
-        rows = [_row(arm) for arm in bench.arms]
-        self.screen.table(*COLUMNS, rows=rows, right=COLUMNS[1:])
-        if bench.floor:
-            self.screen.say(
-                f"another seed of the baseline: SSIM {bench.floor.ssim:.3f}, "
-                f"worst {bench.floor.ssim_worst:.3f}"
-            )
-        for arm in bench.arms[1:]:
-            if arm.lossy and not arm.summary.forwards_reused:
-                self.screen.warn(
-                    f"{arm.name}: nothing was reused.", hint="a higher threshold: --tune finds one"
-                )
-        self.screen.say(f"report: {page}")
-
-    def _judge(self, bench: Bench) -> None:
+    def judge(self, bench: Bench) -> None:
         """Raise QualityError where a variant misses a goal, or an exact one is not exact."""
         least, most = self.goals.least_ssim, self.goals.most_ratio
         missed = []
@@ -252,22 +250,6 @@ class Benching:
             raise QualityError(
                 f"{'; '.join(missed)}.", hint="other thresholds: wancli bench --tune finds them"
             )
-
-
-def _row(arm: Arm) -> tuple[str, ...]:
-    told = arm.summary
-    same = "equal" if told.equal_latents else ""
-    return (
-        arm.name,
-        f"{told.denoise_s:.2f} s",
-        f"{told.denoise_speed_up.median:.2f}x",
-        f"{told.total_s:.2f} s",
-        f"{told.blocks / (told.blocks_all or 1):.0%}",
-        "" if told.ssim is None else same or f"{told.ssim:.4f}",
-        "" if told.ssim_worst is None else same or f"{told.ssim_worst:.4f}",
-        "" if told.psnr_db is None else f"{told.psnr_db:.1f} dB",
-        "" if told.temporal_levels is None else f"{told.temporal_levels:.2f}",
-    )
 
 
 def _thresholds(variant: Variant) -> Callable[[float], Variant]:

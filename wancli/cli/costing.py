@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from wancli.cli.screen import Screen
 from wancli.cost import generation_cost
 from wancli.errors import SetupError, UsageError
 from wancli.estimate import Estimate, duration, estimate, flops, gib, here
@@ -15,6 +16,7 @@ from wancli.offload import OFFLOADS
 from wancli.plan import Plan, make_plan
 from wancli.presets import find_preset, layers
 from wancli.random_models import known_spec
+from wancli.records import Observer, Request
 from wancli.resolve import Layer, flag, resolve
 from wancli.settings import Settings
 from wancli.specs import ModelSpec
@@ -201,3 +203,53 @@ def _disk_rows(estimate: Estimate, spec: ModelSpec, output: Path) -> Rows:
         low, high = (gib(size) for size in cost.download)
         rows.append(("disk", "download", f"{low} to {high}", there))
     return rows
+
+
+class Planned(Protocol):
+    """A request that was planned, of either kind."""
+
+    @property
+    def capacity(self) -> Taken:
+        """What it takes here."""
+
+    def plan_json(self) -> Mapping[str, Any]:
+        """What it comes to, by name."""
+
+    def items(self) -> Sequence[tuple[Request, Path]]:
+        """Each request, and the name of its output."""
+
+    def make(self, observer: Observer) -> list[dict[str, Any]]:
+        """Make them all; their records."""
+
+
+def carry_out(planned: Planned, screen: Screen, *, dry_run: bool) -> list[dict[str, Any]]:
+    """Make what was planned, or only show the plan. Raises CapacityError where it cannot fit."""
+    if dry_run:
+        show_plan(screen, planned.plan_json(), planned.items(), planned.capacity)
+    planned.capacity.check()
+    return [] if dry_run else planned.make(screen)
+
+
+def show_plan(
+    screen: Screen, plan: Mapping[str, Any], items: Sequence[tuple[Request, Path]], taken: Taken
+) -> None:
+    """What would be done: the plan, what it takes, every setting with its source, outputs."""
+    if screen.talk.json:
+        for request, output in items:
+            cost = cost_json(taken.estimate, taken.spec, output)
+            told = {"plan": plan, "request": request.as_json(), **cost}
+            screen.json({**told, "output": {"path": str(output)}})
+        return
+    costs = cost_rows(taken.estimate, taken.spec, items[0][1])
+    screen.table("", " ", "amount", "", rows=costs, right=("amount",))
+    if screen.talk.brief:
+        return
+    rows = [("plan", key, str(value), "") for key, value in plan.items() if key != "shape"]
+    rows += [("plan", f"latent {key}", str(value), "") for key, value in plan["shape"].items()]
+    request, told = items[0][0], items[0][0].as_json()
+    for key, source in request.sources.items():
+        table, _, name = key.rpartition(".")
+        rows.append((table, name, str((told[table] if table else told)[name]), source))
+    rows += [("request", "seed", str(request.seed), "") for request, _ in items]
+    rows += [("request", "output", str(output), "") for _, output in items]
+    screen.table("", "", "value", "from", rows=rows)

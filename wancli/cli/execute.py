@@ -7,22 +7,22 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from wancli.cli.costing import Taken, cost_json, cost_rows, generation, take
+from wancli.cli.costing import Taken, generation, take
 from wancli.cli.existing import check_existing
 from wancli.cli.given import look_at, recorded
 from wancli.cli.naming import name_output
 from wancli.cli.places import beside
-from wancli.cli.screen import Screen
 from wancli.errors import PlanError, UsageError, WancliError
 from wancli.folders import check_files, find_spec, revision
 from wancli.hub_cache import check_reachable
 from wancli.inputs import NOTHING, Inputs, assume
 from wancli.lora import find_lora
 from wancli.outputs import Output, Outputs, nobodys, preview_file
-from wancli.plan import check_given, make_plan
-from wancli.records import Request, write_json
+from wancli.plan import Plan, check_given, make_plan
+from wancli.records import Observer, Request, write_json
 from wancli.resolve import Resolved
 from wancli.settings import Settings
+from wancli.specs import ModelSpec
 from wancli.video.ffmpeg import Encoding, check_encoder
 from wancli.video.integrity import DAMAGED
 
@@ -38,7 +38,6 @@ class Asked:
     prompt: str
     seeds: Sequence[int]
     resolved: Resolved[Settings]
-    dry_run: bool = False
     force: bool = False
     inputs: Inputs = NOTHING
     task: str | None = None
@@ -64,13 +63,48 @@ class _Todo:
     latents: Path | None
 
 
-def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
-    """Check everything, then make every video; returns the records of those made."""
+@dataclass(frozen=True)
+class PlannedVideos:
+    """Videos that were checked and named, and that nothing was loaded for yet."""
+
+    asked: Asked
+    files: Files
+    spec: ModelSpec
+    plan: Plan
+    todo: Sequence[_Todo]
+    capacity: Taken
+
+    def plan_json(self) -> dict[str, Any]:
+        """What it comes to, by name."""
+        return asdict(self.plan)
+
+    def items(self) -> list[tuple[Request, Path]]:
+        """Each request, and the name of its video."""
+        return [(item.request, item.output) for item in self.todo]
+
+    def make(self, observer: Observer) -> list[dict[str, Any]]:
+        """Make every video; the records of those made. Raises WancliError."""
+        asked, files = self.asked, self.files
+        todo = [t for t in self.todo if _wanted(t, files, observer)]
+        if not todo:
+            return []
+        outputs = _outputs(asked, todo, files)
+        with outputs.held():
+            since = perf_counter()  # the libraries are part of what loading costs
+            check_reachable(self.spec.repo)
+            from wancli.pipeline.run import Runner
+
+            settings = self.capacity.settled(asked.resolved.settings)
+            resolved = replace(asked.resolved, settings=settings)
+            runner = Runner(self.spec, resolved, self.plan, command=asked.command, since=since)
+            return _make(todo, runner, asked.inputs, files, outputs.replaced, observer)
+
+
+def plan_videos(asked: Asked, files: Files, *, assume_inputs: bool = False) -> PlannedVideos:
+    """Check everything. With `assume_inputs`, files that the model needs may be missing."""
     settings = asked.resolved.settings
     spec = find_spec(settings.model, layers=settings.machine.layers)
-    inputs = asked.inputs
-    if screen.talk.brief:  # a plan is made before there are files
-        inputs = assume(spec, inputs, asked.task)
+    inputs = assume(spec, asked.inputs, asked.task) if assume_inputs else asked.inputs
     plan = make_plan(settings, spec, inputs, task=asked.task)
     check_given(asked.resolved, plan.task)
     if files.latents and plan.segments > 1:
@@ -88,46 +122,29 @@ def execute(asked: Asked, files: Files, screen: Screen) -> list[dict[str, Any]]:
         todo.append(_placed(request, files, several=len(asked.seeds) > 1))
     estimated = generation(spec, lambda s: make_plan(s, spec, inputs, task=asked.task))
     taken = take(settings, spec, estimated, force=asked.force)
-    if asked.dry_run:
-        show_plan(screen, asdict(plan), [(item.request, item.output) for item in todo], taken)
-    taken.check()
-    if asked.dry_run:
-        return []
-    todo = [t for t in todo if _wanted(t, files, screen)]
-    if not todo:
-        return []
-    outputs = _outputs(asked, todo, files)
-    with outputs.held():
-        since = perf_counter()  # the libraries are part of what loading costs
-        check_reachable(spec.repo)
-        from wancli.pipeline.run import Runner
-
-        resolved = replace(asked.resolved, settings=taken.settled(settings))
-        runner = Runner(spec, resolved, plan, command=asked.command, since=since)
-        return _make(todo, runner, asked.inputs, files, outputs.replaced, screen)
+    return PlannedVideos(asked, files, spec, plan, todo, taken)
 
 
 def _make(
     todo: Sequence[_Todo], runner: "Runner", inputs: Inputs, files: Files,
-    replaced: frozenset[Path], screen: Screen,
+    replaced: frozenset[Path], observer: Observer,
 ) -> list[dict[str, Any]]:  # fmt: skip
     from wancli.pipeline.run import Job, failed_record
 
     made: list[dict[str, Any]] = []
     for item in todo:
         if files.preview_every:
-            screen.say(f"preview: {preview_file(item.output)}")
+            observer.say(f"preview: {preview_file(item.output)}")
         try:
-            with screen.progress() as report:
+            with observer.progress() as report:
                 job = Job(
                     item.request, item.output, item.latents, inputs, files.preview_every, replaced
                 )
                 record = runner.make(job, report)
         except WancliError as error:
-            if screen.talk.json:
-                screen.json(failed_record(item.request, error, command=runner.command).as_json())
+            observer.failed(failed_record(item.request, error, command=runner.command))
             raise
-        screen.done(record)
+        observer.done(record)
         made.append(record.as_json())
         if files.perf:
             timings = [{"path": m["output"]["path"], **m["timings"], **m["memory"]} for m in made]
@@ -157,7 +174,7 @@ def _placed(request: Request, files: Files, *, several: bool) -> _Todo:
     return _Todo(request, output, latents)
 
 
-def _wanted(item: _Todo, files: Files, screen: Screen) -> bool:
+def _wanted(item: _Todo, files: Files, observer: Observer) -> bool:
     """Whether to make the video. Raises UsageError."""
     from wancli.video.write import check_name
 
@@ -169,9 +186,9 @@ def _wanted(item: _Todo, files: Files, screen: Screen) -> bool:
             message = f"{path} exists and is of another request."
             raise UsageError(message, hint="--overwrite, or another --output")
         if check.status != DAMAGED:
-            screen.skipped(item.request, path)
+            observer.skipped(item.request, path)
             return False
-        screen.warn(f"{path} is damaged: {check.why}.", hint="it is made again")
+        observer.warn(f"{path} is damaged: {check.why}.", hint="it is made again")
     return True
 
 
@@ -194,28 +211,3 @@ def _outputs(asked: Asked, todo: Sequence[_Todo], files: Files) -> Outputs:
     if files.perf:
         outputs.add(Output(files.perf, "--perf-json"))
     return outputs
-
-
-def show_plan(
-    screen: Screen, plan: Mapping[str, Any], items: Sequence[tuple[Request, Path]], taken: Taken
-) -> None:
-    """What would be done: the plan, what it takes, every setting with its source, outputs."""
-    if screen.talk.json:
-        for request, output in items:
-            cost = cost_json(taken.estimate, taken.spec, output)
-            told = {"plan": plan, "request": request.as_json(), **cost}
-            screen.json({**told, "output": {"path": str(output)}})
-        return
-    costs = cost_rows(taken.estimate, taken.spec, items[0][1])
-    screen.table("", " ", "amount", "", rows=costs, right=("amount",))
-    if screen.talk.brief:
-        return
-    rows = [("plan", key, str(value), "") for key, value in plan.items() if key != "shape"]
-    rows += [("plan", f"latent {key}", str(value), "") for key, value in plan["shape"].items()]
-    request, told = items[0][0], items[0][0].as_json()
-    for key, source in request.sources.items():
-        table, _, name = key.rpartition(".")
-        rows.append((table, name, str((told[table] if table else told)[name]), source))
-    rows += [("request", "seed", str(request.seed), "") for request, _ in items]
-    rows += [("request", "output", str(output), "") for _, output in items]
-    screen.table("", "", "value", "from", rows=rows)

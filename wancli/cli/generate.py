@@ -9,7 +9,8 @@ from typing import Annotated
 import platformdirs
 import typer
 
-from wancli.cli.execute import Asked, Files, execute
+from wancli.cli.costing import carry_out
+from wancli.cli.execute import Asked, Files, plan_videos
 from wancli.cli.given import takes_inputs
 from wancli.cli.options import Talk, takes_settings, takes_talk
 from wancli.cli.screen import Screen
@@ -119,8 +120,8 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
         preview_every=preview_every,
     )
     seeds = parse_seeds(seed, num_videos)
-    asked = Asked("generate", text, seeds, resolved, dry_run, force, inputs, task)
-    execute(asked, files, screen)
+    asked = Asked("generate", text, seeds, resolved, force, inputs, task)
+    carry_out(plan_videos(asked, files, assume_inputs=talk.brief), screen, dry_run=dry_run)
 
 
 def settings_layers(

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from wancli.cli.execute import Asked, Files, execute
+from wancli.cli.costing import Planned, carry_out
+from wancli.cli.execute import Asked, Files, plan_videos
 from wancli.cli.generate import (
     DryRun,
     Folder,
@@ -56,14 +57,15 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     if record["command"] == "rollout":
         _refuse_files(request, file)
         ask = Ask(text, seed, Starts(), output=name, folder=place, overwrite=overwrite, force=force)
-        made = Rolling(ask, layers, screen, before=request).run(dry_run=dry_run)
+        planned: Planned = Rolling(ask, layers, before=request)
     else:
         seeds = parse_seeds(seed, None) if seed else [request["seed"]]
         known = request.get("inputs", {})
         inputs, task = find_again(known, file), known.get("task")
         found = resolve(layers, Settings)
-        asked = Asked("repro", text, seeds, found, dry_run, force, inputs, task)
-        made = next(iter(execute(asked, Files(name, place, overwrite), screen)), None)
+        asked = Asked("repro", text, seeds, found, force, inputs, task)
+        planned = plan_videos(asked, Files(name, place, overwrite))
+    made = next(iter(carry_out(planned, screen, dry_run=dry_run)), None)
     if made and made["hash"] == record["hash"]:
         _compare(before, file, made, screen)
 

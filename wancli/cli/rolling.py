@@ -3,16 +3,14 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from wancli.cli.costing import Taken, take
-from wancli.cli.execute import show_plan
 from wancli.cli.naming import name_output, with_name
 from wancli.cli.places import beside, beside_rollout, is_of_rollout
-from wancli.cli.screen import Screen
 from wancli.cli.starts import Starts, check_starts, context_frames, digest
 from wancli.cost import rollout_cost
 from wancli.errors import UsageError, WancliError
@@ -22,7 +20,7 @@ from wancli.hub_cache import check_reachable
 from wancli.lora import find_lora
 from wancli.outputs import Output, Outputs, nobodys
 from wancli.plan import RolloutPlan, check_given, make_rollout_plan
-from wancli.records import Request, parse_seeds
+from wancli.records import Observer, Request, parse_seeds
 from wancli.resolve import Layer, Resolved, resolve
 from wancli.schedule import Change, Schedule, make_schedule
 from wancli.settings import RolloutSettings
@@ -62,11 +60,11 @@ class Rolling:
     """One rollout on its way from a request to a job."""
 
     def __init__(
-        self, ask: Ask, layers: list[Layer], screen: Screen, *,
+        self, ask: Ask, layers: list[Layer], *,
         before: Mapping[str, Any], base: Path | None = None,
     ) -> None:  # fmt: skip
         """`before` is the request of an earlier rollout, `base` its folder where it goes on."""
-        self.ask, self.screen, self.before, self.base = ask, screen, before, base
+        self.ask, self.before, self.base = ask, before, base
         self.resolved: Resolved[RolloutSettings] = resolve(layers, RolloutSettings)
         check_given(self.resolved)
         settings = self.resolved.settings
@@ -79,17 +77,31 @@ class Rolling:
         if ask.video:
             check_encoder(Encoding.of(settings.output))
 
-    def run(self, *, dry_run: bool) -> dict[str, Any] | None:
-        """Make it and return its record, or say what would be made."""
-        request, (video, latents, store) = self.request(), self.places()
-        taken = self._say_taken(request, video or latents or store, dry_run=dry_run)
-        if dry_run:
-            return None
+    @cached_property
+    def capacity(self) -> Taken:
+        """What it takes here."""
+        return take(self.resolved.settings, self.spec, self._estimated, force=self.ask.force)
+
+    def plan_json(self) -> dict[str, Any]:
+        """What it comes to, by name."""
+        return self.plan.as_json()
+
+    def items(self) -> list[tuple[Request, Path]]:
+        """The request, and the name of what it makes."""
+        video, latents, store = self.places()
+        return [(self.request(), video or latents or store)]
+
+    def make(self, observer: Observer) -> list[dict[str, Any]]:
+        """Make it; its record. Raises WancliError."""
+        video, latents, store = self.places()
         outputs = self._outputs(video, latents, store)
         with outputs.held():
-            return self._make(self._job(request, video, latents, store), outputs.replaced, taken)
+            job = self._job(self.request(), video, latents, store)
+            return [self._make(job, outputs.replaced, observer)]
 
-    def _make(self, job: "RolloutJob", replaced: frozenset[Path], taken: Taken) -> dict[str, Any]:
+    def _make(
+        self, job: "RolloutJob", replaced: frozenset[Path], observer: Observer
+    ) -> dict[str, Any]:
         self._check_earlier(job)
         check_reachable(self.spec.repo)
         since = perf_counter()  # the libraries are part of what loading costs
@@ -101,30 +113,29 @@ class Rolling:
 
         kept, request = RolloutStore(job.store), job.request
         replaces = self.ask.overwrite and not self.ask.again and bool(kept.chunks())
-        settled = taken.settled(job.settings)
+        settled = self.capacity.settled(job.settings)
         job = replace(job, settings=settled, replaces=replaces, replaced=replaced)
         check_files(self.spec, job.parts)
         told = request.as_json()
         if self.ask.again:
             found = resume.go_on(kept, self.before, told, rerender=self.ask.rerender)
-            self._say_found(found)
+            self._say_found(found, observer)
         elif not job.replaces:
             resume.begin(kept, told, overwrite=self.ask.overwrite)
         try:
-            with self.screen.progress() as report:
+            with observer.progress() as report:
                 record = roll.roll(job, self.spec, report, since=since)
         except WancliError as error:
             if not self.ask.again:
                 kept.leave_nothing()
-            if self.screen.talk.json:
-                self.screen.json(failed_record(request, error, command="rollout").as_json())
+            observer.failed(failed_record(request, error, command="rollout"))
             raise
         if self.ask.report:
             from wancli.video.drift_report import write_report
 
             overwrite = self.ask.report in replaced
             write_report(record.drift, self.ask.report, title=request.prompt, overwrite=overwrite)
-        self.screen.done(record)
+        observer.done(record)
         return record.as_json()
 
     def request(self) -> Request:
@@ -175,14 +186,6 @@ class Rolling:
         return make_rollout_plan(
             settings, self.spec, context_frames=self._context, force=self.ask.force
         )
-
-    def _say_taken(self, request: Request, output: Path, *, dry_run: bool) -> Taken:
-        """Say what it takes, where that is all that is wanted. Raises CapacityError."""
-        taken = take(self.resolved.settings, self.spec, self._estimated, force=self.ask.force)
-        if dry_run:
-            show_plan(self.screen, self.plan.as_json(), [(request, output)], taken)
-        taken.check()
-        return taken
 
     def _estimated(self, settings: RolloutSettings) -> Estimate | None:
         plan = self.plan if settings == self.resolved.settings else self._plan(settings)
@@ -257,9 +260,9 @@ class Rolling:
             only_new=bool(request.inputs.get("only_new")),
         )
 
-    def _say_found(self, found: Any) -> None:
-        self.screen.say(f"{found.chunks} of {len(self.plan.spans)} chunks are kept")
+    def _say_found(self, found: Any, observer: Observer) -> None:
+        observer.say(f"{found.chunks} of {len(self.plan.spans)} chunks are kept")
         if found.damaged:
-            self.screen.warn(
+            observer.warn(
                 f"damaged chunks were put into {found.damaged}.", hint="they are made again"
             )

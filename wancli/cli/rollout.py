@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from wancli.cli.costing import carry_out
 from wancli.cli.earlier import find_earlier, told_in
 from wancli.cli.generate import (
     OUTPUT,
@@ -149,4 +150,4 @@ def rollout(  # noqa: PLR0913 - one parameter per flag that is not a setting
         layers = [Layer(base.name, settings_of({"request": before})), given]
     else:
         layers = settings_layers(screen, given, preset)
-    Rolling(ask, layers, screen, before=before, base=base).run(dry_run=dry_run)
+    carry_out(Rolling(ask, layers, before=before, base=base), screen, dry_run=dry_run)

@@ -86,6 +86,11 @@ class Screen:
         else:
             self.result(str(record.output["path"]))
 
+    def failed(self, record: RunRecord) -> None:
+        """A video that failed, as a result for `--json`; the error is said apart."""
+        if self.talk.json:
+            self.json(record.as_json())
+
     def skipped(self, request: Request, path: Path) -> None:
         """A video that is there already: it is a result as well."""
         if self.talk.json:

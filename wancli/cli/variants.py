@@ -2,17 +2,16 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import typer
 from typer.exceptions import TyperException
 
+from wancli.cli.benching import Asked, VariantFlags
 from wancli.cli.generate import CachePreset
 from wancli.cli.options import takes_settings
 from wancli.errors import InputError, UsageError, missing
-from wancli.inputs import NOTHING, Inputs
 from wancli.presets import find_preset, step_cache_layer
 from wancli.reading import read_text, read_toml, unreadable
 from wancli.resolve import Layer
@@ -20,40 +19,33 @@ from wancli.resolve import Layer
 _FORM = 'prompts = ["a red circle"], seeds = "0-2", and a table [variants] of names and flags'
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Prompts, seeds as text, and variants: names and flags as typed. Files go with all of them."""
-
-    prompts: list[str]
-    seeds: str | None
-    variants: list[tuple[str, str]]
-    inputs: Inputs = NOTHING
-    task: str | None = None
-
-
-def read_asked(prompts: Sequence[str], seeds: str | None, variants: Sequence[str]) -> Asked:
+def read_asked(
+    prompts: Sequence[str], seeds: str | None, variants: Sequence[str], *, tune: bool = False
+) -> Asked:
     """From the command line: a prompt, a file of one a line, or a TOML file with all of it.
 
-    Raises UsageError, InputError.
+    With `tune`, cachedit is the variant where none is named. Raises UsageError, InputError.
     """
-    asked = Asked([], seeds, [_named(text) for text in variants])
+    texts, named = [], [_named(text) for text in variants]
     for text in prompts:
         if text.endswith(".toml"):
-            told = _read_toml(Path(text))
-            asked = Asked(
-                [*asked.prompts, *told.prompts],
-                asked.seeds or told.seeds,
-                [*told.variants, *asked.variants],
-            )
+            case = _read_toml(Path(text))
+            texts += case.prompts
+            seeds = seeds or case.seeds
+            named = [*case.variants, *named]
         else:
-            asked.prompts.extend(_read_prompts(text))
-    if not asked.prompts:
+            texts += _read_prompts(text)
+    if not texts:
         raise UsageError("no prompt is given.", hint='wancli bench "a red circle" --variant …')
-    names = [name for name, _ in asked.variants]
+    names = [name for name, _ in named]
     for name in names:
         if names.count(name) > 1 or name == "baseline":
             raise UsageError(f"two variants are named '{name}'.", hint="another name")
-    return Asked(list(dict.fromkeys(asked.prompts)), asked.seeds, asked.variants)
+    if not named and not tune:
+        raise UsageError("no variant is given.", hint='--variant "fast: --use-cachedit"')
+    named = named or [("cachedit", "--use-cachedit")]
+    flags = [VariantFlags(name, text, flags_layers(name, text)) for name, text in named]
+    return Asked(list(dict.fromkeys(texts)), seeds, flags)
 
 
 def flags_layers(name: str, flags: str) -> list[Layer]:
@@ -113,7 +105,15 @@ def _read_prompts(text: str) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _read_toml(path: Path) -> Asked:
+class _File(NamedTuple):
+    """A bench as a TOML file has it."""
+
+    prompts: list[str]
+    seeds: str | None
+    variants: list[tuple[str, str]]
+
+
+def _read_toml(path: Path) -> _File:
     try:
         told = read_toml(path)
     except FileNotFoundError:
@@ -125,4 +125,4 @@ def _read_toml(path: Path) -> Asked:
     whole = isinstance(prompts, list) and isinstance(variants, dict) and not told
     if not whole or not all(isinstance(text, str) for text in [*prompts, *variants.values()]):
         raise InputError(f"{path} is no bench.", hint=_FORM)
-    return Asked(list(prompts), None if seeds is None else str(seeds), list(variants.items()))
+    return _File(list(prompts), None if seeds is None else str(seeds), list(variants.items()))
