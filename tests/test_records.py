@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wancli.cli.naming import name_output
-from wancli.errors import SettingsError
+from wancli.errors import InputError, SettingsError
 from wancli.records import EMBEDDED_LIMIT, Request, RunRecord, parse_record, parse_seeds
 from wancli.resolve import Layer, resolve
 from wancli.settings import Settings
@@ -32,6 +33,17 @@ def test_an_embedded_record_is_small_and_reads_back(prompt: str):
     assert parse_record(text, origin="x")["hash"] == asked.hash
     if len(prompt.encode(errors="replace")) < EMBEDDED_LIMIT // 8:
         assert len(text.encode(errors="surrogatepass")) <= EMBEDDED_LIMIT
+
+
+def test_numbers_that_are_no_json_make_no_record():
+    record = RunRecord("id", "ok", "generate", "now", request().as_json(), "x")
+    good = json.dumps(record.as_json())
+    assert parse_record(good, origin="x")["id"] == "id"
+    for number in ("NaN", "-Infinity", "1e999"):
+        bad = good.replace('"timings": {}', f'"timings": {{"x": {number}}}')
+        assert bad != good
+        with pytest.raises(InputError, match="no wancli record"):
+            parse_record(bad, origin="x")
 
 
 @pytest.mark.parametrize(

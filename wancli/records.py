@@ -199,6 +199,7 @@ def parse_record(text: str, *, origin: str) -> dict[str, Any]:
     """The record in a comment or a sidecar; InputError when it is none of ours, or is broken."""
     try:
         record = parse_json(text)
+        json.dumps(record, allow_nan=False)  # NaN and Infinity are Python's, and no JSON
     except ValueError:
         record = {}
     if record.get("schema") != SCHEMA:
