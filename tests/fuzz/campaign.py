@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz import materials, warm
+from tests.fuzz.child import Command, File, Null
 from tests.fuzz.judge import Fault
 from tests.fuzz.place import Place
 
@@ -41,7 +42,7 @@ class Case:
     materials: Path
     root: Path
     debug: bool = False
-    ran: list[warm.Command] = field(default_factory=list)
+    ran: list[Command] = field(default_factory=list)
     codes: list[int] = field(default_factory=list)
     chance: random.Random = field(init=False)
     place: Place = field(init=False)
@@ -50,11 +51,11 @@ class Case:
         self.chance = random.Random(f"{self.group} {self.seed} {self.number}")
         self.place = Place(self.root, self.materials)
 
-    def command(self, arguments: Sequence[str], **more: Any) -> warm.Command:
+    def command(self, arguments: Sequence[str], **more: Any) -> Command:
         """`wancli ARGUMENTS` in work/, with a user's home and temporary folder."""
         variables = self.variables() | more.pop("variables", {})
         number = len(self.ran)
-        made = warm.Command(
+        made = Command(
             tuple(arguments), self.place.work, variables, self.place.said / str(number), **more
         )
         self.ran.append(made)
@@ -142,13 +143,13 @@ def module(group: str) -> Any:
     return importlib.import_module(f"tests.fuzz.{group}")
 
 
-def spelt(command: warm.Command) -> str:
+def spelt(command: Command) -> str:
     """A command as a shell takes it."""
     said = " ".join(_quoted(argument) for argument in command.arguments)
     own = {"HOME", "PATH", "TMPDIR", "VIRTUAL_ENV", "LANG", "OMP_NUM_THREADS", "HF_HOME",
            "HF_HUB_OFFLINE", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "WANCLI_DEBUG"}  # fmt: skip
     more = {name: value for name, value in command.variables.items() if name not in own}
-    streams = "" if command.streams == (warm.Null, warm.File, warm.File) else str(command.streams)
+    streams = "" if command.streams == (Null, File, File) else str(command.streams)
     set_ = "".join(f"{name}={_quoted(value)} " for name, value in more.items())
     said = f"{set_}wancli {said}"
     notes = [streams, "as a user whose rights count" if command.plain else "",

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from tests.fuzz import judge
 from tests.fuzz.campaign import Case
+from tests.fuzz.child import File, Null
 from tests.fuzz.judge import Fault
 from tests.fuzz.kills import MATERIALS
 from tests.fuzz.place import MINE, Listing, added, harmed
-from tests.fuzz.warm import File, Null
 
 EVERY = 64 * 1024
 STREAMS = (Null, File, File)

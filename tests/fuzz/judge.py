@@ -11,8 +11,9 @@ from typing import Any
 
 import imageio_ffmpeg
 
+from tests.fuzz.child import Broken, File
 from tests.fuzz.place import Listing, Place, added, harmed
-from tests.fuzz.warm import Broken, Ended, File
+from tests.fuzz.warm import Ended
 
 CODES = {0, 1, 2, 4, 5, 6, 7}  # of a command that nobody stopped; the table in README.md
 PIPE = 141  # nobody reads any more

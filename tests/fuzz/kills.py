@@ -10,10 +10,11 @@ from pathlib import Path
 
 from tests.fuzz import judge, warm
 from tests.fuzz.campaign import Case
+from tests.fuzz.child import Command, File, Null
 from tests.fuzz.judge import Fault
 from tests.fuzz.materials import CHUNKED, SMALL
 from tests.fuzz.place import Listing, added, harmed
-from tests.fuzz.warm import Ended, File, Null
+from tests.fuzz.warm import Ended
 
 SIZE = 300
 TINY = ("--model", "tiny", *SMALL, "--num-frames", "5")
@@ -149,7 +150,7 @@ def reference(case: Case) -> str:
         folder.mkdir()
         model = str(case.materials / "tiny")
         line = [model if part == "tiny" else part for part in COMMANDS[1].line]
-        warm.run(warm.Command(tuple(line), folder, case.variables(), folder / "said"), hangs_s=120)
+        warm.run(Command(tuple(line), folder, case.variables(), folder / "said"), hangs_s=120)
         part = kept.with_name(f"{kept.name}.{case.number}")
         part.write_text((folder / "new-3.json").read_text())
         part.replace(kept)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from tests.fuzz import judge, values
 from tests.fuzz.campaign import Case
+from tests.fuzz.child import Broken, Closed, File, Full, Null
 from tests.fuzz.flags import Line, commands, give
 from tests.fuzz.judge import Fault
 from tests.fuzz.materials import CHUNKED
 from tests.fuzz.place import MINE
-from tests.fuzz.warm import Broken, Closed, File, Full, Null
 
 SIZE = 10_000
 _TINY = ("--model", "tiny", "--size", "32x32", "--fps", "8", "--num-frames", "5", "--steps", "1")

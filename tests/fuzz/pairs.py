@@ -7,10 +7,11 @@ from pathlib import Path
 
 from tests.fuzz import judge, warm
 from tests.fuzz.campaign import Case
+from tests.fuzz.child import File, Null
 from tests.fuzz.judge import Fault
 from tests.fuzz.kills import MATERIALS, TINY
 from tests.fuzz.materials import CHUNKED
-from tests.fuzz.warm import Ended, File, Null
+from tests.fuzz.warm import Ended
 
 SIZE = 120
 STREAMS = (Null, File, File)

@@ -9,11 +9,13 @@ import pytest
 
 from tests.fuzz import judge
 from tests.fuzz.campaign import Case, causes
+from tests.fuzz.child import File, Null
 from tests.fuzz.judge import Fault
 from tests.fuzz.place import added, harmed
-from tests.fuzz.warm import Ended, File, Null
+from tests.fuzz.warm import Ended
 
 ROOT = Path(__file__).parents[2]
+TOLD = b"error: x\nhint:  y\n"
 STREAMS = (Null, File, File)
 
 
@@ -49,14 +51,17 @@ def ended(*, code: int = 0, out: bytes = b"", err: bytes = b"", hung: bool = Fal
     ("what", "kind"),
     [
         (ended(hung=True), "hang"),
-        (ended(code=1, err=b"Traceback (most recent call last):\nKeyError: 1\n"), "traceback"),
+        (
+            ended(code=1, err=b"Traceback (most recent call last):\nKeyError: 1\n" + TOLD),
+            "traceback",
+        ),
         (ended(code=1, err=b"error: unexpected KeyError: 1\nhint:  x\n"), "unexpected"),
-        (ended(code=3, err=b"error: x\nhint:  y\n"), "exit code"),
+        (ended(code=3, err=TOLD), "exit code"),
         (ended(code=-11), "exit code"),
         (ended(code=2, err=b"oh\n"), "words"),
         (ended(out=b"\x1b[31mred"), "escape"),
         (ended(err="\u009b31m".encode()), "escape"),
-        (ended(code=4, err=b"error: x\nhint:  y\n"), None),
+        (ended(code=4, err=TOLD), None),
         (ended(), None),
     ],
 )

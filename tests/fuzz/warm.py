@@ -1,55 +1,23 @@
 """Command lines in forks of this process, which has imported all that they will."""
 
-import atexit
 import contextlib
-import ctypes
-import faulthandler
 import gc
 import importlib
 import os
 import pkgutil
-import resource
 import signal
 import sys
-import tempfile
-import threading
 import time
 import traceback
-import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, NoReturn
 
+from tests.fuzz.child import Command, be, entry, prepare
 from wancli import interrupts
 
 HANGS_S = 20.0
 LET_S = 60.0  # what a wait that is no case may take
-MEMORY = 4 * 2**30  # bytes more than this process has; a request is refused or fits
-_OVER_MODES = (1, 2)  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
-_CAPBSET_DROP, _CAPABILITY_VERSION = 24, 0x20080522
-
-# Where a stream of a command goes.
-File, Closed, Full, Broken, Null = "file", "closed", "full", "broken", "null"
-
-
-_OLD: list[Any] = []
-
-
-@dataclass(frozen=True)
-class Command:
-    """`wancli ARGUMENTS` in a folder."""
-
-    arguments: tuple[str, ...]
-    folder: Path
-    variables: Mapping[str, str]
-    said: Path  # folder that takes stdout and stderr
-    streams: tuple[str, str, str] = (Null, File, File)
-    encoding: str = "utf-8"
-    stdin: bytes = b""
-    plain: bool = False  # as a user who may not read everything
-    file_limit: int | None = None  # bytes
 
 
 @dataclass(frozen=True)
@@ -88,13 +56,6 @@ def settle() -> None:
     """Leave what is here out of garbage collection: forks then share it."""
     gc.collect()
     gc.freeze()
-
-
-def entry() -> Callable[[], Any]:
-    """What the installed `wancli` calls."""
-    (found,) = entry_points(group="console_scripts", name="wancli")
-    main: Callable[[], Any] = found.load()
-    return main
 
 
 def here(*arguments: object, folder: Path) -> None:
@@ -202,9 +163,9 @@ def start(command: Command) -> Child:
         return Child(command, child, since)
     try:
         os.close(ready)
-        _prepare(command)
+        prepare(command)
         os.close(begun)
-        _be()
+        be()
     except BaseException:  # noqa: BLE001 - of the harness, which must not go on as its own child
         with contextlib.suppress(OSError):
             (command.said / "err").write_text(f"harness: {traceback.format_exc()}")
@@ -214,117 +175,6 @@ def start(command: Command) -> Child:
 def run(command: Command, *, hangs_s: float = HANGS_S) -> Ended:
     """Run it to its end."""
     return start(command).wait(hangs_s=hangs_s)
-
-
-def _prepare(command: Command) -> None:
-    """What a shell and Python's start do for a process."""
-    os.setpgid(0, 0)
-    (command.said / "in").write_bytes(command.stdin)
-    for number, (kind, name) in enumerate(zip(command.streams, ("in", "out", "err"), strict=True)):
-        _stream(number, kind, command.said / name)
-    for caught in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(caught, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ.clear()
-    os.environ.update(command.variables)
-    sys.argv = ["wancli", *command.arguments]
-    _limit(command)
-    if command.plain:
-        _drop_rights()
-    with contextlib.suppress(PermissionError):
-        os.chdir(command.folder)
-    tempfile.tempdir = None
-    atexit._clear()  # what this process registered is not the command's
-    weakref.finalize._registry.clear()  # type: ignore[attr-defined]
-    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
-    _open_streams(command.encoding)
-    if command.streams[2] == File:
-        faulthandler.enable(2)  # says where it hangs
-
-
-def _stream(number: int, kind: str, path: Path) -> None:
-    if kind == Broken:
-        reader, writer = os.pipe()
-        os.close(reader)
-        os.dup2(writer, number)
-        return
-    flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    place = {Full: "/dev/full", Null: os.devnull}.get(kind, path)
-    opened = os.open(place, flags)
-    os.dup2(opened, number)
-    os.close(opened)
-    if kind == Closed:
-        os.close(number)
-
-
-def _drop_rights() -> None:
-    """Let the modes of files count, of root's as well, here and in what is started from here."""
-    if os.geteuid():
-        return
-    system = ctypes.CDLL(None)
-    for right in _OVER_MODES:
-        system.prctl(_CAPBSET_DROP, right, 0, 0, 0)
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
-    rights = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
-    system.capget(header, rights)
-    for index in (0, 1):
-        for right in _OVER_MODES:
-            rights[index] &= ~(1 << right)
-    if system.capset(header, rights):
-        raise OSError("capset")
-
-
-def _limit(command: Command) -> None:
-    with Path("/proc/self/statm").open() as file:
-        mine = int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (mine + MEMORY, mine + MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if command.file_limit is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (command.file_limit, command.file_limit))
-
-
-def _open_streams(encoding: str) -> None:
-    """sys.stdin, stdout and stderr, as Python opens them: None where there is none."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        stream: Any = None
-        with contextlib.suppress(OSError):
-            os.fstat(number)
-            mode = "r" if number == 0 else "w"
-            errors = "backslashreplace" if number == 2 else "strict"
-            if encoding == "locale":  # of C: what is not UTF-8 passes through
-                encoding, errors = "utf-8", errors if number == 2 else "surrogateescape"
-            stream = open(  # noqa: SIM115 - a number, which stays open
-                number, mode, encoding=encoding, errors=errors, closefd=False,
-                buffering=1 if number == 2 else -1,
-            )  # fmt: skip
-        _OLD.append(getattr(sys, name))  # which may close the number as it goes
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
-
-
-def _be() -> NoReturn:
-    """Call what `wancli` calls, and end as Python ends."""
-    code: Any = 0
-    try:
-        entry()()
-    except SystemExit as ended:
-        code = ended.code or 0
-    except BaseException as error:  # noqa: BLE001 - a process would end with it too
-        code = 130 if isinstance(error, KeyboardInterrupt) else 1
-        if sys.stderr:
-            with contextlib.suppress(OSError, ValueError):
-                traceback.print_exc()
-    if not isinstance(code, int):
-        code = 1
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream:
-                stream.flush()
-        except (OSError, ValueError, AttributeError):
-            code = 120  # as Python itself
-    os._exit(code & 0xFF)
 
 
 def _read(path: Path) -> bytes:
