@@ -52,7 +52,7 @@ def ended(*, code: int = 0, out: bytes = b"", err: bytes = b"", hung: bool = Fal
     [
         (ended(hung=True), "hang"),
         (
-            ended(code=1, err=b"Traceback (most recent call last):\nKeyError: 1\n" + TOLD),
+            ended(code=1, err=b"Traceback (most recent call last):\nKeyError\n" + TOLD),
             "traceback",
         ),
         (ended(code=1, err=b"error: unexpected KeyError: 1\nhint:  x\n"), "unexpected"),
