@@ -19,8 +19,16 @@ Interrupted (BaseException, of interrupts.py)   exit 130 (SIGINT), 143 (SIGTERM)
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 _LONGEST_VALUE, _LONGEST_LINE = 80, 400  # characters of what is not ours in an error
+
+
+class Warn(Protocol):
+    """Where a warning goes: a line, and a hint that can be typed."""
+
+    def __call__(self, text: str, *, hint: str) -> None:
+        """Say it."""
 
 
 class WancliError(Exception):

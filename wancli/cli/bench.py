@@ -102,7 +102,7 @@ def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
     target = (0.95 if target_ssim is None else target_ssim) if tune else None
     goals = Goals(fail_under_ssim, fail_over_ratio, target, save_preset)
     screen = Screen(talk)
-    benching = Benching(asked, settings_layers(screen, given, preset), goals)
+    benching = Benching(asked, settings_layers(screen.warn, given, preset), goals)
     measured, page = benching.run(output, screen, overwrite=overwrite, force=force)
     _show(measured, page, screen)
     benching.judge(measured)

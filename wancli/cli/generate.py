@@ -14,7 +14,7 @@ from wancli.cli.execute import Asked, Files, plan_videos
 from wancli.cli.given import takes_inputs
 from wancli.cli.options import Talk, takes_settings, takes_talk
 from wancli.cli.screen import Screen
-from wancli.errors import UsageError
+from wancli.errors import UsageError, Warn
 from wancli.inputs import Inputs
 from wancli.presets import (
     find_preset,
@@ -109,7 +109,7 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
     wancli generate "a red circle moving right on a black background" --seed 1
     """
     text, screen = read_prompt(prompt, prompt_flag), Screen(talk)
-    resolved = resolve(settings_layers(screen, given, preset, cachedit_preset), Settings)
+    resolved = resolve(settings_layers(screen.warn, given, preset, cachedit_preset), Settings)
     files = Files(
         output=output,
         folder=folder(output_dir),
@@ -125,30 +125,30 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
 
 
 def settings_layers(
-    screen: Screen, given: Layer, preset: str | None, cache_preset: str | None = None
+    warn: Warn, given: Layer, preset: str | None, cache_preset: str | None = None
 ) -> list[Layer]:
     """Every layer over the declared defaults: model default, user, preset, environment, flags."""
-    say_unreadable(screen)
+    warn_of_unreadable_presets(warn)
     named = preset or os.environ.get("WANCLI_PRESET") or None
     from_preset = layers(find_preset(named)) if named else []
     if cache_preset:
         from_preset.append(step_cache_layer(find_preset(cache_preset)))
     environment = {"model": os.environ["WANCLI_MODEL"]} if os.environ.get("WANCLI_MODEL") else {}
-    chosen = [*user_layers(screen), *from_preset, Layer("WANCLI_MODEL", environment), given]
+    chosen = [*user_layers(warn), *from_preset, Layer("WANCLI_MODEL", environment), given]
     model = next((la.tables["model"] for la in reversed(chosen) if "model" in la.tables), "demo")
     spec = known_spec(model)
     defaults = layers(find_preset(spec.name)) if spec else []
     return [*(replace(layer, source="model default") for layer in defaults), *chosen]
 
 
-def user_layers(screen: Screen) -> list[Layer]:
+def user_layers(warn: Warn) -> list[Layer]:
     """The user's own config.toml, where there is one; none where there may not be looked."""
     path = platformdirs.user_config_path("wancli") / "config.toml"
     try:
         if not path.is_file():
             return []
     except OSError as error:
-        screen.warn(
+        warn(
             f"no settings are taken from {path}: {error.strerror}.",
             hint=f"chmod u+rx {path.parent}",
         )
@@ -156,10 +156,10 @@ def user_layers(screen: Screen) -> list[Layer]:
     return [Layer(str(path), read_file(path).tables)]
 
 
-def say_unreadable(screen: Screen) -> None:
+def warn_of_unreadable_presets(warn: Warn) -> None:
     """Warn of folders of presets that are left out."""
     for folder, reason in unreadable_places():
-        screen.warn(f"no presets are taken from {folder}: {reason}.", hint=f"chmod u+rx {folder}")
+        warn(f"no presets are taken from {folder}: {reason}.", hint=f"chmod u+rx {folder}")
 
 
 def read_prompt(*given: str | None) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from wancli.cli.generate import say_unreadable
+from wancli.cli.generate import warn_of_unreadable_presets
 from wancli.cli.options import Talk, takes_settings, takes_talk
 from wancli.cli.screen import Screen
 from wancli.errors import SettingsError, WancliError
@@ -35,7 +35,7 @@ Name = Annotated[str, typer.Argument(help="Preset: a name or a file.")]
 def list_(talk: Talk) -> None:
     """Name every preset, where it is from and what it shadows."""
     screen = Screen(talk)
-    say_unreadable(screen)
+    warn_of_unreadable_presets(screen.warn)
     rows = []
     for listed in list_presets():
         preset, shadows = listed.preset, [str(path) for path in listed.shadows]

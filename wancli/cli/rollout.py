@@ -149,5 +149,5 @@ def rollout(  # noqa: PLR0913 - one parameter per flag that is not a setting
     if base:
         layers = [Layer(base.name, settings_of({"request": before})), given]
     else:
-        layers = settings_layers(screen, given, preset)
+        layers = settings_layers(screen.warn, given, preset)
     carry_out(Rolling(ask, layers, before=before, base=base), screen, dry_run=dry_run)
