@@ -17,6 +17,7 @@ from wancli.errors import UsageError, WancliError
 from wancli.estimate import Estimate, estimate, here
 from wancli.folders import check_files, find_spec, revision
 from wancli.hub_cache import check_reachable
+from wancli.interrupts import Interrupted
 from wancli.lora import find_lora
 from wancli.outputs import Output, Outputs, nobodys
 from wancli.plan import RolloutPlan, check_given, make_rollout_plan
@@ -125,10 +126,11 @@ class Rolling:
         try:
             with observer.progress() as report:
                 record = roll.roll(job, self.spec, report, since=since)
-        except WancliError as error:
+        except (WancliError, Interrupted) as error:
             if not self.ask.again:
                 kept.leave_nothing()
-            observer.failed(failed_record(request, error, command="rollout"))
+            if isinstance(error, WancliError):
+                observer.failed(failed_record(request, error, command="rollout"))
             raise
         if self.ask.report:
             from wancli.video.drift_report import write_report

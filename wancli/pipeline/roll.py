@@ -92,7 +92,8 @@ def roll(
         with fits_in_memory(spec.name):
             return _roll(job, spec, report, since=since, beside=beside)
     except Interrupted as error:
-        error.hint = f"finished chunks are kept: {job.resume}"
+        if RolloutStore(job.store).chunks():
+            error.hint = f"finished chunks are kept: {job.resume}"
         raise
     except OutputError as error:
         raise OutputError(str(error), hint=f"{error.hint}; then {job.resume}") from error
