@@ -8,6 +8,8 @@ from pathlib import Path
 from wancli.errors import InputError, PlanError, SettingsError, missing
 from wancli.reading import check_tensors, user_path
 
+_DEMO = Path(__file__).parent / "demo" / "loras"
+PACKAGED = {path.stem: path for path in _DEMO.glob("*.safetensors")}  # LoRAs that have a name
 EXPERTS = {"high": "transformer", "low": "transformer_2"}  # of noise; diffusers' names
 
 
@@ -23,6 +25,8 @@ class Lora:
 def find_lora(text: str) -> Lora:
     """`PATH` or `PATH=SCALE`, with `@high` or `@low` after PATH for one of two experts.
 
+    The name of a packaged LoRA is its path, unless a file has it.
+
     Raises InputError where there is no such file, SettingsError.
     """
     path, scale = text, "1"
@@ -30,7 +34,7 @@ def find_lora(text: str) -> Lora:
         path, _, scale = text.rpartition("=")
     name, expert = _of_expert(path)
     try:
-        lora = Lora(user_path(name), float(scale), expert)
+        lora = Lora(_place(name), float(scale), expert)
         if not isfinite(lora.scale):
             raise ValueError
     except ValueError:
@@ -38,6 +42,11 @@ def find_lora(text: str) -> Lora:
     if not lora.path.is_file():
         raise missing("LoRA", lora.path)
     return lora
+
+
+def _place(name: str) -> Path:
+    path = user_path(name)
+    return path if path.exists() else PACKAGED.get(name, path)
 
 
 def _of_expert(path: str) -> tuple[str, str]:

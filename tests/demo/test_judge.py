@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from wancli.demo.judge import NONE, Verdict, judge
+from wancli.demo.judge import NONE, Verdict, judge, measure
 from wancli.demo.world import (
     BACKGROUNDS,
     COLORS,
@@ -205,3 +205,16 @@ def test_a_verdict_agrees_word_by_word() -> None:
         "motion": True,
         "background": True,
     }
+
+
+def test_a_render_measures_what_it_was_drawn_with() -> None:
+    video = film(scene(replace(MOVING, shape="circle")))
+    measured = measure(video, "red")
+    assert measured.area == pytest.approx(math.pi * 0.2**2, rel=0.02)
+    assert measured.speed == pytest.approx(0.24, rel=0.02)
+    assert measured.exposure == pytest.approx(float(video.float().mean()))
+
+
+def test_what_is_not_there_measures_nothing() -> None:
+    measured = measure(film(scene(STILL)), "cyan")
+    assert (measured.area, measured.speed) == (0.0, 0.0)

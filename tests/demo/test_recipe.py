@@ -81,7 +81,7 @@ def test_an_interrupted_transformer_training_ends_as_if_it_had_not_been(tmp_path
 def stages(*steps: int) -> list[Stage]:
     """The recipe's stages with so many steps, on clips as short as may be."""
     return [
-        replace(stage, steps=count, clip=5, batch=1)
+        replace(stage, steps=count, clips=(5,), frames=5)
         for stage, count in zip(STAGES, steps, strict=False)
     ]
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.conftest import Wancli
 from tests.fakes import tiny_folder, tiny_pipeline
+from wancli import lora
 from wancli.errors import InputError, ModelError, SettingsError
 from wancli.lora import Lora, find_lora
 from wancli.models.lora import merge_loras
@@ -107,6 +108,16 @@ def test_a_flag_names_a_file_and_a_scale(tmp_path: Path):
         find_lora(f"{path}=much")
     with pytest.raises(InputError):
         find_lora("no.safetensors=1")
+
+
+def test_the_name_of_a_packaged_lora_is_its_path(tmp_path, monkeypatch):
+    packaged, own = tmp_path / "quick.safetensors", tmp_path / "quick"
+    packaged.touch()
+    monkeypatch.setattr(lora, "PACKAGED", {"quick": packaged})
+    monkeypatch.chdir(tmp_path)
+    assert find_lora("quick=0.5") == Lora(packaged, 0.5)
+    own.touch()
+    assert find_lora("quick") == Lora(Path("quick"))
 
 
 @pytest.mark.parametrize("expert", ["high", "low"])

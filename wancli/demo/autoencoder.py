@@ -3,7 +3,11 @@
 It learns on crops of 13 video frames (4 latent frames): the causal convolutions have three states
 (first, second, later), and fewer frames would leave the later ones untrained. An encoder that saw
 no more can still drift on long clips (gray turned navy after 17 frames, 34 dB fell to 11), while
-the decoder stays put; so a short second stage trains the encoder alone on long clips.
+the decoder stays put; so every fourth step has longer clips, and a short second stage trains the
+encoder alone on clips as long as those of the data set.
+
+Half of the clips are decoded from latents with noise, so that what a transformer gets a little
+wrong still becomes a clean outline (RAE, arXiv:2510.11690; l-DeTok, arXiv:2507.15856).
 """
 
 import random
@@ -22,6 +26,7 @@ from wancli.demo.world import SIDE, combinations, render, sample_scene
 CHANNELS = 8
 CROP = 64  # pixels
 KL_WEIGHT = 1e-4
+LATENT_NOISE = 0.3  # at most, in standard deviations of the latents
 
 
 @dataclass(frozen=True)
@@ -30,16 +35,21 @@ class Stage:
 
     name: str
     steps: int
-    clip: int  # video frames
-    batch: int
+    clips: Sequence[int]  # video frames of a clip, step by step in turn
+    frames: int  # video frames of a batch, at most
     muon_lr: float
     adam_lr: float
     encoder_only: bool = False
 
+    def shape(self, step: int) -> tuple[int, int]:
+        """How many clips the step takes, and their video frames."""
+        clip = self.clips[step % len(self.clips)]
+        return self.frames // clip, clip
+
 
 STAGES = (
-    Stage("vae", steps=1000, clip=13, batch=6, muon_lr=0.02, adam_lr=2e-3),
-    Stage("vae-long", 120, clip=41, batch=2, muon_lr=0.003, adam_lr=3e-4, encoder_only=True),
+    Stage("vae", 1200, clips=(13, 13, 13, 33), frames=78, muon_lr=0.02, adam_lr=2e-3),
+    Stage("vae-long", 80, (45,), frames=90, muon_lr=0.003, adam_lr=3e-4, encoder_only=True),
 )
 
 
@@ -106,15 +116,16 @@ def _train(vae: AutoencoderKLWan, stage: Stage, work: Path, device: str) -> None
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     for step, seed in batches(first, stage.steps):
-        video = crops(seed, stage.batch, frames=stage.clip).to(device)
+        clips, frames = stage.shape(step)
+        video = crops(seed, clips, frames=frames).to(device)
         losses = autoencoder_losses(vae, video, seed)
         loss = torch.stack(list(losses.values())).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step(rate(step, stage.steps))
         if step % 20 == 0:
             log.write(step=step, **{k: v.item() for k, v in losses.items()})
-        if (step + 1) % 100 == 0 or step + 1 == stage.steps:
-            some = crops(7, 12, frames=stage.clip).to(device)
+        if (step + 1) % 50 == 0 or step + 1 == stage.steps:
+            some = crops(7, 6, frames=max(stage.clips)).to(device)
             log.write(step=step + 1, psnr=autoencoder_psnr(vae, some))
             state = optimizer.state_dict()
             save_checkpoint(path, model=vae.state_dict(), optimizer=state, step=step + 1)
@@ -122,18 +133,28 @@ def _train(vae: AutoencoderKLWan, stage: Stage, work: Path, device: str) -> None
 
 
 def autoencoder_losses(vae: AutoencoderKLWan, video: Tensor, seed: int) -> dict[str, Tensor]:
-    """L1 + 2 * L2 + KL, weighted; video [B, 3, F, H, W]."""
+    """L1 + 5 * L2 + KL, weighted; video [B, 3, F, H, W]."""
     generator = torch.Generator(video.device).manual_seed(seed)
     with torch.autocast(video.device.type, dtype=torch.bfloat16):
         posterior = vae.encode(video).latent_dist
-        again = vae.decode(posterior.sample(generator)).sample.float()
+        latents = with_noise(posterior.sample(generator), generator)
+        again = vae.decode(latents).sample.float()
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     return {
         "l1": nn.functional.l1_loss(again, video),
-        "l2": 2 * nn.functional.mse_loss(again, video),
+        "l2": 5 * nn.functional.mse_loss(again, video),
         "kl": KL_WEIGHT * kl,
     }
+
+
+def with_noise(latents: Tensor, generator: torch.Generator) -> Tensor:
+    """[B, C, F, H, W] with noise on half of the clips, each with its own share of it."""
+    std = latents.detach().float().std((0, 2, 3, 4), keepdim=True)
+    device = latents.device
+    draws = torch.rand(len(latents), 1, 1, 1, 1, generator=generator, device=device)
+    noise = torch.randn(latents.shape, generator=generator, device=device)
+    return latents + LATENT_NOISE * (2 * draws - 1).clamp_min(0) * std * noise
 
 
 @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,8 @@ the fourth. Training prompts also use synonyms and other orders, leave words out
 
 Percent of videos that show what their prompt asks. The prompts are held out, one seed each. The
 examiner, `wancli/demo/judge.py`, sees the pixels and never the prompt. `reconstruction` is true
-clips through the VAE: what is lost before any sampling.
+clips through the VAE: what is lost before any sampling. `outline` is the overlap (intersection over
+union) of what is drawn with the ideal shape of its size and pose, the median over videos.
 
 {table}
 
@@ -115,10 +116,12 @@ def make_card(report: Mapping[str, Any], *, work: Path | None) -> str:
 
 
 def _table(uses: Mapping[str, Any]) -> str:
-    rows = [f"| | videos | {' | '.join(SHARES)} | |", "|---|" + "---:|" * 7 + "---|"]
+    heads = ("videos", *SHARES, "outline")
+    rows = [f"| | {' | '.join(heads)} | |", "|---|" + "---:|" * len(heads) + "---|"]
     for name, use in uses.items():
         shares = " | ".join(f"{use['percent'][a]:.1f}" for a in SHARES)
-        rows.append(f"| {name} | {len(use['videos'])} | {shares} | {use['about']} |")
+        measured = f"{use['outline']:.3f} | {use['about']}"
+        rows.append(f"| {name} | {len(use['videos'])} | {shares} | {measured} |")
     return "\n".join(rows)
 
 
@@ -142,11 +145,12 @@ def _weakest(uses: Mapping[str, Any]) -> str:
 
 def _training(work: Path) -> str:
     """A section on steps and times, as far as the curves in `work` tell."""
-    clips, steps, stages = (
-        _lines(work / f"{name}.jsonl") for name in ("latents", "transformer", "stages")
+    clips, steps, distilled, stages = (
+        _lines(work / f"{name}.jsonl") for name in ("latents", "transformer", "distill", "stages")
     )
     vae = [
-        f"{lines[-1]['step']:,} steps of {stage.batch} crops of {stage.clip} video frames"
+        f"{lines[-1]['step']:,} steps of crops of {_either(stage.clips)} video frames, "
+        f"{stage.frames} a step"
         for stage in STAGES
         if (lines := _lines(work / f"{stage.name}.jsonl"))
     ]
@@ -154,12 +158,18 @@ def _training(work: Path) -> str:
         vae and f"- VAE: {', then '.join(vae)}",
         clips and f"- latents: {clips[-1]['clips']:,} clips of {CLIP} video frames",
         steps and f"- the rest: {steps[-1]['step'] + 1:,} steps of {BATCH} clips",
+        distilled and f"- four steps: {distilled[-1]['step'] + 1:,} steps of {BATCH} clips",
     )
     minutes = [line["minutes"] for line in stages]
     whole = len(minutes) == len(done) + 1  # one run, never resumed
     spent = [f", {b - a:.0f} minutes" for a, b in pairwise(minutes)] if whole else [""] * len(done)
     rows = [f"{what}{time}" for what, time in zip(done, spent, strict=True) if what]
     return "\n".join(["", "## Training", "", "`python -m wancli.demo.train`:", "", *rows, ""])
+
+
+def _either(values: Sequence[int]) -> str:
+    """13 or 33."""
+    return " or ".join(str(value) for value in sorted({*values}))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -9,10 +9,12 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from wancli.demo.training import Log
-from wancli.demo.world import Combination, combinations, render, sample_scene
+from wancli.demo.world import MOTIONS, Combination, combinations, render, sample_scene
 
 CLIP = 45  # video frames: 12 latent frames, of which training takes 9 in a row
 SHARD = 250
+# What is hard to draw is drawn twice as often: corners, and those that turn.
+HARD_SHAPE, HARD_MOTION = "square", "spinning"
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,12 @@ class Dataset:
 def encode_clips(vae: AutoencoderKLWan, work: Path, *, clips: int, device: str = "cpu") -> Dataset:
     """Render and encode `clips` clips, or read the shards that are already in `work`."""
     choices, log = combinations(held_out=False), Log(work / "latents.jsonl")
+    choices += [what for what in choices if what.shape == HARD_SHAPE]
+    motions = [*MOTIONS, HARD_MOTION]
     shards, scenes = [], []
     for shard in range(-(-clips // SHARD)):
         rng = random.Random(f"clips {shard}")
-        drawn = [sample_scene(rng, choices) for _ in range(SHARD)]
+        drawn = [sample_scene(rng, choices, motions) for _ in range(SHARD)]
         path = work / f"latents-{shard:03}.pt"
         if not path.exists():
             encoded = []

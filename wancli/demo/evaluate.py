@@ -23,9 +23,10 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from wancli.demo import steady
 from wancli.demo.card import make_card
 from wancli.demo.judge import judge
-from wancli.demo.report import COLUMNS, Case, Use, make_report, tell, write_sheets, write_text
+from wancli.demo.report import COLUMNS, LONG, Case, Use, make_report, tell, write_sheets, write_text
 from wancli.demo.world import Scene, combinations, render, sample_scene
 from wancli.errors import WancliError
 from wancli.folders import find_spec
@@ -115,19 +116,35 @@ class Task:
 
 
 @cache
-def load_demo(model: str) -> tuple[Loaded, RolloutSettings]:
-    """The model under the demo preset's settings, once a process."""
-    preset = [*layers(find_preset("demo")), Layer("--model", {"model": model})]
+def load_demo(model: str, chosen: str) -> tuple[Loaded, RolloutSettings]:
+    """The model under the settings of the preset that is `chosen`, once a process."""
+    preset = [*layers(find_preset(chosen)), Layer("--model", {"model": model})]
     settings = resolve([*preset, Layer("evaluate", {"rollout": CLIP})], RolloutSettings).settings
     return load_pipeline(find_spec(settings.model), settings.machine), settings
 
 
-def examine(model: str, task: Task) -> Use:
+def examine(model: str, preset: str, task: Task) -> Use:
     """Make the task's videos and judge them."""
-    loaded, settings = load_demo(model)
+    loaded, settings = load_demo(model, preset)
+    if task.use == LONG:
+        return examine_long(loaded, settings, task)
     made = generated if task.use == "generate" else rolled_out
     videos = made(loaded, settings, task.cases)
     return watch(task.use, task.about, task.cases, videos)
+
+
+def examine_long(loaded: Loaded, settings: RolloutSettings, task: Task) -> Use:
+    """Make long rollouts, judge their last part, and compare it with the first."""
+    layer = Layer("long", {"rollout": {"chunks": steady.CHUNKS}})
+    longer = resolve([Layer("evaluate", settings.model_dump()), layer], RolloutSettings).settings
+    changes = []
+
+    def ends() -> Iterator[Tensor]:
+        for case, video in zip(task.cases, rolled_out(loaded, longer, task.cases), strict=True):
+            changes.append(steady.change(video, case.what.color))
+            yield steady.last_part(video)
+
+    return replace(watch(task.use, task.about, task.cases, ends()), changes=changes)
 
 
 def watch(name: str, about: str, cases: Sequence[Case], videos: Iterator[Tensor]) -> Use:
@@ -141,13 +158,13 @@ def watch(name: str, about: str, cases: Sequence[Case], videos: Iterator[Tensor]
     return Use(name, about, cases, verdicts, strips, seconds)
 
 
-def examine_all(model: str, tasks: Sequence[Task]) -> list[Use]:
+def examine_all(model: str, preset: str, tasks: Sequence[Task]) -> list[Use]:
     """Every use whole: on a CPU in one process a core, since one clip is too small for two."""
-    count = 1 if load_demo(model)[0].device.type != "cpu" else os.cpu_count() or 1
+    count = 1 if load_demo(model, preset)[0].device.type != "cpu" else os.cpu_count() or 1
     spawn = multiprocessing.get_context("spawn")
     parts: dict[str, list[Use]] = {}
     with ProcessPoolExecutor(count, spawn, torch.set_num_threads, (1,)) as pool:
-        for done in pool.map(partial(examine, model), tasks):
+        for done in pool.map(partial(examine, model, preset), tasks):
             parts.setdefault(done.name, []).append(done)
             videos = sum(len(part.cases) for part in parts[done.name])
             say("%s: %d videos", done.name, videos)
@@ -159,20 +176,25 @@ def _joined(uses: Sequence[Use]) -> Use:
         return [item for use in uses for item in getattr(use, name)]
 
     seconds = fmean(use.seconds for use in uses)
-    cases, verdicts, strips = (flat(name) for name in ("cases", "verdicts", "strips"))
-    return replace(uses[0], cases=cases, verdicts=verdicts, strips=strips, seconds=seconds)
+    cases, verdicts, strips, changes = map(flat, ("cases", "verdicts", "strips", "changes"))
+    return Use(
+        uses[0].name, uses[0].about, cases, verdicts, strips, seconds=seconds, changes=changes
+    )
 
 
-def make_tasks(settings: RolloutSettings, cases: Sequence[Case]) -> list[Task]:
-    """All that is to be made, in parts."""
+def make_tasks(settings: RolloutSettings, cases: Sequence[Case], *, long: int) -> list[Task]:
+    """All that is to be made, in parts; of the first `long` cases long rollouts, too."""
     sampling, chosen = settings.sampling, settings.rollout
     parts = [cases[i : i + PART] for i in range(0, len(cases), PART)]
-    steps = f"{sampling.steps} steps, shift {sampling.flow_shift:g}"
+    steps, shift = f"{sampling.steps} steps", f"shift {sampling.flow_shift:g}"
+    of_chunk = f"at {chosen.steps_list}" if chosen.sampler == "few-step" else steps
     about = {
-        "generate": f"{sampling.scheduler}, {steps}",
-        "rollout": f"chunks of {chosen.chunk_frames}, {chosen.sampler}, {steps}",
+        "generate": f"{sampling.scheduler}, {steps}, {shift}",
+        "rollout": f"chunks of {chosen.chunk_frames}, {chosen.sampler}, {of_chunk}, {shift}",
     }
-    return [Task(use, words, part) for use, words in about.items() for part in parts]
+    ends = f"the last {steady.END:.0%} of {steady.CHUNKS} chunks"
+    lasting = [Task(LONG, ends, [case]) for case in cases[:long]]
+    return [Task(use, words, part) for use, words in about.items() for part in parts] + lasting
 
 
 def examine_vae(loaded: Loaded, seed: int) -> tuple[Use, list[float]]:
@@ -195,7 +217,9 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m wancli.demo.evaluate", description=__doc__)
     parser.add_argument("--model", default="demo", help="known name or folder")
+    parser.add_argument("--preset", default="demo", help="how it is made: demo or demo-4step")
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="videos of each use")
+    parser.add_argument("--long", type=int, default=0, help=f"rollouts of {steady.CHUNKS} chunks")
     parser.add_argument("--seed", type=int, default=0, help="of the first prompt")
     parser.add_argument("--sheet", type=Path, help="folder for contact sheets")
     parser.add_argument("--json", type=Path, help="file for all numbers and verdicts")
@@ -217,12 +241,13 @@ def main() -> int:
 
 def run(given: argparse.Namespace) -> int:
     """Evaluate, and write what was asked for."""
-    told = ("model", "prompts", "seed")
+    told = ("model", "preset", "prompts", "long", "seed")
     words = [f"--{name.replace('_', '-')} {getattr(given, name)}" for name in told]
-    loaded, settings = load_demo(given.model)
+    loaded, settings = load_demo(given.model, given.preset)
     cases = make_cases(given.prompts, given.seed)
     whole, decibels = examine_vae(loaded, given.seed)
-    uses = [whole, *examine_all(given.model, make_tasks(settings, cases))]
+    tasks = make_tasks(settings, cases, long=given.long)
+    uses = [whole, *examine_all(given.model, given.preset, tasks)]
     command = " ".join(["python -m wancli.demo.evaluate", *words])
     report = make_report(loaded, settings, uses, decibels, command=command)
     tell(report)

@@ -87,6 +87,32 @@ def judge(video: Tensor) -> Verdict:
     return Verdict(color, shape, motion, background, start, overlap, edge)
 
 
+@dataclass(frozen=True)
+class Measure:
+    """Means over a video."""
+
+    exposure: float  # levels, of all pixels
+    area: float  # of the object, in squared sides
+    speed: float  # sides per second
+
+
+def measure(video: Tensor, color: str) -> Measure:
+    """Uint8 [T, H, W, 3] with an object of a palette colour; 0 where nothing has it."""
+    pixels, exposure = _unshaded(video), float(video.float().mean())
+    if not _named(pixels, color).any():
+        return Measure(exposure, 0.0, 0.0)
+    track = _track(_ink(pixels, color)[1])
+    x, y = (_unwrap(path, 1.0) for path in (track.x, track.y))
+    pace = torch.hypot(x.diff(), y.diff()).mean() * FPS
+    return Measure(exposure, float((math.pi * track.size**2).mean()), float(pace))
+
+
+def _named(pixels: Tensor, color: str) -> Tensor:
+    """[T, H, W, 3] to where a pixel may be called by the colour's name, [T, H, W]."""
+    painted = torch.tensor(COLORS[color], dtype=torch.float32)
+    return ((pixels - painted) ** 2).sum(-1) < NAMED**2
+
+
 def _unshaded(video: Tensor) -> Tensor:
     """Uint8 [T, H, W, 3] to levels without the background's vertical shade."""
     height = video.shape[1]
@@ -119,8 +145,7 @@ def _agreed(choice: Tensor, valid: Tensor, words: Sequence[str]) -> str:
 def _ink(pixels: Tensor, color: str) -> tuple[Tensor, Tensor]:
     """[T, H, W, 3] to coverage by the object and to ink, all that is not background, [T, H, W]."""
     ground = pixels.flatten(1, 2).median(1).values[:, None, None]  # of each frame
-    painted = torch.tensor(COLORS[color], dtype=torch.float32)
-    own = pixels[((pixels - painted) ** 2).sum(-1) < NAMED**2].median(0).values
+    own = pixels[_named(pixels, color)].median(0).values
     offset, way = pixels - ground, own - ground
     length = way.square().sum(-1)
     cover = (offset * way).sum(-1) / length

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import imageio.v3 as imageio
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wancli.demo.judge import Verdict
+from wancli.demo.steady import LIMIT, Change, mean_sizes
 from wancli.demo.world import Combination
 from wancli.files import write_whole
 from wancli.folders import revision
@@ -21,6 +22,7 @@ from wancli.settings import Settings
 
 GOALS = {"color": 95.0, "shape": 90.0, "motion": 90.0}  # percent right
 PSNR_GOAL = 30.0  # dB
+LONG = "long rollout"
 WITH_GOALS = ("generate", "rollout")  # the uses that the model was trained for
 WORDS = ("color", "background", "shape", "motion")
 SHARES = (*WORDS, "first", "all")  # first: the colour in the first video frame by itself
@@ -48,6 +50,7 @@ class Use:
     verdicts: Sequence[Verdict]
     strips: Sequence[Tensor]  # uint8 [H, COLUMNS * W, 3], one a video
     seconds: float  # per video
+    changes: Sequence[Change] = ()  # of long rollouts
 
     def percent(self) -> dict[str, float]:
         """Videos that show what was asked, by attribute and in all of them at once."""
@@ -66,6 +69,10 @@ class Use:
             hits.setdefault(word, []).append(getattr(verdict, attribute) == word)
         return {word: 100 * fmean(hit) for word, hit in sorted(hits.items())}
 
+    def outline(self) -> float:
+        """Overlap with the ideal outline, the median over videos."""
+        return median(verdict.overlap for verdict in self.verdicts)
+
     def as_json(self) -> dict[str, Any]:
         """The numbers, then every video's verdict."""
         videos = []
@@ -75,6 +82,8 @@ class Use:
         return {
             "about": self.about,
             "percent": self.percent(),
+            "outline": self.outline(),
+            "change_percent": mean_sizes(self.changes) if self.changes else {},
             "percent_by_word": {a: self.percent_by_word(a) for a in WORDS},
             "seconds_per_video": self.seconds,
             "videos": videos,
@@ -89,6 +98,13 @@ def missed_goals(uses: Sequence[Use], decibels: Sequence[float]) -> list[str]:
         if use.name in WITH_GOALS
         for name, goal in GOALS.items()
         if use.percent()[name] < goal
+    ]
+    out += [
+        f"{use.name}: {name} changes by {size:.1f} %, goal {LIMIT:g} %"
+        for use in uses
+        if use.changes
+        for name, size in mean_sizes(use.changes).items()
+        if size > LIMIT
     ]
     mean = fmean(decibels)
     return out + ([f"VAE: {mean:.1f} dB, goal {PSNR_GOAL:g} dB"] if mean < PSNR_GOAL else [])
@@ -117,11 +133,16 @@ def make_report(
 
 def table(report: Mapping[str, Any]) -> str:
     """The shares of right videos, a line a use."""
-    lines = ["".join(f"{head:>12}" for head in ("% right", "videos", *SHARES, "s/video"))]
+    heads = ("% right", "videos", *SHARES, "outline", "s/video")
+    lines = ["".join(f"{head:>12}" for head in heads)]
     for name, use in report["uses"].items():
         shares = "".join(f"{use['percent'][a]:12.1f}" for a in SHARES)
         seconds = use["seconds_per_video"]
-        lines.append(f"{name:>12}{len(use['videos']):12}{shares}{seconds:12.1f}  {use['about']}")
+        measured = f"{use['outline']:12.3f}{seconds:12.1f}  {use['about']}"
+        lines.append(f"{name:>12}{len(use['videos']):12}{shares}{measured}")
+        if changes := use["change_percent"]:
+            told = ", ".join(f"{what} {size:.1f} %" for what, size in changes.items())
+            lines.append(f"{'':>12}  changes from its start to its end: {told}")
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ Every stage resumes: an interrupted run goes on where its last checkpoint was.
 """
 
 import argparse
+import copy
 import logging
 import time
 from pathlib import Path
@@ -13,19 +14,27 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 
 from wancli.demo.autoencoder import STAGES, make_autoencoder, train_autoencoder
 from wancli.demo.dataset import Dataset, encode_clips
+from wancli.demo.distill import distill, write_lora
 from wancli.demo.parts import TEXT_LENGTH, make_tokenizer
 from wancli.demo.training import Log
 from wancli.demo.transformer import SHIFT, Model, train_transformer
 from wancli.specs import DEMO_FOLDER
 
-CLIPS = 3500
-TRANSFORMER_STEPS = 11500
+CLIPS = 4000
+TRANSFORMER_STEPS = 16000
+DISTILL_STEPS = 800
 
 say = logging.getLogger("wancli.demo").info
 
 
 def train(
-    work: Path, out: Path, *, device: str, compile_blocks: bool, transformer_steps: int
+    work: Path,
+    out: Path,
+    *,
+    device: str,
+    compile_blocks: bool,
+    transformer_steps: int,
+    distill_steps: int,
 ) -> None:
     """Train all parts and write the model folder; `work` holds checkpoints, latents and curves."""
     began = time.monotonic()
@@ -44,13 +53,20 @@ def train(
         work, data, steps=transformer_steps, device=device, compile_blocks=compile_blocks
     )
     export(model, vae, data, out)
-    tell(f"written: {out}")
+    tell(f"written: {out}; four steps, {distill_steps} steps; curve: {work}/distill.jsonl")
+    lora = distill(work, model, data, steps=distill_steps, device=device)
+    write_lora(lora, out.parent / "loras" / "demo-4step.safetensors")
+    tell(f"written: {out.parent / 'loras'}")
 
 
 def export(model: Model, vae: AutoencoderKLWan, data: Dataset, out: Path) -> None:
-    """Write the folder that WanPipeline.from_pretrained loads; half precision, 10 MB."""
+    """Write the folder that WanPipeline.from_pretrained loads; half precision, 10 MB.
+
+    The model stays as it is: what is written is a copy.
+    """
     packed = make_autoencoder(latents_mean=data.mean, latents_std=data.std)
     packed.load_state_dict(vae.state_dict())
+    transformer, text_encoder = copy.deepcopy((model.transformer, model.text_encoder))
     tokenizer = make_tokenizer()
     tokenizer.model_max_length = TEXT_LENGTH
     scheduler = UniPCMultistepScheduler(
@@ -58,8 +74,8 @@ def export(model: Model, vae: AutoencoderKLWan, data: Dataset, out: Path) -> Non
     )
     WanPipeline(
         tokenizer=tokenizer,
-        text_encoder=model.text_encoder.cpu(),  # float32: transformers loads it as it is stored
-        transformer=model.transformer.cpu().half(),
+        text_encoder=text_encoder.cpu(),  # float32: transformers loads it as it is stored
+        transformer=transformer.cpu().half(),
         vae=packed.half(),
         scheduler=scheduler,
     ).save_pretrained(out)
@@ -72,6 +88,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DEMO_FOLDER, help="model folder to write")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=TRANSFORMER_STEPS, help="transformer steps")
+    parser.add_argument("--distill-steps", type=int, default=DISTILL_STEPS, help="of the LoRA")
     parser.add_argument("--no-compile", action="store_true", help="without a C++ compiler")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -82,6 +99,7 @@ def main() -> None:
         device=given.device,
         compile_blocks=not given.no_compile,
         transformer_steps=given.steps,
+        distill_steps=given.distill_steps,
     )
 
 

@@ -124,14 +124,16 @@ def combinations(*, held_out: bool) -> list[Combination]:
     return out
 
 
-def sample_scene(rng: random.Random, choices: Sequence[Combination]) -> Scene:
+def sample_scene(
+    rng: random.Random, choices: Sequence[Combination], motions: Sequence[str] = MOTIONS
+) -> Scene:
     """Draw a scene; motions are balanced first, then the rest."""
-    motion = rng.choice(MOTIONS)
+    motion = rng.choice(motions)
     what = rng.choice([c for c in choices if c.motion == motion])
     across, along = rng.uniform(0.25, 0.75), rng.random()
     dx, dy = DRIFT.get(motion, (0, 0))
     x, y = (along if dx else across), (along if dy else rng.uniform(0.25, 0.75))
-    return Scene(what, rng.uniform(0.18, 0.25), x, y, rng.uniform(0.18, 0.3), rng.random())
+    return Scene(what, rng.uniform(0.19, 0.26), x, y, rng.uniform(0.18, 0.3), rng.random())
 
 
 def describe(what: Combination, rng: random.Random) -> str:
@@ -199,7 +201,7 @@ def _poses(scenes: Sequence[Scene], t: Tensor) -> tuple[Tensor, Tensor, Tensor, 
     x = torch.lerp(x, 0.5 + 0.21 * torch.cos(orbit), does("circling"))
     y = torch.lerp(y, 0.5 + 0.21 * torch.sin(orbit), does("circling"))
     size = radius * (1 + 0.35 * torch.sin(2 * math.pi * (turns + 0.75 * t)) * does("pulsing"))
-    return x, y, size, does("spinning") * (2 * math.pi * turns + 2 * t)
+    return x, y, size, does("spinning") * (2 * math.pi * turns + 1.6 * t)
 
 
 def _around(offset: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def to_clean(noisy: Tensor, velocity: Tensor, sigma: float) -> Tensor:
     return (noisy.double() - sigma * velocity.double()).to(noisy.dtype)
 
 
-def add_noise(clean: Tensor, noise: Tensor, sigma: float) -> Tensor:
+def add_noise(clean: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
     """(1 - sigma) * clean + sigma * noise."""
     return (1 - sigma) * clean + sigma * noise
 

@@ -1,0 +1,129 @@
+"""The distillation of the demo, a few steps of it: it resumes exactly, and learns a LoRA."""
+
+import pytest
+import torch
+from diffusers import WanPipeline
+
+from tests.demo.test_recipe import assert_same, data, small_steps
+from wancli.demo import distill as recipe
+from wancli.demo import parts
+from wancli.demo.distill import (
+    Distillation,
+    LowRank,
+    begin_rollouts,
+    distill,
+    on_solver_steps,
+    own_batch,
+    write_lora,
+)
+from wancli.demo.parts import CHUNK, make_text_encoder, make_tokenizer, make_transformer
+from wancli.demo.training import load_checkpoint
+from wancli.demo.transformer import FRAMES, Model, Views, draw_batch, shifted
+from wancli.lora import Lora
+from wancli.models.lora import merge_loras
+
+__all__ = ["data", "small_steps"]
+pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+
+
+@pytest.fixture(autouse=True)
+def few_layers(monkeypatch):
+    monkeypatch.setattr(parts, "LAYERS", 2)
+
+
+def make_model() -> Model:
+    """Untrained, but for a last layer that says something."""
+    transformer = make_transformer()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        transformer.proj_out.weight.normal_(std=0.05, generator=generator)
+    return Model(transformer, make_text_encoder(len(make_tokenizer())))
+
+
+def make_job(model: Model) -> Distillation:
+    """Teacher and student are the same, on 4x4 latents."""
+    views = Views(tokens_per_frame=4, device="cpu")
+    return Distillation(model.transformer, model.transformer, model.text_encoder, views, 4)
+
+
+def test_an_interrupted_distillation_ends_as_if_it_had_not_been(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(recipe, "BATCH", 2)
+    monkeypatch.setattr(recipe, "CAUSAL_SHARE", 1.0)
+    monkeypatch.setattr(recipe, "OWN_SHARE", 1.0)
+    whole = distill(tmp_path / "whole", make_model(), data, steps=2)
+    first = distill(tmp_path / "cut", make_model(), data, steps=1)
+    assert_same(distill(tmp_path / "cut", make_model(), data, steps=2), whole)
+    assert not all(torch.equal(first[name], value) for name, value in whole.items())
+    assert_same(*(load_checkpoint(tmp_path / work / "distill.pt") for work in ("whole", "cut")))
+
+
+def test_gradients_of_the_factors_are_those_of_autograd():
+    transformer = make_transformer()
+    lora = LowRank(transformer)
+    name, layer = next(iter(lora.layers.items()))
+    down, up = (lora.factors[f"{name}.lora_{which}.weight"] for which in "AB")
+    torch.nn.init.normal_(up, generator=torch.Generator().manual_seed(0))
+    lora.merge()
+    given = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(1))
+    layer(given).square().sum().backward()
+    lora.take_gradients()
+    exact = [factor.detach().clone().requires_grad_() for factor in (down, up)]
+    weight = lora.base[name] + exact[1] @ exact[0]
+    torch.nn.functional.linear(given, weight, layer.bias.detach()).square().sum().backward()
+    for ours, theirs in zip((down, up), exact, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    assert layer.weight.grad is None
+
+
+def test_what_is_written_is_a_lora_that_the_product_merges(tmp_path):
+    student = make_transformer()
+    lora = LowRank(student)
+    generator = torch.Generator().manual_seed(0)
+    for factor in lora.factors.values():
+        torch.nn.init.normal_(factor, std=0.1, generator=generator)
+    lora.merge()
+    path = tmp_path / "lora.safetensors"
+    write_lora(lora.state_dict(), path)
+    pipeline = WanPipeline(None, None, transformer=make_transformer(), vae=None, scheduler=None)
+    merge_loras(pipeline, [Lora(path)])
+    for name, layer in lora.layers.items():
+        merged = pipeline.transformer.get_submodule(name).weight
+        torch.testing.assert_close(merged, layer.weight, atol=1e-3, rtol=0)
+
+
+def test_the_whole_lora_is_under_a_megabyte(tmp_path, monkeypatch):
+    monkeypatch.undo()  # all layers
+    path = tmp_path / "lora.safetensors"
+    write_lora(LowRank(make_transformer()).state_dict(), path)
+    assert path.stat().st_size < 1e6
+
+
+def test_own_rollouts_grow_to_a_window_and_move_on_with_it(data):
+    job, like = make_job(make_model()), data.latents[:2]
+    rollouts = begin_rollouts(data.scenes, 0, like)
+    seen = []
+    for seed in range(4):
+        rollouts = job.go_on(rollouts, seed)
+        seen.append((rollouts.first, rollouts.latents.shape[2]))
+    assert seen == [(0, CHUNK), (0, 2 * CHUNK), (0, FRAMES), (CHUNK, FRAMES)]
+    batch = own_batch(rollouts, 0)
+    assert (batch.offset, batch.unjudged) == (CHUNK, CHUNK)
+    assert batch.context is not None
+    assert torch.equal(batch.context, rollouts.latents[:, :, :-CHUNK])
+
+
+def test_a_model_that_already_agrees_with_itself_has_no_error(data):
+    job = make_job(make_model())
+    with torch.no_grad():
+        job.student.proj_out.weight.zero_()
+        job.student.proj_out.bias.zero_()  # velocity 0 everywhere: each step stays where it is
+    batch = on_solver_steps(draw_batch(data, 0, causal_share=0.0, device="cpu"))
+    assert job.error(batch).item() == 0.0
+
+
+def test_times_of_the_distillation_are_those_of_the_solver(data):
+    batch = draw_batch(data, 0, causal_share=1.0, device="cpu")
+    sigmas = shifted(on_solver_steps(batch).times)
+    table = shifted(torch.arange(1, recipe.SOLVER_STEPS + 1) / recipe.SOLVER_STEPS)
+    assert all(torch.isclose(sigma, table).any() for sigma in sigmas.flatten())
+    assert (sigmas >= shifted(batch.times) - 1e-6).all()
