@@ -108,13 +108,16 @@ def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec
 def _check_together(
     folder: Path, transformer: Mapping[str, Any], vae: Mapping[str, Any], text: Mapping[str, Any]
 ) -> None:
-    """Raise ModelError where the parts of a Wan are not of one model, as far as they tell."""
+    """Raise ModelError where the parts of a Wan are not of one model, as far as they tell.
+
+    The 16 are what diffusers takes where a VAE's latents are not told.
+    """
     channels = vae.get("z_dim")
     pairs = {
         "transformer has text_dim": (transformer.get("text_dim"), "d_model", text.get("d_model")),
         "transformer has out_channels": (transformer.get("out_channels"), "z_dim", channels),
-        "vae has latents_mean of": (_length(vae, "latents_mean"), "z_dim", channels),
-        "vae has latents_std of": (_length(vae, "latents_std"), "z_dim", channels),
+        "vae has latents_mean of": (_length(vae, "latents_mean", or_else=16), "z_dim", channels),
+        "vae has latents_std of": (_length(vae, "latents_std", or_else=16), "z_dim", channels),
         "vae has dim_mult of": (
             _length(vae, "dim_mult"),
             "one more than temperal_downsample's",
@@ -129,8 +132,10 @@ def _check_together(
             )
 
 
-def _length(config: Mapping[str, Any], key: str, *, more: int = 0) -> int | None:
-    return len(config[key]) + more if key in config else None
+def _length(
+    config: Mapping[str, Any], key: str, *, more: int = 0, or_else: int | None = None
+) -> int | None:
+    return len(config[key]) + more if key in config else or_else
 
 
 def _hunyuan_spec(folder: Path, name: str, repo: str) -> ModelSpec:

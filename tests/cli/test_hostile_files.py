@@ -240,6 +240,32 @@ def test_a_broken_reference_in_the_hubs_cache_is_no_model(
     assert cached_revision("a/b") == ""
 
 
+SCHEDULER = "scheduler/scheduler_config.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "error"),
+    [
+        (SCHEDULER, {"predict_x0": 0}, "makes no solver"),
+        (SCHEDULER, {"disable_corrector": "x"}, "makes no solver"),
+        (SCHEDULER, {"lower_order_final": None}, "not finite"),
+        (SCHEDULER, {"final_sigmas_type": []}, "makes no solver"),
+        ("tokenizer/tokenizer_config.json", {"pad_token": None}, "padding token"),
+        ("vae/config.json", {"latents_mean": ...}, "latents_mean of 16"),
+    ],
+)
+def test_what_fails_when_it_is_used_is_tried_before(
+    wancli: Wancli, tiny_model: Path, tmp_path: Path, name: str, change: Any, error: str
+):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    told = json.loads((model / name).read_text()) | change
+    told = {key: value for key, value in told.items() if value is not ...}
+    (model / name).write_text(json.dumps(told))
+    said = wancli("generate", *PROMPT, "--model", model, "--size", "32x32", "--frames", 5, "-q")
+    assert said.code == 4
+    assert error in complaint(said)[0]
+
+
 def test_a_file_that_is_named_like_a_chunk_is_none(tmp_path: Path):
     from wancli.pipeline.store import RolloutStore
 

@@ -82,9 +82,17 @@ def load_pipeline(
             _set_attention_backend(pipeline, machine.attention_backend)
         merge_loras(pipeline, [find_lora(text) for text in machine.lora])
         speed_up(transformers_of(pipeline), machine)
+        _try_tokenizers(pipeline)
         place(pipeline, device, machine.offload, stays=stays)
     pipeline.set_progress_bar_config(disable=True)
     return Loaded(pipeline, spec, device)
+
+
+def _try_tokenizers(pipeline: Any) -> None:
+    """Raise what a tokenizer lacks now, and not after everything else is there."""
+    for name in ("tokenizer", "tokenizer_2"):
+        if tokenizer := pipeline.components.get(name):
+            tokenizer("a", padding="max_length", max_length=8, truncation=True)
 
 
 def transformers_of(pipeline: Any) -> list[Any]:

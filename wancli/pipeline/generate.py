@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -16,7 +17,7 @@ from diffusers import (
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wancli.errors import RunError
+from wancli.errors import ModelError, RunError, first_line
 from wancli.models.decode import denormalize, refusing_non_finite, to_pixels
 from wancli.models.load import Loaded
 from wancli.pipeline.caches import caches
@@ -141,16 +142,37 @@ def _boundary(pipeline: Any, ratio: float | None) -> Iterator[None]:
 
 
 def make_scheduler(config: Any, sampling: Sampling) -> Any:
-    """The solver that the settings name, for flow matching."""
+    """The solver that the settings name, for flow matching.
+
+    Raises ModelError where the model's own `config` makes none that works.
+    """
     if sampling.scheduler == "euler":
         return FlowMatchEulerDiscreteScheduler(shift=sampling.flow_shift)
     solvers = {"unipc": UniPCMultistepScheduler, "dpm++": DPMSolverMultistepScheduler}
-    return solvers[sampling.scheduler].from_config(
-        config,
-        prediction_type="flow_prediction",
-        use_flow_sigmas=True,
-        flow_shift=sampling.flow_shift,
-    )
+    told = {
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "flow_shift": sampling.flow_shift,
+    }
+    try:
+        solver = solvers[sampling.scheduler].from_config(config, **told)
+        _try(deepcopy(solver))
+    except Exception as error:
+        raise ModelError(
+            f"the model's scheduler_config.json makes no solver: {first_line(error)}",
+            hint="copy the model folder again, or --scheduler euler",
+        ) from error
+    return solver
+
+
+def _try(solver: Any) -> None:
+    """Solve three steps of almost nothing. Raises what is wrong with the solver."""
+    solver.set_timesteps(3)
+    latent = torch.ones(1, 1, 1, 1, 1)
+    for timestep in solver.timesteps:
+        latent = solver.step(latent, timestep, latent, return_dict=False)[0]
+    if not torch.isfinite(latent).all():
+        raise ValueError("what it gives is not finite")
 
 
 def decoded(loaded: Loaded, denoised: Denoised) -> NDArray[np.uint8]:
