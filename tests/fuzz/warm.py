@@ -80,7 +80,7 @@ def here(*arguments: object, folder: Path) -> None:
 
 def _anew() -> None:
     """Forget what a run in this process left behind."""
-    vars(interrupts._state).clear()
+    interrupts._state = interrupts._State()
     sys.unraisablehook = sys.__unraisablehook__
 
 
