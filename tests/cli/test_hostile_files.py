@@ -266,6 +266,18 @@ def test_what_fails_when_it_is_used_is_tried_before(
     assert error in complaint(said)[0]
 
 
+@pytest.mark.parametrize("name", ["noise", "prompt_embeds", "latents"])
+def test_tensors_that_are_not_finite_are_refused(tmp_path: Path, name: str):
+    import torch
+    from safetensors.torch import save_file
+
+    from wancli.pipeline.given import read_tensors
+
+    save_file({name: torch.tensor([1.0, torch.inf])}, tmp_path / "x")
+    with pytest.raises(InputError, match=f"{name} is not finite"):
+        read_tensors(tmp_path / "x", name)
+
+
 def test_a_file_that_is_named_like_a_chunk_is_none(tmp_path: Path):
     from wancli.pipeline.store import RolloutStore
 

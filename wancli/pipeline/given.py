@@ -142,6 +142,10 @@ def read_tensors(path: Path, needed: str) -> dict[str, Tensor]:
     header_of(path, needed)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise unreadable(path, error, hint=f"give one that holds {needed}") from None
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor.float()).all():
+            raise InputError(f"{path}: {name} is not finite.", hint="make it again")
+    return tensors
