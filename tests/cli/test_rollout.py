@@ -167,19 +167,54 @@ def test_a_chunk_made_again_changes_what_follows_and_nothing_before(
     ]
 
 
-def test_a_damaged_chunk_and_what_follows_is_made_again(wancli: Wancli, tiny_model: Path):
+@pytest.mark.parametrize("damage", ["cut", "exchanged"])
+def test_a_damaged_chunk_and_what_follows_is_made_again(
+    wancli: Wancli, tiny_model: Path, damage: str
+):
     wancli(*small(tiny_model, "--chunks", 3, "-o", "a.mp4"))
     before = made()
     chunk = Path("a.rollout/chunk-000001.safetensors")
-    chunk.write_bytes(chunk.read_bytes()[:-5])
+    if damage == "cut":
+        chunk.write_bytes(chunk.read_bytes()[:-5])
+    else:
+        shutil.copy("a.rollout/chunk-000002.safetensors", chunk)
     Path("target").write_text("mine")
     Path("a.rollout/lock").symlink_to("../target")
+    said = wancli("rollout", "--rerender", 2, "--seed", 9, "-o", "a.mp4")
+    assert (said.code, "only 1 chunks are finished" in said.err) == (2, True)
     said = wancli("rollout", "--resume", "-o", "a.mp4", "--overwrite")  # of the video alone
     assert said.code == 0
     assert Path("target").read_text() == "mine"
-    assert "damaged" in said.err
+    assert "damaged or exchanged chunks were put into a.rollout/replaced-0" in said.err
     assert "1 of 3 chunks are kept" in said.err
     assert made() == before
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_told_and_the_video_is_whole(
+    wancli: Wancli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from contextlib import contextmanager
+
+    @contextmanager
+    def deleting(_screen: Screen):
+        def heard(event: object) -> None:
+            if getattr(event, "index", -1) == 2:  # the first chunk is kept by then
+                for folder in Path().glob("*.rollout"):
+                    shutil.rmtree(folder)
+
+        yield heard
+
+    monkeypatch.setattr(Screen, "progress", deleting)
+    run = small(tiny_model, "--chunks", 2)
+    said = wancli(*run, "-o", "a.mp4", "--save-latents", "a.st")
+    assert (said.code, said.out) == (6, ""), said.err
+    assert "chunks were deleted from a.rollout meanwhile" in said.err
+    assert "a.mp4 is whole; it cannot go on" in said.err
+    assert probe(Path("a.mp4")).frames == 13
+    assert sorted(path.name for path in Path().iterdir()) == ["a.json", "a.mp4"]
+    said = wancli(*run, "--no-video", "--save-latents", "b.st")
+    assert (said.code, "it cannot go on: its folder was deleted" in said.err) == (6, True)
+    assert not Path("b.st").exists()
 
 
 def test_changed_settings_are_named_and_nothing_is_lost(wancli: Wancli, tiny_model: Path):

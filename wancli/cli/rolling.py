@@ -266,5 +266,11 @@ class Rolling:
         observer.say(f"{found.chunks} of {len(self.plan.spans)} chunks are kept")
         if found.damaged:
             observer.warn(
-                f"damaged chunks were put into {found.damaged}.", hint="they are made again"
+                f"damaged or exchanged chunks were put into {found.damaged}.",
+                hint="they are made again",
+            )
+        if found.no_digests:
+            observer.warn(
+                "the chunks have no digests: they are taken as they are.",
+                hint="an earlier version made them",
             )

@@ -20,6 +20,7 @@ class Found:
 
     chunks: int  # finished ones, in a row from the first
     damaged: Path | None  # where damaged chunks, and those after them, were put
+    no_digests: bool = False  # an earlier version made them: they are taken as they are
 
 
 def begin(store: RolloutStore, told: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -59,8 +60,9 @@ def go_on(
             hint=f"--chunks {sound} or more, or --rerender",
         )
     aside = store.drop_from(kept)
+    no_digests = store.vouch(kept)
     store.write_request(told)
-    return Found(kept, None if rerender is not None else aside)
+    return Found(kept, None if rerender is not None else aside, no_digests)
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], *, kept: int) -> None:

@@ -90,13 +90,19 @@ def roll(
     """
     try:
         with fits_in_memory(spec.name):
-            return _roll(job, spec, report, since=since, beside=beside)
+            record = _roll(job, spec, report, since=since, beside=beside)
+        if not RolloutStore(job.store).holds(len(job.plan.spans)):
+            hint = f"{job.video or job.latents} is whole"
+            raise OutputError(f"chunks were deleted from {job.store} meanwhile.", hint=hint)
+        return record
     except Interrupted as error:
         if RolloutStore(job.store).chunks():
             error.hint = f"finished chunks are kept: {job.resume}"
         raise
     except OutputError as error:
-        raise OutputError(str(error), hint=f"{error.hint}; then {job.resume}") from error
+        gone = not RolloutStore(job.store).holds(0)
+        then = "it cannot go on: its folder was deleted" if gone else f"then {job.resume}"
+        raise OutputError(str(error), hint=f"{error.hint}; {then}") from error
 
 
 def _roll(
@@ -148,9 +154,9 @@ def _roll(
         )  # fmt: skip
         written = finish(writer, record, job.settings) if writer else None
         rows = times.ends()
-    if job.latents:
+    if job.latents and (written is None or store.holds(len(job.plan.spans))):  # or deleted: told
         everything = [latents for _, latents in given]
-        everything += [_known(store, span) for span in job.plan.spans]
+        everything += [store.chunk(span.index) for span in job.plan.spans]
         save_latents(
             torch.cat([x.cpu() for x in everything], 2), job.latents, record.as_json(),
             overwrite=job.latents in job.replaced,
@@ -200,7 +206,11 @@ class _Run:
                     f"the latents of chunk {span.index} are not finite: the denoising went wrong.",
                     hint="--dtype float32, or a lower --guidance-scale",
                 )
-            self._store.save(chunk_name(span.index), event.latents)
+            # Where somebody deleted the folder, the video is finished before that is told.
+            if self._film is None or self._store.holds(0):
+                self._store.save(chunk_name(span.index), event.latents)
+            else:
+                self._report(Phase("rollout without its folder, which was deleted"))
         elif span.index >= 0:
             self._done += self._job.plan.steps[span.index]
         uses = self._sampler.uses if event.made else ()
@@ -288,10 +298,3 @@ def _film(
 def _beside(loaded: Loaded, job: RolloutJob) -> bool:
     """Whether there is memory to spare, and a device that computes by itself."""
     return loaded.device.type == "cuda" and job.settings.machine.offload in ("auto", "none")
-
-
-def _known(store: RolloutStore, span: Span) -> Tensor:
-    latents = store.load(chunk_name(span.index))
-    if latents is None:
-        raise OutputError(f"chunk {span.index} is gone from {store.folder}.", hint="make it again")
-    return latents
