@@ -30,7 +30,7 @@ LAYERS = (
     {"vae_cost", "hardware", "presets", "record_schema", "specs", "step_caches"},
     {"inputs", "needs", "random_models"},
     {"hunyuan_cost", "offload"},
-    {"families", "folders"},
+    {"families", "folders", "vocabulary"},
     {"plan", "records"},
     {"inventory", "tensor_files", "wan_cost"},
     {"cost"},

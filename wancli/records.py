@@ -34,6 +34,7 @@ class Request:
     sources: Mapping[str, str]  # of every setting, by dotted key
     model_revision: str = ""  # sha256 of what identifies the weights
     inputs: Mapping[str, Any] = field(default_factory=dict)  # what else it was given
+    warnings: Sequence[str] = ()  # said before it is made, and no part of it
 
     def as_json(self) -> dict[str, Any]:
         """Every resolved value and where it came from."""
@@ -146,12 +147,13 @@ class RunRecord:
     drift: Mapping[str, Any] = field(default_factory=dict)  # of a rollout
     cache: Mapping[str, Any] = field(default_factory=dict)  # what was reused, where anything may be
     error: Mapping[str, Any] | None = None
+    warnings: Sequence[str] = ()  # said before it was made
     schema: str = SCHEMA
 
     def as_json(self) -> dict[str, Any]:
         """For the sidecar and the `--json` line."""
         told = {"schema": self.schema, **asdict(self)}
-        for name in ("drift", "cache"):
+        for name in ("drift", "cache", "warnings"):
             if not told[name]:
                 del told[name]
         return told

@@ -36,6 +36,11 @@ class Schedule:
     changes: tuple[Change, ...] = ()
     blend: int = 0  # chunks over which a new prompt is faded in
 
+    @property
+    def prompts(self) -> list[str]:
+        """All of them, in order."""
+        return [self.prompt, *(change.prompt for change in self.changes)]
+
     def at(self, chunk: int) -> Wording:
         """What a chunk is told; given chunks have negative numbers."""
         past = [change for change in self.changes if change.chunk <= chunk]

@@ -51,6 +51,7 @@ class ModelSpec:
     causal: bool | None = None  # trained to go on from chunk to chunk; None is unknown
     folder: Path | None = None  # where its files are, when that is known before loading
     random: bool = False  # its weights are made as it loads: no file holds them
+    draws: str = ""  # of a model for a small world: what it is, and all that it can draw
 
     @property
     def on_hub(self) -> bool:
@@ -97,6 +98,10 @@ SPECS = {
             causal=True,
             folder=DEMO_FOLDER,
             architecture=DEMO,
+            draws="It is the demo model, and draws one red, green, blue, yellow, purple, orange, "
+            "white or cyan circle, square or triangle, moving right, left, up or down, bouncing, "
+            "circling, spinning, pulsing or standing still on a black, gray, navy or brown "
+            "background.",
         ),
         ModelSpec(
             "wan2.1-t2v-1.3b",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wancli.bench.cases import Arm, Bench, Case, Given, Run, Variant, floor_of, summarize
-from wancli.cli.costing import generation, take
+from wancli.cli.costing import generation, say_warnings, take
 from wancli.cli.given import look_at, recorded
 from wancli.cli.places import bench_folder
 from wancli.cli.tuning import save_tuned, tuned_for
@@ -26,6 +26,7 @@ from wancli.records import Observer, parse_seeds, write_json
 from wancli.resolve import Layer, flag, resolve
 from wancli.settings import Settings
 from wancli.video.ffmpeg import Encoding, check_encoder
+from wancli.vocabulary import vocabulary_warnings
 
 if TYPE_CHECKING:
     from wancli.bench.measure import Measurer
@@ -97,7 +98,9 @@ class Benching:
             preset_file(self.goals.preset, hint="another --save-preset")
         outputs = Outputs(overwrite=overwrite, reads=chain(*self._inputs.named().values()))
         outputs.add(bench_folder(folder, overwrite=overwrite))
+        prompts = [case.prompt for case in self.cases]
         with outputs.held():
+            say_warnings(vocabulary_warnings(self.spec, prompts), observer)
             return self._write(folder, given, observer, overwrite=overwrite)
 
     def _write(

@@ -1,6 +1,6 @@
 """What a request takes, on the screen: `wancli plan`, `--dry-run`, and the check before a run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -20,6 +20,7 @@ from wancli.records import Observer, Request
 from wancli.resolve import Layer, flag, resolve
 from wancli.settings import Settings
 from wancli.specs import ModelSpec
+from wancli.vocabulary import HINT
 
 Kind = TypeVar("Kind", bound=Settings)
 Rows = list[tuple[str, str, str, str]]
@@ -212,6 +213,10 @@ class Planned(Protocol):
     def capacity(self) -> Taken:
         """What it takes here."""
 
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What is to be said of it before it is made."""
+
     def plan_json(self) -> Mapping[str, Any]:
         """What it comes to, by name."""
 
@@ -227,7 +232,17 @@ def carry_out(planned: Planned, screen: Screen, *, dry_run: bool) -> list[dict[s
     if dry_run:
         show_plan(screen, planned.plan_json(), planned.items(), planned.capacity)
     planned.capacity.check()
-    return [] if dry_run else planned.make(screen)
+    if not dry_run:
+        return planned.make(screen)
+    if not screen.talk.brief:
+        say_warnings(planned.warnings, screen)
+    return []
+
+
+def say_warnings(warnings: Iterable[str], observer: Observer) -> None:
+    """What is to be said of a request, once nothing is wrong with it."""
+    for text in warnings:
+        observer.warn(text, hint=HINT)
 
 
 def show_plan(

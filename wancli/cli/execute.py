@@ -7,7 +7,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from wancli.cli.costing import Taken, generation, take
+from wancli.cli.costing import Taken, generation, say_warnings, take
 from wancli.cli.existing import check_existing
 from wancli.cli.given import look_at, recorded
 from wancli.cli.naming import name_output
@@ -25,6 +25,7 @@ from wancli.settings import Settings
 from wancli.specs import ModelSpec
 from wancli.video.ffmpeg import Encoding, check_encoder
 from wancli.video.integrity import DAMAGED
+from wancli.vocabulary import vocabulary_warnings
 
 if TYPE_CHECKING:
     from wancli.pipeline.run import Runner
@@ -73,6 +74,7 @@ class PlannedVideos:
     plan: Plan
     todo: Sequence[_Todo]
     capacity: Taken
+    warnings: Sequence[str] = ()
 
     def plan_json(self) -> dict[str, Any]:
         """What it comes to, by name."""
@@ -90,6 +92,7 @@ class PlannedVideos:
             return []
         outputs = _outputs(asked, todo, files)
         with outputs.held():
+            say_warnings(self.warnings, observer)
             since = perf_counter()  # the libraries are part of what loading costs
             check_reachable(self.spec.repo)
             from wancli.pipeline.run import Runner
@@ -114,15 +117,18 @@ def plan_videos(asked: Asked, files: Files, *, assume_inputs: bool = False) -> P
         )
     check_files(spec)
     check_encoder(Encoding.of(settings.output))
+    warnings = vocabulary_warnings(spec, [asked.prompt])
     look_at(asked.inputs, settings.video)
     weights, told = revision(spec), recorded(asked.inputs, plan)
     todo = []
     for seed in asked.seeds:
-        request = Request(asked.prompt, seed, settings, asked.resolved.sources, weights, told)
+        request = Request(
+            asked.prompt, seed, settings, asked.resolved.sources, weights, told, warnings
+        )
         todo.append(_placed(request, files, several=len(asked.seeds) > 1))
     estimated = generation(spec, lambda s: make_plan(s, spec, inputs, task=asked.task))
     taken = take(settings, spec, estimated, force=asked.force)
-    return PlannedVideos(asked, files, spec, plan, todo, taken)
+    return PlannedVideos(asked, files, spec, plan, todo, taken, warnings)
 
 
 def _make(

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from wancli.cli.costing import Taken, take
+from wancli.cli.costing import Taken, say_warnings, take
 from wancli.cli.naming import name_output, with_name
 from wancli.cli.places import beside, beside_rollout, is_of_rollout
 from wancli.cli.starts import Starts, check_starts, context_frames, digest
@@ -26,6 +26,7 @@ from wancli.resolve import Layer, Resolved, resolve
 from wancli.schedule import Change, Schedule, make_schedule
 from wancli.settings import RolloutSettings
 from wancli.video.ffmpeg import Encoding, check_encoder
+from wancli.vocabulary import vocabulary_warnings
 
 if TYPE_CHECKING:
     from wancli.pipeline.roll import RolloutJob
@@ -78,6 +79,12 @@ class Rolling:
         if ask.video:
             check_encoder(Encoding.of(settings.output))
 
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What is to be said of it before it is made."""
+        prompts = [] if self.ask.starts.prompt_embeds else self.schedule.prompts
+        return vocabulary_warnings(self.spec, prompts)
+
     @cached_property
     def capacity(self) -> Taken:
         """What it takes here."""
@@ -104,6 +111,7 @@ class Rolling:
         self, job: "RolloutJob", replaced: frozenset[Path], observer: Observer
     ) -> dict[str, Any]:
         self._check_earlier(job)
+        say_warnings(self.warnings, observer)
         check_reachable(self.spec.repo)
         since = perf_counter()  # the libraries are part of what loading costs
         # Huge pages: memory given back after each chunk is taken again at 1-4 % and not up to 20.
@@ -142,7 +150,7 @@ class Rolling:
 
     def request(self) -> Request:
         """What is kept, compared and recorded."""
-        settings = self.resolved.settings
+        settings, starts = self.resolved.settings, self.ask.starts
         video = settings.video.model_copy(update={"num_frames": self.plan.num_frames})
         inputs: dict[str, Any] = {
             "changes": [[c.chunk, c.prompt] for c in self.schedule.changes],
@@ -150,7 +158,7 @@ class Rolling:
         }
         known = self.before.get("inputs", {})
         inputs |= {k: v for k, v in known.items() if k not in inputs}
-        for name, path in self.ask.starts.named().items():
+        for name, path in starts.named().items():
             inputs[name] = {"name": path.name, "sha256": digest(name, path)}
         if self.ask.only_new:
             inputs["only_new"] = True
@@ -161,6 +169,7 @@ class Rolling:
             self.resolved.sources,
             revision(self.spec),
             inputs,
+            self.warnings,
         )
 
     def places(self) -> tuple[Path | None, Path | None, Path]:

@@ -243,6 +243,7 @@ def start_record(request: Request, *, command: str, created: datetime) -> RunRec
         created=created.isoformat(timespec="seconds"),
         request=request.as_json(),
         hash=request.hash,
+        warnings=request.warnings,
     )
 
 
@@ -279,16 +280,8 @@ def finish(writer: VideoWriter, record: RunRecord, settings: Settings) -> Writte
 
 def output_json(written: WrittenVideo) -> dict[str, Any]:
     """What a record says of a written file."""
-    return {
-        "path": str(written.path),
-        "bytes": written.bytes,
-        "frames": written.frames,
-        "duration_s": round(written.duration_s, 3),
-        "framemd5": written.framemd5,
-        "packets_sha256": written.packets_sha256,
-        "file_sha256": written.file_sha256,
-        "complete": True,
-    }
+    told = {"path": str(written.path), "duration_s": round(written.duration_s, 3)}
+    return {**asdict(written), **told, "complete": True}
 
 
 def versions() -> dict[str, str]:
