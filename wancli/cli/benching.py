@@ -14,7 +14,7 @@ from wancli.cli.costing import generation, say_warnings, take
 from wancli.cli.given import look_at, recorded
 from wancli.cli.places import bench_folder
 from wancli.cli.tuning import save_tuned, tuned_for
-from wancli.errors import PlanError, QualityError
+from wancli.errors import PlanError, QualityError, UsageError
 from wancli.files import whole_folder
 from wancli.folders import check_files, find_spec
 from wancli.inputs import NOTHING, Inputs, choose_task
@@ -76,6 +76,8 @@ class Benching:
         self._inputs = asked.inputs
         self._task = choose_task(self.spec, asked.inputs, asked.task).name
         self.baseline = self._variant(VariantFlags(BASELINE, "", []))
+        if not asked.variants:
+            raise UsageError("no variant is given.", hint='--variant "fast: --use-cachedit"')
         self.variants = [self._variant(entry) for entry in asked.variants]
         if goals.tune_for is not None:
             _check_tunable(self.variants)

@@ -1,26 +1,150 @@
-"""`wancli model`: the group, and `convert`."""
+"""`wancli model`: list, pull, info, path, rm and convert."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wancli.cli import models
+from wancli.cli.costing import default_json, default_row, taken_by_default
 from wancli.cli.options import Talk, takes_talk
 from wancli.cli.screen import Screen
-from wancli.errors import InputError
+from wancli.errors import InputError, ModelError, UsageError
+from wancli.folders import find_spec
+from wancli.hub_cache import absent, cached_bytes, cached_repos, find_cached, repo_folder
+from wancli.specs import DEMO_FOLDER, RANDOM, SPECS, ModelSpec
 from wancli.tensor_files import checkpoint_files
+
+if TYPE_CHECKING:
+    from wancli.models.about import About
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     help="Models: list, download, inspect, delete, and make one from a checkpoint.",
 )
-app.command("list")(models.list_)
-app.command()(models.pull)
-app.command()(models.info)
-app.command()(models.path)
-app.command()(models.rm)
+Model = Annotated[
+    str, typer.Argument(metavar="NAME", help="A known name, a hub id or a local folder.")
+]
+
+
+@app.command("list")
+@takes_talk
+def list_(talk: Talk) -> None:
+    """Name the known models and those in the hub's cache, and what they take of the disk."""
+    screen = Screen(talk)
+    repos = [spec.repo for spec in SPECS.values()]
+    others = [find_spec(repo) for repo in cached_repos() if repo not in repos]
+    rows = []
+    for spec in [*SPECS.values(), *others]:
+        told = _listed(spec)
+        if told is None:
+            continue
+        if talk.json:
+            screen.json(told)
+        size = size_text(told["bytes"]) if told["bytes"] else ""
+        rows.append((spec.name, told["task"], told["state"], size, spec.description))
+    if not talk.json:
+        screen.table("name", "task", "here", "size", "description", rows=rows, right=("size",))
+
+
+@app.command()
+@takes_talk
+def pull(name: Model, talk: Talk) -> None:
+    """Download a model from the hub; files that have arrived before stay.
+
+    wancli model pull wan2.1-t2v-1.3b
+    """
+    spec, screen = _with_files(name), Screen(talk)
+    if spec.folder is not None:
+        raise UsageError(
+            f"model '{name}' is in {spec.folder}: there is nothing to download.",
+            hint="wancli model list names what the hub has",
+        )
+    from wancli.models.about import missing_files
+    from wancli.models.hub import bytes_to_download, check_space, download
+
+    needed = bytes_to_download(spec.repo)
+    if needed:
+        check_space(spec.repo, needed)
+        screen.say(f"{spec.repo}: {size_text(needed)} to download")
+    with screen.transfer(needed) as tell:
+        folder = download(spec.repo, tell)
+    if missing := missing_files(folder):
+        raise ModelError(
+            f"{spec.repo} is no whole model: it lacks {', '.join(missing[:3])}.",
+            hint="give a Wan model in diffusers' format",
+        )
+    _say_path(screen, spec, folder)
+
+
+@app.command()
+@takes_talk
+def info(name: Model, talk: Talk) -> None:
+    """Say what a model is: parts, parameters, dtypes, strides, task; and whether it fits here."""
+    from wancli.models.about import about
+
+    found, screen = about(name), Screen(talk)
+    if found.spec.on_hub and found.spec.name not in SPECS:
+        raise absent(name)
+    if found.missing:
+        some = ", ".join(found.missing[:3])
+        screen.warn(f"{name} lacks {some}.", hint=f"wancli model pull {name}")
+    here = taken_by_default(name, found.spec)
+    if talk.json:
+        screen.json(found.as_json() | default_json(here))
+        return
+    verdict = [("its preset here", said)] if (said := default_row(here)) else []
+    screen.table("", "", rows=[*_facts(found), *verdict])
+    if found.parts:
+        rows = [
+            (
+                p.name,
+                p.kind,
+                f"{p.parameters:,}" if p.parameters else "",
+                ", ".join(p.dtypes),
+                size_text(p.bytes) if p.bytes else "",
+            )
+            for p in found.parts
+        ]
+        columns = ("parameters", "size")
+        screen.table("part", "class", "parameters", "dtype", "size", rows=rows, right=columns)
+
+
+@app.command()
+@takes_talk
+def path(name: Model, talk: Talk) -> None:
+    """Print the folder of a model that is on this machine."""
+    _say_path(Screen(talk), *_here(name))
+
+
+@app.command()
+@takes_talk
+def rm(
+    name: Model,
+    talk: Talk,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,  # noqa: FBT002
+) -> None:
+    """Delete a model from the hub's cache, all of its revisions."""
+    spec, screen = _with_files(name), Screen(talk)
+    if spec.folder is not None:
+        inside = spec.folder == DEMO_FOLDER
+        raise UsageError(
+            f"model '{name}' is {'inside the package' if inside else 'a local folder'}; only "
+            "models in the hub's cache are deleted.",
+            hint="wancli model list" if inside else f"rm -r {spec.folder}",
+        )
+    if not repo_folder(spec.repo).exists():
+        raise absent(name, hint="wancli model list")
+    question = f"delete {spec.repo}, {size_text(cached_bytes(spec.repo))}?"
+    if not yes and not screen.confirm(question, otherwise=f"wancli model rm {name} --yes"):
+        screen.say("kept")
+        return
+    from wancli.models.hub import delete
+
+    freed = delete(spec.repo)
+    screen.say(f"{size_text(freed)} freed")
+    if talk.json:
+        screen.json({"name": spec.name, "repo": spec.repo, "deleted": True, "freed_bytes": freed})
 
 
 @app.command()
@@ -77,3 +201,105 @@ def convert(
         screen.json({**told, "config": done.config})
     else:
         screen.result(str(out))
+
+
+def size_text(size: int) -> str:
+    """Bytes as people say them: 5.7 GB."""
+    value = float(size)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
+def _listed(spec: ModelSpec) -> dict[str, Any] | None:
+    """What the list says of a model; None for one of the hub that is not a Wan."""
+    from wancli.models.about import find_local, missing_files
+
+    cached = find_cached(spec.repo) if spec.repo else None
+    size, state = cached_bytes(spec.repo) if spec.repo else 0, "no"
+    try:
+        spec = find_local(spec.name)
+        if spec.folder == DEMO_FOLDER:
+            state, size = "in the package", _size_of(DEMO_FOLDER)
+        elif cached and not missing_files(cached.folder):
+            state = "yes"
+        elif size:
+            state = "partly"
+    except ModelError:  # another kind of model, or a broken file
+        state = "broken"
+    if spec.name not in SPECS and (spec.folder is None or state == "broken"):
+        return None
+    return {
+        "name": spec.name,
+        "repo": spec.repo,
+        "task": ", ".join(spec.tasks),
+        "state": state,
+        "bytes": size,
+        "folder": str(spec.folder) if spec.folder else None,
+        "description": spec.description,
+    }
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _here(name: str) -> tuple[ModelSpec, Path]:
+    """The model and its folder. Raises ModelError where it is not on this machine."""
+    from wancli.models.about import missing_files
+
+    spec = _with_files(name)
+    if spec.folder is not None:
+        return spec, spec.folder
+    cached = find_cached(spec.repo)
+    if cached is None:
+        raise absent(name)
+    if missing := missing_files(cached.folder):
+        raise ModelError(
+            f"model '{name}' is not completely here: it lacks {', '.join(missing[:3])}.",
+            hint=f"wancli model pull {name}",
+        )
+    return spec, cached.folder
+
+
+def _with_files(name: str) -> ModelSpec:
+    """The model. Raises UsageError for a random one."""
+    spec = find_spec(name)
+    if spec.random:
+        raise UsageError(
+            f"model '{name}' has no files: its weights are made as it loads.",
+            hint=f"the model itself: {name.removeprefix(RANDOM)}",
+        )
+    return spec
+
+
+def _say_path(screen: Screen, spec: ModelSpec, folder: Path) -> None:
+    if screen.talk.json:
+        screen.json({"name": spec.name, "repo": spec.repo, "path": str(folder)})
+    else:
+        screen.result(str(folder))
+
+
+def _facts(found: "About") -> list[tuple[str, ...]]:
+    spec = found.spec
+    strides = spec.strides
+    causal = {True: "yes", False: "no", None: "unknown"}[spec.causal]
+    facts = {
+        "name": spec.name,
+        "repo": spec.repo,
+        "folder": "" if spec.random else str(spec.folder or "not on this machine"),
+        "description": spec.description,
+        "task": ", ".join(spec.tasks),
+        "causal": causal,
+        "strides": f"{strides.temporal} video frames, {strides.spatial} pixels a latent; "
+        f"{strides.patch}x{strides.patch} latents a token",
+        "latent channels": str(spec.latent_channels),
+        "text tokens": str(spec.text_length),
+        "blocks": f"{spec.layers} of dim {spec.dim}" if spec.layers else "",
+        "experts": str(spec.experts),
+        "parameters": f"{found.parameters:,}" if found.parts else "",
+        "size": size_text(found.bytes) if found.bytes else "",
+    }
+    return [(name, fact) for name, fact in facts.items() if fact]

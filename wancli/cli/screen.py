@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,6 @@ from rich.segment import ControlType, Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
-from wancli.cli import transfer
 from wancli.cli.console import open_console
 from wancli.cli.options import Talk
 from wancli.cli.streams import printable
@@ -28,6 +27,8 @@ from wancli.records import SCHEMA, Event, Phase, Report, Request, RunRecord, Ste
 WIDE = 200  # columns of a table that goes to a file
 SHOWN = 10  # chunks at either end of a table
 LONGEST = 2000  # characters of an error or a hint
+LINE_EVERY_S = 10  # of progress, where there is no terminal
+Tell = Callable[[int], None]  # bytes that have arrived
 ROWS = 8  # lines of a terminal that a preview takes
 
 
@@ -112,16 +113,16 @@ class Screen:
             yield _Lines(self.err).report
 
     @contextmanager
-    def transfer(self, total: int | None) -> Iterator[transfer.Tell]:
+    def transfer(self, total: int | None) -> Iterator[Tell]:
         """Where a download says how many bytes of `total` have arrived."""
         unwind_from_here()
         if self.talk.quiet:
             yield lambda done: None
         elif self.err.is_terminal:
-            with transfer.bar(self.err, total) as tell:
+            with _transfer_bar(self.err, total) as tell:
                 yield tell
         else:
-            yield transfer.lines(self.err, total)
+            yield _transfer_lines(self.err, total)
 
     def confirm(self, question: str, *, otherwise: str) -> bool:
         """Whether the user says yes; UsageError where there is nobody to ask."""
@@ -209,7 +210,7 @@ class Screen:
 
 
 class _Lines:
-    """Progress for logs: a line for each phase, and one every `LINE_EVERY_S` of transfer.py."""
+    """Progress for logs: a line for each phase, and one every `LINE_EVERY_S`."""
 
     def __init__(self, console: Console) -> None:
         self._console, self._since, self._said = console, monotonic(), monotonic()
@@ -220,7 +221,7 @@ class _Lines:
         if isinstance(event, Phase):
             self._since = self._said = now
             self._console.print(event.name, markup=False)
-        elif isinstance(event, Step) and now - self._said >= transfer.LINE_EVERY_S:
+        elif isinstance(event, Step) and now - self._said >= LINE_EVERY_S:
             self._said = now
             done = event.index + 1
             each = (now - self._since) / done
@@ -296,3 +297,34 @@ def _one_line(text: str) -> str:
     """Of a long one, such as of a number of thousands of digits, both ends."""
     line = " ".join(text.split())
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+
+
+def _transfer_lines(console: Console, total: int | None) -> Tell:
+    """For logs; of `total` bytes, where that is known."""
+    said = monotonic()
+
+    def tell(done: int) -> None:
+        nonlocal said
+        if monotonic() - said >= LINE_EVERY_S:
+            said = monotonic()
+            of = f" of {total / 1e9:.2f} GB {done / total:.0%}" if total else " GB"
+            console.print(f"{done / 1e9:.2f}{of}", markup=False)
+
+    return tell
+
+
+@contextmanager
+def _transfer_bar(console: Console, total: int | None) -> Iterator[Tell]:
+    """For terminals."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("download", total=total)
+        yield lambda done: progress.update(task, completed=done)

@@ -41,9 +41,8 @@ def read_asked(
     for name in names:
         if names.count(name) > 1 or name == "baseline":
             raise UsageError(f"two variants are named '{name}'.", hint="another name")
-    if not named and not tune:
-        raise UsageError("no variant is given.", hint='--variant "fast: --use-cachedit"')
-    named = named or [("cachedit", "--use-cachedit")]
+    if tune and not named:
+        named = [("cachedit", "--use-cachedit")]
     flags = [VariantFlags(name, text, flags_layers(name, text)) for name, text in named]
     return Asked(list(dict.fromkeys(texts)), seeds, flags)
 
