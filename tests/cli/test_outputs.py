@@ -18,6 +18,7 @@ from wancli.locks import FolderLock
 from wancli.records import ROLLOUT_SCHEMA, SCHEMA, Request
 from wancli.settings import RolloutSettings, Settings
 
+CHECKPOINT = Path(__file__).parents[1] / "parity" / "weights_original_names.safetensors"
 GENERATE = ("generate", "a red circle", "-o", "a.mp4")
 ROLLOUT = ("rollout", "a red circle", "-o", "a.mp4")
 BENCH = ("bench", "a red circle", "--variant", "f: --cfg-gate 3", "-o", "a")
@@ -163,6 +164,7 @@ def test_what_is_no_file_is_refused_even_to_overwrite(
         (("repro", "v.json", "-o", "a.mp4"), "a.mp4"),
         (("decode", "l.st", "-o", "a.mp4"), "a.json"),
         (("preview", "v.mp4"), "v.png"),
+        (("model", "convert", CHECKPOINT, "a"), "a"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )

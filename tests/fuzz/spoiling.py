@@ -36,12 +36,19 @@ def spoil(path: Path, chance: random.Random) -> None:
         path.unlink()
         if chance.random() < 0.5:
             no_file(path, chance)
-    elif path.suffix == ".json":
-        path.write_bytes(hostile_json(json.loads(content), chance))
-    elif path.suffix == ".safetensors":
-        path.write_bytes(hostile_tensors(content, chance))
     else:
-        path.write_bytes(damage(content, chance))
+        path.write_bytes(_spoiled(path.suffix, content, chance))
+
+
+def _spoiled(kind: str, content: bytes, chance: random.Random) -> bytes:
+    try:
+        if kind == ".json":
+            return hostile_json(json.loads(content), chance)
+        if kind == ".safetensors":
+            return hostile_tensors(content, chance)
+    except ValueError:  # it has been spoilt before
+        pass
+    return damage(content, chance)
 
 
 def no_file(path: Path, chance: random.Random) -> None:

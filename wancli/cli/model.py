@@ -11,6 +11,7 @@ from wancli.cli.screen import Screen
 from wancli.errors import InputError, ModelError, UsageError
 from wancli.folders import find_spec
 from wancli.hub_cache import absent, cached_bytes, cached_repos, find_cached, repo_folder
+from wancli.outputs import Output, Outputs
 from wancli.specs import DEMO_FOLDER, RANDOM, SPECS, ModelSpec
 from wancli.tensor_files import checkpoint_files
 
@@ -182,8 +183,11 @@ def convert(
     checkpoint_files(source)
     from wancli.models.convert import convert as write
 
-    screen = Screen(talk)
-    done = write(source, out, config=config, base=base, overwrite=overwrite)
+    screen, outputs = Screen(talk), Outputs(another="another folder")
+    # Whether a folder may be replaced is looked at by `write`, once no other process makes it.
+    outputs.add(Output(out, "OUT", ours=lambda _: True, folder=True))
+    with outputs.held():
+        done = write(source, out, config=config, base=base, overwrite=overwrite)
     layers, heads, width = (
         done.config[name] for name in ("num_layers", "num_attention_heads", "attention_head_dim")
     )
