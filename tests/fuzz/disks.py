@@ -16,6 +16,7 @@ from tests.fuzz.kills import MATERIALS
 from tests.fuzz.place import MINE, Listing, added, harmed
 
 EVERY = 64 * 1024
+FILLER = "work/disk/filler"
 STREAMS = (Null, File, File)
 _BIG = ("--model", "tiny", "--size", "128x128", "--fps", "8", "--seed", "1", "--lossless", "-q")
 _FRAMES = (*_BIG, "--steps", "1", "--num-frames", "9")
@@ -78,7 +79,7 @@ def attempt(case: Case) -> Iterator[Fault]:
         yield from _left(case, before, rolls=command.line[0] == "rollout")
         filler.unlink()
         if ended.code:
-            yield from _again(case, command)
+            yield from _again(case, command, {n: seen for n, seen in before.items() if n != FILLER})
 
 
 def _left(case: Case, before: Listing, *, rolls: bool) -> Iterator[Fault]:
@@ -87,13 +88,18 @@ def _left(case: Case, before: Listing, *, rolls: bool) -> Iterator[Fault]:
         yield Fault(how, judge.pattern(name), name)
     for name in added(before, after):
         kept = name.endswith("latents.safetensors")  # which may lie in the temporary folder
-        if not judge.ours(name) and not kept and not (rolls and "new-3.rollout" in name):
+        if not judge.ours(name) and not kept and not (rolls and _goes_on(name)):
             yield Fault("rubbish", judge.pattern(name), name)
-        elif fault := judge.whole(case.place.root / name):
+        elif judge.ours(name) and (fault := judge.whole(case.place.root / name)):
             yield Fault("not whole", f"{judge.pattern(name)}: {fault}", name)
 
 
-def _again(case: Case, command: Writes) -> Iterator[Fault]:
+def _goes_on(name: str) -> bool:
+    """Whether it is of a rollout that can go on."""
+    return name.startswith(("work/disk/new-3.rollout/", "work/disk/new-3.part.mp4"))
+
+
+def _again(case: Case, command: Writes, before: Listing) -> Iterator[Fault]:
     """With room it does it: a rollout from where it stopped."""
     begun = (case.place.work / "disk" / "new-3.rollout" / "rollout.json").exists()
     line = ("rollout", "--resume", *command.line[2:]) if begun else (*command.line, "--overwrite")
@@ -101,7 +107,7 @@ def _again(case: Case, command: Writes) -> Iterator[Fault]:
     if ended.code:
         said = ended.err.decode(errors="replace")
         yield Fault("again", f"{line[0]}: exit {ended.code}", said[-500:])
-    for fault in _left(case, case.place.look(), rolls=begun):
+    for fault in _left(case, before, rolls=False):
         yield replace(fault, cause=f"again: {fault.cause}")
 
 

@@ -20,6 +20,8 @@ SIZE = 300
 TINY = ("--model", "tiny", *SMALL, "--num-frames", "5")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STREAMS = (Null, File, File)
+# Parts that may be left: a rollout's, which goes on; all, where nobody could tidy up.
+STAYS = (("work/new-3.rollout/", "work/new-3.part.mp4"), ("work/", "tmp/"))
 MATERIALS = ("tiny", "made.mp4", "made.json", "latents.safetensors", "checkpoint.safetensors",
              "heads.json")  # fmt: skip
 
@@ -77,7 +79,7 @@ def attempt(case: Case) -> Iterator[Fault]:
     case.codes.append(ended.code)
     yield from _how(ended, number)
     ours = {"work/made.mp4", "work/made.json"} if "--overwrite" in killed.line else set()
-    yield from _left(case, before, ours=ours, tidy=number != signal.SIGKILL)
+    yield from _left(case, before, ours=ours, stays=STAYS[number == signal.SIGKILL])
     yield from _whole_again(case, killed, before, ours)
 
 
@@ -100,14 +102,16 @@ def _how(ended: Ended, number: int) -> Iterator[Fault]:
             yield Fault("escape", "on stderr", repr(err[-200:]))
 
 
-def _left(case: Case, before: Listing, *, ours: set[str], tidy: bool) -> Iterator[Fault]:
-    """What is there is whole; after SIGKILL parts may be there as well."""
+def _left(
+    case: Case, before: Listing, *, ours: set[str], stays: tuple[str, ...] = ()
+) -> Iterator[Fault]:
+    """What is there is whole; of parts only what begins with one of `stays` is there."""
     after = case.place.look()
     for name, how in harmed(before, after, may=ours):
         yield Fault(how, judge.pattern(name), name)
     for name in sorted({*added(before, after), *ours}):
         if not judge.ours(name):
-            if tidy and not name.startswith("work/new-3.rollout/"):
+            if not name.startswith(stays):
                 yield Fault("rubbish", judge.pattern(name), name)
         elif fault := judge.whole(case.place.root / name):
             yield Fault("not whole", f"{judge.pattern(name)}: {fault}", name)
@@ -129,7 +133,7 @@ def _whole_again(case: Case, killed: Killed, before: Listing, ours: set[str]) ->
     for name in killed.made:
         if not (case.place.work / name).exists():
             yield Fault("again", f"{line[0]}: no {name}")
-    for fault in _left(case, before, ours=ours, tidy=True):
+    for fault in _left(case, before, ours=ours):
         yield replace(fault, cause=f"again: {fault.cause}")
     if rolls:
         yield from _same_frames(case)
