@@ -10,7 +10,7 @@ from typing import Any
 from wancli.demo.autoencoder import STAGES
 from wancli.demo.dataset import CLIP
 from wancli.demo.parts import CHUNK
-from wancli.demo.report import SHARES, WITH_GOALS
+from wancli.demo.report import GOALS, SHARES
 from wancli.demo.transformer import BATCH
 from wancli.demo.world import (
     BACKGROUNDS,
@@ -87,7 +87,7 @@ the first video frame by itself, where a chunk without a past is most likely to 
 def make_card(report: Mapping[str, Any], *, work: Path | None) -> str:
     """Markdown; `work` is the folder of the training, for its steps and times."""
     axes = {"color": COLORS, "shape": SHAPES, "motion": MOTIONS, "background": BACKGROUNDS}
-    videos = len(report["uses"][WITH_GOALS[0]]["videos"])
+    videos = len(report["uses"]["generate"]["videos"])
     return CARD.format(
         millions=sum(part["parameters"] for part in report["parts"].values()) / 1e6,
         template=TEMPLATES[0],
@@ -126,16 +126,19 @@ def _table(uses: Mapping[str, Any]) -> str:
 
 
 def _goals(goals: Mapping[str, Any]) -> str:
-    told = ", ".join(f"{name} {goal:g} %" for name, goal in goals["percent"].items())
+    uses = [
+        f"`{use}`: " + ", ".join(f"{name} {goal:g} %" for name, goal in percent.items())
+        for use, percent in goals["percent"].items()
+    ]
+    rest = f"outline {goals['outline']:g}; {goals['psnr_db']:g} dB for the VAE"
     verdict = "Missed: " + "; ".join(goals["missed"]) if goals["missed"] else "All are met"
-    where = " and ".join(WITH_GOALS)
-    return f"Goals: {told} in {where}; {goals['psnr_db']:g} dB for the VAE. {verdict}."
+    return f"Goals: {'; '.join([*uses, rest])}. {verdict}."
 
 
 def _weakest(uses: Mapping[str, Any]) -> str:
     """The shape and the motion that fail most often, for each use with goals."""
     lines = []
-    for name in WITH_GOALS:
+    for name in GOALS:
         shares = [uses[name]["percent_by_word"][a] for a in ("shape", "motion")]
         words = [min(share.items(), key=lambda word: word[1]) for share in shares]
         said = ", ".join(f"{word} ({share:.0f} %)" for word, share in words)
