@@ -167,6 +167,19 @@ def test_a_chunk_made_again_changes_what_follows_and_nothing_before(
     ]
 
 
+def test_a_chunk_of_another_shape_that_no_digest_vouches_for_is_made_again(
+    wancli: Wancli, tiny_model: Path
+):
+    wancli(*small(tiny_model, "--chunks", 3, "-o", "whole.mp4"))
+    wancli(*small(tiny_model, "--chunks", 2, "-o", "a.mp4"))
+    chunk = Path("a.rollout/chunk-000000.safetensors")
+    save_file({"latents": load_file(chunk)["latents"].reshape(2, 4, 2, 8)}, chunk)
+    Path("a.rollout/chunks.jsonl").unlink()
+    said = wancli("rollout", "--resume", "--chunks", 3, "-o", "a.mp4", "-q")
+    assert said.code == 0, said.err
+    assert made("a.mp4") == made("whole.mp4")
+
+
 @pytest.mark.parametrize("damage", ["cut", "exchanged"])
 def test_a_damaged_chunk_and_what_follows_is_made_again(
     wancli: Wancli, tiny_model: Path, damage: str

@@ -129,7 +129,7 @@ def _roll(
             given=given,
             spans=job.plan.spans,
             tell=texts.tell,
-            known=lambda span: store.load(chunk_name(span.index), loaded.device),
+            known=lambda span: _known(job, loaded, store, span),
             denoise=sampler,
             context_timestep=job.settings.rollout.context_noise,
         )
@@ -238,6 +238,13 @@ def _reused(job: RolloutJob, times: Times) -> dict[str, Any]:
     """What the step cache saved; nothing where there is none."""
     method = job.settings.step_cache.step_cache
     return {} if method == "none" else {"method": method, **reuse(times)}
+
+
+def _known(job: RolloutJob, loaded: Loaded, store: RolloutStore, span: Span) -> Tensor | None:
+    """A chunk that was made, [1, C, n, H, W]; None where it has to be made again."""
+    latents, plan = store.load(chunk_name(span.index), loaded.device), job.plan.shape
+    shape = (1, plan.channels, span.frames, plan.height, plan.width)
+    return latents if latents is not None and latents.shape == shape else None
 
 
 def _given(job: RolloutJob, loaded: Loaded, store: RolloutStore) -> list[tuple[Span, Tensor]]:
