@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,13 +136,19 @@ class Outputs:
                         f"{output.path} is being written by {held}.", hint=f"wait for it{stop}"
                     ) from None
             self.check()  # again: what wrote one of them may have ended between the two
-            finals = [_real(output) for output in self._all.values()]
-            for folder, lock in folders.items():
-                if lock.works:
-                    remove_parts(folder, {path.name for path in finals if path.parent == folder})
-                    for path in (o.path for o in self._all.values() if o.folder):
-                        remove_parts(path)
-            yield
+            self._remove_parts(folders)  # of killed processes
+            try:
+                yield
+            finally:
+                self._remove_parts(folders)  # of what a signal has cut between two of its lines
+
+    def _remove_parts(self, folders: Mapping[Path, FolderLock]) -> None:
+        finals = [_real(output) for output in self._all.values()]
+        for folder, lock in folders.items():
+            if lock.works:
+                remove_parts(folder, {path.name for path in finals if path.parent == folder})
+                for path in (o.path for o in self._all.values() if o.folder):
+                    remove_parts(path)
 
     def _check(self, output: Output) -> None:
         path = output.path

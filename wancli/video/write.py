@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from wancli.errors import InputError, OutputError, SetupError, UsageError
 from wancli.files import LONGEST_NAME, part_name, place, remove
-from wancli.interrupts import unwind_from_here
+from wancli.interrupts import held, unwind_from_here
 from wancli.outputs import stream_part
 from wancli.video import read
 from wancli.video.ffmpeg import LIVE, Encoder, Encoding, check_written, ffmetadata, run_ffmpeg
@@ -123,11 +123,12 @@ class VideoWriter:
         live = [*LIVE, "-tune", "zerolatency"] if streaming else []
         try:
             check_destination(path)
-            self._encoder = Encoder(
-                ["-s", f"{size[0]}x{size[1]}", "-r", str(fps)],
-                [*encoding.arguments(), *live, "-f", "mp4", f"file:{self._part}"],
-                metadata=metadata or {},
-            )
+            with held():  # an ffmpeg that nobody knows of would write on
+                self._encoder = Encoder(
+                    ["-s", f"{size[0]}x{size[1]}", "-r", str(fps)],
+                    [*encoding.arguments(), *live, "-f", "mp4", f"file:{self._part}"],
+                    metadata=metadata or {},
+                )
         except (SetupError, UsageError) as error:
             # By now frames have cost hours; who catches OutputError to save them must see this.
             raise OutputError(str(error), hint=error.hint) from error
