@@ -43,6 +43,12 @@ def test_a_stream_that_takes_nothing(arguments, streams, expected, said, forked:
     assert bool(out) == (1 not in streams)
 
 
+@pytest.mark.parametrize("columns", ["0", "00", ""])
+def test_something_is_said_in_no_columns(columns: str, forked: Run, tmp_path):
+    code, _, _, err = forked("generate", "", folder=tmp_path, COLUMNS=columns)
+    assert (code, err.partition("\n")[0]) == (2, "error: the prompt is empty.")
+
+
 def test_a_prompt_from_a_closed_stream_is_empty(forked: Run, tmp_path):
     code, _, _, err = forked("generate", "-", folder=tmp_path, STREAM_0=CLOSED)
     assert (code, err.partition("\n")[0]) == (2, "error: the prompt is empty.")

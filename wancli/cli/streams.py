@@ -36,6 +36,9 @@ def open_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+    for side in ("COLUMNS", "LINES"):
+        if not os.environ.get(side, "1").strip("0"):  # nothing can be said in no columns
+            del os.environ[side]
     codecs.register_error(_ESCAPED, _escape)
     sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = _text(_Results(1, "w", closefd=False), sys.stdout)
