@@ -134,11 +134,11 @@ def _open_streams(encoding: str) -> None:
         setattr(sys, f"__{name}__", stream)
 
 
-def be() -> NoReturn:
+def be(main: Callable[[], Any]) -> NoReturn:
     """Call what `wancli` calls, and end as Python ends."""
     code: Any = 0
     try:
-        entry()()
+        main()
     except SystemExit as ended:
         code = ended.code or 0
     except BaseException as error:  # noqa: BLE001 - a process would end with it too

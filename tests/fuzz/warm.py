@@ -164,8 +164,9 @@ def start(command: Command) -> Child:
     try:
         os.close(ready)
         prepare(command)
+        main = entry()
         os.close(begun)
-        be()
+        be(main)
     except BaseException:  # noqa: BLE001 - of the harness, which must not go on as its own child
         with contextlib.suppress(OSError):
             (command.said / "err").write_text(f"harness: {traceback.format_exc()}")
