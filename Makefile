@@ -73,7 +73,7 @@ format: $(READY) ## Rewrite files the way lint wants them
 
 types: $(READY) ## Check types
 	@echo "types: mypy --strict"
-	@$(BIN)/mypy wancli tests bench
+	@$(BIN)/mypy wancli tests benchmarks
 
 demo-model: $(READY) ## Train the model inside the package: hours on 2 cores, minutes on a GPU; resumes
 	@echo "demo-model: training into wancli/demo/model; checkpoints and curves in demo-work"
@@ -82,26 +82,26 @@ demo-model: $(READY) ## Train the model inside the package: hours on 2 cores, mi
 	@$(BIN)/python -m wancli.demo.evaluate --card --work demo-work
 
 bench-generate: $(READY) ## Time wancli generate against a plain diffusers script
-	@$(BIN)/python bench/generate.py
+	@$(BIN)/python benchmarks/generate.py
 
 bench-rollout: $(READY) ## Time the rolling cache against a concatenating one and recomputing
-	@$(BIN)/python -m bench.rollout
+	@$(BIN)/python -m benchmarks.rollout
 
 bench-memory: $(READY) ## Show that a long rollout does not grow
-	@$(BIN)/python -m bench.memory
+	@$(BIN)/python -m benchmarks.memory
 
 bench-forwards: $(READY) ## Time a forward as it is, compiled, fused and in 8 bits
-	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.forwards
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.forwards
 
 bench-cache: $(READY) ## Say what each cache costs and wins on the demo model
-	@$(BIN)/wancli bench bench/cache.toml --output bench-cache --overwrite
+	@$(BIN)/wancli bench benchmarks/cache.toml --output bench-cache --overwrite
 
 bench-threads: $(READY) ## Time a video beside busy processes, as torch's threads wait now and before
-	@$(BIN)/python -m bench.threads
+	@$(BIN)/python -m benchmarks.threads
 
 ci: ## What a change must pass, in a fresh environment
 	@bash .ci/run
 
 clean: ## Remove what these targets made: .venv, caches, demo.mp4 (trained checkpoints stay)
 	rm -rf $(VENV) $(OLDEST) build dist bench-cache demo.mp4 demo.json .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find wancli tests bench -name __pycache__ -prune -exec rm -rf {} +
+	find wancli tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wancli.threads import choose_threads
+from wancli.utils.threads import choose_threads
 
 choose_threads()  # as the command line does; torch is imported by the tests
 

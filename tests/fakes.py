@@ -18,7 +18,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from wancli.tasks import ANIMATE, ENDS, IMAGE, TASKS, TEXT, VACE
+from wancli.catalog.tasks import ANIMATE, ENDS, IMAGE, TASKS, TEXT, VACE
 from wancli.video.ffmpeg import Encoding
 from wancli.video.write import VideoWriter
 

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "cache_dit", "huggingface_hub")
+LIGHT = ("catalog", "cli", "config", "cost", "planning", "records", "utils")
 ROOT = Path(__file__).parents[1]
 
 # Exit code, heavy modules that were imported, stdout and stderr of `wancli ARGUMENTS`.
@@ -50,7 +51,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 def main() -> None:
     """Answer until there is no more to read."""
-    for folder in ("wancli", "wancli/cli"):
+    for folder in ("wancli", *(f"wancli/{name}" for name in LIGHT)):
         for file in sorted((ROOT / folder).glob("[!_]*.py")):
             importlib.import_module(f"{folder}/{file.stem}".replace("/", "."))
     for line in sys.stdin:

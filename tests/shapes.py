@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from wancli.architectures import Autoencoder, Transformer
-from wancli.configs import autoencoder_config, transformer_config
+from wancli.catalog.hf_configs import autoencoder_config, transformer_config
+from wancli.catalog.wan import Autoencoder, Transformer
 
 
 def transformer(t: Transformer, *, dtype: torch.dtype = torch.float32) -> Any:

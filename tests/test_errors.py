@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from wancli.catalog.specs import SPECS
 from wancli.errors import closest, missing
-from wancli.specs import SPECS
 
 
 @pytest.mark.parametrize(

@@ -1,62 +1,30 @@
-"""The tree of house.md holds: imports point up it, its top never loads torch, one module prints."""
+"""Imports between packages go one way, light packages never load torch, one module prints."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "wancli"
-FILES = sorted(PACKAGE.rglob("*.py"))
-LAYERS = (
-    {"errors", "interrupts"},
-    {"reading"},
-    {
-        "architectures",
-        "files",
-        "locks",
-        "geometry",
-        "hub_cache",
-        "packages",
-        "hunyuan",
-        "pages",
-        "part_schema",
-        "schedule",
-        "settings",
-        "tasks",
-        "threads",
-    },
-    {"configs", "lora", "machine", "outputs", "resolve", "transformer_cost"},
-    {"vae_cost", "hardware", "presets", "record_schema", "specs", "step_caches"},
-    {"inputs", "needs", "random_models"},
-    {"hunyuan_cost", "offload"},
-    {"families", "folders", "vocabulary"},
-    {"plan", "records"},
-    {"inventory", "tensor_files", "wan_cost"},
-    {"cost"},
-    {"estimate"},
-    {"sampling"},
-    {"caching"},
-    {"models", "video"},
-    {"pipeline"},
-    {"batch", "bench", "demo", "doctor"},
-    {"cli"},
-    {"__main__"},  # python -m wancli
-)
-RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "wancli"
+FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+# Each may import those before it. The light ones answer in milliseconds: they never import torch.
+LIGHT = ("errors", "utils", "catalog", "config", "records")
+ORDER = (
+    *LIGHT, "video", "planning", "cost", "sampling", "caching", "models", "generate", "rollout",
+    "doctor", "benchmark", "demo", "cli", "__main__",
+)  # fmt: skip
+LIGHT_PACKAGES = {*LIGHT, "planning", "cost", "cli", "__init__", "__main__"}
 HEAVY = {"torch", "diffusers", "transformers", "numpy", "cache_dit", "huggingface_hub"}
-ONLY_IMPORTER = {"cache_dit": "caching/steps.py", "ray": "batch/ray.py"}
-PRINTING = ("cli/screen.py", "cli/streams.py")
-
-every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: name_of(path))
+ONLY_IMPORTER = {"cache_dit": "caching/step_cache.py", "ray": "generate/ray.py"}
+PRINTING = {"cli/screen.py", "cli/streams.py"}
 
 
-def name_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).as_posix()
-
-
-def part_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def package_of(name: str) -> str:
+    """`cli/app.py` is of cli, `errors.py` of errors."""
+    return name.removesuffix(".py").split("/")[0]
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -69,15 +37,21 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def wrong_imports(tree: ast.AST, *, here: str) -> list[str]:
-    """Imports of wancli that `here` may not make."""
+def packages_imported(tree: ast.AST) -> set[str]:
+    """The packages of wancli that a module imports from."""
     names = (name.split(".") for name in imported(tree))
-    parts = {name[1] for name in names if name[0] == "wancli" and len(name) > 1}
-    return sorted(there for there in parts - {here} if RANK[there] >= RANK[here])
+    return {name[1] for name in names if name[0] == "wancli" and len(name) > 1}
+
+
+def upward(tree: ast.AST, *, package: str) -> list[str]:
+    """Packages that a module of `package` imports and may not."""
+    rank = {name: number for number, name in enumerate(ORDER)}
+    there = packages_imported(tree) - {package}
+    return sorted(name for name in there if rank[name] >= rank[package])
 
 
 def prints(tree: ast.AST) -> list[str]:
-    """What writes to the standard streams, as it is spelt."""
+    """Writes to the standard streams, as they are spelt."""
     calls = (ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call))
     talk = {"print", "typer.echo", "typer.secho", "rich.print", "pprint", "input"}
     streams = {"sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__"}
@@ -85,35 +59,78 @@ def prints(tree: ast.AST) -> list[str]:
     return sorted(talk.intersection(calls) | streams.intersection(spelt))
 
 
-@every_file
-def test_imports_point_up_the_tree(path):
-    if part_of(path) == "__init__":
-        assert list(imported(ast.parse(path.read_text()))) == []
-        return
-    assert part_of(path) in RANK, "give it a place in LAYERS and in house.md"
-    assert wrong_imports(ast.parse(path.read_text()), here=part_of(path)) == []
+@pytest.fixture(scope="module")
+def trees() -> dict[str, ast.Module]:
+    return {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 
 
-@every_file
-def test_the_top_level_and_the_command_line_import_nothing_heavy(path):
-    if path.parent not in (PACKAGE, PACKAGE / "cli"):
-        return
-    found = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
-    assert found & HEAVY == set()
+def test_imports_point_down_the_order(trees):
+    assert list(imported(trees.pop("__init__.py"))) == []
+    wrong = {name: upward(tree, package=package_of(name)) for name, tree in trees.items()}
+    assert {name: packages for name, packages in wrong.items() if packages} == {}
 
 
-@every_file
-def test_a_heavy_library_has_one_importer(path):
-    found = {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}
-    wrong = [library for library, home in ONLY_IMPORTER.items() if home != name_of(path)]
-    assert found.intersection(wrong) == set()
+def test_a_light_package_imports_nothing_heavy(trees):
+    light = {name: tree for name, tree in trees.items() if package_of(name) in LIGHT_PACKAGES}
+    heavy = {n: {i.split(".")[0] for i in imported(tree)} & HEAVY for n, tree in light.items()}
+    assert len(light) > 50
+    assert {name: libraries for name, libraries in heavy.items() if libraries} == {}
 
 
-@every_file
-def test_only_the_screen_prints(path):
-    if name_of(path) in PRINTING:
-        return
-    assert prints(ast.parse(path.read_text())) == []
+def test_a_library_that_patches_has_one_importer(trees):
+    homes = [
+        (library, name)
+        for name, tree in trees.items()
+        for library in {i.split(".")[0] for i in imported(tree)} & set(ONLY_IMPORTER)
+    ]
+    assert homes == [("cache_dit", ONLY_IMPORTER["cache_dit"])]
+
+
+def test_only_the_screen_prints(trees):
+    spelt = {name: prints(tree) for name, tree in trees.items() if name not in PRINTING}
+    assert {name: calls for name, calls in spelt.items() if calls} == {}
+
+
+def test_a_class_has_a_name_of_its_own(trees):
+    classes = [
+        node.name for tree in trees.values() for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    ]  # fmt: skip
+    assert sorted(name for name in set(classes) if classes.count(name) > 1) == []
+
+
+def test_the_package_has_few_rooms_that_say_what_they_are_for():
+    entries = [p for p in PACKAGE.iterdir() if p.name != "__pycache__"]
+    assert len(entries) <= 20, sorted(p.name for p in entries)
+    for folder in (p for p in entries if p.is_dir()):
+        text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+        assert text, folder
+        assert len(text.splitlines()) <= 4, folder
+
+
+def diagram(trees: dict[str, ast.Module]) -> str:
+    """The packages and their imports as mermaid draws them, transitive ones left out."""
+    arrows: dict[str, set[str]] = {}
+    for name, tree in trees.items():
+        here = package_of(name)
+        if not here.startswith("__"):
+            arrows.setdefault(here, set()).update(packages_imported(tree) - {here})
+    reach: dict[str, set[str]] = {}
+    for package in ORDER[:-1]:
+        direct = arrows.get(package, set())
+        reach[package] = direct.union(*(reach[there] for there in direct))
+    lines = ["flowchart TD"]
+    for package in reversed(ORDER[:-1]):
+        direct = arrows.get(package, set())
+        beyond = set().union(*(reach[there] for there in direct))
+        lines += [f"    {package} --> {there}" for there in sorted(direct - beyond)]
+    return "\n".join(lines)
+
+
+def test_the_picture_of_the_architecture_is_current(trees):
+    drawn = re.search(r"```mermaid\n(.*?)\n```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    assert drawn is not None
+    assert drawn[1] == diagram(trees)
 
 
 @pytest.mark.parametrize(
@@ -124,11 +141,11 @@ def test_only_the_screen_prints(path):
         "from wancli import cli",
         "from wancli.cli.screen import Screen",
         "def f():\n    from wancli.cli import screen",
-        "from wancli import plan, errors",
+        "from wancli import planning, errors",
     ],
 )
 def test_a_wrong_import_is_seen_in_every_spelling(line):
-    assert wrong_imports(ast.parse(line), here="presets") != []
+    assert upward(ast.parse(line), package="config") != []
 
 
 @pytest.mark.parametrize("line", ["print(1)", "sys.stdout.write('x')", "typer.echo('x')"])

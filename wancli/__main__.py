@@ -1,6 +1,6 @@
 """`wancli`, and `python -m wancli`: signals are answered before the rest is imported."""
 
-from wancli.interrupts import Interrupted, handle, leave
+from wancli.utils.interrupts import Interrupted, handle, leave
 
 
 def main() -> None:

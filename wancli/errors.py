@@ -121,3 +121,8 @@ def shortened(value: object) -> str:
 def first_line(error: BaseException) -> str:
     """What an error says, without what it says below."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:_LONGEST_LINE]
+
+
+def no_device(name: str) -> SetupError:
+    """The error for a device that is not here."""
+    return SetupError(f"--device {name}: this machine has none.", hint="--device auto or cpu")

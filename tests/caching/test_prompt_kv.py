@@ -14,8 +14,8 @@ from torch import nn
 from torch._inductor.compile_fx import compile_fx
 
 from tests.fakes import tiny_pipeline
-from wancli.caching.prompt_kv import KEPT, TIMESTEP_ROWS, PromptMemory, prompt_kv
-from wancli.caching.remembered import Slots, Source
+from wancli.caching.lru import CacheKey, LRUCache
+from wancli.caching.prompt_kv import KEPT, TIMESTEP_ROWS, PromptKVCache, prompt_kv
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -130,7 +130,7 @@ def test_a_stock_pipeline_makes_the_same_video_and_computes_each_prompt_once():
         return [run(pipeline), run(pipeline, seed=1), run(pipeline, prompt="a blue circle")]
 
     plain = videos()
-    with counted(model) as calls, prompt_kv(model, PromptMemory()):
+    with counted(model) as calls, prompt_kv(model, PromptKVCache()):
         ours = videos()
     assert equal(ours, plain)
     assert not torch.equal(plain[0], plain[1])
@@ -143,7 +143,7 @@ def test_a_stock_pipeline_makes_the_same_video_and_computes_each_prompt_once():
 def test_two_experts_each_know_the_prompt():
     pipeline = tiny_pipeline(experts=2)
     plain = run(pipeline)
-    memory, (high, low) = PromptMemory(), (pipeline.transformer, pipeline.transformer_2)
+    memory, (high, low) = PromptKVCache(), (pipeline.transformer, pipeline.transformer_2)
     with (
         counted(high) as first, counted(low) as second,
         prompt_kv(high, memory), prompt_kv(low, memory),
@@ -163,7 +163,7 @@ def vace():
 def test_image_to_video_computes_an_image_once_for_both_branches():
     model = made(**PICTURED)
     plain = steps(model, pictured(1), pictured(2))
-    with counted(model) as calls, prompt_kv(model, PromptMemory()):
+    with counted(model) as calls, prompt_kv(model, PromptKVCache()):
         assert equal(steps(model, pictured(1), pictured(2)), plain)
     assert asked(calls, model, *CROSS_KV) == {2}
     assert asked(calls, model, "add_k_proj", "add_v_proj", "norm_added_k", "image_embedder") == {1}
@@ -174,7 +174,7 @@ def test_first_and_last_frame_to_video_knows_both_images():
     told_images = {"encoder_hidden_states_image": image(9, count=2)}  # 2 x 5 tokens
     branches = [{**told(seed, tokens=512), **told_images} for seed in (1, 2)]
     plain = steps(model, *branches)
-    with counted(model) as calls, prompt_kv(model, PromptMemory()):
+    with counted(model) as calls, prompt_kv(model, PromptKVCache()):
         assert equal(steps(model, *branches), plain)
     assert asked(calls, model, "add_k_proj", "image_embedder") == {1}
 
@@ -183,7 +183,7 @@ def test_another_image_under_the_same_prompt_is_seen():
     model, branch = made(**PICTURED), pictured(1)
     other = {**branch, "encoder_hidden_states_image": image(10, count=1)}
     plain = steps(model, branch, other)
-    with prompt_kv(model, PromptMemory()):
+    with prompt_kv(model, PromptKVCache()):
         assert equal(steps(model, branch, other), plain)
     assert not torch.equal(plain[0], plain[1])
 
@@ -191,14 +191,14 @@ def test_another_image_under_the_same_prompt_is_seen():
 @pytest.mark.parametrize("branch", [told(1, tokens=512), {**pictured(1), **told(1, tokens=510)}])
 def test_what_diffusers_cannot_tell_apart_from_an_image_is_refused(branch):
     model = made(**PICTURED)
-    with prompt_kv(model, PromptMemory()), pytest.raises(ValueError, match=r"image"):
+    with prompt_kv(model, PromptKVCache()), pytest.raises(ValueError, match=r"image"):
         steps(model, branch)
 
 
 def test_vace_computes_its_own_blocks_once_too():
     model, control = vace()
     plain = steps(model, told(1), told(2), **control)
-    with counted(model) as calls, prompt_kv(model, PromptMemory()):
+    with counted(model) as calls, prompt_kv(model, PromptKVCache()):
         assert equal(steps(model, told(1), told(2), **control), plain)
     assert calls["vace_blocks.1"] == 3 * 2
     assert asked(calls, model, *CROSS_KV, "text_embedder") == {2}
@@ -221,7 +221,7 @@ def test_animate_encodes_a_face_video_once():
         return out
 
     plain = frames()
-    with counted(model) as calls, prompt_kv(model, PromptMemory()):
+    with counted(model) as calls, prompt_kv(model, PromptKVCache()):
         assert equal(frames(), plain)
     assert asked(calls, model, *CROSS_KV) == {2}
     # 5 frames in batches of 2, 2 and 1; of the blank ones the first two are the same
@@ -238,7 +238,7 @@ def test_another_face_video_is_seen_and_one_that_is_written_to():
         return out + steps(model, {"face_pixel_values": first}, **same)
 
     plain = frames()
-    with prompt_kv(model, PromptMemory()):
+    with prompt_kv(model, PromptKVCache()):
         assert equal(frames(), plain)
     assert not torch.equal(plain[0], plain[1])
     assert not torch.equal(plain[0], plain[6])
@@ -256,14 +256,14 @@ def test_embeddings_that_are_written_to_are_read_again():
 
     for mode in (nullcontext, torch.inference_mode):
         plain = edited(mode)
-        with counted(model) as calls, prompt_kv(model, PromptMemory()):
+        with counted(model) as calls, prompt_kv(model, PromptKVCache()):
             assert equal(edited(mode), plain)
         assert not torch.equal(plain[0], plain[3])
         assert asked(calls, model, *CROSS_KV, "text_embedder") == {2}
 
 
 def test_what_inference_mode_has_filled_serves_outside_of_it_and_the_reverse():
-    model, memory, prompt = made(), PromptMemory(), told(1)
+    model, memory, prompt = made(), PromptKVCache(), told(1)
     plain = steps(model, prompt)
     for first, second in ((torch.inference_mode, nullcontext), (nullcontext, torch.inference_mode)):
         memory.clear()
@@ -275,7 +275,7 @@ def test_what_inference_mode_has_filled_serves_outside_of_it_and_the_reverse():
 
 
 def test_a_memory_that_is_used_again_knows_and_a_cleared_one_does_not():
-    model, memory = made(), PromptMemory()
+    model, memory = made(), PromptKVCache()
     plain = steps(model, told(1))
     for expected in (1, 0):
         with counted(model) as calls, prompt_kv(model, memory):
@@ -289,7 +289,7 @@ def test_a_memory_that_is_used_again_knows_and_a_cleared_one_does_not():
 
 
 def test_an_equal_tensor_is_known_by_itself_the_next_time():
-    slots, first, second = Slots(), text(1), text(1)
+    slots, first, second = LRUCache(), text(1), text(1)
     kept = slots.find([first], 2, [])
     assert not kept.sources[0].is_same(second)
     assert slots.find([second], 2, []) is kept
@@ -297,7 +297,7 @@ def test_an_equal_tensor_is_known_by_itself_the_next_time():
 
 
 def test_its_bytes_are_those_of_keys_values_and_embeddings_and_they_are_bounded():
-    model, memory = made(), PromptMemory()
+    model, memory = made(), PromptKVCache()
     blocks, tokens, dim, size = 2, 7, 24, 4
     with prompt_kv(model, memory):
         for seed in range(KEPT + 3):
@@ -308,14 +308,14 @@ def test_its_bytes_are_those_of_keys_values_and_embeddings_and_they_are_bounded(
 
 def test_the_prompt_that_was_unused_longest_is_forgotten_first():
     model = made()
-    with counted(model) as calls, prompt_kv(model, PromptMemory()):
+    with counted(model) as calls, prompt_kv(model, PromptKVCache()):
         for seed in [*range(KEPT), 0, KEPT, 0]:
             steps(model, told(seed))
     assert asked(calls, model, *CROSS_KV) == {KEPT + 1}
 
 
 def test_a_transformer_that_is_gone_is_not_held():
-    model, memory = made(), PromptMemory()
+    model, memory = made(), PromptKVCache()
     with prompt_kv(model, memory):
         steps(model, told(1))
     assert memory.bytes > 0
@@ -341,7 +341,7 @@ def fused(model):
 
 @pytest.mark.parametrize("change", [scaled, replaced, fused])
 def test_projections_that_have_changed_do_not_serve_what_they_had_computed(change):
-    model, memory = made(), PromptMemory()
+    model, memory = made(), PromptKVCache()
     with counted(model) as calls, prompt_kv(model, memory):
         before = steps(model, told(1))
         change(model)
@@ -360,7 +360,7 @@ def test_fused_projections_are_computed_once_too(make, kinds, more):
     model = make()
     model.fuse_qkv_projections()
     plain = steps(model, kinds(1), kinds(2), **more)
-    memory = PromptMemory()
+    memory = PromptKVCache()
     with counted(model) as calls, prompt_kv(model, memory):
         assert equal(steps(model, kinds(1), kinds(2), **more), plain)
     assert asked(calls, model, "attn2.to_kv") == {2}
@@ -385,7 +385,7 @@ def test_the_kernel_that_was_chosen_is_kept(monkeypatch):
         return kernel(**given)
 
     monkeypatch.setitem(_AttentionBackendRegistry._backends, math, seen)
-    with prompt_kv(model, PromptMemory()):
+    with prompt_kv(model, PromptKVCache()):
         assert equal(steps(model, told(1)), plain)
     assert used == [7] * 3 * 2  # every cross-attention, with the prompt's tokens
 
@@ -395,7 +395,7 @@ def test_padded_tokens_are_not_seen(kinds):
     model = made(**({} if kinds is told else PICTURED)).double()
     branches = [{k: v.double() for k, v in kinds(seed).items()} for seed in (1, 2)]
     plain = steps(model, *branches)
-    memory = PromptMemory()
+    memory = PromptKVCache()
     with prompt_kv(model, memory, align=16):
         ours = steps(model, *branches)
     assert max((a - b).abs().max().item() for a, b in zip(ours, plain, strict=True)) < 1e-12
@@ -415,9 +415,9 @@ def test_one_timestep_for_all_tokens_is_embedded_in_a_few_rows():
 
     plain = run(pipeline, side=256)
     hook = model.condition_embedder.time_proj.register_forward_pre_hook(see)
-    with prompt_kv(model, PromptMemory()):
+    with prompt_kv(model, PromptKVCache()):
         assert torch.equal(run(pipeline, side=256), plain)
-    with prompt_kv(model, PromptMemory(), uniform_timesteps=True):
+    with prompt_kv(model, PromptKVCache(), uniform_timesteps=True):
         assert torch.equal(run(pipeline, side=256), plain)
     hook.remove()
     assert rows == [2 * 16 * 16] * 6 + [TIMESTEP_ROWS] * 6
@@ -426,7 +426,7 @@ def test_one_timestep_for_all_tokens_is_embedded_in_a_few_rows():
 def test_a_whole_timestep_passes_where_timesteps_are_said_to_be_uniform():
     model = made()
     plain = steps(model, told(1))
-    with prompt_kv(model, PromptMemory(), uniform_timesteps=True):
+    with prompt_kv(model, PromptKVCache(), uniform_timesteps=True):
         assert equal(steps(model, told(1)), plain)
 
 
@@ -449,7 +449,7 @@ def test_offloaded_weights_are_loaded_when_they_are_needed(offload, first):
     plain = steps(model, pictured(1), pictured(2))
     if first:
         offload(model)
-    with counted(model) as calls, prompt_kv(model, PromptMemory()):
+    with counted(model) as calls, prompt_kv(model, PromptKVCache()):
         if not first:
             offload(model)
         assert equal(steps(model, pictured(1), pictured(2)), plain)
@@ -465,7 +465,7 @@ def test_weights_that_are_not_needed_leave_and_come_back():
     weights = (attn.to_k.weight, attn.to_v.bias, attn.add_v_proj.weight)
     before = [(w.data_ptr(), w.clone()) for w in weights]
     total = 2 * 4 * (24 * 24 + 24) * 4  # blocks, projections, weight and bias, bytes
-    with prompt_kv(model, PromptMemory(), park=CPU) as parkings:
+    with prompt_kv(model, PromptKVCache(), park=CPU) as parkings:
 
         def freed():
             return sum(parking.bytes for parking in parkings), {w.numel() for w in weights}
@@ -493,7 +493,7 @@ def test_leaving_restores_the_transformer_also_after_an_error(park, faced):
         raise MemoryError
 
     def use():
-        with prompt_kv(model, PromptMemory(), uniform_timesteps=True, park=park):
+        with prompt_kv(model, PromptKVCache(), uniform_timesteps=True, park=park):
             steps(model, {**more, **told(1, tokens=512)})
             assert dict(model.named_modules()) != modules
             model.blocks[1].ffn.register_forward_pre_hook(fail)
@@ -512,7 +512,7 @@ def test_a_forward_that_failed_half_way_leaves_nothing_wrong_behind():
     def fail(*_):
         raise MemoryError
 
-    with prompt_kv(model, PromptMemory()):
+    with prompt_kv(model, PromptKVCache()):
         for part in (model.motion_encoder, model.face_adapter[0], model.blocks[1].ffn):
             hook = part.register_forward_hook(fail)
             with pytest.raises(MemoryError):
@@ -523,9 +523,9 @@ def test_a_forward_that_failed_half_way_leaves_nothing_wrong_behind():
 
 def test_it_is_entered_once():
     model = made()
-    with prompt_kv(model, PromptMemory()):
+    with prompt_kv(model, PromptKVCache()):
         before = dict(model.attn_processors)
-        with pytest.raises(RuntimeError, match="entered once"), prompt_kv(model, PromptMemory()):
+        with pytest.raises(RuntimeError, match="entered once"), prompt_kv(model, PromptKVCache()):
             pass
         assert dict(model.attn_processors) == before
 
@@ -533,7 +533,7 @@ def test_it_is_entered_once():
 def test_other_latents_are_turned_by_their_own_table():
     model = made()
     plain = [steps(model, told(1), frames=frames) for frames in (3, 2, 3)]
-    with counted(model) as calls, prompt_kv(model, PromptMemory()):
+    with counted(model) as calls, prompt_kv(model, PromptKVCache()):
         ours = [steps(model, told(1), frames=frames) for frames in (3, 2, 3)]
     assert all(map(equal, ours, plain))
     assert calls["rope"] == 2
@@ -550,7 +550,7 @@ def compiled(model, backend):
 
     model.compile_repeated_blocks(fullgraph=True, backend=counting)
     plain, alone = steps(model, told(1), told(2), told(3)), len(graphs)
-    with prompt_kv(model, PromptMemory(), park=CPU):
+    with prompt_kv(model, PromptKVCache(), park=CPU):
         ours = steps(model, told(1), told(2), told(3))
     return plain, ours, alone, len(graphs) - alone
 
@@ -570,9 +570,9 @@ def test_once_all_is_known_no_values_are_looked_at(monkeypatch, faced):
     def wait(*_):
         raise AssertionError("a CUDA graph cannot wait for a comparison")
 
-    with prompt_kv(model, PromptMemory()):
+    with prompt_kv(model, PromptKVCache()):
         filled = steps(model, branch, **more)
-        monkeypatch.setattr(Source, "is_equal", wait)
+        monkeypatch.setattr(CacheKey, "is_equal", wait)
         assert equal(steps(model, branch, **more), filled)
 
 
@@ -594,7 +594,7 @@ def test_a_step_is_replayed_as_a_cuda_graph():
     for index in range(3):
         given(index)
         plain.append(step())
-    memory = PromptMemory()
+    memory = PromptKVCache()
     with prompt_kv(model, memory):
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())

@@ -16,7 +16,7 @@ from diffusers import (
 from torch import Tensor
 
 from tests.fakes import SIZES
-from wancli.settings import StepCache
+from wancli.config.settings import StepCache
 
 LAYERS = 5
 STEPS = 10

@@ -104,7 +104,7 @@ def test_what_nobody_expected_is_one_line_too(wancli: Wancli, monkeypatch: pytes
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("wancli.cli.execute.make_plan", broken)
+    monkeypatch.setattr("wancli.generate.batch.make_plan", broken)
     said = wancli(*GENERATE)
     assert said.code == 1
     assert "ZeroDivisionError" in complaint(said)[0]

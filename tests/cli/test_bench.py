@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Said, Wancli
 from tests.fakes import tiny_clip, tiny_folder, tiny_image
-from wancli.bench.cases import Given
-from wancli.bench.measure import Measurer
-from wancli.cli.benching import Asked, Benching, Goals, VariantFlags
-from wancli.cli.variants import flags_layers
-from wancli.inputs import Inputs
-from wancli.resolve import Layer
-from wancli.tasks import ANIMATE, IMAGE
+from wancli.benchmark.cases import BenchInputs
+from wancli.benchmark.measure import Measurer
+from wancli.benchmark.session import BenchRequest, BenchSession, Goals, VariantFlags
+from wancli.catalog.tasks import ANIMATE, IMAGE
+from wancli.cli.bench_variants import flags_layers
+from wancli.config.resolve import Layer
+from wancli.planning.inputs import InputFiles
 from wancli.video.read import read_comment
 
 VIDEO = ("--size", "32x32", "--num-frames", 5, "--steps", 10, "--guidance-scale", 2)
@@ -150,11 +150,11 @@ def test_pictures_go_into_a_bench_as_into_a_video(
     paths: dict[str, Any] = {
         n: (Path(f),) if n == "ref_image" else Path(f) for n, f in given.items()
     }
-    inputs = Inputs(**paths)
+    inputs = InputFiles(**paths)
     exact = VariantFlags("exact", "--no-prompt-kv", flags_layers("exact", "--no-prompt-kv"))
-    asking = Asked(["a red circle"], "7", [exact], inputs, None)
-    benching = Benching(asking, [Layer("flag", flags)], Goals())
-    here = (benching.spec, benching.baseline, tmp_path, lambda event: None, Given(inputs))
+    asking = BenchRequest(["a red circle"], "7", [exact], inputs, None)
+    benching = BenchSession(asking, [Layer("flag", flags)], Goals())
+    here = (benching.spec, benching.baseline, tmp_path, lambda event: None, BenchInputs(inputs))
     ours = Measurer(*here).usual(benching.cases[0]).latents
     said = wancli("generate", *asked, "--seed", 7, "-o", "a.mp4", "--save-latents", "z.safetensors")
     assert said.code == 0, said.err

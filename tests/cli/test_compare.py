@@ -10,7 +10,7 @@ import torch
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Wancli
 from tests.forked import Run
-from wancli.records import RunRecord
+from wancli.records.record import RunRecord
 from wancli.video.ffmpeg import Encoding
 from wancli.video.latents import save_latents
 from wancli.video.write import VideoWriter

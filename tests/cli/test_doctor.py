@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Wancli
-from wancli.threads import thread_settings
+from wancli.utils.threads import thread_settings
 
 
 def test_a_doctor_says_what_is_here(wancli: Wancli, tmp_path: Path, monkeypatch):

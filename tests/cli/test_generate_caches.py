@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Wancli
-from wancli import packages
+from wancli.utils import packages
 from wancli.video.read import read_comment
 
 SMALL: tuple[object, ...] = ("--steps", 12, "--frames", 5, "--size", "32x32", "--device", "cpu")

@@ -14,12 +14,12 @@ import pytest
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Said, Wancli
 from tests.forked import Run
+from wancli.catalog.hub_cache import cached_revision
+from wancli.catalog.local import find_spec
+from wancli.config.resolve import Layer, resolve
+from wancli.config.settings import RolloutSettings, Settings
 from wancli.errors import InputError, ModelError
-from wancli.folders import find_spec
-from wancli.hub_cache import cached_revision
-from wancli.records import ROLLOUT_SCHEMA, Request, RunRecord, parse_record
-from wancli.resolve import Layer, resolve
-from wancli.settings import RolloutSettings, Settings
+from wancli.records.record import ROLLOUT_SCHEMA, Request, RunRecord, parse_record
 
 DEEP = b'{"a":' * 100_000
 HUGE = (2**62).to_bytes(8, "little") + b"{}"
@@ -271,7 +271,7 @@ def test_tensors_that_are_not_finite_are_refused(tmp_path: Path, name: str):
     import torch
     from safetensors.torch import save_file
 
-    from wancli.pipeline.given import read_tensors
+    from wancli.rollout.context import read_tensors
 
     save_file({name: torch.tensor([1.0, torch.inf])}, tmp_path / "x")
     with pytest.raises(InputError, match=f"{name} is not finite"):
@@ -279,7 +279,7 @@ def test_tensors_that_are_not_finite_are_refused(tmp_path: Path, name: str):
 
 
 def test_a_file_that_is_named_like_a_chunk_is_none(tmp_path: Path):
-    from wancli.pipeline.store import RolloutStore
+    from wancli.rollout.store import RolloutStore
 
     for name in ("chunk-abc", "chunk-", "chunk--00001", "chunk-1", "chunk-000007"):
         (tmp_path / f"{name}.safetensors").touch()

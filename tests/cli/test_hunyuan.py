@@ -13,11 +13,11 @@ from torch import Tensor
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Wancli
 from tests.hunyuan import tiny_hunyuan_folder
-from wancli.folders import find_spec
+from wancli.catalog.local import find_spec
+from wancli.catalog.tasks import HUNYUAN_TEXT
+from wancli.config.settings import Machine
 from wancli.models.latent_rgb import fit_rgb
 from wancli.models.load import load_vae
-from wancli.settings import Machine
-from wancli.tasks import HUNYUAN_TEXT
 from wancli.video.read import read_comment, read_frames
 
 PROMPT = "a red circle moving right"

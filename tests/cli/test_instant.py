@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.forked import HEAVY, Run, environment
-from wancli.records import RunRecord
+from wancli.records.record import RunRecord
 
 WATCHED = f"""
 import json, sys

@@ -17,7 +17,7 @@ from tests.cli.test_bad_input import complaint
 from tests.conftest import Said, Wancli
 from tests.forked import Run
 from tests.hub import COMMIT, Hub, put_in_cache, serving
-from wancli.specs import DEMO_FOLDER, SPECS
+from wancli.catalog.specs import DEMO_FOLDER, SPECS
 
 KNOWN = "wan2.1-t2v-1.3b"
 REPO = SPECS[KNOWN].repo

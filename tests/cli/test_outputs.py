@@ -13,10 +13,10 @@ from safetensors.numpy import save_file
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Wancli
 from tests.fakes import tiny_clip
-from tests.test_outputs import other_process
-from wancli.locks import FolderLock
-from wancli.records import ROLLOUT_SCHEMA, SCHEMA, Request
-from wancli.settings import RolloutSettings, Settings
+from tests.utils.test_outputs import other_process
+from wancli.config.settings import RolloutSettings, Settings
+from wancli.records.record import ROLLOUT_SCHEMA, SCHEMA, Request
+from wancli.utils.locks import FolderLock
 
 CHECKPOINT = Path(__file__).parents[1] / "parity" / "weights_original_names.safetensors"
 GENERATE = ("generate", "a red circle", "-o", "a.mp4")

@@ -108,13 +108,13 @@ def test_a_sheet_and_animations_come_from_one_call(wancli: Wancli):
 def test_frames_are_taken_one_at_a_time(tmp_path: Path):
     import tracemalloc
 
-    from wancli.video.sheet import Grid, draw_sheet
+    from wancli.video.sheet import SheetLayout, draw_sheet
 
     long = video(tmp_path / "long.mp4", [0] * 60, size=(256, 256))
     video_bytes = 60 * 256 * 256 * 3
-    draw_sheet([long], Grid(1, 1, 32))
+    draw_sheet([long], SheetLayout(1, 1, 32))
     tracemalloc.start()
-    draw_sheet([long], Grid(3, 4, 32))
+    draw_sheet([long], SheetLayout(3, 4, 32))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < video_bytes / 10

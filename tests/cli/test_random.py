@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Wancli
-from wancli.inventory import find_cpu
+from wancli.cost.devices import find_cpu
 
 SMALL = ("--seed", 1, "--steps", 2, "--num-frames", 5, "--size", "32x32")
 DEMO = ("--model", "random:demo", *SMALL)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import Wancli
 from wancli.cli.screen import Screen
-from wancli.models.decode import StreamingDecoder
+from wancli.models.vae import StreamingDecoder
 from wancli.video.read import probe, read_comment
 from wancli.video.write import framemd5
 
@@ -392,7 +392,7 @@ def test_a_transformer_alone_rolls_out_from_tensors(wancli: Wancli, tiny_model: 
 def test_decoding_beside_the_next_chunk_gives_the_same_frames(
     wancli: Wancli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from wancli.pipeline import roll
+    from wancli.rollout import runner as roll
 
     wancli(*small(tiny_model, "--chunks", 3, "-o", "a.mp4"))
     plain = roll.roll

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from tests.conftest import Wancli
 from tests.fakes import tiny_clip, tiny_folder, tiny_image
-from wancli.folders import find_spec
-from wancli.specs import DEMO_FOLDER, SPECS
-from wancli.tasks import ANIMATE, ENDS, IMAGE, TASKS, TEXT, VACE, VIDEO
+from wancli.catalog.local import find_spec
+from wancli.catalog.specs import DEMO_FOLDER, SPECS
+from wancli.catalog.tasks import ANIMATE, ENDS, IMAGE, TASKS, TEXT, VACE, VIDEO
 from wancli.video.images import fit_image
 from wancli.video.read import probe, read_comment, read_frames
 

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from tests.cli.test_preview import video
-from wancli.cli.options import Talk
+from wancli.cli.options import OutputOptions
 from wancli.cli.screen import ROWS, Screen
 from wancli.cli.terminal_images import Encode, Place, find_encode, fit, iterm2, kitty
-from wancli.records import Phase, Shown, Step
+from wancli.records.progress import Phase, PreviewEvent, Step
 
 KITTY = {"TERM": "xterm-kitty"}
 ITERM2 = {"TERM": "xterm-256color", "TERM_PROGRAM": "iTerm.app"}
@@ -182,12 +182,12 @@ def terminal(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> It
     os.close(ours)
 
 
-def denoised(talk: Talk) -> None:
+def denoised(talk: OutputOptions) -> None:
     with Screen(talk).progress() as report:
         report(Phase("denoise"))
         for index in range(4):
             report(Step(index, 4, 0.5))
-            report(Shown(png(768, 192, noise=True)))
+            report(PreviewEvent(png(768, 192, noise=True)))
 
 
 @pytest.mark.parametrize("environment", [KITTY, ITERM2], ids=["kitty", "iterm2"])
@@ -195,8 +195,8 @@ def test_pictures_take_one_place_above_the_bar(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
 ):
     with terminal(monkeypatch, environment) as sent:
-        denoised(Talk())
-        Screen(Talk()).say("done")
+        denoised(OutputOptions())
+        Screen(OutputOptions()).say("done")
     shown = Terminal(b"".join(sent).decode())
     assert [place[:2] for place in shown.pictures] == [(0, 0)] * 4
     assert len({keys for *_, keys in shown.pictures if "i=" in keys}) <= 1  # one replaces another
@@ -206,7 +206,7 @@ def test_pictures_take_one_place_above_the_bar(
 
 def test_while_it_runs_the_bar_stands_below_the_picture(monkeypatch: pytest.MonkeyPatch):
     with terminal(monkeypatch, KITTY) as sent:
-        denoised(Talk())
+        denoised(OutputOptions())
     whole = b"".join(sent).decode()
     shown = Terminal(whole[: whole.rindex("4/4") + 3])
     assert [place[:2] for place in shown.pictures] == [(0, 0)] * 4
@@ -217,16 +217,16 @@ def test_while_it_runs_the_bar_stands_below_the_picture(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("talk", "environment"),
     [
-        (Talk(quiet=True), KITTY),
-        (Talk(json=True), KITTY),
-        (Talk(color=False), KITTY),
-        (Talk(), KITTY | {"NO_COLOR": "1"}),
-        (Talk(), KITTY | {"TMUX": "x"}),
-        (Talk(), {"TERM": "xterm-256color"}),
+        (OutputOptions(quiet=True), KITTY),
+        (OutputOptions(json=True), KITTY),
+        (OutputOptions(color=False), KITTY),
+        (OutputOptions(), KITTY | {"NO_COLOR": "1"}),
+        (OutputOptions(), KITTY | {"TMUX": "x"}),
+        (OutputOptions(), {"TERM": "xterm-256color"}),
     ],
 )
 def test_where_none_are_wanted_or_seen_no_pictures_are_sent(
-    monkeypatch: pytest.MonkeyPatch, talk: Talk, environment: dict[str, str]
+    monkeypatch: pytest.MonkeyPatch, talk: OutputOptions, environment: dict[str, str]
 ):
     with terminal(monkeypatch, environment) as sent:
         denoised(talk)
@@ -240,7 +240,7 @@ def test_what_is_no_terminal_is_sent_no_pictures(
 ):
     monkeypatch.setenv("TERM", "xterm-kitty")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    denoised(Talk())
+    denoised(OutputOptions())
     assert "\x1b_G" not in capfd.readouterr().err
 
 

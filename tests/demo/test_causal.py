@@ -6,14 +6,7 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor, nn
 
-from wancli.demo.causal import (
-    DenseAttention,
-    Layout,
-    causal_velocity,
-    may_attend,
-    reaches,
-    slots,
-)
+from wancli.demo.causal import DenseAttention, Layout, causal_velocity, may_attend, reaches, slots
 
 CHANNELS, SIDE, CHUNK, CHUNKS, TEXT = 4, 4, 2, 3, 5
 TOKENS_PER_FRAME = 4  # of 4x4 latents in patches of 2x2

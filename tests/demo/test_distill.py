@@ -19,8 +19,8 @@ from wancli.demo.distill import (
 from wancli.demo.parts import CHUNK, make_text_encoder, make_tokenizer, make_transformer
 from wancli.demo.training import load_checkpoint
 from wancli.demo.transformer import FRAMES, Model, Views, draw_batch, shifted
-from wancli.lora import Lora
 from wancli.models.lora import merge_loras
+from wancli.planning.lora import Lora
 
 __all__ = ["data", "small_steps"]
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from wancli.demo.judge import NONE, Verdict
-from wancli.demo.report import LONG, Case, Use, missed_goals
+from wancli.demo.report import LONG, EvaluationCase, Use, missed_goals
 from wancli.demo.steady import Change
 from wancli.demo.world import Combination
 
@@ -13,7 +13,7 @@ RIGHT = Verdict(**vars(WHAT), first="red", overlap=0.96)
 
 
 def use(name: str, *verdicts: Verdict, changes: Sequence[Change] = ()) -> Use:
-    cases = [Case(WHAT, seed) for seed in range(len(verdicts))]
+    cases = [EvaluationCase(WHAT, seed) for seed in range(len(verdicts))]
     return Use(name, "", cases, verdicts, [], seconds=1.0, changes=changes)
 
 

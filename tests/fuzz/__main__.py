@@ -8,16 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.fuzz.campaign import (
-    GROUPS,
-    LIGHT,
-    Campaign,
-    Tried,
-    causes,
-    in_processes,
-    module,
-    rooted,
-)
+from tests.fuzz.campaign import GROUPS, LIGHT, Campaign, Tried, causes, in_processes, module, rooted
 
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # before torch and the hub are imported
 

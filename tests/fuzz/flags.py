@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args, get_origin
 from tests.fuzz import values
 from tests.fuzz.materials import MODELS, PICTURES, VIDEOS
 from tests.fuzz.place import FIFOS, LINKS, MINE
+from wancli.catalog.tasks import TASKS
 from wancli.cli.app import COMMANDS
-from wancli.resolve import fields_of
-from wancli.settings import RolloutSettings
-from wancli.tasks import TASKS
+from wancli.config.resolve import fields_of
+from wancli.config.settings import RolloutSettings
 
 # What a flag takes that is a file: kinds of those that are read, and endings of those written.
 READS = {

@@ -80,7 +80,7 @@ def make(folder: Path) -> Path:
 
 def make_lightly(folder: Path) -> Path:
     """Those that take no time: text, and the model inside the package."""
-    from wancli.specs import DEMO_FOLDER
+    from wancli.catalog.specs import DEMO_FOLDER
 
     folder.mkdir(parents=True)
     _texts(folder)
@@ -90,7 +90,7 @@ def make_lightly(folder: Path) -> Path:
 
 def _models(folder: Path) -> None:
     from tests.fakes import tiny_folder
-    from wancli.tasks import IMAGE
+    from wancli.catalog.tasks import IMAGE
 
     tiny_folder(folder / "tiny")
     tiny_folder(folder / "tiny-image", IMAGE)

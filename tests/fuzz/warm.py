@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.fuzz.child import Command, be, entry, prepare
-from wancli import interrupts
+from wancli.utils import interrupts
 
 HANGS_S = 20.0
 LET_S = 60.0  # what a wait that is no case may take

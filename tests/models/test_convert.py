@@ -12,12 +12,12 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
+from wancli.catalog.local import find_spec
+from wancli.config.settings import Machine
 from wancli.errors import InputError, ModelError, OutputError, UsageError
-from wancli.files import whole_folder
-from wancli.folders import find_spec
 from wancli.models.convert import convert, read_sizes
 from wancli.models.load import load_pipeline
-from wancli.settings import Machine
+from wancli.utils.files import whole_folder
 
 PARITY = Path(__file__).parents[1] / "parity"
 WEIGHTS = PARITY / "weights_original_names.safetensors"

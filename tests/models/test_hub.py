@@ -16,8 +16,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from wancli.catalog.hub_cache import cache_folder
 from wancli.errors import ModelError, OutputError, WancliError
-from wancli.hub_cache import cache_folder
 from wancli.models.hub import check_space, explained
 
 RESPONSE = Response(403, request=Request("GET", "https://huggingface.co/api/models/a/b"))

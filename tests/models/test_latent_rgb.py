@@ -1,12 +1,12 @@
 import pytest
 import torch
 
+from wancli.catalog.local import find_spec
+from wancli.config.settings import Machine
 from wancli.demo.world import COLORS
-from wancli.folders import find_spec
-from wancli.models.decode import encode
 from wancli.models.latent_rgb import LatentRgb, fit_rgb
 from wancli.models.load import load_vae
-from wancli.settings import Machine
+from wancli.models.vae import encode
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from tests.fakes import tiny_folder
+from wancli.catalog.local import find_spec, revision
+from wancli.catalog.specs import SPECS
+from wancli.config.settings import Machine
 from wancli.errors import SetupError
-from wancli.folders import find_spec, revision
 from wancli.models.load import load_pipeline, pick_device, pick_dtype
-from wancli.settings import Machine
-from wancli.specs import SPECS
 
 
 def test_the_vae_stays_in_float32_and_the_rest_has_the_dtype(tiny_model: Path):

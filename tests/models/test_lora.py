@@ -9,11 +9,11 @@ from torch import Tensor
 
 from tests.conftest import Wancli
 from tests.fakes import tiny_folder, tiny_pipeline
-from wancli import lora
+from wancli.catalog.tasks import ANIMATE, IMAGE, VACE, VIDEO
 from wancli.errors import InputError, ModelError, SettingsError
-from wancli.lora import Lora, find_lora
 from wancli.models.lora import merge_loras
-from wancli.tasks import ANIMATE, IMAGE, VACE, VIDEO
+from wancli.planning import lora
+from wancli.planning.lora import Lora, find_lora
 
 LAYERS = {
     "blocks.0.self_attn.q": "blocks.0.attn1.to_q",

@@ -10,18 +10,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.caching.tiny import SOME, STEPS, denoise, vace, wan
+from tests.cost.test_totals import TINY, cost_of
 from tests.fakes import tiny_folder, tiny_transformer
 from tests.models.test_lora import drawn
-from tests.test_cost import TINY, cost_of
-from wancli.caching.prompt_kv import PromptMemory, prompt_kv
-from wancli.caching.steps import step_cache
-from wancli.folders import find_spec
+from wancli.caching.prompt_kv import PromptKVCache, prompt_kv
+from wancli.caching.step_cache import step_cache
+from wancli.catalog.local import find_spec
+from wancli.catalog.tasks import ANIMATE, IMAGE, TEXT, VACE
+from wancli.config.settings import Machine
+from wancli.cost.wan_transformer import quantized_bytes
 from wancli.models.load import load_pipeline
-from wancli.models.quantize import quantize
-from wancli.models.speed import fuse_qkv
-from wancli.settings import Machine
-from wancli.tasks import ANIMATE, IMAGE, TEXT, VACE
-from wancli.transformer_cost import quantized_bytes
+from wancli.models.optimize import fuse_qkv, quantize
 
 pytest.importorskip("torchao", reason="pip install 'wancli[quantize]'")
 
@@ -113,7 +112,7 @@ def test_the_prompt_computed_once_changes_no_bit(kind: str):
     for model in (wan(), vace()):
         quantize(model, kind)
         plain = denoise(model)
-        with prompt_kv(model, PromptMemory()):
+        with prompt_kv(model, PromptKVCache()):
             assert torch.equal(denoise(model), plain)
 
 

@@ -11,24 +11,24 @@ import transformers
 from PIL import Image
 
 from tests.shapes import inputs, parameters
-from wancli.architectures import (
+from wancli.catalog.hf_configs import CLASSES
+from wancli.catalog.local import find_spec, spec_of_folder
+from wancli.catalog.random import keep_layers
+from wancli.catalog.specs import SPECS, ModelSpec
+from wancli.catalog.tasks import ANIMATE, ENDS, IMAGE, TASKS, TEXT, VACE, VIDEO, WAN
+from wancli.catalog.wan import (
     DEMO,
     Architecture,
     Autoencoder,
-    Face,
+    FaceEncoder,
     ImageEncoder,
     TextEncoder,
     Transformer,
 )
-from wancli.configs import CLASSES
-from wancli.folders import find_spec, spec_of_folder
+from wancli.config.settings import Machine
+from wancli.cost.wan import part_parameters
 from wancli.models.load import load_pipeline, load_vae
 from wancli.models.random_weights import byte_tokenizer, fill, random_part
-from wancli.random_models import keep_layers
-from wancli.settings import Machine
-from wancli.specs import SPECS, ModelSpec
-from wancli.tasks import ANIMATE, ENDS, IMAGE, TASKS, TEXT, VACE, VIDEO, WAN
-from wancli.wan_cost import part_parameters
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 TINY = Transformer(
@@ -45,7 +45,7 @@ OF_TASK: dict[str, tuple[Transformer, dict[str, Any]]] = {
     ENDS: (replace(PICTURED, image_positions=10), {"image_encoder": True}),
     VACE: (replace(TINY, vace_blocks=2, vace_channels=4 + 4 + 64), {}),
     ANIMATE: (
-        replace(PICTURED, face=Face(8, 8, 4, 8, 8, 2, every=3)),
+        replace(PICTURED, face=FaceEncoder(8, 8, 4, 8, 8, 2, every=3)),
         {"image_encoder": True},
     ),
 }

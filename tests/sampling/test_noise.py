@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wancli.geometry import Span
+from wancli.catalog.geometry import Span
 from wancli.sampling.noise import IndexedNoise, StreamNoise
 
 SHAPE = (2, 4, 4)

@@ -12,14 +12,14 @@ import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
-from wancli.caching.remembered import KV, Kept, version
-from wancli.specs import TEXT_LENGTH
+from wancli.caching.lru import KV, CacheEntry, version
+from wancli.catalog.specs import TEXT_LENGTH
 
 Projections = tuple[nn.Module, ...]
 
 
 @dataclass(eq=False)
-class Seat:
+class KVSlot:
     """Where an attention finds the keys and values of the current forward.
 
     No number of a block: `torch.compile` would make a graph for each.
@@ -28,7 +28,7 @@ class Seat:
     kv: KV = field(default_factory=KV)
 
 
-class RememberedAttention:
+class CachedAttention:
     """Attends as the stock processor does, with the same kernel."""
 
     def __init__(self, stock: Any) -> None:
@@ -50,12 +50,12 @@ class RememberedAttention:
         return mixed.flatten(2, 3).type_as(query)
 
 
-class PromptAttention(RememberedAttention):
+class PromptAttention(CachedAttention):
     """Cross-attention to the text, and to the image where the model has one."""
 
     def __init__(self, stock: Any, align: int) -> None:
         super().__init__(stock)
-        self.text, self.image, self._align = Seat(), Seat(), align
+        self.text, self.image, self._align = KVSlot(), KVSlot(), align
 
     def __call__(
         self,
@@ -87,12 +87,12 @@ class PromptAttention(RememberedAttention):
         return out
 
 
-class FaceAttention(RememberedAttention):
+class FaceAttention(CachedAttention):
     """Wan-Animate's: each latent frame of the video attends to the same one of the face."""
 
     def __init__(self, stock: Any) -> None:
         super().__init__(stock)
-        self.face = Seat()
+        self.face = KVSlot()
 
     def __call__(
         self,
@@ -128,7 +128,7 @@ def image_projections(attn: Any) -> Projections:
     return (attn.to_added_kv,) if attn.fused_projections else (attn.add_k_proj, attn.add_v_proj)
 
 
-class Parking:
+class WeightOffloader:
     """Weights that wait on another device while nobody needs them."""
 
     def __init__(self, device: torch.device) -> None:
@@ -155,15 +155,15 @@ class Parking:
 
 
 @dataclass(eq=False)
-class Readers:
+class AttentionGroup:
     """The attentions that read one kind of input, where each looks for it, what projects it."""
 
     projections: Callable[[Any], Projections]
-    parking: Parking | None = None
+    parking: WeightOffloader | None = None
     attentions: list[Any] = field(default_factory=list)
-    seats: list[Seat] = field(default_factory=list)
+    seats: list[KVSlot] = field(default_factory=list)
 
-    def add(self, attn: Any, seat: Seat) -> None:
+    def add(self, attn: Any, seat: KVSlot) -> None:
         """One more."""
         self.attentions.append(attn)
         self.seats.append(seat)
@@ -174,7 +174,7 @@ class Readers:
             (ref(module), module.weight.dtype, version(module.weight)) for module in self._modules()
         ]
 
-    def read(self, kept: Kept) -> None:
+    def read(self, kept: CacheEntry) -> None:
         """Let every attention find what is kept, or the weights that it needs to fill it."""
         for seat, kv in zip(self.seats, kept.blocks, strict=True):
             seat.kv = kv

@@ -16,16 +16,16 @@ from diffusers import WanAnimateTransformer3DModel
 from diffusers.models.transformers import transformer_wan, transformer_wan_animate
 from torch import Tensor, nn
 
+from wancli.caching.lru import LRUCache, swap
 from wancli.caching.prompt_attention import (
+    AttentionGroup,
     FaceAttention,
-    Parking,
     PromptAttention,
-    Readers,
+    WeightOffloader,
     image_projections,
     text_projections,
 )
-from wancli.caching.remembered import Slots, swap
-from wancli.specs import TEXT_LENGTH
+from wancli.catalog.specs import TEXT_LENGTH
 
 KEPT = 4  # prompts in one transformer: two, each with its negative one
 TABLES = 4  # latent shapes
@@ -37,13 +37,13 @@ STOCK = (transformer_wan.WanAttnProcessor, transformer_wan_animate.WanAttnProces
 
 
 @dataclass(eq=False)
-class Known:
+class LayerCaches:
     """What one transformer knows, by kind of input."""
 
-    text: Slots = field(default_factory=Slots)
-    image: Slots = field(default_factory=Slots)
-    motion: Slots = field(default_factory=Slots)
-    face: Slots = field(default_factory=Slots)
+    text: LRUCache = field(default_factory=LRUCache)
+    image: LRUCache = field(default_factory=LRUCache)
+    motion: LRUCache = field(default_factory=LRUCache)
+    face: LRUCache = field(default_factory=LRUCache)
 
     @property
     def bytes(self) -> int:
@@ -51,7 +51,7 @@ class Known:
         return sum(slots.bytes for slots in (self.text, self.image, self.motion, self.face))
 
 
-class PromptMemory:
+class PromptKVCache:
     """What the prompts of one request came to, inside each transformer.
 
     It notices other embeddings, embeddings that were written to, other projections (a LoRA was
@@ -62,11 +62,11 @@ class PromptMemory:
 
     def __init__(self, keep: int = KEPT) -> None:
         self.keep = keep
-        self._known: WeakKeyDictionary[nn.Module, Known] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[nn.Module, LayerCaches] = WeakKeyDictionary()
 
-    def of(self, transformer: nn.Module) -> Known:
+    def of(self, transformer: nn.Module) -> LayerCaches:
         """What this transformer knows."""
-        return self._known.setdefault(transformer, Known())
+        return self._known.setdefault(transformer, LayerCaches())
 
     @property
     def bytes(self) -> int:
@@ -80,10 +80,12 @@ class PromptMemory:
                 slots.trim(0)
 
 
-class Remembered(nn.Module):
+class CachedModule(nn.Module):
     """An embedder that is asked once for each input, and tells the readers which one it is."""
 
-    def __init__(self, embedder: nn.Module, slots: Slots, readers: Readers, keep: int) -> None:
+    def __init__(
+        self, embedder: nn.Module, slots: LRUCache, readers: AttentionGroup, keep: int
+    ) -> None:
         super().__init__()
         self.embedder, self._slots, self._readers, self._keep = embedder, slots, readers, keep
 
@@ -102,11 +104,17 @@ class Remembered(nn.Module):
         return kept.embedded
 
 
-class Text(Remembered):
+class CachedTextEmbedder(CachedModule):
     """The text embedder. Before an image, diffusers takes it that there are 512 tokens."""
 
     def __init__(
-        self, embedder: nn.Module, slots: Slots, readers: Readers, keep: int, *, pictured: bool
+        self,
+        embedder: nn.Module,
+        slots: LRUCache,
+        readers: AttentionGroup,
+        keep: int,
+        *,
+        pictured: bool,
     ) -> None:
         super().__init__(embedder, slots, readers, keep)
         self._pictured = pictured
@@ -118,10 +126,12 @@ class Text(Remembered):
         return super().forward(tokens)
 
 
-class Motion(Remembered):
+class CachedMotionEncoder(CachedModule):
     """Wan-Animate's motion encoder. It is shown a face video in batches of frames."""
 
-    def __init__(self, embedder: nn.Module, slots: Slots, readers: Readers, keep: int) -> None:
+    def __init__(
+        self, embedder: nn.Module, slots: LRUCache, readers: AttentionGroup, keep: int
+    ) -> None:
         super().__init__(embedder, slots, readers, keep)
         self._video: list[Tensor] = []
 
@@ -137,11 +147,17 @@ class Motion(Remembered):
         return video
 
 
-class Face(Remembered):
+class CachedFaceEncoder(CachedModule):
     """Wan-Animate's face encoder. Its input is always new, but what that is made of is not."""
 
     def __init__(
-        self, embedder: nn.Module, slots: Slots, readers: Readers, keep: int, *, motion: Motion
+        self,
+        embedder: nn.Module,
+        slots: LRUCache,
+        readers: AttentionGroup,
+        keep: int,
+        *,
+        motion: CachedMotionEncoder,
     ) -> None:
         super().__init__(embedder, slots, readers, keep)
         self._end_of_motion = motion.end  # not `motion`: that is the transformer's submodule
@@ -153,7 +169,7 @@ class Face(Remembered):
         return embedded
 
 
-class RememberedRope(nn.Module):
+class CachedRope(nn.Module):
     """The rotary table of every latent shape, made once."""
 
     def __init__(self, rope: nn.Module) -> None:
@@ -202,12 +218,12 @@ class UniformTimesteps(nn.Module):
 @contextmanager
 def prompt_kv(
     transformer: Any,
-    memory: PromptMemory,
+    memory: PromptKVCache,
     *,
     align: int = 1,
     uniform_timesteps: bool = False,
     park: torch.device | None = None,
-) -> Iterator[Sequence[Parking]]:
+) -> Iterator[Sequence[WeightOffloader]]:
     """Let the transformer compute a prompt once; left, it is as it was, error or not.
 
     `align` pads the stored tokens to a multiple, out of the queries' sight: the same in float64,
@@ -221,25 +237,27 @@ def prompt_kv(
         parkings = []
         for readers in (text, image, face):
             if park is not None:
-                readers.parking = Parking(park)
+                readers.parking = WeightOffloader(park)
                 undo.callback(readers.parking.fetch)
                 parkings.append(readers.parking)
         known, keep, embedder = memory.of(transformer), memory.keep, transformer.condition_embedder
-        ours: Remembered = Text(
+        ours: CachedModule = CachedTextEmbedder(
             embedder.text_embedder, known.text, text, keep, pictured=bool(image.seats)
         )
         swap(embedder, "text_embedder", ours, undo)
         if embedder.image_embedder is not None:
-            ours = Remembered(embedder.image_embedder, known.image, image, keep)
+            ours = CachedModule(embedder.image_embedder, known.image, image, keep)
             swap(embedder, "image_embedder", ours, undo)
         if isinstance(transformer, WanAnimateTransformer3DModel):
-            nobody = Readers(text_projections)
-            motion = Motion(transformer.motion_encoder, known.motion, nobody, keep)
+            nobody = AttentionGroup(text_projections)
+            motion = CachedMotionEncoder(transformer.motion_encoder, known.motion, nobody, keep)
             swap(transformer, "motion_encoder", motion, undo)
-            ours = Face(transformer.face_encoder, known.face, face, keep, motion=motion)
+            ours = CachedFaceEncoder(
+                transformer.face_encoder, known.face, face, keep, motion=motion
+            )
             swap(transformer, "face_encoder", ours, undo)
         if type(transformer.rope) in STOCK_ROPE:
-            swap(transformer, "rope", RememberedRope(transformer.rope), undo)
+            swap(transformer, "rope", CachedRope(transformer.rope), undo)
         if uniform_timesteps:
             swap(transformer, "condition_embedder", UniformTimesteps(embedder), undo)
         yield parkings
@@ -247,10 +265,10 @@ def prompt_kv(
 
 def _take_attention(
     transformer: Any, align: int, undo: ExitStack
-) -> tuple[Readers, Readers, Readers]:
+) -> tuple[AttentionGroup, AttentionGroup, AttentionGroup]:
     """Readers of text, image and face, in the place of the transformer's cross-attention."""
     text, image, face = (
-        Readers(make) for make in (text_projections, image_projections, text_projections)
+        AttentionGroup(make) for make in (text_projections, image_projections, text_projections)
     )
     for name, stock in transformer.attn_processors.items():  # blocks.3.attn2.processor
         attn = transformer.get_submodule(name.removesuffix(".processor"))

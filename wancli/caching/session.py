@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from wancli.records import Use
+from wancli.records.record import ForwardStats
 
 
 class Session:
@@ -20,14 +20,14 @@ class Session:
         self,
         transformer: nn.Module,
         forwards: float,
-        look: Callable[[], Use],
+        look: Callable[[], ForwardStats],
         advance: Callable[[], None] = lambda: None,
     ) -> None:
         self.transformer = transformer
         self._left, self._look, self._advance = forwards, look, advance
-        self._uses: list[Use] = []
+        self._uses: list[ForwardStats] = []
 
-    def uses(self) -> list[Use]:
+    def uses(self) -> list[ForwardStats]:
         """What was done so far, in the order of the forwards."""
         return list(self._uses)
 

@@ -14,8 +14,8 @@ from typer.exceptions import TyperException
 
 from wancli.cli.lazy import Entry, lazy
 from wancli.errors import CapacityError, OutputError, SetupError, UsageError, WancliError
-from wancli.interrupts import Interrupted, ignore
-from wancli.threads import choose_threads
+from wancli.utils.interrupts import Interrupted, ignore
+from wancli.utils.threads import choose_threads
 
 COMMANDS = {
     "generate": Entry("wancli.cli.generate:generate", "Make a video of a prompt."),
@@ -30,9 +30,9 @@ COMMANDS = {
         "wancli.cli.repro:repro", "Make a video again from its own record; any flag overrides it."
     ),
     "show": Entry(
-        "wancli.cli.files:show", "Print the record inside a video: the recipe that made it."
+        "wancli.cli.show:show", "Print the record inside a video: the recipe that made it."
     ),
-    "decode": Entry("wancli.cli.files:decode", "Turn saved latents into a video."),
+    "decode": Entry("wancli.cli.show:decode", "Turn saved latents into a video."),
     "compare": Entry(
         "wancli.cli.compare:compare", "Measure how far a video, or latents, are from another."
     ),
@@ -113,10 +113,10 @@ def _end(error: WancliError | Interrupted) -> NoReturn:
         sys.exit(error.exit_code)  # whoever read, as `head` does, has enough
     if os.environ.get("WANCLI_DEBUG") == "1":
         raise error
-    from wancli.cli.options import Talk
+    from wancli.cli.options import OutputOptions
     from wancli.cli.screen import Screen
 
-    Screen(Talk()).error(error)
+    Screen(OutputOptions()).error(error)
     sys.exit(error.exit_code)
 
 

@@ -6,17 +6,25 @@ from typing import Annotated
 
 import typer
 
-from wancli.bench.cases import Arm, Bench
-from wancli.cli.benching import Benching, Goals
-from wancli.cli.generate import OUTPUT, Force, Overwrite, PresetName, settings_layers
-from wancli.cli.given import takes_inputs
-from wancli.cli.options import Talk, takes_settings, takes_talk
+from wancli.benchmark.cases import Arm, Bench
+from wancli.benchmark.session import BenchSession, Goals
+from wancli.cli.bench_variants import read_bench_request
+from wancli.cli.options import (
+    OUTPUT,
+    Force,
+    OutputOptions,
+    Overwrite,
+    PresetName,
+    takes_inputs,
+    takes_output_options,
+    takes_settings,
+)
 from wancli.cli.screen import Screen
-from wancli.cli.variants import read_asked
+from wancli.config.layers import settings_layers
+from wancli.config.resolve import Layer
+from wancli.config.settings import Settings
 from wancli.errors import UsageError
-from wancli.inputs import Inputs
-from wancli.resolve import Layer
-from wancli.settings import Settings
+from wancli.planning.inputs import InputFiles
 
 GOALS, TUNE = "Goals", "Tuning"
 COLUMNS = (
@@ -68,15 +76,15 @@ Save = Annotated[
 ]
 
 
-@takes_talk
+@takes_output_options
 @takes_settings(Settings)
 @takes_inputs
 def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
     given: Layer,
-    inputs: Inputs,
+    inputs: InputFiles,
     task: str | None,
-    talk: Talk,
+    talk: OutputOptions,
     prompts: Prompts,
     variant: Variants = None,
     preset: PresetName = None,
@@ -96,13 +104,15 @@ def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
 
     wancli bench "a red circle moving right" --variant "fast: --use-cachedit"
     """
-    asked = replace(read_asked(prompts, seed, variant or [], tune=tune), inputs=inputs, task=task)
+    asked = replace(
+        read_bench_request(prompts, seed, variant or [], tune=tune), inputs=inputs, task=task
+    )
     if not tune and (target_ssim is not None or save_preset):
         raise UsageError("--target-ssim and --save-preset are of --tune.", hint="add --tune")
     target = (0.95 if target_ssim is None else target_ssim) if tune else None
     goals = Goals(fail_under_ssim, fail_over_ratio, target, save_preset)
     screen = Screen(talk)
-    benching = Benching(asked, settings_layers(screen.warn, given, preset), goals)
+    benching = BenchSession(asked, settings_layers(screen.warn, given, preset), goals)
     measured, page = benching.run(output, screen, overwrite=overwrite, force=force)
     _show(measured, page, screen)
     benching.judge(measured)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wancli.cli.options import Talk, takes_talk
+from wancli.cli.options import OutputOptions, takes_output_options
 from wancli.cli.screen import Screen
 from wancli.errors import InputError, QualityError, SettingsError, UsageError, missing
 
@@ -18,12 +18,12 @@ LATENTS = ".safetensors"
 NONE = "\N{EN DASH}"
 
 
-@takes_talk
+@takes_output_options
 def compare(
     *,
     one: Annotated[Path, typer.Argument(metavar="A", help="A video, or latents of wancli's.")],
     other: Annotated[Path, typer.Argument(metavar="B", help="The same, to measure against A.")],
-    talk: Talk,
+    talk: OutputOptions,
     fail_under_ssim: Annotated[
         float | None,
         typer.Option(help="Exit 7 if the SSIM of the worst video frame is less."),
@@ -95,7 +95,7 @@ def _check(one: Path, other: Path, *, fail_under_ssim: float | None) -> bool:
 
 def _lossless(path: Path) -> bool:
     """Whether a video says of itself that every pixel was kept."""
-    from wancli.records import parse_record
+    from wancli.records.record import parse_record
     from wancli.video.read import read_comment
 
     with suppress(InputError):

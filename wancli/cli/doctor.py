@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from wancli.cli.generate import Folder, folder
-from wancli.cli.options import Talk, takes_talk
+from wancli.cli.options import Folder, OutputOptions, folder, takes_output_options
 from wancli.cli.screen import Screen
+from wancli.config.settings import Machine
+from wancli.cost.devices import find_device
+from wancli.cost.estimate import Rates, write_rates
 from wancli.errors import SetupError
-from wancli.estimate import Rates, gib, write_rates
-from wancli.inventory import find_device
-from wancli.settings import Machine
+from wancli.utils.units import gib
 
 Measure = Annotated[
     bool,
@@ -21,8 +21,8 @@ Measure = Annotated[
 ]
 
 
-@takes_talk
-def doctor(*, talk: Talk, output_dir: Folder = None, measure: Measure = False) -> None:
+@takes_output_options
+def doctor(*, talk: OutputOptions, output_dir: Folder = None, measure: Measure = False) -> None:
     """Say what this machine can run, and why not.
 
     Exit 4 where generate cannot.

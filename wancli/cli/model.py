@@ -5,18 +5,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wancli.cli.costing import default_json, default_row, taken_by_default
-from wancli.cli.options import Talk, takes_talk
+from wancli.catalog.hub_cache import absent, cached_bytes, cached_repos, find_cached, repo_folder
+from wancli.catalog.local import find_spec
+from wancli.catalog.specs import DEMO_FOLDER, RANDOM, SPECS, ModelSpec
+from wancli.cli.options import OutputOptions, takes_output_options
+from wancli.cli.plan_table import default_json, default_row
 from wancli.cli.screen import Screen
+from wancli.cost.capacity import check_default_capacity
 from wancli.errors import InputError, ModelError, UsageError
-from wancli.folders import find_spec
-from wancli.hub_cache import absent, cached_bytes, cached_repos, find_cached, repo_folder
-from wancli.outputs import Output, Outputs
-from wancli.specs import DEMO_FOLDER, RANDOM, SPECS, ModelSpec
-from wancli.tensor_files import checkpoint_files
+from wancli.records.tensor_files import checkpoint_files
+from wancli.utils.outputs import OutputFile, OutputSet
 
 if TYPE_CHECKING:
-    from wancli.models.about import About
+    from wancli.models.inspect import ModelInfo
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,8 +30,8 @@ Model = Annotated[
 
 
 @app.command("list")
-@takes_talk
-def list_(talk: Talk) -> None:
+@takes_output_options
+def list_(talk: OutputOptions) -> None:
     """Name the known models and those in the hub's cache, and what they take of the disk."""
     screen = Screen(talk)
     repos = [spec.repo for spec in SPECS.values()]
@@ -49,8 +50,8 @@ def list_(talk: Talk) -> None:
 
 
 @app.command()
-@takes_talk
-def pull(name: Model, talk: Talk) -> None:
+@takes_output_options
+def pull(name: Model, talk: OutputOptions) -> None:
     """Download a model from the hub; files that have arrived before stay.
 
     wancli model pull wan2.1-t2v-1.3b
@@ -61,8 +62,8 @@ def pull(name: Model, talk: Talk) -> None:
             f"model '{name}' is in {spec.folder}: there is nothing to download.",
             hint="wancli model list names what the hub has",
         )
-    from wancli.models.about import missing_files
     from wancli.models.hub import bytes_to_download, check_space, download
+    from wancli.models.inspect import missing_files
 
     needed = bytes_to_download(spec.repo)
     if needed:
@@ -79,18 +80,18 @@ def pull(name: Model, talk: Talk) -> None:
 
 
 @app.command()
-@takes_talk
-def info(name: Model, talk: Talk) -> None:
+@takes_output_options
+def info(name: Model, talk: OutputOptions) -> None:
     """Say what a model is: parts, parameters, dtypes, strides, task; and whether it fits here."""
-    from wancli.models.about import about
+    from wancli.models.inspect import inspect_model
 
-    found, screen = about(name), Screen(talk)
+    found, screen = inspect_model(name), Screen(talk)
     if found.spec.on_hub and found.spec.name not in SPECS:
         raise absent(name)
     if found.missing:
         some = ", ".join(found.missing[:3])
         screen.warn(f"{name} lacks {some}.", hint=f"wancli model pull {name}")
-    here = taken_by_default(name, found.spec)
+    here = check_default_capacity(name, found.spec)
     if talk.json:
         screen.json(found.as_json() | default_json(here))
         return
@@ -112,17 +113,17 @@ def info(name: Model, talk: Talk) -> None:
 
 
 @app.command()
-@takes_talk
-def path(name: Model, talk: Talk) -> None:
+@takes_output_options
+def path(name: Model, talk: OutputOptions) -> None:
     """Print the folder of a model that is on this machine."""
     _say_path(Screen(talk), *_here(name))
 
 
 @app.command()
-@takes_talk
+@takes_output_options
 def rm(
     name: Model,
-    talk: Talk,
+    talk: OutputOptions,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,  # noqa: FBT002
 ) -> None:
     """Delete a model from the hub's cache, all of its revisions."""
@@ -149,14 +150,14 @@ def rm(
 
 
 @app.command()
-@takes_talk
+@takes_output_options
 def convert(
     *,
     source: Annotated[
         Path, typer.Argument(help="Checkpoint: .pt, .safetensors, or a folder of its shards.")
     ],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    talk: Talk,
+    talk: OutputOptions,
     config: Annotated[
         Path | None,
         typer.Option(help='JSON with what the weights do not say, such as {"num_heads": 12}.'),
@@ -173,7 +174,7 @@ def convert(
 
     wancli model convert self_forcing_dmd.pt self-forcing --base Wan2.1-T2V-1.3B-Diffusers
     """
-    from wancli.models.folder import check_target
+    from wancli.models.convert_folder import check_target
 
     sources = [path for path in (source, config, base) if path]
     for path in sources:
@@ -183,9 +184,9 @@ def convert(
     checkpoint_files(source)
     from wancli.models.convert import convert as write
 
-    screen, outputs = Screen(talk), Outputs(another="another folder")
+    screen, outputs = Screen(talk), OutputSet(another="another folder")
     # Whether a folder may be replaced is looked at by `write`, once no other process makes it.
-    outputs.add(Output(out, "OUT", ours=lambda _: True, folder=True))
+    outputs.add(OutputFile(out, "OUT", ours=lambda _: True, folder=True))
     with outputs.held():
         done = write(source, out, config=config, base=base, overwrite=overwrite)
     layers, heads, width = (
@@ -219,7 +220,7 @@ def size_text(size: int) -> str:
 
 def _listed(spec: ModelSpec) -> dict[str, Any] | None:
     """What the list says of a model; None for one of the hub that is not a Wan."""
-    from wancli.models.about import find_local, missing_files
+    from wancli.models.inspect import find_local, missing_files
 
     cached = find_cached(spec.repo) if spec.repo else None
     size, state = cached_bytes(spec.repo) if spec.repo else 0, "no"
@@ -252,7 +253,7 @@ def _size_of(folder: Path) -> int:
 
 def _here(name: str) -> tuple[ModelSpec, Path]:
     """The model and its folder. Raises ModelError where it is not on this machine."""
-    from wancli.models.about import missing_files
+    from wancli.models.inspect import missing_files
 
     spec = _with_files(name)
     if spec.folder is not None:
@@ -286,7 +287,7 @@ def _say_path(screen: Screen, spec: ModelSpec, folder: Path) -> None:
         screen.result(str(folder))
 
 
-def _facts(found: "About") -> list[tuple[str, ...]]:
+def _facts(found: "ModelInfo") -> list[tuple[str, ...]]:
     spec = found.spec
     strides = spec.strides
     causal = {True: "yes", False: "no", None: "unknown"}[spec.causal]

@@ -2,17 +2,22 @@
 
 import functools
 import inspect
+import os
 import re
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic.fields import FieldInfo
 
+from wancli.config.resolve import Layer, fields_of, flag, panel
+from wancli.config.settings import Settings
 from wancli.errors import UsageError, shortened
-from wancli.resolve import Layer, fields_of, flag, panel
-from wancli.settings import Settings
+from wancli.planning.input_files import _OPTIONS
+from wancli.planning.inputs import InputFiles
 
 Command = Callable[..., None]
 
@@ -46,7 +51,7 @@ _SHORTHANDS = [_shorthand("size", str, _SIZE), _shorthand("use_cachedit", bool, 
 
 
 @dataclass(frozen=True)
-class Talk:
+class OutputOptions:
     """How much is said, and how."""
 
     json: bool = False
@@ -96,14 +101,14 @@ def takes_settings(
     return decorate
 
 
-def takes_talk(command: Command) -> Command:
+def takes_output_options(command: Command) -> Command:
     """Call `command` with `talk`, from the flags that every command takes."""
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
         json, quiet, verbose, no_color = (values.pop(name) for name in _TALK)
         color = False if no_color else None
-        command(talk=Talk(json=json, quiet=quiet, verbose=verbose, color=color), **values)
+        command(talk=OutputOptions(json=json, quiet=quiet, verbose=verbose, color=color), **values)
 
     extra = [
         inspect.Parameter(
@@ -174,3 +179,93 @@ def _default(value: object) -> str:
     if value in (None, "", ()):
         return ""
     return f" (default: {('off', 'on')[value] if isinstance(value, bool) else value})"
+
+
+OUTPUT = "Output"
+
+
+Prompt = Annotated[str | None, typer.Argument(help="What the video shows; - reads standard input.")]
+
+
+PromptFlag = Annotated[str | None, typer.Option("--prompt", "-p", help="The same, as a flag.")]
+
+
+PresetName = Annotated[str | None, typer.Option(help="Preset to start from: a name or a file.")]
+
+
+CachePreset = Annotated[
+    str | None,
+    typer.Option(
+        "--cachedit-preset", rich_help_panel="Step cache", help="Preset to take only this from."
+    ),
+]
+
+
+Seed = Annotated[
+    str | None, typer.Option("--seed", "-s", help="7, 1,2,5, 0-9 or random. (default: random)")
+]
+
+
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output", "-o", rich_help_panel=OUTPUT,
+        help="File, or template such as {prompt:40}-{seed}.mp4.",
+    ),
+]  # fmt: skip
+
+
+Folder = Annotated[Path | None, typer.Option(rich_help_panel=OUTPUT, help="Folder of bare names.")]
+
+
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace files.")
+]
+
+
+Force = Annotated[bool, typer.Option("--force", help="Try what does not fit in memory.")]
+
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; load nothing.")]
+
+
+def read_prompt(*given: str | None) -> str:
+    """The prompt, from the argument, the flag or standard input. Raises UsageError."""
+    texts = [text for text in given if text is not None]
+    if len(texts) > 1:
+        raise UsageError("the prompt is given twice.", hint='wancli generate "a red circle"')
+    text = texts[0] if texts else ""
+    if text == "-":
+        try:
+            text = sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError:
+            raise UsageError("standard input is not UTF-8 text.", hint="iconv -t UTF-8") from None
+        except OSError as error:
+            raise UsageError(
+                f"cannot read standard input: {error.strerror}.", hint="echo PROMPT | wancli …"
+            ) from None
+    if not text.strip():
+        raise UsageError("the prompt is empty.", hint='wancli generate "a red circle moving right"')
+    return text.strip()
+
+
+def folder(given: Path | None) -> Path:
+    """Where bare names go."""
+    return given or Path(os.environ.get("WANCLI_OUTPUT_DIR") or ".")
+
+
+def takes_inputs(command: Command) -> Command:
+    """Call `command` with `inputs` and `task`, from the flags of pictures and videos."""
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        given = {name: values.pop(name) for name in _OPTIONS}
+        task, references = given.pop("task"), tuple(given.pop("ref_image") or ())
+        command(inputs=InputFiles(**given, ref_image=references), task=task, **values)
+
+    only = inspect.Parameter.KEYWORD_ONLY
+    extra = [
+        inspect.Parameter(name, only, default=None, annotation=annotation)
+        for name, annotation in _OPTIONS.items()
+    ]
+    return with_parameters(run, command, without=("inputs", "task"), extra=extra)

@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from wancli.cli.generate import generate
-from wancli.cli.options import Command, Talk, takes_talk
+from wancli.cli.options import Command, OutputOptions, takes_output_options
 from wancli.cli.rollout import rollout
+from wancli.config.resolve import flag
 from wancli.errors import UsageError
-from wancli.resolve import flag
 
 UNNAMED = "video"  # names the file where there is no prompt
 
@@ -22,7 +22,7 @@ def _options(command: Command) -> dict[str, inspect.Parameter]:
 _GENERATE, _ROLLOUT = _options(generate), _options(rollout)
 
 
-def _plan(*, talk: Talk, **given: Any) -> None:
+def _plan(*, talk: OutputOptions, **given: Any) -> None:
     """Say what a video would take, and whether it fits; load nothing.
 
     Takes the options of generate, and with --chunks those of rollout. Exit 5 where it cannot fit.
@@ -47,4 +47,4 @@ def _plan(*, talk: Talk, **given: Any) -> None:
 _plan.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     list((_ROLLOUT | _GENERATE).values())
 )
-plan = takes_talk(_plan)
+plan = takes_output_options(_plan)

@@ -5,12 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from wancli.cli.generate import warn_of_unreadable_presets
-from wancli.cli.options import Talk, takes_settings, takes_talk
+from wancli.catalog.local import find_spec
+from wancli.cli.options import OutputOptions, takes_output_options, takes_settings
 from wancli.cli.screen import Screen
-from wancli.errors import SettingsError, WancliError
-from wancli.folders import find_spec
-from wancli.presets import (
+from wancli.config.layers import warn_of_unreadable_presets
+from wancli.config.presets import (
     Preset,
     find_preset,
     layers_to_show,
@@ -19,8 +18,9 @@ from wancli.presets import (
     save_preset,
     validate_file,
 )
-from wancli.resolve import Layer, resolve
-from wancli.settings import RolloutSettings
+from wancli.config.resolve import Layer, resolve
+from wancli.config.settings import RolloutSettings
+from wancli.errors import SettingsError, WancliError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,8 +31,8 @@ Name = Annotated[str, typer.Argument(help="Preset: a name or a file.")]
 
 
 @app.command("list")
-@takes_talk
-def list_(talk: Talk) -> None:
+@takes_output_options
+def list_(talk: OutputOptions) -> None:
     """Name every preset, where it is from and what it shadows."""
     screen = Screen(talk)
     warn_of_unreadable_presets(screen.warn)
@@ -52,8 +52,8 @@ def list_(talk: Talk) -> None:
 
 
 @app.command()
-@takes_talk
-def show(name: Name, talk: Talk) -> None:
+@takes_output_options
+def show(name: Name, talk: OutputOptions) -> None:
     """Print every setting a preset comes to, and where each is from."""
     preset, screen = find_preset(name), Screen(talk)
     resolved = resolve(layers_to_show(preset), RolloutSettings)
@@ -71,18 +71,18 @@ def show(name: Name, talk: Talk) -> None:
 
 
 @app.command()
-@takes_talk
-def path(name: Name, talk: Talk) -> None:
+@takes_output_options
+def path(name: Name, talk: OutputOptions) -> None:
     """Print the file of a preset."""
     screen, found = Screen(talk), find_preset(name).path
     screen.json({"path": str(found)}) if talk.json else screen.result(str(found))
 
 
 @app.command()
-@takes_talk
+@takes_output_options
 def validate(
     file: Annotated[Path, typer.Argument(help="TOML file to check.")],
-    talk: Talk,
+    talk: OutputOptions,
 ) -> None:
     """Check a preset file: its syntax, names, values, and what it extends."""
     preset, screen = validate_file(file), Screen(talk)
@@ -90,13 +90,13 @@ def validate(
 
 
 @app.command()
-@takes_talk
+@takes_output_options
 @takes_settings(RolloutSettings)
 def save(
     *,
     name: Annotated[str, typer.Argument(help="Name to save under.")],
     given: Layer,
-    talk: Talk,
+    talk: OutputOptions,
     preset: Annotated[str | None, typer.Option(help="Preset that it extends.")] = None,
     description: Annotated[str, typer.Option(help="One line about it.")] = "",
     overwrite: Annotated[

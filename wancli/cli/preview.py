@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wancli.cli.generate import Overwrite
-from wancli.cli.options import Talk, takes_talk
+from wancli.cli.options import OutputOptions, Overwrite, takes_output_options
 from wancli.cli.screen import Screen
 from wancli.errors import InputError, UsageError, missing
-from wancli.outputs import Output, Outputs
+from wancli.utils.outputs import OutputFile, OutputSet
 
 if TYPE_CHECKING:
     from wancli.video.sheet import Picture
@@ -19,11 +18,11 @@ SCHEMA = "wancli.preview/1"
 SHEET, ANIMATION = "Contact sheet", "GIF and WebP"
 
 
-@takes_talk
+@takes_output_options
 def preview(  # noqa: PLR0913 - one parameter per flag
     *,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Videos.")],
-    talk: Talk,
+    talk: OutputOptions,
     sheet: Annotated[
         Path | None,
         typer.Option(
@@ -67,15 +66,15 @@ def preview(  # noqa: PLR0913 - one parameter per flag
     animations = [path for path in (gif, webp) if path]
     _check_videos(files, animations=bool(animations))
     sheets = _sheets(files, sheet, animations=bool(animations))
-    outputs = Outputs(overwrite=overwrite, reads=files, another="another name")
+    outputs = OutputSet(overwrite=overwrite, reads=files, another="another name")
     outputs.add(*(_output(path, "--sheet", ".png") for path in sheets))
     outputs.add(*(_output(p, f"--{n}", f".{n}") for n, p in (("gif", gif), ("webp", webp)) if p))
     if fps is not None and not animations:
         raise UsageError("--fps is of animations.", hint="--gif NAME.gif or --webp NAME.webp")
     with outputs.held():
-        from wancli.video.sheet import Grid, draw_animation, draw_sheet
+        from wancli.video.sheet import SheetLayout, draw_animation, draw_sheet
 
-        grid = Grid(rows, columns, width) if width else Grid(rows, columns)
+        grid = SheetLayout(rows, columns, width) if width else SheetLayout(rows, columns)
         # All of them are drawn before one is written: a video may be damaged at its end.
         drawn = [(target, videos, draw_sheet(videos, grid)) for target, videos in sheets.items()]
         for target in animations:
@@ -116,11 +115,11 @@ def _check_videos(files: Sequence[Path], *, animations: bool) -> None:
         )
 
 
-def _output(path: Path, role: str, suffix: str) -> Output:
+def _output(path: Path, role: str, suffix: str) -> OutputFile:
     if path.suffix.lower() != suffix:
         hint = f"use {path.with_suffix(suffix)}" if path.name else f"use a name such as x{suffix}"
         raise UsageError(f"output {str(path)!r} does not end in {suffix}.", hint=hint)
-    return Output(path, role)
+    return OutputFile(path, role)
 
 
 def _say(screen: Screen, made: "Picture", target: Path, videos: Sequence[Path]) -> None:

@@ -5,36 +5,39 @@ from typing import Annotated, Any
 
 import typer
 
-from wancli.cli.costing import Planned, carry_out
-from wancli.cli.execute import Asked, Files, plan_videos
-from wancli.cli.generate import (
+from wancli.cli.options import (
     DryRun,
     Folder,
     Force,
     Output,
+    OutputOptions,
     Overwrite,
     PromptFlag,
     Seed,
     folder,
     read_prompt,
+    takes_output_options,
+    takes_settings,
 )
-from wancli.cli.given import find_again
-from wancli.cli.options import Talk, takes_settings, takes_talk
-from wancli.cli.rolling import Ask, Rolling
+from wancli.cli.plan_table import Planned, carry_out
 from wancli.cli.screen import Screen
-from wancli.cli.starts import Starts
+from wancli.config.resolve import Layer, resolve
+from wancli.config.seeds import parse_seeds
+from wancli.config.settings import Settings
 from wancli.errors import InputError
-from wancli.records import parse_record, parse_seeds, read_record_file, settings_of
-from wancli.resolve import Layer, resolve
-from wancli.settings import Settings
+from wancli.generate.batch import GenerateRequest, OutputFiles, plan_videos
+from wancli.planning.context import ContextFiles
+from wancli.planning.input_files import find_again
+from wancli.records.record import parse_record, read_record_file, settings_of
+from wancli.rollout.session import RolloutRequest, RolloutSession
 
 
-@takes_talk
+@takes_output_options
 @takes_settings(Settings)
 def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
     given: Layer,
-    talk: Talk,
+    talk: OutputOptions,
     file: Annotated[Path, typer.Argument(help="A video of wancli's, or its JSON.")],
     prompt_flag: PromptFlag = None,
     seed: Seed = None,
@@ -56,15 +59,17 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     name = output or f"{file.stem}-repro.mp4"
     if record["command"] == "rollout":
         _refuse_files(request, file)
-        ask = Ask(text, seed, Starts(), output=name, folder=place, overwrite=overwrite, force=force)
-        planned: Planned = Rolling(ask, layers, before=request)
+        ask = RolloutRequest(
+            text, seed, ContextFiles(), output=name, folder=place, overwrite=overwrite, force=force
+        )
+        planned: Planned = RolloutSession(ask, layers, before=request)
     else:
         seeds = parse_seeds(seed, None) if seed else [request["seed"]]
         known = request.get("inputs", {})
         inputs, task = find_again(known, file), known.get("task")
         found = resolve(layers, Settings)
-        asked = Asked("repro", text, seeds, found, force, inputs, task)
-        planned = plan_videos(asked, Files(name, place, overwrite))
+        asked = GenerateRequest("repro", text, seeds, found, force, inputs, task)
+        planned = plan_videos(asked, OutputFiles(name, place, overwrite))
     made = next(iter(carry_out(planned, screen, dry_run=dry_run)), None)
     if made and made["hash"] == record["hash"]:
         _compare(before, file, made, screen)

@@ -5,29 +5,32 @@ from typing import Annotated
 
 import typer
 
-from wancli.cli.costing import carry_out
-from wancli.cli.earlier import find_earlier, told_in
-from wancli.cli.generate import (
+from wancli.cli.options import (
+    OF_TASKS,
     OUTPUT,
     DryRun,
     Folder,
     Output,
+    OutputOptions,
     Overwrite,
     PresetName,
     Prompt,
     PromptFlag,
     folder,
     read_prompt,
-    settings_layers,
+    takes_output_options,
+    takes_settings,
 )
-from wancli.cli.options import OF_TASKS, Talk, takes_settings, takes_talk
-from wancli.cli.rolling import Ask, Rolling
+from wancli.cli.plan_table import carry_out
 from wancli.cli.screen import Screen
-from wancli.cli.starts import Starts
-from wancli.records import settings_of
-from wancli.resolve import Layer
-from wancli.schedule import parse_change, read_script
-from wancli.settings import RolloutSettings
+from wancli.config.layers import settings_layers
+from wancli.config.resolve import Layer
+from wancli.config.settings import RolloutSettings
+from wancli.planning.context import ContextFiles
+from wancli.planning.earlier_rollout import find_rollout, stored_request
+from wancli.planning.prompts import parse_change, read_script
+from wancli.records.record import settings_of
+from wancli.rollout.session import RolloutRequest, RolloutSession
 
 START, SCRIPT, RESEARCH, AGAIN = "Start", "Prompts", "Research", "Going on"
 PROMPT_KV = ("prompt_kv", "kv_align", "free_kv_weights")  # rollouts always compute a prompt once
@@ -90,12 +93,12 @@ Force = Annotated[
 ]
 
 
-@takes_talk
+@takes_output_options
 @takes_settings(RolloutSettings, without=("num_frames", "scheduler", *PROMPT_KV, *OF_TASKS))
 def rollout(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
     given: Layer,
-    talk: Talk,
+    talk: OutputOptions,
     prompt: Prompt = None,
     prompt_flag: PromptFlag = None,
     preset: PresetName = None,
@@ -128,11 +131,11 @@ def rollout(  # noqa: PLR0913 - one parameter per flag that is not a setting
     text = read_prompt(prompt, prompt_flag) if needs_prompt or prompt or prompt_flag else None
     changes = [parse_change(words) for words in at or []]
     changes += read_script(script) if script else []
-    ask = Ask(
+    ask = RolloutRequest(
         prompt=text,
         seed=seed,
         changes=changes,
-        starts=Starts(image, extend, initial_latents, noise_file, prompt_embeds),
+        starts=ContextFiles(image, extend, initial_latents, noise_file, prompt_embeds),
         latents=save_latents,
         output=output,
         folder=folder(output_dir),
@@ -144,10 +147,10 @@ def rollout(  # noqa: PLR0913 - one parameter per flag that is not a setting
         report=report,
         force=force,
     )
-    base = find_earlier(ask.prompt, output, save_latents, ask.folder) if again else None
-    before = told_in(base) if base else {}
+    base = find_rollout(ask.prompt, output, save_latents, ask.folder) if again else None
+    before = stored_request(base) if base else {}
     if base:
         layers = [Layer(base.name, settings_of({"request": before})), given]
     else:
         layers = settings_layers(screen.warn, given, preset)
-    carry_out(Rolling(ask, layers, before=before, base=base), screen, dry_run=dry_run)
+    carry_out(RolloutSession(ask, layers, before=before, base=base), screen, dry_run=dry_run)

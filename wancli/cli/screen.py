@@ -17,12 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from wancli.cli.console import open_console
-from wancli.cli.options import Talk
+from wancli.cli.options import OutputOptions
 from wancli.cli.streams import printable
 from wancli.cli.terminal_images import Place, find_encode
 from wancli.errors import UsageError, WancliError
-from wancli.interrupts import Interrupted, unwind_from_here
-from wancli.records import SCHEMA, Event, Phase, Report, Request, RunRecord, Step
+from wancli.records.progress import Event, Phase, Report, Step
+from wancli.records.record import SCHEMA, Request, RunRecord
+from wancli.utils.interrupts import Interrupted, unwind_from_here
 
 WIDE = 200  # columns of a table that goes to a file
 SHOWN = 10  # chunks at either end of a table
@@ -35,7 +36,7 @@ ROWS = 8  # lines of a terminal that a preview takes
 class Screen:
     """Says what happens, as the user asked to hear it."""
 
-    def __init__(self, talk: Talk) -> None:
+    def __init__(self, talk: OutputOptions) -> None:
         self.talk = talk
         color = talk.color is not False and not os.environ.get("NO_COLOR")
         self.err = open_console(stderr=True, color=color, soft_wrap=True)

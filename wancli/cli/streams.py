@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from wancli.errors import OutputError
-from wancli.interrupts import Interrupted
+from wancli.utils.interrupts import Interrupted
 
 _ESCAPED = "wancli.escaped"  # name of an error handler
 

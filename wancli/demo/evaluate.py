@@ -23,26 +23,35 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from wancli.catalog.local import find_spec
+from wancli.catalog.specs import DEMO_FOLDER
+from wancli.config.presets import find_preset, layers
+from wancli.config.resolve import Layer, resolve
+from wancli.config.settings import RolloutSettings, Settings
 from wancli.demo import steady
 from wancli.demo.card import make_card
 from wancli.demo.judge import judge
-from wancli.demo.report import COLUMNS, LONG, Case, Use, make_report, tell, write_sheets, write_text
+from wancli.demo.report import (
+    COLUMNS,
+    LONG,
+    EvaluationCase,
+    Use,
+    make_report,
+    tell,
+    write_sheets,
+    write_text,
+)
 from wancli.demo.world import Scene, combinations, render, sample_scene
 from wancli.errors import WancliError
-from wancli.folders import find_spec
-from wancli.models.decode import to_pixels
-from wancli.models.denoiser import Prompts, Text
+from wancli.generate.denoise import decode, denoise
+from wancli.generate.prompts import encode_prompt
 from wancli.models.load import Loaded, load_pipeline
-from wancli.pipeline.chunks import ChunkSampler, remembering_model
-from wancli.pipeline.generate import decode, denoise
-from wancli.pipeline.prompts import encode_prompt
-from wancli.pipeline.rollout import Chunk, Past, Story, Told, rollout
-from wancli.plan import RolloutPlan, make_plan, make_rollout_plan
-from wancli.presets import find_preset, layers
-from wancli.resolve import Layer, resolve
+from wancli.models.vae import to_pixels
+from wancli.planning.plan import RolloutPlan, make_plan, make_rollout_plan
+from wancli.rollout.denoiser import PromptEmbedding, PromptPair
+from wancli.rollout.loop import Chunk, ChunkPrompt, ContextBuffer, RolloutInputs, rollout
+from wancli.rollout.sampler import ChunkSampler, remembering_model
 from wancli.sampling.noise import IndexedNoise
-from wancli.settings import RolloutSettings, Settings
-from wancli.specs import DEMO_FOLDER
 
 PROMPTS = 208  # every combination that is held out, once
 PART = 16  # clips that one process makes at a time
@@ -52,14 +61,16 @@ CLIPS = 48  # that the VAE reconstructs
 say = logging.getLogger("wancli.demo").info
 
 
-def make_cases(count: int, seed: int) -> list[Case]:
+def make_cases(count: int, seed: int) -> list[EvaluationCase]:
     """Held-out combinations in an order that mixes them, each with a seed of its own."""
     mixed = combinations(held_out=True)
     random.Random(0).shuffle(mixed)
-    return [Case(mixed[i % len(mixed)], seed + i) for i in range(count)]
+    return [EvaluationCase(mixed[i % len(mixed)], seed + i) for i in range(count)]
 
 
-def generated(loaded: Loaded, settings: Settings, cases: Sequence[Case]) -> Iterator[Tensor]:
+def generated(
+    loaded: Loaded, settings: Settings, cases: Sequence[EvaluationCase]
+) -> Iterator[Tensor]:
     """Uint8 [T, H, W, 3] of each case, by the product's own functions."""
     plan = make_plan(settings, loaded.spec)
     for case in cases:
@@ -69,7 +80,7 @@ def generated(loaded: Loaded, settings: Settings, cases: Sequence[Case]) -> Iter
 
 
 def rolled_out(
-    loaded: Loaded, settings: RolloutSettings, cases: Sequence[Case]
+    loaded: Loaded, settings: RolloutSettings, cases: Sequence[EvaluationCase]
 ) -> Iterator[Tensor]:
     """Uint8 [T, H, W, 3] of each case, chunk after chunk, by the product's own loop."""
     plan = make_rollout_plan(settings, loaded.spec)
@@ -78,14 +89,16 @@ def rolled_out(
         yield torch.from_numpy(decode(loaded.pipeline.vae, latents))
 
 
-def roll_out(loaded: Loaded, settings: RolloutSettings, plan: RolloutPlan, case: Case) -> Tensor:
+def roll_out(
+    loaded: Loaded, settings: RolloutSettings, plan: RolloutPlan, case: EvaluationCase
+) -> Tensor:
     """Latents [1, C, F, H, W]."""
     prompt = encode_prompt(loaded, case.what.prompt, settings.sampling)
     uncond = prompt.embeddings.get("negative_prompt_embeds")
-    cond = Text(prompt.embeddings["prompt_embeds"])
-    told = Told(Prompts(cond, None if uncond is None else Text(uncond)))
+    cond = PromptEmbedding(prompt.embeddings["prompt_embeds"])
+    told = ChunkPrompt(PromptPair(cond, None if uncond is None else PromptEmbedding(uncond)))
     noise = IndexedNoise({0: case.seed}, (plan.shape.channels, plan.shape.height, plan.shape.width))
-    story = Story(
+    story = RolloutInputs(
         given=(),
         spans=plan.spans,
         tell=lambda _span: told,
@@ -93,7 +106,7 @@ def roll_out(loaded: Loaded, settings: RolloutSettings, plan: RolloutPlan, case:
         denoise=ChunkSampler(loaded, settings, plan, noise),
     )
     with remembering_model(loaded, settings, plan) as model:
-        events = [*rollout(model, story, Past(plan.sink, plan.window))]
+        events = [*rollout(model, story, ContextBuffer(plan.sink, plan.window))]
     return torch.cat([event.latents for event in events if isinstance(event, Chunk)], 2)
 
 
@@ -107,12 +120,12 @@ def reconstruct(vae: AutoencoderKLWan, scene: Scene) -> tuple[Tensor, float]:
 
 
 @dataclass(frozen=True)
-class Task:
+class EvaluationTask:
     """Some cases of one use, small enough to share the work out among processes."""
 
     use: str
     about: str
-    cases: Sequence[Case]
+    cases: Sequence[EvaluationCase]
 
 
 @cache
@@ -123,7 +136,7 @@ def load_demo(model: str, chosen: str) -> tuple[Loaded, RolloutSettings]:
     return load_pipeline(find_spec(settings.model), settings.machine), settings
 
 
-def examine(model: str, preset: str, task: Task) -> Use:
+def examine(model: str, preset: str, task: EvaluationTask) -> Use:
     """Make the task's videos and judge them."""
     loaded, settings = load_demo(model, preset)
     if task.use == LONG:
@@ -133,7 +146,7 @@ def examine(model: str, preset: str, task: Task) -> Use:
     return watch(task.use, task.about, task.cases, videos)
 
 
-def examine_long(loaded: Loaded, settings: RolloutSettings, task: Task) -> Use:
+def examine_long(loaded: Loaded, settings: RolloutSettings, task: EvaluationTask) -> Use:
     """Make long rollouts, judge their last part, and compare it with the first."""
     layer = Layer("long", {"rollout": {"chunks": steady.CHUNKS}})
     longer = resolve([Layer("evaluate", settings.model_dump()), layer], RolloutSettings).settings
@@ -147,7 +160,7 @@ def examine_long(loaded: Loaded, settings: RolloutSettings, task: Task) -> Use:
     return replace(watch(task.use, task.about, task.cases, ends()), changes=changes)
 
 
-def watch(name: str, about: str, cases: Sequence[Case], videos: Iterator[Tensor]) -> Use:
+def watch(name: str, about: str, cases: Sequence[EvaluationCase], videos: Iterator[Tensor]) -> Use:
     """Judge each case's video, uint8 [T, H, W, 3], as it comes."""
     began, verdicts, strips = time.monotonic(), [], []
     for video in videos:
@@ -158,7 +171,7 @@ def watch(name: str, about: str, cases: Sequence[Case], videos: Iterator[Tensor]
     return Use(name, about, cases, verdicts, strips, seconds)
 
 
-def examine_all(model: str, preset: str, tasks: Sequence[Task]) -> list[Use]:
+def examine_all(model: str, preset: str, tasks: Sequence[EvaluationTask]) -> list[Use]:
     """Every use whole: on a CPU in one process a core, since one clip is too small for two."""
     count = 1 if load_demo(model, preset)[0].device.type != "cpu" else os.cpu_count() or 1
     spawn = multiprocessing.get_context("spawn")
@@ -182,7 +195,9 @@ def _joined(uses: Sequence[Use]) -> Use:
     )
 
 
-def make_tasks(settings: RolloutSettings, cases: Sequence[Case], *, long: int) -> list[Task]:
+def make_tasks(
+    settings: RolloutSettings, cases: Sequence[EvaluationCase], *, long: int
+) -> list[EvaluationTask]:
     """All that is to be made, in parts; of the first `long` cases long rollouts, too."""
     sampling, chosen = settings.sampling, settings.rollout
     parts = [cases[i : i + PART] for i in range(0, len(cases), PART)]
@@ -193,15 +208,17 @@ def make_tasks(settings: RolloutSettings, cases: Sequence[Case], *, long: int) -
         "rollout": f"chunks of {chosen.chunk_frames}, {chosen.sampler}, {of_chunk}, {shift}",
     }
     ends = f"the last {steady.END:.0%} of {steady.CHUNKS} chunks"
-    lasting = [Task(LONG, ends, [case]) for case in cases[:long]]
-    return [Task(use, words, part) for use, words in about.items() for part in parts] + lasting
+    lasting = [EvaluationTask(LONG, ends, [case]) for case in cases[:long]]
+    return [
+        EvaluationTask(use, words, part) for use, words in about.items() for part in parts
+    ] + lasting
 
 
 def examine_vae(loaded: Loaded, seed: int) -> tuple[Use, list[float]]:
     """Whole fresh clips of held-out scenes there and back: what is seen, and PSNR in dB of each."""
     choices, seeds = combinations(held_out=True), range(seed, seed + CLIPS)
     scenes = [sample_scene(random.Random(s), choices) for s in seeds]
-    cases = [Case(scene.what, s) for scene, s in zip(scenes, seeds, strict=True)]
+    cases = [EvaluationCase(scene.what, s) for scene, s in zip(scenes, seeds, strict=True)]
     decibels = list[float]()
 
     def clips() -> Iterator[Tensor]:

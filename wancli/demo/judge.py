@@ -88,7 +88,7 @@ def judge(video: Tensor) -> Verdict:
 
 
 @dataclass(frozen=True)
-class Measure:
+class VideoMeans:
     """Means over a video."""
 
     exposure: float  # levels, of all pixels
@@ -96,15 +96,15 @@ class Measure:
     speed: float  # sides per second
 
 
-def measure(video: Tensor, color: str) -> Measure:
+def measure(video: Tensor, color: str) -> VideoMeans:
     """Uint8 [T, H, W, 3] with an object of a palette colour; 0 where nothing has it."""
     pixels, exposure = _unshaded(video), float(video.float().mean())
     if not _named(pixels, color).any():
-        return Measure(exposure, 0.0, 0.0)
+        return VideoMeans(exposure, 0.0, 0.0)
     track = _track(_ink(pixels, color)[1])
     x, y = (_unwrap(path, 1.0) for path in (track.x, track.y))
     pace = torch.hypot(x.diff(), y.diff()).mean() * FPS
-    return Measure(exposure, float((math.pi * track.size**2).mean()), float(pace))
+    return VideoMeans(exposure, float((math.pi * track.size**2).mean()), float(pace))
 
 
 def _named(pixels: Tensor, color: str) -> Tensor:

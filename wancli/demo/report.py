@@ -12,13 +12,13 @@ import imageio.v3 as imageio
 import torch
 from torch import Tensor
 
+from wancli.catalog.local import revision
+from wancli.config.settings import Settings
 from wancli.demo.judge import Verdict
 from wancli.demo.steady import LIMIT, Change, mean_sizes
 from wancli.demo.world import Combination
-from wancli.files import write_whole
-from wancli.folders import revision
 from wancli.models.load import Loaded
-from wancli.settings import Settings
+from wancli.utils.files import write_whole
 
 GOALS = {  # percent right, of the uses that the model is trained for
     "generate": {"color": 100.0, "background": 100.0, "shape": 97.0, "motion": 97.0},
@@ -36,7 +36,7 @@ say = logging.getLogger("wancli.demo").info
 
 
 @dataclass(frozen=True)
-class Case:
+class EvaluationCase:
     """One video that was asked for."""
 
     what: Combination
@@ -49,7 +49,7 @@ class Use:
 
     name: str
     about: str
-    cases: Sequence[Case]
+    cases: Sequence[EvaluationCase]
     verdicts: Sequence[Verdict]
     strips: Sequence[Tensor]  # uint8 [H, COLUMNS * W, 3], one a video
     seconds: float  # per video

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 
+from wancli.catalog.specs import DEMO_FOLDER
 from wancli.demo.autoencoder import STAGES, make_autoencoder, train_autoencoder
 from wancli.demo.dataset import Dataset, encode_clips
 from wancli.demo.distill import distill, write_lora
 from wancli.demo.parts import TEXT_LENGTH, make_tokenizer
 from wancli.demo.training import Log
 from wancli.demo.transformer import SHIFT, Model, train_transformer
-from wancli.specs import DEMO_FOLDER
 
 CLIPS = 4000
 TRANSFORMER_STEPS = 16000

@@ -14,12 +14,14 @@ from typing import Literal
 
 import platformdirs
 
+from wancli.catalog.hub_cache import cache_folder
+from wancli.cost.devices import find_cpu, find_gpus
+from wancli.cost.estimate import read_rates
 from wancli.errors import WancliError
-from wancli.estimate import gib, read_rates
-from wancli.hub_cache import cache_folder
-from wancli.inventory import existing, find_cpu, find_gpus, free_disk, user_cache
-from wancli.packages import package_version
-from wancli.threads import thread_settings
+from wancli.utils.disk import existing, free_disk, user_cache
+from wancli.utils.packages import package_version
+from wancli.utils.threads import thread_settings
+from wancli.utils.units import gib
 
 State = Literal["ok", "missing", "broken", "note"]
 IMPORTED = ("torch", "diffusers", "transformers", "safetensors", "accelerate")

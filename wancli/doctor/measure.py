@@ -10,8 +10,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock
 from torch import Tensor
 from torch.nn import functional
 
-from wancli.estimate import Rates
-from wancli.vae_cost import CAUSAL, REMEMBERED
+from wancli.cost.estimate import Rates
+from wancli.cost.wan_vae import CAUSAL, REMEMBERED
 
 ROUNDS = 3
 DTYPES = ("float32", "bfloat16", "float16")

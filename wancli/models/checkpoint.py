@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from wancli.errors import InputError, ModelError
-from wancli.reading import unreadable
-from wancli.tensor_files import checkpoint_files
+from wancli.records.tensor_files import checkpoint_files
+from wancli.utils.reading import unreadable
 
 Tensors = dict[str, torch.Tensor]
 

@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from wancli.errors import InputError, ModelError, closest, first_line
-from wancli.files import whole_folder
 from wancli.models.checkpoint import EMBEDDER, IMAGE, Tensors, read_checkpoint, some
-from wancli.models.folder import check_base, check_target, copy_parts
-from wancli.reading import read_json, unreadable
+from wancli.models.convert_folder import check_base, check_target, copy_parts
+from wancli.utils.files import whole_folder
+from wancli.utils.reading import read_json, unreadable
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -27,9 +27,9 @@ from huggingface_hub.errors import (
 )
 from tqdm import tqdm
 
+from wancli.catalog.hub_cache import absent, cache_folder, repo_folder, unreachable
 from wancli.errors import ModelError, OutputError, first_line
-from wancli.hub_cache import absent, cache_folder, repo_folder, unreachable
-from wancli.inventory import existing, free_disk
+from wancli.utils.disk import existing, free_disk
 
 # Not the same weights again as .bin or .pth; the text files are words of image processors' CLIP.
 PATTERNS = ("*.json", "*.model", "*.safetensors", "*.txt")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wancli.models.decode import encode, to_pixels
-from wancli.models.scale import scale_of
+from wancli.models.vae import encode, to_pixels
+from wancli.models.vae_scaling import latent_normalizer
 
 _GRID = 16  # latents along a side: samples enough for the 48 channels of Wan 2.2's VAE
 _COLORS = 8  # colours along a side
@@ -35,7 +35,7 @@ def fit_rgb(vae: Any) -> LatentRgb:
     colors = torch.rand(1, 3, _COLORS, _COLORS, generator=generator) * 2 - 1
     # Half of them black: videos are darker than chance, and a dark one should not look green.
     colors[:, :, torch.rand(_COLORS, _COLORS, generator=generator) < 0.5] = -1
-    scale = scale_of(vae)
+    scale = latent_normalizer(vae)
     side = _GRID * scale.spatial
     picture = functional.interpolate(colors, size=(side, side), mode="bilinear")
     # Two latent frames: of the first, and of one after it, which the VAE encodes otherwise.

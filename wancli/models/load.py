@@ -12,20 +12,19 @@ import torch
 import transformers
 from diffusers import UniPCMultistepScheduler
 
-from wancli.configs import CLASSES
-from wancli.errors import CapacityError, ModelError, SetupError, WancliError, first_line
-from wancli.folders import PARTS, check_files, read_config, spec_of_folder
-from wancli.inventory import no_device
-from wancli.lora import EXPERTS, find_lora
-from wancli.machine import vae_dtype
+from wancli.catalog.hf_configs import CLASSES
+from wancli.catalog.local import PARTS, check_files, read_config, spec_of_folder
+from wancli.catalog.specs import ModelSpec
+from wancli.catalog.tasks import EXPERTS, TASKS, TEXT
+from wancli.config.precision import vae_dtype
+from wancli.config.settings import Machine
+from wancli.errors import CapacityError, ModelError, SetupError, WancliError, first_line, no_device
 from wancli.models.hub import download, explained
 from wancli.models.lora import merge_loras
-from wancli.models.placing import place
+from wancli.models.offload import place
+from wancli.models.optimize import check_speed, speed_up
 from wancli.models.random_weights import random_part, random_rest
-from wancli.models.speed import check_speed, speed_up
-from wancli.settings import Machine
-from wancli.specs import ModelSpec
-from wancli.tasks import TASKS, TEXT
+from wancli.planning.lora import find_lora
 
 
 @dataclass(frozen=True)

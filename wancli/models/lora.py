@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wancli.catalog.tasks import EXPERTS
 from wancli.errors import ModelError, first_line
-from wancli.lora import EXPERTS, Lora
 from wancli.models.checkpoint import Tensors, read_checkpoint
+from wancli.planning.lora import Lora
 
 ADAPTER = "wancli"
 HINT = "give a LoRA of this model, as .safetensors or .pt, in peft's or Wan's naming"

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import CLIPVisionConfig, PreTrainedTokenizerFast, UMT5Config
 
-from wancli.configs import CLASSES, part_config
-from wancli.specs import ModelSpec
+from wancli.catalog.hf_configs import CLASSES, part_config
+from wancli.catalog.specs import ModelSpec
 
 # transformers puts its own in the place of torch's meanwhile.
 _INITS = ("torch.nn.init", "transformers.initialization")

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from wancli.geometry import Span
+from wancli.catalog.geometry import Span
 
 
 class Noise(Protocol):

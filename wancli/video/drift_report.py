@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from wancli.errors import UsageError
-from wancli.files import write_whole
-from wancli.pages import templates
+from wancli.utils.files import write_whole
+from wancli.utils.html import templates
 from wancli.video.drift import TOLD
 
 WIDE, NARROW, HEIGHT = 980, 476, 352  # pixels of a chart

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 from wancli.errors import SetupError
 
 if TYPE_CHECKING:
-    from wancli.settings import Output
+    from wancli.config.settings import Output
 
 # Only lines of ffmpeg itself start so; a comment that it prints is indented differently.
 _FAULT = re.compile(r"^(?:\[[^]]*\] )*\[(?:error|fatal|panic)\] (.*\S)", re.M)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from wancli.errors import InputError, missing
-from wancli.reading import open_file, unreadable
+from wancli.utils.reading import open_file, unreadable
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,9 +13,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from wancli.errors import InputError, OutputError, RunError
-from wancli.files import write_beside, write_whole
-from wancli.reading import unreadable
-from wancli.tensor_files import LATENTS_HINT, latents_record, latents_shape
+from wancli.records.tensor_files import LATENTS_HINT, latents_record, latents_shape
+from wancli.utils.files import write_beside, write_whole
+from wancli.utils.reading import unreadable
 
 
 def save_latents(

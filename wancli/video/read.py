@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from wancli.errors import InputError, missing
-from wancli.reading import open_file, unreadable
+from wancli.utils.reading import open_file, unreadable
 from wancli.video.ffmpeg import ffmpeg_exe, run_ffmpeg, why
 
 if TYPE_CHECKING:

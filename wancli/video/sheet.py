@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from wancli.errors import UsageError
-from wancli.files import write_whole
+from wancli.utils.files import write_whole
 from wancli.video.read import VideoInfo, probe, stream_frames
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Grid:
+class SheetLayout:
     """Pictures of one video on a sheet; `width` of a picture in pixels."""
 
     rows: int = 3
@@ -50,7 +50,7 @@ class Grid:
     width: int = 240
 
 
-def draw_sheet(videos: Sequence[Path], grid: Grid) -> Picture:
+def draw_sheet(videos: Sequence[Path], grid: SheetLayout) -> Picture:
     """A contact sheet of videos as PNG, one below the other. Raises InputError.
 
     Pictures are evenly spaced from the first video frame to the last; number and time stand below.
@@ -111,7 +111,7 @@ def draw_animation(video: Path, *, gif: bool, width: int | None, fps: float | No
     return Picture(content.getvalue(), *size, len(taken))
 
 
-def _block(video: Path, grid: Grid, *, named: bool) -> tuple[Image.Image, int]:
+def _block(video: Path, grid: SheetLayout, *, named: bool) -> tuple[Image.Image, int]:
     """One video's part of a sheet, and how many pictures are on it."""
     info = probe(video)
     size = _fitted(info, grid.width)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from wancli.errors import InputError, OutputError, SetupError, UsageError
-from wancli.files import LONGEST_NAME, part_name, place, remove
-from wancli.interrupts import held, unwind_from_here
-from wancli.outputs import stream_part
+from wancli.utils.files import LONGEST_NAME, part_name, place, remove
+from wancli.utils.interrupts import held, unwind_from_here
+from wancli.utils.outputs import stream_part
 from wancli.video import read
 from wancli.video.ffmpeg import LIVE, Encoder, Encoding, check_written, ffmetadata, run_ffmpeg
 from wancli.video.integrity import UNSEALED, seal

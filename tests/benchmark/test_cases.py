@@ -1,0 +1,145 @@
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from wancli.benchmark.cases import (
+    Arm,
+    Bench,
+    NoiseFloor,
+    Run,
+    SpeedUp,
+    Summary,
+    floor_of,
+    summarize,
+)
+from wancli.records.record import ForwardStats
+from wancli.video.compare import LatentQuality, Measured, Quality, psnr
+
+SETTINGS = {"steps": 4, "num_frames": 9, "width": 64, "height": 48, "fps": 16}
+MACHINE = {"device": "cpu", "dtype": "float32", "torch": "2.13.0"}
+ARMS = {"baseline": 8.0, "exact": 7.5, "fast": 4.0, "slow": 10.0}  # seconds
+WORST = {"fast": 0.8123, "slow": 0.9045}  # SSIM
+
+
+def quality(worst: float) -> Quality:
+    return Quality(
+        frames=9,
+        ssim=Measured((1 + worst) / 2, worst, 5),
+        mse=Measured(40 * (1 - worst), 90 * (1 - worst), 5),
+        temporal_levels=Measured(2.125, 4.5, 6),
+        max_levels=99,
+        equal=False,
+    )
+
+
+def uses(*reused: int) -> tuple[ForwardStats, ...]:
+    """Of four steps with two branches; some steps of cond are reused."""
+    return tuple(
+        ForwardStats(step, branch, 8 if step in reused and branch == "cond" else 30, 30,
+            reused=step in reused and branch == "cond", residual=0.0525 if step else None)
+        for step in range(4)
+        for branch in ("cond", "uncond")
+    )  # fmt: skip
+
+
+def run(arm: str, prompt: str, seed: int) -> Run:
+    seconds = ARMS[arm] + seed / 4
+    same = arm == "exact"
+    latents = LatentQuality(0 if same else 1.5, 0 if same else 0.0777, None, equal=same)
+    found = quality(WORST.get(arm, 0.99) + seed / 1000)
+    return Run(
+        arm,
+        prompt,
+        seed,
+        video=f"videos/{arm}-{seed}-{len(prompt)}.mp4",
+        denoise_s=seconds,
+        decode_s=1.25,
+        total_s=seconds + 2,
+        uses=uses(2, 3) if arm == "fast" else uses(),
+        quality=None if arm == "baseline" else replace(found, equal=same),
+        latents=None if arm == "baseline" else latents,
+    )
+
+
+def bench_of(prompts: Sequence[str] = ("a red circle", "a blue square")) -> Bench:
+    runs = [run(arm, prompt, seed) for prompt in prompts for seed in (0, 1) for arm in ARMS]
+    usual = [made for made in runs if made.arm == "baseline"]
+    arms = [
+        Arm(
+            name,
+            "" if name == "baseline" else f"--flag-of {name}",
+            lossy=name in WORST,
+            summary=summarize([made for made in runs if made.arm == name], usual),
+        )
+        for name in ARMS
+    ]
+    return Bench(
+        "2026-01-01T00:00:00+00:00",
+        "bench …",
+        "demo",
+        MACHINE,
+        SETTINGS,
+        tuple(arms),
+        tuple(runs),
+        floor=NoiseFloor(0.7011, 0.6022, 2),
+    )
+
+
+def test_a_summary_pairs_runs_by_prompt_and_seed():
+    usual = [run("baseline", p, s) for p in "xy" for s in (0, 1)]
+    fast = [replace(made, arm="fast", denoise_s=made.denoise_s / k, quality=quality(0.9),
+                    latents=LatentQuality(1, 0.1, 20, equal=k == 1))
+            for made, k in zip(reversed(usual), (1, 2, 3, 4), strict=True)]  # fmt: skip
+    told = summarize(fast, usual)
+    assert told.denoise_speed_up == SpeedUp(2.5, 1, 4)
+    assert told.equal_latents is False
+    assert told.ssim == pytest.approx(0.95)
+    assert told.psnr_db == pytest.approx(psnr(4))
+    assert summarize(usual, usual).denoise_speed_up == SpeedUp(1, 1, 1)
+    assert summarize(usual, usual).ssim is None
+    assert summarize(usual, usual).equal_latents is None
+
+
+def test_a_summary_takes_the_worst_of_all_and_the_mean_of_means():
+    usual = [run("baseline", p, 0) for p in "xyz"]
+    found = [replace(made, quality=quality(worst), peak_gib=gib) for made, worst, gib in
+             zip(usual, (0.9, 0.5, 0.8), (1.0, 3.0, None), strict=True)]  # fmt: skip
+    told = summarize(found, usual)
+    assert told.ssim_worst == 0.5
+    assert told.ssim == pytest.approx((0.95 + 0.75 + 0.9) / 3)
+    # the error is pooled, and its logarithm taken once
+    assert told.psnr_db == pytest.approx(psnr(40 * (0.1 + 0.5 + 0.2) / 3))
+    assert told.peak_gib == 3.0
+    assert told.blocks == told.blocks_all == 3 * 8 * 30
+
+
+def test_reused_forwards_and_computed_blocks_are_counted():
+    fast = run("fast", "x", 0)
+    told = summarize([fast], [run("baseline", "x", 0)])
+    assert (told.forwards_reused, told.forwards) == (2, 8)
+    assert (told.blocks, told.blocks_all) == (6 * 30 + 2 * 8, 8 * 30)
+
+
+def test_the_floor_is_the_mean_of_pairs_and_the_worst_of_all():
+    assert floor_of([]) is None
+    assert floor_of([quality(0.5), quality(0.7)]) == NoiseFloor(0.8, 0.5, 2)
+
+
+def test_a_bench_can_be_said_in_strict_json():
+    told = json.loads(json.dumps(bench_of().as_json(), allow_nan=False))
+    assert told["schema"] == "wancli.bench/1"
+    assert told["identity"] is True
+    assert told["runs"][0]["quality"] is None
+    assert told["runs"][1]["quality"]["psnr_db"]["frame"] == 5
+    assert told["runs"][2]["uses"][4]["reused"] is True
+    assert set(told["arms"][2]["summary"]) == set(Summary.__dataclass_fields__)
+
+
+def test_identity_is_unknown_where_nothing_was_exact_or_measured():
+    bench = bench_of()
+    lossy = replace(bench, arms=(bench.arms[0], bench.arms[2]))
+    assert lossy.identity is None
+    unseen = replace(bench.arms[1], summary=replace(bench.arms[1].summary, equal_latents=None))
+    assert replace(bench, arms=(bench.arms[0], unseen)).identity is None

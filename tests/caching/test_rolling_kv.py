@@ -1,0 +1,323 @@
+"""Rolling keys and values against a reference that keeps nothing, in float64."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from wancli.caching.rolling_attention import ROPE_THETA
+from wancli.caching.rolling_kv import RollingKV, WindowConfig
+from wancli.catalog.geometry import Span
+from wancli.rollout.denoiser import PromptEmbedding, PromptPair, Window, causal
+
+SIDE = 4  # latents: 2 x 2 tokens a latent frame
+PER_FRAME = 4
+
+
+class DoubleTimesteps(torch.nn.Module):
+    def forward(self, timesteps):
+        rates = torch.tensor([10_000.0 ** (-i / 8) for i in range(8)], dtype=torch.float64)
+        angles = timesteps[:, None] * rates
+        return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+def tiny():
+    with torch.random.fork_rng():
+        torch.random.manual_seed(0)  # diffusers takes no generator
+        model = WanTransformer3DModel(
+            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4,
+            out_channels=4, text_dim=8, freq_dim=16, ffn_dim=32, num_layers=2,
+        )  # fmt: skip
+    return model.double().eval()
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """Another of the same weights, that recomputes everything."""
+    model = tiny()
+    model.condition_embedder.timesteps_proj = DoubleTimesteps()  # diffusers' own are float32
+    return model
+
+
+def drawn(*shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class View:
+    """Latent frames that one forward of a chunk sees, oldest first, and their positions."""
+
+    own: tuple[int, ...]
+    frames: tuple[int, ...]
+    positions: tuple[int, ...]
+
+
+def views(sizes, window, rope):
+    """(first forward, later forwards) of every chunk, by lists of latent frames alone."""
+    held: list[int] = []
+    out, at = [], 0
+    for size in sizes:
+        own = list(range(at, at + size))
+        at += size
+        if window.trim == "before":
+            keep = window.frames - size
+            if len(held) > keep:
+                held = held[: window.sink] + held[len(held) - (keep - window.sink) :]
+            forwards = [held + own, held + own]
+        else:
+            held = held[max(0, len(held) - window.frames) :]
+            forwards = [held + own, (held + own)[-window.frames :]]
+        held = held + own
+        out.append([View(tuple(own), tuple(f), placed(f, window, rope)) for f in forwards])
+    return out
+
+
+def placed(frames, window, rope):
+    if rope == "relative":
+        return tuple(range(len(frames)))
+    if rope == "sink":
+        start = frames[-1] + 1 - len(frames)
+        return tuple(start + i if i < window.sink else f for i, f in enumerate(frames))
+    return tuple(frames)
+
+
+def angles(frame, head_dim):
+    """[PER_FRAME, head_dim / 2] of one latent frame at an integer position."""
+    height = width = 2 * (head_dim // 6)
+    rows = []
+    for y in range(SIDE // 2):
+        for x in range(SIDE // 2):
+            row = []
+            for position, size in ((frame, head_dim - 2 * height), (y, height), (x, width)):
+                row += [position / ROPE_THETA ** (i / size) for i in range(0, size, 2)]
+            rows.append(row)
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def turned(x, frames, head_dim):
+    """Rotate [1, len(frames) * PER_FRAME, heads, head_dim] by its latent frames' positions."""
+    theta = torch.cat([angles(f, head_dim) for f in frames])[None, :, None]
+    a, b = x[..., 0::2], x[..., 1::2]
+    pair = (a * theta.cos() - b * theta.sin(), a * theta.sin() + b * theta.cos())
+    return torch.stack(pair, -1).flatten(-2)
+
+
+class Recomputed:
+    """Self-attention of all chunks so far at once, each over exactly the frames it may see."""
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, mask=None, rotary_emb=None):
+        q = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        k = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
+        v = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
+        out = []
+        for view in self.seen:
+            rows = tokens(view.frames)
+            where = dict(zip(view.frames, view.positions, strict=True))
+            query = turned(q[:, tokens(view.own)], [where[f] for f in view.own], q.shape[-1])
+            key = turned(k[:, rows], view.positions, q.shape[-1])
+            scores = torch.einsum("blhd,bmhd->bhlm", query, key) * q.shape[-1] ** -0.5
+            out.append(torch.einsum("bhlm,bmhd->blhd", scores.softmax(-1), v[:, rows]).flatten(2))
+        return attn.to_out[0](torch.cat(out, 1))
+
+
+def tokens(frames):
+    return [f * PER_FRAME + i for f in frames for i in range(PER_FRAME)]
+
+
+@torch.no_grad()
+def recomputed(plain, latents, timesteps, seen, text):
+    """Velocity of the last chunk, with everything before it computed anew."""
+    processors = plain.attn_processors
+    ours = {n: Recomputed(seen) if ".attn1." in n else p for n, p in processors.items()}
+    plain.set_attn_processor(ours)
+    out = plain(latents, timesteps, text, return_dict=False)[0]
+    return out[:, :, -len(seen[-1].own) :]
+
+
+def compare(transformer, plain, sizes, window, rope):
+    """Largest difference of any forward's velocity from the recomputed one."""
+    text, seen = drawn(1, 3, 8, seed=7), views(sizes, window, rope)
+    cleans: list[torch.Tensor] = []
+    times: list[float] = []
+    worst, at = 0.0, 0
+    with causal(transformer, window, rope=rope) as model:
+        model.tell(PromptPair(PromptEmbedding(text)))
+        for index, size in enumerate(sizes):
+            model.begin(Span(index, at, size))
+            for forward, timestep in enumerate((800.0, 300.0)):
+                noisy = drawn(1, 4, size, SIDE, SIDE, seed=100 * index + forward + 1)
+                told = torch.tensor([times + [timestep] * size * PER_FRAME], dtype=torch.float64)
+                latents = torch.cat([*cleans, noisy], 2)
+                past = [chunk[1] for chunk in seen[:index]]  # a clean pass is a later forward
+                expected = recomputed(plain, latents, told, [*past, seen[index][forward]], text)
+                error = model.velocity(noisy, timestep) - expected
+                worst = max(worst, error.abs().max().item())
+            cleans.append(drawn(1, 4, size, SIDE, SIDE, seed=-index - 1))
+            model.remember(cleans[-1], 20.0)
+            times += [20.0] * size * PER_FRAME
+            at += size
+    return worst
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    sizes=st.lists(st.integers(1, 3), min_size=2, max_size=6),
+    frames=st.integers(2, 8),
+    sink=st.integers(0, 3),
+    trim=st.sampled_from(["before", "after"]),
+    rope=st.sampled_from(["absolute", "relative", "sink"]),
+)
+def test_a_rolled_window_computes_what_recomputing_everything_does(  # noqa: PLR0913
+    transformer, plain, sizes, frames, sink, trim, rope
+):
+    assume(frames >= sink + max(sizes))
+    assume(trim == "before" or sink == 0)
+    window = Window(frames, sink, max(sizes), PER_FRAME, trim)
+    assert compare(transformer, plain, sizes, window, rope) < 1e-12
+
+
+def test_past_latent_frame_1024_a_rollout_goes_on(transformer, plain):
+    window = Window(4, 0, 2, PER_FRAME)
+    far, near = (shown(transformer, window, first=first) for first in (5000, 0))
+    assert (far - near).abs().max() < 1e-9  # rotary positions are relative
+    latents, text = drawn(1, 4, 1026, SIDE, SIDE, seed=0), drawn(1, 3, 8, seed=7)
+    with pytest.raises(RuntimeError):  # as diffusers itself would end
+        plain(latents, torch.tensor([0.0]), text)
+
+
+def shown(transformer, window, *, first):
+    """Velocity of a third chunk, when the first began at latent frame `first`."""
+    with causal(transformer, window) as model:
+        model.tell(PromptPair(PromptEmbedding(drawn(1, 3, 8, seed=7))))
+        for index in range(3):
+            model.begin(Span(index, first + 2 * index, 2))
+            chunk = drawn(1, 4, 2, SIDE, SIDE, seed=index)
+            velocity = model.velocity(chunk, 500.0)
+            model.remember(chunk, 0.0)
+    return velocity
+
+
+def test_a_chunk_that_failed_half_way_is_begun_again_as_if_nothing_had_happened(transformer):
+    window = Window(4, 1, 2, PER_FRAME)
+    whole = shown(transformer, window, first=0)
+
+    def fail(*_):
+        raise MemoryError
+
+    with causal(transformer, window) as model:
+        model.tell(PromptPair(PromptEmbedding(drawn(1, 3, 8, seed=7))))
+        for index in range(3):
+            model.begin(Span(index, 2 * index, 2))
+            chunk = drawn(1, 4, 2, SIDE, SIDE, seed=index)
+            hook = transformer.blocks[1].ffn.register_forward_pre_hook(fail)
+            with pytest.raises(MemoryError):
+                model.velocity(2 * chunk, 900.0)
+            hook.remove()
+            model.begin(Span(index, 2 * index, 2))
+            velocity = model.velocity(chunk, 500.0)
+            model.remember(chunk, 0.0)
+    assert torch.equal(velocity, whole)
+
+
+def test_leaving_restores_the_transformer_also_after_an_error(transformer):
+    before = dict(transformer.attn_processors)
+    parts = (transformer.rope, transformer.condition_embedder)
+    timesteps = transformer.condition_embedder.timesteps_proj
+
+    def fail() -> None:
+        with causal(transformer, Window(4, 0, 2, PER_FRAME)):
+            assert transformer.rope is not parts[0]
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert transformer.attn_processors == before
+    assert (transformer.rope, transformer.condition_embedder) == parts
+    assert transformer.condition_embedder.timesteps_proj is timesteps
+
+
+def test_two_rollouts_and_two_branches_do_not_mix(transformer):
+    window = Window(4, 0, 2, PER_FRAME)
+    prompts = PromptPair(
+        PromptEmbedding(drawn(1, 3, 8, seed=7)), PromptEmbedding(drawn(1, 3, 8, seed=8))
+    )
+
+    def run(scale, told):
+        with causal(transformer, window, guidance_scale=scale) as model:
+            model.tell(told)
+            for index in range(2):
+                model.begin(Span(index, 2 * index, 2))
+                chunk = drawn(1, 4, 2, SIDE, SIDE, seed=index)
+                velocity = model.velocity(chunk, 500.0)
+                model.remember(chunk, 0.0)
+        return velocity
+
+    cond = run(1.0, PromptPair(PromptEmbedding(prompts.cond.embeddings)))
+    assert prompts.uncond is not None
+    uncond = run(1.0, PromptPair(PromptEmbedding(prompts.uncond.embeddings)))
+    assert not torch.equal(cond, uncond)
+    assert torch.equal(run(3.0, prompts), uncond + 3.0 * (cond - uncond))
+
+
+def test_what_is_held_does_not_grow(transformer):
+    kv = RollingKV(
+        WindowConfig(window=6, sink=1, chunk=2), blocks=1, batch=1, heads=1, head_dim=2,
+        dtype=torch.float32, device=torch.device("cpu"),
+    )  # fmt: skip
+    addresses = set()
+    for index in range(50):
+        kv.begin(2)
+        keys, values = kv.write(0, *(torch.full((1, 1, 2, 2), float(index)) for _ in range(2)))
+        kv.commit()
+        addresses.add((keys.data_ptr(), values.data_ptr()))
+    assert keys[0, 0, :, 0].tolist() == [0, 47, 48, 48, 49, 49]
+    assert len(addresses) == 1
+
+
+def test_a_chunk_that_does_not_fit_is_refused():
+    kv = RollingKV(
+        WindowConfig(window=4, sink=2, chunk=3), blocks=1, batch=1, heads=1, head_dim=2,
+        dtype=torch.float32, device=torch.device("cpu"),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="does not fit"):
+        kv.begin(3)
+
+
+def test_two_experts_share_the_steps_and_both_remember(transformer):
+    torch.manual_seed(1)  # noqa: TID251 - diffusers takes no generator
+    other = WanTransformer3DModel.from_config(transformer.config).double().eval()
+    window = Window(4, 0, 2, PER_FRAME)
+
+    def run(models, **told):
+        velocities = []
+        with causal(models, window, **told) as model:
+            model.tell(
+                PromptPair(
+                    PromptEmbedding(drawn(1, 3, 8, seed=7)), PromptEmbedding(drawn(1, 3, 8, seed=8))
+                )
+            )
+            for index in range(3):
+                model.begin(Span(index, 2 * index, 2))
+                chunk = drawn(1, 4, 2, SIDE, SIDE, seed=index)
+                velocities.append([model.velocity(chunk, t) for t in (900.0, 875.0, 300.0)])
+                model.remember(chunk, 0.0)
+        return velocities
+
+    both = run((transformer, other), guidance_scale=(3.0, 2.0), boundary=875.0)
+    high, low = run(transformer, guidance_scale=3.0), run(other, guidance_scale=2.0)
+    for seen, first, second in zip(both, high, low, strict=True):
+        assert torch.equal(seen[0], first[0])
+        assert torch.equal(seen[1], first[1])
+        assert torch.equal(seen[2], second[2])

@@ -1,0 +1,366 @@
+"""cache-dit's step cache, on real tiny models: what it must not change, and what it says it did."""
+
+import logging
+import os
+import subprocess
+import sys
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+
+from tests.caching import tiny
+from wancli.caching.step_cache import step_cache
+from wancli.config.settings import StepCache
+from wancli.errors import PlanError
+from wancli.planning.step_caches import step_cache_bytes, taylorseer_steps
+
+
+def dbcache(**changed) -> StepCache:
+    chosen = {
+        "step_cache": "cachedit",
+        "cachedit_fn": 2,
+        "cachedit_max_warmup_steps": 3,
+        "cachedit_residual_threshold": 0.15,
+    }
+    return StepCache(**(chosen | changed))
+
+
+NEVER = dbcache(cachedit_residual_threshold=1e-9)
+ALWAYS = dbcache(cachedit_residual_threshold=1.0, cachedit_max_continuous=0)
+
+
+def run(transformer, settings, *, steps=tiny.STEPS, guided=True, seed=0):
+    with step_cache(transformer, settings, steps=steps, guided=guided) as session:
+        return tiny.denoise(transformer, steps=steps, guided=guided, seed=seed), session.uses()
+
+
+def reused(uses, branch="cond"):
+    return [use.step for use in uses if use.reused and use.branch == branch]
+
+
+def fail_midway(transformer, settings):
+    with step_cache(transformer, settings, steps=2, guided=True):
+        tiny.denoise(transformer)
+
+
+def split(pipeline):
+    """Steps of each expert."""
+    pipeline.scheduler.set_timesteps(tiny.STEPS)
+    early = int((pipeline.scheduler.timesteps >= 500).sum())
+    return early, tiny.STEPS - early
+
+
+# --- exact where nothing is reused -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("build", "guided"),
+    [
+        (tiny.wan, True),
+        (tiny.wan, False),
+        (lambda: tiny.wan(**tiny.I2V), True),
+        (tiny.vace, True),
+        (tiny.hunyuan, False),
+        (tiny.hunyuan, True),
+    ],
+    ids=["t2v", "t2v unguided", "i2v", "vace", "hunyuan", "hunyuan guided"],
+)
+def test_a_threshold_that_nothing_meets_changes_no_bit(build, guided):
+    transformer = build()
+    plain = tiny.denoise(transformer, guided=guided)
+    latents, uses = run(transformer, NEVER, guided=guided)
+    assert torch.equal(latents, plain)
+    assert len(uses) == tiny.STEPS * (2 if guided else 1)
+    assert any(use.residual for use in uses)  # it was measured, and found too large
+
+
+@pytest.mark.parametrize("expand_timesteps", [False, True])
+def test_it_changes_no_bit_in_the_pipeline_either(expand_timesteps):
+    pipeline = tiny.pipeline(expand_timesteps=expand_timesteps)
+    plain = tiny.generate(pipeline)
+    with step_cache(pipeline.transformer, NEVER, steps=tiny.STEPS, guided=True):
+        assert torch.equal(tiny.generate(pipeline), plain)
+
+
+def test_each_of_two_experts_has_its_own_steps():
+    pipeline = tiny.pipeline(experts=2)
+    plain = tiny.generate(pipeline)
+    early, late = split(pipeline)
+    for settings in (NEVER, ALWAYS):
+        with (
+            step_cache(pipeline.transformer, settings, steps=early, guided=True) as first,
+            step_cache(
+                pipeline.transformer_2, settings, steps=late, guided=True, first_step=early
+            ) as second,
+        ):
+            latents = tiny.generate(pipeline)
+        assert torch.equal(latents, plain) == (settings is NEVER)
+        uses = first.uses() + second.uses()
+        assert [use.step for use in uses] == [step for step in range(tiny.STEPS) for _ in "ab"]
+    warm = ALWAYS.cachedit_max_warmup_steps
+    assert reused(uses) == [*range(warm, early), *range(early + warm, tiny.STEPS)]
+
+
+# --- the pitfalls of caching.md, by their numbers ----------------------------------------------
+
+
+def test_1_a_second_generation_equals_the_first_bit_for_bit():
+    transformer = tiny.wan()
+    first, uses = run(transformer, dbcache())
+    run(transformer, dbcache(), seed=1)
+    again, uses_again = run(transformer, dbcache())
+    assert torch.equal(again, first)
+    assert uses_again == uses
+    assert reused(uses)
+
+
+def test_1_a_generation_of_more_steps_than_announced_is_stopped():
+    transformer = tiny.wan()
+    with (
+        step_cache(transformer, dbcache(), steps=tiny.STEPS - 1, guided=True),
+        pytest.raises(RuntimeError, match="more forwards"),
+    ):
+        tiny.denoise(transformer)
+
+
+def test_2_two_pipelines_of_one_process_know_nothing_of_each_other():
+    one, other = tiny.pipeline(), tiny.pipeline(experts=2)
+    other.boundary_ratio = None
+    plain = tiny.generate(one)
+    with step_cache(one.transformer, ALWAYS, steps=tiny.STEPS, guided=True):
+        alone = tiny.generate(one)
+    with (
+        step_cache(other.transformer_2, ALWAYS, steps=tiny.STEPS, guided=True),
+        step_cache(one.transformer, ALWAYS, steps=tiny.STEPS, guided=True),
+    ):
+        assert torch.equal(tiny.generate(one), alone)
+    with step_cache(other.transformer, ALWAYS, steps=tiny.STEPS, guided=True):
+        assert torch.equal(tiny.generate(one), plain)
+
+
+def test_3_settings_of_an_earlier_generation_are_gone():
+    transformer = tiny.wan()
+    plain, _ = run(transformer, ALWAYS)
+    seer = ALWAYS.model_copy(update={"taylorseer": True, "cachedit_max_warmup_steps": 5})
+    extrapolated, _ = run(transformer, seer)
+    assert not torch.equal(extrapolated, plain)
+    assert torch.equal(run(transformer, ALWAYS)[0], plain)
+
+
+def test_3_a_step_cache_inside_another_is_an_error_and_not_ignored():
+    transformer = tiny.wan()
+    with (
+        step_cache(transformer, dbcache(), steps=tiny.STEPS, guided=True),
+        pytest.raises(RuntimeError, match="once at a time"),
+        step_cache(transformer, dbcache(), steps=tiny.STEPS, guided=True),
+    ):
+        raise AssertionError("entered")
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_4_taylorseer_has_its_order_after_so_many_computed_steps_and_not_before(order):
+    def last_step(*, warmup, order):
+        seer = {"taylorseer": True, "taylorseer_order": order} if order else {}
+        settings = ALWAYS.model_copy(update={"cachedit_max_warmup_steps": warmup, **seer})
+        return run(tiny.wan(), settings, steps=warmup + 1)[0]
+
+    enough = taylorseer_steps(order)
+    early = last_step(warmup=enough - 1, order=order)
+    assert torch.equal(early, last_step(warmup=enough - 1, order=order - 1))
+    ready = last_step(warmup=enough, order=order)
+    assert not torch.equal(ready, last_step(warmup=enough, order=order - 1))
+
+
+def test_5_cond_and_uncond_reuse_the_same_steps():
+    _, uses = run(tiny.wan(), dbcache(cachedit_residual_threshold=0.11))
+    assert reused(uses) == reused(uses, "uncond")
+    assert 0 < len(reused(uses)) < tiny.STEPS - 3
+    by_step = [[use.residual for use in two] for _, two in groupby(uses, lambda use: use.step)]
+    assert all(cond == uncond for cond, uncond in by_step)
+
+
+def test_6_no_budget_of_the_run_ends_the_reuse():
+    latents, uses = run(tiny.wan(), ALWAYS, steps=20)
+    assert reused(uses) == list(range(3, 20))
+    assert torch.isfinite(latents).all()
+
+
+@pytest.mark.parametrize("most", [1, 2, 4])
+def test_6_no_more_than_so_many_steps_are_reused_in_a_row(most):
+    _, uses = run(tiny.wan(), ALWAYS.model_copy(update={"cachedit_max_continuous": most}))
+    cond = [use.reused for use in uses if use.branch == "cond"][3:]
+    assert max(len(list(group)) for hit, group in groupby(cond) if hit) == most
+
+
+def test_7_vace_takes_at_most_one_last_block():
+    transformer = tiny.vace()
+    plain = tiny.denoise(transformer)
+    one = NEVER.model_copy(update={"cachedit_bn": 1})
+    assert torch.equal(run(transformer, one)[0], plain)
+    with pytest.raises(PlanError) as caught:
+        run(transformer, dbcache(cachedit_bn=2))
+    assert caught.value.hint == "--cachedit-bn 1"
+
+
+def test_7_an_unknown_transformer_is_refused_and_a_subclass_inherits():
+    class Special(WanTransformer3DModel):  # type: ignore[misc]
+        pass
+
+    transformer = tiny.build(Special, **tiny.WAN)
+    assert reused(run(transformer, ALWAYS)[1])
+    linear = torch.nn.Linear(1, 1)
+    with (
+        pytest.raises(PlanError, match="Linear has no step cache"),
+        step_cache(linear, NEVER, steps=9, guided=True),
+    ):
+        raise AssertionError("entered")
+
+
+@pytest.mark.parametrize("build", [tiny.wan, tiny.vace, tiny.hunyuan], ids=["wan", "vace", "hy"])
+def test_8_it_leaves_nothing_behind(build):
+    transformer, settings = build(), dbcache(cachedit_max_warmup_steps=4, taylorseer=True)
+    before, keys = tiny.traces(transformer), list(transformer.state_dict())
+    plain = tiny.denoise(transformer)
+    run(transformer, settings)
+    with pytest.raises(RuntimeError, match="more forwards"):
+        fail_midway(transformer, settings)
+    vars(transformer).pop("_diffusers_hook")  # of the plain loop's own cache_context
+    assert tiny.traces(transformer) == before
+    assert list(transformer.state_dict()) == keys
+    assert torch.equal(tiny.denoise(transformer), plain)
+
+
+def test_8_no_flag_stays_on_the_classes_of_the_library():
+    from cache_dit.caching.block_adapters.block_adapters import FakeDiffusionPipeline
+
+    run(tiny.wan(), dbcache())
+    assert "_is_cached" not in vars(FakeDiffusionPipeline)
+
+
+def test_9_stdout_stays_empty(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
+    transformer, log = tiny.wan(), logging.getLogger("CACHE_DIT")
+    with (
+        caplog.at_level(logging.INFO, log.name),
+        step_cache(transformer, ALWAYS, steps=9, guided=True),
+    ):
+        tiny.denoise(transformer, steps=9)
+        log.info("not heard")
+        log.error("heard")
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "heard" in said.err
+    assert "not heard" not in said.err
+
+
+@pytest.mark.slow
+def test_9_stdout_stays_empty_in_a_process_that_logs_all():
+    script = (
+        "from tests.caching import tiny\n"
+        "from wancli.caching.step_cache import step_cache\n"
+        "from wancli.config.settings import StepCache\n"
+        "transformer = tiny.wan()\n"
+        "settings = StepCache(step_cache='cachedit', cachedit_fn=1)\n"
+        "with step_cache(transformer, settings, steps=9, guided=True):\n"
+        "    tiny.denoise(transformer, steps=9)\n"
+        "import logging; logging.getLogger('CACHE_DIT').error('heard')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"CACHE_DIT_LOG_LEVEL": "info"},
+    )
+    assert ended.stdout == ""
+    assert "heard" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("build", "guided", "settings", "ran"),
+    [
+        (tiny.wan, True, dbcache(), {2, 5}),
+        (tiny.wan, True, dbcache(cachedit_bn=2), {4, 5}),
+        (tiny.wan, False, ALWAYS, {2, 5}),
+        (tiny.vace, True, ALWAYS, {2, 5}),
+        (tiny.hunyuan, False, dbcache(cachedit_residual_threshold=0.3), {2 + 2, 2 + 5, 5 + 5}),
+    ],
+)
+def test_10_uses_tell_each_forward_as_it_was(build, guided, settings, ran):
+    transformer, blocks = build(), tiny.Blocks()
+    with blocks.counted(transformer):
+        _, uses = run(transformer, settings, guided=guided)
+    assert [use.blocks for use in uses] == blocks.of_forwards
+    assert {use.blocks_all for use in uses} == {max(blocks.of_forwards)}
+    assert set(blocks.of_forwards) == ran
+    branches = ["cond", "uncond"] if guided else ["cond"]
+    expected = [(step, branch) for step in range(tiny.STEPS) for branch in branches]
+    assert [(use.step, use.branch) for use in uses] == expected
+    assert not any(use.reused or use.residual for use in uses if use.step < 3)
+    assert all(use.reused == (use.blocks < use.blocks_all) for use in uses)
+
+
+@pytest.mark.parametrize("order", [None, 1, 2])
+@pytest.mark.parametrize("guided", [False, True])
+def test_11_it_holds_the_bytes_that_the_plan_shows(order, guided):
+    transformer = tiny.wan()
+    seer = {"taylorseer": True, "taylorseer_order": order} if order else {}
+    settings = NEVER.model_copy(update=seer)
+    with step_cache(transformer, settings, steps=tiny.STEPS, guided=guided):
+        tiny.denoise(transformer, guided=guided)
+        (context,) = transformer._context_manager._cached_context_manager.values()
+        held = list(context.buffers.values())
+        for calibrator in filter(None, (context.calibrator, context.cfg_calibrator)):
+            for state in calibrator.states.values():
+                held += state.state["dY_prev"] + state.state["dY_current"]
+    assert not context.buffers  # given back at the end
+    tokens = 2 * 4 * 4
+    found = sum(t.nbytes for t in held if t is not None and t.shape[1] == tokens)
+    assert found == step_cache_bytes(
+        tokens=tokens,
+        dim=24,
+        branches=2 if guided else 1,
+        bytes_per_element=4,
+        taylorseer_order=order,
+    )
+
+
+@pytest.mark.parametrize("order", [None, 1])
+def test_it_holds_of_two_lists_and_of_the_text_what_the_plan_shows(order):
+    transformer = tiny.hunyuan()
+    seer = {"taylorseer": True, "taylorseer_order": order} if order else {}
+    with step_cache(transformer, NEVER.model_copy(update=seer), steps=tiny.STEPS, guided=False):
+        tiny.denoise(transformer, guided=False)
+        held = []
+        for context in transformer._context_manager._cached_context_manager.values():
+            held += context.buffers.values()
+            for calibrator in filter(None, (context.calibrator, context.encoder_calibrator)):
+                for state in calibrator.states.values():
+                    held += state.state["dY_prev"] + state.state["dY_current"]
+    found = sum(t.nbytes for t in held if t is not None and t.ndim == 3)
+    assert found == 2 * step_cache_bytes(
+        tokens=2 * 4 * 4,
+        text=7,
+        dim=32,
+        branches=1,
+        bytes_per_element=4,
+        taylorseer_order=order,
+    )
+
+
+def test_no_block_left_to_reuse_is_refused_when_the_blocks_are_seen_too():
+    with pytest.raises(PlanError, match="none of 5 blocks"):
+        run(tiny.wan(), dbcache(cachedit_fn=6))
+
+
+def test_no_step_cache_is_no_step_cache():
+    transformer = tiny.wan()
+    before = tiny.traces(transformer)
+    with step_cache(transformer, StepCache(), steps=tiny.STEPS, guided=True) as session:
+        assert tiny.traces(transformer) == before
+        tiny.denoise(transformer)
+        session.skip()
+    assert session.uses() == []

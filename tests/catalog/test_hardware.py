@@ -1,0 +1,19 @@
+"""Padding is what was asked for, and otherwise only what was measured to help."""
+
+import pytest
+
+from wancli.catalog import hardware
+from wancli.catalog.hardware import HELPED, TILES, tokens_to_align
+
+
+@pytest.mark.parametrize(("choice", "tokens"), [("off", 1), ("1", 1), ("128", 128)])
+def test_what_is_asked_for_is_done_on_any_hardware(choice, tokens):
+    assert {tokens_to_align(choice, name) for name in [*TILES, "abacus"]} == {tokens}
+
+
+def test_auto_pads_nowhere_that_it_was_not_measured_to_help(monkeypatch):
+    assert {tokens_to_align("auto", name) for name in [*TILES, "abacus"]} == {1}
+    assert set(TILES) >= HELPED
+    monkeypatch.setattr(hardware, "HELPED", frozenset({"tpu v6e"}))
+    assert tokens_to_align("auto", "tpu v6e") == 256
+    assert tokens_to_align("auto", "tpu v5p") == 1

@@ -1,0 +1,74 @@
+"""What a model of few words says of a prompt with others."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Wancli
+from wancli.catalog.local import find_spec
+from wancli.catalog.specs import SPECS, ModelSpec
+from wancli.catalog.vocabulary import unknown_words, vocabulary_warnings
+from wancli.config.settings import Settings
+from wancli.demo import world
+from wancli.records.record import Request
+from wancli.records.write import start_record
+
+DEMO = SPECS["demo"]
+
+
+def test_words_that_the_demo_model_does_not_know_are_named_with_what_it_can_draw():
+    (said,) = vocabulary_warnings(DEMO, ["A cat walks on the grass, a red circle and a cat."])
+    assert said.startswith("demo does not know 'cat', 'walks', 'grass'. It is the demo model")
+
+
+def test_every_word_that_the_demo_model_was_trained_on_is_known_and_what_it_draws_is_said():
+    prompts = [
+        template.format(color=color, shape=shape, motion=motion, background=background)
+        for template in world.TEMPLATES
+        for color in world.COLORS
+        for shape in world.SHAPES
+        for motion in world.MOTIONS
+        for background in world.BACKGROUNDS
+    ]
+    prompts += [text for texts in world.SYNONYMS.values() for text in texts]
+    assert unknown_words(DEMO, prompts) == []
+    axes = [*world.COLORS, *world.SHAPES, *world.BACKGROUNDS]
+    axes += [motion.split()[-1] for motion in world.MOTIONS]
+    assert [word for word in axes if word not in DEMO.draws] == []
+
+
+@pytest.mark.parametrize("prompt", ["", "red. circle!?", "RED Circle"])
+def test_marks_and_capitals_are_no_unknown_words(prompt: str):
+    assert vocabulary_warnings(DEMO, [prompt]) == ()
+
+
+def test_many_words_are_cut_short():
+    (said,) = vocabulary_warnings(DEMO, [" ".join(f"word{n}" for n in range(20))])
+    assert "'word7' and 12 more." in said
+
+
+@pytest.mark.parametrize("name", ["wan2.1-t2v-1.3b", "random:wan2.1-t2v-1.3b"])
+def test_a_model_that_takes_any_word_says_nothing(name: str):
+    assert vocabulary_warnings(find_spec(name), ["xyzzy"]) == ()
+
+
+@pytest.mark.parametrize("tokenizer", ["", "{", "[]", '{"model": 1}', '{"model": {"type": "BPE"}}'])
+def test_a_tokenizer_that_is_no_list_of_words_says_nothing(tmp_path: Path, tokenizer: str):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text(tokenizer)
+    assert unknown_words(ModelSpec("x", "", "", folder=tmp_path), ["xyzzy"]) == []
+
+
+@pytest.mark.parametrize("command", ["generate", "rollout"])
+def test_a_command_says_it_before_anything_is_made_and_the_record_holds_it(
+    wancli: Wancli, command: str
+):
+    said = wancli(command, "a cat and a red circle", "--dry-run", "--seed", 1)
+    assert (said.code, said.err.count("warn:")) == (0, 1)
+    assert "demo does not know 'cat'." in said.err
+    assert wancli(command, "a red circle", "--dry-run", "--seed", 1).err == ""
+    request = Request("a cat", 1, Settings(), {}, warnings=vocabulary_warnings(DEMO, ["a cat"]))
+    record = start_record(request, command=command, created=datetime.now(UTC))
+    assert "'cat'" in json.loads(record.embedded())["warnings"][0]

@@ -1,0 +1,242 @@
+"""A cost held against a machine: what fits, how long, and what is said where nothing is known."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wancli.catalog.local import find_spec
+from wancli.config.precision import is_wide
+from wancli.config.resolve import Layer, resolve
+from wancli.config.settings import Machine, Settings
+from wancli.cost.capacity import check_capacity
+from wancli.cost.devices import Device, find_cpu, find_device, find_gpus
+from wancli.cost.estimate import Estimate, Rates, estimate, here, read_rates, seconds, write_rates
+from wancli.cost.totals import Cost, generation_cost
+from wancli.errors import CapacityError, OutputError, PlanError
+from wancli.planning.plan import make_plan
+from wancli.utils import disk
+from wancli.utils.disk import free_disk
+from wancli.utils.units import duration, flops, gib
+
+H200 = Device("cuda", "NVIDIA H200", 139 * 2**30, 138 * 2**30, "570.1")
+SMALL = replace(H200, name="NVIDIA RTX 4090", total=24 * 2**30)
+RAM = 128 * 2**30
+RATES = Rates(
+    {"bfloat16": 4e14, "float32": 4e13}, {"bfloat16": 3e14, "float32": 3e13}, 2e13, 1e13, 2e12
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANCLI_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def cost_of(model: str) -> Cost:
+    settings = resolve([Layer("flag", {"model": model})], Settings).settings
+    spec = find_spec(model)
+    cost = generation_cost(settings, spec, make_plan(settings, spec), wide=False)
+    assert cost
+    return cost
+
+
+def test_a_model_fits_one_gpu_and_not_another():
+    cost = cost_of("wan2.1-t2v-14b")
+    assert all(estimate(cost, Machine(), H200, ram=RAM).fits.values())
+    held = estimate(cost, Machine(offload="none"), SMALL, ram=RAM)
+    with pytest.raises(CapacityError, match="takes .* RTX 4090 has 24") as caught:
+        held.check("wan2.1-t2v-14b")
+    assert caught.value.hint.startswith("--offload group")
+
+
+@pytest.mark.parametrize(
+    ("gib_there", "chosen"), [(139, "none"), (40, "model"), (24, "group"), (8.8, "sequential")]
+)
+def test_auto_is_the_fastest_offload_that_fits(gib_there: float, chosen: str):
+    device = replace(H200, total=int(gib_there * 2**30))
+    held = estimate(cost_of("wan2.1-t2v-14b"), Machine(), device, ram=RAM)
+    assert held.offload == chosen
+    held.check("wan2.1-t2v-14b")
+    least = next(iter([n for n, fits in held.fits.items() if fits]))
+    assert least == chosen
+
+
+def test_auto_chooses_among_what_goes_with_the_rest_and_refuses_what_never_fits():
+    cost = cost_of("wan2.1-t2v-14b")
+    with pytest.raises(CapacityError, match="24") as caught:
+        estimate(cost, Machine(), SMALL, ("none",), ram=RAM).check("x")
+    assert "--offload" not in caught.value.hint
+    for gib_there, helps in ((5, True), (1, False)):  # only decoding does not fit; nothing does
+        device = replace(H200, total=gib_there * 2**30)
+        with pytest.raises(CapacityError, match="under --offload sequential") as caught:
+            estimate(cost, Machine(), device, ram=RAM).check("x")
+        assert ("a smaller --size" in caught.value.hint) == helps
+        assert "--force" in caught.value.hint
+
+
+def test_what_is_offloaded_has_to_fit_in_ram():
+    cost = cost_of("wan2.1-t2v-14b")
+    held = estimate(cost, Machine(offload="group"), SMALL, ram=16 * 2**30)
+    with pytest.raises(CapacityError, match="RAM they wait in has 16"):
+        held.check("x")
+
+
+def test_on_a_cpu_nothing_is_offloaded():
+    held = estimate(cost_of("wan2.1-t2v-14b"), Machine(), replace(H200, kind="cpu", total=1))
+    assert held.offload == "none"
+    with pytest.raises(CapacityError) as caught:
+        held.check("x")
+    assert "--offload" not in caught.value.hint
+    with pytest.raises(PlanError, match="is the RAM itself"):
+        here(Machine(device="cpu", offload="group"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "gib_there", "machine", "remedy"),
+    [
+        ("cpu", 80, {}, "--dtype bfloat16"),
+        ("cpu", 30, {}, "--dtype bfloat16 --quantize int8 --vae-tiling"),
+        ("cpu", 30, {"dtype": "bfloat16"}, "--dtype bfloat16 --quantize int8 --vae-tiling"),
+        ("cuda", 5, {}, "--vae-tiling"),
+        ("cuda", 1, {}, ""),
+    ],
+)
+def test_what_does_not_fit_would_under_other_flags(
+    kind: str, gib_there: int, machine: dict[str, Any], remedy: str
+):
+    spec, device = find_spec("wan2.1-t2v-14b"), replace(H200, kind=kind, total=gib_there * 2**30)
+
+    def estimated(settings: Settings) -> Estimate:
+        plan = make_plan(settings, spec)
+        wide = is_wide(settings.machine, kind)
+        cost = generation_cost(settings, spec, plan, wide=wide)
+        assert cost
+        return estimate(cost, settings.machine, device, plan.offloads, ram=RAM)
+
+    settings = resolve([Layer("flag", {"model": spec.name, "machine": machine})], Settings).settings
+    taken = check_capacity(settings, spec, estimated, force=False)
+    assert taken.remedy == remedy
+    with pytest.raises(CapacityError) as caught:
+        taken.check()
+    assert caught.value.hint.startswith(remedy)
+    assert check_capacity(settings, spec, estimated, force=True).remedy == ""
+
+
+def test_the_vae_computes_at_the_rate_of_its_own_dtype():
+    cost = cost_of("wan2.1-t2v-14b")
+    rates = replace(RATES, attention={"bfloat16": 6e13, "float32": 3e13})
+    wide, narrow = (seconds(cost, rates, "bfloat16", vae=n) for n in ("float32", "bfloat16"))
+    assert wide
+    assert narrow
+    assert narrow["decode"] < wide["decode"]
+    assert narrow["denoise"] == wide["denoise"]
+
+
+def test_exactly_what_there_is_fits():
+    cost = cost_of("demo")
+    there = replace(H200, total=cost.resident())
+    whole = Machine(offload="none")
+    estimate(cost, whole, there).check("demo")
+    with pytest.raises(CapacityError):
+        estimate(cost, whole, replace(there, total=cost.resident() - 1)).check("demo")
+
+
+def test_time_is_flops_over_measured_rates():
+    cost = cost_of("wan2.1-t2v-1.3b")
+    spent = seconds(cost, RATES, "bfloat16")
+    assert spent
+    denoise = cost.work["denoise"]
+    assert spent["denoise"] == pytest.approx(
+        denoise.matmul / 4e14 + denoise.attention / 3e14 + cost.moved["denoise"] / 2e12
+    )
+    decode = cost.work["decode"]
+    assert spent["decode"] == pytest.approx(
+        decode.convolution / 2e13 + decode.small_convolution / 1e13 + decode.attention / 3e13
+    )
+    assert seconds(cost, RATES, "float16") is None
+
+
+def test_rates_are_kept_by_device():
+    other = replace(H200, name="NVIDIA A100")
+    assert read_rates(H200) is None
+    write_rates(H200, RATES)
+    write_rates(other, replace(RATES, copy=1.0))
+    assert read_rates(H200) == RATES
+    assert estimate(cost_of("demo"), Machine(), H200).seconds is not None
+    assert estimate(cost_of("demo"), Machine(), replace(H200, name="x")).seconds is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"x": 1}'])
+def test_rates_that_are_broken_are_as_if_never_measured(text: str):
+    path = disk.user_cache() / "rates.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    assert read_rates(H200) is None
+    write_rates(H200, RATES)
+    assert read_rates(H200) == RATES
+
+
+def test_rates_that_cannot_be_kept_are_an_output_error():
+    disk.user_cache().write_text("a file")
+    with pytest.raises(OutputError, match="cannot write"):
+        write_rates(H200, RATES)
+
+
+def test_this_machine_has_memory_and_disk(tmp_path: Path):
+    cpu = find_cpu()
+    assert 2**28 < cpu.free <= cpu.total
+    assert cpu.name
+    assert "torch 2" in cpu.key
+    assert free_disk(tmp_path / "not" / "made") > 0
+    assert find_device(Machine(device="cpu")) == replace(
+        cpu, free=find_device(Machine(device="cpu")).free
+    )
+
+
+def smi(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose nvidia-smi prints that, and which has no NVML."""
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\ncat <<'X'\n{text}\nX\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
+
+
+def test_gpus_are_found_without_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    smi(tmp_path, "NVIDIA A, 1000, 900, 5.1\nNVIDIA B, 2000, 1, 5.1\nN/A", monkeypatch)
+    a = Device("cuda", "NVIDIA A", 1000 * 2**20, 900 * 2**20, "5.1")
+    b = Device("cuda", "NVIDIA B", 2000 * 2**20, 2**20, "5.1")
+    assert find_gpus() == [a, b]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert find_gpus() == [b]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    assert find_gpus() == [b, a]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert find_gpus() == []
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (gib(3 * 2**30), "3.0 GiB"),
+        (gib(1536 * 2**10), "1.5 MiB"),
+        (gib(100), "0.1 KiB"),
+        (flops(6.5e15), "6.50 PFLOP"),
+        (flops(1.2e9), "1.20 GFLOP"),
+        (duration(5.25), "5.2 s"),
+        (duration(150), "2 min 30 s"),
+        (duration(7500), "2 h 05 min"),
+    ],
+)
+def test_amounts_are_said_for_people(told: str, expected: str):
+    assert told == expected
+
+
+def test_an_estimate_is_json():
+    told = json.loads(json.dumps(estimate(cost_of("demo"), Machine(), H200).as_json()))
+    assert told["flops"] == sum(work["flops"] for work in told["work"].values())
+    assert told["device"]["name"] == "NVIDIA H200"
+    assert told["resident"]["none"] > told["resident"]["model"]

@@ -1,0 +1,175 @@
+"""What a whole run takes is what it is seen to take, on models small enough to run."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+from tests.fakes import tiny_folder, tiny_image_encoder, tiny_transformer
+from tests.shapes import flops, parameters
+from wancli.caching.prompt_kv import PromptKVCache, prompt_kv
+from wancli.catalog.local import find_spec
+from wancli.catalog.specs import ModelSpec
+from wancli.catalog.tasks import ANIMATE, ENDS, IMAGE
+from wancli.catalog.wan import DEMO, WAN_2_1_I2V, Architecture, Transformer
+from wancli.config.resolve import Layer, resolve
+from wancli.config.settings import Machine, RolloutSettings, Settings
+from wancli.cost.totals import Cost, generation_cost, rollout_cost
+from wancli.cost.wan import (
+    denoise_work,
+    image_tokens,
+    prompt_bytes,
+    rolling_bytes,
+    rollout_forwards,
+)
+from wancli.cost.wan_transformer import image_work
+from wancli.models.load import load_pipeline
+from wancli.planning.inputs import NO_INPUTS, assume
+from wancli.planning.offload import OFFLOADS
+from wancli.planning.plan import RolloutPlan, make_plan, make_rollout_plan
+from wancli.rollout.denoiser import PromptEmbedding, PromptPair, Window, causal
+
+TINY = Transformer(
+    layers=2, heads=2, head_dim=12, ffn=32, in_channels=4, out_channels=4, text_dim=16, freq_dim=16
+)
+SPEC = ModelSpec(
+    "tiny", "", "", latent_channels=4, text_length=9, causal=True, architecture=Architecture(TINY)
+)
+
+
+def cost_of(model: str, *, wide: bool = False, **tables: object) -> Cost:
+    settings = resolve([Layer("flag", {"model": model, **tables})], Settings).settings
+    spec = find_spec(model)
+    cost = generation_cost(settings, spec, make_plan(settings, spec), wide=wide)
+    assert cost
+    return cost
+
+
+def tiny_rollout(trim: Literal["before", "after"]) -> tuple[RolloutSettings, RolloutPlan]:
+    tables = {
+        "video": {"width": 48, "height": 32},
+        "rollout": {"chunks": 4, "chunk_frames": 2, "rolling_window": 5, "trim": trim},
+        "sampling": {"guidance_scale": 1.0},
+    }
+    settings = resolve([Layer("flag", tables)], RolloutSettings).settings
+    return settings, make_rollout_plan(settings, SPEC, context_frames=2)
+
+
+@pytest.mark.parametrize("trim", ["before", "after"])
+def test_a_rollout_makes_the_forwards_that_are_planned(trim: Literal["before", "after"]):
+    settings, plan = tiny_rollout(trim)
+    forwards = rollout_forwards(settings, SPEC, plan)
+    assert sum(forwards.values()) == plan.forwards
+    told = denoise_work(TINY, forwards, fresh=1).flops
+    latents, window = torch.zeros(1, 4, 2, 4, 6), Window(plan.window, 0, plan.chunk, 6, trim)
+    with causal(tiny_transformer(), window) as model:
+
+        def roll() -> None:
+            model.tell(PromptPair(PromptEmbedding(torch.zeros(1, 9, 16))))
+            chunks = [(span, 0) for span in plan.context] + list(
+                zip(plan.spans, plan.steps, strict=True)
+            )
+            for number, (span, steps) in enumerate(chunks):
+                model.begin(span)
+                for step in range(steps):
+                    model.velocity(latents, 900.0 - number - 10 * step)
+                if number < len(chunks) - 1:
+                    model.remember(latents, 1.0 + number / 10)
+
+        assert flops(roll) == told
+        assert model.bytes == rolling_bytes(TINY, settings, plan, element_bytes=4)
+
+
+def test_a_prompt_takes_the_bytes_that_are_planned():
+    model, memory = tiny_transformer(), PromptKVCache()
+    with torch.no_grad(), prompt_kv(model, memory):
+        model(torch.zeros(1, 4, 1, 4, 6), torch.ones(1), torch.zeros(1, 9, 16))
+    assert memory.bytes == prompt_bytes(SPEC, element_bytes=4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_take_the_bytes_that_are_planned(dtype: Literal["float32", "bfloat16"]):
+    pipeline = load_pipeline(find_spec("demo"), Machine(device="cpu", dtype=dtype)).pipeline
+    told = cost_of("demo", wide=dtype == "float32").weights
+    for part, size in told.items():
+        held = sum(p.numel() * p.element_size() for p in getattr(pipeline, part).parameters())
+        assert (part, size) == (part, held)
+
+
+def test_guidance_doubles_the_forwards_and_experts_the_weights():
+    one = cost_of("wan2.1-t2v-14b", sampling={"guidance_scale": 1.0})
+    two = cost_of("wan2.1-t2v-14b")
+    assert two.forwards == 2 * one.forwards
+    assert two.work["denoise"].flops == 2 * one.work["denoise"].flops
+    experts = cost_of("wan2.2-t2v-a14b")
+    assert experts.weights["transformer_2"] == experts.weights["transformer"]
+    assert experts.resident() - two.resident() > experts.weights["transformer_2"]
+    assert experts.resident("model") < two.resident()
+
+
+def test_a_prompt_that_is_not_kept_is_computed_again():
+    known = cost_of("wan2.1-t2v-1.3b")
+    again = cost_of("wan2.1-t2v-1.3b", prompt_kv={"prompt_kv": False})
+    assert again.work["denoise"].flops > known.work["denoise"].flops
+    assert again.kept["prompt_kv"] == 0
+
+
+def test_less_is_resident_the_more_is_offloaded():
+    for model in ("wan2.1-t2v-1.3b", "wan2.1-t2v-14b", "wan2.2-ti2v-5b", "demo"):
+        cost = cost_of(model)
+        ways = [cost.resident(offload) for offload in OFFLOADS]
+        assert ways == sorted(ways, reverse=True)
+        assert ways[0] > ways[1]
+
+
+def test_an_image_model_encodes_a_picture_and_a_video():
+    spec = replace(find_spec("wan2.1-t2v-14b"), architecture=WAN_2_1_I2V)
+    settings = resolve([Layer("flag", {"video": {"num_frames": 5}})], Settings).settings
+    cost = generation_cost(settings, spec, make_plan(settings, spec), wide=False)
+    assert cost
+    assert cost.parameters["image_encoder"] > 6e8
+    assert cost.work["encode"].convolution > 0
+
+
+@pytest.mark.parametrize(("task", "pictures"), [(IMAGE, 1), (ENDS, 2), (ANIMATE, 1)])
+def test_the_image_encoder_of_a_folder_is_counted(tmp_path: Path, task: str, pictures: int):
+    tiny_folder(tmp_path, task)
+    spec = find_spec(str(tmp_path))
+    encoder = spec.wan.image_encoder
+    assert encoder
+    given = {"video": {"num_frames": 5, "width": 32, "height": 32}}
+    settings = resolve([Layer("flag", given)], Settings).settings
+    plan = make_plan(settings, spec, assume(spec, NO_INPUTS))
+    cost = generation_cost(settings, spec, plan, wide=True)
+    assert cost
+    assert cost.parameters["image_encoder"] == parameters(tiny_image_encoder()["image_encoder"])
+    assert image_tokens(spec.wan) == pictures * 5
+    without = replace(spec, architecture=replace(spec.wan, image_encoder=None))
+    less = generation_cost(settings, without, plan, wide=True)
+    assert less
+    seen = cost.work["encode"].matmul - less.work["encode"].matmul
+    assert seen == pictures * image_work(encoder).matmul
+
+
+def test_the_window_bounds_what_a_rollout_keeps():
+    def kept(chunks: int, window: int) -> Cost:
+        tables = {"rollout": {"chunks": chunks, "rolling_window": window}}
+        settings = resolve([Layer("flag", tables)], RolloutSettings).settings
+        spec = find_spec("demo")
+        cost = rollout_cost(settings, spec, make_rollout_plan(settings, spec), wide=True)
+        assert cost
+        return cost
+
+    assert kept(50, 6).kept == kept(10, 6).kept
+    assert kept(50, 0).kept["rolling_kv"] == 5 * kept(10, 0).kept["rolling_kv"]
+    assert kept(50, 6).store == 5 * kept(10, 6).store
+    assert kept(50, 6).flops < kept(50, 0).flops
+
+
+def test_a_model_of_unknown_shape_has_no_cost():
+    settings = resolve([], Settings).settings
+    spec = replace(find_spec("demo"), architecture=None)
+    assert generation_cost(settings, spec, make_plan(settings, spec), wide=True) is None
+    assert find_spec("demo").architecture == DEMO

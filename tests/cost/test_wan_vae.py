@@ -1,0 +1,138 @@
+"""The walk through the VAE is exactly what diffusers' own class has and does."""
+
+import pytest
+import torch
+
+from tests.fakes import tiny_vae
+from tests.shapes import flops, parameters, peak_bytes, vae
+from wancli.catalog.geometry import STRIDE, TILE
+from wancli.catalog.wan import DEMO, VAE_2_2, Autoencoder
+from wancli.cost.wan_vae import (
+    Grid,
+    decode_bytes,
+    decode_work,
+    decoder,
+    encode_work,
+    largest_layer,
+    remembered_numbers,
+    tiles,
+    vae_parameters,
+)
+from wancli.models.vae import StreamingDecoder
+
+VAE_2_1 = Autoencoder()
+TINY = Autoencoder(4, 4, 4, (1, 1, 1, 1), 1)
+SHAPES = {"2.1": VAE_2_1, "2.2": VAE_2_2, "demo": DEMO.vae, "tiny": TINY}
+shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+
+
+@shapes
+def test_parameters_are_those_of_the_class(shape: Autoencoder):
+    assert vae_parameters(shape) == parameters(vae(shape))
+
+
+@shapes
+@pytest.mark.parametrize("frames", [1, 3])
+def test_flops_are_those_that_torch_counts(shape: Autoencoder, frames: int):
+    model, grid = vae(shape), Grid(frames, 4, 6)
+    latents = torch.empty(1, shape.latent_channels, frames, 4, 6, device="meta")
+    assert decode_work(shape, grid).flops == flops(lambda: model.decode(latents))
+    size = (4 * frames - 3, 4 * shape.spatial, 6 * shape.spatial)
+    video = torch.empty(1, 3, *size, device="meta")
+    assert encode_work(shape, grid).flops == flops(lambda: model.encode(video))
+
+
+@pytest.mark.parametrize(
+    ("shape", "height", "width", "first", "steady"),
+    [
+        (VAE_2_1, 480, 832, 4.35, 13.55),
+        (VAE_2_1, 720, 1280, 10.2, 31.45),
+        (VAE_2_2, 704, 1280, 20.6, 66.35),
+    ],
+)
+def test_a_latent_frame_costs_tera_flops(
+    shape: Autoencoder, height: int, width: int, first: float, steady: float
+):
+    told = [
+        decode_work(shape, Grid(n, height // shape.spatial, width // shape.spatial)).flops / 1e12
+        for n in (1, 2)
+    ]
+    assert told[0] == pytest.approx(first, rel=0.003)
+    assert told[1] - told[0] == pytest.approx(steady, rel=0.003)
+
+
+def test_a_decoder_remembers_what_the_walk_says():
+    decoder = StreamingDecoder(tiny_vae())
+    decoder(torch.zeros(1, 4, 3, 2, 3))
+    assert decoder.bytes == 4 * remembered_numbers(TINY, Grid(3, 2, 3))
+
+
+@pytest.mark.parametrize(("name", "frames"), [("2.1", 1), ("2.1", 3), ("2.2", 3), ("demo", 3)])
+def test_decoding_holds_about_what_the_formula_says(name: str, frames: int):
+    shape, grid = SHAPES[name], Grid(frames, 30, 52)
+    model = vae(shape)
+    latents = torch.empty(1, shape.latent_channels, frames, 30, 52, device="meta")
+    held = peak_bytes(model, lambda: model.decode(latents))
+    assert decode_bytes(shape, grid) == pytest.approx(held, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("channels", "frames", "height", "small"),
+    [(64, 2, 24, True), (96, 4, 32, True), (384, 1, 16, False), (96, 4, 34, False)],
+)
+def test_small_convolutions_are_those_that_torch_multiplies_out(
+    channels: int, frames: int, height: int, small: bool
+):
+    padded = torch.zeros(1, channels, frames + 2, height + 2, 6)
+    kernel = torch.zeros(channels, channels, 3, 3, 3)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        torch.nn.functional.conv3d(padded, kernel)
+    assert any("slow_conv3d" in event.key for event in profile.key_averages()) is small
+    grid = Grid(frames, height, 4)
+    vae = Autoencoder(channels, channels, 4, (1,), 1, ())
+    told = {layer.parameters: layer.work for layer in decoder(vae, grid, first=False)}
+    assert bool(told[27 * channels**2 + channels].small_convolution) is small
+
+
+@pytest.mark.parametrize("frames", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_decoding_in_tiles_holds_and_computes_what_the_formulas_say(frames: int):
+    shape, grid = VAE_2_1, Grid(frames, 40, 60)
+    assert (
+        len({(t.height, t.width) for t in tiles(grid, shape.spatial)}) == 4
+    )  # smaller at the ends
+    model = vae(shape)
+    model.enable_tiling()
+    assert (model.tile_sample_min_width, model.tile_sample_stride_width) == (TILE, STRIDE)
+    latents = torch.empty(1, shape.latent_channels, frames, 40, 60, device="meta")
+    held = peak_bytes(model, lambda: model.decode(latents))
+    assert decode_bytes(shape, grid, tiled=True) == pytest.approx(held, rel=0.1)
+    assert held < decode_bytes(shape, grid) / 2
+    work = sum(decode_work(shape, tile).flops for tile in tiles(grid, shape.spatial))
+    assert work == flops(lambda: model.decode(latents))
+
+
+@pytest.mark.parametrize("name", ["2.1", "demo"])
+def test_encoding_in_tiles_computes_what_the_formula_says(name: str):
+    shape, grid = SHAPES[name], Grid(2, 70, 40)
+    model = vae(shape)
+    model.enable_tiling()
+    size = (5, 70 * shape.spatial, 40 * shape.spatial)
+    video = torch.empty(1, 3, *size, device="meta")
+    cut = tiles(grid, shape.spatial, pixels=TILE * shape.patch)
+    assert len(cut) > 1
+    assert sum(encode_work(shape, tile).flops for tile in cut) == flops(lambda: model.encode(video))
+
+
+def test_a_video_of_one_tile_is_not_cut():
+    assert tiles(Grid(3, 32, 32), 8) == [Grid(3, 32, 32)]
+    assert decode_bytes(VAE_2_1, Grid(3, 32, 32), tiled=True) == decode_bytes(
+        VAE_2_1, Grid(3, 32, 32)
+    )
+
+
+def test_the_largest_layer_is_that_of_the_class():
+    for shape in SHAPES.values():
+        largest = max(
+            sum(p.numel() for p in m.parameters(recurse=False)) for m in vae(shape).modules()
+        )
+        assert largest_layer(shape) == largest

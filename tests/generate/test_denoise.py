@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+import torch
+from diffusers.video_processor import VideoProcessor
+
+from tests.fakes import tiny_pipeline, tiny_vae
+from wancli.config.settings import Sampling
+from wancli.generate.denoise import decode
+from wancli.sampling.schedulers import make_scheduler
+
+
+def test_decoded_frames_are_those_of_diffusers_rounded_to_bytes():
+    vae = tiny_vae()
+    latents = torch.randn(1, 4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
+    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+    with torch.no_grad():
+        video = vae.decode(latents * std + mean).sample
+    plain = VideoProcessor().postprocess_video(video, output_type="np")[0]
+    frames = decode(vae, latents)
+    assert frames.shape == (5, 32, 32, 3)
+    assert frames.dtype == np.uint8
+    assert np.abs(frames / 255 - plain).max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("scheduler", ["unipc", "dpm++", "euler"])
+def test_a_solver_has_the_shift_and_predicts_flow(scheduler: str):
+    config = tiny_pipeline().scheduler.config
+    shifted = {}
+    for shift in (1.0, 7.0):
+        solver = make_scheduler(config, Sampling(scheduler=scheduler, flow_shift=shift))
+        solver.set_timesteps(10)
+        shifted[shift] = solver.sigmas
+    middle = shifted[1.0][5]
+    assert shifted[7.0][5] == pytest.approx(float(7 * middle / (1 + 6 * middle)), abs=0.02)

@@ -1,0 +1,197 @@
+"""Offloaded models make what others make, to the bit, and are where they should be when they do."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.fakes import tiny_pipeline
+from wancli.catalog.specs import ModelSpec
+from wancli.catalog.tasks import ANIMATE, ENDS, IMAGE, TEXT, VACE, VIDEO
+from wancli.config.resolve import Layer, resolve
+from wancli.config.settings import Settings
+from wancli.generate.caches import caches
+from wancli.generate.denoise import decoded, denoise
+from wancli.generate.prompts import encode_prompt
+from wancli.models.load import Loaded
+from wancli.models.offload import offload_to
+from wancli.models.vae import encode
+from wancli.planning.inputs import NO_INPUTS, InputFiles
+from wancli.planning.plan import make_plan
+
+CPU = torch.device("cpu")
+WAYS = ("model", "group", "sequential")
+every_way = pytest.mark.parametrize("way", WAYS)
+
+
+def pictures(seed: int, count: int = 1, size: tuple[int, int] = (48, 32)) -> list[Image.Image]:
+    width, height = size
+    levels = np.random.default_rng(seed).integers(0, 256, (count, height, width, 3))
+    return [Image.fromarray(frame) for frame in levels.astype(np.uint8)]
+
+
+FILE = Path("file")
+GIVEN: Mapping[str, tuple[InputFiles, dict[str, Any]]] = {
+    TEXT: (NO_INPUTS, {}),
+    IMAGE: (InputFiles(image=FILE), {"image": pictures(1)[0]}),
+    ENDS: (
+        InputFiles(image=FILE, last_image=FILE),
+        {"image": pictures(1)[0], "last_image": pictures(2)[0]},
+    ),
+    VIDEO: (InputFiles(video=FILE), {"video": pictures(3, 5)}),
+    VACE: (
+        InputFiles(video=FILE, ref_image=(FILE,)),
+        {"video": pictures(3, 5), "reference_images": pictures(4)},
+    ),
+    ANIMATE: (
+        InputFiles(pose_video=FILE, face_video=FILE, ref_image=(FILE,)),
+        {
+            "pose_video": pictures(5, 9),
+            "face_video": pictures(6, 9, (16, 16)),
+            "image": pictures(1)[0],
+        },
+    ),
+}
+
+
+def settings_of(task: str, **tables: Any) -> Settings:
+    video = {"num_frames": 9 if task == ANIMATE else 5, "width": 48, "height": 32}
+    tables.setdefault("sampling", {"steps": 2, "guidance_scale": 3.0})
+    return resolve(
+        [Layer("flag", {"video": {**video, "segment_frames": 5}, **tables})], Settings
+    ).settings
+
+
+def loaded_for(task: str, way: str | None, **kind: Any) -> Loaded:
+    pipeline = tiny_pipeline(task, num_layers=4, **kind)
+    pipeline.set_progress_bar_config(disable=True)
+    if way:
+        offload_to(pipeline, CPU, way)
+    experts = kind.get("experts", 1)
+    text = 512 if pipeline.transformer.config.get("image_dim") else 16
+    spec = ModelSpec(
+        "tiny", "", "", tasks=(task,), latent_channels=4, text_length=text, experts=experts
+    )
+    return Loaded(pipeline, spec, CPU)
+
+
+def made(
+    task: str, way: str | None, settings: Settings, *, videos: int = 1, **kind: Any
+) -> list[Tensor]:
+    """Latents and frames of some videos, one after the other from one loaded model."""
+    loaded, (inputs, shown) = loaded_for(task, way, **kind), GIVEN[task]
+    plan = make_plan(settings, loaded.spec, inputs, task=task)
+    found = []
+    for seed in range(videos):
+        prompt = encode_prompt(loaded, "a red circle", settings.sampling)
+        denoised = denoise(
+            loaded,
+            replace(prompt, pictures=shown),
+            settings,
+            plan,
+            seed=seed,
+            on_step=lambda _: None,
+        )
+        found += [denoised.latents, torch.from_numpy(decoded(loaded, denoised).copy())]
+    return found
+
+
+@cache
+def plain(task: str, **kind: Any) -> list[Tensor]:
+    return made(task, None, settings_of(task), **kind)
+
+
+def same(some: list[Tensor], others: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+@every_way
+@pytest.mark.parametrize("task", GIVEN)
+def test_every_task_makes_the_same_when_it_is_offloaded(task: str, way: str):
+    assert same(made(task, way, settings_of(task)), plain(task))
+
+
+@every_way
+@pytest.mark.parametrize("kind", [{"experts": 2}, {"by_token": True}], ids=str)
+def test_two_experts_and_timesteps_by_token_do_so_too(kind: dict[str, Any], way: str):
+    assert same(made(TEXT, way, settings_of(TEXT), **kind), plain(TEXT, **kind))
+
+
+@every_way
+def test_so_does_a_prompt_that_is_not_kept(way: str):
+    assert same(made(TEXT, way, settings_of(TEXT, prompt_kv={"prompt_kv": False})), plain(TEXT))
+
+
+CACHES: Mapping[str, dict[str, Any]] = {
+    "cachedit": {
+        "step_cache": "cachedit", "cachedit_fn": 1, "cachedit_bn": 1,
+        "cachedit_max_warmup_steps": 3, "cachedit_residual_threshold": 0.5,
+    },
+    "first-block": {"step_cache": "first-block", "step_cache_threshold": 0.5},
+    "seacache": {"step_cache": "seacache", "step_cache_threshold": 0.5},
+    "gate": {"cfg_gate": 0.5},
+}  # fmt: skip
+
+
+@cache
+def two_videos(name: str, way: str | None) -> list[Tensor]:
+    settings = settings_of(
+        TEXT,
+        sampling={"steps": 9, "guidance_scale": 3.0},
+        step_cache=CACHES[name],
+        prompt_kv={"kv_align": "8"},
+    )
+    return made(TEXT, way, settings, videos=2)
+
+
+@pytest.mark.parametrize(
+    "way",
+    ["group", *(pytest.param(way, marks=pytest.mark.slow) for way in ("model", "sequential"))],
+)
+@pytest.mark.parametrize("name", CACHES)
+def test_caches_reuse_the_same_in_a_second_video_too(name: str, way: str):
+    unmoved = two_videos(name, None)
+    assert not same(unmoved[:1], unmoved[2:3])
+    assert same(two_videos(name, way), unmoved)
+
+
+@every_way
+def test_an_offloaded_vae_encodes_the_same(way: str):
+    one, other = (loaded_for(TEXT, chosen).pipeline.vae for chosen in (None, way))
+    video = torch.linspace(-1, 1, 3 * 5 * 32 * 48).view(1, 3, 5, 32, 48)
+    assert torch.equal(encode(one, video), encode(other, video))
+
+
+def test_diffusers_finds_the_device_while_guidance_is_gated():
+    settings = settings_of(TEXT, sampling={"steps": 9}, step_cache=CACHES["gate"])
+    loaded = loaded_for(TEXT, None)
+    gpu = torch.device("cuda:0")
+    offload_to(loaded.pipeline, gpu, "model")  # moves nothing before it is called
+    plan = make_plan(settings, loaded.spec)
+    prompt = encode_prompt(loaded_for(TEXT, None), "a red circle", settings.sampling)
+    assert loaded.pipeline._execution_device == gpu
+    with caches(loaded, prompt.memory, settings, plan, [1.0] * 9):
+        assert loaded.pipeline._execution_device == gpu
+
+
+@pytest.mark.parametrize("task", GIVEN)
+def test_a_narrow_vae_makes_nearly_the_same(task: str):
+    loaded, (inputs, shown) = loaded_for(task, None), GIVEN[task]
+    loaded.pipeline.vae.to(torch.bfloat16)
+    settings = settings_of(task)
+    prompt = encode_prompt(loaded, "a red circle", settings.sampling)
+    denoised = denoise(
+        loaded, replace(prompt, pictures=shown), settings,
+        make_plan(settings, loaded.spec, inputs, task=task), seed=0, on_step=lambda _: None,
+    )  # fmt: skip
+    frames = decoded(loaded, denoised).astype(float)
+    assert denoised.latents.dtype == torch.float32
+    off = np.abs(frames - plain(task)[1].numpy().astype(float)).mean()
+    assert 0 < off < 2.0  # levels of 255, of random weights

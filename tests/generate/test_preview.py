@@ -1,0 +1,99 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.fakes import tiny_vae
+from wancli.generate.denoise import StepResult
+from wancli.generate.preview import Previews, predict_clean, previews
+from wancli.records.progress import Event, PreviewEvent
+from wancli.utils.outputs import preview_file
+
+
+def stepped(index: int, *, steps: int = 4, clean: float = 2.0, noise: float = -1.0) -> StepResult:
+    """A step of straight flow: sigmas fall evenly from 1 to 0."""
+    sigma, after = 1 - index / steps, 1 - (index + 1) / steps
+    return StepResult(index, sigma, after, latents(after, clean=clean, noise=noise))
+
+
+def unheard(event: Event) -> None:
+    """Where nobody looks."""
+
+
+def latents(sigma: float, *, clean: float = 2.0, noise: float = -1.0) -> torch.Tensor:
+    return torch.full((1, 4, 3, 4, 6), (1 - sigma) * clean + sigma * noise)
+
+
+def test_on_a_straight_way_the_clean_latents_are_known_from_the_second_step_on():
+    for index in range(1, 4):
+        found = predict_clean(stepped(index), latents(1 - index / 4))
+        torch.testing.assert_close(found, latents(0))
+    first = stepped(0)
+    assert predict_clean(first, None) is first.latents
+
+
+def test_a_picture_comes_every_few_steps_and_goes_at_the_end(tmp_path: Path):
+    video, written = tmp_path / "a.mp4", []
+    told: list[Event] = []
+    picture = tmp_path / "a.preview.png"
+    with previews(video, told.append, every=2) as show:
+        for index in range(4):
+            show(stepped(index), tiny_vae())
+            written.append(picture.exists())
+            picture.unlink(missing_ok=True)
+        show(stepped(1), tiny_vae())
+        assert told[-1] == PreviewEvent(picture.read_bytes())
+        with Image.open(io.BytesIO(picture.read_bytes())) as image:
+            assert image.size == (3 * 6 * 32, 4 * 32)  # three latent frames of 6x4, 32 times
+            assert np.asarray(image).dtype == np.uint8
+    assert written == [False, True, False, True]
+    assert len(told) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_number_there_are_no_pictures_and_what_lies_there_stays(tmp_path: Path):
+    other = tmp_path / "a.preview.png"
+    other.write_text("mine")
+    with previews(tmp_path / "a.mp4", unheard, every=None) as show:
+        show(stepped(0), None)
+    assert other.read_text() == "mine"
+
+
+def test_a_picture_goes_as_well_when_the_run_fails(tmp_path: Path):
+    written: list[Path] = []
+
+    def interrupted() -> None:
+        with previews(tmp_path / "a.mp4", unheard, every=1) as show:
+            show(stepped(0), tiny_vae())
+            written.extend(tmp_path.iterdir())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert written == [tmp_path / "a.preview.png"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_cannot_be_written_does_not_end_the_run(tmp_path: Path):
+    (tmp_path / "file").write_text("no folder")
+    told: list[Event] = []
+    Previews(tmp_path / "file" / "a.mp4", told.append, every=1)(stepped(0), tiny_vae())
+    assert len(told) == 1  # a terminal may show it
+
+
+def test_the_latents_stay_as_they_are(tmp_path: Path):
+    step = stepped(1)
+    kept = step.latents.clone()
+    show = Previews(tmp_path / "a.mp4", unheard, every=1)
+    show(stepped(0), tiny_vae())
+    show(step, tiny_vae())
+    assert torch.equal(step.latents, kept)
+
+
+def test_the_name_of_a_picture_fits_where_that_of_the_video_does():
+    name = preview_file(Path("o") / ("ü" * 125 + ".mp4")).name
+    assert len(name.encode()) <= 255
+    assert name.endswith("ü.preview.png")

@@ -1,0 +1,256 @@
+"""Fused and compiled transformers: what they compute, and what is compiled how often."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from tests.caching.tiny import SOME, STEPS, denoise, draw, vace, wan
+from tests.fakes import tiny_folder, tiny_transformer
+from tests.shapes import parameters
+from wancli.caching.prompt_kv import PromptKVCache, prompt_kv
+from wancli.caching.step_cache import step_cache
+from wancli.catalog.geometry import Span
+from wancli.catalog.local import find_spec
+from wancli.catalog.tasks import ANIMATE, IMAGE, TEXT, VACE
+from wancli.config.settings import Machine
+from wancli.errors import PlanError
+from wancli.models.load import load_pipeline
+from wancli.models.optimize import check_speed, compile_blocks, fuse_qkv, speed_up
+from wancli.rollout.denoiser import PromptEmbedding, PromptPair, Window, causal
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    """No gradients; no graphs of a test before."""
+    torch._dynamo.reset()
+    counters.clear()
+    with torch.no_grad():
+        yield
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def inputs(task: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What one forward of the tiny transformer of a task is given."""
+    given = {"hidden_states": draw(1, 4, 2, 4, 4), "timestep": torch.tensor([500.0])}
+    given["encoder_hidden_states"] = draw(1, 512, 16, seed=1)
+    if task in (IMAGE, ANIMATE):
+        given["hidden_states"] = draw(1, 12, 2, 4, 4)
+        given["encoder_hidden_states_image"] = draw(1, 5, 8, seed=2)
+    if task == VACE:
+        given["control_hidden_states"] = draw(1, 72, 2, 4, 4, seed=3)
+    if task == ANIMATE:
+        given["pose_hidden_states"] = draw(1, 4, 1, 4, 4, seed=4)
+        given["face_pixel_values"] = draw(1, 3, 1, 16, 16, seed=5)
+    return {name: tensor.to(dtype) for name, tensor in given.items()}
+
+
+@pytest.mark.parametrize("reused", [False, True])
+@pytest.mark.parametrize("task", [TEXT, IMAGE, VACE, ANIMATE])
+def test_fused_projections_differ_by_rounding_alone(task: str, reused: bool):
+    for dtype, most in ((torch.float64, 1e-14), (torch.float32, 1e-5)):
+        found = []
+        for fused in (False, True):
+            model, given = tiny_transformer(task=task).to(dtype), inputs(task, dtype)
+            if fused:
+                fuse_qkv(model)
+            with prompt_kv(model, PromptKVCache()) if reused else nullcontext():
+                outputs = [model(**given, return_dict=False)[0] for _ in range(2)]
+            assert torch.equal(*outputs)
+            found.append(outputs[1])
+        error = relative(found[1], found[0])
+        assert error < most, f"{task} {dtype}: relative error {error:.1e}"
+
+
+@pytest.mark.parametrize("task", [TEXT, IMAGE, VACE, ANIMATE])
+def test_fused_projections_take_the_place_of_what_they_were(task: str):
+    model = tiny_transformer(task=task)
+    before = parameters(model)
+    fuse_qkv(model)
+    assert parameters(model) == before
+    names = {name.split(".")[-2] for name, _ in model.named_parameters() if ".attn" in name}
+    assert {"to_qkv", "to_kv", "to_q"} <= names
+    assert not names & {"to_k", "to_v", "add_k_proj", "add_v_proj"}
+    assert not hasattr(model.blocks[0].attn1, "to_q")
+
+
+def test_the_weights_of_fused_projections_wait_off_the_gpu_too():
+    model = wan()
+    fuse_qkv(model)
+    plain = denoise(model)
+    with prompt_kv(model, PromptKVCache(), park=CPU) as parkings:
+        assert torch.equal(denoise(model), plain)
+        kept = sum(parking.bytes for parking in parkings)
+    assert kept == sum(
+        w.numel() * w.element_size() for b in model.blocks for w in b.attn2.to_kv.parameters()
+    )
+    assert torch.equal(denoise(model), plain)
+
+
+def rolled(model: Any) -> Tensor:
+    """Velocities of three chunks over a window of two."""
+    found = []
+    with causal(model, Window(4, 1, 2, 16), rope="sink", guidance_scale=3.0) as denoiser:
+        denoiser.tell(
+            PromptPair(
+                PromptEmbedding(draw(1, 7, 16, seed=1)), PromptEmbedding(draw(1, 7, 16, seed=2))
+            )
+        )
+        for index in range(3):
+            denoiser.begin(Span(index, 2 * index, 2))
+            chunk = draw(1, 4, 2, 8, 8, seed=index).to(model.dtype)
+            found.append(denoiser.velocity(chunk, 500.0))
+            denoiser.remember(chunk, 0.0)
+    return torch.cat(found)
+
+
+def test_a_rollout_goes_through_fused_projections():
+    model, fused = wan().double(), wan().double()
+    fuse_qkv(fused)
+    assert relative(rolled(fused), rolled(model)) < 1e-14
+
+
+def test_what_is_loaded_next_is_neither_fused_nor_compiled(tiny_model: Path):
+    spec, fast = find_spec(str(tiny_model)), Machine(device="cpu", fuse_qkv=True)
+    first, second = (
+        load_pipeline(spec, machine).pipeline.transformer
+        for machine in (fast, Machine(device="cpu"))
+    )
+    assert first.blocks[0].attn1.fused_projections
+    assert not second.blocks[0].attn1.fused_projections
+    assert all(block._compiled_call_impl is None for block in second.blocks)
+
+
+def test_a_device_that_was_picked_may_have_no_cuda_graphs():
+    with pytest.raises(PlanError, match="none on cpu"):
+        check_speed(Machine(compile=True, compile_mode="reduce-overhead"), CPU)
+
+
+def reusing(model: Any) -> Tensor:
+    with prompt_kv(model, PromptKVCache()):
+        return denoise(model)
+
+
+def parked(model: Any) -> Tensor:
+    with prompt_kv(model, PromptKVCache(), park=CPU):
+        return denoise(model)
+
+
+def padded(model: Any) -> Tensor:
+    with prompt_kv(model, PromptKVCache(), align=16):
+        return denoise(model)
+
+
+def cached(model: Any) -> Tensor:
+    with (
+        prompt_kv(model, PromptKVCache()),
+        step_cache(model, SOME, steps=STEPS, guided=True) as session,
+    ):
+        latents = denoise(model)
+    assert any(use.reused for use in session.uses())
+    return latents
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "run", "graphs"),
+    [
+        (wan, denoise, 1),
+        (wan, reusing, 2),  # one that fills, one that reads
+        (wan, parked, 2),
+        (wan, padded, 2),
+        (wan, cached, 2),
+        (vace, denoise, 3),  # two kinds of blocks, of which VACE's first has a layer more
+        (vace, reusing, 6),
+    ],
+)
+def test_a_kind_of_block_is_compiled_once(
+    make: Callable[[], Any], run: Callable[[Any], Tensor], graphs: int
+):
+    model = make()
+    plain = run(model)
+    compile_blocks(model, "default")
+    compiled = run(model)
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert not counters["graph_break"]
+    assert torch.equal(run(model), compiled)
+    assert counters["stats"]["unique_graphs"] == graphs
+    error = relative(compiled, plain)
+    assert error < 1e-5, f"relative error {error:.1e}"
+
+
+@pytest.mark.slow
+def test_two_experts_share_their_graphs():
+    for seed in (0, 1):
+        model = wan(seed=seed)
+        plain = reusing(model)
+        compile_blocks(model, "default")
+        assert relative(reusing(model), plain) < 1e-5
+    assert counters["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "mode"),
+    [("whole", "max-autotune"), ("fused", "default"), ("int8", "default"), ("fp8", "default")],
+)
+@pytest.mark.filterwarnings("ignore:.*_stable_hash_for_caching")
+def test_blocks_fused_or_in_8_bits_are_compiled(how: str, mode: str):
+    model = wan()
+    if how == "fused":
+        fuse_qkv(model)
+    elif how != "whole":
+        pytest.importorskip("torchao", reason="pip install 'wancli[quantize]'")
+        from wancli.models.optimize import quantize
+
+        quantize(model, how)
+    plain = reusing(model)
+    compile_blocks(model, mode)
+    assert relative(reusing(model), plain) < 1e-5
+
+
+@pytest.mark.slow
+def test_models_that_are_compiled_one_after_the_other_do_not_count_together():
+    for number in range(5):  # torch's limit is 8 graphs of a kind of block
+        model = wan()
+        speed_up([model], Machine(compile=True, fuse_qkv=bool(number % 2)))
+        reusing(model)
+        assert counters["stats"]["unique_graphs"] == 2 * (number + 1)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_there_is_a_line(tmp_path: Path):
+    folder = tiny_folder(tmp_path / "model")
+    flags = ["--model", folder, "--steps", "2", "--frames", "5", "--size", "32x32", "--compile"]
+    done = subprocess.run(
+        [sys.executable, "-m", "wancli", "generate", "a", "--device", "cpu", *map(str, flags)],
+        env={**os.environ, "CXX": "/no/compiler"}, cwd=tmp_path, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 4
+    error, hint = done.stderr.strip().splitlines()[-2:]
+    assert error.startswith("error: --compile needs a C++ compiler")
+    assert hint == "hint:  --no-compile"
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_give_what_the_blocks_give():
+    model = wan().cuda()
+    given = {name: tensor.cuda() for name, tensor in inputs(TEXT, torch.float32).items()}
+    plain = [model(**given, return_dict=False)[0].clone() for _ in range(3)]
+    compile_blocks(model, "reduce-overhead")
+    for expected in plain:
+        assert relative(model(**given, return_dict=False)[0], expected) < 1e-3

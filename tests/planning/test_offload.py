@@ -1,0 +1,90 @@
+"""What goes with offloading, tiles and a narrow VAE is known before anything loads."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from wancli.catalog.local import find_spec
+from wancli.catalog.wan import WAN_2_1_I2V
+from wancli.config.resolve import Layer, resolve
+from wancli.config.settings import RolloutSettings, Settings
+from wancli.cost.totals import generation_cost, rollout_cost
+from wancli.errors import PlanError
+from wancli.planning.inputs import InputFiles
+from wancli.planning.offload import OFFLOADS
+from wancli.planning.plan import make_plan, make_rollout_plan
+
+
+def settings(**tables: Any) -> Settings:
+    return resolve([Layer("flag", tables)], Settings).settings
+
+
+def rollout_settings(**tables: Any) -> RolloutSettings:
+    return resolve([Layer("flag", tables)], RolloutSettings).settings
+
+
+CACHED = {"step_cache": "cachedit", "cachedit_fn": 1}
+PARKED = {"free_kv_weights": True}
+WRONG = [
+    ({"machine": {"device": "cpu", "offload": "group"}}, "is the RAM itself"),
+    ({"machine": {"device": "mps", "offload": "model"}}, "is the RAM itself"),
+    ({"machine": {"offload": "model"}, "prompt_kv": PARKED}, "both move weights"),
+    ({"machine": {"device": "cpu", "vae_dtype": "float16"}}, "--vae-dtype float16"),
+    (
+        {"machine": {"vae_tiling": True}, "video": {"width": 256, "height": 256}},
+        "--vae-tiling does nothing at 256x256",
+    ),
+]
+
+
+@pytest.mark.parametrize(("tables", "words"), WRONG)
+def test_what_does_not_go_together_is_refused(tables: dict[str, Any], words: str):
+    with pytest.raises(PlanError, match=words):
+        make_plan(settings(**tables), find_spec("demo"))
+
+
+@pytest.mark.parametrize("offload", ["model", "group", "sequential"])
+def test_vace_under_a_step_cache_is_not_offloaded(offload: str):
+    spec, inputs = find_spec("wan2.1-vace-1.3b"), InputFiles()
+    with pytest.raises(PlanError, match="both replace the forward"):
+        make_plan(settings(machine={"offload": offload}, step_cache=CACHED), spec, inputs)
+    assert make_plan(settings(step_cache=CACHED), spec, inputs).offloads == ("none",)
+    assert make_plan(settings(), spec, inputs).offloads == tuple(OFFLOADS)
+
+
+def test_auto_leaves_weights_that_are_freed_by_hand_alone():
+    assert make_plan(settings(prompt_kv=PARKED), find_spec("demo")).offloads == ("none",)
+
+
+def test_a_rollout_is_offloaded_but_not_cut_into_tiles():
+    spec = find_spec("demo")
+    for offload in OFFLOADS:
+        machine = {"device": "cuda", "offload": offload}
+        assert make_rollout_plan(rollout_settings(machine=machine), spec).offloads
+    with pytest.raises(PlanError, match="--vae-tiling does not reach rollouts"):
+        make_rollout_plan(rollout_settings(machine={"vae_tiling": True}), spec)
+
+
+def test_model_offload_leaves_a_rollouts_vae_beside_its_transformer():
+    chosen, spec = rollout_settings(), find_spec("demo")
+    cost = rollout_cost(chosen, spec, make_rollout_plan(chosen, spec), wide=True)
+    assert cost
+    weights, both = cost.weights, cost.weights["transformer"] + cost.weights["vae"]
+    assert cost.held["model"]["denoise"] == cost.held["model"]["decode"] == both
+    assert cost.held["model"]["encode"] == weights["text_encoder"] + weights["vae"]
+
+
+def test_a_narrow_vae_takes_half_the_memory_and_a_tiled_one_less():
+    spec = replace(find_spec("wan2.1-t2v-1.3b"), architecture=WAN_2_1_I2V)
+
+    def decode(**machine: Any) -> tuple[int, int]:
+        chosen = settings(machine=machine)
+        cost = generation_cost(chosen, spec, make_plan(chosen, spec), wide=False)
+        assert cost
+        return cost.weights["vae"], cost.activations["decode"]
+
+    wide, narrow, tiled = decode(), decode(vae_dtype="bfloat16"), decode(vae_tiling=True)
+    assert [2 * n for n in narrow] == pytest.approx(list(wide), abs=1)
+    assert tiled[0] == wide[0]
+    assert tiled[1] < wide[1] / 3

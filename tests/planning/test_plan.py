@@ -1,0 +1,101 @@
+import pytest
+
+from wancli.catalog.local import find_spec
+from wancli.config.resolve import Layer, resolve
+from wancli.config.settings import Settings
+from wancli.cost.totals import generation_cost
+from wancli.errors import PlanError, SettingsError
+from wancli.planning.plan import check_given, make_plan
+
+DEMO = {"sampling": {"steps": 20, "guidance_scale": 2.5}}
+SMALL = {"num_frames": 33, "width": 96, "height": 96}
+
+
+def settings(**tables: dict[str, object]) -> Settings:
+    given = {**DEMO, "video": SMALL, **tables}
+    return resolve([Layer("flag", given)], Settings).settings
+
+
+def gated(gate: float, **sampling: object) -> Settings:
+    return settings(sampling={**DEMO["sampling"], **sampling}, step_cache={"cfg_gate": gate})
+
+
+@pytest.mark.parametrize(("gate", "step"), [(12, 12), (0.6, 12), (0.01, 1), (0.51, 11)])
+def test_a_gate_is_a_step_or_a_fraction_of_the_steps(gate: float, step: int):
+    plan = make_plan(gated(gate), find_spec("demo"))
+    assert plan.gate == step
+    assert plan.forwards == 20 + step
+
+
+@pytest.mark.parametrize("gate", [20, 25, 1.5, 0.999])
+def test_a_gate_that_is_no_step_or_is_never_reached_is_refused(gate: float):
+    with pytest.raises(PlanError, match="--cfg-gate"):
+        make_plan(gated(gate), find_spec("demo"))
+
+
+def test_a_gate_without_guidance_is_refused():
+    with pytest.raises(PlanError, match="needs guidance"):
+        make_plan(gated(5, guidance_scale=1.0), find_spec("demo"))
+
+
+def test_without_a_gate_every_step_has_both_branches():
+    assert make_plan(settings(), find_spec("demo")).forwards == 40
+
+
+def cached(**step_cache: object) -> Settings:
+    table = {"step_cache": "cachedit", "cachedit_fn": 1, **step_cache}
+    return settings(step_cache=table, machine={"dtype": "float32"})
+
+
+def test_the_plan_says_what_a_step_cache_will_hold():
+    spec = find_spec("demo")
+
+    def held(given: Settings, *, wide: bool = True) -> int:
+        cost = generation_cost(given, spec, make_plan(given, spec), wide=wide)
+        assert cost
+        return cost.kept["step_cache"]
+
+    numbers = 2 * make_plan(cached(), spec).tokens * spec.dim
+    assert held(cached()) == 2 * numbers * 4
+    assert held(cached(), wide=False) == 2 * numbers * 2
+    assert held(cached(taylorseer=True, taylorseer_order=2)) == 7 * numbers * 4
+    assert held(settings()) == 0
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"cachedit_fn": 4},
+        {"taylorseer": True},
+        {"cachedit_residual_threshold": 0.1, "step_cache": "seacache"},
+        {"step_cache_threshold": 0.1},
+        {"step_cache_threshold": 0.1, "step_cache": "cachedit"},
+    ],
+)
+def test_a_flag_that_nothing_reads_is_refused(table: dict[str, object]):
+    with pytest.raises(PlanError, match="does nothing without --step-cache"):
+        check_given(resolve([Layer("flag", {"step_cache": table})], Settings))
+
+
+def test_a_preset_may_hold_what_a_flag_turns_off():
+    preset = Layer("preset fast", {"step_cache": {"step_cache": "cachedit", "taylorseer": True}})
+    resolved = resolve([preset, Layer("flag", {"step_cache": {"step_cache": "none"}})], Settings)
+    check_given(resolved)
+    make_plan(resolved.settings, find_spec("wan2.1-t2v-1.3b"))
+
+
+KEY = {"model": "demo", "sampling.steps": 20, "machine.dtype": "float32"}
+
+
+def test_a_tuned_step_cache_is_refused_under_other_settings():
+    tuned = Layer("preset t", {"step_cache": {"step_cache": "cachedit"}}, KEY)
+    same = resolve([Layer("flag", DEMO), tuned], Settings)
+    assert same.tuned_for == KEY
+    with pytest.raises(SettingsError, match="tuned for sampling.steps 20, not 12"):
+        resolve([tuned, Layer("flag", {"sampling": {"steps": 12}})], Settings)
+
+
+def test_what_flags_replace_wholly_is_not_held_to_what_it_was_tuned_for():
+    tuned = Layer("preset t", {"step_cache": {"step_cache": "cachedit"}}, KEY)
+    flags = Layer("flag", {"step_cache": {"step_cache": "none"}, "sampling": {"steps": 12}})
+    assert resolve([tuned, flags], Settings).tuned_for == {}

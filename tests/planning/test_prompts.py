@@ -1,0 +1,68 @@
+"""Which prompt a chunk is told."""
+
+from pathlib import Path
+
+import pytest
+
+from wancli.errors import InputError, PlanError, UsageError
+from wancli.planning.prompts import (
+    BlendedPrompt,
+    PromptChange,
+    PromptSchedule,
+    make_prompt_schedule,
+    parse_change,
+    read_script,
+)
+
+
+def test_a_prompt_holds_until_the_next_one():
+    schedule = make_prompt_schedule("a", [PromptChange(5, "c"), PromptChange(2, "b")], chunks=6)
+    told = [schedule.at(chunk) for chunk in range(-1, 6)]
+    assert [wording.new for wording in told] == ["a", "a", "a", "b", "b", "b", "c"]
+    assert [wording.changes for wording in told] == [False] * 3 + [True, False, False, True]
+
+
+def test_a_new_prompt_is_faded_in_over_the_chunks_asked_for():
+    schedule = PromptSchedule("a", (PromptChange(2, "b"),), blend=4)
+    assert [schedule.at(chunk).share for chunk in range(7)] == [1, 1, 0.25, 0.5, 0.75, 1, 1]
+    assert schedule.at(3) == BlendedPrompt("a", "b", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ([PromptChange(6, "b")], PlanError),
+        ([PromptChange(0, "b")], PlanError),
+        ([PromptChange(2, "b"), PromptChange(2, "c")], PlanError),
+        ([PromptChange(2, " ")], UsageError),
+    ],
+)
+def test_changes_that_cannot_be_are_refused(changes: list[PromptChange], error: type[Exception]):
+    with pytest.raises(error):
+        make_prompt_schedule("a", changes, chunks=6)
+
+
+@pytest.mark.parametrize("text", ["5 a blue circle", "5: a blue circle", " 5  a blue circle "])
+def test_a_flag_is_a_chunk_and_a_prompt(text: str):
+    assert parse_change(text) == PromptChange(5, "a blue circle")
+
+
+@pytest.mark.parametrize("text", ["blue", "5", "x y", "-1 blue", ""])
+def test_anything_else_is_refused(text: str):
+    with pytest.raises(UsageError):
+        parse_change(text)
+
+
+def test_a_script_is_toml_or_json_lines(tmp_path: Path):
+    toml, lines = tmp_path / "s.toml", tmp_path / "s.jsonl"
+    toml.write_text('[[at]]\nchunk = 3\nprompt = "b"\n[[at]]\nchunk = 4\nprompt = "c"\n')
+    lines.write_text('{"chunk": 3, "prompt": "b"}\n\n{"chunk": 4, "prompt": "c"}\n')
+    assert read_script(toml) == read_script(lines) == [PromptChange(3, "b"), PromptChange(4, "c")]
+
+
+@pytest.mark.parametrize("text", ['{"chunk": 3}', '{"chunk": "3", "prompt": "b"}', "3", "{"])
+def test_a_broken_script_is_named(tmp_path: Path, text: str):
+    path = tmp_path / "s.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"s\.jsonl"):
+        read_script(path)

@@ -1,0 +1,125 @@
+"""Rules about what a video is computed on: what goes together, and what is said of the rest."""
+
+from importlib.metadata import PackageNotFoundError
+from typing import Any
+
+import pytest
+
+from tests.cli.test_bad_input import complaint
+from tests.conftest import Wancli
+from wancli.catalog.local import find_spec
+from wancli.config.resolve import Layer, resolve
+from wancli.config.settings import Machine, RolloutSettings, Settings
+from wancli.errors import PlanError, SetupError
+from wancli.planning.plan import make_plan, make_rollout_plan
+from wancli.planning.rules_machine import TORCHAO, check_machine, check_mode
+from wancli.utils import packages
+from wancli.utils.packages import check_package
+
+GRAPHS = {"compile": True, "compile_mode": "reduce-overhead"}
+
+
+@pytest.fixture
+def torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it was installed: plans do not import it."""
+    monkeypatch.setattr(packages, "version", lambda _: "99.0")
+
+
+def plan(model: str = "demo", **tables: Any) -> None:
+    settings = resolve([Layer("flag", {"model": model, **tables})], Settings).settings
+    make_plan(settings, find_spec(model))
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("demo", {"machine": {"quantize": "int8"}, "prompt_kv": {"free_kv_weights": True}}, "emptied"),
+    ("demo", {"machine": {"quantize": "fp8", "device": "mps"}}, "fp8 does not work on mps"),
+    ("demo", {"machine": {"compile": True}, "step_cache": {"step_cache": "first-block"}}, "hooks"),
+    ("demo", {"machine": {"compile": True}, "step_cache": {"step_cache": "seacache"}}, "hooks"),
+    ("demo", {"machine": {"compile": True}, "step_cache": {"step_cache": "magcache"}}, "hooks"),
+    ("wan2.1-vace-1.3b", {"machine": {"compile": True}, "step_cache": {"step_cache": "cachedit"}},
+     "numbers the blocks of VACE"),
+    ("demo", {"machine": {"compile": True, "attention_backend": "sage"}}, "break the graph"),
+    ("demo", {"machine": {**GRAPHS, "device": "cpu"}}, "none on cpu"),
+    ("demo", {"machine": GRAPHS}, "prompt K/V keep it"),
+    ("demo", {"machine": GRAPHS, "prompt_kv": {"prompt_kv": False},
+              "step_cache": {"step_cache": "cachedit", "cachedit_fn": 1}}, "a step cache keeps"),
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("torchao")
+@pytest.mark.parametrize(("model", "tables", "said"), REFUSED)
+def test_what_does_not_go_together_is_refused_in_the_plan(
+    model: str, tables: dict[str, Any], said: str
+):
+    with pytest.raises(PlanError, match=said) as caught:
+        plan(model, **tables)
+    assert caught.value.hint
+
+
+@pytest.mark.usefixtures("torchao")
+@pytest.mark.parametrize("quantize", ["none", "int8", "fp8"])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {},
+        {"prompt_kv": {"prompt_kv": False}},
+        {"prompt_kv": {"kv_align": "128"}},
+        {"step_cache": {"step_cache": "cachedit", "cachedit_fn": 1}},
+        {"step_cache": {"cfg_gate": 0.5}},
+    ],
+)
+def test_what_goes_together_passes(quantize: str, compiled: bool, fuse: bool, other: Any):
+    chosen = {"quantize": quantize, "compile": compiled, "fuse_qkv": fuse}
+    plan(machine=chosen, **other)
+    plan(machine={**chosen, "compile_mode": "max-autotune"}, **other)
+
+
+@pytest.mark.usefixtures("torchao")
+def test_rollouts_are_fused_and_in_8_bits_but_not_compiled():
+    def rollout(**chosen: Any) -> None:
+        settings = resolve([Layer("flag", {"machine": chosen})], RolloutSettings).settings
+        make_rollout_plan(settings, find_spec("demo"))
+
+    rollout(quantize="fp8", fuse_qkv=True)
+    with pytest.raises(PlanError, match="does not go with rollouts"):
+        rollout(compile=True)
+
+
+def test_a_mode_that_nothing_would_read_is_refused():
+    for told in (Machine(), Machine(compile_mode="max-autotune")):
+        with pytest.raises(PlanError, match="without --compile"):
+            check_mode(told, {"machine.compile_mode": "flag"})
+        check_mode(told, {"machine.compile_mode": "preset x"})  # --no-compile was given for it
+    check_mode(Machine(compile=True), {"machine.compile_mode": "flag"})
+
+
+@pytest.mark.parametrize("command", ["generate", "rollout", "bench", "plan"])
+def test_every_command_says_so(wancli: Wancli, command: str):
+    more = ("--variant", "fast: --use-cachedit") if command == "bench" else ()
+    said = wancli(command, "a red circle", "--compile-mode", "default", *more)
+    assert said.code == 2
+    assert complaint(said) == (
+        "--compile-mode does nothing without --compile.",
+        "--compile",
+    )
+
+
+def test_a_missing_or_old_torchao_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    for found in ("0.17.0", "0.9"):
+        monkeypatch.setattr(packages, "version", lambda _, found=found: found)
+        with pytest.raises(SetupError, match=f"not {found}"):
+            check_machine(Machine(quantize="int8"))
+    for found in ("0.18.0", "0.18.0+git1", "1.0"):
+        monkeypatch.setattr(packages, "version", lambda _, found=found: found)
+        check_package("torchao", TORCHAO, asked="--quantize")
+    monkeypatch.setattr(packages, "version", absent)
+    check_machine(Machine())
+    with pytest.raises(SetupError) as caught:
+        check_machine(Machine(quantize="fp8"))
+    assert caught.value.hint == "pip install 'torchao>=0.18'"
+    assert caught.value.exit_code == 4

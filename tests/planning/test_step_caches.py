@@ -1,0 +1,109 @@
+"""What the plan asks of step caches, before anything loads."""
+
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+
+from wancli.config.settings import StepCache
+from wancli.errors import PlanError, SetupError
+from wancli.planning.step_caches import (
+    MAG_RATIOS,
+    check_cache_dit,
+    check_step_cache,
+    step_cache_bytes,
+    step_cache_spec,
+)
+from wancli.utils import packages
+
+
+def dbcache(**changed):
+    chosen = {"step_cache": "cachedit", "cachedit_fn": 2, "cachedit_max_warmup_steps": 3}
+    return StepCache(**(chosen | changed))
+
+
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        (dbcache(cachedit_max_warmup_steps=20), "--cachedit-max-warmup-steps 4"),
+        (dbcache(taylorseer=True), "--cachedit-max-warmup-steps 4"),
+        (
+            dbcache(taylorseer=True, taylorseer_order=2, cachedit_max_warmup_steps=4),
+            "--cachedit-max-warmup-steps 5",
+        ),
+        (dbcache(cachedit_fn=8), "--cachedit-fn 2 --cachedit-bn 0"),
+        (dbcache(cachedit_bn=6), "--cachedit-fn 2 --cachedit-bn 0"),
+        (StepCache(step_cache="magcache"), "--use-cachedit, or --model wan2.1-t2v-1.3b"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_loads(settings, hint):
+    with pytest.raises(PlanError) as caught:
+        check_step_cache(settings, steps=20, layers=8, model="demo")
+    assert caught.value.hint.startswith(hint)
+
+
+@pytest.mark.parametrize("method", ["cachedit", "first-block", "magcache", "seacache"])
+def test_a_few_steps_have_nothing_to_reuse(method):
+    settings = dbcache(step_cache=method)
+    check_step_cache(settings, steps=9, layers=8, model="wan2.1-t2v-14b")
+    with pytest.raises(PlanError, match="8 steps"):
+        check_step_cache(settings, steps=8, layers=8, model="wan2.1-t2v-14b")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        StepCache(),
+        dbcache(cachedit_fn=5, cachedit_bn=2),
+        dbcache(taylorseer=True, cachedit_max_warmup_steps=4),
+        StepCache(step_cache="first-block", step_cache_threshold=0.1),
+    ],
+)
+def test_what_goes_together_passes(settings):
+    check_step_cache(settings, steps=20, layers=8)
+    check_step_cache(settings, steps=20)
+
+
+def test_a_missing_or_old_cache_dit_says_what_to_install(monkeypatch):
+    check_cache_dit()
+    for found in ("1.5.2", "1.4", "0.9.10"):
+        monkeypatch.setattr(packages, "version", lambda _, found=found: found)
+        with pytest.raises(SetupError, match=f"not {found}") as caught:
+            check_step_cache(dbcache(), steps=20)
+        assert caught.value.hint == "pip install 'cache-dit>=1.5.3'"
+    for found in ("1.5.3", "1.10.0", "2.0.0rc1"):
+        monkeypatch.setattr(packages, "version", lambda _, found=found: found)
+        check_cache_dit()
+
+    def absent(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(packages, "version", absent)
+    with pytest.raises(SetupError) as caught:
+        check_cache_dit()
+    assert caught.value.hint == "pip install 'cache-dit>=1.5.3'"
+
+
+def test_animate_is_refused_and_says_why():
+    with pytest.raises(PlanError, match="face adapter"):
+        step_cache_spec(["WanAnimateTransformer3DModel", "ModelMixin"])
+
+
+def test_a_subclass_has_what_its_base_has_and_the_nearest_base_counts():
+    names = ["Special", "WanVACETransformer3DModel", "WanTransformer3DModel", "ModelMixin"]
+    assert step_cache_spec(names).transformer == "WanVACETransformer3DModel"
+    with pytest.raises(PlanError, match="Other has no step cache: known are Wan"):
+        step_cache_spec(["Other", "Module"])
+
+
+def test_14b_at_720p_with_taylorseer_and_guidance_takes_7_7_gb():
+    held = step_cache_bytes(
+        tokens=75_600, dim=5120, branches=2, bytes_per_element=2, taylorseer_order=1
+    )
+    assert held == pytest.approx(7.7e9, rel=0.01)
+
+
+def test_the_published_ratios_are_of_50_steps_and_end_where_the_residual_falls():
+    for ratios in MAG_RATIOS.values():
+        assert len(ratios) == 50
+        assert ratios[0] == 1.0
+        assert all(0.79 < ratio < 1.03 for ratio in ratios)

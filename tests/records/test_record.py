@@ -1,0 +1,90 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wancli.config.resolve import Layer, resolve
+from wancli.config.seeds import parse_seeds
+from wancli.config.settings import Settings
+from wancli.errors import InputError, SettingsError
+from wancli.records.naming import name_output
+from wancli.records.record import EMBEDDED_LIMIT, Request, RunRecord, parse_record
+
+
+def request(prompt: str = "a", seed: int = 1, **tables: object) -> Request:
+    resolved = resolve([Layer("flag", tables)], Settings)
+    return Request(prompt, seed, resolved.settings, resolved.sources)
+
+
+def test_the_hash_is_of_what_makes_the_frames():
+    same = request(output={"metadata": False})
+    assert request().hash == same.hash
+    others = [request("b"), request(seed=2), request(sampling={"steps": 3}), request(model="x")]
+    assert len({r.hash for r in (request(), *others)}) == 5
+
+
+@given(st.text(max_size=20_000))
+def test_an_embedded_record_is_small_and_reads_back(prompt: str):
+    asked = request(prompt.replace("\0", ""), model="/home/me/models/wan")
+    record = RunRecord("id", "ok", "generate", "now", asked.as_json(), asked.hash)
+    text = record.embedded()
+    assert "/home" not in text
+    assert parse_record(text, origin="x")["hash"] == asked.hash
+    if len(prompt.encode(errors="replace")) < EMBEDDED_LIMIT // 8:
+        assert len(text.encode(errors="surrogatepass")) <= EMBEDDED_LIMIT
+
+
+def test_numbers_that_are_no_json_make_no_record():
+    record = RunRecord("id", "ok", "generate", "now", request().as_json(), "x")
+    good = json.dumps(record.as_json())
+    assert parse_record(good, origin="x")["id"] == "id"
+    for number in ("NaN", "-Infinity", "1e999"):
+        bad = good.replace('"timings": {}', f'"timings": {{"x": {number}}}')
+        assert bad != good
+        with pytest.raises(InputError, match="no wancli record"):
+            parse_record(bad, origin="x")
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "seeds"),
+    [
+        ("7", None, [7]),
+        ("1,2,5", None, [1, 2, 5]),
+        ("0-3", None, [0, 1, 2, 3]),
+        ("4", 3, [4, 5, 6]),
+    ],
+)
+def test_seeds_are_what_was_written(text: str, count: int | None, seeds: list[int]):
+    assert parse_seeds(text, count) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "x", "1,,2", "3-1", "1.5", "-2", "9" * 20])
+def test_what_is_no_seed_is_refused(text: str):
+    with pytest.raises(SettingsError):
+        parse_seeds(text, None)
+
+
+def test_unset_seeds_are_random_and_fit():
+    drawn = {parse_seeds(None, None)[0] for _ in range(20)}
+    assert len(drawn) > 15
+    assert max(drawn) < 2**31
+
+
+FIELDS = {"prompt": "A red ../circle: 50% 'off'", "seed": 3, "model": "demo"}
+
+
+@pytest.mark.parametrize(
+    ("template", "several", "path"),
+    [
+        (None, False, "out/A-red-circle-50-off-3.mp4"),
+        ("{prompt:5}_{seed}.mp4", False, "out/A-red_3.mp4"),
+        ("x.mp4", False, "out/x.mp4"),
+        ("x.mp4", True, "out/x-3.mp4"),
+        ("sub/x.mp4", False, "sub/x.mp4"),
+        ("/tmp/{seed}.mp4", True, "/tmp/3.mp4"),
+    ],
+)
+def test_names_are_safe_and_tell_seeds_apart(template: str | None, several: bool, path: str):
+    assert name_output(template, FIELDS, folder=Path("out"), several=several) == Path(path)

@@ -1,0 +1,120 @@
+"""The rollout against numbers of the original Self-Forcing code (see tests/parity/README.md)."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
+from safetensors.torch import load_file
+
+from wancli.catalog.geometry import Span, lay_out
+from wancli.config.settings import Sampling
+from wancli.rollout.denoiser import PromptEmbedding, PromptPair, Window, causal
+from wancli.rollout.loop import Chunk, ChunkPrompt, ContextBuffer, RolloutInputs, rollout
+from wancli.rollout.sampler import make_solver
+from wancli.sampling.flow import few_step, few_step_levels, solve
+from wancli.sampling.noise import StreamNoise
+
+PARITY = Path(__file__).parents[1] / "parity"
+
+
+@pytest.fixture(scope="module")
+def told():
+    return json.loads((PARITY / "model.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return {k: v.float() for k, v in load_file(PARITY / "inputs.safetensors").items()}
+
+
+@pytest.fixture(scope="module")
+def transformer(told):
+    model = WanTransformer3DModel(**told["diffusers_WanTransformer3DModel_config"])
+    original = load_file(PARITY / "weights_original_names.safetensors")
+    renamed = {told["key_map_original_to_diffusers"][k]: v.float() for k, v in original.items()}
+    model.load_state_dict(renamed, strict=True)
+    return model.eval()
+
+
+def padded(embeddings, length):
+    return torch.nn.functional.pad(embeddings, (0, 0, 0, length - embeddings.shape[1]))
+
+
+def made_latents(transformer, told, inputs, case):
+    """Latents [F, C, H, W], context first, as our loop makes them."""
+    context = inputs["initial_latent"][: case["initial_latent_frames"]]
+    given, spans = lay_out(
+        case["noise_frames"] // case["num_frame_per_block"],
+        chunk_frames=case["num_frame_per_block"],
+        context=len(context),
+    )
+    listed, scale = case.get("denoising_step_list", [0]), case.get("guidance_scale", 1.0)
+    noise = StreamNoise(
+        spans,
+        [len(listed)] * len(spans),
+        tuple(inputs["noise"].shape[1:]),
+        start=inputs["noise"][: case["noise_frames"]],
+        again=inputs["renoise"],
+    )
+    everything = case["initial_latent_frames"] + case["noise_frames"]
+    window = case["local_attn_size_frames"]
+    cond, uncond = (
+        PromptEmbedding(padded(inputs[f"{name}_embeds"], told["text_len"]))
+        for name in ("prompt", "negative")
+    )
+    prompts = PromptPair(cond, uncond if scale > 1 else None)
+
+    def of(span: Span) -> torch.Tensor:
+        chunk: torch.Tensor = context[span.first_frame : span.end]
+        return chunk.transpose(0, 1)[None]
+
+    def denoise(span, velocity):
+        drawn, shift = partial(noise, span), case["timestep_shift"]
+        if "sampling_steps" not in case:
+            levels = few_step_levels(listed, shift=shift, warp=case["warp_denoising_step"])
+            return few_step(velocity, drawn, levels)
+        sampling = Sampling(steps=case["sampling_steps"], flow_shift=shift)
+        solver = make_solver(UniPCMultistepScheduler().config, sampling, device=torch.device("cpu"))
+        return solve(velocity, drawn(0), solver)
+
+    story = RolloutInputs(
+        given=[(span, of(span)) for span in given],
+        spans=spans,
+        tell=lambda _span: ChunkPrompt(prompts),
+        known=lambda _span: None,
+        denoise=denoise,
+        context_timestep=case["context_noise"],
+    )
+    reach = Window(
+        frames=window if window > 0 else everything,
+        sink=case["sink_size_frames"],
+        chunk=case["num_frame_per_block"],
+        tokens_per_frame=told["tokens_per_frame"],
+    )
+    with causal(transformer, reach, guidance_scale=scale) as model:
+        events = list(rollout(model, story, ContextBuffer(reach.sink, reach.frames)))
+    made = [event.latents for event in events if isinstance(event, Chunk)]
+    latents = torch.cat(made, 2)[0]
+    return latents.transpose(0, 1)
+
+
+@pytest.mark.parametrize("name", ["t2v_full", "t2v_win6", "init_full", "init_win6"])
+def test_latents_are_those_of_the_original(transformer, told, inputs, name):
+    case = json.loads((PARITY / f"case_{name}.json").read_text())
+    expected = load_file(PARITY / f"case_{name}.safetensors")["latents"]
+    latents = made_latents(transformer, told, inputs, case)
+    error = (latents - expected).abs().max().item()
+    assert latents.shape == expected.shape
+    assert error < 5e-6, f"{name}: {error:.1e} off"
+
+
+def test_guided_latents_are_those_of_the_original(transformer, told, inputs):
+    case = json.loads((PARITY / "case_cfg_init_win6.json").read_text())
+    expected = load_file(PARITY / "case_cfg_init_win6.safetensors")["last_chunk"]
+    latents = made_latents(transformer, told, inputs, case)
+    error = (latents[-len(expected) :] - expected).abs().max().item()
+    assert len(latents) == case["initial_latent_frames"] + case["noise_frames"]
+    assert error < 2e-5, f"{error:.1e} off"

@@ -1,0 +1,125 @@
+"""A signal ends a run at once, or where it leaves nothing half done; and always in one way."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+START = """
+import os, signal, sys, time
+from wancli.utils import interrupts
+from wancli.utils.interrupts import Interrupted
+interrupts.handle()
+def send(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+def wait():
+    time.sleep(10)
+    print("not interrupted")
+"""
+UNWIND = "interrupts.unwind_from_here()\n"
+
+
+def run(script, folder, *, ignored=None):
+    """Exit code, stdout and stderr of a script in a process of its own."""
+
+    def reset():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
+
+    done = subprocess.run(
+        [sys.executable, "-c", START + script],
+        capture_output=True,
+        env={"PYTHONPATH": f"{folder}:{':'.join(sys.path)}"},
+        text=True,
+        check=False,
+        preexec_fn=reset,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_before_there_is_anything_to_tidy_up_it_is_the_end(name, tmp_path):
+    code, out, err = run(f"try: send(signal.{name})\nfinally: print('tidied up')", tmp_path)
+    assert (code, out) == (128 + signal.Signals[name], "")
+    assert [line[:7] for line in err.splitlines()] == ["error: ", "hint:  "]
+    assert f"interrupted by {name}." in err
+
+
+def test_what_little_there_is_to_tidy_up_is_done_before_the_end(tmp_path):
+    script = "with interrupts.tidied(lambda: os.write(1, b'tidied up')): send()"
+    code, out, err = run(script, tmp_path)
+    assert (code, out, len(err.splitlines())) == (143, "tidied up", 2)
+
+
+def test_later_it_unwinds(tmp_path):
+    script = (
+        "interrupts.unwind_from_here()\ntry: send()\nexcept Interrupted as e: print(e.exit_code)"
+    )
+    assert run(UNWIND + script, tmp_path) == (0, "143\n", "")
+
+
+def test_an_import_is_not_left_halfway(tmp_path):
+    kill = "os.kill(os.getpid(), signal.SIGTERM)"
+    library = f"import os, signal\ntry: {kill}\nexcept BaseException: print('swallowed')\n"
+    (tmp_path / "library.py").write_text(library)
+    script = "try:\n  import library; wait()\nexcept Interrupted as error: print(error)"
+    assert run(UNWIND + script, tmp_path) == (0, "interrupted by SIGTERM.\n", "")
+
+
+def test_a_held_block_is_not_left_halfway(tmp_path):
+    script = """
+try:
+    with interrupts.held():
+        send()
+        print("whole")
+    wait()
+except Interrupted:
+    print("then")
+"""
+    assert run(UNWIND + script, tmp_path) == (0, "whole\nthen\n", "")
+
+
+def test_it_is_not_lost_where_python_drops_exceptions(tmp_path):
+    script = """
+class Dropped:
+    def __del__(self):
+        send()
+try:
+    Dropped()
+    wait()
+except Interrupted as error:
+    print(error)
+"""
+    assert run(UNWIND + script, tmp_path) == (0, "interrupted by SIGTERM.\n", "")
+
+
+def test_a_second_one_leaves_the_tidying_up_alone(tmp_path):
+    script = """
+try:
+    send()
+except Interrupted:
+    send(signal.SIGINT)
+    print("tidied up")
+"""
+    assert run(UNWIND + script, tmp_path) == (0, "tidied up\n", "")
+
+
+def test_nohup_is_obeyed(tmp_path):
+    code, out, err = run("send(signal.SIGHUP)\nprint('on')", tmp_path, ignored=signal.SIGHUP)
+    assert (code, out, err) == (0, "on\n", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after_s", [0.15, 0.3, 0.6, 1, 1.5, 2, 3, 4])
+def test_in_the_first_seconds_of_a_command_it_is_clean(after_s, tiny_model, tmp_path):
+    command = [sys.executable, "-m", "wancli", "generate", "x", "--model", str(tiny_model)]
+    command += ["--size", "32x32", "--frames", "5", "--steps", "9000", "-q"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=after_s)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert [line[:7] for line in err.splitlines()] == ["error: ", "hint:  "]
+    assert list(tmp_path.iterdir()) == []

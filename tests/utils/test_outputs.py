@@ -1,0 +1,264 @@
+"""What a call writes: refused before anything loads, and kept from other processes."""
+
+import os
+import signal
+import socketserver
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from wancli.errors import OutputError, UsageError
+from wancli.utils.files import part_name
+from wancli.utils.locks import FILE, FolderLock, as_typed
+from wancli.utils.outputs import OutputFile, OutputSet
+
+A_FILE = [OutputFile(Path("a.mp4"), "--output")]
+
+
+@pytest.fixture(autouse=True)
+def _in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def outputs(*names: str, overwrite: bool = False, reads: tuple[str, ...] = ()) -> OutputSet:
+    """Files that are named by flags a, b, ..."""
+    found = OutputSet(overwrite=overwrite, reads=[Path(name) for name in reads])
+    found.add(*(OutputFile(Path(name), f"--{'abc'[i]}") for i, name in enumerate(names)))
+    return found
+
+
+def _own_command() -> str:
+    return Path(Path("/proc/self/cmdline").read_bytes().split(b"\0")[0].decode()).name
+
+
+@contextmanager
+def other_process(ready: Callable[[], object]) -> Iterator[int]:
+    """A fork that does `ready`, and then waits to be killed; its number."""
+    done, tell = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            ready()
+            os.write(tell, b"1")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(tell)
+    try:
+        assert os.read(done, 1) == b"1"
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(done)
+
+
+MAKERS: dict[str, Callable[[Path], object]] = {
+    "a folder": lambda path: path.mkdir(),
+    "a symbolic link": lambda path: path.symlink_to("elsewhere"),
+    "a FIFO": os.mkfifo,
+    "a socket": lambda path: socketserver.UnixStreamServer(
+        str(path), socketserver.BaseRequestHandler
+    ).server_close(),
+    "a device": lambda path: os.mknod(path, 0o600 | 0o020000, os.makedev(1, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_what_is_no_regular_file_is_refused_even_to_overwrite(kind: str):
+    try:
+        MAKERS[kind](Path("a.mp4"))
+    except PermissionError:
+        pytest.skip("devices take root")
+    with pytest.raises(UsageError, match=f"a.mp4 is {kind}, and stays"):
+        outputs("a.mp4", overwrite=True).check()
+
+
+def test_a_file_that_is_there_takes_overwrite_and_may_be_replaced_then():
+    Path("a.mp4").write_text("mine")
+    with pytest.raises(UsageError, match=r"a\.mp4 exists\.") as caught:
+        outputs("a.mp4").check()
+    assert caught.value.hint == "--overwrite, or another --output"
+    asked = outputs("a.mp4", "b.json", overwrite=True)
+    asked.check()
+    assert asked.replaced == {Path("a.mp4"), Path("b.json")}
+    free = outputs("b.json")
+    free.check()
+    assert free.replaced == frozenset()  # so that what appears meanwhile stays
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_comes_beside_is_replaced_only_where_it_is_ours(overwrite: bool):
+    Path("a.json").write_text("mine")
+    for ours in (False, True):
+        asked = OutputSet(overwrite=overwrite)
+        role = "the record of a.mp4"
+        asked.add(OutputFile(Path("a.json"), role, lambda _path, o=ours: o, named=False))  # type: ignore[misc]
+        if ours:
+            asked.check()
+            assert asked.replaced == {Path("a.json")}
+        else:
+            with pytest.raises(UsageError, match=r"exists and is not the record of a\.mp4"):
+                asked.check()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("x.mp4", "x.mp4"),
+        ("x.mp4", "X.MP4"),
+        ("x.mp4", "sub/../x.mp4"),
+        ("sub/x.mp4", "link/x.mp4"),
+        ("old.mp4", "hard.mp4"),
+        ("stra\N{LATIN SMALL LETTER SHARP S}e", "STRASSE"),
+        ("e\N{COMBINING ACUTE ACCENT}", "\N{LATIN SMALL LETTER E WITH ACUTE}"),
+    ],
+)
+def test_two_outputs_of_one_file_are_refused_and_an_input_is_no_output(one: str, other: str):
+    Path("sub").mkdir()
+    Path("link").symlink_to("sub")
+    Path("old.mp4").write_text("mine")
+    Path("hard.mp4").hardlink_to("old.mp4")
+    with pytest.raises(UsageError, match="would be --a and --b at once"):
+        outputs(one, other, overwrite=True)
+    with pytest.raises(UsageError, match="is an input, and cannot be --a too"):
+        outputs(one, reads=(other,), overwrite=True).check()
+
+
+def test_videos_of_one_name_need_their_seed_in_it():
+    asked = OutputSet()
+    with pytest.raises(UsageError, match="several videos would be written to a.mp4") as caught:
+        asked.add(*A_FILE, *A_FILE)
+    assert "{seed}" in caught.value.hint
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_nothing_is_written_into_or_read_from_a_folder_that_is_replaced(swapped: bool):
+    both = [
+        OutputFile(Path("bench"), "--output", lambda _: True, folder=True),
+        OutputFile(Path("bench/z"), "--z"),
+    ]
+    with pytest.raises(UsageError, match="at once"):
+        OutputSet().add(*(reversed(both) if swapped else both))
+    Path("bench").mkdir()
+    asked = OutputSet(reads=[Path("bench/x.png")])
+    asked.add(both[0])
+    with pytest.raises(UsageError, match="is an input"):
+        asked.check()
+
+
+def test_a_place_that_cannot_be_written_is_an_output_error():
+    Path("file").write_text("mine")
+    for name in ("file/a.mp4", "/proc/none/a.mp4"):
+        with pytest.raises(OutputError, match=f"cannot write {name}: "), outputs(name).held():
+            pass
+    with pytest.raises(UsageError, match="256 bytes"):
+        outputs("a" * 256).check()
+
+
+def test_a_name_is_kept_to_the_end_and_nothing_stays_in_the_folder():
+    asked = outputs("new/a.mp4", "new/b.json")
+    for _ in range(2):
+        with asked.held():
+            assert [path.name for path in Path("new").iterdir()] == [FILE]
+        assert list(Path("new").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "A.mp4"])
+def test_a_second_process_is_refused_at_once_and_told_who_writes(name: str):
+    held = outputs("a.mp4", "x.json").held()
+    with other_process(held.__enter__) as number:
+        with pytest.raises(UsageError) as caught, outputs(name).held():
+            pass
+        assert f"{name} is being written by process {number} (" in str(caught.value)
+        assert f"({_own_command()}" in str(caught.value)
+        assert f"kill {number}" in caught.value.hint
+        with outputs("c.mp4").held():  # another name of that folder
+            assert Path(FILE).exists()
+        assert Path(FILE).exists()
+    with outputs(name).held():  # the process was killed
+        pass
+    assert not Path(FILE).exists()
+
+
+def test_what_a_killed_process_left_is_removed_and_not_what_a_living_one_writes():
+    held = outputs("a.mp4").held()
+
+    def work() -> None:
+        held.__enter__()
+        part_name(Path("a.mp4")).write_text("half")
+
+    with other_process(work):
+        with pytest.raises(UsageError), outputs("a.mp4").held():
+            pass
+        with outputs("b.mp4").held():
+            pass
+        assert len(list(Path().glob(".a.mp4.*"))) == 1
+    with outputs("a.mp4").held():
+        assert [path.name for path in Path().iterdir()] == [FILE]
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a symbolic link", "a folder"])
+def test_a_lock_that_is_no_file_is_left_alone(kind: str):
+    Path("elsewhere").write_text("mine")
+    MAKERS[kind](Path(FILE))
+    before = Path(FILE).lstat()
+    with outputs("a.mp4").held():
+        pass
+    assert os.path.samestat(Path(FILE).lstat(), before)
+    assert Path("elsewhere").read_text() == "mine"
+
+
+def test_a_file_of_somebody_elses_under_the_locks_name_stays():
+    Path(FILE).write_text("mine")
+    with outputs("a.mp4").held():
+        pass
+    assert Path(FILE).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["/bin/python", "/a/bin/wancli", "generate", "a red circle"], "generate 'a red circle'"),
+        (["python", "-m", "wancli", "generate", "a\n\x1b\x9bb"], "generate 'a???b'"),
+        (["/a/wancli", "generate", "wancli", "x" * 200], f"generate wancli {'x' * 77}…"),
+    ],
+)
+def test_a_process_is_named_as_it_was_typed(words: list[str], told: str):
+    assert as_typed(b"".join(os.fsencode(word) + b"\0" for word in words)) == f"wancli {told}"
+
+
+@pytest.mark.slow
+def test_processes_that_come_and_go_never_share_a_name_and_leave_nothing(tmp_path: Path):
+    program = """
+        import os, sys, time
+        from pathlib import Path
+        from wancli.utils.locks import FolderLock, Held
+        for turn in range(400):
+            lock = FolderLock(Path())
+            assert lock.works
+            try:
+                lock.take(f"name{turn % 2}")
+            except Held:
+                pass
+            else:
+                mark = Path(f"mark{turn % 2}")
+                os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+                mark.unlink()
+            lock.release()
+    """
+    command = [sys.executable, "-c", "\n".join(line[8:] for line in program.splitlines())]
+    running = [subprocess.Popen(command, cwd=tmp_path) for _ in range(4)]
+    assert [process.wait() for process in running] == [0] * 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_may_be_released_twice():
+    lock = FolderLock(Path())
+    lock.release()
+    lock.release()
+    assert not lock.works

@@ -1,0 +1,143 @@
+"""What others wrote is read, or refused in one line, whatever it is."""
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wancli.utils.reading import (
+    LARGEST_TEXT,
+    open_file,
+    parse_json,
+    read_header,
+    read_json,
+    read_toml,
+)
+
+
+def header(told: Any, data: bytes = b"") -> bytes:
+    text = told if isinstance(told, bytes) else json.dumps(told).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def tensor(first: int = 0, last: int = 16, *, dtype: Any = "F32", shape: Any = (4,)) -> Any:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [first, last]}
+
+
+DEEP = b'{"a":' * 100_000
+BAD_JSON = {
+    "empty": b"",
+    "deep": DEEP,
+    "deep and whole": b'{"a":' * 70 + b"1" + b"}" * 70,
+    "a list": b"[]",
+    "not UTF-8": b'{"a": "\xff"}',
+    "UTF-16": '{"a": 1}'.encode("utf-16"),
+    "half a character": b'{"a": "\\ud800"}',
+    "a long number": b'{"a": 1' + b"0" * 5000 + b"}",
+    "large": b" " * (LARGEST_TEXT + 1),
+}
+BAD_TOML = {
+    "deep": b"a = " + b"[" * 100_000,
+    "dotted": b"a." * 70 + b"a = 1",
+    "not UTF-8": b"\xff",
+    "a long number": b"a = 1" + b"0" * 5000,
+}
+BAD_HEADERS = {
+    "empty": b"",
+    "short": b"\0" * 5,
+    "long": (2**63).to_bytes(8, "little") + b"{}",
+    "deep": header(DEEP),
+    "a list": header([]),
+    "no tensor": header({"a": 1}),
+    "overlap": header({"a": tensor(), "b": tensor(8, 24)}, b"\0" * 24),
+    "gap": header({"a": tensor(), "b": tensor(20, 36)}, b"\0" * 36),
+    "past the end": header({"a": tensor()}, b"\0" * 15),
+    "more than it says": header({"a": tensor()}, b"\0" * 17),
+    "backwards": header({"a": tensor(16, 0)}, b"\0" * 16),
+    "negative": header({"a": tensor(shape=[-4])}, b"\0" * 16),
+    "true": header({"a": tensor(shape=[4, True])}, b"\0" * 16),
+    "another size": header({"a": tensor(shape=[5])}, b"\0" * 16),
+    "many axes": header({"a": tensor(shape=[4, *[1] * 99])}, b"\0" * 16),
+    "no such numbers": header({"a": tensor(dtype="F31")}, b"\0" * 16),
+    "numbers as a list": header({"a": tensor(dtype=[])}, b"\0" * 16),
+    "metadata": header({"__metadata__": {"a": 1}}),
+}
+
+
+def cases(of: dict[str, bytes]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("content", of.values(), ids=of)
+
+
+@cases(BAD_JSON)
+def test_what_is_no_json_is_refused(tmp_path: Path, content: bytes):
+    assert_refused(read_json, tmp_path / "x.json", content)
+
+
+@cases(BAD_TOML)
+def test_what_is_no_toml_is_refused(tmp_path: Path, content: bytes):
+    assert_refused(read_toml, tmp_path / "x.toml", content)
+
+
+@cases(BAD_HEADERS)
+def test_what_is_no_safetensors_is_refused(tmp_path: Path, content: bytes):
+    assert_refused(read_header, tmp_path / "x.safetensors", content)
+
+
+def assert_refused(read: Callable[[Path], Any], path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"\A[^\n]{3,150}\Z") as raised:
+        read(path)
+    assert type(raised.value) is ValueError  # in our words
+
+
+def test_what_is_whole_is_read(tmp_path: Path):
+    (tmp_path / "x").write_bytes(b"\xef\xbb\xbf" + '{"a": "ä\\ud83d\\ude00"}'.encode())
+    assert read_json(tmp_path / "x") == {"a": "ä😀"}  # a byte order mark is no harm
+    (tmp_path / "x").write_bytes(b"\xef\xbb\xbfa = 1")
+    assert read_toml(tmp_path / "x") == {"a": 1}
+    tensors = {
+        "b": tensor(16, 18, dtype="BF16", shape=[]),
+        "a": tensor(),
+        "c": tensor(18, 18, shape=[0]),
+    }
+    whole = {**tensors, "d": tensor(18, 21, dtype="F4", shape=[5]), "__metadata__": {"x": "y"}}
+    (tmp_path / "x").write_bytes(header(whole, b"\0" * 21))
+    found = read_header(tmp_path / "x")
+    assert found.metadata == {"x": "y"}
+    assert found.tensors["b"].shape == ()
+    assert [name for name, told in found.tensors.items() if told.real] == ["b", "a", "c"]
+
+
+def test_ours_are_read_as_torch_wrote_them(tmp_path: Path):
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {"a": torch.zeros(2, 3), "b": torch.zeros((), dtype=torch.bool), "c": torch.zeros(0)}
+    save_file(tensors, tmp_path / "x", metadata={"format": "pt"})
+    found = read_header(tmp_path / "x").tensors
+    assert {name: told.shape for name, told in found.items()} == {"a": (2, 3), "b": (), "c": (0,)}
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "socket", "device"])
+def test_what_is_no_file_is_not_waited_for(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)  # a socket's name may have 108 bytes
+    path = Path("/dev/zero" if kind == "device" else "x")
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as place:
+            place.bind("x")
+    with pytest.raises(OSError, match=r"it is a|No such device"):
+        open_file(path)
+
+
+def test_depth_is_no_matter_of_how_much_there_is():
+    assert len(parse_json(json.dumps({"a": [[]] * 10_000}))["a"]) == 10_000

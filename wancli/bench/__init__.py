@@ -1,1 +1,0 @@
-"""`wancli bench`: a baseline against variants of it, in time and in quality."""

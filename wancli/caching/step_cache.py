@@ -1,0 +1,215 @@
+"""Step caches (lossy): blocks that change little from a denoising step to the next are left out."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from math import inf
+from typing import Any
+
+from torch import nn
+
+from wancli.caching.diffusers_hooks import hooked
+from wancli.caching.session import Session, as_it_was, is_compiled
+from wancli.config.settings import StepCache
+from wancli.errors import PlanError
+from wancli.planning.step_caches import (
+    StepCacheSpec,
+    check_blocks,
+    check_cache_dit,
+    step_cache_spec,
+)
+from wancli.records.record import ForwardStats
+
+
+@contextmanager
+def step_cache(
+    transformer: Any,
+    settings: StepCache,
+    *,
+    steps: int,
+    guided: bool,
+    first_step: int = 0,
+    mag_ratios: Sequence[float] = (),
+) -> Iterator[Session]:
+    """Let the transformer reuse what the settings allow; on exit it is as it was, error or not.
+
+    Entered for one generation, so that nothing of it is left for the next. `steps` are those that
+    this transformer makes, from `first_step` of the generation on; of two experts each has its own.
+    Without a step cache the session sees nothing.
+    """
+    if settings.step_cache == "none":
+        yield Session(transformer, inf, _nothing)
+        return
+    if is_compiled(transformer):
+        raise PlanError(
+            "a transformer compiled as a whole has no blocks left for a step cache.",
+            hint="transformer.compile_repeated_blocks(fullgraph=True), or --step-cache none",
+        )
+    spec = step_cache_spec(kind.__name__ for kind in type(transformer).__mro__)
+    lists = [getattr(transformer, name) for name in spec.blocks]
+    forwards = steps * (2 if guided else 1)
+    with ExitStack() as stack:
+        stack.enter_context(
+            as_it_was(transformer, *lists, *(b for blocks in lists for b in blocks))
+        )
+        if settings.step_cache == "cachedit":
+            _check_attachable(transformer, spec, settings)
+            library = _cache_dit()
+            library.enable_cache(
+                _adapter(library, transformer, spec, guided=guided),
+                cache_config=_config(library, settings, steps=steps, guided=guided),
+                calibrator_config=_calibrator(library, settings, spec),
+            )
+            stack.callback(transformer._context_manager.clear_contexts)
+            session = _session(transformer, settings, lists, forwards, first_step)
+        else:
+            look = stack.enter_context(
+                hooked(
+                    transformer,
+                    settings,
+                    spec,
+                    steps=steps,
+                    first_step=first_step,
+                    mag_ratios=mag_ratios,
+                )
+            )
+            session = Session(transformer, forwards, look)
+        yield stack.enter_context(session.watching())
+
+
+def _nothing() -> ForwardStats:
+    raise RuntimeError("there is no step cache to look at")
+
+
+def _session(
+    transformer: Any,
+    settings: StepCache,
+    lists: Sequence[Any],
+    forwards: int,
+    first_step: int,
+) -> Session:
+    """cache-dit has one context for each list of blocks; all count the same forwards."""
+    manager, names = transformer._context_manager, transformer._context_names
+    contexts = [manager.get_context(name) for name in names]
+
+    def look() -> ForwardStats:
+        step, uncond = contexts[0].get_current_step(), contexts[0].is_separate_cfg_step()
+        reused = [
+            step in (context.cfg_cached_steps if uncond else context.cached_steps)
+            for context in contexts
+        ]
+        residuals = contexts[0].cfg_residual_diffs if uncond else contexts[0].residual_diffs
+        residual = residuals.get(str(step), -1.0)  # below 0 is cache-dit's "not measured"
+        least = settings.cachedit_fn + settings.cachedit_bn
+        return ForwardStats(
+            step=first_step + step,
+            branch="uncond" if uncond else "cond",
+            blocks=sum(
+                least if hit else len(blocks) for hit, blocks in zip(reused, lists, strict=True)
+            ),
+            blocks_all=sum(len(blocks) for blocks in lists),
+            reused=any(reused),
+            residual=residual if residual >= 0 else None,
+        )
+
+    def advance() -> None:
+        for context in contexts:
+            context.mark_step_begin()
+
+    return Session(transformer, forwards, look, advance)
+
+
+def _cache_dit() -> Any:
+    """The library, with its log, which is for its own users, off stdout."""
+    check_cache_dit()
+    import cache_dit
+
+    for handler in logging.getLogger("CACHE_DIT").handlers:  # which its modules share
+        handler.setLevel(logging.ERROR)
+        if type(handler) is logging.StreamHandler:
+            handler.stream = logging.StreamHandler().stream
+    return cache_dit
+
+
+def _adapter(library: Any, transformer: Any, spec: StepCacheSpec, *, guided: bool) -> Any:
+    """Where cache-dit attaches: the transformer. Of a pipeline it would patch the class.
+
+    In place of one it takes a stand-in, whose class it flags: here a class of its own.
+    """
+    from cache_dit.caching import patch_functors
+    from cache_dit.caching.block_adapters import FakeDiffusionPipeline
+
+    return library.BlockAdapter(
+        pipe=type("NoPipeline", (FakeDiffusionPipeline,), {})(),
+        transformer=transformer,
+        blocks=[getattr(transformer, name) for name in spec.blocks],
+        blocks_name=list(spec.blocks),
+        forward_pattern=[library.ForwardPattern[name] for name in spec.patterns],
+        patch_functor=getattr(patch_functors, spec.functor)() if spec.functor else None,
+        has_separate_cfg=guided,
+        check_forward_pattern=True,
+    )
+
+
+def _config(library: Any, settings: StepCache, *, steps: int, guided: bool) -> Any:
+    """Cond and uncond are decided together: apart, they come out of different steps."""
+    return library.DBCacheConfig(
+        Fn_compute_blocks=settings.cachedit_fn,
+        Bn_compute_blocks=settings.cachedit_bn,
+        residual_diff_threshold=settings.cachedit_residual_threshold,
+        max_warmup_steps=settings.cachedit_max_warmup_steps,
+        max_continuous_cached_steps=settings.cachedit_max_continuous or -1,
+        num_inference_steps=steps,
+        enable_separate_cfg=guided,
+        cfg_diff_compute_separate=False,
+    )
+
+
+def _calibrator(library: Any, settings: StepCache, spec: StepCacheSpec) -> Any:
+    """TaylorSeer (arXiv:2503.06923), at a lower order until `taylorseer_steps` were computed.
+
+    For the text too where the blocks change it.
+    """
+    if not settings.taylorseer:
+        return None
+    return library.TaylorSeerCalibratorConfig(
+        taylorseer_order=settings.taylorseer_order,
+        enable_encoder_calibrator=spec.changes_text,
+    )
+
+
+def _check_attachable(transformer: Any, spec: StepCacheSpec, settings: StepCache) -> None:
+    """Raise PlanError where cache-dit would compute something else, RuntimeError inside another."""
+    if "_is_cached" in vars(transformer):
+        raise RuntimeError("a step cache is entered once at a time")  # cache-dit keeps the first
+    for name in spec.blocks:
+        blocks = getattr(transformer, name)
+        check_blocks(settings, len(blocks), most_bn=spec.most_bn)
+        _check_groups(blocks, settings.cachedit_bn)
+    if any(hook.config.stream for hook in map(_group_hook, transformer.modules()) if hook):
+        raise PlanError(
+            "group offload with streams fetches blocks that a step cache leaves out.",
+            hint="group offload without use_stream, or --step-cache none",
+        )
+    if spec.functor and any("forward" in vars(m) for m in (transformer, *transformer.blocks)):
+        raise PlanError(
+            f"{spec.transformer} cannot be offloaded under a step cache: both replace its forward.",
+            hint="--step-cache none",
+        )
+
+
+def _check_groups(blocks: Any, bn: int) -> None:
+    """The first block of an offload group loads the others: the last `bn` must begin with one."""
+    hook = _group_hook(blocks[0])
+    group = len(hook.group.modules) if hook else 1
+    if bn and (len(blocks) - bn) % group:
+        raise PlanError(
+            f"--cachedit-bn {bn} begins inside a group of {group} blocks that are offloaded "
+            "together.",
+            hint=f"--cachedit-bn 0, or one group: {len(blocks) % group or group}",
+        )
+
+
+def _group_hook(module: nn.Module) -> Any:
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry.get_hook("group_offloading") if registry else None

@@ -1,0 +1,1 @@
+"""Known models: specs, architectures, tasks, geometry, local folders and the hub cache."""

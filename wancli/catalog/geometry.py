@@ -1,0 +1,115 @@
+"""Sizes of a video as pixels, as latents and as tokens. Arithmetic only."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+from wancli.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Strides:
+    """How far one latent, and one token, reaches."""
+
+    temporal: int = 4  # video frames per latent frame, after the first
+    spatial: int = 8  # pixels per latent, each way
+    patch: int = 2  # latents per token, each way
+
+    @property
+    def cell(self) -> int:
+        """Pixels per token, each way."""
+        return self.spatial * self.patch
+
+
+@dataclass(frozen=True)
+class LatentShape:
+    """Latents of one video, [channels, frames, height, width]."""
+
+    channels: int
+    frames: int
+    height: int
+    width: int
+    tokens_per_frame: int
+
+    @property
+    def tokens(self) -> int:
+        """Length of the sequence the transformer sees."""
+        return self.frames * self.tokens_per_frame
+
+
+def latent_shape(
+    *, num_frames: int, width: int, height: int, channels: int, strides: Strides
+) -> LatentShape:
+    """Latent size of `num_frames` video frames of `width` x `height` pixels.
+
+    Raises PlanError where they do not divide: nothing is rounded silently.
+    """
+    if (num_frames - 1) % strides.temporal:
+        below = (num_frames - 1) // strides.temporal * strides.temporal + 1
+        raise PlanError(
+            f"--num-frames {num_frames} is not {strides.temporal}k+1.",
+            hint=f"use {below} or {below + strides.temporal}",
+        )
+    for name, value in (("width", width), ("height", height)):
+        if value % strides.cell:
+            near = [_nearest(side, strides.cell) for side in (width, height)]
+            raise PlanError(
+                f"--size {width}x{height}: {name} must be a multiple of {strides.cell}.",
+                hint=f"--size {near[0]}x{near[1]}",
+            )
+    return LatentShape(
+        channels=channels,
+        frames=(num_frames - 1) // strides.temporal + 1,
+        height=height // strides.spatial,
+        width=width // strides.spatial,
+        tokens_per_frame=(height // strides.cell) * (width // strides.cell),
+    )
+
+
+@dataclass(frozen=True)
+class Span:
+    """Latent frames of one chunk; `index` is negative where they are given, not made."""
+
+    index: int
+    first_frame: int
+    frames: int
+
+    @property
+    def end(self) -> int:
+        """The latent frame after its last."""
+        return self.first_frame + self.frames
+
+    def video_frames(self, strides: Strides) -> int:
+        """Video frames that it is decoded to: the very first latent frame is a single one."""
+        return self.frames * strides.temporal - (0 if self.first_frame else strides.temporal - 1)
+
+
+def lay_out(
+    chunks: int, *, chunk_frames: int, context: int = 0, independent_first_frame: bool = False
+) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """Spans of `context` given latent frames, and of the `chunks` that follow them, end to end.
+
+    With `independent_first_frame` the very first latent frame is a chunk by itself. Raises
+    PlanError where the given frames do not fill whole chunks.
+    """
+    alone = 1 if independent_first_frame else 0
+    lone, rest = min(alone, context), max(0, context - alone)
+    if rest % chunk_frames:
+        raise PlanError(
+            f"{context} given latent frames do not fill chunks of {chunk_frames}.",
+            hint=f"give {alone + rest // chunk_frames * chunk_frames or chunk_frames} of them",
+        )
+    sizes = [1] * lone + [chunk_frames] * (rest // chunk_frames)
+    given = len(sizes)
+    sizes += [chunk_frames] * chunks
+    if independent_first_frame and not context:
+        sizes[0] = 1
+    firsts = accumulate(sizes[:-1], initial=0)
+    spans = [Span(i - given, *pair) for i, pair in enumerate(zip(firsts, sizes, strict=True))]
+    return tuple(spans[:given]), tuple(spans[given:])
+
+
+def _nearest(value: int, step: int) -> int:
+    return max(step, round(value / step) * step)
+
+
+TILE, STRIDE = 256, 192  # pixels of a tile of diffusers', and from one to the next

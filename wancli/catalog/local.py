@@ -1,0 +1,263 @@
+"""Model folders, read without torch: what a model is, and whether its files are whole."""
+
+import hashlib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from wancli.catalog.geometry import Strides
+from wancli.catalog.hub_cache import cached_revision
+from wancli.catalog.hunyuan import TEXT_TOKENS, hunyuan_of
+from wancli.catalog.part_schema import OF_OTHERS, OF_TRANSFORMER, OF_VAE, Kinds, wrong_value
+from wancli.catalog.random import known_spec, random_spec
+from wancli.catalog.specs import RANDOM, SPECS, TEXT_LENGTH, ModelSpec
+from wancli.catalog.tasks import ANIMATE, ENDS, HUNYUAN_TEXT, IMAGE, TASKS, TEXT, VACE, VIDEO
+from wancli.catalog.wan import architecture_of
+from wancli.errors import ModelError, PlanError, closest
+from wancli.utils.reading import read_header, read_json, unreadable, user_path
+
+
+def find_spec(model: str, *, layers: int | None = None) -> ModelSpec:
+    """Spec of a known name, a known hub id, or a local folder; ModelError for anything else.
+
+    An unknown hub id (`owner/name`) gives the facts of Wan 2.1, and may do anything: its own facts
+    are read when it loads. Of `random:NAME` at most so many `layers` are kept; PlanError for them
+    with any other.
+    """
+    if model.startswith(RANDOM):
+        return random_spec(model, layers=layers)
+    spec = known_spec(model)
+    if layers is not None:
+        raise PlanError(
+            f"--layers {layers} leaves blocks out, and only random models do without them.",
+            hint=f"--model {RANDOM}{spec.name}" if spec else "drop --layers",
+        )
+    if spec:
+        return spec
+    path = user_path(model)
+    try:
+        if path.is_dir():
+            return spec_of_folder(path)
+        there = path.exists()
+    except OSError as error:
+        raise unreadable(path, error, kind=ModelError, hint=f"chmod -R u+rX {path}") from None
+    if there:
+        raise ModelError(
+            f"model '{model}' is a file, not a folder.",
+            hint="give the folder with model_index.json",
+        )
+    owner, _, name = model.partition("/")
+    if owner and name and "/" not in name and not model.startswith((".", "~")):
+        return ModelSpec(model, model, "A model of the hub.", tasks=tuple(TASKS))
+    near = closest(model, SPECS)
+    known = ", ".join(SPECS)
+    raise ModelError(
+        f"model '{model}' not found.",
+        hint=f"did you mean '{near}'? known: {known}" if near else f"known: {known}",
+    )
+
+
+PIPELINES = {task.pipeline for task in TASKS.values()} | {"WanCausalDMDPipeline"}  # FastVideo's
+PARTS = ("transformer", "vae", "text_encoder")
+
+
+def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec:
+    """Read the facts from a diffusers folder's JSON files; ModelError where it is not one.
+
+    A folder with only a transformer is one, too: a rollout of latents needs no more.
+    """
+    whole = (folder / "model_index.json").exists() or not (folder / "transformer").is_dir()
+    index: dict[str, Any] = read_config(folder, "model_index.json") if whole else {}
+    if whole and index.get("_class_name") not in PIPELINES:
+        raise ModelError(
+            f"{folder} holds a {index.get('_class_name')}, not a WanPipeline.",
+            hint="give a Wan model or HunyuanVideo in diffusers' format",
+        )
+    if index.get("_class_name") == TASKS[HUNYUAN_TEXT].pipeline:
+        return _hunyuan_spec(folder, name or str(folder), repo)
+    transformer = read_config(folder, "transformer/config.json", OF_TRANSFORMER)
+    vae = read_config(folder, "vae/config.json", OF_VAE) if whole else {}
+    tokenizer = read_config(folder, "tokenizer/tokenizer_config.json") if whole else {}
+    text, image = (
+        read_config(folder, f"{part}/config.json", OF_OTHERS) if _has(index, part) else {}
+        for part in ("text_encoder", "image_encoder")
+    )
+    _check_together(folder, transformer, vae, text)
+    patch = transformer.get("patch_size", (1, 2, 2))
+    return ModelSpec(
+        name or str(folder),
+        repo,
+        "A local folder.",
+        strides=Strides(
+            temporal=vae.get("scale_factor_temporal", 4),
+            spatial=vae.get("scale_factor_spatial", 8),
+            patch=patch[1],
+        ),
+        tasks=_tasks(index, transformer, vae),
+        latent_channels=transformer.get("out_channels") or transformer.get("in_channels", 16),
+        text_length=min(TEXT_LENGTH, int(tokenizer.get("model_max_length", TEXT_LENGTH))),
+        architecture=architecture_of(transformer, vae, text, image),
+        per_token_time=bool(index.get("expand_timesteps")),
+        experts=2 if _has(index, "transformer_2") else 1,
+        boundary_ratio=index.get("boundary_ratio"),
+        image_encoder=_has(index, "image_encoder"),
+        folder=folder,
+    )
+
+
+def _check_together(
+    folder: Path, transformer: Mapping[str, Any], vae: Mapping[str, Any], text: Mapping[str, Any]
+) -> None:
+    """Raise ModelError where the parts of a Wan are not of one model, as far as they tell.
+
+    The 16 are what diffusers takes where a VAE's latents are not told.
+    """
+    channels = vae.get("z_dim")
+    pairs = {
+        "transformer has text_dim": (transformer.get("text_dim"), "d_model", text.get("d_model")),
+        "transformer has out_channels": (transformer.get("out_channels"), "z_dim", channels),
+        "vae has latents_mean of": (_length(vae, "latents_mean", or_else=16), "z_dim", channels),
+        "vae has latents_std of": (_length(vae, "latents_std", or_else=16), "z_dim", channels),
+        "vae has dim_mult of": (
+            _length(vae, "dim_mult"),
+            "one more than temperal_downsample's",
+            _length(vae, "temperal_downsample", more=1),
+        ),
+    }
+    for what, (number, other, wanted) in pairs.items():
+        if None not in (number, wanted) and number != wanted:
+            raise ModelError(
+                f"{folder}: its {what} {number}, which is not {other} {wanted}.",
+                hint="copy the model folder again",
+            )
+
+
+def _length(
+    config: Mapping[str, Any], key: str, *, more: int = 0, or_else: int | None = None
+) -> int | None:
+    return len(config[key]) + more if key in config else or_else
+
+
+def _hunyuan_spec(folder: Path, name: str, repo: str) -> ModelSpec:
+    transformer, vae, text, text_2 = (
+        read_config(folder, f"{part}/config.json", OF_OTHERS)
+        for part in ("transformer", "vae", "text_encoder", "text_encoder_2")
+    )
+    if kind := transformer.get("image_condition_type"):
+        raise ModelError(
+            f"{folder} is of {kind}: it needs a picture.",
+            hint="give a text-to-video HunyuanVideo",
+        )
+    return ModelSpec(
+        name,
+        repo,
+        "A local folder.",
+        tasks=(HUNYUAN_TEXT,),
+        strides=Strides(
+            temporal=vae.get("temporal_compression_ratio", 4),
+            spatial=vae.get("spatial_compression_ratio", 8),
+            patch=transformer.get("patch_size", 2),
+        ),
+        latent_channels=transformer.get("out_channels") or transformer.get("in_channels", 16),
+        text_length=TEXT_TOKENS,
+        architecture=hunyuan_of(transformer, vae, text, text_2),
+        causal=False,
+        folder=folder,
+    )
+
+
+def _tasks(
+    index: Mapping[str, Any], transformer: Mapping[str, Any], vae: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """What diffusers' pipelines can do with a folder's model."""
+    pipeline = index.get("_class_name", "WanPipeline")
+    by_token = bool(index.get("expand_timesteps"))
+    if pipeline == "WanImageToVideoPipeline":
+        if transformer.get("pos_embed_seq_len"):  # of the tokens of two pictures
+            return (ENDS,)
+        return (IMAGE,) if by_token or transformer.get("image_dim") else (IMAGE, ENDS)
+    fixed = {VACE: "WanVACEPipeline", ANIMATE: "WanAnimatePipeline"}
+    for task, kind in fixed.items():
+        if pipeline == kind:
+            return (task,)
+    if by_token:
+        return (TEXT, IMAGE)
+    # WanVideoToVideoPipeline takes one expert, and counts a VAE's strides by its stages.
+    stages, stride = len(vae.get("temperal_downsample", ())), vae.get("scale_factor_spatial", 8)
+    return (TEXT,) if _has(index, "transformer_2") or 2**stages != stride else (TEXT, VIDEO)
+
+
+def check_files(spec: ModelSpec, parts: Collection[str] = PARTS) -> None:
+    """Raise ModelError, before anything loads, where a local folder lacks or has broken weights.
+
+    `parts` are those that will be needed.
+    """
+    if spec.folder is None:
+        return
+    more = ["transformer_2"] if spec.experts > 1 else []
+    if spec.family.second_text_encoder and "text_encoder" in parts:
+        more.append("text_encoder_2")
+    if spec.image_encoder and "text_encoder" in parts:
+        more.append("image_encoder")
+    for part in (*parts, *more):
+        files = sorted((spec.folder / part).glob("*.safetensors"))
+        if not files:
+            raise ModelError(
+                f"{spec.folder / part} has no weights (*.safetensors).",
+                hint="copy the whole model folder again",
+            )
+        for path in files:
+            _check_weights(path)
+
+
+def _check_weights(path: Path) -> None:
+    """A safetensors file says its own length: header size, header, then the bytes it promises."""
+    try:
+        read_header(path)
+    except (OSError, ValueError):
+        raise broken_weights(path) from None
+
+
+def broken_weights(path: Path) -> ModelError:
+    """The error for a weights file that is not whole."""
+    return ModelError(f"weights {path} are cut short or broken.", hint="copy that file again")
+
+
+def revision(spec: ModelSpec) -> str:
+    """What identifies the weights: the hub's commit, or a digest of a local folder; "" if unknown.
+
+    The digest takes the JSON files whole, and of each weights file its size and first MiB. Random
+    weights follow from their name and the number of layers, on one kind of device in one dtype.
+    """
+    if spec.random:
+        return f"{spec.name} layers={spec.layers}"
+    if spec.folder is None:
+        return cached_revision(spec.repo)
+    digest = hashlib.sha256()
+    for path in sorted(p for p in spec.folder.rglob("*") if p.suffix in (".json", ".safetensors")):
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(spec.folder)} {path.stat().st_size}".encode())
+            digest.update(file.read(2**20))
+    return digest.hexdigest()[:16]
+
+
+def read_config(folder: Path, name: str, kinds: Kinds | None = None) -> dict[str, Any]:
+    """One JSON file of a model folder, its values of the right kind. Raises ModelError."""
+    path = folder / name
+    try:
+        config = read_json(path)
+        if wrong := wrong_value(config, kinds):
+            raise ValueError(wrong)
+        return config
+    except FileNotFoundError:
+        raise ModelError(
+            f"{folder} is not a model folder: it has no {name}.",
+            hint="give a folder that diffusers' save_pretrained wrote",
+        ) from None
+    except (OSError, ValueError) as error:
+        hint = "copy the model folder again"
+        raise unreadable(path, error, kind=ModelError, hint=hint) from None
+
+
+def _has(index: Mapping[str, Any], part: str) -> bool:
+    return bool((index.get(part) or [None])[0])

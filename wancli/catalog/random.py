@@ -1,0 +1,65 @@
+"""Random models: a known architecture whose weights are made as it loads, and not downloaded."""
+
+from dataclasses import replace
+
+from wancli.catalog.specs import RANDOM, SPECS, ModelSpec
+from wancli.catalog.wan import Architecture, Transformer
+from wancli.errors import ModelError, PlanError, closest
+
+
+def known_spec(model: str) -> ModelSpec | None:
+    """The known model of that name or hub id, or that a random one is in the shape of."""
+    name = model.removeprefix(RANDOM)
+    named = (spec for spec in SPECS.values() if name and name in (spec.name, spec.repo))
+    return next(named, None)
+
+
+def random_spec(model: str, *, layers: int | None = None) -> ModelSpec:
+    """Spec of `random:NAME`, of at most so many `layers`. Raises ModelError, PlanError."""
+    known = known_spec(model)
+    if known is None or not isinstance(known.architecture, Architecture):
+        shapes = [name for name, s in SPECS.items() if isinstance(s.architecture, Architecture)]
+        near, names = closest(model.removeprefix(RANDOM), shapes), ", ".join(shapes)
+        raise ModelError(
+            f"model '{model}': random weights need a known shape of Wan.",
+            hint=f"did you mean '{RANDOM}{near}'? known: {names}" if near else f"known: {names}",
+        )
+    return replace(
+        known,
+        name=f"{RANDOM}{known.name}",
+        repo="",
+        folder=None,
+        description=f"Random weights in the shape of {known.name}.",
+        architecture=keep_layers(known.architecture, layers) if layers else known.architecture,
+        random=True,
+    )
+
+
+def keep_layers(shapes: Architecture, layers: int) -> Architecture:
+    """The same with at most so many blocks in every transformer and encoder; the VAE stays whole.
+
+    What stands beside blocks goes with them: of VACE's, as many as stand beside those that are
+    kept. Wan-Animate shows faces to every fifth block, or once where there are fewer; a number that
+    is not whole fives is a PlanError, because its transformer cannot be so.
+    """
+    text, image = shapes.text_encoder, shapes.image_encoder
+    return replace(
+        shapes,
+        transformer=_keep_blocks(shapes.transformer, layers),
+        text_encoder=replace(text, layers=min(layers, text.layers)),
+        image_encoder=image and replace(image, layers=min(layers, image.layers)),
+    )
+
+
+def _keep_blocks(t: Transformer, layers: int) -> Transformer:
+    count, face = min(layers, t.layers), t.face
+    if face:
+        face = replace(face, every=min(face.every, count))
+        if rest := count % face.every:
+            raise PlanError(
+                f"--layers {layers}: Wan-Animate shows faces to every {face.every}th block.",
+                hint=f"--layers {count - rest} or {count - rest + face.every}",
+            )
+    vace_every = -(-t.layers // t.vace_blocks) if t.vace_blocks else 0
+    vace = -(-count // vace_every) if vace_every else 0
+    return replace(t, layers=count, vace_blocks=vace, face=face)

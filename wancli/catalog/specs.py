@@ -1,0 +1,239 @@
+"""Facts about models: what their authors fixed. Choices live in `presets/`.
+
+Sources, for the released models: wan/configs/ of https://github.com/Wan-Video/Wan2.1 (9737cba) and
+https://github.com/Wan-Video/Wan2.2 (42bf4cf), and scripts/convert_wan_to_diffusers.py of
+https://github.com/huggingface/diffusers (58eb52c), and the pipelines of diffusers 0.42.1: which
+model they can do what with. WanVideoToVideoPipeline knows one expert, and VAEs of Wan 2.1.
+Of HunyuanVideo: `hunyuan.py`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wancli.catalog.geometry import Strides
+from wancli.catalog.hunyuan import TEXT_TOKENS, HunyuanVideo
+from wancli.catalog.tasks import (
+    ANIMATE,
+    ENDS,
+    HUNYUAN_TEXT,
+    IMAGE,
+    TASKS,
+    TEXT,
+    VACE,
+    VIDEO,
+    Family,
+)
+from wancli.catalog.wan import (
+    ANIMATE_14B,
+    DEMO,
+    VACE_1_3B,
+    VACE_14B,
+    WAN_1_3B,
+    WAN_2_1_I2V,
+    WAN_2_2_I2V,
+    WAN_5B,
+    WAN_14B,
+    WAN_FLF2V,
+    Architecture,
+)
+
+DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
+TEXT_LENGTH = 512  # tokens, in every released Wan
+RANDOM = "random:"  # what the names of models with random weights begin with
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What one model is."""
+
+    name: str
+    repo: str  # hub id, or "" for a folder
+    description: str
+    tasks: tuple[str, ...] = (TEXT,)  # what it can do; with no inputs, or any, the first that fits
+    strides: Strides = field(default_factory=Strides)
+    latent_channels: int = 16
+    text_length: int = TEXT_LENGTH
+    architecture: Architecture | HunyuanVideo | None = None  # None is unknown
+    per_token_time: bool = False  # every token is told its timestep
+    experts: int = 1  # 2: one transformer for high noise, one for low
+    boundary_ratio: float | None = None  # noise, of 1, under which the second takes over
+    image_encoder: bool = False  # a CLIP that shows the transformer a picture as tokens
+    causal: bool | None = None  # trained to go on from chunk to chunk; None is unknown
+    folder: Path | None = None  # where its files are, when that is known before loading
+    random: bool = False  # its weights are made as it loads: no file holds them
+    draws: str = ""  # of a model for a small world: what it is, and all that it can draw
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether its files come from the hub."""
+        return self.folder is None and not self.random
+
+    @property
+    def wan(self) -> Architecture:
+        """Its shape, where that is a Wan's; ValueError where it is not known to be."""
+        if not isinstance(self.architecture, Architecture):
+            raise ValueError(f"{self.name} has no shape of Wan")
+        return self.architecture
+
+    @property
+    def layers(self) -> int:
+        """Transformer blocks; 0 is unknown."""
+        return sum(self.architecture.blocks) if self.architecture else 0
+
+    @property
+    def shortest(self) -> int:
+        """Blocks of the shortest list of them; 0 is unknown."""
+        return min(self.architecture.blocks) if self.architecture else 0
+
+    @property
+    def dim(self) -> int:
+        """Of a token inside the transformer; 0 is unknown."""
+        return self.architecture.transformer.dim if self.architecture else 0
+
+    @property
+    def family(self) -> Family:
+        """Its kind of pipelines."""
+        return TASKS[self.tasks[0]].family
+
+
+SPECS = {
+    spec.name: spec
+    for spec in (
+        ModelSpec(
+            "demo",
+            "",
+            "Tiny trained Wan that draws moving shapes; inside the package.",
+            latent_channels=8,
+            text_length=64,
+            causal=True,
+            folder=DEMO_FOLDER,
+            architecture=DEMO,
+            draws="It is the demo model, and draws one red, green, blue, yellow, purple, orange, "
+            "white or cyan circle, square or triangle, moving right, left, up or down, bouncing, "
+            "circling, spinning, pulsing or standing still on a black, gray, navy or brown "
+            "background.",
+        ),
+        ModelSpec(
+            "wan2.1-t2v-1.3b",
+            "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+            "Wan 2.1 text-to-video, 1.3B parameters, 480p.",
+            tasks=(TEXT, VIDEO),
+            causal=False,
+            architecture=WAN_1_3B,
+        ),
+        ModelSpec(
+            "wan2.1-t2v-14b",
+            "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+            "Wan 2.1 text-to-video, 14B parameters, 480p and 720p.",
+            tasks=(TEXT, VIDEO),
+            causal=False,
+            architecture=WAN_14B,
+        ),
+        ModelSpec(
+            "wan2.2-t2v-a14b",
+            "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+            "Wan 2.2 text-to-video, two experts of 14B parameters, 480p and 720p.",
+            experts=2,
+            boundary_ratio=0.875,
+            causal=False,
+            architecture=WAN_14B,
+        ),
+        ModelSpec(
+            "wan2.2-ti2v-5b",
+            "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+            "Wan 2.2 text- and image-to-video, 5B parameters, 720p at 24 frames per second.",
+            tasks=(TEXT, IMAGE),
+            strides=Strides(temporal=4, spatial=16, patch=2),
+            latent_channels=48,
+            per_token_time=True,
+            causal=False,
+            architecture=WAN_5B,
+        ),
+        ModelSpec(
+            "wan2.1-i2v-14b-480p",
+            "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+            "Wan 2.1 image-to-video, 14B parameters, 480p.",
+            tasks=(IMAGE,),
+            image_encoder=True,
+            causal=False,
+            architecture=WAN_2_1_I2V,
+        ),
+        ModelSpec(
+            "wan2.1-i2v-14b-720p",
+            "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
+            "Wan 2.1 image-to-video, 14B parameters, 720p.",
+            tasks=(IMAGE,),
+            image_encoder=True,
+            causal=False,
+            architecture=WAN_2_1_I2V,
+        ),
+        ModelSpec(
+            "wan2.1-flf2v-14b",
+            "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers",
+            "Wan 2.1 from a first to a last picture, 14B parameters, 720p.",
+            tasks=(ENDS,),
+            image_encoder=True,
+            causal=False,
+            architecture=WAN_FLF2V,
+        ),
+        ModelSpec(
+            "wan2.1-vace-1.3b",
+            "Wan-AI/Wan2.1-VACE-1.3B-diffusers",
+            "VACE on Wan 2.1: videos, masks and pictures as references, 1.3B parameters, 480p.",
+            tasks=(VACE,),
+            causal=False,
+            architecture=VACE_1_3B,
+        ),
+        ModelSpec(
+            "wan2.1-vace-14b",
+            "Wan-AI/Wan2.1-VACE-14B-diffusers",
+            "VACE on Wan 2.1: the same, 14B parameters, 480p and 720p.",
+            tasks=(VACE,),
+            causal=False,
+            architecture=VACE_14B,
+        ),
+        ModelSpec(
+            "wan2.2-i2v-a14b",
+            "Wan-AI/Wan2.2-I2V-A14B-Diffusers",
+            "Wan 2.2 image-to-video, two experts of 14B parameters, 480p and 720p.",
+            tasks=(IMAGE, ENDS),
+            experts=2,
+            boundary_ratio=0.9,
+            causal=False,
+            architecture=WAN_2_2_I2V,
+        ),
+        ModelSpec(
+            "wan2.2-animate-14b",
+            "Wan-AI/Wan2.2-Animate-14B-Diffusers",
+            "Wan-Animate: a picture moves as a video does, or takes its place; 14B, 720p.",
+            tasks=(ANIMATE,),
+            image_encoder=True,
+            causal=False,
+            architecture=ANIMATE_14B,
+        ),
+        ModelSpec(
+            "self-forcing",
+            "gueraf/Self-Forcing-diffusers",
+            "Self-Forcing (arXiv:2506.08009) on Wan 2.1 1.3B: 4 steps a chunk, for rollouts.",
+            causal=True,
+            architecture=WAN_1_3B,
+        ),
+        ModelSpec(
+            "self-forcing-a14b",
+            "rand0nmr/SFWan2.2-T2V-A14B-Diffusers",
+            "Self-Forcing on Wan 2.2 A14B, two experts: 8 steps a chunk, for rollouts.",
+            experts=2,
+            causal=True,
+            architecture=WAN_14B,
+        ),
+        ModelSpec(
+            "hunyuanvideo",
+            "hunyuanvideo-community/HunyuanVideo",
+            "HunyuanVideo text-to-video, 13B parameters, 720p at 24 frames per second.",
+            tasks=(HUNYUAN_TEXT,),
+            text_length=TEXT_TOKENS,
+            causal=False,
+            architecture=HunyuanVideo(),
+        ),
+    )
+}

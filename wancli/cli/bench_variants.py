@@ -1,0 +1,126 @@
+"""What a bench compares, from text: prompts, and variants as flags."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import typer
+from typer.exceptions import TyperException
+
+from wancli.benchmark.session import BenchRequest, VariantFlags
+from wancli.cli.options import CachePreset, takes_settings
+from wancli.config.presets import find_preset, step_cache_layer
+from wancli.config.resolve import Layer
+from wancli.errors import InputError, UsageError, missing
+from wancli.utils.reading import read_text, read_toml, unreadable
+
+_FORM = 'prompts = ["a red circle"], seeds = "0-2", and a table [variants] of names and flags'
+
+
+def read_bench_request(
+    prompts: Sequence[str], seeds: str | None, variants: Sequence[str], *, tune: bool = False
+) -> BenchRequest:
+    """From the command line: a prompt, a file of one a line, or a TOML file with all of it.
+
+    With `tune`, cachedit is the variant where none is named. Raises UsageError, InputError.
+    """
+    texts, named = [], [_named(text) for text in variants]
+    for text in prompts:
+        if text.endswith(".toml"):
+            case = _read_toml(Path(text))
+            texts += case.prompts
+            seeds = seeds or case.seeds
+            named = [*case.variants, *named]
+        else:
+            texts += _read_prompts(text)
+    if not texts:
+        raise UsageError("no prompt is given.", hint='wancli bench "a red circle" --variant …')
+    names = [name for name, _ in named]
+    for name in names:
+        if names.count(name) > 1 or name == "baseline":
+            raise UsageError(f"two variants are named '{name}'.", hint="another name")
+    if tune and not named:
+        named = [("cachedit", "--use-cachedit")]
+    flags = [VariantFlags(name, text, flags_layers(name, text)) for name, text in named]
+    return BenchRequest(list(dict.fromkeys(texts)), seeds, flags)
+
+
+def flags_layers(name: str, flags: str) -> list[Layer]:
+    """The settings that the flags of a variant say. Raises UsageError."""
+    found: list[Layer] = []
+    command = typer.Typer(add_completion=False)
+
+    @command.command()
+    @takes_settings(_settings())
+    def _variant(*, given: Layer, cachedit_preset: CachePreset = None) -> None:
+        if cachedit_preset:
+            found.append(step_cache_layer(find_preset(cachedit_preset)))
+        found.append(given)
+
+    try:
+        command(shlex.split(flags), standalone_mode=False, prog_name="variant")
+    except TyperException as error:
+        raise UsageError(
+            f"variant '{name}': {error.format_message()}", hint="wancli generate --help"
+        ) from None
+    except ValueError as error:
+        raise UsageError(f"variant '{name}': {error}.", hint="quote it once") from None
+    if not found:
+        raise UsageError(f"variant '{name}': no settings.", hint="wancli generate --help")
+    return found
+
+
+def _settings() -> Any:
+    from wancli.config.settings import Settings
+
+    return Settings
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, colon, flags = text.partition(":")
+    if not colon or not name.strip() or name.strip().startswith("-"):
+        raise UsageError(
+            f"--variant {text!r} has no name.", hint='--variant "fast: --use-cachedit"'
+        )
+    if not flags.strip():
+        raise UsageError(
+            f"variant '{name.strip()}' has no flags.", hint=f'--variant "{name}: --use-cachedit"'
+        )
+    return name.strip(), flags.strip()
+
+
+def _read_prompts(text: str) -> list[str]:
+    path = Path(text)
+    if path.suffix not in (".txt", ".prompts"):
+        return [text.strip()] if text.strip() else []
+    try:
+        lines = read_text(path).splitlines()
+    except FileNotFoundError:
+        raise missing("file of prompts", path) from None
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error, hint="one prompt a line") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+class _File(NamedTuple):
+    """A bench as a TOML file has it."""
+
+    prompts: list[str]
+    seeds: str | None
+    variants: list[tuple[str, str]]
+
+
+def _read_toml(path: Path) -> _File:
+    try:
+        told = read_toml(path)
+    except FileNotFoundError:
+        raise missing("file", path) from None
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error, hint=_FORM) from None
+    prompts, seeds, variants = (told.pop(k, None) for k in ("prompts", "seeds", "variants"))
+    variants = {} if variants is None else variants
+    whole = isinstance(prompts, list) and isinstance(variants, dict) and not told
+    if not whole or not all(isinstance(text, str) for text in [*prompts, *variants.values()]):
+        raise InputError(f"{path} is no bench.", hint=_FORM)
+    return _File(list(prompts), None if seeds is None else str(seeds), list(variants.items()))

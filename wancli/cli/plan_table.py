@@ -1,0 +1,170 @@
+"""What a request takes, on the screen: `wancli plan`, `--dry-run`, and the check before a run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from wancli.catalog.hub_cache import cache_folder, repo_folder
+from wancli.catalog.specs import ModelSpec
+from wancli.cli.screen import Screen
+from wancli.cost.capacity import CapacityCheck
+from wancli.cost.devices import find_cpu
+from wancli.cost.estimate import Estimate
+from wancli.planning.offload import OFFLOADS
+from wancli.records.progress import Observer, say_warnings
+from wancli.records.record import Request
+from wancli.utils.disk import free_disk
+from wancli.utils.units import duration, flops, gib
+
+Rows = list[tuple[str, str, str, str]]
+MEASURE = "never measured here: wancli doctor --measure"
+
+
+def default_row(taken: CapacityCheck) -> str:
+    """Whether that fits here; "" where the model's shape is not known."""
+    if taken.estimate is None:
+        return ""
+    held, device = taken.estimate, taken.estimate.device
+    how = "" if held.offload == "none" else f" with --offload {held.offload}"
+    fits = "fits" if held.enough else "does not fit"
+    time = f", about {duration(held.total_s)}" if held.total_s else ""
+    return f"{fits}{how}: {gib(held.needed)} at once, of {gib(device.total)} ({device.name}){time}"
+
+
+def default_json(taken: CapacityCheck) -> dict[str, Any]:
+    """The same for `--json`."""
+    if taken.estimate is None:
+        return {"here": None}
+    held = taken.estimate
+    return {
+        "here": {
+            "device": held.device.name,
+            "device_bytes": held.device.total,
+            "offload": held.offload,
+            "bytes": held.needed,
+            "fits": held.enough,
+            "seconds": held.total_s,
+        }
+    }
+
+
+def cost_json(estimate: Estimate | None, spec: ModelSpec, output: Path) -> dict[str, Any]:
+    """For `--json`; an empty cost where the model's shape is not known."""
+    if estimate is None:
+        return {"cost": None}
+    ram = find_cpu()
+    disk = {"output_free": free_disk(output), "download_free": free_disk(cache_folder())}
+    downloads = spec.on_hub and not is_downloaded(spec)
+    told = estimate.as_json() | {"downloads": downloads, "disk": disk}
+    return {"cost": told | {"ram": {"total": ram.total, "free": ram.free}}}
+
+
+def cost_rows(estimate: Estimate | None, spec: ModelSpec, output: Path) -> Rows:
+    """A compact table: what, how much, and a remark."""
+    if estimate is None:
+        why = f"the shape of {spec.name} is not known before it is downloaded"
+        return [("cost", "unknown", "", why)]
+    cost, device = estimate.cost, estimate.device
+    rows = [("parameters", n, f"{count:,}", "") for n, count in cost.parameters.items()]
+    each = cost.work["denoise"].flops / cost.forwards
+    rows.append(("forward", "tokens", f"{cost.tokens:,}", flops(each)))
+    spent = estimate.seconds
+    for phase, work in cost.work.items():
+        time = duration(spent[phase]) if spent else ""
+        rows.append(("work", phase, flops(work.flops), time))
+    total = f"about {duration(estimate.total_s)}" if estimate.total_s else MEASURE
+    rows.append(("work", "in all", flops(cost.flops), total))
+    rows += [("memory", f"weights of {n}", gib(size), "") for n, size in cost.weights.items()]
+    rows += [("memory", n, gib(size), "") for n, size in cost.kept.items() if size]
+    rows += [("memory", f"to {n}", gib(size), "") for n, size in cost.activations.items()]
+    for offload, fits in estimate.fits.items():
+        verdict = "fits" if fits else "does not fit"
+        verdict += ": chosen" if offload == estimate.offload and len(estimate.fits) > 1 else ""
+        how = "" if offload == "none" else f", {offload} offload"
+        rows.append((f"at once{how}", OFFLOADS[offload], gib(cost.resident(offload)), verdict))
+    rows.append((device.kind, device.name, gib(device.total), f"{gib(device.free)} free"))
+    if device.kind == "cuda":
+        ram = find_cpu()
+        rows.append(("RAM", "", gib(ram.total), f"{gib(ram.free)} free"))
+    return rows + _disk_rows(estimate, spec, output)
+
+
+def is_downloaded(spec: ModelSpec) -> bool:
+    """Whether the hub's cache has some snapshot of the model."""
+    folder = repo_folder(spec.repo) / "snapshots"
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _disk_rows(estimate: Estimate, spec: ModelSpec, output: Path) -> Rows:
+    cost, free = estimate.cost, f"{gib(free_disk(output))} free"
+    rows = [("disk", "video, about", gib(cost.output), free)]
+    if cost.store:
+        rows.append(("disk", "clean chunks", gib(cost.store), ""))
+    if spec.on_hub:
+        there = (
+            "is in the cache" if is_downloaded(spec) else f"{gib(free_disk(cache_folder()))} free"
+        )
+        low, high = (gib(size) for size in cost.download)
+        rows.append(("disk", "download", f"{low} to {high}", there))
+    return rows
+
+
+class Planned(Protocol):
+    """A request that was planned, of either kind."""
+
+    @property
+    def capacity(self) -> CapacityCheck:
+        """What it takes here."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What is to be said of it before it is made."""
+
+    def plan_json(self) -> Mapping[str, Any]:
+        """What it comes to, by name."""
+
+    def items(self) -> Sequence[tuple[Request, Path]]:
+        """Each request, and the name of its output."""
+
+    def make(self, observer: Observer) -> list[dict[str, Any]]:
+        """Make them all; their records."""
+
+
+def carry_out(planned: Planned, screen: Screen, *, dry_run: bool) -> list[dict[str, Any]]:
+    """Make what was planned, or only show the plan. Raises CapacityError where it cannot fit."""
+    if dry_run:
+        show_plan(screen, planned.plan_json(), planned.items(), planned.capacity)
+    planned.capacity.check()
+    if not dry_run:
+        return planned.make(screen)
+    if not screen.talk.brief:
+        say_warnings(planned.warnings, screen)
+    return []
+
+
+def show_plan(
+    screen: Screen,
+    plan: Mapping[str, Any],
+    items: Sequence[tuple[Request, Path]],
+    taken: CapacityCheck,
+) -> None:
+    """What would be done: the plan, what it takes, every setting with its source, outputs."""
+    if screen.talk.json:
+        for request, output in items:
+            cost = cost_json(taken.estimate, taken.spec, output)
+            told = {"plan": plan, "request": request.as_json(), **cost}
+            screen.json({**told, "output": {"path": str(output)}})
+        return
+    costs = cost_rows(taken.estimate, taken.spec, items[0][1])
+    screen.table("", " ", "amount", "", rows=costs, right=("amount",))
+    if screen.talk.brief:
+        return
+    rows = [("plan", key, str(value), "") for key, value in plan.items() if key != "shape"]
+    rows += [("plan", f"latent {key}", str(value), "") for key, value in plan["shape"].items()]
+    request, told = items[0][0], items[0][0].as_json()
+    for key, source in request.sources.items():
+        table, _, name = key.rpartition(".")
+        rows.append((table, name, str((told[table] if table else told)[name]), source))
+    rows += [("request", "seed", str(request.seed), "") for request, _ in items]
+    rows += [("request", "output", str(output), "") for _, output in items]
+    screen.table("", "", "value", "from", rows=rows)

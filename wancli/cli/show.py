@@ -1,0 +1,130 @@
+"""`wancli show` and `wancli decode`: what a file holds, and latents made into a video."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wancli.catalog.local import check_files, find_spec
+from wancli.cli.options import OutputOptions, Overwrite, takes_output_options, takes_settings
+from wancli.cli.repro import read_record
+from wancli.cli.screen import Screen
+from wancli.config.resolve import Layer, resolve
+from wancli.config.settings import Settings
+from wancli.errors import InputError
+from wancli.planning.existing import record_beside, record_in
+from wancli.planning.output_files import beside
+from wancli.records.record import settings_of
+from wancli.records.tensor_files import latents_record, latents_shape
+from wancli.utils.outputs import OutputFile, OutputSet
+from wancli.video.integrity import NO_DIGEST, WHOLE, Check, check_video
+
+CHECK_SCHEMA = "wancli.check/1"
+
+
+@takes_output_options
+def show(
+    *,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Videos of wancli's, or their JSON.")
+    ],
+    talk: OutputOptions,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Say whether the videos are as they were written instead."),
+    ] = False,
+) -> None:
+    """Print the record inside a video: the recipe that made it.
+
+    --check says of each file whether it is whole, damaged (exit code 4), or has no digest, since an
+    earlier version wrote it. Nothing is decoded but those.
+    """
+    screen = Screen(talk)
+    if check:
+        _check(files, screen)
+        return
+    for file in files:
+        record = read_record(file)
+        if talk.json:
+            screen.json(record)
+        else:
+            screen.table("", "", "value" if len(files) == 1 else str(file), rows=_rows(record))
+
+
+@takes_output_options
+@takes_settings(Settings, only=("device", "vae_tiling", "vae_dtype"))
+def decode(
+    *,
+    latents: Annotated[Path, typer.Argument(help="Latents that wancli wrote.")],
+    given: Layer,
+    talk: OutputOptions,
+    output: Annotated[Path, typer.Option("--output", "-o", help="MP4 to write.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn saved latents into a video.
+
+    The VAE works as it did for them, or as the flags say.
+    """
+    from wancli.video.write import check_name
+
+    check_name(output)
+    _check_latents(latents, given)
+    outputs = OutputSet(overwrite=overwrite, reads=[latents])
+    outputs.add(OutputFile(output, "--output"), *beside(output))
+    screen = Screen(talk)
+    with outputs.held():
+        from wancli.generate.runner import decode_file
+
+        with screen.progress() as report:
+            record = decode_file(latents, output, report, given, replaced=outputs.replaced)
+    screen.done(record)
+
+
+def _check_latents(latents: Path, given: Layer) -> None:
+    """Raise WancliError for what no VAE of the model they are of can decode."""
+    channels, record = latents_shape(latents)[1], latents_record(latents)
+    layer = Layer(f"record of {latents.name}", settings_of(record))
+    spec = find_spec(resolve([layer, given], Settings).settings.model)
+    check_files(spec, ("vae",))
+    if spec.architecture and channels != spec.latent_channels:
+        raise InputError(
+            f"{latents} has {channels} channels; {spec.name} has {spec.latent_channels}.",
+            hint="give latents of that model",
+        )
+
+
+def _check(files: list[Path], screen: Screen) -> None:
+    """A line for each file. Raises InputError where not all are as they were written."""
+    failed = 0
+    for file in files:
+        found = _checked(file)
+        failed += found.status not in (WHOLE, NO_DIGEST)
+        if screen.talk.json:
+            screen.json({"schema": CHECK_SCHEMA, "path": str(file), **asdict(found)})
+        else:
+            screen.result(f"{found.status:9}  {file}{found.why and f': {found.why}'}")
+    if failed:
+        raise InputError(
+            f"{failed} of {len(files)} files are not known to be as they were written.",
+            hint="wancli repro FILE -o FILE --overwrite makes one again, if its record reads",
+        )
+
+
+def _checked(file: Path) -> Check:
+    """A video held to the record inside it, or else beside it; of a record, the video beside it."""
+    video = file.with_suffix(".mp4") if file.suffix == ".json" else file
+    if not video.is_file():
+        return Check("missing")
+    inside = record_in(file) if file == video else None
+    record = inside or record_beside(file)
+    return check_video(video, record) if record else Check("no record")
+
+
+def _rows(value: Any, *path: str) -> list[tuple[str, ...]]:
+    """A record as (table, key, value)."""
+    if isinstance(value, dict):
+        return [row for key, inner in value.items() for row in _rows(inner, *path, key)]
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return [(".".join(path[:-1]), path[-1], text)]

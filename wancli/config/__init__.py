@@ -1,0 +1,1 @@
+"""Settings, presets, and which layer of values wins."""

@@ -1,0 +1,186 @@
+"""From layers of values to settings: what is given where, which wins, and what it may be."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from wancli.config.settings import Group, RolloutSettings, Settings
+from wancli.errors import SettingsError, closest, shortened
+
+TUNED_FOR = "tuned_for"  # table of a preset file that is not settings; see Layer
+Kind = TypeVar("Kind", bound=Settings)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values from one place, by table; a later layer wins over an earlier one.
+
+    `tuned_for` are the only settings, by dotted key, under which its step cache holds.
+    """
+
+    source: str
+    tables: Mapping[str, Any]
+    tuned_for: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[Kind]):
+    """Settings, and where each value came from, by dotted key."""
+
+    settings: Kind
+    sources: Mapping[str, str]
+    tuned_for: Mapping[str, Any] = field(default_factory=dict)  # by dotted key; see check_tuned
+
+
+def fields_of(settings: type[Settings]) -> Iterator[tuple[str | None, str, FieldInfo]]:
+    """Yield (table, name, field) of every setting in declaration order; table None is the top."""
+    for name, info in settings.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Group):
+            for inner, inner_info in info.annotation.model_fields.items():
+                yield name, inner, inner_info
+        else:
+            yield None, name, info
+
+
+def flag(name: str) -> str:
+    """Flag of a setting: `flow_shift` is `--flow-shift`."""
+    return "--" + name.replace("_", "-")
+
+
+def panel(table: str | None) -> str:
+    """Heading of a table in `--help`."""
+    return {"prompt_kv": "Prompt K/V"}.get(
+        table or "", (table or "sampling").capitalize().replace("_", " ")
+    )
+
+
+def dotted(table: str | None, name: str) -> str:
+    """Key of a setting in sources and messages: `sampling.steps`."""
+    return f"{table}.{name}" if table else name
+
+
+def resolve(layers: Sequence[Layer], settings: type[Kind]) -> Resolved[Kind]:
+    """Overlay `layers` on the declared defaults and check every value.
+
+    A preset may hold tables of another command: they are checked by name, and left out.
+    Raises SettingsError for the first value that cannot be, in the words the user gave it in.
+    """
+    merged: dict[str, Any] = {}
+    sources = {dotted(table, name): "default" for table, name, _ in fields_of(settings)}
+    for layer in layers:
+        check_names(layer)
+        for table, values in layer.tables.items():
+            if table not in settings.model_fields:
+                continue
+            for name, value in values.items() if isinstance(values, Mapping) else [(None, values)]:
+                if name is None:
+                    merged[table] = value
+                else:
+                    merged.setdefault(table, {})[name] = value
+                sources[f"{table}.{name}" if name else table] = layer.source
+    tuned_for: dict[str, Any] = {}
+    used = {source for key, source in sources.items() if key.startswith("step_cache.")}
+    for layer in layers:
+        tuned_for |= layer.tuned_for if layer.source in used else {}
+    try:
+        resolved = Resolved(settings.model_validate(merged), sources, tuned_for)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        unlike = first["type"] == "string_pattern_mismatch"  # the hint says it in words
+        message = "not one of these" if unlike else first["msg"][0].lower() + first["msg"][1:]
+        raise SettingsError(
+            f"{_spelling(where, sources.get(where, 'settings'))} {shortened(first['input'])}: "
+            f"{message}.",
+            hint=_range_hint(settings, where),
+        ) from None
+    check_tuned(tuned_for, resolved.settings)
+    return resolved
+
+
+def check_tuned(tuned_for: Mapping[str, Any], settings: Settings) -> None:
+    """Raise SettingsError where a tuned step cache is to be used under other settings.
+
+    Thresholds do not transfer. What is "auto" is checked again when the device is known.
+    """
+    told = settings.model_dump()
+    for key, wanted in tuned_for.items():
+        table, _, name = key.rpartition(".")
+        value = worded((told.get(table, {}) if table else told).get(name))
+        if key == "machine.device":
+            value = str(value).partition(":")[0]
+        if value not in (wanted, "auto"):
+            raise SettingsError(
+                f"this step cache was tuned for {key} {wanted}, not {value}.",
+                hint="wancli bench --tune under these settings, or drop the preset",
+            )
+
+
+def worded(value: Any) -> Any:
+    """A setting as a preset can hold it: "none" where there is none, a list by its commas."""
+    if isinstance(value, list | tuple):
+        return ",".join(value) or "none"
+    return "none" if value is None else value
+
+
+def check_names(layer: Layer) -> None:
+    """Raise SettingsError for a table or key that no setting has, with the likely one."""
+    known: dict[str | None, list[str]] = {}
+    for table, name, _ in fields_of(RolloutSettings):
+        known.setdefault(table, []).append(name)
+    for table, values in layer.tables.items():
+        if table not in known and table not in known[None]:
+            hint = _home(table, known)
+            raise SettingsError(f"{layer.source}: unknown key '{table}'.", hint=hint)
+        if table in known[None] and not isinstance(values, str):
+            raise SettingsError(f"{layer.source}: '{table}' is text.", hint=f'{table} = "..."')
+        if table in known:
+            _check_table(layer.source, table, values, known[table])
+
+
+def _check_table(source: str, table: str, values: Any, known: Sequence[str]) -> None:
+    if not isinstance(values, Mapping):
+        raise SettingsError(f"{source}: '{table}' is a table, not a value.", hint=f"[{table}]")
+    for name in values:
+        if name not in known:
+            raise SettingsError(
+                f"{source}: [{table}] unknown key '{name}'.", hint=_meant(name, known)
+            )
+
+
+def _home(name: str, known: Mapping[str | None, list[str]]) -> str:
+    """Where a key at the top may belong."""
+    homes = [table for table, names in known.items() if table and name in names]
+    if homes:
+        return f"put it under [{homes[0]}]"
+    return _meant(name, [*known[None], *filter(None, known)])
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    match = closest(name, known)
+    return f"'{match}'" if match else f"known: {', '.join(known)}"
+
+
+def _spelling(where: str, source: str) -> str:
+    return flag(where.split(".")[-1]) if source == "flag" else f"{source}: {where}"
+
+
+def _range_hint(settings: type[Settings], where: str) -> str:
+    for table, name, info in fields_of(settings):
+        if dotted(table, name) == where:
+            return f"{flag(name)}: {info.description}{_bounds(info)}"
+    return "wancli generate --help"
+
+
+def _bounds(field: FieldInfo) -> str:
+    words = {"ge": "at least", "gt": "more than", "le": "at most"}
+    said = [
+        f"{word} {getattr(rule, name)}"
+        for rule in field.metadata
+        for name, word in words.items()
+        if getattr(rule, name, None) is not None
+    ]
+    return f" ({', '.join(said)})" if said else ""

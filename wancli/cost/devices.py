@@ -1,0 +1,133 @@
+"""What this machine has: GPUs, memory, disk. Without torch, and without importing what may miss."""
+
+import os
+import platform
+import shutil
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from wancli.config.settings import Machine
+from wancli.errors import no_device
+from wancli.utils.packages import package_version
+
+CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may use
+
+
+@dataclass(frozen=True)
+class Device:
+    """Something to compute on. Bytes."""
+
+    kind: str  # cuda, mps or cpu
+    name: str
+    total: int
+    free: int
+    driver: str = ""
+
+    @property
+    def key(self) -> str:
+        """What measured rates are kept under: device and torch version; of a CPU, its threads."""
+        threads = os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())
+        which = f"{self.name}, {threads} threads" if self.kind == "cpu" else self.name
+        return f"{which}, torch {package_version('torch')}"
+
+
+def find_gpus() -> list[Device]:
+    """NVIDIA's, as this process may see them: by NVML, else by nvidia-smi, else none."""
+    gpus = _by_nvml()
+    gpus = _by_nvidia_smi() if gpus is None else gpus
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or not visible.replace(",", "").replace(" ", "").isdigit():
+        return [] if visible in ("", "-1") else gpus
+    return [gpus[int(n)] for n in visible.split(",") if int(n) < len(gpus)]
+
+
+def find_cpu() -> Device:
+    """The processor and its memory; of a container, what it is allowed."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = total
+    with suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        free = 1024 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
+    with suppress(OSError, ValueError):
+        total = min(total, int(CGROUP.read_text("ascii")))
+    return Device("cpu", _processor(), total, min(free, total))
+
+
+def find_device(machine: Machine) -> Device:
+    """What `--device` comes to, as far as can be told without torch.
+
+    Raises SetupError for one that this torch has not in any case.
+    """
+    kind, _, number = machine.device.partition(":")
+    with_cuda = not package_version("torch").endswith("+cpu")
+    apple = platform.system() == "Darwin" and platform.machine() == "arm64"
+    if (kind == "cuda" and not with_cuda) or (kind == "mps" and not apple):
+        raise no_device(machine.device)
+    if kind in ("auto", "cuda") and with_cuda:
+        gpus = find_gpus()
+        if int(number or 0) < len(gpus):
+            return gpus[int(number or 0)]
+    cpu = find_cpu()
+    if kind == "mps" or (kind == "auto" and apple):
+        return Device("mps", cpu.name, cpu.total, cpu.free)
+    return cpu
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _by_nvml() -> list[Device] | None:
+    """None where NVML is not there to be asked."""
+    try:
+        nvml: Any = import_module("pynvml")
+    except ImportError:
+        return None
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return None
+    try:
+        driver = nvml.nvmlSystemGetDriverVersion()
+        found = []
+        for index in range(nvml.nvmlDeviceGetCount()):
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+            name = nvml.nvmlDeviceGetName(handle)
+            found.append(Device("cuda", name, int(memory.total), int(memory.free), driver))
+        return found
+    except nvml.NVMLError:
+        return None
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _by_nvidia_smi() -> list[Device]:
+    program = shutil.which("nvidia-smi")
+    if not program:
+        return []
+    asked = "--query-gpu=name,memory.total,memory.free,driver_version"
+    try:
+        done = subprocess.run(
+            [program, asked, "--format=csv,noheader,nounits"],
+            capture_output=True, encoding="utf-8", timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [gpu for line in done.stdout.splitlines() if (gpu := _gpu(line))]
+
+
+def _gpu(line: str) -> Device | None:
+    """A line of nvidia-smi: name, MiB, MiB, driver."""
+    words = [word.strip() for word in line.split(",")]
+    if len(words) != 4 or not (words[1].isdigit() and words[2].isdigit()):
+        return None
+    return Device("cuda", words[0], int(words[1]) * 2**20, int(words[2]) * 2**20, words[3])

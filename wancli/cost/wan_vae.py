@@ -1,0 +1,216 @@
+"""Parameters, FLOPs and memory of a Wan VAE, in closed form: a walk through its layers.
+
+It works through a video latent frame by latent frame: of the first comes one video frame, of every
+other as many as its temporal stride. What a causal convolution saw last it remembers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from wancli.catalog.geometry import STRIDE, TILE
+from wancli.catalog.wan import Autoencoder
+from wancli.cost.wan_transformer import NO_FLOPS, Flops
+
+CAUSAL, FLAT, IN_TIME = 27, 9, 3  # taps of convolutions
+REMEMBERED = 2  # frames that a causal convolution keeps of its input
+# Of a convolution's input, channels times frames times rows: up to this, torch unfolds it on a CPU
+# and multiplies matrices, which takes two to four times as long (ATen's use_mkldnn).
+SMALL = 20_480
+COPIES = 6.75  # of the largest input; see decode_bytes
+JOINED = 3  # videos beside the tiles, while those are put together
+
+
+@dataclass(frozen=True)
+class VaeLayer:
+    """One layer at work on one latent frame."""
+
+    parameters: int = 0
+    work: Flops = NO_FLOPS
+    remembered: int = 0  # numbers that it keeps for the next latent frame
+    input: int = 0  # numbers that it is given
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How many frames, and how large, at one place in the network."""
+
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def cells(self) -> int:
+        """Of all frames."""
+        return self.frames * self.height * self.width
+
+    def scaled(self, *, space: float = 1, time: float = 1) -> "Grid":
+        """The same, halved or doubled."""
+        return Grid(int(self.frames * time), int(self.height * space), int(self.width * space))
+
+
+def vae_parameters(vae: Autoencoder) -> int:
+    """Parameters of the whole VAE."""
+    grid, z = Grid(1, 2 ** len(vae.temporal), 2 ** len(vae.temporal)), vae.latent_channels
+    walks = (encoder(vae, grid, first=True), decoder(vae, grid, first=True))
+    ends = (4 * z * z + 2 * z) + (z * z + z)  # 1x1 convolutions
+    return sum(layer.parameters for walk in walks for layer in walk) + ends
+
+
+def largest_layer(vae: Autoencoder) -> int:
+    """Parameters of the largest layer."""
+    grid = Grid(1, 2 ** len(vae.temporal), 2 ** len(vae.temporal))
+    walks = (encoder(vae, grid, first=True), decoder(vae, grid, first=True))
+    return max(layer.parameters for walk in walks for layer in walk)
+
+
+def tiles(latents: Grid, spatial: int, *, pixels: int = TILE) -> list[Grid]:
+    """The tiles in latents, overlapping, that diffusers cuts a video into: of a small one, one.
+
+    A latent is of `spatial` pixels each way.
+    """
+    tile, stride = pixels // spatial, pixels * STRIDE // TILE // spatial
+    if latents.height <= tile and latents.width <= tile:
+        return [latents]
+    return [
+        Grid(latents.frames, min(tile, latents.height - y), min(tile, latents.width - x))
+        for y in range(0, latents.height, stride)
+        for x in range(0, latents.width, stride)
+    ]
+
+
+def decode_work(vae: Autoencoder, latents: Grid) -> Flops:
+    """Latents of a whole video to pixels."""
+    one = Grid(1, latents.height, latents.width)
+    first = _work(decoder(vae, one, first=True))
+    rest = _work(decoder(vae, one, first=False)) * (latents.frames - 1)
+    return first + rest + Flops(convolution=2 * latents.cells * vae.latent_channels**2)
+
+
+def encode_work(vae: Autoencoder, latents: Grid) -> Flops:
+    """Pixels of a whole video to its latents."""
+    stride = 2 ** sum(vae.temporal)
+    one = Grid(1, latents.height, latents.width).scaled(space=vae.spatial // vae.patch)
+    first = _work(encoder(vae, one, first=True))
+    rest = _work(encoder(vae, one.scaled(time=stride), first=False)) * (latents.frames - 1)
+    return first + rest + Flops(convolution=2 * latents.cells * 4 * vae.latent_channels**2)
+
+
+def remembered_numbers(vae: Autoencoder, latents: Grid) -> int:
+    """What the decoder's causal convolutions keep from one latent frame to the next."""
+    one = Grid(1, latents.height, latents.width)
+    return sum(layer.remembered for layer in decoder(vae, one, first=False))
+
+
+def decode_bytes(
+    vae: Autoencoder, latents: Grid, *, element_bytes: int = 4, tiled: bool = False
+) -> int:
+    """About what decoding a whole video holds at most, beside the weights.
+
+    What is remembered, the video so far, and at the largest convolution of a residual block: the
+    block's input, its activation, that with what came before, that again in a frame of zeros, and
+    what will be remembered of it. In tiles, that is of one tile, beside those before it; and at the
+    end there are all the tiles, their rows, and the video of them, clamped.
+    """
+    if tiled:
+        cut = tiles(latents, vae.spatial)
+        if len(cut) > 1:
+            of_one = decode_bytes(vae, cut[0], element_bytes=element_bytes)
+            sizes = [_video(vae, tile) for tile in cut]
+            joined = sum(sizes) + JOINED * _video(vae, latents)
+            return int(max(of_one + element_bytes * sum(sizes[1:]), element_bytes * joined))
+    one = Grid(1, latents.height, latents.width)
+    layers = list(decoder(vae, one, first=latents.frames == 1))
+    video = _video(vae, latents)
+    remembered = sum(layer.remembered for layer in layers)
+    remembered //= REMEMBERED if latents.frames == 1 else 1
+    largest = max(layer.input for layer in layers if layer.remembered)
+    working = COPIES * largest + remembered
+    return int(element_bytes * max(working + video, 3 * video))
+
+
+def _video(vae: Autoencoder, latents: Grid) -> int:
+    """Numbers of the video that they are decoded to."""
+    stride: int = 2 ** sum(vae.temporal)
+    frames = 1 + stride * (latents.frames - 1)
+    return 3 * frames * latents.height * latents.width * vae.spatial**2
+
+
+def decoder(vae: Autoencoder, grid: Grid, *, first: bool) -> Iterator[VaeLayer]:
+    """Every layer of the decoder, on one latent frame."""
+    dims = [vae.decoder_dim * m for m in (vae.multipliers[-1], *reversed(vae.multipliers))]
+    yield _causal(vae.latent_channels, dims[0], grid)
+    yield from _middle(dims[0], grid)
+    last = len(vae.multipliers) - 1
+    for level, (inp, out) in enumerate(pairwise(dims)):
+        given = inp // 2 if level and not vae.residual else inp
+        yield from _blocks(given, out, vae.res_blocks + 1, grid)
+        if level == last:
+            break
+        if vae.temporal[last - 1 - level]:
+            shown = Grid(0, 0, 0) if first else grid
+            yield _convolution(out, 2 * out, IN_TIME, shown, remembers=True)
+            grid = grid if first else grid.scaled(time=2)
+        grid = grid.scaled(space=2)
+        yield _convolution(out, out if vae.residual else out // 2, FLAT, grid)
+    yield VaeLayer(parameters=dims[-1])
+    yield _causal(dims[-1], vae.pixel_channels, grid)
+
+
+def encoder(vae: Autoencoder, grid: Grid, *, first: bool) -> Iterator[VaeLayer]:
+    """Every layer of the encoder, on the video frames of one latent frame."""
+    dims = [vae.encoder_dim * m for m in (1, *vae.multipliers)]
+    yield _causal(vae.pixel_channels, dims[0], grid)
+    last = len(vae.multipliers) - 1
+    for level, (inp, out) in enumerate(pairwise(dims)):
+        yield from _blocks(inp, out, vae.res_blocks, grid)
+        if level == last:
+            break
+        grid = grid.scaled(space=0.5)
+        yield _convolution(out, out, FLAT, grid)
+        if vae.temporal[level]:
+            grid = grid if first else grid.scaled(time=0.5)
+            yield _convolution(out, out, IN_TIME, Grid(0, 0, 0) if first else grid)
+    yield from _middle(dims[-1], grid)
+    yield VaeLayer(parameters=dims[-1])
+    yield _causal(dims[-1], 2 * vae.latent_channels, grid)
+
+
+def _convolution(inp: int, out: int, taps: int, grid: Grid, *, remembers: bool = False) -> VaeLayer:
+    flops = 2 * taps * inp * out * grid.cells
+    flat = taps == FLAT  # of every frame alone
+    small = not flat and inp * (grid.frames + 2) * (grid.height + 2) <= SMALL
+    return VaeLayer(
+        parameters=taps * inp * out + out,
+        work=Flops(small_convolution=flops) if small else Flops(convolution=flops),
+        remembered=REMEMBERED * inp * grid.height * grid.width if remembers else 0,
+        input=inp * grid.cells,
+    )
+
+
+def _causal(inp: int, out: int, grid: Grid) -> VaeLayer:
+    return _convolution(inp, out, CAUSAL, grid, remembers=True)
+
+
+def _blocks(inp: int, out: int, count: int, grid: Grid) -> Iterator[VaeLayer]:
+    """Residual blocks: norm, convolution, norm, convolution, beside a shortcut."""
+    for _ in range(count):
+        yield VaeLayer(parameters=inp + out)
+        yield _causal(inp, out, grid)
+        yield _causal(out, out, grid)
+        if inp != out:
+            yield _convolution(inp, out, 1, grid)
+        inp = out
+
+
+def _middle(dim: int, grid: Grid) -> Iterator[VaeLayer]:
+    """Two residual blocks around attention within each frame."""
+    yield from _blocks(dim, dim, 2, grid)
+    yield VaeLayer(parameters=dim)
+    yield _convolution(dim, 3 * dim, 1, grid)
+    yield VaeLayer(work=Flops(attention=4 * dim * grid.cells * grid.height * grid.width))
+    yield _convolution(dim, dim, 1, grid)
+
+
+def _work(layers: Iterator[VaeLayer]) -> Flops:
+    return sum((layer.work for layer in layers), NO_FLOPS)

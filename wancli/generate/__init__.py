@@ -1,0 +1,1 @@
+"""Clips through diffusers' own pipelines: encode, denoise, decode, write, record."""

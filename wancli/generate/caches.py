@@ -1,0 +1,132 @@
+"""The caches of one generation, entered together and left together."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from wancli.caching.cfg_cache import CFGGate, cfg_gate
+from wancli.caching.prompt_attention import WeightOffloader
+from wancli.caching.prompt_kv import PromptKVCache, prompt_kv
+from wancli.caching.session import Session
+from wancli.caching.step_cache import step_cache
+from wancli.catalog.hardware import tokens_to_align
+from wancli.catalog.tasks import TASKS
+from wancli.config.settings import Settings, StepCache
+from wancli.models.load import Loaded, transformers_of
+from wancli.planning.plan import Plan
+from wancli.planning.step_caches import MAG_RATIOS, STEP_CACHES
+from wancli.records.record import ForwardStats
+
+
+@dataclass(frozen=True)
+class Caches:
+    """What was computed and what was reused in one generation."""
+
+    sessions: Sequence[Session]
+    gate: CFGGate | None
+    split: Sequence[tuple[Any, int]]  # transformers in the order of their steps, and how many
+    lists: Sequence[str]  # of their blocks
+    guided: bool
+    parkings: Sequence[WeightOffloader]  # of the weights that project prompts
+
+    @property
+    def freed_bytes(self) -> int:
+        """Of the weights that project prompts: those that are off the device, now."""
+        return sum(parking.bytes for parking in self.parkings)
+
+    def uses(self) -> list[ForwardStats]:
+        """One for each branch of each step, in order; of a forward that was not made as well."""
+        seen = {(use.step, use.branch): use for s in self.sessions for use in s.uses()}
+        skipped = self.gate.skipped if self.gate else ()
+        told, step = [], 0
+        for transformer, steps in self.split:
+            blocks = sum(len(getattr(transformer, name)) for name in self.lists)
+            for index in range(step, step + steps):
+                for branch in ("cond", "uncond") if self.guided else ("cond",):
+                    whole = ForwardStats(index, branch, blocks, blocks, reused=False)
+                    use = seen.get((index, branch), whole)
+                    if branch == "uncond" and index in skipped:
+                        use = ForwardStats(index, branch, 0, blocks, reused=True)
+                    told.append(use)
+            step += steps
+        return told
+
+
+@contextmanager
+def caches(
+    loaded: Loaded,
+    memory: PromptKVCache,
+    settings: Settings,
+    plan: Plan,
+    timesteps: Sequence[float],
+) -> Iterator[Caches]:
+    """Let the pipeline's transformers use what the settings allow; left, they are as they were.
+
+    `timesteps` are those of the steps, which of two experts are told apart by them.
+    """
+    chosen, pipeline, task = settings.prompt_kv, loaded.pipeline, TASKS[plan.task]
+    uniform = task.expands_timesteps and bool(pipeline.config.get("expand_timesteps"))
+    split = split_steps(pipeline, timesteps)
+    parkings: list[WeightOffloader] = []
+    with ExitStack() as stack:
+        if plan.prompt_kv:
+            for transformer, _ in split:
+                parkings += stack.enter_context(
+                    prompt_kv(
+                        transformer,
+                        memory,
+                        align=tokens_to_align(chosen.kv_align, _hardware(loaded.device)),
+                        uniform_timesteps=uniform,
+                        park=torch.device("cpu") if chosen.free_kv_weights else None,
+                    )
+                )
+        sessions = stack.enter_context(
+            step_caches(split, settings.step_cache, loaded.spec.name, guided=plan.guided)
+        )
+        gate = None
+        if plan.gate is not None:
+            gate = stack.enter_context(cfg_gate(pipeline, plan.gate, sessions))
+        lists = STEP_CACHES[task.transformer].blocks
+        yield Caches(sessions, gate, split, lists, plan.guided, parkings)
+
+
+@contextmanager
+def step_caches(
+    split: Sequence[tuple[Any, int]], chosen: StepCache, model: str, *, guided: bool
+) -> Iterator[list[Session]]:
+    """A step cache on each of the transformers, for as many steps as it makes."""
+    with ExitStack() as stack:
+        sessions, first = [], 0
+        for transformer, steps in split:
+            session = step_cache(
+                transformer,
+                chosen,
+                steps=steps,
+                guided=guided,
+                first_step=first,
+                mag_ratios=MAG_RATIOS.get(model, ()),
+            )
+            sessions.append(stack.enter_context(session))
+            first += steps
+        yield sessions
+
+
+def _hardware(device: torch.device) -> str:
+    """Its name in the table of tiles: `cpu`, or `cuda` and the major compute capability."""
+    if device.type != "cuda":
+        return device.type
+    return f"cuda {torch.cuda.get_device_capability(device)[0]}"
+
+
+def split_steps(pipeline: Any, timesteps: Sequence[float]) -> list[tuple[Any, int]]:
+    """The transformers that will denoise, and how many steps each."""
+    found, boundary = transformers_of(pipeline), pipeline.config.get("boundary_ratio")
+    if len(found) < 2 or boundary is None:
+        return [(found[0], len(timesteps))]
+    least = boundary * pipeline.scheduler.config.num_train_timesteps
+    high = sum(timestep >= least for timestep in timesteps)
+    counts = (high, len(timesteps) - high)
+    return [(transformer, steps) for transformer, steps in zip(found, counts, strict=True) if steps]

@@ -1,0 +1,39 @@
+"""The pictures and videos of a task as diffusers' pipelines take them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+from wancli.catalog.tasks import Task
+from wancli.planning.inputs import VIDEOS, InputFiles
+from wancli.video.images import fit_image, open_image
+from wancli.video.read import read_frames
+
+# A reference is shown whole: the pipelines put it on a canvas themselves. A face is a square.
+WHOLE, SQUARE = ("ref_image",), ("face_video",)
+
+
+def read_pictures(task: Task, inputs: InputFiles, *, size: tuple[int, int]) -> Mapping[str, Any]:
+    """By the pipeline's own names: pictures, and videos as lists of them. Raises InputError.
+
+    What is of the video itself is fitted to its (width, height).
+    """
+    told: dict[str, Any] = {}
+    for name, paths in inputs.named().items():
+        if name in VIDEOS:
+            pictures = [Image.fromarray(frame) for frame in read_frames(paths[0])]
+        else:
+            pictures = [open_image(path) for path in paths]
+        fitted = [_fitted(name, picture, size) for picture in pictures]
+        several = name in VIDEOS or task.inputs[name] == "reference_images"
+        told[task.inputs[name]] = fitted if several else fitted[0]
+    if "background_video" in told:
+        told["mode"] = "replace"
+    return told
+
+
+def _fitted(name: str, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    if name in WHOLE:
+        return picture
+    return fit_image(picture, (min(picture.size),) * 2 if name in SQUARE else size)

@@ -1,1 +1,0 @@
-"""The one runner: encode, denoise, decode, write, record."""

@@ -1,0 +1,103 @@
+"""What a rollout starts from, looked at before anything loads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from wancli.catalog.specs import ModelSpec
+from wancli.catalog.wan import Architecture
+from wancli.config.settings import RolloutSettings
+from wancli.errors import PlanError, UsageError
+from wancli.planning.plan import RolloutPlan
+from wancli.records.tensor_files import check_embeds, check_latents, check_noise, latents_shape
+
+
+@dataclass(frozen=True)
+class ContextFiles:
+    """Files that decide what comes out."""
+
+    image: Path | None = None
+    extend: Path | None = None
+    initial_latents: Path | None = None
+    noise_file: Path | None = None
+    prompt_embeds: Path | None = None
+
+    def named(self) -> dict[str, Path]:
+        """Those that are given."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: path for name, path in named.items() if path}
+
+
+def context_frames(
+    starts: ContextFiles, settings: RolloutSettings, spec: ModelSpec, before: Mapping[str, Any]
+) -> int:
+    """Latent frames that are given, without decoding anything; `before` is an earlier request.
+
+    Raises UsageError, InputError.
+    """
+    given = [path for path in (starts.image, starts.extend, starts.initial_latents) if path]
+    if len(given) > 1:
+        raise PlanError(
+            "--image, --extend and --initial-latents are three ways to start.", hint="give one"
+        )
+    if starts.extend:
+        return clip_frames(starts.extend, settings, spec)
+    if starts.initial_latents:
+        return latents_shape(starts.initial_latents)[0]
+    chosen = settings.rollout
+    if starts.image:
+        return 1 if chosen.independent_first_frame else chosen.chunk_frames
+    if not before:
+        return 0
+    everything = (int(before["video"]["num_frames"]) - 1) // spec.strides.temporal + 1
+    made = int(before["rollout"]["chunks"]) * int(before["rollout"]["chunk_frames"])
+    return max(0, everything - made)
+
+
+def clip_frames(clip: Path, settings: RolloutSettings, spec: ModelSpec) -> int:
+    """Latent frames of a clip that is as the rollout will be. Raises UsageError, InputError."""
+    from wancli.video.read import probe
+
+    info, video, stride = probe(clip), settings.video, spec.strides.temporal
+    if (info.width, info.height) != (video.width, video.height):
+        raise UsageError(
+            f"{clip} is {info.width}x{info.height}, the rollout {video.width}x{video.height}.",
+            hint=f"--size {info.width}x{info.height}, or scale the clip",
+        )
+    if abs(info.fps - video.fps) > 0.02:
+        raise UsageError(
+            f"{clip} has {info.fps:g} video frames a second, the rollout {video.fps}.",
+            hint=f"--fps {info.fps:g}, or convert the clip",
+        )
+    chunk = settings.rollout.chunk_frames
+    alone = 1 if settings.rollout.independent_first_frame else 0
+    latents = (info.frames - 1) // stride + 1
+    chunks = (latents - alone) // chunk
+    fitting = (alone + chunks * chunk - 1) * stride + 1
+    if info.frames != fitting or chunks < 1:
+        least = (alone + max(chunks, 1) * chunk - 1) * stride + 1
+        raise UsageError(
+            f"{clip} has {info.frames} video frames, which do not fill chunks of {chunk} latents.",
+            hint=f"cut it to {least} (or {least + chunk * stride}) video frames",
+        )
+    return latents
+
+
+def check_starts(
+    starts: ContextFiles, plan: RolloutPlan, settings: RolloutSettings, spec: ModelSpec
+) -> None:
+    """Raise InputError for files that do not go with the plan."""
+    from wancli.video.images import open_image
+
+    if starts.image:
+        open_image(starts.image)
+    if starts.initial_latents:
+        check_latents(starts.initial_latents, plan.shape, frames=plan.context[-1].end)
+    if starts.noise_file:
+        check_noise(starts.noise_file, plan.shape)
+    if starts.prompt_embeds:
+        tokens = settings.rollout.text_length or spec.text_length
+        known = isinstance(spec.architecture, Architecture)
+        width = spec.wan.transformer.text_dim if known else 0
+        check_embeds(starts.prompt_embeds, tokens=tokens, width=width, guided=plan.guided)

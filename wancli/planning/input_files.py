@@ -1,0 +1,122 @@
+"""Pictures and videos as flags, looked at before anything loads; and found again by a record."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wancli.catalog.tasks import TASKS, TEXT
+from wancli.config.resolve import flag
+from wancli.config.settings import Video
+from wancli.errors import InputError, UsageError
+from wancli.planning.inputs import VIDEOS, InputFiles
+from wancli.planning.plan import Plan
+from wancli.utils.files import digest
+
+PANEL = "Pictures and videos"
+
+
+def _file(spelling: str, help_: str, *short: str) -> Any:
+    return typer.Option(spelling, *short, metavar="FILE", rich_help_panel=PANEL, help=help_)
+
+
+_OPTIONS: dict[str, Any] = {
+    "image": Annotated[Path | None, _file("--image", "Picture that the video begins with.", "-i")],
+    "last_image": Annotated[Path | None, _file("--last-image", "Picture that it ends with.")],
+    "video": Annotated[
+        Path | None, _file("--video", "Video to make another of; VACE: to be held to.")
+    ],
+    "mask": Annotated[Path | None, _file("--mask", "Video that is white where something is made.")],
+    "ref_image": Annotated[
+        list[Path] | None,
+        _file("--ref-image", "Picture of who or what is to be seen; VACE: repeatable."),
+    ],
+    "pose_video": Annotated[
+        Path | None, _file("--pose-video", "Wan-Animate: skeletons to move as.")
+    ],
+    "face_video": Annotated[
+        Path | None, _file("--face-video", "Wan-Animate: square faces to look as.")
+    ],
+    "background_video": Annotated[
+        Path | None,
+        _file("--background-video", "Wan-Animate: video whose --mask is replaced by --ref-image."),
+    ],
+    "task": Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            rich_help_panel=PANEL,
+            help=f"{', '.join(TASKS)}. (default: what the files are for)",
+        ),
+    ],
+}
+
+
+def look_at(inputs: InputFiles, video: Video) -> None:
+    """Raise InputError for a file that cannot be read, UsageError for a video of other length."""
+    from wancli.video.images import open_image
+
+    for name, paths in inputs.named().items():
+        for path in paths:
+            if name in VIDEOS:
+                _check_clip(flag(name), path, video)
+            else:
+                open_image(path)
+
+
+def _check_clip(name: str, path: Path, video: Video) -> None:
+    from wancli.video.read import probe
+
+    info = probe(path)
+    if info.frames != video.num_frames:
+        raise UsageError(
+            f"{name} {path} has {info.frames} video frames, the video {video.num_frames}.",
+            hint=f"cut it to {video.num_frames}"
+            if info.frames > video.num_frames
+            else f"--num-frames {info.frames}",
+        )
+    if abs(info.fps - video.fps) > 0.02:
+        raise UsageError(
+            f"{name} {path} has {info.fps:g} video frames a second, the video {video.fps}.",
+            hint=f"--fps {info.fps:g}, or convert it",
+        )
+
+
+def recorded(inputs: InputFiles, plan: Plan) -> dict[str, Any]:
+    """What a request holds of them; nothing for a text alone. `path` is where they were."""
+    if plan.task == TEXT:
+        return {}
+    told: dict[str, Any] = {"task": plan.task}
+    for name, paths in inputs.named().items():
+        entries = [
+            {"name": p.name, "sha256": digest(name, p), "path": str(p.absolute())} for p in paths
+        ]
+        told[name] = entries if name == "ref_image" else entries[0]
+    return told
+
+
+def find_again(known: Mapping[str, Any], record: Path) -> InputFiles:
+    """The files of a request where they were, or beside its record. Raises InputError.
+
+    A file that has changed since is not the one.
+    """
+    found: dict[str, Any] = {}
+    for name in (field.name for field in fields(InputFiles)):
+        if name in known:
+            entries = known[name] if name == "ref_image" else [known[name]]
+            paths = tuple(_find(name, entry, record) for entry in entries)
+            found[name] = paths if name == "ref_image" else paths[0]
+    return InputFiles(**found)
+
+
+def _find(name: str, entry: Mapping[str, str], record: Path) -> Path:
+    beside = record.parent / entry["name"]
+    for path in (Path(entry.get("path", beside)), beside):
+        if path.is_file() and digest(name, path) == entry["sha256"]:
+            return path
+    raise InputError(
+        f"{record} was made from files that it does not hold: {flag(name)} {entry['name']}.",
+        hint=f"put {entry['name']} beside it, as it was",
+    )

@@ -1,0 +1,119 @@
+"""The files that come beside a video, and how one that is there is known to be wancli's own."""
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from wancli.errors import UsageError, WancliError
+from wancli.planning.earlier_rollout import stored_request
+from wancli.records.record import UNFINISHED, parse_record, read_record_file
+from wancli.records.tensor_files import latents_record
+from wancli.utils.files import is_part
+from wancli.utils.outputs import PREVIEW_MARK, OutputFile, preview_file, sidecar, stream_part
+
+
+def beside(video: Path, *, previews: bool = False) -> Iterator[OutputFile]:
+    """What a video, or latents instead of one, has beside it."""
+    record = sidecar(video)
+    yield OutputFile(
+        record, f"the record of {video.name}", partial(is_record, of=video), named=False
+    )
+    if previews:
+        role = f"the preview of {video.name}"
+        yield OutputFile(preview_file(video), role, is_preview, named=False)
+
+
+def beside_rollout(store: Path, video: Path | None) -> Iterator[OutputFile]:
+    """What a rollout has beside: the folder of its chunks, and what can be watched meanwhile."""
+    yield OutputFile(store, "the folder of that rollout", is_rollout, named=False, folder=True)
+    if video:
+        yield OutputFile(
+            stream_part(video), f"the part of {video.name}", is_stream_part, named=False
+        )
+
+
+def bench_folder(folder: Path, *, overwrite: bool) -> OutputFile:
+    """Where a bench goes: an earlier one is replaced if `overwrite`, and nothing that is not its.
+
+    Once it is checked, it raises UsageError.
+    """
+    return OutputFile(folder, "--output", partial(_check_bench, overwrite=overwrite), folder=True)
+
+
+def _check_bench(folder: Path, *, overwrite: bool) -> bool:
+    found = [path for path in folder.iterdir() if not is_part(path.name)]
+    if found and not overwrite:
+        raise UsageError(f"{folder} exists.", hint="--overwrite, or another --output")
+    try:
+        runs = json.loads((folder / "bench.json").read_bytes())["runs"]
+        ours = {folder / run["video"] for run in runs} if found else set()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        ours = set()
+    else:
+        ours |= {folder / name for name in ("bench.json", "report.html")}
+    files = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    if foreign := sorted(set(files) - ours):
+        raise UsageError(
+            f"{folder} is not of a bench, and stays: {foreign[0].relative_to(folder)}.",
+            hint="another --output",
+        )
+    return True
+
+
+def is_record(path: Path, *, of: Path) -> bool:
+    """Whether it is the record that was written beside a file of that name."""
+    output = _record_in(path).get("output")
+    return isinstance(output, Mapping) and Path(str(output.get("path"))).name == of.name
+
+
+def is_preview(path: Path) -> bool:
+    """Whether it is a picture that `--preview-every` wrote."""
+    with path.open("rb") as file:
+        return "\0".join(PREVIEW_MARK).encode() in file.read(200)
+
+
+def is_stream_part(path: Path) -> bool:
+    """Whether it is what a rollout that was cut short has left to watch."""
+    from wancli.video.read import read_comment
+
+    try:
+        return read_comment(path) == UNFINISHED or _record_in(path).get("status", "ok") != "ok"
+    except (WancliError, OSError):
+        return False
+
+
+def is_rollout(folder: Path) -> bool:
+    """Whether it is empty, or a rollout was begun in it."""
+    if all(is_part(path.name) for path in folder.iterdir()):
+        return True
+    try:
+        stored_request(folder)
+    except WancliError:
+        return False
+    return True
+
+
+def is_of_rollout(path: Path, *, before: Mapping[str, Any]) -> bool:
+    """Whether a video, or latents, came out of the rollout that was asked for so before."""
+    record = _record_in(path)
+    if not record and path.suffix == ".mp4" and is_record(sidecar(path), of=path):  # --no-metadata
+        record = _record_in(sidecar(path))
+        record = record if record["output"].get("bytes") == path.stat().st_size else {}
+    request = record.get("request")
+    if record.get("command") != "rollout" or not isinstance(request, Mapping):
+        return False
+    return all(request.get(name) == before.get(name) for name in ("prompt", "seed"))
+
+
+def _record_in(path: Path) -> dict[str, Any]:
+    """The record in a file, empty where there is none."""
+    from wancli.video.read import read_comment
+
+    try:
+        if path.suffix.lower() == ".mp4":
+            return parse_record(read_comment(path) or "", origin=str(path))
+        return read_record_file(path) if path.suffix == ".json" else latents_record(path)
+    except (WancliError, OSError):
+        return {}

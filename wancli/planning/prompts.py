@@ -1,0 +1,110 @@
+"""Which prompt a chunk of a rollout is told: changes by chunk, faded in where asked."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wancli.errors import InputError, PlanError, UsageError, missing
+from wancli.utils.reading import parse_json, read_text, read_toml, unreadable
+
+
+@dataclass(frozen=True)
+class PromptChange:
+    """From chunk `chunk` on (counted from 0), another prompt."""
+
+    chunk: int
+    prompt: str
+
+
+@dataclass(frozen=True)
+class BlendedPrompt:
+    """`share` of `new`, the rest of `old`."""
+
+    old: str
+    new: str
+    share: float = 1.0
+    changes: bool = False  # the chunk is the first of the new prompt
+
+
+@dataclass(frozen=True)
+class PromptSchedule:
+    """The first prompt and its changes, in order."""
+
+    prompt: str
+    changes: tuple[PromptChange, ...] = ()
+    blend: int = 0  # chunks over which a new prompt is faded in
+
+    @property
+    def prompts(self) -> list[str]:
+        """All of them, in order."""
+        return [self.prompt, *(change.prompt for change in self.changes)]
+
+    def at(self, chunk: int) -> BlendedPrompt:
+        """What a chunk is told; given chunks have negative numbers."""
+        past = [change for change in self.changes if change.chunk <= chunk]
+        if not past:
+            return BlendedPrompt(self.prompt, self.prompt)
+        before = past[-2].prompt if len(past) > 1 else self.prompt
+        since = chunk - past[-1].chunk
+        share = min(1.0, (since + 1) / self.blend) if self.blend else 1.0
+        return BlendedPrompt(before, past[-1].prompt, share, changes=since == 0)
+
+
+def make_prompt_schedule(
+    prompt: str, changes: Sequence[PromptChange], *, chunks: int, blend: int = 0
+) -> PromptSchedule:
+    """Check the changes. Raises PlanError for one beyond the end, or two at once."""
+    ordered = tuple(sorted(changes, key=lambda change: change.chunk))
+    numbers = [change.chunk for change in ordered]
+    for change in ordered:
+        if not change.prompt.strip():
+            raise UsageError(f"the prompt at chunk {change.chunk} is empty.", hint='--at 5 "…"')
+        if not 1 <= change.chunk < chunks:
+            raise PlanError(
+                f"a prompt change at chunk {change.chunk}, and there are chunks 0 to {chunks - 1}.",
+                hint=f"--chunks {change.chunk + 1}"
+                if change.chunk > 0
+                else "give it as the prompt",
+            )
+        if numbers.count(change.chunk) > 1:
+            raise PlanError(f"two prompts for chunk {change.chunk}.", hint="drop one of them")
+    return PromptSchedule(prompt, ordered, blend)
+
+
+def parse_change(text: str) -> PromptChange:
+    """`5 a blue circle` or `5: a blue circle`. Raises UsageError."""
+    number, _, prompt = text.strip().partition(" ")
+    if not re.fullmatch(r"\d{1,18}:?", number) or not prompt.strip():
+        raise UsageError(
+            f"--at {text!r} is not a chunk and a prompt.", hint='--at 5 "a blue circle"'
+        )
+    return PromptChange(int(number.removesuffix(":")), prompt.strip())
+
+
+def read_script(path: Path) -> list[PromptChange]:
+    """Changes from TOML (`[[at]]` with chunk and prompt) or JSON lines. Raises InputError."""
+    try:
+        if path.suffix == ".toml":
+            rows = read_toml(path).get("at", [])
+        else:
+            lines = read_text(path).splitlines()
+            rows = [parse_json(line) for line in lines if line.strip()]
+    except FileNotFoundError:
+        raise missing("script", path) from None
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error, hint=_HINT) from None
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: 'at' is no list of tables.", hint=_HINT)
+    return [_change(row, number, path) for number, row in enumerate(rows, 1)]
+
+
+_HINT = 'JSON lines such as {"chunk": 5, "prompt": "a blue circle"}, or [[at]] tables in TOML'
+
+
+def _change(row: Any, number: int, path: Path) -> PromptChange:
+    well = isinstance(row, dict) and set(row) == {"chunk", "prompt"}
+    if not well or type(row["chunk"]) is not int or not isinstance(row["prompt"], str):
+        raise InputError(f"{path}: entry {number} is not a chunk and a prompt.", hint=_HINT)
+    return PromptChange(row["chunk"], row["prompt"])

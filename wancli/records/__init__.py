@@ -1,0 +1,1 @@
+"""Records of what was requested and what happened, progress events, and output names."""

@@ -1,0 +1,115 @@
+"""Tensors that are given as safetensors, looked at by their headers: without torch.
+
+Latents are [F, C, H, W].
+"""
+
+from pathlib import Path
+from typing import Any
+
+from wancli.catalog.geometry import LatentShape
+from wancli.errors import InputError, missing
+from wancli.records.record import parse_record
+from wancli.utils.reading import Header, check_tensors, read_header, unreadable
+
+LATENTS_HINT = "give a file that --save-latents wrote"
+
+
+def checkpoint_files(source: Path) -> list[Path]:
+    """The file that a checkpoint is, or the shards in a folder. Raises InputError."""
+    paths = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
+    if not paths:
+        raise InputError(
+            f"{source} has no *.safetensors in it.",
+            hint="give the checkpoint's file, or the folder that its shards are in",
+        )
+    for path in paths:
+        try:
+            check_tensors(path)
+        except (OSError, ValueError) as error:
+            raise unreadable(path, error, hint="copy that file again") from None
+    return paths
+
+
+def header_of(path: Path, needed: str, *, hint: str = "") -> Header:
+    """That of a file that must hold the tensor `needed`. Raises InputError."""
+    try:
+        header = read_header(path)
+    except FileNotFoundError:
+        raise missing("file", path) from None
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error, hint=hint or f"give one that holds {needed}") from None
+    if needed not in header.tensors:
+        held = ", ".join(list(header.tensors)[:3]) or "none"
+        raise InputError(f"{path} has no tensor '{needed}'.", hint=hint or f"it has {held}")
+    return header
+
+
+def latents_shape(path: Path) -> tuple[int, int, int, int]:
+    """Of the latents in a file. Raises InputError."""
+    latents = header_of(path, "latents", hint=LATENTS_HINT).tensors["latents"]
+    if not latents.real or len(latents.shape) != 4 or 0 in latents.shape:
+        raise InputError(
+            f"{path}: {latents.dtype} {[*latents.shape]} are no latents [F, C, H, W].",
+            hint=LATENTS_HINT,
+        )
+    frames, channels, height, width = latents.shape
+    return frames, channels, height, width
+
+
+def latents_record(path: Path) -> dict[str, Any]:
+    """The record that lies beside latents, in the same file. Raises InputError."""
+    header = header_of(path, "latents", hint=LATENTS_HINT)
+    return parse_record(header.metadata.get("wancli", ""), origin=str(path))
+
+
+def check_latents(path: Path, shape: LatentShape, *, frames: int) -> None:
+    """Raise InputError where latents are not `frames` of a video's."""
+    found, wanted = latents_shape(path), (frames, shape.channels, shape.height, shape.width)
+    if found != wanted:
+        raise InputError(
+            f"{path}: latents {[*found]} are not {[*wanted]}.",
+            hint="set --size as it was when they were made",
+        )
+
+
+def check_noise(path: Path, shape: LatentShape) -> None:
+    """Raise InputError for what is no noise of latents of that shape, however long."""
+    wanted = (shape.channels, shape.height, shape.width)
+    for name, noise in header_of(path, "noise").tensors.items():
+        if name in ("noise", "renoise") and not (noise.real and noise.shape[1:] == wanted):
+            raise InputError(
+                f"{path}: {name}, {noise.dtype} {[*noise.shape]}, is not [F, C, H, W] with "
+                f"{[*wanted]}.",
+                hint="see --noise-file in wancli rollout --help",
+            )
+
+
+def check_embeds(path: Path, *, tokens: int, width: int, guided: bool) -> None:
+    """Raise InputError for what are no embeddings, of at most so many tokens of that width.
+
+    A `width` of 0 is unknown. Those of a negative prompt are needed where it is `guided`.
+    """
+    held = header_of(path, "prompt_embeds").tensors
+    if guided and "negative_embeds" not in held:
+        raise InputError(
+            f"{path} has no negative_embeds, and guidance needs them.",
+            hint="--guidance-scale 1, or add them",
+        )
+    for name in held.keys() & {"prompt_embeds", "negative_embeds"}:
+        embeds = held[name]
+        flat = embeds.shape[-2:] == embeds.shape or embeds.shape[:-2] == (1,)
+        if not embeds.real or not flat or len(embeds.shape) < 2 or 0 in embeds.shape:
+            raise InputError(
+                f"{path}: {name}, {embeds.dtype} {[*embeds.shape]}, is not [L, D] or [1, L, D].",
+                hint="see --prompt-embeds in wancli rollout --help",
+            )
+        if width and embeds.shape[-1] != width:
+            raise InputError(
+                f"{path}: {name} is {embeds.shape[-1]} wide; the model takes {width}.",
+                hint="give those of its own text encoder",
+            )
+        if embeds.shape[-2] > tokens:
+            raise InputError(
+                f"{path}: {name} has {embeds.shape[-2]} tokens; the model takes {tokens}.",
+                hint=f"--text-length {embeds.shape[-2]}",
+            )

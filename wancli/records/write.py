@@ -1,0 +1,39 @@
+"""Start, complete and write records."""
+
+import platform
+from dataclasses import replace
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from wancli.errors import WancliError
+from wancli.records.record import Request, RunRecord, error_json
+from wancli.utils.packages import package_version
+from wancli.utils.threads import thread_settings
+
+
+def start_record(request: Request, *, command: str, created: datetime) -> RunRecord:
+    """The record of a request that has not been made yet."""
+    return RunRecord(
+        id=uuid4().hex[:12],
+        status="failed",
+        command=command,
+        created=created.isoformat(timespec="seconds"),
+        request=request.as_json(),
+        hash=request.hash,
+        warnings=request.warnings,
+    )
+
+
+def failed_record(request: Request, error: WancliError, *, command: str) -> RunRecord:
+    """The record of a request that went wrong."""
+    record = start_record(request, command=command, created=datetime.now(UTC))
+    return replace(record, error=error_json(error))
+
+
+def versions() -> dict[str, str]:
+    """What the frames depend on beside the request."""
+    packages = ("wancli", "torch", "diffusers", "transformers", "imageio-ffmpeg", "torchao")
+    found = {name: package_version(name) for name in packages}
+    here = {"python": platform.python_version(), "platform": platform.platform()}
+    here["threads"] = thread_settings()
+    return here | {name: said for name, said in found.items() if said}

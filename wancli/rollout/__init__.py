@@ -1,0 +1,1 @@
+"""Autoregressive rollout: chunk after chunk on a rolling KV cache, streamed into one video."""

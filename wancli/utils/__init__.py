@@ -1,0 +1,1 @@
+"""Small helpers without torch: files, disk, packages, units, HTML."""
