@@ -85,6 +85,15 @@ def test_latents_alone_are_made_at_so_many_frames_a_second_too(wancli: Wancli, t
     assert set(timings["fps"]) == {"transformer", "wall"}  # no VAE was there
 
 
+def test_more_sinks_than_there_are_frames_are_all_of_them(wancli: Wancli, tiny_model: Path):
+    for sinks in (2, 10):
+        said = wancli(
+            *small(tiny_model, "--chunks", 2, "--sink-frames", sinks, "-o", f"{sinks}.mp4")
+        )
+        assert said.code == 0, said.err
+    assert made("2.mp4") == made("10.mp4")
+
+
 class Killed(BaseException):
     """As if the process had ended here."""
 

@@ -16,6 +16,7 @@ from tests.fuzz.place import Listing, Place, added, harmed
 from tests.fuzz.warm import Ended
 
 CODES = {0, 1, 2, 4, 5, 6, 7}  # of a command that nobody stopped; the table in README.md
+CACHES = ("home/.cache", "tmp/torchinductor_")  # of ours, and of libraries
 PIPE = 141  # nobody reads any more
 # Escapes and other control characters, C1 among them, and what turns text around.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -89,7 +90,7 @@ def files(
     after = place.look()
     for name, how in harmed(before, after, may=may):
         yield Fault(how, pattern(name), name)
-    new = [name for name in added(before, after) if not name.startswith("home/.cache")]
+    new = [name for name in added(before, after) if not name.startswith(CACHES)]
     for name in new:
         if not ours(name):
             yield Fault("rubbish", pattern(name), name)

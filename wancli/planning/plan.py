@@ -169,7 +169,7 @@ def make_rollout_plan(
         context=context,
         spans=spans,
         window=min(chosen.rolling_window or frames, frames),
-        sink=chosen.sink_frames,
+        sink=min(chosen.sink_frames, max(0, frames - chosen.chunk_frames)),  # there are no more
         chunk=chosen.chunk_frames,
         rope=_rope(chosen),
         guided=guided,
