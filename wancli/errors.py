@@ -1,5 +1,8 @@
 """Every error wancli raises on purpose: one line, one hint that can be typed, one exit code.
 
+Messages and hints name a setting in backticks (`cfg_gate`, `offload model`), which the command line
+prints as its flag.
+
 WancliError                     exit 1
 ├── UsageError                  exit 2    the request is wrong; nothing was loaded
 │   ├── SettingsError                     a value a setting cannot take, or a name nobody knows
@@ -119,8 +122,9 @@ def shortened(value: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without what it says below."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:_LONGEST_LINE]
+    """First line of a library's message, with quotes for backticks, which mark settings."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line[:_LONGEST_LINE].replace("`", "'")
 
 
 def no_device(name: str) -> SetupError:

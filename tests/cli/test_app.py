@@ -1,8 +1,9 @@
-"""The list of commands says of each what it says of itself."""
+"""Commands list themselves, and messages name settings by their flags."""
 
 import pytest
 
 from wancli.cli.app import COMMANDS
+from wancli.cli.options import with_flags
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -10,3 +11,16 @@ def test_a_line_of_help_is_the_first_of_the_command(name: str):
     entry = COMMANDS[name]
     said = (entry.load(name).help or "").strip().splitlines()
     assert said[0] == entry.help
+
+
+@pytest.mark.parametrize(
+    ("message", "printed"),
+    [
+        ("`cfg_gate` 1 is not a step.", "--cfg-gate 1 is not a step."),
+        ("`offload model`, or `vae_tiling`", "--offload model, or --vae-tiling"),
+        ("--steps 8", "--steps 8"),
+        ("a ` b ` c", "a ` b ` c"),
+    ],
+)
+def test_settings_in_backticks_are_printed_as_flags(message: str, printed: str):
+    assert with_flags(message) == printed

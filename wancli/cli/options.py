@@ -69,6 +69,14 @@ _TALK: dict[str, Any] = {
 }
 
 
+_SETTING = re.compile(r"`([a-z]\w*)((?: [^`]+)?)`")
+
+
+def with_flags(text: str) -> str:
+    """A message with the settings that it names in backticks as flags: `cfg_gate 0.6`."""
+    return _SETTING.sub(lambda match: flag(match[1]) + match[2], text)
+
+
 def takes_settings(
     settings: type[Settings], *, without: Collection[str] = (), only: Collection[str] = ()
 ) -> Callable[[Command], Command]:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wancli.cli.console import open_console
-from wancli.cli.options import OutputOptions
+from wancli.cli.options import OutputOptions, with_flags
 from wancli.cli.streams import printable
 from wancli.cli.terminal_images import Place, find_encode
 from wancli.errors import UsageError, WancliError
@@ -49,12 +49,15 @@ class Screen:
 
     def warn(self, text: str, *, hint: str) -> None:
         """A line that people should not miss."""
+        text, hint = with_flags(text), with_flags(hint)
         self.err.print(Text.assemble(("warn:", "yellow"), f"  {text}  ", (f"hint: {hint}", "dim")))
 
     def error(self, error: WancliError | Interrupted) -> None:
         """One line of what went wrong, and one of what to do."""
-        self.err.print(Text.assemble(("error:", "bold red"), f" {_one_line(str(error))}"))
-        self.err.print(Text.assemble(("hint:", "bold"), f"  {_one_line(error.hint)}"))
+        self.err.print(
+            Text.assemble(("error:", "bold red"), f" {_one_line(with_flags(str(error)))}")
+        )
+        self.err.print(Text.assemble(("hint:", "bold"), f"  {_one_line(with_flags(error.hint))}"))
 
     def result(self, text: str) -> None:
         """A line of result."""
