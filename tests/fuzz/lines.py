@@ -34,6 +34,7 @@ WEIGHTS: dict[tuple[str, ...], float] = {
            ("generate",): 30, ("rollout",): 18, ("plan",): 10, ("repro",): 8, ("bench",): 5,
            ("preview",): 8, ("decode",): 5, ("compare",): 4, ("show",): 4,
            ("doctor",): 0.15}  # fmt: skip
+SLOW = ("measure", "compile")  # seconds by themselves
 TALK = ("--json", "--quiet", "-q", "--verbose", "-v", "--no-color")
 ENVIRONMENT = {
     "COLUMNS": ("1", "0", "-5", "abc", "99999", ""),
@@ -112,7 +113,7 @@ def make_line(chance: random.Random, *, tells: bool = False) -> Line:
     odd = chance.choice((0.0, 0.15, 0.4, 0.8))
     for _ in range(min(int(chance.expovariate(0.45)), 12)):
         flag = chance.choice(tuple(by_name.values()))
-        if flag.name == "measure" or (not flag.spellings and chance.random() < 0.7):
+        if flag.name in SLOW or (not flag.spellings and chance.random() < 0.7):
             continue
         give(line, flag, chance, good=chance.random() >= odd)
     if dry and command in DRY:

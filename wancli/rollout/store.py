@@ -23,7 +23,7 @@ from torch import Tensor
 from wancli.errors import OutputError
 from wancli.records.record import ROLLOUT_FILE, ROLLOUT_SCHEMA
 from wancli.utils.files import remove, write_whole
-from wancli.utils.reading import open_file, parse_json, read_text
+from wancli.utils.reading import open_file, parse_json
 
 GIVEN = "given"
 _CHUNK = re.compile(r"chunk-([0-9]{6,18})\.safetensors")
@@ -148,8 +148,10 @@ class RolloutStore:
         size = path.stat().st_size if path.is_file() else 0
         if size != self._digests_size:
             self._digests, self._digests_size = {}, size
-            for line in read_text(path).splitlines():
-                with suppress(ValueError, KeyError):
+            with open_file(path) as file:
+                lines = file.read().decode(errors="replace").splitlines()
+            for line in lines:
+                with suppress(ValueError, KeyError, TypeError):
                     told = parse_json(line)
                     self._digests[told["name"]] = told["sha256"]
         return self._digests
