@@ -20,9 +20,9 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from wancli.catalog.geometry import Span
+from wancli.catalog.geometry import Span, WindowConfig
 from wancli.demo.causal import Layout, causal_velocity, slots
-from wancli.rollout.denoiser import CausalDenoiser, PromptEmbedding, PromptPair, Window, causal
+from wancli.rollout.denoiser import CausalDenoiser, PromptPair, causal
 
 DIM, HEADS, LAYERS, FFN, TEXT = 384, 3, 6, 2240, 512
 CHUNK, PER_FRAME = 3, 132  # latent frames, tokens of one: 396 tokens a chunk
@@ -122,7 +122,7 @@ def cached(model: CausalDenoiser) -> Callable[[int, list[Tensor], Tensor], Tenso
         model.begin(Span(index, index * CHUNK, CHUNK))
         for latents, timestep in zip(noisy, TIMESTEPS, strict=True):
             velocity = model.velocity(latents, timestep)
-        model.remember(clean, 0.0)
+        model.commit(clean, 0.0)
         return velocity
 
     return chunk
@@ -186,9 +186,9 @@ def compare(*, chunks: int, window: int, dtype: torch.dtype) -> list[Arm]:
     with ExitStack() as stack:
 
         def ours(trim: Any) -> Callable[[int, list[Tensor], Tensor], Tensor]:
-            reach = Window(frames, 0, CHUNK, PER_FRAME, trim)
+            reach = WindowConfig(frames, 0, CHUNK, PER_FRAME, trim)
             model = stack.enter_context(causal(copy.deepcopy(plain), reach))
-            model.tell(PromptPair(PromptEmbedding(text)))
+            model.set_prompt(PromptPair(text))
             return cached(model)
 
         arms = [

@@ -282,7 +282,7 @@ def test_a_memory_that_is_used_again_knows_and_a_cleared_one_does_not():
             assert equal(steps(model, told(1)), plain)  # equal embeddings in another tensor
         assert asked(calls, model, *CROSS_KV) == {expected}
     memory.clear()
-    assert memory.bytes == 0
+    assert memory.nbytes == 0
     with counted(model) as calls, prompt_kv(model, memory):
         steps(model, told(1))
     assert asked(calls, model, *CROSS_KV) == {1}
@@ -303,7 +303,7 @@ def test_its_bytes_are_those_of_keys_values_and_embeddings_and_they_are_bounded(
         for seed in range(KEPT + 3):
             steps(model, told(seed))
             kept = min(seed + 1, KEPT)
-            assert memory.bytes == kept * (2 * blocks + 1) * tokens * dim * size
+            assert memory.nbytes == kept * (2 * blocks + 1) * tokens * dim * size
 
 
 def test_the_prompt_that_was_unused_longest_is_forgotten_first():
@@ -318,10 +318,10 @@ def test_a_transformer_that_is_gone_is_not_held():
     model, memory = made(), PromptKVCache()
     with prompt_kv(model, memory):
         steps(model, told(1))
-    assert memory.bytes > 0
+    assert memory.nbytes > 0
     del model
     gc.collect()
-    assert memory.bytes == 0
+    assert memory.nbytes == 0
 
 
 def scaled(model):
@@ -468,7 +468,7 @@ def test_weights_that_are_not_needed_leave_and_come_back():
     with prompt_kv(model, PromptKVCache(), park=CPU) as parkings:
 
         def freed():
-            return sum(parking.bytes for parking in parkings), {w.numel() for w in weights}
+            return sum(parking.nbytes for parking in parkings), {w.numel() for w in weights}
 
         assert equal(steps(model, first), plain[0])
         assert freed() == (total, {0})
@@ -605,9 +605,9 @@ def test_a_step_is_replayed_as_a_cuda_graph():
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             velocity = step()
-        held = memory.bytes
+        held = memory.nbytes
         for index, expected in enumerate(plain):
             given(index)
             graph.replay()
             assert torch.equal(velocity, expected)
-        assert memory.bytes == held
+        assert memory.nbytes == held

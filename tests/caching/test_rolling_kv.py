@@ -9,9 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from wancli.caching.rolling_attention import ROPE_THETA
-from wancli.caching.rolling_kv import RollingKV, WindowConfig
-from wancli.catalog.geometry import Span
-from wancli.rollout.denoiser import PromptEmbedding, PromptPair, Window, causal
+from wancli.caching.rolling_kv import RollingKV
+from wancli.catalog.geometry import Span, WindowConfig
+from wancli.rollout.denoiser import PromptPair, causal
 
 SIDE = 4  # latents: 2 x 2 tokens a latent frame
 PER_FRAME = 4
@@ -69,13 +69,13 @@ def views(sizes, window, rope):
         own = list(range(at, at + size))
         at += size
         if window.trim == "before":
-            keep = window.frames - size
+            keep = window.window - size
             if len(held) > keep:
                 held = held[: window.sink] + held[len(held) - (keep - window.sink) :]
             forwards = [held + own, held + own]
         else:
-            held = held[max(0, len(held) - window.frames) :]
-            forwards = [held + own, (held + own)[-window.frames :]]
+            held = held[max(0, len(held) - window.window) :]
+            forwards = [held + own, (held + own)[-window.window :]]
         held = held + own
         out.append([View(tuple(own), tuple(f), placed(f, window, rope)) for f in forwards])
     return out
@@ -153,7 +153,7 @@ def compare(transformer, plain, sizes, window, rope):
     times: list[float] = []
     worst, at = 0.0, 0
     with causal(transformer, window, rope=rope) as model:
-        model.tell(PromptPair(PromptEmbedding(text)))
+        model.set_prompt(PromptPair(text))
         for index, size in enumerate(sizes):
             model.begin(Span(index, at, size))
             for forward, timestep in enumerate((800.0, 300.0)):
@@ -165,7 +165,7 @@ def compare(transformer, plain, sizes, window, rope):
                 error = model.velocity(noisy, timestep) - expected
                 worst = max(worst, error.abs().max().item())
             cleans.append(drawn(1, 4, size, SIDE, SIDE, seed=-index - 1))
-            model.remember(cleans[-1], 20.0)
+            model.commit(cleans[-1], 20.0)
             times += [20.0] * size * PER_FRAME
             at += size
     return worst
@@ -184,12 +184,12 @@ def test_a_rolled_window_computes_what_recomputing_everything_does(  # noqa: PLR
 ):
     assume(frames >= sink + max(sizes))
     assume(trim == "before" or sink == 0)
-    window = Window(frames, sink, max(sizes), PER_FRAME, trim)
+    window = WindowConfig(frames, sink, max(sizes), PER_FRAME, trim)
     assert compare(transformer, plain, sizes, window, rope) < 1e-12
 
 
 def test_past_latent_frame_1024_a_rollout_goes_on(transformer, plain):
-    window = Window(4, 0, 2, PER_FRAME)
+    window = WindowConfig(4, 0, 2, PER_FRAME)
     far, near = (shown(transformer, window, first=first) for first in (5000, 0))
     assert (far - near).abs().max() < 1e-9  # rotary positions are relative
     latents, text = drawn(1, 4, 1026, SIDE, SIDE, seed=0), drawn(1, 3, 8, seed=7)
@@ -200,24 +200,24 @@ def test_past_latent_frame_1024_a_rollout_goes_on(transformer, plain):
 def shown(transformer, window, *, first):
     """Velocity of a third chunk, when the first began at latent frame `first`."""
     with causal(transformer, window) as model:
-        model.tell(PromptPair(PromptEmbedding(drawn(1, 3, 8, seed=7))))
+        model.set_prompt(PromptPair(drawn(1, 3, 8, seed=7)))
         for index in range(3):
             model.begin(Span(index, first + 2 * index, 2))
             chunk = drawn(1, 4, 2, SIDE, SIDE, seed=index)
             velocity = model.velocity(chunk, 500.0)
-            model.remember(chunk, 0.0)
+            model.commit(chunk, 0.0)
     return velocity
 
 
 def test_a_chunk_that_failed_half_way_is_begun_again_as_if_nothing_had_happened(transformer):
-    window = Window(4, 1, 2, PER_FRAME)
+    window = WindowConfig(4, 1, 2, PER_FRAME)
     whole = shown(transformer, window, first=0)
 
     def fail(*_):
         raise MemoryError
 
     with causal(transformer, window) as model:
-        model.tell(PromptPair(PromptEmbedding(drawn(1, 3, 8, seed=7))))
+        model.set_prompt(PromptPair(drawn(1, 3, 8, seed=7)))
         for index in range(3):
             model.begin(Span(index, 2 * index, 2))
             chunk = drawn(1, 4, 2, SIDE, SIDE, seed=index)
@@ -227,7 +227,7 @@ def test_a_chunk_that_failed_half_way_is_begun_again_as_if_nothing_had_happened(
             hook.remove()
             model.begin(Span(index, 2 * index, 2))
             velocity = model.velocity(chunk, 500.0)
-            model.remember(chunk, 0.0)
+            model.commit(chunk, 0.0)
     assert torch.equal(velocity, whole)
 
 
@@ -237,7 +237,7 @@ def test_leaving_restores_the_transformer_also_after_an_error(transformer):
     timesteps = transformer.condition_embedder.timesteps_proj
 
     def fail() -> None:
-        with causal(transformer, Window(4, 0, 2, PER_FRAME)):
+        with causal(transformer, WindowConfig(4, 0, 2, PER_FRAME)):
             assert transformer.rope is not parts[0]
             raise KeyError
 
@@ -249,32 +249,30 @@ def test_leaving_restores_the_transformer_also_after_an_error(transformer):
 
 
 def test_two_rollouts_and_two_branches_do_not_mix(transformer):
-    window = Window(4, 0, 2, PER_FRAME)
-    prompts = PromptPair(
-        PromptEmbedding(drawn(1, 3, 8, seed=7)), PromptEmbedding(drawn(1, 3, 8, seed=8))
-    )
+    window = WindowConfig(4, 0, 2, PER_FRAME)
+    prompts = PromptPair(drawn(1, 3, 8, seed=7), drawn(1, 3, 8, seed=8))
 
     def run(scale, told):
         with causal(transformer, window, guidance_scale=scale) as model:
-            model.tell(told)
+            model.set_prompt(told)
             for index in range(2):
                 model.begin(Span(index, 2 * index, 2))
                 chunk = drawn(1, 4, 2, SIDE, SIDE, seed=index)
                 velocity = model.velocity(chunk, 500.0)
-                model.remember(chunk, 0.0)
+                model.commit(chunk, 0.0)
         return velocity
 
-    cond = run(1.0, PromptPair(PromptEmbedding(prompts.cond.embeddings)))
+    cond = run(1.0, PromptPair(prompts.cond))
     assert prompts.uncond is not None
-    uncond = run(1.0, PromptPair(PromptEmbedding(prompts.uncond.embeddings)))
+    uncond = run(1.0, PromptPair(prompts.uncond))
     assert not torch.equal(cond, uncond)
     assert torch.equal(run(3.0, prompts), uncond + 3.0 * (cond - uncond))
 
 
 def test_what_is_held_does_not_grow(transformer):
     kv = RollingKV(
-        WindowConfig(window=6, sink=1, chunk=2), blocks=1, batch=1, heads=1, head_dim=2,
-        dtype=torch.float32, device=torch.device("cpu"),
+        WindowConfig(6, sink=1, chunk=2, tokens_per_frame=1), blocks=1, batch=1, heads=1,
+        head_dim=2, dtype=torch.float32, device=torch.device("cpu"),
     )  # fmt: skip
     addresses = set()
     for index in range(50):
@@ -288,8 +286,8 @@ def test_what_is_held_does_not_grow(transformer):
 
 def test_a_chunk_that_does_not_fit_is_refused():
     kv = RollingKV(
-        WindowConfig(window=4, sink=2, chunk=3), blocks=1, batch=1, heads=1, head_dim=2,
-        dtype=torch.float32, device=torch.device("cpu"),
+        WindowConfig(4, sink=2, chunk=3, tokens_per_frame=1), blocks=1, batch=1, heads=1,
+        head_dim=2, dtype=torch.float32, device=torch.device("cpu"),
     )  # fmt: skip
     with pytest.raises(ValueError, match="does not fit"):
         kv.begin(3)
@@ -298,21 +296,17 @@ def test_a_chunk_that_does_not_fit_is_refused():
 def test_two_experts_share_the_steps_and_both_remember(transformer):
     torch.manual_seed(1)  # noqa: TID251 - diffusers takes no generator
     other = WanTransformer3DModel.from_config(transformer.config).double().eval()
-    window = Window(4, 0, 2, PER_FRAME)
+    window = WindowConfig(4, 0, 2, PER_FRAME)
 
     def run(models, **told):
         velocities = []
         with causal(models, window, **told) as model:
-            model.tell(
-                PromptPair(
-                    PromptEmbedding(drawn(1, 3, 8, seed=7)), PromptEmbedding(drawn(1, 3, 8, seed=8))
-                )
-            )
+            model.set_prompt(PromptPair(drawn(1, 3, 8, seed=7), drawn(1, 3, 8, seed=8)))
             for index in range(3):
                 model.begin(Span(index, 2 * index, 2))
                 chunk = drawn(1, 4, 2, SIDE, SIDE, seed=index)
                 velocities.append([model.velocity(chunk, t) for t in (900.0, 875.0, 300.0)])
-                model.remember(chunk, 0.0)
+                model.commit(chunk, 0.0)
         return velocities
 
     both = run((transformer, other), guidance_scale=(3.0, 2.0), boundary=875.0)

@@ -29,7 +29,7 @@ from wancli.models.load import load_pipeline
 from wancli.planning.inputs import NO_INPUTS, assume
 from wancli.planning.offload import OFFLOADS
 from wancli.planning.plan import RolloutPlan, make_plan, make_rollout_plan
-from wancli.rollout.denoiser import PromptEmbedding, PromptPair, Window, causal
+from wancli.rollout.denoiser import PromptPair, causal
 
 TINY = Transformer(
     layers=2, heads=2, head_dim=12, ffn=32, in_channels=4, out_channels=4, text_dim=16, freq_dim=16
@@ -47,27 +47,27 @@ def cost_of(model: str, *, wide: bool = False, **tables: object) -> Cost:
     return cost
 
 
-def tiny_rollout(trim: Literal["before", "after"]) -> tuple[RolloutSettings, RolloutPlan]:
+def tiny_rollout(trim: Literal["before", "after"]) -> RolloutPlan:
     tables = {
         "video": {"width": 48, "height": 32},
         "rollout": {"chunks": 4, "chunk_frames": 2, "rolling_window": 5, "trim": trim},
         "sampling": {"guidance_scale": 1.0},
     }
     settings = resolve([Layer("flag", tables)], RolloutSettings).settings
-    return settings, make_rollout_plan(settings, SPEC, context_frames=2)
+    return make_rollout_plan(settings, SPEC, context_frames=2)
 
 
 @pytest.mark.parametrize("trim", ["before", "after"])
 def test_a_rollout_makes_the_forwards_that_are_planned(trim: Literal["before", "after"]):
-    settings, plan = tiny_rollout(trim)
-    forwards = rollout_forwards(settings, SPEC, plan)
+    plan = tiny_rollout(trim)
+    forwards = rollout_forwards(SPEC, plan)
     assert sum(forwards.values()) == plan.forwards
     told = denoise_work(TINY, forwards, fresh=1).flops
-    latents, window = torch.zeros(1, 4, 2, 4, 6), Window(plan.window, 0, plan.chunk, 6, trim)
-    with causal(tiny_transformer(), window) as model:
+    latents = torch.zeros(1, 4, 2, 4, 6)
+    with causal(tiny_transformer(), plan.window) as model:
 
         def roll() -> None:
-            model.tell(PromptPair(PromptEmbedding(torch.zeros(1, 9, 16))))
+            model.set_prompt(PromptPair(torch.zeros(1, 9, 16)))
             chunks = [(span, 0) for span in plan.context] + list(
                 zip(plan.spans, plan.steps, strict=True)
             )
@@ -76,17 +76,17 @@ def test_a_rollout_makes_the_forwards_that_are_planned(trim: Literal["before", "
                 for step in range(steps):
                     model.velocity(latents, 900.0 - number - 10 * step)
                 if number < len(chunks) - 1:
-                    model.remember(latents, 1.0 + number / 10)
+                    model.commit(latents, 1.0 + number / 10)
 
         assert flops(roll) == told
-        assert model.bytes == rolling_bytes(TINY, settings, plan, element_bytes=4)
+        assert model.nbytes == rolling_bytes(TINY, plan.window, element_bytes=4)
 
 
 def test_a_prompt_takes_the_bytes_that_are_planned():
     model, memory = tiny_transformer(), PromptKVCache()
     with torch.no_grad(), prompt_kv(model, memory):
         model(torch.zeros(1, 4, 1, 4, 6), torch.ones(1), torch.zeros(1, 9, 16))
-    assert memory.bytes == prompt_bytes(SPEC, element_bytes=4)
+    assert memory.nbytes == prompt_bytes(SPEC, element_bytes=4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

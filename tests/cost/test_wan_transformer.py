@@ -11,7 +11,7 @@ from tests.fakes import tiny_transformer
 from tests.shapes import flops, inputs, moved, parameters, peak_bytes, transformer
 from wancli.caching.prompt_kv import PromptKVCache, prompt_kv
 from wancli.catalog import wan as architectures
-from wancli.catalog.geometry import Span
+from wancli.catalog.geometry import Span, WindowConfig
 from wancli.catalog.hf_configs import image_encoder_config, text_encoder_config
 from wancli.catalog.hunyuan import HunyuanVideo
 from wancli.catalog.local import spec_of_folder
@@ -30,7 +30,7 @@ from wancli.cost.wan_transformer import (
     transformer_parameters,
     wide_parameters,
 )
-from wancli.rollout.denoiser import PromptEmbedding, PromptPair, Window, causal
+from wancli.rollout.denoiser import PromptPair, causal
 
 NAMED = {n: a for n, a in vars(architectures).items() if isinstance(a, Architecture)}
 PUBLISHED = {
@@ -107,15 +107,15 @@ def test_flops_of_a_prompt_that_is_known():
 
 def test_flops_of_a_chunk_after_others():
     latents = torch.zeros(1, 4, 2, 4, 6)
-    with causal(tiny_transformer(), Window(5, 1, 2, tokens_per_frame=6)) as model:
-        model.tell(PromptPair(PromptEmbedding(torch.zeros(1, 9, 16))))
+    with causal(tiny_transformer(), WindowConfig(5, 1, 2, tokens_per_frame=6)) as model:
+        model.set_prompt(PromptPair(torch.zeros(1, 9, 16)))
         for index, keys in enumerate((12, 24, 30, 30)):
             model.begin(Span(index, 2 * index, 2))
             known = index > 0  # the prompt, and this timestep
             told = Forward(12, keys, text=9, known=known, timesteps=int(not known))
             counted = flops(lambda: model.velocity(latents, 500.0))
             assert counted == forward_work(TINY, told).flops
-            model.remember(latents, 0.0)
+            model.commit(latents, 0.0)
 
 
 @pytest.mark.parametrize("shape", [TextEncoder(layers=3), architectures.DEMO.text_encoder])

@@ -9,11 +9,11 @@ from accelerate.hooks import add_hook_to_module  # type: ignore[import-untyped]
 from torch import nn
 
 from tests.fakes import tiny_pipeline
-from wancli.catalog.geometry import Span
+from wancli.catalog.geometry import Span, WindowConfig
 from wancli.errors import PlanError
 from wancli.models.offload import OffloadHook, OffloadManager, ResidentHook, offload_to, place
 from wancli.models.vae import StreamingDecoder
-from wancli.rollout.denoiser import PromptEmbedding, PromptPair, Window, causal
+from wancli.rollout.denoiser import PromptPair, causal
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
@@ -67,17 +67,17 @@ def rolled(way: str | None) -> tuple[torch.Tensor, Any]:
     text = torch.ones(1, 9, 16)
     frames, chunks = StreamingDecoder(pipeline.vae), []
     shown = []
-    with causal(pipeline.transformer, Window(4, 0, 2, 6)) as model:
+    with causal(pipeline.transformer, WindowConfig(4, 0, 2, 6)) as model:
         assert model.device == CPU
         for first in (0, 2):
-            model.tell(PromptPair(PromptEmbedding(text)))
+            model.set_prompt(PromptPair(text))
             model.begin(Span(first // 2, first, 2))
             latents = torch.full((1, 4, 2, 4, 6), 0.5)
             for timestep in (900.0, 500.0):
                 latents = latents - 0.1 * model.velocity(latents, timestep)
             chunks.append(latents)
             shown.append(torch.from_numpy(frames(latents)))
-            model.remember(latents, 0.0)
+            model.commit(latents, 0.0)
     return torch.cat(chunks, 2), torch.cat(shown)
 
 

@@ -18,14 +18,14 @@ from tests.fakes import tiny_folder, tiny_transformer
 from tests.shapes import parameters
 from wancli.caching.prompt_kv import PromptKVCache, prompt_kv
 from wancli.caching.step_cache import step_cache
-from wancli.catalog.geometry import Span
+from wancli.catalog.geometry import Span, WindowConfig
 from wancli.catalog.local import find_spec
 from wancli.catalog.tasks import ANIMATE, IMAGE, TEXT, VACE
 from wancli.config.settings import Machine
 from wancli.errors import PlanError
 from wancli.models.load import load_pipeline
 from wancli.models.optimize import check_speed, compile_blocks, fuse_qkv, speed_up
-from wancli.rollout.denoiser import PromptEmbedding, PromptPair, Window, causal
+from wancli.rollout.denoiser import PromptPair, causal
 
 CPU = torch.device("cpu")
 
@@ -93,7 +93,7 @@ def test_the_weights_of_fused_projections_wait_off_the_gpu_too():
     plain = denoise(model)
     with prompt_kv(model, PromptKVCache(), park=CPU) as parkings:
         assert torch.equal(denoise(model), plain)
-        kept = sum(parking.bytes for parking in parkings)
+        kept = sum(parking.nbytes for parking in parkings)
     assert kept == sum(
         w.numel() * w.element_size() for b in model.blocks for w in b.attn2.to_kv.parameters()
     )
@@ -103,17 +103,13 @@ def test_the_weights_of_fused_projections_wait_off_the_gpu_too():
 def rolled(model: Any) -> Tensor:
     """Velocities of three chunks over a window of two."""
     found = []
-    with causal(model, Window(4, 1, 2, 16), rope="sink", guidance_scale=3.0) as denoiser:
-        denoiser.tell(
-            PromptPair(
-                PromptEmbedding(draw(1, 7, 16, seed=1)), PromptEmbedding(draw(1, 7, 16, seed=2))
-            )
-        )
+    with causal(model, WindowConfig(4, 1, 2, 16), rope="sink", guidance_scale=3.0) as denoiser:
+        denoiser.set_prompt(PromptPair(draw(1, 7, 16, seed=1), draw(1, 7, 16, seed=2)))
         for index in range(3):
             denoiser.begin(Span(index, 2 * index, 2))
             chunk = draw(1, 4, 2, 8, 8, seed=index).to(model.dtype)
             found.append(denoiser.velocity(chunk, 500.0))
-            denoiser.remember(chunk, 0.0)
+            denoiser.commit(chunk, 0.0)
     return torch.cat(found)
 
 

@@ -9,9 +9,9 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from safetensors.torch import load_file
 
-from wancli.catalog.geometry import Span, lay_out
+from wancli.catalog.geometry import Span, WindowConfig, lay_out
 from wancli.config.settings import Sampling
-from wancli.rollout.denoiser import PromptEmbedding, PromptPair, Window, causal
+from wancli.rollout.denoiser import PromptPair, causal
 from wancli.rollout.loop import Chunk, ChunkPrompt, ContextBuffer, RolloutInputs, rollout
 from wancli.rollout.sampler import make_solver
 from wancli.sampling.flow import few_step, few_step_levels, solve
@@ -21,7 +21,7 @@ PARITY = Path(__file__).parents[1] / "parity"
 
 
 @pytest.fixture(scope="module")
-def told():
+def model_json():
     return json.loads((PARITY / "model.json").read_text())
 
 
@@ -31,10 +31,12 @@ def inputs():
 
 
 @pytest.fixture(scope="module")
-def transformer(told):
-    model = WanTransformer3DModel(**told["diffusers_WanTransformer3DModel_config"])
+def transformer(model_json):
+    model = WanTransformer3DModel(**model_json["diffusers_WanTransformer3DModel_config"])
     original = load_file(PARITY / "weights_original_names.safetensors")
-    renamed = {told["key_map_original_to_diffusers"][k]: v.float() for k, v in original.items()}
+    renamed = {
+        model_json["key_map_original_to_diffusers"][k]: v.float() for k, v in original.items()
+    }
     model.load_state_dict(renamed, strict=True)
     return model.eval()
 
@@ -43,10 +45,10 @@ def padded(embeddings, length):
     return torch.nn.functional.pad(embeddings, (0, 0, 0, length - embeddings.shape[1]))
 
 
-def made_latents(transformer, told, inputs, case):
-    """Latents [F, C, H, W], context first, as our loop makes them."""
+def rolled_out(transformer, model_json, inputs, case):
+    """Latents [F, C, H, W], context first, by our loop."""
     context = inputs["initial_latent"][: case["initial_latent_frames"]]
-    given, spans = lay_out(
+    context_spans, spans = lay_out(
         case["noise_frames"] // case["num_frame_per_block"],
         chunk_frames=case["num_frame_per_block"],
         context=len(context),
@@ -60,10 +62,9 @@ def made_latents(transformer, told, inputs, case):
         again=inputs["renoise"],
     )
     everything = case["initial_latent_frames"] + case["noise_frames"]
-    window = case["local_attn_size_frames"]
+    local = case["local_attn_size_frames"]
     cond, uncond = (
-        PromptEmbedding(padded(inputs[f"{name}_embeds"], told["text_len"]))
-        for name in ("prompt", "negative")
+        padded(inputs[f"{name}_embeds"], model_json["text_len"]) for name in ("prompt", "negative")
     )
     prompts = PromptPair(cond, uncond if scale > 1 else None)
 
@@ -80,41 +81,41 @@ def made_latents(transformer, told, inputs, case):
         solver = make_solver(UniPCMultistepScheduler().config, sampling, device=torch.device("cpu"))
         return solve(velocity, drawn(0), solver)
 
-    story = RolloutInputs(
-        given=[(span, of(span)) for span in given],
+    rollout_inputs = RolloutInputs(
+        context=[(span, of(span)) for span in context_spans],
         spans=spans,
-        tell=lambda _span: ChunkPrompt(prompts),
-        known=lambda _span: None,
+        prompts=lambda _span: ChunkPrompt(prompts),
+        finished=lambda _span: None,
         denoise=denoise,
         context_timestep=case["context_noise"],
     )
-    reach = Window(
-        frames=window if window > 0 else everything,
+    window = WindowConfig(
+        window=local if local > 0 else everything,
         sink=case["sink_size_frames"],
         chunk=case["num_frame_per_block"],
-        tokens_per_frame=told["tokens_per_frame"],
+        tokens_per_frame=model_json["tokens_per_frame"],
     )
-    with causal(transformer, reach, guidance_scale=scale) as model:
-        events = list(rollout(model, story, ContextBuffer(reach.sink, reach.frames)))
-    made = [event.latents for event in events if isinstance(event, Chunk)]
-    latents = torch.cat(made, 2)[0]
+    with causal(transformer, window, guidance_scale=scale) as model:
+        events = list(rollout(model, rollout_inputs, ContextBuffer(window)))
+    chunks = [event.latents for event in events if isinstance(event, Chunk)]
+    latents = torch.cat(chunks, 2)[0]
     return latents.transpose(0, 1)
 
 
 @pytest.mark.parametrize("name", ["t2v_full", "t2v_win6", "init_full", "init_win6"])
-def test_latents_are_those_of_the_original(transformer, told, inputs, name):
+def test_latents_are_those_of_the_original(transformer, model_json, inputs, name):
     case = json.loads((PARITY / f"case_{name}.json").read_text())
     expected = load_file(PARITY / f"case_{name}.safetensors")["latents"]
-    latents = made_latents(transformer, told, inputs, case)
+    latents = rolled_out(transformer, model_json, inputs, case)
     error = (latents - expected).abs().max().item()
     assert latents.shape == expected.shape
     assert error < 5e-6, f"{name}: {error:.1e} off"
 
 
-def test_guided_latents_are_those_of_the_original(transformer, told, inputs):
+def test_guided_latents_are_those_of_the_original(transformer, model_json, inputs):
     case = json.loads((PARITY / "case_cfg_init_win6.json").read_text())
     expected = load_file(PARITY / "case_cfg_init_win6.safetensors")["last_chunk"]
-    latents = made_latents(transformer, told, inputs, case)
+    latents = rolled_out(transformer, model_json, inputs, case)
     error = (latents[-len(expected) :] - expected).abs().max().item()
     assert len(latents) == case["initial_latent_frames"] + case["noise_frames"]
     assert error < 2e-5, f"{error:.1e} off"

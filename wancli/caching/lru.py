@@ -77,10 +77,10 @@ class CacheEntry:
         return all(kv.key is not None for kv in self.blocks)
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """What it occupies."""
         tensors = [self.embedded, *(t for kv in self.blocks for t in (kv.key, kv.value, kv.mask))]
-        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+        return sum(t.nbytes for t in tensors if t is not None)
 
 
 @dataclass(eq=False)
@@ -91,9 +91,9 @@ class LRUCache:
     marks: Sequence[object] = ()  # of the weights that made it
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """What it occupies."""
-        return sum(kept.bytes for kept in self.kept)
+        return sum(kept.nbytes for kept in self.kept)
 
     def find(self, sources: Sequence[Tensor], blocks: int, marks: Sequence[object]) -> CacheEntry:
         """What these came to; where they, or the weights, are new: empty, to be filled."""

@@ -136,9 +136,9 @@ class WeightOffloader:
         self._away: list[tuple[nn.Parameter, Tensor, torch.device]] = []
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Freed, now."""
-        return sum(data.numel() * data.element_size() for _, data, _ in self._away)
+        return sum(data.nbytes for _, data, _ in self._away)
 
     def leave(self, modules: Sequence[nn.Module]) -> None:
         """Take their weights off their device, unless they are."""

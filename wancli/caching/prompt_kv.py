@@ -46,9 +46,9 @@ class LayerCaches:
     face: LRUCache = field(default_factory=LRUCache)
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Keys, values and embeddings."""
-        return sum(slots.bytes for slots in (self.text, self.image, self.motion, self.face))
+        return sum(slots.nbytes for slots in (self.text, self.image, self.motion, self.face))
 
 
 class PromptKVCache:
@@ -69,9 +69,9 @@ class PromptKVCache:
         return self._known.setdefault(transformer, LayerCaches())
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Keys, values and embeddings, of all transformers."""
-        return sum(known.bytes for known in self._known.values())
+        return sum(known.nbytes for known in self._known.values())
 
     def clear(self) -> None:
         """Know nothing, also while in use."""

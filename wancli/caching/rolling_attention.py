@@ -101,12 +101,12 @@ class RollingRope(nn.Module):
         grid, like = (height, width), latents
         first = memory.first_frame // self._patch[0]
         if memory.rope == "relative":
-            seen = kv.seen // (height * width)
+            seen = kv.visible // (height * width)
             window = self._turns(0, seen, grid, like)
             return RotaryFactors(window[-time * height * width :], window=window)
         own = self._turns(first, time, grid, like)
-        sink = kv.reach.sink // (height * width)
-        start = first + time - kv.seen // (height * width)  # of what is seen, had it no gap
+        sink = kv.window.sink_tokens // (height * width)
+        start = first + time - kv.visible // (height * width)  # of what is seen, had it no gap
         if memory.rope == "absolute" or not (start and sink):
             return RotaryFactors(own)
         return RotaryFactors(own, sink=self._turns(start, sink, grid, like))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Literal
 
 from wancli.errors import PlanError
 
@@ -81,6 +82,36 @@ class Span:
     def video_frames(self, strides: Strides) -> int:
         """Video frames that it is decoded to: the very first latent frame is a single one."""
         return self.frames * strides.temporal - (0 if self.first_frame else strides.temporal - 1)
+
+
+Trim = Literal["before", "after"]
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """The attention window of a rollout, in latent frames. The current chunk counts towards it."""
+
+    window: int
+    sink: int  # first frames, never evicted
+    chunk: int  # the most frames of one chunk
+    tokens_per_frame: int
+    trim: Trim = "before"
+
+    @property
+    def window_tokens(self) -> int:
+        """The most tokens that a chunk attends to, its own included."""
+        return self.window * self.tokens_per_frame
+
+    @property
+    def sink_tokens(self) -> int:
+        """Tokens of the attention sink."""
+        return self.sink * self.tokens_per_frame
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a cache holds at most."""
+        frames = self.window + (self.chunk if self.trim == "after" else 0)
+        return frames * self.tokens_per_frame
 
 
 def lay_out(

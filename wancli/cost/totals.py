@@ -95,7 +95,7 @@ def rollout_cost(
         return None
     numbers, branches = precision_of(settings.machine, wide=wide), 2 if plan.guided else 1
     needs = rollout_needs(settings, spec, plan, numbers)
-    rolling = rolling_bytes(spec.wan.transformer, settings, plan, element_bytes=numbers.size)
+    rolling = rolling_bytes(spec.wan.transformer, plan.window, element_bytes=numbers.size)
     kept = {
         "step_cache": _step_cache_bytes(
             settings, spec, numbers, tokens=needs.tokens, branches=branches

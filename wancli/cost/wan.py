@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from wancli.catalog.geometry import TILE, LatentShape
+from wancli.catalog.geometry import TILE, LatentShape, WindowConfig
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.wan import IMAGE_TOKENS, Architecture, Autoencoder, Transformer
 from wancli.config.settings import RolloutSettings
@@ -62,33 +62,31 @@ def rollout_needs(
     settings: RolloutSettings, spec: ModelSpec, plan: RolloutPlan, numbers: Precision
 ) -> Usage:
     """Of `wancli rollout`, without reading the past again."""
-    forwards = rollout_forwards(settings, spec, plan)
+    forwards = rollout_forwards(spec, plan)
     fresh = (2 if plan.guided else 1) * spec.experts
     work = denoise_work(spec.wan.transformer, forwards, fresh=fresh)
-    tokens = plan.chunk * plan.shape.tokens_per_frame
+    tokens = plan.window.chunk * plan.shape.tokens_per_frame
     return _needs(
         spec, plan.shape, numbers, denoise=(tokens, plan.forwards, work, False),
-        prompts=2 if settings.sampling.guidance_scale > 1 else 1, chunk=plan.chunk,
+        prompts=2 if settings.sampling.guidance_scale > 1 else 1, chunk=plan.window.chunk,
     )  # fmt: skip
 
 
-def rollout_forwards(
-    settings: RolloutSettings, spec: ModelSpec, plan: RolloutPlan
-) -> Mapping[Forward, int]:
+def rollout_forwards(spec: ModelSpec, plan: RolloutPlan) -> Mapping[Forward, int]:
     """Every forward of a rollout, and how often it is made.
 
     The window counts a chunk's own frames. Cut after attention, it lets a chunk's first forward
     see what falls out of it.
     """
     branches, per_frame = 2 if plan.guided else 1, plan.shape.tokens_per_frame
-    after = settings.rollout.trim == "after"
+    window, after = plan.window.window, plan.window.trim == "after"
     counts: Counter[Forward] = Counter()
     chunks = [(span, 0) for span in plan.context]
     chunks += list(zip(plan.spans, plan.steps, strict=True))
     for number, (span, steps) in enumerate(chunks):
         clean = spec.experts if number < len(chunks) - 1 else 0
-        later = min(span.end, plan.window)
-        first = min(span.first_frame, plan.window) + span.frames if after else later
+        later = min(span.end, window)
+        first = min(span.first_frame, window) + span.frames if after else later
         for frames, count in ((first, 1), (later, steps + clean - 1)):
             tokens = span.frames * per_frame
             given = Forward(tokens, frames * per_frame, spec.text_length, known=True)
@@ -120,12 +118,9 @@ def prompt_bytes(spec: ModelSpec, *, element_bytes: int) -> int:
     return tokens * t.dim * (2 * (t.layers + t.vace_blocks) + 1) * element_bytes
 
 
-def rolling_bytes(
-    t: Transformer, settings: RolloutSettings, plan: RolloutPlan, *, element_bytes: int
-) -> int:
+def rolling_bytes(t: Transformer, window: WindowConfig, *, element_bytes: int) -> int:
     """Rolling keys and values of one branch of one transformer, and the sink's keys unrotated."""
-    frames = plan.window + (plan.chunk if settings.rollout.trim == "after" else 0)
-    rows = (2 * frames + plan.sink) * plan.shape.tokens_per_frame
+    rows = 2 * window.capacity + window.sink_tokens
     return t.layers * rows * t.dim * element_bytes
 
 

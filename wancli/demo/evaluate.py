@@ -48,9 +48,9 @@ from wancli.generate.prompts import encode_prompt
 from wancli.models.load import Loaded, load_pipeline
 from wancli.models.vae import to_pixels
 from wancli.planning.plan import RolloutPlan, make_plan, make_rollout_plan
-from wancli.rollout.denoiser import PromptEmbedding, PromptPair
+from wancli.rollout.denoiser import PromptPair
 from wancli.rollout.loop import Chunk, ChunkPrompt, ContextBuffer, RolloutInputs, rollout
-from wancli.rollout.sampler import ChunkSampler, remembering_model
+from wancli.rollout.sampler import ChunkSampler, causal_denoiser
 from wancli.sampling.noise import IndexedNoise
 
 PROMPTS = 208  # every combination that is held out, once
@@ -95,18 +95,17 @@ def roll_out(
     """Latents [1, C, F, H, W]."""
     prompt = encode_prompt(loaded, case.what.prompt, settings.sampling)
     uncond = prompt.embeddings.get("negative_prompt_embeds")
-    cond = PromptEmbedding(prompt.embeddings["prompt_embeds"])
-    told = ChunkPrompt(PromptPair(cond, None if uncond is None else PromptEmbedding(uncond)))
+    pair = ChunkPrompt(PromptPair(prompt.embeddings["prompt_embeds"], uncond))
     noise = IndexedNoise({0: case.seed}, (plan.shape.channels, plan.shape.height, plan.shape.width))
-    story = RolloutInputs(
-        given=(),
+    inputs = RolloutInputs(
+        context=(),
         spans=plan.spans,
-        tell=lambda _span: told,
-        known=lambda _span: None,
+        prompts=lambda _span: pair,
+        finished=lambda _span: None,
         denoise=ChunkSampler(loaded, settings, plan, noise),
     )
-    with remembering_model(loaded, settings, plan) as model:
-        events = [*rollout(model, story, ContextBuffer(plan.sink, plan.window))]
+    with causal_denoiser(loaded, settings, plan) as model:
+        events = [*rollout(model, inputs, ContextBuffer(plan.window))]
     return torch.cat([event.latents for event in events if isinstance(event, Chunk)], 2)
 
 

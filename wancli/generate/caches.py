@@ -35,7 +35,7 @@ class Caches:
     @property
     def freed_bytes(self) -> int:
         """Of the weights that project prompts: those that are off the device, now."""
-        return sum(parking.bytes for parking in self.parkings)
+        return sum(parking.nbytes for parking in self.parkings)
 
     def uses(self) -> list[ForwardStats]:
         """One for each branch of each step, in order; of a forward that was not made as well."""

@@ -106,7 +106,7 @@ def denoise(
             hint="--dtype float32, or a lower --guidance-scale",
         )
     frames = _levels(given) if task.segmented else None
-    return DenoisedClip(latents, cached.uses(), prompt.memory.bytes, freed, frames)
+    return DenoisedClip(latents, cached.uses(), prompt.memory.nbytes, freed, frames)
 
 
 def _levels(video: Tensor) -> NDArray[np.uint8]:

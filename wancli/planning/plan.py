@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from wancli.catalog.geometry import LatentShape, Span, latent_shape, lay_out
+from wancli.catalog.geometry import LatentShape, Span, WindowConfig, latent_shape, lay_out
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import TASKS, TEXT
 from wancli.config.resolve import Resolved, flag
@@ -100,15 +100,13 @@ def make_plan(
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """Derived, never given. Windows and sinks in latent frames."""
+    """Derived, never given."""
 
     model: str
     shape: LatentShape  # of everything, the context included
     context: tuple[Span, ...]  # given chunks
     spans: tuple[Span, ...]  # chunks to be made
-    window: int
-    sink: int
-    chunk: int  # most latent frames of one chunk
+    window: WindowConfig
     rope: RopePolicy
     guided: bool
     steps: tuple[int, ...]  # denoising steps of every chunk to be made
@@ -119,9 +117,18 @@ class RolloutPlan:
 
     def as_json(self) -> dict[str, Any]:
         """Without the chunks one by one: there may be a million."""
-        told = asdict(self)
-        spans, context, steps = (told.pop(name) for name in ("spans", "context", "steps"))
-        return {"chunks": len(spans), "context_chunks": len(context), "steps": sum(steps), **told}
+        fields = asdict(self)
+        model, shape, window = (fields.pop(name) for name in ("model", "shape", "window"))
+        spans, context, steps = (fields.pop(name) for name in ("spans", "context", "steps"))
+        return {
+            "chunks": len(spans),
+            "context_chunks": len(context),
+            "steps": sum(steps),
+            "model": model,
+            "shape": shape,
+            **{name: window[name] for name in ("window", "sink", "chunk")},
+            **fields,
+        }
 
 
 def make_rollout_plan(
@@ -168,9 +175,13 @@ def make_rollout_plan(
         shape=shape,
         context=context,
         spans=spans,
-        window=min(chosen.rolling_window or frames, frames),
-        sink=min(chosen.sink_frames, max(0, frames - chosen.chunk_frames)),  # there are no more
-        chunk=chosen.chunk_frames,
+        window=WindowConfig(
+            window=min(chosen.rolling_window or frames, frames),
+            sink=min(chosen.sink_frames, max(0, frames - chosen.chunk_frames)),  # there are no more
+            chunk=chosen.chunk_frames,
+            tokens_per_frame=shape.tokens_per_frame,
+            trim=chosen.trim,
+        ),
         rope=_rope(chosen),
         guided=guided,
         steps=steps,

@@ -16,7 +16,7 @@ from wancli.models.vae import encode_image, encode_video
 from wancli.planning.plan import RolloutPlan
 from wancli.planning.prompts import PromptSchedule
 from wancli.records.tensor_files import header_of
-from wancli.rollout.denoiser import PromptEmbedding, PromptPair
+from wancli.rollout.denoiser import PromptPair
 from wancli.rollout.loop import ChunkPrompt
 from wancli.utils.reading import unreadable
 from wancli.video.images import read_image
@@ -58,7 +58,7 @@ class PromptEncoder:
         self._loaded, self._settings, self._inputs = loaded, settings, inputs
         self._schedule = schedule
         self._embedded: dict[str, Tensor] = {}
-        self._uncond: PromptEmbedding | None = None
+        self._uncond: Tensor | None = None
         self._now: tuple[tuple[str, str, float], PromptPair] | None = None
 
     def encode(self) -> None:
@@ -73,19 +73,17 @@ class PromptEncoder:
             prompts = {self._schedule.prompt, *(c.prompt for c in self._schedule.changes)}
             self._embedded = {text: self._embed(text, length) for text in sorted(prompts)}
             uncond = self._embed(sampling.negative_prompt, length) if guided else None
-        self._uncond = (
-            PromptEmbedding(self._placed(uncond)) if guided and uncond is not None else None
-        )
+        self._uncond = self._placed(uncond) if guided and uncond is not None else None
 
-    def tell(self, span: Span) -> ChunkPrompt:
-        """The prompts of a chunk. One object as long as they stay the same: it owns their K/V."""
+    def of_chunk(self, span: Span) -> ChunkPrompt:
+        """Prompts of a chunk. The same tensors while the wording lasts: their K/V is reused."""
         wording = self._schedule.at(span.index)
         key = (wording.old, wording.new, wording.share)
         if self._now is None or self._now[0] != key:
             old, new = self._embedded[wording.old], self._embedded[wording.new]
             cond = new if wording.share == 1 else torch.lerp(old, new, wording.share)
-            self._now = (key, PromptPair(PromptEmbedding(cond), self._uncond))
-        return ChunkPrompt(self._now[1], again=wording.changes and self._settings.rollout.recache)
+            self._now = (key, PromptPair(cond, self._uncond))
+        return ChunkPrompt(self._now[1], recache=wording.changes and self._settings.rollout.recache)
 
     def _embed(self, text: str, length: int) -> Tensor:
         with torch.no_grad():

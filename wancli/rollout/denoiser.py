@@ -1,4 +1,4 @@
-"""A Wan transformer that remembers the chunks it has been shown."""
+"""A Wan transformer as a causal denoiser with a rolling KV cache."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,163 +11,140 @@ from torch import Tensor
 
 from wancli.caching.prompt_kv import PromptKVCache, prompt_kv
 from wancli.caching.rolling_attention import RolloutState, use_kv_cache
-from wancli.caching.rolling_kv import RollingKV, Trim, WindowConfig
-from wancli.catalog.geometry import Span
+from wancli.caching.rolling_kv import RollingKV
+from wancli.catalog.geometry import Span, WindowConfig
 from wancli.config.settings import RopePolicy
 from wancli.sampling.flow import guide
 
 
 @dataclass(frozen=True)
-class Window:
-    """How far a chunk attends, in latent frames; its own count."""
-
-    frames: int
-    sink: int
-    chunk: int  # most latent frames of a chunk
-    tokens_per_frame: int
-    trim: Trim = "before"
-
-
-@dataclass(frozen=True)
-class PromptEmbedding:
-    """One text's embeddings [1, text, D]."""
-
-    embeddings: Tensor
-
-
-@dataclass(frozen=True)
 class PromptPair:
-    """What a chunk is told; `uncond` is None without guidance."""
+    """Text embeddings [1, text, D] of a chunk; `uncond` is None without guidance."""
 
-    cond: PromptEmbedding
-    uncond: PromptEmbedding | None = None
+    cond: Tensor
+    uncond: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Expert:
-    """A transformer, its memory, and its rolling keys and values: of cond, and of uncond."""
+    """A transformer, its rollout state, and a KV cache per branch: cond, then uncond."""
 
     transformer: Any
-    memory: RolloutState
+    state: RolloutState
     branches: Sequence[RollingKV]
     scale: float  # of the guidance
-    least: float  # timestep from which on it denoises
+    min_timestep: float  # from which it denoises
 
 
 class CausalDenoiser:
-    """Velocity of one chunk after the ones before it. Each branch has a memory of its own.
+    """Velocity of a chunk, conditioned on the chunks before it. Each branch has its own KV cache.
 
-    Of two experts (Wan 2.2) the timestep decides which one denoises, and both remember.
+    Of two experts (Wan 2.2) the timestep selects the one that denoises; both cache every chunk.
     """
 
     def __init__(self, experts: Sequence[Expert], *, tokens_per_frame: int) -> None:
         self._experts, self._tokens_per_frame = experts, tokens_per_frame
-        self._texts: list[Tensor] = []
+        self._embeddings: list[Tensor] = []  # of each branch
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Execution device."""
         return _device_of(self._experts[0].transformer)
 
     @property
-    def bytes(self) -> int:
-        """Rolling keys and values of all branches."""
-        return sum(kv.bytes for kv in self._caches())
+    def nbytes(self) -> int:
+        """Bytes of the rolling KV caches of all branches."""
+        return sum(kv.nbytes for kv in self._caches())
 
     @property
-    def seen(self) -> int:
+    def visible(self) -> int:
         """Tokens that the next forward attends to."""
-        return self._experts[0].branches[0].seen
+        return self._experts[0].branches[0].visible
 
-    def tell(self, prompts: PromptPair) -> None:
-        """Prompts from now on."""
-        dtype, texts = self._experts[0].transformer.dtype, (prompts.cond, prompts.uncond)
-        self._texts = [text.embeddings.to(dtype) for text in texts if text is not None]
+    def set_prompt(self, prompts: PromptPair) -> None:
+        """Condition on these prompts from now on."""
+        dtype, pair = self._experts[0].transformer.dtype, (prompts.cond, prompts.uncond)
+        self._embeddings = [embeddings.to(dtype) for embeddings in pair if embeddings is not None]
 
     def begin(self, span: Span) -> None:
-        """Make room for a chunk. Beginning it again forgets what was computed of it."""
+        """Make room for a chunk. Beginning it again discards its uncommitted forwards."""
         for expert in self._experts:
-            expert.memory.first_frame = span.first_frame
+            expert.state.first_frame = span.first_frame
         for kv in self._caches():
             kv.begin(span.frames * self._tokens_per_frame)
 
     def velocity(self, latents: Tensor, timestep: float) -> Tensor:
-        """Of the chunk's noisy latents [1, C, F, H, W], guided."""
-        number = next(n for n, e in enumerate(self._experts) if timestep >= e.least)
-        cond, *uncond = self._forward(number, latents, timestep)
-        return guide(cond, uncond[0], self._experts[number].scale) if uncond else cond
+        """Guided velocity of the chunk's noisy latents [1, C, F, H, W]."""
+        expert = next(e for e in self._experts if timestep >= e.min_timestep)
+        cond, *uncond = self._forward(expert, latents, timestep)
+        return guide(cond, uncond[0], expert.scale) if uncond else cond
 
-    def remember(self, clean: Tensor, timestep: float) -> None:
-        """The clean pass: later chunks attend to the clean latents, not to noisy ones."""
-        for number in range(len(self._experts)):
-            self._forward(number, clean, timestep)
+    def commit(self, clean: Tensor, timestep: float) -> None:
+        """Run the clean pass: later chunks attend to the clean latents, not to noisy ones."""
+        for expert in self._experts:
+            self._forward(expert, clean, timestep)
         for kv in self._caches():
             kv.commit()
 
-    def forget(self) -> None:
-        """Remember no chunk at all; to be shown them again under another prompt."""
+    def reset(self) -> None:
+        """Empty the KV caches, to recompute them under another prompt."""
         for kv in self._caches():
             kv.reset()
 
     def _caches(self) -> list[RollingKV]:
         return [kv for expert in self._experts for kv in expert.branches]
 
-    def _forward(self, number: int, latents: Tensor, timestep: float) -> list[Tensor]:
-        expert = self._experts[number]
-        if len(self._texts) < len(expert.branches):
-            raise RuntimeError("tell it the prompts first; guidance needs an uncond prompt")
-        transformer, memory = expert.transformer, expert.memory
-        dtype, memory.timestep = transformer.dtype, timestep
+    def _forward(self, expert: Expert, latents: Tensor, timestep: float) -> list[Tensor]:
+        """Velocities of all branches, in the latents' dtype."""
+        if len(self._embeddings) < len(expert.branches):
+            raise RuntimeError("call set_prompt first; guidance needs an uncond prompt")
+        transformer, state = expert.transformer, expert.state
+        dtype, state.timestep = transformer.dtype, timestep
         exact = torch.float64 if dtype == torch.float64 else torch.float32
-        told = torch.full((len(latents),), timestep, device=latents.device, dtype=exact)
-        flows = []
-        for kv, text in zip(expert.branches, self._texts, strict=False):
-            memory.kv = kv
-            flow = transformer(latents.to(dtype), told, text, return_dict=False)[0]
+        timesteps = torch.full((len(latents),), timestep, device=latents.device, dtype=exact)
+        velocities = []
+        for kv, text in zip(expert.branches, self._embeddings, strict=False):
+            state.kv = kv
+            velocity = transformer(latents.to(dtype), timesteps, text, return_dict=False)[0]
             kv.end_forward()
-            flows.append(flow.to(latents.dtype))
-        return flows
+            velocities.append(velocity.to(latents.dtype))
+        return velocities
 
 
 @contextmanager
 def causal(
     transformers: Any,
-    window: Window,
+    window: WindowConfig,
     *,
     rope: RopePolicy = "absolute",
     guidance_scale: float | Sequence[float] = 1.0,
     boundary: float = 0.0,
 ) -> Iterator[CausalDenoiser]:
-    """One transformer, or two experts, as a causal denoiser; left, they are as they were.
+    """Use one transformer, or two experts, as a causal denoiser; restored on exit.
 
-    `boundary` is the timestep under which the second expert denoises; `guidance_scale` may be one
-    for each.
+    Below timestep `boundary` the second expert denoises; `guidance_scale` may be one per expert.
     """
     models = list(transformers) if isinstance(transformers, (list, tuple)) else [transformers]
     scales = [guidance_scale] if isinstance(guidance_scale, (int, float)) else [*guidance_scale]
     scales += scales[-1:] * (len(models) - len(scales))
-    tokens = window.tokens_per_frame
-    reach = WindowConfig(
-        window.frames * tokens, window.sink * tokens, window.chunk * tokens, window.trim
-    )
     branches = 2 if max(scales) > 1 else 1
-    told = PromptKVCache(keep=branches)
+    prompt_cache = PromptKVCache(keep=branches)
     with ExitStack() as stack:
         experts = []
         for number, (model, scale) in enumerate(zip(models, scales, strict=True)):
             last = number == len(models) - 1
-            memory = stack.enter_context(use_kv_cache(model, RolloutState(rope)))
-            stack.enter_context(prompt_kv(model, told))
-            caches = [_cache(model, reach) for _ in range(branches)]
-            experts.append(Expert(model, memory, caches, scale, 0.0 if last else boundary))
+            state = stack.enter_context(use_kv_cache(model, RolloutState(rope)))
+            stack.enter_context(prompt_kv(model, prompt_cache))
+            caches = [_cache(model, window) for _ in range(branches)]
+            experts.append(Expert(model, state, caches, scale, 0.0 if last else boundary))
         stack.enter_context(torch.no_grad())
-        yield CausalDenoiser(experts, tokens_per_frame=tokens)
+        yield CausalDenoiser(experts, tokens_per_frame=window.tokens_per_frame)
 
 
-def _cache(transformer: Any, reach: WindowConfig) -> RollingKV:
+def _cache(transformer: Any, window: WindowConfig) -> RollingKV:
     config = transformer.config
     return RollingKV(
-        reach,
+        window,
         blocks=config.num_layers,
         batch=1,
         heads=config.num_attention_heads,
@@ -178,6 +155,6 @@ def _cache(transformer: Any, reach: WindowConfig) -> RollingKV:
 
 
 def _device_of(transformer: Any) -> torch.device:
-    """Where it computes; its weights may wait elsewhere."""
+    """Execution device; offloaded weights may be elsewhere."""
     device: torch.device = get_module_execution_device(transformer)
     return device

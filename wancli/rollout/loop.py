@@ -1,4 +1,4 @@
-"""Autoregressive rollout: denoise a chunk, remember it clean, go on to the next.
+"""Autoregressive rollout: denoise a chunk, commit it to the KV cache clean, go on to the next.
 
 Self-Forcing (arXiv:2506.08009); with many-step guided sampling, the same loop around a solver.
 """
@@ -9,41 +9,41 @@ from typing import Protocol
 
 from torch import Tensor
 
-from wancli.catalog.geometry import Span
+from wancli.catalog.geometry import Span, WindowConfig
 from wancli.rollout.denoiser import PromptPair
 from wancli.sampling.flow import Denoised, Velocity
 
 
 class Denoiser(Protocol):
-    """A causal model that remembers the chunks it has been shown."""
+    """A causal model with a KV cache of the chunks so far."""
 
-    def tell(self, prompts: PromptPair) -> None:
-        """Prompts from now on."""
+    def set_prompt(self, prompts: PromptPair) -> None:
+        """Condition on these prompts from now on."""
 
     def begin(self, span: Span) -> None:
         """Make room for a chunk."""
 
     def velocity(self, latents: Tensor, timestep: float) -> Tensor:
-        """Of one noisy chunk [1, C, F, H, W], given the chunks before it."""
+        """Velocity of one noisy chunk [1, C, F, H, W], conditioned on the chunks before it."""
 
-    def remember(self, clean: Tensor, timestep: float) -> None:
-        """The clean pass."""
+    def commit(self, clean: Tensor, timestep: float) -> None:
+        """Run the clean pass, whose keys and values stay in the cache."""
 
-    def forget(self) -> None:
-        """Remember no chunk at all."""
+    def reset(self) -> None:
+        """Empty the KV cache."""
 
 
 @dataclass(frozen=True)
 class ChunkPrompt:
-    """Prompts of a chunk; `again`: the remembered chunks are read again under them first."""
+    """Prompts of a chunk; with `recache`, the cached chunks are recomputed under them first."""
 
     prompts: PromptPair
-    again: bool = False
+    recache: bool = False
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """One denoising step of a chunk, done."""
+    """A finished denoising step of a chunk."""
 
     span: Span
     denoised: Denoised
@@ -51,16 +51,16 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One chunk, clean. Its clean pass is still to come, and then `KVCommitted`."""
+    """Clean latents of one chunk. `KVCommitted` follows after its clean pass."""
 
     span: Span
     latents: Tensor  # [1, C, frames, H, W]
-    made: bool  # or else it was known before
+    generated: bool  # False: context, or loaded from an earlier run
 
 
 @dataclass(frozen=True)
 class KVCommitted:
-    """The clean pass of a chunk, done."""
+    """A chunk's clean pass has finished."""
 
     span: Span
 
@@ -70,71 +70,74 @@ Event = StepDone | Chunk | KVCommitted
 
 @dataclass(frozen=True)
 class RolloutInputs:
-    """What happens from chunk to chunk, apart from the model."""
+    """Inputs of the loop, apart from the model."""
 
-    given: Sequence[tuple[Span, Tensor]]  # context: an image, or a clip to go on from
-    spans: Sequence[Span]  # to be made
-    tell: Callable[[Span], ChunkPrompt]
-    known: Callable[[Span], Tensor | None]  # chunks that an earlier run made
+    context: Sequence[tuple[Span, Tensor]]  # initial chunks: an image, or a clip to extend
+    spans: Sequence[Span]  # chunks to generate
+    prompts: Callable[[Span], ChunkPrompt]
+    finished: Callable[[Span], Tensor | None]  # latents of a chunk from an earlier run
     denoise: Callable[[Span, Velocity], Iterator[Denoised]]
-    context_timestep: float = 0.0  # of the clean passes of chunks that were made
+    context_timestep: float = 0.0  # of the clean passes of generated chunks
 
 
 @dataclass
 class ContextBuffer:
-    """The clean chunks that are still in reach, to be read again under another prompt."""
+    """Clean chunks within the window, kept to be recached under another prompt."""
 
-    sink: int  # latent frames
-    window: int  # latent frames, the current chunk included
+    window: WindowConfig
     chunks: list[tuple[Span, Tensor, float]] = field(default_factory=list)
 
     def add(self, span: Span, latents: Tensor, timestep: float) -> None:
-        """One more; those out of reach of the next chunk are dropped."""
+        """Append a chunk and drop those that the next one cannot attend to."""
         self.chunks.append((span, latents, timestep))
-        reach = span.end - (self.window - self.sink)
+        sink = self.window.sink
+        evicted = span.end - (self.window.window - sink)  # frames before it, but for the sink
         self.chunks = [
-            (old, clean, at)
-            for old, clean, at in self.chunks
-            if old.first_frame < self.sink or old.end > reach
+            entry for entry in self.chunks if entry[0].first_frame < sink or entry[0].end > evicted
         ]
 
 
-def rollout(model: Denoiser, story: RolloutInputs, past: ContextBuffer) -> Iterator[Event]:
-    """Yield every step as it happens, every chunk as it is clean, every clean pass.
+def rollout(model: Denoiser, inputs: RolloutInputs, buffer: ContextBuffer) -> Iterator[Event]:
+    """Yield every finished step, clean chunk and clean pass.
 
-    A chunk of k steps costs k + 1 forwards a branch; after the last one nothing is remembered.
-    What is known is not denoised again: the clean passes alone bring the memory back, bit by bit.
+    A chunk of k steps costs k + 1 forwards per branch; the last chunk needs no clean pass.
+    Finished chunks are not denoised again: their clean passes alone rebuild the KV cache exactly.
     """
-    for span, latents in story.given:
-        model.tell(story.tell(span).prompts)
+
+    def commit(span: Span, latents: Tensor, timestep: float) -> KVCommitted:
+        model.commit(latents, timestep)
+        buffer.add(span, latents, timestep)
+        return KVCommitted(span)
+
+    for span, latents in inputs.context:
+        model.set_prompt(inputs.prompts(span).prompts)
         model.begin(span)
-        yield Chunk(span, latents, made=False)
-        model.remember(latents, 0.0)
-        past.add(span, latents, 0.0)
-        yield KVCommitted(span)
-    for span in story.spans:
-        told = story.tell(span)
-        model.tell(told.prompts)
-        if told.again:
-            _read_again(model, past)
-        known = story.known(span)
+        yield Chunk(span, latents, generated=False)
+        yield commit(span, latents, 0.0)
+    for span in inputs.spans:
+        prompt = inputs.prompts(span)
+        model.set_prompt(prompt.prompts)
+        if prompt.recache:
+            _recache(model, buffer)
+        finished = inputs.finished(span)
         model.begin(span)
-        if known is None:
-            for step in story.denoise(span, model.velocity):
+        if finished is None:
+            for step in inputs.denoise(span, model.velocity):
                 yield StepDone(span, step)
             latents = step.latents
         else:
-            latents = known
-        yield Chunk(span, latents, made=known is None)
-        if span is not story.spans[-1]:
-            model.remember(latents, story.context_timestep)
-            past.add(span, latents, story.context_timestep)
-            yield KVCommitted(span)
+            latents = finished
+        yield Chunk(span, latents, generated=finished is None)
+        if span is not inputs.spans[-1]:
+            yield commit(span, latents, inputs.context_timestep)
 
 
-def _read_again(model: Denoiser, past: ContextBuffer) -> None:
-    """So that the past no longer pulls towards the old prompt (LongLive, arXiv:2509.22622)."""
-    model.forget()
-    for span, latents, timestep in past.chunks:
+def _recache(model: Denoiser, buffer: ContextBuffer) -> None:
+    """Recompute the KV cache under the new prompt, which keys of the old one would pull back from.
+
+    KV recache of LongLive (arXiv:2509.22622).
+    """
+    model.reset()
+    for span, latents, timestep in buffer.chunks:
         model.begin(span)
-        model.remember(latents, timestep)
+        model.commit(latents, timestep)

@@ -35,7 +35,7 @@ from wancli.rollout.denoiser import CausalDenoiser
 from wancli.rollout.loop import Chunk, ContextBuffer, KVCommitted, RolloutInputs, rollout
 from wancli.rollout.loop import StepDone as ChunkStep
 from wancli.rollout.resume import begin
-from wancli.rollout.sampler import ChunkSampler, remembering_model
+from wancli.rollout.sampler import ChunkSampler, causal_denoiser
 from wancli.rollout.sink import ChunkOutput, VideoSink
 from wancli.rollout.store import GIVEN, TIMES_FILE, RolloutStore, chunk_name
 from wancli.rollout.timings import ChunkTiming, TimingLog, rates, reuse, summed
@@ -125,20 +125,20 @@ def _roll(
     encoded = perf_counter()
     report(Phase("rollout"))
     with ExitStack() as stack:
-        model = stack.enter_context(remembering_model(loaded, job.settings, job.plan))
+        model = stack.enter_context(causal_denoiser(loaded, job.settings, job.plan))
         writer, film = _film(stack, job, loaded, record, beside=beside)
         sampler = ChunkSampler(loaded, job.settings, job.plan, _noise(job))
-        story = RolloutInputs(
-            given=given,
+        inputs = RolloutInputs(
+            context=given,
             spans=job.plan.spans,
-            tell=texts.tell,
-            known=lambda span: _known(job, loaded, store, span),
+            prompts=texts.of_chunk,
+            finished=lambda span: _finished(job, loaded, store, span),
             denoise=sampler,
             context_timestep=job.settings.rollout.context_noise,
         )
         times = stack.enter_context(TimingLog(store.folder / TIMES_FILE))
         run = _Run(job, model, sampler, film, times, report)
-        for event in rollout(model, story, ContextBuffer(job.plan.sink, job.plan.window)):
+        for event in rollout(model, inputs, ContextBuffer(job.plan.window)):
             run.take(event)
         drift = film.drift() if film else {}
         run.finish()
@@ -149,7 +149,7 @@ def _roll(
             "rollout_s": perf_counter() - encoded,
             "total_s": perf_counter() - since,
         }
-        timings |= {"fps": rates(times, timings["rollout_s"]), "kv_bytes": model.bytes}
+        timings |= {"fps": rates(times, timings["rollout_s"]), "kv_bytes": model.nbytes}
         record = replace(
             record, status="ok", timings=timings, env=versions(),
             memory=peak_memory(loaded.device) | {"offload": job.settings.machine.offload},
@@ -203,7 +203,7 @@ class _Run:
 
     def _take_chunk(self, event: Chunk) -> None:
         span = event.span
-        if event.made:
+        if event.generated:
             if not torch.isfinite(event.latents).all():
                 raise RunError(
                     f"the latents of chunk {span.index} are not finite: the denoising went wrong.",
@@ -216,8 +216,10 @@ class _Run:
                 self._report(Phase("rollout without its folder, which was deleted"))
         elif span.index >= 0:
             self._done += self._job.plan.steps[span.index]
-        uses = self._sampler.uses if event.made else ()
-        row = ChunkTiming(span, self._clock, event.made, self._model.seen, self._sigmas, uses=uses)
+        uses = self._sampler.uses if event.generated else ()
+        row = ChunkTiming(
+            span, self._clock, event.generated, self._model.visible, self._sigmas, uses=uses
+        )
         self._open.append(row)
         if self._film:
             row.shown = self._film.add(span, event.latents)
@@ -243,7 +245,7 @@ def _reused(job: RolloutJob, times: TimingLog) -> dict[str, Any]:
     return {} if method == "none" else {"method": method, **reuse(times)}
 
 
-def _known(job: RolloutJob, loaded: Loaded, store: RolloutStore, span: Span) -> Tensor | None:
+def _finished(job: RolloutJob, loaded: Loaded, store: RolloutStore, span: Span) -> Tensor | None:
     """A chunk that was made, [1, C, n, H, W]; None where it has to be made again."""
     latents, plan = store.load(chunk_name(span.index), loaded.device), job.plan.shape
     shape = (1, plan.channels, span.frames, plan.height, plan.width)

@@ -16,7 +16,7 @@ from wancli.generate.caches import split_steps, step_caches
 from wancli.models.load import Loaded
 from wancli.planning.plan import RolloutPlan, steps_of, timesteps
 from wancli.records.record import ForwardStats
-from wancli.rollout.denoiser import CausalDenoiser, Window, causal
+from wancli.rollout.denoiser import CausalDenoiser, causal
 from wancli.sampling.flow import (
     TRAIN_STEPS,
     Denoised,
@@ -30,17 +30,15 @@ from wancli.sampling.noise import Noise
 from wancli.sampling.schedulers import make_scheduler
 
 
-def remembering_model(
+def causal_denoiser(
     loaded: Loaded, settings: RolloutSettings, plan: RolloutPlan
 ) -> AbstractContextManager[CausalDenoiser]:
-    """The transformer with its memory; as it was, once left."""
-    trim = settings.rollout.trim
-    window = Window(plan.window, plan.sink, plan.chunk, plan.shape.tokens_per_frame, trim)
+    """The model's transformers as a causal denoiser. Raises ModelError."""
     pipeline, sampling = loaded.pipeline, settings.sampling
     high = sampling.guidance_scale if plan.guided else 1.0
     low = sampling.guidance_scale_2 if plan.guided else None
     if pipeline.transformer_2 is None:
-        return causal(pipeline.transformer, window, rope=plan.rope, guidance_scale=high)
+        return causal(pipeline.transformer, plan.window, rope=plan.rope, guidance_scale=high)
     boundary = sampling.boundary_ratio or pipeline.config.boundary_ratio
     if boundary is None:
         raise ModelError(
@@ -49,7 +47,7 @@ def remembering_model(
         )
     return causal(
         (pipeline.transformer, pipeline.transformer_2),
-        window,
+        plan.window,
         rope=plan.rope,
         guidance_scale=(high, high if low is None else low),
         boundary=TRAIN_STEPS * boundary,
