@@ -15,7 +15,8 @@ from torch._inductor.compile_fx import compile_fx
 
 from tests.fakes import tiny_pipeline
 from wancli.caching.lru import CacheKey, LRUCache
-from wancli.caching.prompt_kv import KEPT, TIMESTEP_ROWS, PromptKVCache, prompt_kv
+from wancli.caching.prompt_kv import KEPT, PromptKVCache, prompt_kv
+from wancli.catalog.wan import TIMESTEP_ROWS
 
 CPU = torch.device("cpu")
 SIZES = {

@@ -13,7 +13,15 @@ from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Machine, Settings
 from wancli.cost.capacity import check_capacity
 from wancli.cost.devices import Device, find_cpu, find_device, find_gpus
-from wancli.cost.estimate import Estimate, Rates, estimate, here, read_rates, seconds, write_rates
+from wancli.cost.estimate import (
+    Estimate,
+    Rates,
+    estimate,
+    phase_seconds,
+    read_rates,
+    resolve_device,
+    write_rates,
+)
 from wancli.cost.totals import Cost, generation_cost
 from wancli.errors import CapacityError, OutputError, PlanError
 from wancli.planning.plan import make_plan
@@ -90,7 +98,7 @@ def test_on_a_cpu_nothing_is_offloaded():
         held.check("x")
     assert "--offload" not in caught.value.hint
     with pytest.raises(PlanError, match="is the RAM itself"):
-        here(Machine(device="cpu", offload="group"))
+        resolve_device(Machine(device="cpu", offload="group"))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +116,7 @@ def test_what_does_not_fit_would_under_other_flags(
 ):
     spec, device = find_spec("wan2.1-t2v-14b"), replace(H200, kind=kind, total=gib_there * 2**30)
 
-    def estimated(settings: Settings) -> Estimate:
+    def estimator(settings: Settings) -> Estimate:
         plan = make_plan(settings, spec)
         wide = is_wide(settings.machine, kind)
         cost = generation_cost(settings, spec, plan, wide=wide)
@@ -116,18 +124,18 @@ def test_what_does_not_fit_would_under_other_flags(
         return estimate(cost, settings.machine, device, plan.offloads, ram=RAM)
 
     settings = resolve([Layer("flag", {"model": spec.name, "machine": machine})], Settings).settings
-    taken = check_capacity(settings, spec, estimated, force=False)
+    taken = check_capacity(settings, spec, estimator, force=False)
     assert taken.remedy == remedy
     with pytest.raises(CapacityError) as caught:
         taken.check()
     assert caught.value.hint.startswith(remedy)
-    assert check_capacity(settings, spec, estimated, force=True).remedy == ""
+    assert check_capacity(settings, spec, estimator, force=True).remedy == ""
 
 
 def test_the_vae_computes_at_the_rate_of_its_own_dtype():
     cost = cost_of("wan2.1-t2v-14b")
     rates = replace(RATES, attention={"bfloat16": 6e13, "float32": 3e13})
-    wide, narrow = (seconds(cost, rates, "bfloat16", vae=n) for n in ("float32", "bfloat16"))
+    wide, narrow = (phase_seconds(cost, rates, "bfloat16", vae=n) for n in ("float32", "bfloat16"))
     assert wide
     assert narrow
     assert narrow["decode"] < wide["decode"]
@@ -145,17 +153,17 @@ def test_exactly_what_there_is_fits():
 
 def test_time_is_flops_over_measured_rates():
     cost = cost_of("wan2.1-t2v-1.3b")
-    spent = seconds(cost, RATES, "bfloat16")
+    spent = phase_seconds(cost, RATES, "bfloat16")
     assert spent
     denoise = cost.work["denoise"]
     assert spent["denoise"] == pytest.approx(
-        denoise.matmul / 4e14 + denoise.attention / 3e14 + cost.moved["denoise"] / 2e12
+        denoise.matmul / 4e14 + denoise.attention / 3e14 + cost.memory_traffic["denoise"] / 2e12
     )
     decode = cost.work["decode"]
     assert spent["decode"] == pytest.approx(
         decode.convolution / 2e13 + decode.small_convolution / 1e13 + decode.attention / 3e13
     )
-    assert seconds(cost, RATES, "float16") is None
+    assert phase_seconds(cost, RATES, "float16") is None
 
 
 def test_rates_are_kept_by_device():

@@ -15,18 +15,18 @@ from wancli.catalog.hunyuan import CausalVae, HunyuanVideo, JointTransformer, Ll
 from wancli.catalog.specs import SPECS
 from wancli.cost.hunyuan import (
     causal_decode_bytes,
-    causal_decode_work,
+    causal_decode_flops,
     causal_vae_parameters,
+    clip_text_flops,
     clip_text_parameters,
-    clip_text_work,
-    hunyuan_needs,
+    hunyuan_usage,
     joint_activation_bytes,
-    joint_moved_bytes,
+    joint_flops,
+    joint_memory_traffic,
     joint_parameters,
-    joint_work,
     llama_activation_bytes,
+    llama_flops,
     llama_parameters,
-    llama_work,
     tiles,
 )
 from wancli.cost.resources import Precision
@@ -133,13 +133,13 @@ def test_a_tiny_transformer_has_and_does_what_the_formulas_say(guidance: bool):
     shape = replace(SHAPES["tiny"].transformer, guidance=guidance)
     model, given = transformer(shape), inputs(shape, Grid(3, 4, 6))
     assert joint_parameters(shape) == parameters(model)
-    assert joint_work(shape, 18).flops == flops(lambda: model(**given))
+    assert joint_flops(shape, 18).flops == flops(lambda: model(**given))
 
 
 def test_flops_of_a_forward_are_those_that_torch_counts():
     shape = HunyuanVideo().transformer
     model, given = transformer(shape), inputs(shape, Grid(3, 4, 6))
-    assert joint_work(shape, 18).flops == flops(lambda: model(**given))
+    assert joint_flops(shape, 18).flops == flops(lambda: model(**given))
 
 
 @shapes
@@ -148,7 +148,7 @@ def test_the_vae_is_walked_through_as_it_is(shape: HunyuanVideo):
     for frames in (1, 4, 5, 9, 10):
         latents = torch.empty(1, shape.vae.latent_channels, frames, 4, 6, device=META)
         counted = flops(partial(vae(shape.vae).decode, latents))
-        assert causal_decode_work(shape.vae, Grid(frames, 4, 6)).flops == counted
+        assert causal_decode_flops(shape.vae, Grid(frames, 4, 6)).flops == counted
 
 
 @pytest.mark.parametrize("grid", [Grid(2, 32, 32), Grid(1, 33, 20), Grid(6, 34, 26)], ids=str)
@@ -160,7 +160,7 @@ def test_tiles_of_space_are_walked_through_too(grid: Grid):
         1, shape.latent_channels, grid.frames, grid.height, grid.width, device=META
     )
     counted = flops(partial(model.decode, latents))
-    assert causal_decode_work(shape, grid, tiled=True).flops == counted
+    assert causal_decode_flops(shape, grid, tiled=True).flops == counted
 
 
 def test_a_video_is_decoded_in_tiles_that_overlap():
@@ -178,9 +178,9 @@ def test_the_text_encoders_are_llama_and_clip(name: str):
         clip = CLIPTextModel(CLIPTextConfig(**second)).eval()
         ids, words = (torch.zeros(1, n, dtype=torch.long) for n in (351, 77))
     assert llama_parameters(shape) == parameters(model)
-    assert llama_work(shape, 351).flops == flops(lambda: model(ids))
+    assert llama_flops(shape, 351).flops == flops(lambda: model(ids))
     assert clip_text_parameters(other) == parameters(clip)
-    assert clip_text_work(other).flops == flops(lambda: clip(words))
+    assert clip_text_flops(other).flops == flops(lambda: clip(words))
 
 
 def test_the_first_text_encoder_holds_what_the_formula_says():
@@ -197,7 +197,7 @@ def test_a_forward_holds_and_moves_about_what_the_formulas_say(dtype: torch.dtyp
     rows, size = 5400 + 256, dtype.itemsize
     held, seen = peak_bytes(model, lambda: model(**given)), moved(lambda: model(**given))
     assert joint_activation_bytes(shape, rows, element_bytes=size) == pytest.approx(held, rel=0.03)
-    assert joint_moved_bytes(shape, rows, element_bytes=size) == pytest.approx(seen, rel=0.03)
+    assert joint_memory_traffic(shape, rows, element_bytes=size) == pytest.approx(seen, rel=0.03)
 
 
 @pytest.mark.parametrize("frames", [1, 5, 9])
@@ -226,17 +226,19 @@ def test_offload_leaves_a_layer_or_a_block_of_each_part_on_the_device(shape: Hun
             PUBLISHED["text_encoder"] if shape == HunyuanVideo() else hunyuan.LLAMA
         ),
     }
-    needs = hunyuan_needs(
+    usage = hunyuan_usage(
         shape, Precision(size=4, vae=4), latents=Grid(3, 4, 6), tokens=18, forwards=1, prompts=1
     )
     for name, model in parts.items():
-        told = needs.pieces[name]
+        of_part = usage.weight_sizes[name]
         own = [sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules()]
-        assert told.whole == 4 * parameters(model)
-        assert told.layer == 4 * max(own), name
+        assert of_part.whole == 4 * parameters(model)
+        assert of_part.layer == 4 * max(own), name
     model = parts["transformer"]
     lists = [*model.transformer_blocks, *model.single_transformer_blocks]
     sizes = [parameters(block) for block in lists]
-    assert needs.pieces["transformer"].group == 4 * (parameters(model) - sum(sizes) + max(sizes))
-    assert needs.pieces["vae"].group == needs.pieces["vae"].whole
-    assert needs.pieces["text_encoder"].group == needs.pieces["text_encoder"].layer
+    assert usage.weight_sizes["transformer"].group == 4 * (
+        parameters(model) - sum(sizes) + max(sizes)
+    )
+    assert usage.weight_sizes["vae"].group == usage.weight_sizes["vae"].whole
+    assert usage.weight_sizes["text_encoder"].group == usage.weight_sizes["text_encoder"].layer

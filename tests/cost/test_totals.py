@@ -18,13 +18,13 @@ from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Machine, RolloutSettings, Settings
 from wancli.cost.totals import Cost, generation_cost, rollout_cost
 from wancli.cost.wan import (
-    denoise_work,
+    denoise_flops,
     image_tokens,
     prompt_bytes,
     rolling_bytes,
     rollout_forwards,
 )
-from wancli.cost.wan_transformer import image_work
+from wancli.cost.wan_transformer import image_flops
 from wancli.models.load import load_pipeline
 from wancli.planning.inputs import NO_INPUTS, assume
 from wancli.planning.offload import OFFLOADS
@@ -62,7 +62,7 @@ def test_a_rollout_makes_the_forwards_that_are_planned(trim: Literal["before", "
     plan = tiny_rollout(trim)
     forwards = rollout_forwards(SPEC, plan)
     assert sum(forwards.values()) == plan.forwards
-    told = denoise_work(TINY, forwards, fresh=1).flops
+    told = denoise_flops(TINY, forwards, fresh=1).flops
     latents = torch.zeros(1, 4, 2, 4, 6)
     with causal(tiny_transformer(), plan.window) as model:
 
@@ -113,7 +113,7 @@ def test_a_prompt_that_is_not_kept_is_computed_again():
     known = cost_of("wan2.1-t2v-1.3b")
     again = cost_of("wan2.1-t2v-1.3b", prompt_kv={"prompt_kv": False})
     assert again.work["denoise"].flops > known.work["denoise"].flops
-    assert again.kept["prompt_kv"] == 0
+    assert again.cache_bytes["prompt_kv"] == 0
 
 
 def test_less_is_resident_the_more_is_offloaded():
@@ -150,7 +150,7 @@ def test_the_image_encoder_of_a_folder_is_counted(tmp_path: Path, task: str, pic
     less = generation_cost(settings, without, plan, wide=True)
     assert less
     seen = cost.work["encode"].matmul - less.work["encode"].matmul
-    assert seen == pictures * image_work(encoder).matmul
+    assert seen == pictures * image_flops(encoder).matmul
 
 
 def test_the_window_bounds_what_a_rollout_keeps():
@@ -162,8 +162,8 @@ def test_the_window_bounds_what_a_rollout_keeps():
         assert cost
         return cost
 
-    assert kept(50, 6).kept == kept(10, 6).kept
-    assert kept(50, 0).kept["rolling_kv"] == 5 * kept(10, 0).kept["rolling_kv"]
+    assert kept(50, 6).cache_bytes == kept(10, 6).cache_bytes
+    assert kept(50, 0).cache_bytes["rolling_kv"] == 5 * kept(10, 0).cache_bytes["rolling_kv"]
     assert kept(50, 6).store == 5 * kept(10, 6).store
     assert kept(50, 6).flops < kept(50, 0).flops
 

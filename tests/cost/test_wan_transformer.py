@@ -21,12 +21,12 @@ from wancli.cost.wan_transformer import (
     Flops,
     Forward,
     activation_bytes,
-    forward_work,
+    forward_flops,
+    image_flops,
     image_parameters,
-    image_work,
-    moved_bytes,
+    memory_traffic,
+    text_flops,
     text_parameters,
-    text_work,
     transformer_parameters,
     wide_parameters,
 )
@@ -82,7 +82,7 @@ def test_flops_are_those_that_torch_counts(name: str):
         len(given.get("encoder_hidden_states_image", ())) if shape.image_dim else 0
     ]
     told = Forward(tokens, tokens, text=512, image=image, frames=frames)
-    assert forward_work(shape, told).flops == flops(lambda: model(**given))
+    assert forward_flops(shape, told).flops == flops(lambda: model(**given))
 
 
 def test_flops_of_a_timestep_for_each_token():
@@ -90,7 +90,7 @@ def test_flops_of_a_timestep_for_each_token():
     model, given = transformer(shape), inputs(shape)
     given["timestep"] = torch.empty(1, 18, device="meta")
     told = Forward(18, 18, text=512, timesteps=18)
-    assert forward_work(shape, told).flops == flops(lambda: model(**given))
+    assert forward_flops(shape, told).flops == flops(lambda: model(**given))
 
 
 def test_flops_of_a_prompt_that_is_known():
@@ -100,8 +100,8 @@ def test_flops_of_a_prompt_that_is_known():
         first = flops(lambda: model(latents, time, text))
         second = flops(lambda: model(latents, time, text))
     told = Forward(18, 18, text=9)
-    assert first == forward_work(TINY, told).flops
-    assert second == forward_work(TINY, replace(told, known=True)).flops
+    assert first == forward_flops(TINY, told).flops
+    assert second == forward_flops(TINY, replace(told, reuses_prompt_kv=True)).flops
     assert first > second
 
 
@@ -112,9 +112,9 @@ def test_flops_of_a_chunk_after_others():
         for index, keys in enumerate((12, 24, 30, 30)):
             model.begin(Span(index, 2 * index, 2))
             known = index > 0  # the prompt, and this timestep
-            told = Forward(12, keys, text=9, known=known, timesteps=int(not known))
+            told = Forward(12, keys, text=9, reuses_prompt_kv=known, timesteps=int(not known))
             counted = flops(lambda: model.velocity(latents, 500.0))
-            assert counted == forward_work(TINY, told).flops
+            assert counted == forward_flops(TINY, told).flops
             model.commit(latents, 0.0)
 
 
@@ -124,7 +124,7 @@ def test_the_text_encoder_is_umt5(shape: TextEncoder):
         model = UMT5EncoderModel(UMT5Config(**text_encoder_config(shape))).eval()
         ids = torch.zeros(1, 64, dtype=torch.long)
     assert text_parameters(shape) == parameters(model)
-    assert text_work(shape, 64).flops == flops(lambda: model(ids))
+    assert text_flops(shape, 64).flops == flops(lambda: model(ids))
 
 
 def test_the_image_encoder_is_clip():
@@ -133,7 +133,7 @@ def test_the_image_encoder_is_clip():
         model = CLIPVisionModel(CLIPVisionConfig(**image_encoder_config(shape))).eval()
         image = torch.empty(1, 3, shape.size, shape.size)
     assert image_parameters(shape) == parameters(model)
-    assert image_work(shape).flops == flops(lambda: model(image))
+    assert image_flops(shape).flops == flops(lambda: model(image))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -170,7 +170,7 @@ def test_a_block_moves_about_what_the_formula_says(name: str, dtype: torch.dtype
         model = transformer(shape, dtype=dtype)
         given = {n: x.to(dtype) for n, x in inputs(shape, frames=21, height=60, width=104).items()}
         counted.append(moved(partial(model, **given)))
-        told.append(moved_bytes(shape, 32_760, element_bytes=dtype.itemsize))
+        told.append(memory_traffic(shape, 32_760, element_bytes=dtype.itemsize))
     assert told[1] - told[0] == pytest.approx(counted[1] - counted[0], rel=0.03)
 
 

@@ -9,12 +9,12 @@ from wancli.catalog.geometry import STRIDE, TILE
 from wancli.catalog.wan import DEMO, VAE_2_2, Autoencoder
 from wancli.cost.wan_vae import (
     Grid,
+    cached_features,
     decode_bytes,
-    decode_work,
+    decode_flops,
     decoder,
-    encode_work,
+    encode_flops,
     largest_layer,
-    remembered_numbers,
     tiles,
     vae_parameters,
 )
@@ -36,10 +36,10 @@ def test_parameters_are_those_of_the_class(shape: Autoencoder):
 def test_flops_are_those_that_torch_counts(shape: Autoencoder, frames: int):
     model, grid = vae(shape), Grid(frames, 4, 6)
     latents = torch.empty(1, shape.latent_channels, frames, 4, 6, device="meta")
-    assert decode_work(shape, grid).flops == flops(lambda: model.decode(latents))
+    assert decode_flops(shape, grid).flops == flops(lambda: model.decode(latents))
     size = (4 * frames - 3, 4 * shape.spatial, 6 * shape.spatial)
     video = torch.empty(1, 3, *size, device="meta")
-    assert encode_work(shape, grid).flops == flops(lambda: model.encode(video))
+    assert encode_flops(shape, grid).flops == flops(lambda: model.encode(video))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_latent_frame_costs_tera_flops(
     shape: Autoencoder, height: int, width: int, first: float, steady: float
 ):
     told = [
-        decode_work(shape, Grid(n, height // shape.spatial, width // shape.spatial)).flops / 1e12
+        decode_flops(shape, Grid(n, height // shape.spatial, width // shape.spatial)).flops / 1e12
         for n in (1, 2)
     ]
     assert told[0] == pytest.approx(first, rel=0.003)
@@ -64,7 +64,7 @@ def test_a_latent_frame_costs_tera_flops(
 def test_a_decoder_remembers_what_the_walk_says():
     decoder = StreamingDecoder(tiny_vae())
     decoder(torch.zeros(1, 4, 3, 2, 3))
-    assert decoder.bytes == 4 * remembered_numbers(TINY, Grid(3, 2, 3))
+    assert decoder.bytes == 4 * cached_features(TINY, Grid(3, 2, 3))
 
 
 @pytest.mark.parametrize(("name", "frames"), [("2.1", 1), ("2.1", 3), ("2.2", 3), ("demo", 3)])
@@ -107,7 +107,7 @@ def test_decoding_in_tiles_holds_and_computes_what_the_formulas_say(frames: int)
     held = peak_bytes(model, lambda: model.decode(latents))
     assert decode_bytes(shape, grid, tiled=True) == pytest.approx(held, rel=0.1)
     assert held < decode_bytes(shape, grid) / 2
-    work = sum(decode_work(shape, tile).flops for tile in tiles(grid, shape.spatial))
+    work = sum(decode_flops(shape, tile).flops for tile in tiles(grid, shape.spatial))
     assert work == flops(lambda: model.decode(latents))
 
 
@@ -120,7 +120,9 @@ def test_encoding_in_tiles_computes_what_the_formula_says(name: str):
     video = torch.empty(1, 3, *size, device="meta")
     cut = tiles(grid, shape.spatial, pixels=TILE * shape.patch)
     assert len(cut) > 1
-    assert sum(encode_work(shape, tile).flops for tile in cut) == flops(lambda: model.encode(video))
+    assert sum(encode_flops(shape, tile).flops for tile in cut) == flops(
+        lambda: model.encode(video)
+    )
 
 
 def test_a_video_of_one_tile_is_not_cut():

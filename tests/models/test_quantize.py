@@ -67,7 +67,7 @@ def test_a_loaded_model_takes_the_bytes_that_are_planned(kind: Any, dtype: Any):
     transformer = load_pipeline(find_spec("demo"), machine).pipeline.transformer
     assert told.weights["transformer"] == held(transformer)
     whole = cost_of("demo", wide=dtype == "float32")
-    assert told.held["group"]["denoise"] < whole.held["group"]["denoise"]
+    assert told.resident_weights["group"]["denoise"] < whole.resident_weights["group"]["denoise"]
 
 
 @every_kind

@@ -71,8 +71,12 @@ def test_model_offload_leaves_a_rollouts_vae_beside_its_transformer():
     cost = rollout_cost(chosen, spec, make_rollout_plan(chosen, spec), wide=True)
     assert cost
     weights, both = cost.weights, cost.weights["transformer"] + cost.weights["vae"]
-    assert cost.held["model"]["denoise"] == cost.held["model"]["decode"] == both
-    assert cost.held["model"]["encode"] == weights["text_encoder"] + weights["vae"]
+    assert (
+        cost.resident_weights["model"]["denoise"]
+        == cost.resident_weights["model"]["decode"]
+        == both
+    )
+    assert cost.resident_weights["model"]["encode"] == weights["text_encoder"] + weights["vae"]
 
 
 def test_a_narrow_vae_takes_half_the_memory_and_a_tiled_one_less():

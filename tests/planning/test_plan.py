@@ -53,7 +53,7 @@ def test_the_plan_says_what_a_step_cache_will_hold():
     def held(given: Settings, *, wide: bool = True) -> int:
         cost = generation_cost(given, spec, make_plan(given, spec), wide=wide)
         assert cost
-        return cost.kept["step_cache"]
+        return cost.cache_bytes["step_cache"]
 
     numbers = 2 * make_plan(cached(), spec).tokens * spec.dim
     assert held(cached()) == 2 * numbers * 4

@@ -17,7 +17,7 @@ from wancli.config.resolve import Layer, flag, resolve
 from wancli.config.seeds import parse_seeds
 from wancli.config.settings import Settings
 from wancli.config.tuned import save_tuned, tuned_for
-from wancli.cost.capacity import check_capacity, generation
+from wancli.cost.capacity import check_capacity, generation_estimator
 from wancli.errors import PlanError, QualityError, UsageError
 from wancli.planning.input_files import look_at, recorded
 from wancli.planning.inputs import NO_INPUTS, InputFiles, choose_task
@@ -132,14 +132,14 @@ class BenchSession:
         """Choose an offload that every variant goes with and fits under. Raises CapacityError."""
         variants = [self.baseline, *self.variants]
         offloads = [n for n in OFFLOADS if all(n in v.plan.offloads for v in variants)]
-        estimated = generation(self.spec, self._plan, offloads)
+        estimated = generation_estimator(self.spec, self._plan, offloads)
         taken = [check_capacity(v.settings, self.spec, estimated, force=force) for v in variants]
         for each in taken:
             each.check()
         most = max(taken, key=lambda each: list(OFFLOADS).index(each.offload))
-        self.base = most.settled(self.base)
+        self.base = most.with_offload(self.base)
         self.baseline, *self.variants = (
-            replace(v, settings=most.settled(v.settings)) for v in variants
+            replace(v, settings=most.with_offload(v.settings)) for v in variants
         )
 
     def _variant(self, entry: VariantFlags) -> Variant:

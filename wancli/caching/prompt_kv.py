@@ -26,10 +26,11 @@ from wancli.caching.prompt_attention import (
     text_projections,
 )
 from wancli.catalog.specs import TEXT_LENGTH
+from wancli.catalog.wan import TIMESTEP_ROWS
 
 KEPT = 4  # prompts in one transformer: two, each with its negative one
 TABLES = 4  # latent shapes
-TIMESTEP_ROWS = 128  # one row is multiplied by another kernel than thousands, 5e-7 apart
+
 
 STOCK_ROPE = (transformer_wan.WanRotaryPosEmbed, transformer_wan_animate.WanRotaryPosEmbed)
 STOCK_FACE = transformer_wan_animate.WanAnimateFaceBlockAttnProcessor

@@ -26,7 +26,7 @@ def default_row(taken: CapacityCheck) -> str:
         return ""
     held, device = taken.estimate, taken.estimate.device
     how = "" if held.offload == "none" else f" with --offload {held.offload}"
-    fits = "fits" if held.enough else "does not fit"
+    fits = "fits" if held.sufficient else "does not fit"
     time = f", about {duration(held.total_s)}" if held.total_s else ""
     return f"{fits}{how}: {gib(held.needed)} at once, of {gib(device.total)} ({device.name}){time}"
 
@@ -42,7 +42,7 @@ def default_json(taken: CapacityCheck) -> dict[str, Any]:
             "device_bytes": held.device.total,
             "offload": held.offload,
             "bytes": held.needed,
-            "fits": held.enough,
+            "fits": held.sufficient,
             "seconds": held.total_s,
         }
     }
@@ -75,7 +75,7 @@ def cost_rows(estimate: Estimate | None, spec: ModelSpec, output: Path) -> Rows:
     total = f"about {duration(estimate.total_s)}" if estimate.total_s else MEASURE
     rows.append(("work", "in all", flops(cost.flops), total))
     rows += [("memory", f"weights of {n}", gib(size), "") for n, size in cost.weights.items()]
-    rows += [("memory", n, gib(size), "") for n, size in cost.kept.items() if size]
+    rows += [("memory", n, gib(size), "") for n, size in cost.cache_bytes.items() if size]
     rows += [("memory", f"to {n}", gib(size), "") for n, size in cost.activations.items()]
     for offload, fits in estimate.fits.items():
         verdict = "fits" if fits else "does not fit"

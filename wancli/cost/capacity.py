@@ -9,16 +9,16 @@ from wancli.catalog.specs import ModelSpec
 from wancli.config.presets import find_preset, layers
 from wancli.config.resolve import Layer, flag, resolve
 from wancli.config.settings import Settings
-from wancli.cost.estimate import Estimate, estimate, here
+from wancli.cost.estimate import Estimate, estimate, resolve_device
 from wancli.cost.totals import generation_cost
 from wancli.errors import SetupError, UsageError
 from wancli.planning.inputs import NO_INPUTS, assume
 from wancli.planning.plan import Plan, make_plan
 
-Kind = TypeVar("Kind", bound=Settings)
+SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
-# What spares memory, the least loss first.
+# Ways to save memory, the least lossy first.
 REMEDIES: tuple[Mapping[str, Any], ...] = (
     {"dtype": "bfloat16"},
     {"vae_tiling": True},
@@ -32,7 +32,7 @@ REMEDIES: tuple[Mapping[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class CapacityCheck:
-    """What a request takes on this machine; no estimate where the model's shape is not known."""
+    """A request's estimate on this machine; None if the model's architecture is unknown."""
 
     spec: ModelSpec
     estimate: Estimate | None
@@ -41,11 +41,11 @@ class CapacityCheck:
 
     @property
     def offload(self) -> str:
-        """What it is made under; nothing is offloaded where the shape is not known."""
+        """The offload mode used; "none" without an estimate."""
         return self.estimate.offload if self.estimate else "none"
 
-    def settled(self, settings: Kind) -> Kind:
-        """The settings, with what `--offload auto` comes to."""
+    def with_offload(self, settings: SettingsT) -> SettingsT:
+        """The settings, with `offload` "auto" resolved."""
         machine = settings.machine
         if machine.offload != "auto":
             return settings
@@ -53,58 +53,59 @@ class CapacityCheck:
         return settings.model_copy(update={"machine": machine})
 
     def check(self) -> None:
-        """Raise CapacityError where it cannot fit, unless it is forced."""
+        """Raise CapacityError if the request does not fit, unless `force` is set."""
         if self.estimate and not self.force:
             self.estimate.check(self.spec.name, self.remedy)
 
 
 def check_capacity(
-    settings: Kind, spec: ModelSpec, estimated: Callable[[Kind], Estimate | None], *, force: bool
+    settings: SettingsT,
+    spec: ModelSpec,
+    estimator: Callable[[SettingsT], Estimate | None],
+    *,
+    force: bool,
 ) -> CapacityCheck:
-    """What a request takes here; where that does not fit, with what would help."""
-    held = estimated(settings)
-    fits = force or held is None or held.enough
-    return CapacityCheck(spec, held, force, "" if fits else _remedy(settings, estimated))
+    """Estimate a request on this machine and, if it does not fit, find flags that would help."""
+    result = estimator(settings)
+    fits = force or result is None or result.sufficient
+    return CapacityCheck(spec, result, force, "" if fits else _remedy(settings, estimator))
 
 
-def generation(
+def generation_estimator(
     spec: ModelSpec, plan: Callable[[Settings], Plan], offloads: Sequence[str] | None = None
 ) -> Callable[[Settings], Estimate | None]:
-    """What holds a video of some settings against this machine.
+    """A function that estimates a video on this machine; `offloads` overrides the plan's."""
 
-    It is made under one of the plan's `offloads`, or of those that are given.
-    """
-
-    def estimated(settings: Settings) -> Estimate | None:
-        planned, (device, wide) = plan(settings), here(settings.machine)
+    def estimator(settings: Settings) -> Estimate | None:
+        planned, (device, wide) = plan(settings), resolve_device(settings.machine)
         cost = generation_cost(settings, spec, planned, wide=wide)
-        ways = planned.offloads if offloads is None else offloads
-        return estimate(cost, settings.machine, device, ways) if cost else None
+        modes = planned.offloads if offloads is None else offloads
+        return estimate(cost, settings.machine, device, modes) if cost else None
 
-    return estimated
+    return estimator
 
 
 def check_default_capacity(model: str, spec: ModelSpec) -> CapacityCheck:
-    """What one video takes by the model's own preset, of any pictures it needs."""
+    """Check one video with the model's own preset, with any pictures it requires."""
     known = known_spec(model)
     preset = layers(find_preset(known.name)) if known else []
     settings = resolve([*preset, Layer("model", {"model": model})], Settings).settings
-    estimated = generation(spec, lambda s: make_plan(s, spec, assume(spec, NO_INPUTS)))
+    estimator = generation_estimator(spec, lambda s: make_plan(s, spec, assume(spec, NO_INPUTS)))
     try:
-        return CapacityCheck(spec, estimated(settings))
-    except UsageError:  # a folder nobody made a preset for
+        return CapacityCheck(spec, estimator(settings))
+    except UsageError:  # a local folder without a preset
         return CapacityCheck(spec, None)
 
 
-def _remedy(settings: Kind, estimated: Callable[[Kind], Estimate | None]) -> str:
-    """The first flags under which it would fit; "" where none of them are enough."""
+def _remedy(settings: SettingsT, estimator: Callable[[SettingsT], Estimate | None]) -> str:
+    """The first flags under which the request would fit; "" if none suffice."""
     for changes in REMEDIES:
         machine = settings.machine.model_copy(update=changes)
         try:
-            held = estimated(settings.model_copy(update={"machine": machine}))
-        except (UsageError, SetupError):  # it does not go with the rest, or needs a package
+            result = estimator(settings.model_copy(update={"machine": machine}))
+        except (UsageError, SetupError):  # incompatible, or a package is missing
             continue
-        if held and held.enough:
+        if result and result.sufficient:
             flags = {flag(name): value for name, value in changes.items()}
             return " ".join(n if value is True else f"{n} {value}" for n, value in flags.items())
     return ""

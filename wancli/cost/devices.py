@@ -1,4 +1,4 @@
-"""What this machine has: GPUs, memory, disk. Without torch, and without importing what may miss."""
+"""GPUs, CPU and memory of this machine, without importing torch."""
 
 import os
 import platform
@@ -14,12 +14,12 @@ from wancli.config.settings import Machine
 from wancli.errors import no_device
 from wancli.utils.packages import package_version
 
-CGROUP = Path("/sys/fs/cgroup/memory.max")  # what a container may use
+CGROUP = Path("/sys/fs/cgroup/memory.max")  # a container's limit
 
 
 @dataclass(frozen=True)
 class Device:
-    """Something to compute on. Bytes."""
+    """A GPU or CPU, with its memory in bytes."""
 
     kind: str  # cuda, mps or cpu
     name: str
@@ -29,14 +29,14 @@ class Device:
 
     @property
     def key(self) -> str:
-        """What measured rates are kept under: device and torch version; of a CPU, its threads."""
+        """Key of its measured rates: device and torch version, and a CPU's threads."""
         threads = os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())
         which = f"{self.name}, {threads} threads" if self.kind == "cpu" else self.name
         return f"{which}, torch {package_version('torch')}"
 
 
 def find_gpus() -> list[Device]:
-    """NVIDIA's, as this process may see them: by NVML, else by nvidia-smi, else none."""
+    """NVIDIA GPUs visible to this process, by NVML or else nvidia-smi."""
     gpus = _by_nvml()
     gpus = _by_nvidia_smi() if gpus is None else gpus
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -46,7 +46,7 @@ def find_gpus() -> list[Device]:
 
 
 def find_cpu() -> Device:
-    """The processor and its memory; of a container, what it is allowed."""
+    """The CPU and its memory, within a container's limit."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     free = total
     with suppress(OSError, ValueError, IndexError):
@@ -58,9 +58,9 @@ def find_cpu() -> Device:
 
 
 def find_device(machine: Machine) -> Device:
-    """What `--device` comes to, as far as can be told without torch.
+    """The device that `device` selects, as far as that is known without torch.
 
-    Raises SetupError for one that this torch has not in any case.
+    Raises SetupError for one that the installed torch cannot support.
     """
     kind, _, number = machine.device.partition(":")
     with_cuda = not package_version("torch").endswith("+cpu")
@@ -86,7 +86,7 @@ def _processor() -> str:
 
 
 def _by_nvml() -> list[Device] | None:
-    """None where NVML is not there to be asked."""
+    """GPUs by NVML; None if it is unavailable."""
     try:
         nvml: Any = import_module("pynvml")
     except ImportError:
@@ -97,13 +97,13 @@ def _by_nvml() -> list[Device] | None:
         return None
     try:
         driver = nvml.nvmlSystemGetDriverVersion()
-        found = []
+        gpus = []
         for index in range(nvml.nvmlDeviceGetCount()):
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
             name = nvml.nvmlDeviceGetName(handle)
-            found.append(Device("cuda", name, int(memory.total), int(memory.free), driver))
-        return found
+            gpus.append(Device("cuda", name, int(memory.total), int(memory.free), driver))
+        return gpus
     except nvml.NVMLError:
         return None
     finally:
@@ -114,10 +114,10 @@ def _by_nvidia_smi() -> list[Device]:
     program = shutil.which("nvidia-smi")
     if not program:
         return []
-    asked = "--query-gpu=name,memory.total,memory.free,driver_version"
+    query = "--query-gpu=name,memory.total,memory.free,driver_version"
     try:
         done = subprocess.run(
-            [program, asked, "--format=csv,noheader,nounits"],
+            [program, query, "--format=csv,noheader,nounits"],
             capture_output=True, encoding="utf-8", timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
@@ -126,7 +126,7 @@ def _by_nvidia_smi() -> list[Device]:
 
 
 def _gpu(line: str) -> Device | None:
-    """A line of nvidia-smi: name, MiB, MiB, driver."""
+    """Parse a line of nvidia-smi: name, total MiB, free MiB, driver."""
     words = [word.strip() for word in line.split(",")]
     if len(words) != 4 or not (words[1].isdigit() and words[2].isdigit()):
         return None

@@ -1,4 +1,4 @@
-"""Whether a cost fits this machine, and how long it takes there by rates that were measured."""
+"""Fit a cost to this machine: does it fit in memory, and how long does it take?"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,69 +25,69 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured, per second: FLOPs, by dtype, and bytes copied."""
+    """Measured throughput per second: FLOPs by dtype, and bytes copied."""
 
     matmul: Mapping[str, Rate]
     attention: Mapping[str, Rate]
-    convolution: Rate  # of a VAE's blocks in float32, whatever they do beside
-    small_convolution: Rate  # the same
+    convolution: Rate  # of whole VAE blocks in float32
+    small_convolution: Rate  # likewise
     copy: Rate
     measured: str = ""  # when, ISO 8601
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A cost on a device. Seconds are None where its rates were never measured."""
+    """A cost on a device. `seconds` is None if the device was never measured."""
 
     cost: Cost
     machine: Machine
     device: Device
-    offload: str  # that it is made under
+    offload: str  # the mode used
     fits: Mapping[str, bool]  # by offload
-    possible: Sequence[str]  # offloads that go together with the rest
-    ram: int  # bytes of RAM, which hold the weights that are not on the device
+    possible: Sequence[str]  # offloads compatible with the other settings
+    ram: int  # bytes of RAM, which holds offloaded weights
     seconds: Mapping[str, float] | None  # by phase
 
     def as_json(self) -> dict[str, Any]:
-        """Numbers by name."""
-        told = {"fits": dict(self.fits), "seconds": self.seconds and dict(self.seconds)}
+        """The cost and how it fits, as one flat object."""
         device = {"device": asdict(self.device), "offload": self.offload}
-        return self.cost.as_json() | device | told
+        fit = {"fits": dict(self.fits), "seconds": self.seconds and dict(self.seconds)}
+        return self.cost.as_json() | device | fit
 
     @property
-    def enough(self) -> bool:
-        """Whether it fits under the offload that it is made under."""
+    def sufficient(self) -> bool:
+        """Whether memory suffices under the offload mode used."""
         return self.fits[self.offload]
 
     @property
     def needed(self) -> int:
-        """Bytes on the device at once, under that offload."""
+        """Peak bytes on the device under that mode."""
         return self.cost.resident(self.offload)
 
     @property
     def total_s(self) -> float | None:
-        """Seconds of all phases."""
+        """Seconds of all phases, if known."""
         return sum(self.seconds.values()) if self.seconds else None
 
     def check(self, model: str, remedy: str = "") -> None:
-        """Raise CapacityError where it cannot fit; under the flags of `remedy` it would."""
-        if self.enough:
+        """Raise CapacityError if it does not fit; `remedy` is flags under which it would."""
+        if self.sufficient:
             return
-        needed, there, where = self.needed, self.device.total, self.device.name
-        if needed <= there:
-            needed, there, where = sum(self.cost.weights.values()), self.ram, "the RAM they wait in"
+        needed, total, where = self.needed, self.device.total, self.device.name
+        if needed <= total:
+            needed, total, where = sum(self.cost.weights.values()), self.ram, "the RAM they wait in"
         how = "" if self.offload == "none" else f" under --offload {self.offload}"
         raise CapacityError(
-            f"{model} at this size takes {gib(needed)} at once{how}, and {where} has {gib(there)}.",
+            f"{model} at this size takes {gib(needed)} at once{how}, and {where} has {gib(total)}.",
             hint=f"{self._hint(remedy)}; --force tries it",
         )
 
     def _hint(self, remedy: str) -> str:
-        """What would make it fit."""
+        """Flags that would make it fit."""
         if other := next((offload for offload in self.possible if self.fits[offload]), None):
             return f"--offload {other}"
         least = list(self.possible)[-1]
-        weights = max(self.cost.held[least].values())  # which no smaller video spares
+        weights = max(self.cost.resident_weights[least].values())  # whatever the video's size
         smaller = "a smaller --size, fewer --num-frames or another --model"
         others = "another --model" if weights > self.device.total else smaller
         return f"{remedy}, or {others}" if remedy else others
@@ -101,41 +101,40 @@ def estimate(
     *,
     ram: int | None = None,
 ) -> Estimate:
-    """Hold a cost against a device; `offloads` are those to choose from. `ram` is this machine's.
+    """Check a cost against a device, choosing from `offloads`; `ram` is this machine's by default.
 
-    Only of a CUDA GPU is anything offloaded: other devices compute in RAM.
+    Only CUDA GPUs offload: other devices compute in RAM.
     """
     ram = find_cpu().total if ram is None else ram
-    there = ram >= sum(cost.weights.values())
-    ways = list(OFFLOADS) if device.kind == "cuda" else ["none"]
-    fits = {n: cost.resident(n) <= device.total and (n == "none" or there) for n in ways}
-    possible = [offload for offload in ways if offload in offloads]
+    in_ram = ram >= sum(cost.weights.values())
+    modes = list(OFFLOADS) if device.kind == "cuda" else ["none"]
+    fits = {n: cost.resident(n) <= device.total and (n == "none" or in_ram) for n in modes}
+    possible = [offload for offload in modes if offload in offloads]
     chosen: str = machine.offload
     if chosen == "auto":
         chosen = next((offload for offload in possible if fits[offload]), possible[-1])
     dtype = "float32" if is_wide(machine, device.kind) else _narrow(machine)
     rates = read_rates(device)
-    spent = seconds(cost, rates, dtype, vae=vae_dtype(machine)) if rates else None
+    spent = phase_seconds(cost, rates, dtype, vae=vae_dtype(machine)) if rates else None
     return Estimate(cost, machine, device, chosen, fits, possible, ram, spent)
 
 
-def here(machine: Machine) -> tuple[Device, bool]:
-    """The device that settings come to, and whether it will compute in float32.
+def resolve_device(machine: Machine) -> tuple[Device, bool]:
+    """The device that the settings select, and whether it computes in float32.
 
-    Raises PlanError for what that device cannot do.
+    Raises PlanError for settings that the device does not support.
     """
     device = find_device(machine)
     check_kind(machine, device.kind)
     return device, is_wide(machine, device.kind)
 
 
-def seconds(
+def phase_seconds(
     cost: Cost, rates: Rates, dtype: str, *, vae: str = "float32"
 ) -> dict[str, float] | None:
-    """By phase; None where that dtype was not measured.
+    """Seconds by phase; None if that dtype was not measured.
 
-    Moving weights takes time that is not counted; convolutions are taken to be as slow as in
-    float32.
+    Weight transfers are not counted, and convolutions are assumed to be as slow as in float32.
     """
     if not {dtype, vae} <= rates.matmul.keys() & rates.attention.keys():
         return None
@@ -147,28 +146,28 @@ def seconds(
             + work.attention / rates.attention[kind]
             + work.convolution / rates.convolution
             + work.small_convolution / rates.small_convolution
-            + cost.moved.get(phase, 0) / rates.copy
+            + cost.memory_traffic.get(phase, 0) / rates.copy
         )
     return spent
 
 
 def read_rates(device: Device) -> Rates | None:
-    """What `wancli doctor --measure` found on that device with this torch, if it ever ran."""
+    """Rates that `wancli doctor --measure` saved for this device and torch, if any."""
     try:
-        known = read_json(user_cache() / RATES_FILE)
-        return TypeAdapter(Rates).validate_python(known[device.key])
+        devices = read_json(user_cache() / RATES_FILE)
+        return TypeAdapter(Rates).validate_python(devices[device.key])
     except (OSError, ValueError, KeyError):
         return None
 
 
 def write_rates(device: Device, rates: Rates) -> None:
-    """Keep what was measured, beside that of other devices. Raises OutputError."""
+    """Save the rates of a device beside those of others. Raises OutputError."""
     path = user_cache() / RATES_FILE
     try:
-        kept = read_json(path)
+        devices = read_json(path)
     except (OSError, ValueError):
-        kept = {}
-    text = json.dumps({**kept, device.key: asdict(rates)}, indent=2) + "\n"
+        devices = {}
+    text = json.dumps({**devices, device.key: asdict(rates)}, indent=2) + "\n"
     hint = "set WANCLI_CACHE_DIR to a folder that can be written"
     write_whole(path, text.encode(), hint=hint, overwrite=True)
 

@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and memory of HunyuanVideo, in closed form; counted as for Wan's parts."""
+"""Parameters, FLOPs and memory of HunyuanVideo, in closed form; counted as for Wan."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,27 +14,27 @@ from wancli.catalog.hunyuan import (
     JointTransformer,
     Llama,
 )
-from wancli.cost.resources import Precision, Usage, WeightSizes, other_pieces
+from wancli.cost.resources import Precision, Usage, WeightSizes, other_weight_sizes
 from wancli.cost.wan_transformer import NO_FLOPS, Flops, linear
 from wancli.cost.wan_vae import Grid, VaeLayer
 from wancli.cost.wan_vae import tiles as tiles_of_space
 
-FREQUENCIES = 256  # of a timestep
-# Counted on the meta device at two sizes, where they agree within 3 %, by bytes of a number.
-ACTIVE = {4: 16.1, 2: 18.2}  # tensors of all tokens that live at once
-MOVED = {4: 300, 2: 256}  # bytes of each number of a token that one block reads and writes
-DECODED = 4.6  # times the largest input of a convolution that decoding holds; of one frame, more
-DECODED_ALONE = 5.8
-MASKS = 2.25  # of attention in the VAE's middle, in float32, that live at once
+FREQUENCIES = 256  # of the timestep embedding
+# Counted on the meta device at two sizes, which agree within 3 %; by bytes per element.
+LIVE_TENSORS = {4: 16.1, 2: 18.2}  # [tokens, dim] tensors alive at the peak
+BLOCK_TRAFFIC = {4: 300, 2: 256}  # bytes read and written per [tokens, dim] element and block
+PEAK_COPIES = 4.6  # of the largest convolution input while decoding; more for a single frame
+PEAK_COPIES_SINGLE = 5.8
+PEAK_MASKS = 2.25  # float32 attention masks alive at once in the VAE's middle block
 
 
-def hunyuan_needs(
-    shapes: HunyuanVideo, numbers: Precision, *, latents: Grid, tokens: int, forwards: int,
+def hunyuan_usage(
+    shapes: HunyuanVideo, precision: Precision, *, latents: Grid, tokens: int, forwards: int,
     prompts: int,
 ) -> Usage:  # fmt: skip
-    """What one video takes, `tokens` of it in each forward."""
-    t, vae, llama, size = shapes.transformer, shapes.vae, shapes.text_encoder, numbers.size
-    rows, told, tiled = tokens + TEXT_TOKENS, TEXT_TOKENS + TEMPLATE_TOKENS, numbers.tiled
+    """Resources of one video with `tokens` video tokens per forward."""
+    t, vae, llama, size = shapes.transformer, shapes.vae, shapes.text_encoder, precision.size
+    rows, prompt, tiled = tokens + TEXT_TOKENS, TEXT_TOKENS + TEMPLATE_TOKENS, precision.tiled
     parameters = {
         "transformer": joint_parameters(t),
         "text_encoder": llama_parameters(llama),
@@ -43,47 +43,48 @@ def hunyuan_needs(
     }
     return Usage(
         parameters=parameters,
-        pieces=_pieces(shapes, parameters, numbers),
+        weight_sizes=_weight_sizes(shapes, parameters, precision),
         tokens=rows,
         forwards=forwards,
         work={
-            "encode": (llama_work(llama, told) + clip_text_work(shapes.text_encoder_2)) * prompts,
-            "denoise": joint_work(t, tokens) * forwards,
-            "decode": causal_decode_work(vae, latents, tiled=tiled),
+            "encode": (llama_flops(llama, prompt) + clip_text_flops(shapes.text_encoder_2))
+            * prompts,
+            "denoise": joint_flops(t, tokens) * forwards,
+            "decode": causal_decode_flops(vae, latents, tiled=tiled),
         },
-        moved={"denoise": forwards * joint_moved_bytes(t, rows, element_bytes=size)},
+        memory_traffic={"denoise": forwards * joint_memory_traffic(t, rows, element_bytes=size)},
         activations={
-            "encode": llama_activation_bytes(llama, told, element_bytes=size),
+            "encode": llama_activation_bytes(llama, prompt, element_bytes=size),
             "denoise": joint_activation_bytes(t, rows, element_bytes=size),
-            "decode": causal_decode_bytes(vae, latents, element_bytes=numbers.vae, tiled=tiled),
+            "decode": causal_decode_bytes(vae, latents, element_bytes=precision.vae, tiled=tiled),
         },
     )
 
 
-def _pieces(
-    shapes: HunyuanVideo, parameters: Mapping[str, int], numbers: Precision
+def _weight_sizes(
+    shapes: HunyuanVideo, parameters: Mapping[str, int], precision: Precision
 ) -> dict[str, WeightSizes]:
-    """Weights of every part in bytes."""
-    t, size = shapes.transformer, numbers.size
+    """Weight sizes of every part."""
+    t, size = shapes.transformer, precision.size
     largest = {
         "text_encoder": shapes.text_encoder.vocabulary * shapes.text_encoder.dim,
         "text_encoder_2": shapes.text_encoder_2.vocabulary * shapes.text_encoder_2.dim,
         "vae": linear(27 * max(shapes.vae.channels), max(shapes.vae.channels)),
     }
-    sizes = dict.fromkeys(largest, size) | {"vae": numbers.vae}
-    found = other_pieces(parameters, largest, sizes)
-    # Beside a block there is what stands before and after them all.
+    sizes = dict.fromkeys(largest, size) | {"vae": precision.vae}
+    others = other_weight_sizes(parameters, largest, sizes)
+    # Layers outside the blocks stay on the device.
     dual, single = joint_block_parameters(t), single_block_parameters(t)
     group = parameters["transformer"] - (t.dual - 1) * dual - t.single * single
     d = t.dim
     inner = (linear(d, 6 * d), linear(d + t.ffn, d))
     layer = max(*inner, *(linear(n, d) for n in (FREQUENCIES, t.text_dim, t.pooled_dim)))
     whole = parameters["transformer"] * size
-    return found | {"transformer": WeightSizes(whole, group * size, layer * size)}
+    return others | {"transformer": WeightSizes(whole, group * size, layer * size)}
 
 
 def joint_block_parameters(t: JointTransformer) -> int:
-    """Parameters of one block of two streams, the larger kind."""
+    """Parameters of one dual-stream block, the larger kind."""
     d = t.dim
     modulation = 2 * linear(d, 6 * d)
     feed_forwards = 2 * (linear(d, t.ffn) + linear(t.ffn, d))
@@ -91,51 +92,51 @@ def joint_block_parameters(t: JointTransformer) -> int:
 
 
 def single_block_parameters(t: JointTransformer) -> int:
-    """Parameters of one block of one stream."""
+    """Parameters of one single-stream block."""
     d = t.dim
     attention = linear(d, 3 * d) + 3 * linear(d, d) + 2 * t.head_dim
     return attention + linear(d, t.ffn) + linear(d + t.ffn, d)
 
 
 def joint_parameters(t: JointTransformer) -> int:
-    """Parameters of the transformer, all."""
+    """All parameters of the transformer."""
     d = t.dim
     refiner = 4 * linear(d, d) + linear(d, 4 * d) + linear(4 * d, d) + linear(d, 2 * d) + 4 * d
-    scalars = linear(FREQUENCIES, d) + linear(d, d)  # of a timestep, or of a guidance scale
+    scalars = linear(FREQUENCIES, d) + linear(d, d)  # embeds a timestep or a guidance scale
     text = scalars + linear(t.text_dim, d) + linear(d, d) + linear(t.text_dim, d)
-    told = (2 if t.guidance else 1) * scalars + linear(t.pooled_dim, d) + linear(d, d)
+    conditioning = (2 if t.guidance else 1) * scalars + linear(t.pooled_dim, d) + linear(d, d)
     ends = linear(t.patch * t.in_channels, d) + linear(d, 2 * d)
     ends += linear(d, t.patch * t.out_channels)
     blocks = t.dual * joint_block_parameters(t) + t.single * single_block_parameters(t)
     blocks += t.refiner * refiner
-    return blocks + text + told + ends
+    return blocks + text + conditioning + ends
 
 
-def joint_work(t: JointTransformer, tokens: int, *, text: int = TEXT_TOKENS) -> Flops:
-    """One forward of `tokens` of video, and of text beside them."""
+def joint_flops(t: JointTransformer, tokens: int, *, text: int = TEXT_TOKENS) -> Flops:
+    """FLOPs of one forward of `tokens` video tokens and the text's."""
     d, rows = t.dim, tokens + text
     blocks = t.dual * (4 * rows * d * d + 2 * rows * d * t.ffn + 12 * d * d)
     blocks += t.single * (rows * (4 * d * d + 2 * d * t.ffn) + 3 * d * d)
     blocks += t.refiner * (text * 12 * d * d + 2 * d * d)
     scalars = FREQUENCIES * d + d * d
-    told = (3 if t.guidance else 2) * scalars + (t.text_dim + t.pooled_dim + 2 * d) * d
+    conditioning = (3 if t.guidance else 2) * scalars + (t.text_dim + t.pooled_dim + 2 * d) * d
     ends = text * t.text_dim * d + tokens * t.patch * (t.in_channels + t.out_channels) * d
-    products = blocks + told + ends + 2 * d * d
+    products = blocks + conditioning + ends + 2 * d * d
     attention = (t.dual + t.single) * rows**2 + t.refiner * text**2
     return Flops(2 * products, 4 * attention * d)
 
 
 def joint_activation_bytes(t: JointTransformer, rows: int, *, element_bytes: int) -> int:
-    """About what one forward of `rows` tokens, text's included, holds beside the weights.
+    """Approximate peak activation bytes of one forward of `rows` tokens, text included.
 
-    Attention is taken to hold no scores, as every fused kernel does.
+    Attention is assumed to be a fused kernel that never materializes its scores.
     """
-    return int(ACTIVE[element_bytes] * element_bytes * rows * t.dim)
+    return int(LIVE_TENSORS[element_bytes] * element_bytes * rows * t.dim)
 
 
-def joint_moved_bytes(t: JointTransformer, rows: int, *, element_bytes: int) -> int:
-    """About what one forward reads and writes element by element: norms, gates, rotation, GELU."""
-    return (t.dual + t.single) * rows * MOVED[element_bytes] * t.dim
+def joint_memory_traffic(t: JointTransformer, rows: int, *, element_bytes: int) -> int:
+    """Approximate bytes of elementwise memory traffic in one forward: norms, gates, RoPE, GELU."""
+    return (t.dual + t.single) * rows * BLOCK_TRAFFIC[element_bytes] * t.dim
 
 
 def llama_parameters(e: Llama) -> int:
@@ -144,27 +145,27 @@ def llama_parameters(e: Llama) -> int:
     return e.vocabulary * e.dim + e.layers * (attention + 3 * e.dim * e.ffn + 2 * e.dim) + e.dim
 
 
-def llama_work(e: Llama, tokens: int) -> Flops:
-    """One prompt with its template."""
+def llama_flops(e: Llama, tokens: int) -> Flops:
+    """FLOPs of one prompt with its template."""
     products = 2 * e.dim * (e.heads + e.kv_heads) * e.head_dim + 3 * e.dim * e.ffn
     attention = 4 * tokens**2 * e.heads * e.head_dim
     return Flops(e.layers * 2 * tokens * products, e.layers * attention)
 
 
 def llama_activation_bytes(e: Llama, tokens: int, *, element_bytes: int) -> int:
-    """What it holds at most: what every layer gives, all keys and values, and a feed-forward."""
-    kept = (e.layers + 1) * e.dim + 2 * e.layers * e.kv_heads * e.head_dim
-    return tokens * element_bytes * (kept + 3 * e.ffn + e.dim)
+    """Peak activation bytes: every layer's output, all keys and values, and one feed-forward."""
+    outputs = (e.layers + 1) * e.dim + 2 * e.layers * e.kv_heads * e.head_dim
+    return tokens * element_bytes * (outputs + 3 * e.ffn + e.dim)
 
 
 def clip_text_parameters(e: ClipText) -> int:
-    """Parameters of CLIP's text side, without a projection."""
+    """Parameters of CLIP's text encoder, without a projection."""
     layer = 4 * linear(e.dim, e.dim) + linear(e.dim, e.ffn) + linear(e.ffn, e.dim) + 4 * e.dim
     return (e.vocabulary + e.positions) * e.dim + e.layers * layer + 2 * e.dim
 
 
-def clip_text_work(e: ClipText) -> Flops:
-    """One prompt, padded to all positions."""
+def clip_text_flops(e: ClipText) -> Flops:
+    """FLOPs of one prompt, padded to all positions."""
     matmul = 2 * e.positions * (4 * e.dim**2 + 2 * e.dim * e.ffn)
     return Flops(e.layers * matmul, e.layers * 4 * e.positions**2 * e.dim)
 
@@ -177,12 +178,12 @@ def causal_vae_parameters(vae: CausalVae) -> int:
     return sum(layer.parameters for walk in walks for layer in walk) + ends
 
 
-def causal_decode_work(vae: CausalVae, latents: Grid, *, tiled: bool = False) -> Flops:
-    """Latents of a whole video to pixels, in tiles of time that overlap; `tiled`, of space too."""
+def causal_decode_flops(vae: CausalVae, latents: Grid, *, tiled: bool = False) -> Flops:
+    """FLOPs of decoding all latents in overlapping temporal tiles; `tiled` adds spatial ones."""
     work = NO_FLOPS
     in_space = tiles_of_space(latents, vae.spatial) if tiled else [latents]
-    alike = Counter(product(tiles(vae, latents.frames), in_space))  # of few sizes
-    for (frames, cut), count in alike.items():
+    shapes = Counter(product(tiles(vae, latents.frames), in_space))  # of few sizes
+    for (frames, cut), count in shapes.items():
         tile = replace(cut, frames=frames)
         work += sum((layer.work for layer in _decoder(vae, tile)), NO_FLOPS) * count
         work += Flops(convolution=2 * tile.cells * vae.latent_channels**2) * count
@@ -192,39 +193,39 @@ def causal_decode_work(vae: CausalVae, latents: Grid, *, tiled: bool = False) ->
 def causal_decode_bytes(
     vae: CausalVae, latents: Grid, *, element_bytes: int = 4, tiled: bool = False
 ) -> int:
-    """About what decoding holds at most beside the weights, the video included.
+    """Approximate peak bytes of decoding, video included, excluding weights.
 
-    It is at the largest convolution of a tile, or in the middle, at the masks of its attention,
-    beside the tiles before it; or at the end, when those and the video of them are there.
+    The peak is at a tile's largest convolution or its middle block's attention masks, plus the
+    tiles decoded before; or at the end, with all tiles and the joined video.
     """
     in_space = tiles_of_space(latents, vae.spatial) if tiled else [latents]
     in_time = [replace(latents, frames=frames) for frames in tiles(vae, latents.frames)]
     tile = replace(in_space[0], frames=in_time[0].frames)
     largest = max(layer.input for layer in _decoder(vae, tile))
-    copies = DECODED_ALONE if tile.frames == 1 else DECODED
-    masks = MASKS * tile.cells**2 if vae.attention else 0
-    shown = [_video(vae, grid) for grid in in_time]
-    before = sum(shown[:-1])
+    copies = PEAK_COPIES_SINGLE if tile.frames == 1 else PEAK_COPIES
+    masks = PEAK_MASKS * tile.cells**2 if vae.attention else 0
+    decoded = [_video(vae, grid) for grid in in_time]
+    before = sum(decoded[:-1])
     before += sum(_video(vae, replace(cut, frames=tile.frames)) for cut in in_space[1:])
-    working, joined = max(copies * largest, masks) + before, sum(shown) + _video(vae, latents)
+    working, joined = max(copies * largest, masks) + before, sum(decoded) + _video(vae, latents)
     return int(element_bytes * max(working, joined))
 
 
 def _video(vae: CausalVae, latents: Grid) -> int:
-    """Numbers of the video that they are decoded to."""
+    """Elements of the decoded video."""
     frames = 1 + vae.temporal * (latents.frames - 1)
     return 3 * frames * latents.height * latents.width * vae.spatial**2
 
 
 def tiles(vae: CausalVae, frames: int) -> list[int]:
-    """Latent frames of every tile; of a short video it is one."""
+    """Latent frames of every temporal tile; a short video is one tile."""
     if frames <= vae.tile_frames:
         return [frames]
     return [min(vae.tile_frames + 1, frames - first) for first in range(0, frames, vae.tile_stride)]
 
 
 def _decoder(vae: CausalVae, grid: Grid) -> Iterator[VaeLayer]:
-    """Every layer of the decoder, on the latents of one tile."""
+    """Layers of the decoder, on the latents of one tile."""
     dims = [vae.channels[-1], *reversed(vae.channels)]
     yield _convolution(vae.latent_channels, dims[0], grid)
     yield from _middle(vae, dims[0], grid)
@@ -240,7 +241,7 @@ def _decoder(vae: CausalVae, grid: Grid) -> Iterator[VaeLayer]:
 
 
 def _encoder(vae: CausalVae, grid: Grid) -> Iterator[VaeLayer]:
-    """Every layer of the encoder; only its parameters, because nothing here encodes."""
+    """Layers of the encoder; only for its parameters, because no task encodes."""
     dims = [vae.channels[0], *vae.channels]
     yield _convolution(3, dims[0], grid)
     for level, (inp, out) in enumerate(pairwise(dims)):
@@ -254,7 +255,7 @@ def _encoder(vae: CausalVae, grid: Grid) -> Iterator[VaeLayer]:
 
 
 def _strides(vae: CausalVae, level: int) -> tuple[int, int]:
-    """By how much space and time change after a level: space in the first, time in the last."""
+    """Spatial and temporal stride after a level: space in the first, time in the last ones."""
     last = len(vae.channels) - 1
     halvings = vae.temporal.bit_length() - 1
     space = 2 if level < vae.spatial.bit_length() - 1 else 1
@@ -270,7 +271,7 @@ def _convolution(inp: int, out: int, grid: Grid, *, taps: int = 27) -> VaeLayer:
 
 
 def _blocks(inp: int, out: int, count: int, grid: Grid) -> Iterator[VaeLayer]:
-    """Residual blocks: norm, convolution, norm, convolution, beside a shortcut."""
+    """Residual blocks: norm, convolution, norm, convolution, and a shortcut."""
     for _ in range(count):
         yield VaeLayer(parameters=2 * inp + 2 * out)
         yield _convolution(inp, out, grid)
@@ -281,7 +282,7 @@ def _blocks(inp: int, out: int, count: int, grid: Grid) -> Iterator[VaeLayer]:
 
 
 def _middle(vae: CausalVae, dim: int, grid: Grid) -> Iterator[VaeLayer]:
-    """Two residual blocks around attention over all cells."""
+    """Two residual blocks around attention over all positions."""
     yield from _blocks(dim, dim, 2, grid)
     if vae.attention:
         products = Flops(2 * 4 * dim * dim * grid.cells, 4 * dim * grid.cells**2)

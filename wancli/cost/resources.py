@@ -1,4 +1,4 @@
-"""What one video takes of a model of any kind: what a cost is summed up from."""
+"""Resources that one video uses, for any family of models; `totals` sums them to a cost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,22 +7,22 @@ from wancli.config.precision import vae_dtype
 from wancli.config.settings import Machine
 from wancli.cost.wan_transformer import Flops
 
-WIDE, NARROW = 4, 2  # bytes of a number
+WIDE, NARROW = 4, 2  # bytes per element
 
 
 @dataclass(frozen=True)
 class Precision:
-    """What a model computes in, and how."""
+    """Element sizes and memory options that a model runs with."""
 
-    size: int  # bytes of one, but for those of the VAE
-    vae: int  # bytes of one of the VAE's
-    quantized: bool = False  # the weights of the blocks are in 8 bits
-    tiled: bool = False  # the VAE works in tiles
+    size: int  # bytes per element, except in the VAE
+    vae: int  # bytes per element in the VAE
+    quantized: bool = False  # 8-bit weights in the blocks
+    tiled: bool = False  # VAE tiling
 
 
 @dataclass(frozen=True)
 class WeightSizes:
-    """Bytes of a part's weights that are on the device at once."""
+    """Bytes of a part's weights on the device at once."""
 
     whole: int
     group: int  # under group offload
@@ -31,35 +31,35 @@ class WeightSizes:
 
 @dataclass(frozen=True)
 class Usage:
-    """What one video takes, without caches."""
+    """Resources of one video, excluding caches."""
 
     parameters: Mapping[str, int]  # by part
-    pieces: Mapping[str, WeightSizes]  # the same
+    weight_sizes: Mapping[str, WeightSizes]  # by part
     tokens: int  # of one forward
     forwards: int
     work: Mapping[str, Flops]  # by phase
-    moved: Mapping[str, int]  # bytes read and written element by element, about; not the VAE's
-    activations: Mapping[str, int]  # bytes at most, by phase
+    memory_traffic: Mapping[str, int]  # elementwise bytes by phase, about; not the VAE's
+    activations: Mapping[str, int]  # peak bytes by phase
 
 
-def other_pieces(
+def other_weight_sizes(
     parameters: Mapping[str, int], largest: Mapping[str, int], sizes: Mapping[str, int]
 ) -> dict[str, WeightSizes]:
-    """Of the parts that are no transformers, those of `largest`: parameters of a layer.
+    """Weight sizes of the encoders and the VAE, given parameters of each part's `largest` layer.
 
-    Group offload leaves the VAE where it is, and takes encoders by layer. `sizes` are bytes of a
-    number.
+    Group offload keeps the VAE resident and moves encoders layer by layer. `sizes` are bytes per
+    element.
     """
-    found = {}
+    weights = {}
     for part, layer in largest.items():
         size = sizes[part]
         whole = parameters[part] * size
-        found[part] = WeightSizes(whole, whole if part == "vae" else layer * size, layer * size)
-    return found
+        weights[part] = WeightSizes(whole, whole if part == "vae" else layer * size, layer * size)
+    return weights
 
 
 def precision_of(machine: Machine, *, wide: bool) -> Precision:
-    """Those that the settings come to where weights and activations are `wide`, or are not."""
+    """Precision of these settings; `wide` is float32 weights and activations."""
     return Precision(
         size=WIDE if wide else NARROW,
         vae=WIDE if vae_dtype(machine) == "float32" else NARROW,
@@ -75,13 +75,13 @@ PHASES = {
 }
 
 
-def held_weights(
+def resident_weights(
     parts: Mapping[str, WeightSizes], phase: str, offload: str, *, alternating: bool
 ) -> int:
     """Bytes of weights on the device in a phase.
 
-    `alternating` is a rollout, where each chunk is denoised and decoded: model offload then leaves
-    the VAE beside the transformer.
+    `alternating` is a rollout, which denoises and decodes chunk by chunk: model offload then keeps
+    the VAE resident beside the transformer.
     """
     if offload == "none":
         return sum(part.whole for part in parts.values())

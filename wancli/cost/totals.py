@@ -1,4 +1,4 @@
-"""What a request takes: parameters, FLOPs and bytes. Arithmetic on shapes; loads nothing."""
+"""Parameters, FLOPs and bytes of a request: arithmetic on shapes, nothing is loaded."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,9 +10,17 @@ from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import TASKS, TEXT
 from wancli.catalog.wan import Architecture
 from wancli.config.settings import RolloutSettings, Settings
-from wancli.cost.hunyuan import hunyuan_needs
-from wancli.cost.resources import NARROW, PHASES, WIDE, Precision, Usage, held_weights, precision_of
-from wancli.cost.wan import generation_needs, prompt_bytes, rolling_bytes, rollout_needs
+from wancli.cost.hunyuan import hunyuan_usage
+from wancli.cost.resources import (
+    NARROW,
+    PHASES,
+    WIDE,
+    Precision,
+    Usage,
+    precision_of,
+    resident_weights,
+)
+from wancli.cost.wan import generation_usage, prompt_bytes, rolling_bytes, rollout_usage
 from wancli.cost.wan_transformer import Flops
 from wancli.cost.wan_vae import Grid
 from wancli.planning.offload import OFFLOADS
@@ -25,131 +33,135 @@ LOSSLESS_BITS_PER_PIXEL = 10.0
 
 @dataclass(frozen=True)
 class Cost:
-    """What one video takes; bytes are in the device's memory unless they say otherwise."""
+    """Cost of one video; bytes are device memory unless stated otherwise."""
 
     parameters: Mapping[str, int]  # by part
     tokens: int  # of one forward
     forwards: int
     work: Mapping[str, Flops]  # by phase
-    moved: Mapping[str, int]  # bytes read and written element by element, about; not the VAE's
+    memory_traffic: Mapping[str, int]  # elementwise bytes by phase, about; not the VAE's
     weights: Mapping[str, int]  # bytes by part
-    held: Mapping[str, Mapping[str, int]]  # of them on the device, by offload and phase
-    kept: Mapping[str, int]  # bytes while it denoises and decodes, by cache
-    activations: Mapping[str, int]  # bytes at most, by phase
+    resident_weights: Mapping[str, Mapping[str, int]]  # on the device, by offload and phase
+    cache_bytes: Mapping[str, int]  # while denoising and decoding, by cache
+    activations: Mapping[str, int]  # peak bytes by phase
     output: int  # bytes on disk, about
     store: int  # bytes on disk of a rollout's clean chunks
-    download: tuple[int, int]  # bytes, of weights stored in 16 and in 32 bits
+    download: tuple[int, int]  # bytes, if weights are stored in 16 or in 32 bits
 
     @property
     def flops(self) -> int:
-        """Of everything."""
+        """FLOPs of all phases."""
         return sum(work.flops for work in self.work.values())
 
     def resident(self, offload: str = "none") -> int:
-        """Bytes that have to be on the device at once; what each word keeps there: OFFLOADS."""
+        """Peak bytes on the device under an offload mode (see OFFLOADS)."""
         return max(self.in_phase(phase, offload) for phase in self.activations)
 
     def in_phase(self, phase: str, offload: str) -> int:
-        """The same, in one phase."""
-        kept = sum(self.kept.values()) if phase != "encode" else 0
-        return self.activations[phase] + kept + self.held[offload][phase]
+        """Peak bytes on the device in one phase."""
+        caches = sum(self.cache_bytes.values()) if phase != "encode" else 0
+        return self.activations[phase] + caches + self.resident_weights[offload][phase]
 
     def as_json(self) -> dict[str, Any]:
-        """Numbers by name, the sums included."""
+        """All fields and their sums, under the keys of earlier versions."""
         work = {phase: asdict(work) | {"flops": work.flops} for phase, work in self.work.items()}
         resident = {offload: self.resident(offload) for offload in OFFLOADS}
         per_forward = self.work["denoise"].flops // self.forwards
         sums = {"flops": self.flops, "flops_per_forward": per_forward, "resident": resident}
-        return asdict(self) | {"work": work} | sums
+        numbers = {_JSON_KEYS.get(name, name): value for name, value in asdict(self).items()}
+        return numbers | {"work": work} | sums
+
+
+_JSON_KEYS = {"memory_traffic": "moved", "resident_weights": "held", "cache_bytes": "kept"}
 
 
 def generation_cost(settings: Settings, spec: ModelSpec, plan: Plan, *, wide: bool) -> Cost | None:
-    """Of `wancli generate`, every step computed whole; None where the shape is not known."""
+    """Cost of `wancli generate` without step caching; None if the architecture is unknown."""
     shapes, shape = spec.architecture, plan.shape
     if shapes is None:
         return None
-    numbers, prompts = precision_of(settings.machine, wide=wide), 2 if plan.guided else 1
+    precision, prompts = precision_of(settings.machine, wide=wide), 2 if plan.guided else 1
     if isinstance(shapes, HunyuanVideo):
         grid = Grid(shape.frames, shape.height, shape.width)
-        needs = hunyuan_needs(
-            shapes, numbers, latents=grid, tokens=plan.tokens, forwards=plan.forwards,
+        usage = hunyuan_usage(
+            shapes, precision, latents=grid, tokens=plan.tokens, forwards=plan.forwards,
             prompts=prompts,
         )  # fmt: skip
     else:
-        needs = generation_needs(spec, plan, numbers)
-    each = prompt_bytes(spec, element_bytes=numbers.size) if plan.prompt_kv else 0
-    kept = {
+        usage = generation_usage(spec, plan, precision)
+    each = prompt_bytes(spec, element_bytes=precision.size) if plan.prompt_kv else 0
+    caches = {
         "step_cache": _step_cache_bytes(
-            settings, spec, numbers, tokens=plan.tokens, branches=prompts, task=plan.task
+            settings, spec, precision, tokens=plan.tokens, branches=prompts, task=plan.task
         ),
         "prompt_kv": prompts * spec.experts * each,
     }
-    return _cost(settings, spec, shape, needs, kept)
+    return _cost(settings, spec, shape, usage, caches)
 
 
 def rollout_cost(
     settings: RolloutSettings, spec: ModelSpec, plan: RolloutPlan, *, wide: bool
 ) -> Cost | None:
-    """Of `wancli rollout`, without reading the past again; None where the shape is not known."""
-    if not isinstance(spec.architecture, Architecture):  # rollouts are of Wan
+    """Cost of `wancli rollout` without recomputing the context; None if the shape is unknown."""
+    if not isinstance(spec.architecture, Architecture):  # only Wan rolls out
         return None
-    numbers, branches = precision_of(settings.machine, wide=wide), 2 if plan.guided else 1
-    needs = rollout_needs(settings, spec, plan, numbers)
-    rolling = rolling_bytes(spec.wan.transformer, plan.window, element_bytes=numbers.size)
-    kept = {
+    precision, branches = precision_of(settings.machine, wide=wide), 2 if plan.guided else 1
+    usage = rollout_usage(settings, spec, plan, precision)
+    rolling = rolling_bytes(spec.wan.transformer, plan.window, element_bytes=precision.size)
+    caches = {
         "step_cache": _step_cache_bytes(
-            settings, spec, numbers, tokens=needs.tokens, branches=branches
+            settings, spec, precision, tokens=usage.tokens, branches=branches
         ),
         "rolling_kv": branches * spec.experts * rolling,
-        "prompt_kv": branches * spec.experts * prompt_bytes(spec, element_bytes=numbers.size),
+        "prompt_kv": branches * spec.experts * prompt_bytes(spec, element_bytes=precision.size),
     }
-    return _cost(settings, spec, plan.shape, needs, kept, alternating=True)
+    return _cost(settings, spec, plan.shape, usage, caches, alternating=True)
 
 
 def _step_cache_bytes(
-    settings: Settings, spec: ModelSpec, numbers: Precision, *, tokens: int, branches: int,
+    settings: Settings, spec: ModelSpec, precision: Precision, *, tokens: int, branches: int,
     task: str = TEXT,
 ) -> int:  # fmt: skip
-    """What the step cache of one transformer holds, once it is full."""
-    chosen, known = settings.step_cache, STEP_CACHES[TASKS[task].transformer]
-    if chosen.step_cache != "cachedit":
+    """Bytes of one transformer's step cache once it is full."""
+    cache, cache_spec = settings.step_cache, STEP_CACHES[TASKS[task].transformer]
+    if cache.step_cache != "cachedit":
         return 0
-    return len(known.blocks) * step_cache_bytes(
+    return len(cache_spec.blocks) * step_cache_bytes(
         tokens=tokens,
-        text=spec.text_length if known.changes_text else 0,
+        text=spec.text_length if cache_spec.changes_text else 0,
         dim=spec.dim,
         branches=branches,
-        bytes_per_element=numbers.size,
-        taylorseer_order=chosen.taylorseer_order if chosen.taylorseer else None,
+        bytes_per_element=precision.size,
+        taylorseer_order=cache.taylorseer_order if cache.taylorseer else None,
     )
 
 
 def _cost(
-    settings: Settings, spec: ModelSpec, shape: LatentShape, needs: Usage,
-    kept: Mapping[str, int], *, alternating: bool = False,
+    settings: Settings, spec: ModelSpec, shape: LatentShape, usage: Usage,
+    caches: Mapping[str, int], *, alternating: bool = False,
 ) -> Cost:  # fmt: skip
-    """`alternating` is a rollout, where each chunk is denoised and decoded."""
+    """Sum up; `alternating` is a rollout, which denoises and decodes chunk by chunk."""
     pixels = settings.video.width * settings.video.height
     frames = 1 + (shape.frames - 1) * spec.strides.temporal
     bits = LOSSLESS_BITS_PER_PIXEL if settings.output.lossless else BITS_PER_PIXEL
-    stored = sum(needs.parameters.values())
+    stored = sum(usage.parameters.values())
     clean = WIDE * shape.channels * shape.frames * shape.height * shape.width
     return Cost(
-        parameters=needs.parameters,
-        tokens=needs.tokens,
-        forwards=needs.forwards,
-        work=needs.work,
-        moved=needs.moved,
-        weights={part: pieces.whole for part, pieces in needs.pieces.items()},
-        held={
-            way: {
-                phase: held_weights(needs.pieces, phase, way, alternating=alternating)
+        parameters=usage.parameters,
+        tokens=usage.tokens,
+        forwards=usage.forwards,
+        work=usage.work,
+        memory_traffic=usage.memory_traffic,
+        weights={part: sizes.whole for part, sizes in usage.weight_sizes.items()},
+        resident_weights={
+            offload: {
+                phase: resident_weights(usage.weight_sizes, phase, offload, alternating=alternating)
                 for phase in PHASES
             }
-            for way in OFFLOADS
+            for offload in OFFLOADS
         },
-        kept=kept,
-        activations=needs.activations,
+        cache_bytes=caches,
+        activations=usage.activations,
         output=int(frames * pixels * bits / 8),
         store=clean if alternating else 0,
         download=(NARROW * stored, WIDE * stored),

@@ -1,4 +1,4 @@
-"""What one video takes of a Wan: all of its transformers and encoders, and its VAE."""
+"""Resources of one video with a Wan model: transformers, encoders and VAE."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -6,77 +6,81 @@ from dataclasses import replace
 
 from wancli.catalog.geometry import TILE, LatentShape, WindowConfig
 from wancli.catalog.specs import ModelSpec
-from wancli.catalog.wan import IMAGE_TOKENS, Architecture, Autoencoder, Transformer
+from wancli.catalog.wan import (
+    IMAGE_TOKENS,
+    TIMESTEP_ROWS,
+    Architecture,
+    Autoencoder,
+    Transformer,
+)
 from wancli.config.settings import RolloutSettings
-from wancli.cost.resources import WIDE, Precision, Usage, WeightSizes, other_pieces
+from wancli.cost.resources import WIDE, Precision, Usage, WeightSizes, other_weight_sizes
 from wancli.cost.wan_transformer import (
     NO_FLOPS,
     Flops,
     Forward,
     activation_bytes,
     block_parameters,
-    forward_work,
+    forward_flops,
+    image_flops,
     image_parameters,
-    image_work,
-    moved_bytes,
+    memory_traffic,
     quantized_bytes,
+    text_flops,
     text_parameters,
-    text_work,
     transformer_parameters,
     wide_parameters,
 )
 from wancli.cost.wan_vae import (
     Grid,
     decode_bytes,
-    decode_work,
-    encode_work,
+    decode_flops,
+    encode_flops,
     largest_layer,
     tiles,
     vae_parameters,
 )
 from wancli.planning.plan import Plan, RolloutPlan
 
-TIMESTEP_ROWS = 128  # most that are computed where all tokens have one timestep
 
-
-def generation_needs(spec: ModelSpec, plan: Plan, numbers: Precision) -> Usage:
-    """Of `wancli generate`, every step computed whole."""
+def generation_usage(spec: ModelSpec, plan: Plan, precision: Precision) -> Usage:
+    """Resources of `wancli generate` without step caching."""
     shapes, reuse, rows = spec.wan, plan.prompt_kv, 1
     if spec.per_token_time:
         rows = min(plan.tokens, TIMESTEP_ROWS) if reuse else plan.tokens
-    given = Forward(
+    forward = Forward(
         plan.tokens, plan.tokens, spec.text_length, image_tokens(shapes), reuse, rows,
         plan.shape.frames,
     )  # fmt: skip
     prompts = 2 if plan.guided else 1
     fresh = min(plan.forwards, prompts * spec.experts) if reuse else plan.forwards
-    work = denoise_work(shapes.transformer, {given: plan.forwards}, fresh=fresh)
+    work = denoise_flops(shapes.transformer, {forward: plan.forwards}, fresh=fresh)
     per_token = spec.per_token_time and not reuse
-    return _needs(
-        spec, plan.shape, numbers, denoise=(plan.tokens, plan.forwards, work, per_token),
+    return _usage(
+        spec, plan.shape, precision, denoise=(plan.tokens, plan.forwards, work, per_token),
         prompts=prompts,
     )  # fmt: skip
 
 
-def rollout_needs(
-    settings: RolloutSettings, spec: ModelSpec, plan: RolloutPlan, numbers: Precision
+def rollout_usage(
+    settings: RolloutSettings, spec: ModelSpec, plan: RolloutPlan, precision: Precision
 ) -> Usage:
-    """Of `wancli rollout`, without reading the past again."""
+    """Resources of `wancli rollout` without recomputing the context."""
     forwards = rollout_forwards(spec, plan)
     fresh = (2 if plan.guided else 1) * spec.experts
-    work = denoise_work(spec.wan.transformer, forwards, fresh=fresh)
+    work = denoise_flops(spec.wan.transformer, forwards, fresh=fresh)
     tokens = plan.window.chunk * plan.shape.tokens_per_frame
-    return _needs(
-        spec, plan.shape, numbers, denoise=(tokens, plan.forwards, work, False),
+    return _usage(
+        spec, plan.shape, precision, denoise=(tokens, plan.forwards, work, False),
         prompts=2 if settings.sampling.guidance_scale > 1 else 1, chunk=plan.window.chunk,
     )  # fmt: skip
 
 
 def rollout_forwards(spec: ModelSpec, plan: RolloutPlan) -> Mapping[Forward, int]:
-    """Every forward of a rollout, and how often it is made.
+    """Count the distinct forwards of a rollout.
 
-    The window counts a chunk's own frames. Cut after attention, it lets a chunk's first forward
-    see what falls out of it.
+    The window includes a chunk's own frames. Trimmed after attention, it lets a chunk's first
+    forward attend to frames that are then dropped.
     """
     branches, per_frame = 2 if plan.guided else 1, plan.shape.tokens_per_frame
     window, after = plan.window.window, plan.window.trim == "after"
@@ -89,23 +93,23 @@ def rollout_forwards(spec: ModelSpec, plan: RolloutPlan) -> Mapping[Forward, int
         first = min(span.first_frame, window) + span.frames if after else later
         for frames, count in ((first, 1), (later, steps + clean - 1)):
             tokens = span.frames * per_frame
-            given = Forward(tokens, frames * per_frame, spec.text_length, known=True)
-            counts[given] += branches * count
+            forward = Forward(tokens, frames * per_frame, spec.text_length, reuses_prompt_kv=True)
+            counts[forward] += branches * count
     return counts
 
 
-def denoise_work(t: Transformer, forwards: Mapping[Forward, int], *, fresh: int) -> Flops:
-    """All forwards; in `fresh` of them the prompt is new."""
+def denoise_flops(t: Transformer, forwards: Mapping[Forward, int], *, fresh: int) -> Flops:
+    """FLOPs of all forwards, `fresh` of which compute the prompt's K/V."""
     work = NO_FLOPS
-    for given, count in forwards.items():
+    for forward, count in forwards.items():
         new, fresh = min(count, fresh), max(0, fresh - count)
-        work += forward_work(t, replace(given, known=False)) * new
-        work += forward_work(t, given) * (count - new)
+        work += forward_flops(t, replace(forward, reuses_prompt_kv=False)) * new
+        work += forward_flops(t, forward) * (count - new)
     return work
 
 
 def image_tokens(shapes: Architecture) -> int:
-    """Of all images that the transformer attends to."""
+    """Tokens of all images that the transformer attends to."""
     if not shapes.transformer.image_dim:
         return 0
     each = shapes.image_encoder.tokens if shapes.image_encoder else IMAGE_TOKENS
@@ -113,19 +117,19 @@ def image_tokens(shapes: Architecture) -> int:
 
 
 def prompt_bytes(spec: ModelSpec, *, element_bytes: int) -> int:
-    """Keys, values and embeddings of one prompt in one transformer."""
+    """Bytes of one prompt's K/V and embeddings in one transformer."""
     t, tokens = spec.wan.transformer, spec.text_length + image_tokens(spec.wan)
     return tokens * t.dim * (2 * (t.layers + t.vace_blocks) + 1) * element_bytes
 
 
 def rolling_bytes(t: Transformer, window: WindowConfig, *, element_bytes: int) -> int:
-    """Rolling keys and values of one branch of one transformer, and the sink's keys unrotated."""
+    """Bytes of one branch's rolling K/V in one transformer, with the sink's unrotated keys."""
     rows = 2 * window.capacity + window.sink_tokens
     return t.layers * rows * t.dim * element_bytes
 
 
 def part_parameters(shapes: Architecture, experts: int) -> dict[str, int]:
-    """By part, of one that has so many experts."""
+    """Parameters by part, with one transformer per expert."""
     transformer = transformer_parameters(shapes.transformer)
     parts = dict.fromkeys(("transformer", "transformer_2")[:experts], transformer)
     parts["text_encoder"] = text_parameters(shapes.text_encoder)
@@ -134,66 +138,70 @@ def part_parameters(shapes: Architecture, experts: int) -> dict[str, int]:
     return parts | {"vae": vae_parameters(shapes.vae)}
 
 
-def _needs(
-    spec: ModelSpec, shape: LatentShape, numbers: Precision, *,
+def _usage(
+    spec: ModelSpec, shape: LatentShape, precision: Precision, *,
     denoise: tuple[int, int, Flops, bool], prompts: int, chunk: int = 0,
 ) -> Usage:  # fmt: skip
-    """`denoise` is tokens, forwards, work, and whether every token has a timestep of its own."""
-    shapes, size = spec.wan, numbers.size
+    """Resources; `denoise` is tokens, forwards, FLOPs, and whether timesteps are per token."""
+    shapes, size = spec.wan, precision.size
     t, e, vae = shapes.transformer, shapes.text_encoder, shapes.vae
     grid = Grid(shape.frames, shape.height, shape.width)
     tokens, forwards, denoising, per_token = denoise
-    encode = text_work(e, spec.text_length) * prompts
+    encode = text_flops(e, spec.text_length) * prompts
     if shapes.image_encoder:
         pictures = image_tokens(shapes) // shapes.image_encoder.tokens
-        encode += image_work(shapes.image_encoder) * pictures
-    # The encoder's tiles are as many pixels after those were put together in patches.
-    seen = tiles(grid, vae.spatial, pixels=TILE * vae.patch) if numbers.tiled else [grid]
-    if t.in_channels > t.out_channels or t.vace_blocks:  # it is shown a video in latents
-        encode += _of_tiles(encode_work, vae, seen)
-    shown = tiles(grid, vae.spatial) if numbers.tiled else [grid]
+        encode += image_flops(shapes.image_encoder) * pictures
+    # Encoder tiles are measured in patches.
+    seen = tiles(grid, vae.spatial, pixels=TILE * vae.patch) if precision.tiled else [grid]
+    if t.in_channels > t.out_channels or t.vace_blocks:  # conditioned on an encoded video
+        encode += _of_tiles(encode_flops, vae, seen)
+    shown = tiles(grid, vae.spatial) if precision.tiled else [grid]
     at_once = replace(grid, frames=chunk or grid.frames)
     scores = e.heads * spec.text_length**2 * (WIDE + size)
-    widened = t.dim * t.ffn * size if numbers.quantized else 0  # a layer's weights, as it computes
+    dequantized = t.dim * t.ffn * size if precision.quantized else 0  # one layer's weights
     active = activation_bytes(t, tokens, element_bytes=size, per_token_time=per_token)
     return Usage(
         parameters=part_parameters(shapes, spec.experts),
-        pieces=_pieces(shapes, spec.experts, numbers),
+        weight_sizes=_weight_sizes(shapes, spec.experts, precision),
         tokens=tokens,
         forwards=forwards,
         work={
             "encode": encode,
             "denoise": denoising,
-            "decode": _of_tiles(decode_work, vae, shown),
+            "decode": _of_tiles(decode_flops, vae, shown),
         },
-        moved={"denoise": forwards * moved_bytes(t, tokens, element_bytes=size)},
+        memory_traffic={"denoise": forwards * memory_traffic(t, tokens, element_bytes=size)},
         activations={
             "encode": scores + spec.text_length * (4 * e.dim + 3 * e.ffn) * size,
-            "denoise": active + widened,
-            "decode": decode_bytes(vae, at_once, element_bytes=numbers.vae, tiled=numbers.tiled),
+            "denoise": active + dequantized,
+            "decode": decode_bytes(
+                vae, at_once, element_bytes=precision.vae, tiled=precision.tiled
+            ),
         },
     )
 
 
 def _of_tiles(
-    work: Callable[[Autoencoder, Grid], Flops], vae: Autoencoder, tiles: Sequence[Grid]
+    flops: Callable[[Autoencoder, Grid], Flops], vae: Autoencoder, tiles: Sequence[Grid]
 ) -> Flops:
-    """Of all of them; there may be thousands, of four sizes."""
-    return sum((work(vae, tile) * count for tile, count in Counter(tiles).items()), NO_FLOPS)
+    """FLOPs of all tiles; there may be thousands, of four sizes."""
+    return sum((flops(vae, tile) * count for tile, count in Counter(tiles).items()), NO_FLOPS)
 
 
-def _pieces(shapes: Architecture, experts: int, numbers: Precision) -> dict[str, WeightSizes]:
-    """Weights of every part in bytes. The image encoder is in float32."""
-    t, e, i, size = shapes.transformer, shapes.text_encoder, shapes.image_encoder, numbers.size
-    spared = quantized_bytes(t, element_bytes=size) if numbers.quantized else (0, 0)
-    sizes = {"text_encoder": size, "image_encoder": WIDE, "vae": numbers.vae}
+def _weight_sizes(
+    shapes: Architecture, experts: int, precision: Precision
+) -> dict[str, WeightSizes]:
+    """Weight sizes of every part. The image encoder is in float32."""
+    t, e, i, size = shapes.transformer, shapes.text_encoder, shapes.image_encoder, precision.size
+    spared = quantized_bytes(t, element_bytes=size) if precision.quantized else (0, 0)
+    sizes = {"text_encoder": size, "image_encoder": WIDE, "vae": precision.vae}
     largest = {"text_encoder": e.vocabulary * e.dim, "vae": largest_layer(shapes.vae)}
     if i:
         largest["image_encoder"] = i.dim * i.ffn
     parameters = part_parameters(shapes, experts)
-    others = other_pieces(parameters, largest, sizes)
+    others = other_weight_sizes(parameters, largest, sizes)
     whole = transformer_parameters(t) * size + (WIDE - size) * wide_parameters(t) - spared[1]
-    # Beside a block there is what stands before and after them all.
+    # Layers outside the blocks stay on the device.
     block = block_parameters(t) * size - spared[0]
     group = whole - (t.layers + t.vace_blocks - 1) * block
     transformer = WeightSizes(whole, group, t.dim * max(t.ffn, 6 * t.dim) * size)

@@ -1,7 +1,7 @@
-"""Parameters and FLOPs of a Wan transformer and of its encoders, in closed form.
+"""Parameters and FLOPs of a Wan transformer and its encoders, in closed form.
 
-FLOPs are two for every multiplication and addition, as torch.utils.flop_counter counts them, of
-matrix products, attention and convolutions; what is done element by element is not counted.
+A multiply-add is two FLOPs, as in torch.utils.flop_counter. Matrix products, attention and
+convolutions count; elementwise operations do not.
 """
 
 from dataclasses import astuple, dataclass
@@ -12,12 +12,12 @@ from wancli.catalog.wan import FaceEncoder, ImageEncoder, TextEncoder, Transform
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs, by what computes them: the rates differ."""
+    """FLOPs by kind of operation, because throughput differs."""
 
     matmul: int = 0
     attention: int = 0
     convolution: int = 0
-    small_convolution: int = 0  # as torch tells them apart: see vae_cost.py
+    small_convolution: int = 0  # see MKLDNN_MIN_INPUT in wan_vae.py
 
     def __add__(self, other: "Flops") -> "Flops":
         return Flops(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -27,7 +27,7 @@ class Flops:
 
     @property
     def flops(self) -> int:
-        """All together."""
+        """Sum over all kinds."""
         return self.matmul + self.attention + self.convolution + self.small_convolution
 
 
@@ -36,15 +36,15 @@ NO_FLOPS = Flops()
 
 @dataclass(frozen=True)
 class Forward:
-    """What one forward is given, in tokens."""
+    """Inputs of one forward, in tokens."""
 
     tokens: int
-    keys: int  # that self-attention sees, its own tokens included
+    keys: int  # attended to by self-attention, including the tokens themselves
     text: int
     image: int = 0
-    known: bool = False  # the keys and values of text, image and face were computed before
-    timesteps: int = 1  # rows of the time embedder; TI2V-5B has one for each token
-    frames: int = 1  # latent frames, which Wan-Animate's faces go with
+    reuses_prompt_kv: bool = False  # K/V of text, image and face are cached
+    timesteps: int = 1  # rows of the time embedder; one per token in TI2V-5B
+    frames: int = 1  # latent frames, for Wan-Animate's face tokens
 
 
 def linear(inputs: int, outputs: int) -> int:
@@ -53,7 +53,7 @@ def linear(inputs: int, outputs: int) -> int:
 
 
 def block_parameters(t: Transformer) -> int:
-    """Parameters of one block: two attentions, the feed-forward, a norm, and a table."""
+    """Parameters of one block: two attentions, feed-forward, norm and modulation table."""
     d = t.dim
     attention = 4 * linear(d, d) + 2 * d
     added = 2 * linear(d, d) + d if t.added_kv else 0
@@ -62,7 +62,7 @@ def block_parameters(t: Transformer) -> int:
 
 
 def transformer_parameters(t: Transformer) -> int:
-    """Parameters of the transformer, all."""
+    """All parameters of the transformer."""
     d = t.dim
     time = linear(t.freq_dim, d) + linear(d, d) + linear(d, 6 * d)
     text = linear(t.text_dim, d) + linear(d, d)
@@ -80,7 +80,7 @@ def transformer_parameters(t: Transformer) -> int:
 
 
 def wide_parameters(t: Transformer) -> int:
-    """Those that diffusers keeps in float32, whatever the dtype: time, tables, norms."""
+    """Parameters that diffusers keeps in float32: time embedder, modulation tables, norms."""
     d = t.dim
     blocks = t.layers + t.vace_blocks
     image = 2 * t.image_dim + 2 * d if t.image_dim else 0
@@ -89,9 +89,9 @@ def wide_parameters(t: Transformer) -> int:
 
 
 def quantized_bytes(t: Transformer, *, element_bytes: int) -> tuple[int, int]:
-    """What 8 bits a weight spare, of one block and of all, less a float32 scale for every row.
+    """Bytes saved by 8-bit weights in (one block, all blocks), net of a float32 scale per row.
 
-    Of the linear layers in the blocks; VACE's blocks have one more each, and the first has two.
+    Only linear layers in blocks are quantized; a VACE block has one more, the first VACE block two.
     """
     d, pairs = t.dim, 10 if t.added_kv else 8
     weights, rows = pairs * d * d + 2 * d * t.ffn, pairs * d + t.ffn + d
@@ -101,7 +101,7 @@ def quantized_bytes(t: Transformer, *, element_bytes: int) -> tuple[int, int]:
 
 
 def face_parameters(t: Transformer, face: FaceEncoder) -> int:
-    """Wan-Animate's pose and face branches."""
+    """Parameters of Wan-Animate's pose and face branches."""
     d, hidden = t.dim, face.hidden_dim
     adapter = 4 * linear(d, d) + 2 * t.head_dim
     encoder = linear(3 * face.out_dim, hidden * face.heads) + 2 * linear(3 * hidden, hidden)
@@ -116,39 +116,39 @@ def face_parameters(t: Transformer, face: FaceEncoder) -> int:
     return pose + t.layers // face.every * adapter + encoder + motion
 
 
-def forward_work(t: Transformer, given: Forward) -> Flops:
-    """One forward of one video."""
-    d, s, told = t.dim, given.tokens, given.text + given.image
+def forward_flops(t: Transformer, forward: Forward) -> Flops:
+    """FLOPs of one forward at batch size 1."""
+    d, s, prompt = t.dim, forward.tokens, forward.text + forward.image
     blocks = t.layers + t.vace_blocks
     matmul = blocks * (12 * s * d * d + 4 * s * d * t.ffn)
-    attention = blocks * 4 * s * (given.keys + told) * d
-    matmul += 2 * given.timesteps * (t.freq_dim * d + 7 * d * d)
+    attention = blocks * 4 * s * (forward.keys + prompt) * d
+    matmul += 2 * forward.timesteps * (t.freq_dim * d + 7 * d * d)
     matmul += 2 * s * t.patch * d * (t.in_channels + t.out_channels)
     if t.vace_blocks:
         matmul += 2 * s * d * ((t.vace_blocks + 1) * d + t.patch * t.vace_channels)
-    if not given.known:
-        matmul += blocks * 4 * told * d * d + 2 * given.text * d * (t.text_dim + d)
-        matmul += 2 * given.image * t.image_dim * (t.image_dim + d)
+    if not forward.reuses_prompt_kv:
+        matmul += blocks * 4 * prompt * d * d + 2 * forward.text * d * (t.text_dim + d)
+        matmul += 2 * forward.image * t.image_dim * (t.image_dim + d)
     work = Flops(matmul, attention)
-    return work + _face_work(t, t.face, given) if t.face else work
+    return work + _face_work(t, t.face, forward) if t.face else work
 
 
-def _face_work(t: Transformer, face: FaceEncoder, given: Forward) -> Flops:
-    d, s, adapters = t.dim, given.tokens, t.layers // face.every
-    pose = 2 * (s - s // given.frames) * t.patch * t.out_channels * d
+def _face_work(t: Transformer, face: FaceEncoder, forward: Forward) -> Flops:
+    d, s, adapters = t.dim, forward.tokens, t.layers // face.every
+    pose = 2 * (s - s // forward.frames) * t.patch * t.out_channels * d
     work = Flops(pose + adapters * 4 * s * d * d, adapters * 4 * s * face.tokens * d)
-    if given.known:
+    if forward.reuses_prompt_kv:
         return work
-    keys = adapters * 4 * given.frames * face.tokens * d * d
-    return work + Flops(keys) + _motion_work(t, face, 4 * (given.frames - 1) - 3)
+    keys = adapters * 4 * forward.frames * face.tokens * d * d
+    return work + Flops(keys) + _motion_work(t, face, 4 * (forward.frames - 1) - 3)
 
 
 def _motion_work(t: Transformer, face: FaceEncoder, frames: int) -> Flops:
-    """The faces of `frames` video frames, to motion tokens."""
+    """FLOPs of encoding the faces of `frames` video frames to motion tokens."""
     channels, size = face.channels, face.size
     cells = 3 * channels[0] * size**2
     for inp, out in pairwise(channels):
-        cells += 9 * inp * inp * size**2  # then two paths that blur (16 taps) and halve
+        cells += 9 * inp * inp * size**2  # then two paths that blur (16 taps) and downsample
         cells += 16 * inp * ((size + 1) ** 2 + (size - 1) ** 2)
         cells += 10 * inp * out * (size // 2) ** 2
         size //= 2
@@ -162,11 +162,11 @@ def _motion_work(t: Transformer, face: FaceEncoder, frames: int) -> Flops:
     return Flops(matmul=2 * products, convolution=2 * (frames * cells + time))
 
 
-def moved_bytes(t: Transformer, tokens: int, *, element_bytes: int) -> int:
-    """About what one forward reads and writes element by element: norms, gates, rotation, GELU.
+def memory_traffic(t: Transformer, tokens: int, *, element_bytes: int) -> int:
+    """Approximate bytes of elementwise memory traffic in one forward: norms, gates, RoPE, GELU.
 
-    Counted on the meta device for 1.3B, 14B and the demo, which agree within 2 %. Of narrow numbers
-    it is more, because they are widened and narrowed again.
+    Counted on the meta device for 1.3B, 14B and the demo, which agree within 2 %. 16-bit dtypes
+    cost more per element because they are upcast and downcast.
     """
     each = 305 if element_bytes == 4 else 367
     return (t.layers + t.vace_blocks) * tokens * (each * t.dim + 2 * element_bytes * t.ffn)
@@ -179,8 +179,8 @@ def text_parameters(e: TextEncoder) -> int:
     return e.vocabulary * e.dim + e.layers * layer + e.dim
 
 
-def text_work(e: TextEncoder, tokens: int) -> Flops:
-    """One prompt, padded to `tokens`."""
+def text_flops(e: TextEncoder, tokens: int) -> Flops:
+    """FLOPs of one prompt, padded to `tokens`."""
     inner = e.heads * e.head_dim
     matmul = 2 * tokens * (4 * e.dim * inner + 3 * e.dim * e.ffn)
     return Flops(e.layers * matmul, e.layers * 4 * tokens * tokens * inner)
@@ -192,8 +192,8 @@ def image_parameters(e: ImageEncoder) -> int:
     return 3 * e.patch**2 * e.dim + (1 + e.tokens) * e.dim + e.layers * layer + 4 * e.dim
 
 
-def image_work(e: ImageEncoder, *, layers: int | None = None) -> Flops:
-    """One image."""
+def image_flops(e: ImageEncoder, *, layers: int | None = None) -> Flops:
+    """FLOPs of one image."""
     matmul = 2 * e.tokens * e.dim * (4 * e.dim + 2 * e.ffn)
     attention = 4 * e.tokens**2 * e.dim
     count = e.layers if layers is None else layers
@@ -204,11 +204,11 @@ def image_work(e: ImageEncoder, *, layers: int | None = None) -> Flops:
 def activation_bytes(
     t: Transformer, tokens: int, *, element_bytes: int, per_token_time: bool = False
 ) -> int:
-    """What one forward holds at most, beside weights and keys and values.
+    """Peak activation bytes of one forward, excluding weights and cached K/V.
 
-    In the feed-forward four tensors of [tokens, dim] and two of [tokens, ffn], or, of narrow
-    numbers, in a norm one and five in float32; the rotary tables; VACE's hints. Attention is taken
-    to hold no scores, as every fused kernel does.
+    The peak is the feed-forward (four [tokens, dim] and two [tokens, ffn] tensors) or, in 16 bits,
+    a norm (one [tokens, dim] and five in float32); plus rotary tables and VACE's hints. Attention
+    is assumed to be a fused kernel that never materializes its scores.
     """
     feed_forward = element_bytes * (4 * t.dim + 2 * t.ffn)
     norm = (element_bytes + 5 * 4) * t.dim if element_bytes < 4 else 0

@@ -1,7 +1,7 @@
 """Parameters, FLOPs and memory of a Wan VAE, in closed form: a walk through its layers.
 
-It works through a video latent frame by latent frame: of the first comes one video frame, of every
-other as many as its temporal stride. What a causal convolution saw last it remembers.
+The VAE processes one latent frame at a time: the first is one video frame, every other as many as
+the temporal stride. Causal convolutions cache their last input frames (diffusers' `feat_cache`).
 """
 
 from collections.abc import Iterator
@@ -12,28 +12,28 @@ from wancli.catalog.geometry import STRIDE, TILE
 from wancli.catalog.wan import Autoencoder
 from wancli.cost.wan_transformer import NO_FLOPS, Flops
 
-CAUSAL, FLAT, IN_TIME = 27, 9, 3  # taps of convolutions
-REMEMBERED = 2  # frames that a causal convolution keeps of its input
-# Of a convolution's input, channels times frames times rows: up to this, torch unfolds it on a CPU
-# and multiplies matrices, which takes two to four times as long (ATen's use_mkldnn).
-SMALL = 20_480
-COPIES = 6.75  # of the largest input; see decode_bytes
-JOINED = 3  # videos beside the tiles, while those are put together
+CAUSAL, FLAT, IN_TIME = 27, 9, 3  # kernel taps: 3x3x3, 1x3x3, 3x1x1
+CACHE_FRAMES = 2  # input frames that a causal convolution caches (diffusers' CACHE_T)
+# Channels * frames * rows of a convolution's input. Up to this size torch on a CPU uses im2col and
+# a matrix product, which is two to four times slower than oneDNN (ATen's use_mkldnn).
+MKLDNN_MIN_INPUT = 20_480
+PEAK_COPIES = 6.75  # of the largest input; see decode_bytes
+BLEND_COPIES = 3  # copies of the video while tiles are blended
 
 
 @dataclass(frozen=True)
 class VaeLayer:
-    """One layer at work on one latent frame."""
+    """Cost of one layer on one latent frame."""
 
     parameters: int = 0
     work: Flops = NO_FLOPS
-    remembered: int = 0  # numbers that it keeps for the next latent frame
-    input: int = 0  # numbers that it is given
+    cached: int = 0  # elements cached for the next latent frame
+    input: int = 0  # elements of its input
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How many frames, and how large, at one place in the network."""
+    """Frames, height and width of the features at one place in the network."""
 
     frames: int
     height: int
@@ -41,11 +41,11 @@ class Grid:
 
     @property
     def cells(self) -> int:
-        """Of all frames."""
+        """Positions in all frames."""
         return self.frames * self.height * self.width
 
     def scaled(self, *, space: float = 1, time: float = 1) -> "Grid":
-        """The same, halved or doubled."""
+        """The grid, scaled in space or time."""
         return Grid(int(self.frames * time), int(self.height * space), int(self.width * space))
 
 
@@ -65,9 +65,9 @@ def largest_layer(vae: Autoencoder) -> int:
 
 
 def tiles(latents: Grid, spatial: int, *, pixels: int = TILE) -> list[Grid]:
-    """The tiles in latents, overlapping, that diffusers cuts a video into: of a small one, one.
+    """Overlapping tiles, in latents, that diffusers splits a video into; a small video is one tile.
 
-    A latent is of `spatial` pixels each way.
+    `spatial` is pixels per latent, each way.
     """
     tile, stride = pixels // spatial, pixels * STRIDE // TILE // spatial
     if latents.height <= tile and latents.width <= tile:
@@ -79,16 +79,16 @@ def tiles(latents: Grid, spatial: int, *, pixels: int = TILE) -> list[Grid]:
     ]
 
 
-def decode_work(vae: Autoencoder, latents: Grid) -> Flops:
-    """Latents of a whole video to pixels."""
+def decode_flops(vae: Autoencoder, latents: Grid) -> Flops:
+    """FLOPs of decoding all latents to pixels."""
     one = Grid(1, latents.height, latents.width)
     first = _work(decoder(vae, one, first=True))
     rest = _work(decoder(vae, one, first=False)) * (latents.frames - 1)
     return first + rest + Flops(convolution=2 * latents.cells * vae.latent_channels**2)
 
 
-def encode_work(vae: Autoencoder, latents: Grid) -> Flops:
-    """Pixels of a whole video to its latents."""
+def encode_flops(vae: Autoencoder, latents: Grid) -> Flops:
+    """FLOPs of encoding all pixels to latents."""
     stride = 2 ** sum(vae.temporal)
     one = Grid(1, latents.height, latents.width).scaled(space=vae.spatial // vae.patch)
     first = _work(encoder(vae, one, first=True))
@@ -96,60 +96,59 @@ def encode_work(vae: Autoencoder, latents: Grid) -> Flops:
     return first + rest + Flops(convolution=2 * latents.cells * 4 * vae.latent_channels**2)
 
 
-def remembered_numbers(vae: Autoencoder, latents: Grid) -> int:
-    """What the decoder's causal convolutions keep from one latent frame to the next."""
+def cached_features(vae: Autoencoder, latents: Grid) -> int:
+    """Elements that the decoder's causal convolutions cache between latent frames."""
     one = Grid(1, latents.height, latents.width)
-    return sum(layer.remembered for layer in decoder(vae, one, first=False))
+    return sum(layer.cached for layer in decoder(vae, one, first=False))
 
 
 def decode_bytes(
     vae: Autoencoder, latents: Grid, *, element_bytes: int = 4, tiled: bool = False
 ) -> int:
-    """About what decoding a whole video holds at most, beside the weights.
+    """Approximate peak bytes of decoding a video, excluding weights.
 
-    What is remembered, the video so far, and at the largest convolution of a residual block: the
-    block's input, its activation, that with what came before, that again in a frame of zeros, and
-    what will be remembered of it. In tiles, that is of one tile, beside those before it; and at the
-    end there are all the tiles, their rows, and the video of them, clamped.
+    The feature cache, the video so far and, at the largest convolution of a residual block: its
+    input, the activation, that concatenated with cached frames, that again zero-padded, and its new
+    cache. With tiling, the same for one tile plus the tiles decoded before; at the end all tiles,
+    the blended rows and the clamped video.
     """
     if tiled:
         cut = tiles(latents, vae.spatial)
         if len(cut) > 1:
-            of_one = decode_bytes(vae, cut[0], element_bytes=element_bytes)
+            one_tile = decode_bytes(vae, cut[0], element_bytes=element_bytes)
             sizes = [_video(vae, tile) for tile in cut]
-            joined = sum(sizes) + JOINED * _video(vae, latents)
-            return int(max(of_one + element_bytes * sum(sizes[1:]), element_bytes * joined))
+            blended = sum(sizes) + BLEND_COPIES * _video(vae, latents)
+            return int(max(one_tile + element_bytes * sum(sizes[1:]), element_bytes * blended))
     one = Grid(1, latents.height, latents.width)
     layers = list(decoder(vae, one, first=latents.frames == 1))
     video = _video(vae, latents)
-    remembered = sum(layer.remembered for layer in layers)
-    remembered //= REMEMBERED if latents.frames == 1 else 1
-    largest = max(layer.input for layer in layers if layer.remembered)
-    working = COPIES * largest + remembered
+    cached = sum(layer.cached for layer in layers)
+    cached //= CACHE_FRAMES if latents.frames == 1 else 1
+    largest = max(layer.input for layer in layers if layer.cached)
+    working = PEAK_COPIES * largest + cached
     return int(element_bytes * max(working + video, 3 * video))
 
 
 def _video(vae: Autoencoder, latents: Grid) -> int:
-    """Numbers of the video that they are decoded to."""
+    """Elements of the decoded video."""
     stride: int = 2 ** sum(vae.temporal)
     frames = 1 + stride * (latents.frames - 1)
     return 3 * frames * latents.height * latents.width * vae.spatial**2
 
 
 def decoder(vae: Autoencoder, grid: Grid, *, first: bool) -> Iterator[VaeLayer]:
-    """Every layer of the decoder, on one latent frame."""
+    """Layers of the decoder, on one latent frame."""
     dims = [vae.decoder_dim * m for m in (vae.multipliers[-1], *reversed(vae.multipliers))]
     yield _causal(vae.latent_channels, dims[0], grid)
     yield from _middle(dims[0], grid)
     last = len(vae.multipliers) - 1
     for level, (inp, out) in enumerate(pairwise(dims)):
-        given = inp // 2 if level and not vae.residual else inp
-        yield from _blocks(given, out, vae.res_blocks + 1, grid)
+        width = inp // 2 if level and not vae.residual else inp
+        yield from _blocks(width, out, vae.res_blocks + 1, grid)
         if level == last:
             break
         if vae.temporal[last - 1 - level]:
-            shown = Grid(0, 0, 0) if first else grid
-            yield _convolution(out, 2 * out, IN_TIME, shown, remembers=True)
+            yield _convolution(out, 2 * out, IN_TIME, Grid(0, 0, 0) if first else grid, caches=True)
             grid = grid if first else grid.scaled(time=2)
         grid = grid.scaled(space=2)
         yield _convolution(out, out if vae.residual else out // 2, FLAT, grid)
@@ -158,7 +157,7 @@ def decoder(vae: Autoencoder, grid: Grid, *, first: bool) -> Iterator[VaeLayer]:
 
 
 def encoder(vae: Autoencoder, grid: Grid, *, first: bool) -> Iterator[VaeLayer]:
-    """Every layer of the encoder, on the video frames of one latent frame."""
+    """Layers of the encoder, on the video frames of one latent frame."""
     dims = [vae.encoder_dim * m for m in (1, *vae.multipliers)]
     yield _causal(vae.pixel_channels, dims[0], grid)
     last = len(vae.multipliers) - 1
@@ -176,24 +175,24 @@ def encoder(vae: Autoencoder, grid: Grid, *, first: bool) -> Iterator[VaeLayer]:
     yield _causal(dims[-1], 2 * vae.latent_channels, grid)
 
 
-def _convolution(inp: int, out: int, taps: int, grid: Grid, *, remembers: bool = False) -> VaeLayer:
+def _convolution(inp: int, out: int, taps: int, grid: Grid, *, caches: bool = False) -> VaeLayer:
     flops = 2 * taps * inp * out * grid.cells
-    flat = taps == FLAT  # of every frame alone
-    small = not flat and inp * (grid.frames + 2) * (grid.height + 2) <= SMALL
+    flat = taps == FLAT  # frame by frame
+    small = not flat and inp * (grid.frames + 2) * (grid.height + 2) <= MKLDNN_MIN_INPUT
     return VaeLayer(
         parameters=taps * inp * out + out,
         work=Flops(small_convolution=flops) if small else Flops(convolution=flops),
-        remembered=REMEMBERED * inp * grid.height * grid.width if remembers else 0,
+        cached=CACHE_FRAMES * inp * grid.height * grid.width if caches else 0,
         input=inp * grid.cells,
     )
 
 
 def _causal(inp: int, out: int, grid: Grid) -> VaeLayer:
-    return _convolution(inp, out, CAUSAL, grid, remembers=True)
+    return _convolution(inp, out, CAUSAL, grid, caches=True)
 
 
 def _blocks(inp: int, out: int, count: int, grid: Grid) -> Iterator[VaeLayer]:
-    """Residual blocks: norm, convolution, norm, convolution, beside a shortcut."""
+    """Residual blocks: norm, convolution, norm, convolution, and a shortcut."""
     for _ in range(count):
         yield VaeLayer(parameters=inp + out)
         yield _causal(inp, out, grid)
@@ -204,7 +203,7 @@ def _blocks(inp: int, out: int, count: int, grid: Grid) -> Iterator[VaeLayer]:
 
 
 def _middle(dim: int, grid: Grid) -> Iterator[VaeLayer]:
-    """Two residual blocks around attention within each frame."""
+    """Two residual blocks around per-frame attention."""
     yield from _blocks(dim, dim, 2, grid)
     yield VaeLayer(parameters=dim)
     yield _convolution(dim, 3 * dim, 1, grid)

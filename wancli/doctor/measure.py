@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from wancli.cost.estimate import Rates
-from wancli.cost.wan_vae import CAUSAL, REMEMBERED
+from wancli.cost.wan_vae import CACHE_FRAMES, CAUSAL
 
 ROUNDS = 3
 DTYPES = ("float32", "bfloat16", "float16")
@@ -60,7 +60,7 @@ def _convolution_rate(
 
     given = [
         (WanResidualBlock(c, c).to(device), random(c, frames, side, side),
-         random(c, REMEMBERED, side, side))
+         random(c, CACHE_FRAMES, side, side))
         for c, frames, side in layers
     ]  # fmt: skip
 

@@ -13,7 +13,7 @@ from wancli.catalog.specs import ModelSpec
 from wancli.catalog.vocabulary import vocabulary_warnings
 from wancli.config.resolve import Resolved
 from wancli.config.settings import Settings
-from wancli.cost.capacity import CapacityCheck, check_capacity, generation
+from wancli.cost.capacity import CapacityCheck, check_capacity, generation_estimator
 from wancli.errors import PlanError, UsageError, WancliError
 from wancli.planning.existing import check_existing
 from wancli.planning.input_files import look_at, recorded
@@ -98,7 +98,7 @@ class PlannedVideos:
             check_reachable(self.spec.repo)
             from wancli.generate.runner import Runner
 
-            settings = self.capacity.settled(asked.resolved.settings)
+            settings = self.capacity.with_offload(asked.resolved.settings)
             resolved = replace(asked.resolved, settings=settings)
             runner = Runner(self.spec, resolved, self.plan, command=asked.command, since=since)
             return _make(todo, runner, asked.inputs, files, outputs.replaced, observer)
@@ -129,7 +129,7 @@ def plan_videos(
             asked.prompt, seed, settings, asked.resolved.sources, weights, told, warnings
         )
         todo.append(_placed(request, files, several=len(asked.seeds) > 1))
-    estimated = generation(spec, lambda s: make_plan(s, spec, inputs, task=asked.task))
+    estimated = generation_estimator(spec, lambda s: make_plan(s, spec, inputs, task=asked.task))
     taken = check_capacity(settings, spec, estimated, force=asked.force)
     return PlannedVideos(asked, files, spec, plan, todo, taken, warnings)
 

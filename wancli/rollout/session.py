@@ -15,7 +15,7 @@ from wancli.config.resolve import Layer, Resolved, resolve
 from wancli.config.seeds import parse_seeds
 from wancli.config.settings import RolloutSettings
 from wancli.cost.capacity import CapacityCheck, check_capacity
-from wancli.cost.estimate import Estimate, estimate, here
+from wancli.cost.estimate import Estimate, estimate, resolve_device
 from wancli.cost.totals import rollout_cost
 from wancli.errors import UsageError, WancliError
 from wancli.planning.context import ContextFiles, check_starts, context_frames
@@ -128,7 +128,7 @@ class RolloutSession:
 
         kept, request = RolloutStore(job.store), job.request
         replaces = self.ask.overwrite and not self.ask.again and bool(kept.chunks())
-        settled = self.capacity.settled(job.settings)
+        settled = self.capacity.with_offload(job.settings)
         job = replace(job, settings=settled, replaces=replaces, replaced=replaced)
         check_files(self.spec, job.parts)
         told = request.as_json()
@@ -206,7 +206,7 @@ class RolloutSession:
 
     def _estimated(self, settings: RolloutSettings) -> Estimate | None:
         plan = self.plan if settings == self.resolved.settings else self._plan(settings)
-        device, wide = here(settings.machine)
+        device, wide = resolve_device(settings.machine)
         cost = rollout_cost(settings, self.spec, plan, wide=wide)
         return estimate(cost, settings.machine, device, plan.offloads) if cost else None
 
