@@ -102,7 +102,7 @@ def test_a_summary_pairs_runs_by_prompt_and_seed():
     assert summarize(usual, usual).equal_latents is None
 
 
-def test_a_summary_takes_the_worst_of_all_and_the_mean_of_means():
+def test_a_summary_has_the_worst_of_all_and_the_mean_of_means():
     usual = [run("baseline", p, 0) for p in "xyz"]
     found = [replace(made, quality=quality(worst), peak_gib=gib) for made, worst, gib in
              zip(usual, (0.9, 0.5, 0.8), (1.0, 3.0, None), strict=True)]  # fmt: skip
@@ -122,12 +122,12 @@ def test_reused_forwards_and_computed_blocks_are_counted():
     assert (told.blocks, told.blocks_all) == (6 * 30 + 2 * 8, 8 * 30)
 
 
-def test_the_floor_is_the_mean_of_pairs_and_the_worst_of_all():
+def test_the_noise_floor_has_the_mean_of_pairs_and_the_worst_of_all():
     assert floor_of([]) is None
     assert floor_of([quality(0.5), quality(0.7)]) == NoiseFloor(0.8, 0.5, 2)
 
 
-def test_a_bench_can_be_said_in_strict_json():
+def test_a_bench_is_strict_json():
     told = json.loads(json.dumps(bench_of().as_json(), allow_nan=False))
     assert told["schema"] == "wancli.bench/1"
     assert told["identity"] is True
@@ -137,7 +137,7 @@ def test_a_bench_can_be_said_in_strict_json():
     assert set(told["arms"][2]["summary"]) == set(Summary.__dataclass_fields__)
 
 
-def test_identity_is_unknown_where_nothing_was_exact_or_measured():
+def test_identity_is_unknown_without_an_exact_measured_variant():
     bench = bench_of()
     lossy = replace(bench, arms=(bench.arms[0], bench.arms[2]))
     assert lossy.identity is None

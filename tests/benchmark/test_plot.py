@@ -28,7 +28,7 @@ def dots(page: str) -> dict[str, tuple[float, float]]:
     }
 
 
-def test_the_plot_sets_speed_against_the_worst_frame(tmp_path):
+def test_the_plot_shows_speed_against_the_worst_frame(tmp_path):
     at = dots(written(bench_of(), tmp_path))
     assert list(at) == list(ARMS)
     across = {name: x for name, (x, _) in at.items()}
@@ -41,7 +41,7 @@ def test_the_plot_sets_speed_against_the_worst_frame(tmp_path):
     assert one / two == pytest.approx((speed["exact"] - 1) / (speed["fast"] - 1), abs=0.005)
 
 
-def test_the_front_passes_what_nothing_beats(tmp_path):
+def test_the_pareto_front_passes_undominated_variants(tmp_path):
     bench = bench_of()
     page = written(replace(bench, arms=bench.arms[::-1]), tmp_path)
     (line,) = plot_of(page).iter("polyline")
@@ -63,7 +63,7 @@ def test_another_seed_is_a_dashed_line_on_the_plot(tmp_path):
     assert shares == pytest.approx((1 - 0.6) / (1 - 0.8123), abs=0.01)
 
 
-def test_another_seed_that_is_far_below_is_told_at_the_bottom(tmp_path):
+def test_another_seed_far_below_is_named_at_the_bottom(tmp_path):
     page = written(replace(bench_of(), floor=NoiseFloor(0.8, 0.1234, 2)), tmp_path)
     assert "another seed: 0.123, far below" in plot_text(page)
     assert dots(page)["fast"][1] < floor_line(page) < 380
@@ -81,7 +81,7 @@ def plot_text(page: str) -> list[str]:
     return [text.text or "" for text in plot_of(page).iter("text")]
 
 
-def test_labels_of_equal_variants_do_not_lie_over_each_other(tmp_path):
+def test_labels_of_equal_variants_do_not_overlap(tmp_path):
     bench = bench_of()
     same = bench.arms[1]
     same = replace(same, summary=replace(same.summary, ssim_worst=1.0))  # at the top

@@ -65,7 +65,7 @@ def written(bench: Bench, folder: Path, *, video: bytes = b"a small video") -> s
     return page.read_text(encoding="utf-8").replace("\N{MULTIPLICATION SIGN}", "x")
 
 
-def test_a_page_says_all_numbers(tmp_path):
+def test_a_page_shows_all_numbers(tmp_path):
     bench = bench_of()
     text = Page(written(bench, tmp_path)).text
     for arm in bench.arms:
@@ -102,7 +102,7 @@ def test_a_lossy_variant_is_a_different_sample_and_an_exact_one_is_equal(tmp_pat
     assert text.count("worse") == 1  # that it is not
 
 
-def test_an_exact_variant_that_is_not_is_told(tmp_path):
+def test_an_exact_variant_that_differs_is_reported(tmp_path):
     bench = bench_of()
     told = "What should be exact is not"
     assert bench.identity is True
@@ -116,7 +116,7 @@ def test_an_exact_variant_that_is_not_is_told(tmp_path):
     assert "the latents are equal" not in text
 
 
-def test_reuse_that_never_happens_is_told_of_lossy_variants_alone(tmp_path):
+def test_missing_reuse_is_reported_for_lossy_variants_only(tmp_path):
     text = Page(written(bench_of(), tmp_path)).text
     assert re.findall(r"(\w+): nothing was reused", text) == ["slow"]
 
@@ -145,7 +145,7 @@ def test_prompts_names_and_flags_are_text(tmp_path):
     assert all(not name.startswith("on") for _, found in page.tags for name in found)
 
 
-def test_a_prompt_that_is_no_utf_8_does_not_stop_a_report(tmp_path):
+def test_a_prompt_that_is_not_utf_8_does_not_stop_a_report(tmp_path):
     assert "caf?" in written(bench_of(prompts=["caf\udce9"]), tmp_path)
 
 
@@ -170,7 +170,7 @@ def test_small_videos_are_inside_the_page(tmp_path):
     assert "The videos are inside this page" in page.text
 
 
-def test_large_videos_stay_beside_the_page_which_names_them(tmp_path, monkeypatch):
+def test_large_videos_stay_beside_the_page(tmp_path, monkeypatch):
     bench = bench_of()
     odd = "videos/50% of #1?.mp4"
     bench = replace(bench, runs=(replace(bench.runs[0], video=odd), *bench.runs[1:]))
@@ -222,7 +222,7 @@ def test_a_strip_shows_what_every_forward_computed(tmp_path):
     assert "2 of 4 reused" in Page(text).text
 
 
-def test_a_bench_with_little_to_say_has_a_page(tmp_path):
+def test_a_minimal_bench_has_a_page(tmp_path):
     alone = run("baseline", "x", 0)
     summary = summarize([alone], [alone])
     bench = replace(
@@ -245,7 +245,7 @@ def test_a_video_that_is_missing_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_is_one_error(tmp_path):
+def test_an_unwritable_path_is_one_error(tmp_path):
     (tmp_path / "report.html").mkdir()
     with pytest.raises(OutputError, match="cannot write") as caught:
         written(bench_of(), tmp_path)

@@ -70,7 +70,7 @@ def test_every_case_counts_and_the_worst_of_them_decides():
     )
 
 
-def test_it_bisects():
+def test_tuning_bisects():
     known = Known()
     tuned(known, 0.90)
     assert known.asked <= 1 + len(CASES) * (1 + 6)
@@ -85,14 +85,14 @@ def test_a_model_that_the_cache_changes_even_where_it_reuses_nothing_is_refused(
         tuned(Known(exact=False), 0.90)
 
 
-def test_all_warmup_is_said():
+def test_warmup_over_all_steps_is_reported():
     known = Known()
     known.residuals = ()
     with pytest.raises(RunError, match="warmup"):
         tuned(known, 0.90)
 
 
-def test_a_cache_that_tells_no_residuals_is_tried_on_an_even_scale():
+def test_a_cache_without_residuals_is_tried_on_an_even_scale():
     def seacache(threshold: float) -> Variant:
         cache = StepCache(step_cache="seacache", cachedit_residual_threshold=threshold)
         return replace(variant(threshold), settings=Settings(step_cache=cache))
@@ -102,12 +102,12 @@ def test_a_cache_that_tells_no_residuals_is_tried_on_an_even_scale():
     assert 0.06 < best.threshold < 0.08
 
 
-def test_thresholds_are_those_that_were_seen_and_more():
+def test_thresholds_include_the_measured_residuals():
     points = tuned(Known(residuals=(0.5, 0.5, 0.25)), 0.6).points
     assert {round(point.threshold, 2) for point in points} <= {0.25, 0.5, 0.75, 1.0}
     assert 0.25 in {round(point.threshold, 2) for point in points}
 
 
-def test_thresholds_beyond_all_that_was_seen_are_tried_too():
+def test_thresholds_above_all_residuals_are_tried():
     points = tuned(Known(residuals=(0.1, 0.2)), 0.1).points
     assert points[-1].threshold == pytest.approx(0.2 * 1.5**3 * 1.001, rel=1e-3)

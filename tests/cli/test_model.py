@@ -107,7 +107,7 @@ def test_a_broken_file_is_named(wancli: Wancli, damage: str, kind: str):
     [
         ([1, 2], "no state dict"),
         ({}, "no state dict"),
-        ({"critic": {"a": 1}, "step": 3}, "holds what is no tensor: critic, step"),
+        ({"critic": {"a": 1}, "step": 3}, "holds entries that are not tensors: critic, step"),
     ],
 )
 def test_a_pickle_without_weights_is_refused(wancli: Wancli, state: object, error: str):

@@ -64,7 +64,7 @@ def test_a_latent_frame_costs_tera_flops(
 def test_a_decoder_remembers_what_the_walk_says():
     decoder = StreamingDecoder(tiny_vae())
     decoder(torch.zeros(1, 4, 3, 2, 3))
-    assert decoder.bytes == 4 * cached_features(TINY, Grid(3, 2, 3))
+    assert decoder.nbytes == 4 * cached_features(TINY, Grid(3, 2, 3))
 
 
 @pytest.mark.parametrize(("name", "frames"), [("2.1", 1), ("2.1", 3), ("2.2", 3), ("demo", 3)])

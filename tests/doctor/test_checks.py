@@ -11,7 +11,7 @@ from wancli.doctor.checks import Finding, disks, ffmpeg, imports, required_packa
 from wancli.doctor.measure import DTYPES, measure
 
 
-def test_what_is_installed_is_what_is_asked_for():
+def test_installed_packages_meet_their_requirements():
     found = list(required_packages())
     assert {"torch", "diffusers", "typer"} <= {finding.name for finding in found}
     assert [finding for finding in found if finding.fatal] == []
@@ -22,7 +22,7 @@ def test_what_is_installed_is_what_is_asked_for():
     ("asked", "state"),
     [("torch>=99", "broken"), ("nosuch-package>=1", "missing"), ("torch>=2", "ok")],
 )
-def test_a_package_is_held_against_the_version_that_is_asked_for(
+def test_a_package_is_checked_against_its_required_version(
     asked: str, state: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(checks, "requires", lambda _: [asked, "x>1; extra == 'dev'"])
@@ -42,7 +42,7 @@ def test_a_library_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pyte
     assert "broken_build" in found.mend
 
 
-def test_ffmpeg_is_seen_to_encode():
+def test_ffmpeg_is_checked_by_encoding():
     found = ffmpeg()
     assert found.state == "ok"
     assert "3 frames read back" in found.value
@@ -60,7 +60,7 @@ def test_an_ffmpeg_that_cannot_encode_is_found(tmp_path: Path, monkeypatch: pyte
     assert "imageio-ffmpeg" in found.mend
 
 
-def test_disk_is_looked_at_where_files_will_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_disk_space_is_checked_where_files_will_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     blobs = tmp_path / "hub" / "models--a--b" / "blobs"
     blobs.mkdir(parents=True)
@@ -70,7 +70,7 @@ def test_disk_is_looked_at_where_files_will_go(tmp_path: Path, monkeypatch: pyte
     assert found["models cached"].value == "1.0 MiB"
 
 
-def test_backends_that_run_give_what_attention_is():
+def test_working_backends_match_attention():
     found = {finding.name: finding for finding in attention_backends(torch.device("cpu"))}
     assert found["native"].state == found["_native_math"].state == "ok"
     assert "sage" in found["not here"].value
@@ -80,7 +80,7 @@ def test_backends_that_run_give_what_attention_is():
 @pytest.mark.parametrize(
     "small", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["small", "as it is"]
 )
-def test_rates_are_measured_of_what_a_plan_needs(small: bool, monkeypatch: pytest.MonkeyPatch):
+def test_rates_cover_what_a_plan_needs(small: bool, monkeypatch: pytest.MonkeyPatch):
     if small:
         monkeypatch.setattr("wancli.doctor.measure.LAYERS", ((96, 2, 32),))
     rates = measure(torch.device("cpu"), budget_s=0.005)

@@ -9,7 +9,7 @@ from wancli.generate.denoise import decode
 from wancli.sampling.schedulers import make_scheduler
 
 
-def test_decoded_frames_are_those_of_diffusers_rounded_to_bytes():
+def test_decoded_frames_are_those_of_diffusers_rounded_to_uint8():
     vae = tiny_vae()
     latents = torch.randn(1, 4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
@@ -24,7 +24,7 @@ def test_decoded_frames_are_those_of_diffusers_rounded_to_bytes():
 
 
 @pytest.mark.parametrize("scheduler", ["unipc", "dpm++", "euler"])
-def test_a_solver_has_the_shift_and_predicts_flow(scheduler: str):
+def test_a_solver_has_the_shift_and_flow_prediction(scheduler: str):
     config = tiny_pipeline().scheduler.config
     shifted = {}
     for shift in (1.0, 7.0):

@@ -114,18 +114,18 @@ def same(some: list[Tensor], others: list[Tensor]) -> bool:
 
 @every_way
 @pytest.mark.parametrize("task", GIVEN)
-def test_every_task_makes_the_same_when_it_is_offloaded(task: str, way: str):
+def test_every_task_gives_the_same_frames_when_offloaded(task: str, way: str):
     assert same(made(task, way, settings_of(task)), plain(task))
 
 
 @every_way
 @pytest.mark.parametrize("kind", [{"experts": 2}, {"by_token": True}], ids=str)
-def test_two_experts_and_timesteps_by_token_do_so_too(kind: dict[str, Any], way: str):
+def test_two_experts_and_per_token_timesteps_give_the_same_frames(kind: dict[str, Any], way: str):
     assert same(made(TEXT, way, settings_of(TEXT), **kind), plain(TEXT, **kind))
 
 
 @every_way
-def test_so_does_a_prompt_that_is_not_kept(way: str):
+def test_an_uncached_prompt_gives_the_same_frames(way: str):
     assert same(made(TEXT, way, settings_of(TEXT, prompt_kv={"prompt_kv": False})), plain(TEXT))
 
 
@@ -156,14 +156,14 @@ def two_videos(name: str, way: str | None) -> list[Tensor]:
     ["group", *(pytest.param(way, marks=pytest.mark.slow) for way in ("model", "sequential"))],
 )
 @pytest.mark.parametrize("name", CACHES)
-def test_caches_reuse_the_same_in_a_second_video_too(name: str, way: str):
+def test_caches_reuse_the_same_steps_in_a_second_video(name: str, way: str):
     unmoved = two_videos(name, None)
     assert not same(unmoved[:1], unmoved[2:3])
     assert same(two_videos(name, way), unmoved)
 
 
 @every_way
-def test_an_offloaded_vae_encodes_the_same(way: str):
+def test_an_offloaded_vae_encodes_the_same_latents(way: str):
     one, other = (loaded_for(TEXT, chosen).pipeline.vae for chosen in (None, way))
     video = torch.linspace(-1, 1, 3 * 5 * 32 * 48).view(1, 3, 5, 32, 48)
     assert torch.equal(encode(one, video), encode(other, video))
@@ -182,7 +182,7 @@ def test_diffusers_finds_the_device_while_guidance_is_gated():
 
 
 @pytest.mark.parametrize("task", GIVEN)
-def test_a_narrow_vae_makes_nearly_the_same(task: str):
+def test_a_bfloat16_vae_gives_nearly_the_same_frames(task: str):
     loaded, (inputs, shown) = loaded_for(task, None), GIVEN[task]
     loaded.pipeline.vae.to(torch.bfloat16)
     settings = settings_of(task)

@@ -27,7 +27,7 @@ def latents(sigma: float, *, clean: float = 2.0, noise: float = -1.0) -> torch.T
     return torch.full((1, 4, 3, 4, 6), (1 - sigma) * clean + sigma * noise)
 
 
-def test_on_a_straight_way_the_clean_latents_are_known_from_the_second_step_on():
+def test_clean_latents_of_a_straight_path_are_exact_from_the_second_step():
     for index in range(1, 4):
         found = predict_clean(stepped(index), latents(1 - index / 4))
         torch.testing.assert_close(found, latents(0))
@@ -35,7 +35,7 @@ def test_on_a_straight_way_the_clean_latents_are_known_from_the_second_step_on()
     assert predict_clean(first, None) is first.latents
 
 
-def test_a_picture_comes_every_few_steps_and_goes_at_the_end(tmp_path: Path):
+def test_a_preview_is_written_every_few_steps_and_removed_at_the_end(tmp_path: Path):
     video, written = tmp_path / "a.mp4", []
     told: list[Event] = []
     picture = tmp_path / "a.preview.png"
@@ -54,7 +54,7 @@ def test_a_picture_comes_every_few_steps_and_goes_at_the_end(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_number_there_are_no_pictures_and_what_lies_there_stays(tmp_path: Path):
+def test_without_preview_every_nothing_is_written_or_removed(tmp_path: Path):
     other = tmp_path / "a.preview.png"
     other.write_text("mine")
     with previews(tmp_path / "a.mp4", unheard, every=None) as show:
@@ -62,7 +62,7 @@ def test_without_a_number_there_are_no_pictures_and_what_lies_there_stays(tmp_pa
     assert other.read_text() == "mine"
 
 
-def test_a_picture_goes_as_well_when_the_run_fails(tmp_path: Path):
+def test_a_preview_is_removed_when_the_run_fails(tmp_path: Path):
     written: list[Path] = []
 
     def interrupted() -> None:
@@ -77,14 +77,14 @@ def test_a_picture_goes_as_well_when_the_run_fails(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_picture_that_cannot_be_written_does_not_end_the_run(tmp_path: Path):
+def test_a_preview_that_cannot_be_written_does_not_end_the_run(tmp_path: Path):
     (tmp_path / "file").write_text("no folder")
     told: list[Event] = []
     Previews(tmp_path / "file" / "a.mp4", told.append, every=1)(stepped(0), tiny_vae())
     assert len(told) == 1  # a terminal may show it
 
 
-def test_the_latents_stay_as_they_are(tmp_path: Path):
+def test_previews_leave_the_latents_unchanged(tmp_path: Path):
     step = stepped(1)
     kept = step.latents.clone()
     show = Previews(tmp_path / "a.mp4", unheard, every=1)
@@ -93,7 +93,7 @@ def test_the_latents_stay_as_they_are(tmp_path: Path):
     assert torch.equal(step.latents, kept)
 
 
-def test_the_name_of_a_picture_fits_where_that_of_the_video_does():
+def test_the_name_of_a_preview_is_never_too_long():
     name = preview_file(Path("o") / ("ü" * 125 + ".mp4")).name
     assert len(name.encode()) <= 255
     assert name.endswith("ü.preview.png")

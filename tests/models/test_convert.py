@@ -94,13 +94,13 @@ def packed(kind: str, folder: Path) -> Path:
 @pytest.mark.parametrize(
     "kind", ["generator_ema", "generator", "fsdp", "bare", "old pickle", "shards"]
 )
-def test_every_tensor_comes_out_under_the_name_of_the_key_map(kind: str, tmp_path: Path):
+def test_every_tensor_is_renamed_by_the_key_map(kind: str, tmp_path: Path):
     (tmp_path / "in").mkdir()
     convert(packed(kind, tmp_path / "in"), tmp_path / "out", config=heads(tmp_path))
     assert same(written(tmp_path / "out"), expected())
 
 
-def test_diffusers_loads_what_was_converted_without_a_key_too_few_or_many(tmp_path: Path):
+def test_diffusers_loads_a_converted_model_without_missing_or_unexpected_keys(tmp_path: Path):
     done = convert(WEIGHTS, tmp_path / "out", config=heads(tmp_path))
     model, report = WanTransformer3DModel.from_pretrained(
         tmp_path / "out", subfolder="transformer", output_loading_info=True
@@ -113,13 +113,13 @@ def test_diffusers_loads_what_was_converted_without_a_key_too_few_or_many(tmp_pa
     assert done.dtype == "bfloat16"
 
 
-def test_what_has_diffusers_names_already_stays_as_it_is(tmp_path: Path):
+def test_diffusers_names_are_left_alone(tmp_path: Path):
     save_file(expected(), tmp_path / "x.safetensors")
     convert(tmp_path / "x.safetensors", tmp_path / "out", config=heads(tmp_path))
     assert same(written(tmp_path / "out"), expected())
 
 
-def test_types_and_transposed_memory_are_kept_and_packed(tmp_path: Path):
+def test_dtypes_are_kept_and_transposed_tensors_are_packed(tmp_path: Path):
     tensors = load_file(WEIGHTS)
     tensors["head.modulation"] = tensors["head.modulation"].float() / 3
     tensors["head.head.weight"] = tensors["head.head.weight"].half().t().contiguous().t()
@@ -129,7 +129,7 @@ def test_types_and_transposed_memory_are_kept_and_packed(tmp_path: Path):
     assert done.dtype == "bfloat16, float16, float32"
 
 
-def test_image_to_video_keys_find_their_place(tmp_path: Path):
+def test_image_to_video_keys_are_renamed(tmp_path: Path):
     tensors, image, dim = load_file(WEIGHTS), 40, 64
     numbers = torch.Generator().manual_seed(0)
     shapes = {
@@ -169,7 +169,7 @@ def test_image_to_video_keys_find_their_place(tmp_path: Path):
     ],
     ids=["1.3B", "14B", "5B", "no norm"],
 )
-def test_the_sizes_of_released_models_are_read_from_their_shapes(sizes: dict[str, Any]):
+def test_sizes_of_released_models_are_inferred_from_shapes(sizes: dict[str, Any]):
     with torch.device("meta"):
         model = WanTransformer3DModel(**({"num_layers": 1} | sizes))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -189,13 +189,13 @@ def test_the_sizes_of_released_models_are_read_from_their_shapes(sizes: dict[str
     ],
     ids=["original", "diffusers", "width", "heads"],
 )
-def test_a_config_may_speak_as_the_original_or_as_diffusers(stated: dict[str, Any], tmp_path: Path):
+def test_a_config_may_use_original_or_diffusers_names(stated: dict[str, Any], tmp_path: Path):
     done = convert(WEIGHTS, tmp_path / "out", config=heads(tmp_path, **stated))
     assert done.config["num_attention_heads"] == 4
     assert done.config["attention_head_dim"] == 16
 
 
-def test_what_only_a_config_knows_is_kept(tmp_path: Path):
+def test_config_entries_that_shapes_do_not_determine_are_kept(tmp_path: Path):
     stated = heads(tmp_path, num_heads=2, eps=1e-5, rope_max_seq_len=2048)
     convert(WEIGHTS, tmp_path / "out", config=stated)
     config = json.loads((tmp_path / "out" / "transformer" / "config.json").read_text())
@@ -213,13 +213,13 @@ def test_what_only_a_config_knows_is_kept(tmp_path: Path):
         ({"num_heads": 4, "patch_size": [1, 1, 1]}, r"patch_size \[1, 1, 1\]; .* \[1, 2, 2\]"),
         ({"num_heads": 4, "qk_norm": False}, "qk_norm False; .* says rms_norm_across_heads"),
         ({"num_heads": 4, "attention_head_dim": 32}, "attention_head_dim 32; .* says 16"),
-        ({"num_heads": 5}, "dim 64, which 5 heads cannot share"),
-        ({"num_heads": 64}, "64 heads cannot share"),
-        ({"attention_head_dim": 128}, "0 heads cannot share"),
-        ({"eps": 1e-6}, "does not tell how many heads share its dim 64"),
+        ({"num_heads": 5}, "dim 64, which cannot be split over 5 heads"),
+        ({"num_heads": 64}, "cannot be split over 64 heads"),
+        ({"attention_head_dim": 128}, "cannot be split over 0 heads"),
+        ({"eps": 1e-6}, "does not say how many heads share its dim 64"),
     ],
 )
-def test_a_config_that_the_weights_deny_is_refused(
+def test_a_config_that_contradicts_the_weights_is_refused(
     stated: dict[str, Any], error: str, tmp_path: Path
 ):
     with pytest.raises(ModelError, match=error):
@@ -239,7 +239,7 @@ def test_a_config_that_the_weights_deny_is_refused(
         ({"num_heads": 4, "num_attention_heads": 2}, "num_attention_heads twice", "leave out"),
     ],
 )
-def test_a_config_with_a_value_that_cannot_be_is_refused(
+def test_a_config_with_an_invalid_value_is_refused(
     stated: dict[str, Any], error: str, hint: str, tmp_path: Path
 ):
     with pytest.raises(InputError, match=error) as caught:
@@ -250,7 +250,7 @@ def test_a_config_with_a_value_that_cannot_be_is_refused(
 @pytest.mark.parametrize(
     "key", ["blocks.0.norm3.weight", "blocks.2.modulation", "head.head.weight", "head.head.bias"]
 )
-def test_a_lost_key_is_the_only_one_named(key: str, tmp_path: Path):
+def test_only_the_missing_key_is_named(key: str, tmp_path: Path):
     tensors = load_file(WEIGHTS)
     del tensors[key]
     save_file(tensors, tmp_path / "x.safetensors")
@@ -258,10 +258,10 @@ def test_a_lost_key_is_the_only_one_named(key: str, tmp_path: Path):
         convert(tmp_path / "x.safetensors", tmp_path / "out", config=heads(tmp_path))
 
 
-def test_keys_that_become_one_are_refused_and_not_dropped(tmp_path: Path):
+def test_duplicate_keys_are_refused_and_not_dropped(tmp_path: Path):
     tensors = load_file(WEIGHTS)
     torch.save(tensors | prefixed(tensors, "model."), tmp_path / "x.pt")
-    with pytest.raises(ModelError, match="twice"):
+    with pytest.raises(ModelError, match="duplicate keys"):
         convert(tmp_path / "x.pt", tmp_path / "out", config=heads(tmp_path))
     (tmp_path / "in").mkdir()
     for name in ("a", "b"):
@@ -277,7 +277,7 @@ def tiny(tiny_model: Path) -> Path:
 
 
 @pytest.mark.parametrize("can_link", [True, False])
-def test_with_a_base_the_folder_is_a_whole_model(
+def test_a_base_completes_the_model_folder(
     tiny: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_link: bool
 ):
     if not can_link:
@@ -305,7 +305,7 @@ def test_with_a_base_the_folder_is_a_whole_model(
 
 
 @pytest.mark.parametrize("damage", ["two experts", "no scheduler", "another width"])
-def test_a_base_that_does_not_fit_is_refused(
+def test_a_base_that_does_not_match_is_refused(
     tiny: Path, tiny_model: Path, tmp_path: Path, damage: str
 ):
     base = shutil.copytree(tiny_model, tmp_path / "base")
@@ -322,7 +322,7 @@ def test_a_base_that_does_not_fit_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failure_while_writing_leaves_what_was_there_and_nothing_else(
+def test_a_failed_write_leaves_the_old_folder_and_nothing_else(
     tiny: Path, tiny_model: Path, tmp_path: Path
 ):
     base = shutil.copytree(tiny_model, tmp_path / "base")
@@ -338,7 +338,7 @@ def test_a_failure_while_writing_leaves_what_was_there_and_nothing_else(
     assert same(written(tmp_path / "out"), kept)
 
 
-def test_an_interrupt_while_writing_leaves_nothing(tmp_path: Path):
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path):
     def interrupted(out: Path) -> None:
         with whole_folder(out, hint="", overwrite=False) as part:
             (part / "half").write_text("half")
@@ -349,7 +349,7 @@ def test_an_interrupt_while_writing_leaves_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_older_folder_comes_back_where_the_new_one_is_lost(tmp_path: Path):
+def test_the_old_folder_is_restored_if_the_new_one_is_lost(tmp_path: Path):
     def lost(out: Path) -> None:
         with whole_folder(out, hint="", overwrite=True) as part:
             part.rmdir()
@@ -361,7 +361,7 @@ def test_an_older_folder_comes_back_where_the_new_one_is_lost(tmp_path: Path):
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 
 
-def test_a_folder_made_meanwhile_is_not_replaced_unasked(tmp_path: Path):
+def test_a_folder_created_meanwhile_is_not_replaced(tmp_path: Path):
     def late(out: Path) -> None:
         with whole_folder(out, hint="", overwrite=False):
             out.mkdir()
@@ -372,7 +372,7 @@ def test_a_folder_made_meanwhile_is_not_replaced_unasked(tmp_path: Path):
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 
 
-def test_overwriting_replaces_a_converted_model_and_never_anything_else(tmp_path: Path):
+def test_overwrite_replaces_only_converted_models(tmp_path: Path):
     out, stated = tmp_path / "out", heads(tmp_path)
     convert(WEIGHTS, out, config=stated)
     with pytest.raises(UsageError, match="exists"):
@@ -381,7 +381,7 @@ def test_overwriting_replaces_a_converted_model_and_never_anything_else(tmp_path
     convert(WEIGHTS, out, config=stated, overwrite=True)
     assert not (out / "transformer" / "stale").exists()
     assert same(written(out), expected())
-    with pytest.raises(UsageError, match="would be lost"):
+    with pytest.raises(UsageError, match="would be deleted"):
         convert(out / "transformer", out, config=stated, overwrite=True)
     (out / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"notes\.txt"):
@@ -389,7 +389,7 @@ def test_overwriting_replaces_a_converted_model_and_never_anything_else(tmp_path
     assert (out / "notes.txt").read_text() == "mine"
 
 
-def test_others_may_read_the_weights_as_they_may_the_config(tmp_path: Path):
+def test_weights_have_the_file_mode_of_the_config(tmp_path: Path):
     convert(WEIGHTS, tmp_path / "out", config=heads(tmp_path))
     modes = {path.stat().st_mode for path in (tmp_path / "out" / "transformer").iterdir()}
     assert len(modes) == 1

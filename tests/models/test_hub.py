@@ -37,7 +37,7 @@ RESPONSE = Response(403, request=Request("GET", "https://huggingface.co/api/mode
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_what_the_hub_raises_is_one_line_and_exit_4(error: Exception, told: str, hint: str):
+def test_hub_errors_are_one_line_and_exit_4(error: Exception, told: str, hint: str):
     with pytest.raises(ModelError) as raised, explained("a/b"):
         raise error
     assert told in str(raised.value)
@@ -46,13 +46,13 @@ def test_what_the_hub_raises_is_one_line_and_exit_4(error: Exception, told: str,
     assert raised.value.exit_code == 4
 
 
-def test_online_the_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPatch):
+def test_an_unreachable_hub_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     with pytest.raises(ModelError, match="the hub cannot be reached"), explained("a/b"):
         raise LocalEntryNotFoundError("no")
 
 
-def test_a_full_disk_is_an_output_error_and_other_errors_stay():
+def test_a_full_disk_is_an_output_error_and_other_errors_pass():
     with pytest.raises(OutputError, match="No space left") as raised, explained("a/b"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert "HF_HOME" in raised.value.hint
@@ -63,18 +63,18 @@ def test_a_full_disk_is_an_output_error_and_other_errors_stay():
         raise OSError(errno.EIO, "no")
 
 
-def test_a_disk_that_is_too_small_is_refused_before_the_download(
+def test_too_little_disk_space_is_refused_before_the_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
     check_space("a/b", 1)
-    with pytest.raises(WancliError, match=r"needs 1000000000\.0 GB, and .* has") as raised:
+    with pytest.raises(WancliError, match=r"needs 1000000000\.0 GB; .* has") as raised:
         check_space("a/b", 10**18)
     assert raised.value.exit_code == 6
     assert "HF_HOME" in raised.value.hint
 
 
-def test_the_cache_is_where_huggingface_hub_has_it(monkeypatch: pytest.MonkeyPatch):
+def test_the_cache_is_that_of_huggingface_hub(monkeypatch: pytest.MonkeyPatch):
     names = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
     cases: list[dict[str, str]] = [
         {},

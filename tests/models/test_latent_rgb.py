@@ -15,7 +15,7 @@ def demo_vae():
 
 
 @pytest.mark.parametrize("name", ["red", "green", "blue"])
-def test_a_square_on_black_has_its_color_and_its_place(demo_vae, name):
+def test_a_coloured_square_keeps_its_colour_and_place(demo_vae, name):
     clip = torch.full((1, 3, 9, 64, 64), -1.0)
     color = torch.tensor(COLORS[name]) / 127.5 - 1
     clip[:, :, :, 16:48, 8:40] = color.view(3, 1, 1, 1)
@@ -30,14 +30,14 @@ def test_a_square_on_black_has_its_color_and_its_place(demo_vae, name):
         assert outside.max() < 60
 
 
-def test_the_map_is_the_same_every_time_and_leaves_no_trace(demo_vae):
+def test_fitting_is_reproducible_and_has_no_side_effects(demo_vae):
     before = torch.random.get_rng_state()
     one, other = fit_rgb(demo_vae), fit_rgb(demo_vae)
     torch.testing.assert_close(one.weight, other.weight)  # LAPACK may differ by a bit
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_the_map_is_linear_with_a_shift():
+def test_the_map_is_linear_with_a_bias():
     weight = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.5], [0.0, 1.0, 0.0]])
     latents = torch.tensor([1.0, -1.0]).view(1, 2, 1, 1, 1)
     # [1, -1, and 1 for the shift] @ weight = [1, 1, -0.5]

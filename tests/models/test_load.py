@@ -1,14 +1,16 @@
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
+import transformers
 
 from tests.fakes import tiny_folder
 from wancli.catalog.local import find_spec, revision
 from wancli.catalog.specs import SPECS
 from wancli.config.settings import Machine
 from wancli.errors import SetupError
-from wancli.models.load import load_pipeline, pick_device, pick_dtype
+from wancli.models.load import load_pipeline, load_vae, pick_device, pick_dtype
 
 
 def test_the_vae_stays_in_float32_and_the_rest_has_the_dtype(tiny_model: Path):
@@ -26,19 +28,19 @@ def test_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu():
     assert pick_dtype("float16", torch.device("cuda")) == torch.float16
 
 
-def test_a_device_that_is_not_there_is_refused():
+def test_a_missing_device_is_refused():
     assert pick_device("cpu") == torch.device("cpu")
     with pytest.raises(SetupError, match="--device cuda:99"):
         pick_device("cuda:99")
 
 
-def test_the_facts_of_a_folder_are_read_from_it(tmp_path: Path):
+def test_a_spec_is_read_from_its_folder(tmp_path: Path):
     spec = find_spec(str(tiny_folder(tmp_path, experts=2)))
     assert (spec.experts, spec.latent_channels, spec.text_length) == (2, 4, 16)
     assert (spec.strides.temporal, spec.strides.spatial, spec.strides.patch) == (4, 8, 2)
 
 
-def test_the_demo_folder_says_what_its_spec_says():
+def test_the_demo_folder_matches_its_spec():
     demo = SPECS["demo"]
     assert demo.folder is not None
     read = find_spec(str(demo.folder))
@@ -46,7 +48,7 @@ def test_the_demo_folder_says_what_its_spec_says():
     assert (read.text_length, read.experts) == (demo.text_length, demo.experts)
 
 
-def test_other_weights_are_another_revision(tmp_path: Path):
+def test_other_weights_have_another_revision(tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
     spec = find_spec(str(tiny_folder(tmp_path)))
@@ -57,3 +59,10 @@ def test_other_weights_are_another_revision(tmp_path: Path):
     tensors["proj_out.bias"] += 1
     save_file(tensors, weights)
     assert revision(spec) != before
+
+
+def test_loading_restores_the_verbosity_of_the_libraries(tiny_model: Path):
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [(each.get_verbosity(), each.is_progress_bar_enabled()) for each in libraries]
+    load_vae(find_spec(str(tiny_model)), Machine(device="cpu"))
+    assert [(each.get_verbosity(), each.is_progress_bar_enabled()) for each in libraries] == before

@@ -38,7 +38,7 @@ def drawn(naming: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("naming", ["wan", "diffusers", "longlive"])
-def test_a_lora_adds_its_product_to_the_weights_and_to_no_other(tmp_path: Path, naming: str):
+def test_a_lora_changes_the_weights_of_its_layers_only(tmp_path: Path, naming: str):
     tensors, added = drawn(naming)
     path = tmp_path / ("x.pt" if naming == "longlive" else "x.safetensors")
     if naming == "longlive":
@@ -74,7 +74,7 @@ def test_a_pair_without_a_layer_is_an_error(tmp_path: Path):
         merge_loras(tiny_pipeline(), [Lora(tmp_path / "x.safetensors")])
 
 
-def test_what_is_no_lora_is_said_so(tmp_path: Path):
+def test_a_file_without_a_lora_is_refused(tmp_path: Path):
     (tmp_path / "x.pt").write_bytes(b"abc")
     save_file({"a": torch.zeros(1)}, tmp_path / "y.safetensors")
     for name, error in (("x.pt", InputError), ("y.safetensors", ModelError)):
@@ -121,7 +121,7 @@ def test_the_name_of_a_packaged_lora_is_its_path(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("expert", ["high", "low"])
-def test_of_two_experts_a_lora_changes_the_one_it_is_for(tmp_path: Path, expert: str):
+def test_a_lora_changes_only_its_expert(tmp_path: Path, expert: str):
     tensors, added = drawn("wan")
     save_file(tensors, tmp_path / "x.safetensors")
     pipeline = tiny_pipeline(experts=2)
@@ -135,7 +135,7 @@ def test_of_two_experts_a_lora_changes_the_one_it_is_for(tmp_path: Path, expert:
 
 
 @pytest.mark.parametrize("task", [IMAGE, VACE, ANIMATE, VIDEO])
-def test_a_text_lora_goes_into_the_model_of_every_task(tmp_path: Path, task: str):
+def test_a_text_to_video_lora_loads_for_every_task(tmp_path: Path, task: str):
     """In an image model diffusers adds zeros for the image's keys: not pairs of the file."""
     generator = torch.Generator().manual_seed(0)
     layers = {f"blocks.0.cross_attn.{part}": f"blocks.0.attn2.to_{part}" for part in "qkv"}
@@ -150,7 +150,7 @@ def test_a_text_lora_goes_into_the_model_of_every_task(tmp_path: Path, task: str
     assert torch.allclose(after, before + up @ down, atol=1e-6)
 
 
-def test_a_lora_says_which_of_two_experts_it_is_for_and_of_one_nothing(
+def test_a_lora_names_an_expert_only_if_there_are_two(
     wancli: Wancli, tiny_model: Path, tmp_path: Path
 ):
     tiny_folder(tmp_path / "two", experts=2)

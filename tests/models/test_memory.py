@@ -17,7 +17,7 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
-def test_what_was_freed_between_blocks_in_use_goes_back_to_the_system():
+def test_freed_heap_is_returned_to_the_system():
     give_back()
     before = resident()
     blocks = [b"x" * 60_000 for _ in range(2000)]

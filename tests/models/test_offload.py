@@ -33,7 +33,7 @@ class Part(nn.Module):
         return self.name
 
 
-def test_a_part_comes_when_it_is_called_and_sends_back_only_who_was_there():
+def test_a_component_is_onloaded_when_called_and_offloads_the_previous_one():
     log: list[tuple[str, str]] = []
     turns = OffloadManager(GPU)
     high, low = (
@@ -46,13 +46,13 @@ def test_a_part_comes_when_it_is_called_and_sends_back_only_who_was_there():
     ]  # fmt: skip
 
 
-def test_nothing_is_offloaded_to_where_it_is_already():
+def test_offload_without_a_gpu_is_refused():
     with pytest.raises(PlanError, match="torch finds none"):
         place(tiny_pipeline(), CPU, "model")
     place(tiny_pipeline(), CPU, "auto")
 
 
-def test_what_stays_has_no_turn_and_says_where_it_is():
+def test_resident_components_report_their_device():
     pipeline = tiny_pipeline()
     offload_to(pipeline, CPU, "model", stays=("vae",))
     assert isinstance(pipeline.vae._hf_hook, ResidentHook)
@@ -82,14 +82,14 @@ def rolled(way: str | None) -> tuple[torch.Tensor, Any]:
 
 
 @pytest.mark.parametrize("way", ["model", "group", "sequential"])
-def test_chunks_are_the_same_when_they_are_denoised_and_decoded_in_turns(way: str):
+def test_chunks_are_the_same_with_model_offload(way: str):
     for one, other in zip(rolled(way), rolled(None), strict=True):
         assert torch.equal(one, other)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("way", ["model", "group", "sequential"])
-def test_the_demo_is_offloaded_on_cuda_and_comes_back(way: str, wancli: Any):
+def test_the_demo_is_offloaded_and_onloaded_on_cuda(way: str, wancli: Any):
     some = ("--steps", 4, "--seed", 1, "--device", "cuda", "--lossless", "--json")
     plain = json.loads(wancli("generate", "a red circle", *some, "--offload", "none").out)
     said = wancli("generate", "a red circle", *some, "--offload", way, "-o", "offloaded.mp4")

@@ -60,7 +60,7 @@ def inputs(task: str, dtype: torch.dtype) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("reused", [False, True])
 @pytest.mark.parametrize("task", [TEXT, IMAGE, VACE, ANIMATE])
-def test_fused_projections_differ_by_rounding_alone(task: str, reused: bool):
+def test_fused_projections_differ_by_rounding_only(task: str, reused: bool):
     for dtype, most in ((torch.float64, 1e-14), (torch.float32, 1e-5)):
         found = []
         for fused in (False, True):
@@ -76,7 +76,7 @@ def test_fused_projections_differ_by_rounding_alone(task: str, reused: bool):
 
 
 @pytest.mark.parametrize("task", [TEXT, IMAGE, VACE, ANIMATE])
-def test_fused_projections_take_the_place_of_what_they_were(task: str):
+def test_fused_projections_replace_the_separate_ones(task: str):
     model = tiny_transformer(task=task)
     before = parameters(model)
     fuse_qkv(model)
@@ -87,7 +87,7 @@ def test_fused_projections_take_the_place_of_what_they_were(task: str):
     assert not hasattr(model.blocks[0].attn1, "to_q")
 
 
-def test_the_weights_of_fused_projections_wait_off_the_gpu_too():
+def test_fused_projections_are_offloaded_too():
     model = wan()
     fuse_qkv(model)
     plain = denoise(model)
@@ -113,13 +113,13 @@ def rolled(model: Any) -> Tensor:
     return torch.cat(found)
 
 
-def test_a_rollout_goes_through_fused_projections():
+def test_a_rollout_runs_with_fused_projections():
     model, fused = wan().double(), wan().double()
     fuse_qkv(fused)
     assert relative(rolled(fused), rolled(model)) < 1e-14
 
 
-def test_what_is_loaded_next_is_neither_fused_nor_compiled(tiny_model: Path):
+def test_the_next_model_is_neither_fused_nor_compiled(tiny_model: Path):
     spec, fast = find_spec(str(tiny_model)), Machine(device="cpu", fuse_qkv=True)
     first, second = (
         load_pipeline(spec, machine).pipeline.transformer
@@ -130,7 +130,7 @@ def test_what_is_loaded_next_is_neither_fused_nor_compiled(tiny_model: Path):
     assert all(block._compiled_call_impl is None for block in second.blocks)
 
 
-def test_a_device_that_was_picked_may_have_no_cuda_graphs():
+def test_cuda_graphs_are_refused_on_other_devices():
     with pytest.raises(PlanError, match="none on cpu"):
         check_speed(Machine(compile=True, compile_mode="reduce-overhead"), CPU)
 
@@ -173,7 +173,7 @@ def cached(model: Any) -> Tensor:
         (vace, reusing, 6),
     ],
 )
-def test_a_kind_of_block_is_compiled_once(
+def test_each_class_of_block_is_compiled_once(
     make: Callable[[], Any], run: Callable[[Any], Tensor], graphs: int
 ):
     model = make()
@@ -189,7 +189,7 @@ def test_a_kind_of_block_is_compiled_once(
 
 
 @pytest.mark.slow
-def test_two_experts_share_their_graphs():
+def test_two_experts_share_compiled_graphs():
     for seed in (0, 1):
         model = wan(seed=seed)
         plain = reusing(model)
@@ -204,7 +204,7 @@ def test_two_experts_share_their_graphs():
     [("whole", "max-autotune"), ("fused", "default"), ("int8", "default"), ("fp8", "default")],
 )
 @pytest.mark.filterwarnings("ignore:.*_stable_hash_for_caching")
-def test_blocks_fused_or_in_8_bits_are_compiled(how: str, mode: str):
+def test_fused_and_quantized_blocks_are_compiled(how: str, mode: str):
     model = wan()
     if how == "fused":
         fuse_qkv(model)
@@ -219,7 +219,7 @@ def test_blocks_fused_or_in_8_bits_are_compiled(how: str, mode: str):
 
 
 @pytest.mark.slow
-def test_models_that_are_compiled_one_after_the_other_do_not_count_together():
+def test_recompilation_limits_do_not_add_up_over_models():
     for number in range(5):  # torch's limit is 8 graphs of a kind of block
         model = wan()
         speed_up([model], Machine(compile=True, fuse_qkv=bool(number % 2)))
@@ -228,7 +228,7 @@ def test_models_that_are_compiled_one_after_the_other_do_not_count_together():
 
 
 @pytest.mark.slow
-def test_without_a_compiler_there_is_a_line(tmp_path: Path):
+def test_a_missing_compiler_is_one_line(tmp_path: Path):
     folder = tiny_folder(tmp_path / "model")
     flags = ["--model", folder, "--steps", "2", "--frames", "5", "--size", "32x32", "--compile"]
     done = subprocess.run(
@@ -243,7 +243,7 @@ def test_without_a_compiler_there_is_a_line(tmp_path: Path):
 
 
 @pytest.mark.gpu
-def test_cuda_graphs_give_what_the_blocks_give():
+def test_cuda_graphs_match_the_blocks():
     model = wan().cuda()
     given = {name: tensor.cuda() for name, tensor in inputs(TEXT, torch.float32).items()}
     plain = [model(**given, return_dict=False)[0].clone() for _ in range(3)]

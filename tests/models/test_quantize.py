@@ -49,7 +49,7 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 @every_kind
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("task", [TEXT, IMAGE, VACE, ANIMATE])
-def test_what_8_bits_spare_is_what_is_planned(kind: str, dtype: torch.dtype, task: str):
+def test_quantization_saves_the_planned_bytes(kind: str, dtype: torch.dtype, task: str):
     model = tiny_transformer(task=task).to(dtype)
     shape = replace(TINY, added_kv=task in (IMAGE, ANIMATE), vace_blocks=int(task == VACE))
     block, all_blocks = quantized_bytes(shape, element_bytes=dtype.itemsize)
@@ -61,7 +61,7 @@ def test_what_8_bits_spare_is_what_is_planned(kind: str, dtype: torch.dtype, tas
 
 @every_kind
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_loaded_model_takes_the_bytes_that_are_planned(kind: Any, dtype: Any):
+def test_a_loaded_model_has_the_planned_size(kind: Any, dtype: Any):
     machine = Machine(device="cpu", dtype=dtype, quantize=kind)
     told = cost_of("demo", wide=dtype == "float32", machine={"quantize": kind})
     transformer = load_pipeline(find_spec("demo"), machine).pipeline.transformer
@@ -71,7 +71,7 @@ def test_a_loaded_model_takes_the_bytes_that_are_planned(kind: Any, dtype: Any):
 
 
 @every_kind
-def test_every_weight_is_off_by_half_a_step_of_its_row_at_most(kind: str):
+def test_quantization_error_is_at_most_half_a_step_of_the_row(kind: str):
     plain, model = wan(), wan()
     quantize(model, kind)
     for name, layer in plain.blocks.named_modules():
@@ -87,7 +87,7 @@ def test_every_weight_is_off_by_half_a_step_of_its_row_at_most(kind: str):
 
 
 @every_kind
-def test_what_is_outside_the_blocks_stays_as_it_was(kind: str):
+def test_weights_outside_the_blocks_are_unchanged(kind: str):
     plain, model = wan(), wan()
     quantize(model, kind)
     narrow = {n for n, p in model.named_parameters() if type(p.data) is not Tensor}
@@ -99,7 +99,7 @@ def test_what_is_outside_the_blocks_stays_as_it_was(kind: str):
 
 @pytest.mark.parametrize(("kind", "most"), [("int8", 0.005), ("fp8", 0.03)])
 @pytest.mark.parametrize("make", [wan, vace])
-def test_latents_are_close_to_those_of_the_whole_weights(kind: str, most: float, make: Any):
+def test_latents_are_close_to_unquantized_ones(kind: str, most: float, make: Any):
     model = make()
     whole = denoise(model)
     quantize(model, kind)
@@ -108,7 +108,7 @@ def test_latents_are_close_to_those_of_the_whole_weights(kind: str, most: float,
 
 
 @every_kind
-def test_the_prompt_computed_once_changes_no_bit(kind: str):
+def test_prompt_kv_is_exact_with_quantized_weights(kind: str):
     for model in (wan(), vace()):
         quantize(model, kind)
         plain = denoise(model)
@@ -117,7 +117,7 @@ def test_the_prompt_computed_once_changes_no_bit(kind: str):
 
 
 @every_kind
-def test_a_step_cache_reuses_the_steps_that_it_reuses_of_whole_weights(kind: str):
+def test_a_step_cache_reuses_the_same_steps_as_unquantized(kind: str):
     reused = []
     for number in range(2):
         model = wan()
@@ -131,7 +131,7 @@ def test_a_step_cache_reuses_the_steps_that_it_reuses_of_whole_weights(kind: str
 
 
 @every_kind
-def test_fused_projections_have_the_same_8_bits(kind: str):
+def test_fused_projections_quantize_to_the_same_values(kind: str):
     model, fused = wan(), wan()
     fuse_qkv(fused)
     for one in (model, fused):
@@ -141,7 +141,7 @@ def test_fused_projections_have_the_same_8_bits(kind: str):
 
 
 @every_kind
-def test_a_lora_is_merged_before(kind: Any, tmp_path: Path):
+def test_a_lora_is_merged_before_quantization(kind: Any, tmp_path: Path):
     tensors, added = drawn("wan")
     save_file(tensors, tmp_path / "x.safetensors")
     spec = find_spec(str(tiny_folder(tmp_path / "model")))
@@ -159,7 +159,7 @@ def test_a_lora_is_merged_before(kind: Any, tmp_path: Path):
 
 
 @every_kind
-def test_options_of_torch_compile_are_left_alone(kind: str):
+def test_options_of_torch_compile_are_unchanged(kind: str):
     from torch._inductor import config
 
     before = config.save_config_portable()
@@ -167,7 +167,7 @@ def test_options_of_torch_compile_are_left_alone(kind: str):
     assert config.save_config_portable() == before
 
 
-def test_a_model_loaded_after_has_whole_weights(tiny_model: Path):
+def test_the_next_model_is_not_quantized(tiny_model: Path):
     spec = find_spec(str(tiny_model))
     small, whole = (
         load_pipeline(spec, machine).pipeline.transformer

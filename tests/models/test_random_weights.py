@@ -98,7 +98,7 @@ def made_by(pipeline: Any, task: str) -> Any:
         *(pytest.param(name, None, marks=pytest.mark.slow) for name in NAMES),
     ],
 )
-def test_every_part_has_the_parameters_that_the_plan_states(name: str, layers: int | None):
+def test_every_component_has_the_planned_parameters(name: str, layers: int | None):
     spec = find_spec(f"random:{name}", layers=layers)
     for part, stated in part_parameters(spec.wan, spec.experts).items():
         library = transformers if part.endswith("encoder") else diffusers
@@ -119,7 +119,7 @@ def test_every_task_runs(task: str, dtype: Any, layers: int | None):
     assert 0.1 < latents.float().std() < 10
 
 
-def test_a_model_that_is_made_again_is_the_same_and_its_experts_differ():
+def test_random_models_are_reproducible_and_experts_differ():
     def weights() -> tuple[Any, Any]:
         pipeline = load_pipeline(tiny_spec(TEXT), Machine(device="cpu")).pipeline
         return pipeline.transformer.state_dict(), pipeline.transformer_2.state_dict()
@@ -133,7 +133,7 @@ def test_a_model_that_is_made_again_is_the_same_and_its_experts_differ():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("task", [TEXT, VACE, ANIMATE])
-def test_they_are_what_would_be_read_from_files(task: str, dtype: Any, tmp_path):
+def test_random_components_match_those_loaded_from_files(task: str, dtype: Any, tmp_path):
     machine = Machine(device="cpu", dtype=dtype)
     made = load_pipeline(tiny_spec(task), machine, task=task).pipeline
     made.save_pretrained(tmp_path)
@@ -149,7 +149,7 @@ def test_they_are_what_would_be_read_from_files(task: str, dtype: Any, tmp_path)
         assert not one.training
 
 
-def test_a_vae_alone_is_the_one_of_the_whole():
+def test_a_vae_loaded_alone_is_that_of_the_pipeline():
     spec = tiny_spec(TEXT)
     vae, _ = load_vae(spec, Machine(device="cpu"))
     whole = load_pipeline(spec, Machine(device="cpu")).pipeline.vae
@@ -157,7 +157,7 @@ def test_a_vae_alone_is_the_one_of_the_whole():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_activations_keep_their_size_through_forty_blocks(dtype: torch.dtype):
+def test_activations_keep_their_scale_through_forty_blocks(dtype: torch.dtype):
     shape = replace(TINY, layers=40, heads=8)
     spec = replace(tiny_spec(TEXT), architecture=Architecture(shape, DEMO.vae))
     kind = diffusers.WanTransformer3DModel
@@ -169,14 +169,14 @@ def test_activations_keep_their_size_through_forty_blocks(dtype: torch.dtype):
     assert 0.1 < velocity.float().std() < 10
 
 
-def test_making_a_model_leaves_torch_as_it_was():
+def test_creating_a_model_leaves_no_state_in_torch():
     state, dtype = torch.random.get_rng_state(), torch.get_default_dtype()
     load_pipeline(tiny_spec(TEXT), Machine(device="cpu", dtype="bfloat16"))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.get_default_dtype() == dtype
 
 
-def test_every_number_is_drawn_and_norms_are_ones():
+def test_every_weight_is_drawn_and_norms_are_ones():
     linear, norm = torch.nn.Linear(64, 3), torch.nn.LayerNorm(3)
     model = torch.nn.Sequential(linear, norm).requires_grad_(False)
     for parameter in model.parameters():
@@ -187,7 +187,7 @@ def test_every_number_is_drawn_and_norms_are_ones():
     assert linear.bias.tolist() == norm.bias.tolist() == [0, 0, 0]
 
 
-def test_a_byte_is_a_token_and_all_fit():
+def test_every_byte_is_one_token():
     spec = find_spec("random:wan2.1-t2v-1.3b")
     tokenizer = byte_tokenizer(spec)
     told = tokenizer("a cat 色").input_ids

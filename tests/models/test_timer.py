@@ -5,7 +5,7 @@ import torch
 from wancli.models.timer import Timer
 
 
-def test_the_time_up_to_a_mark_belongs_to_its_label():
+def test_an_interval_has_the_label_of_the_mark_that_ends_it():
     clock = Timer(torch.device("cpu"))
     sleep(0.02)
     clock.mark("encode")

@@ -96,13 +96,13 @@ def streamed(decoder: StreamingDecoder, latents: Tensor, chunks: Sequence[int]) 
 
 
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
-def test_chunk_after_chunk_is_the_whole_decode(case: Whole, chunks: tuple[int, ...]):
+def test_streaming_decode_equals_whole_decode(case: Whole, chunks: tuple[int, ...]):
     parts = list(streamed(StreamingDecoder(case.vae), case.latents, chunks))
     assert [part.shape[2] for part in parts] == [4 * chunks[0] - 3, *(4 * n for n in chunks[1:])]
     assert torch.equal(torch.cat(parts, 2), case.video)
 
 
-def test_frames_are_the_bytes_that_generate_makes_of_the_whole(case: Whole):
+def test_streamed_frames_equal_those_of_generate(case: Whole):
     decoder, latents = StreamingDecoder(case.vae), case.latents[:1]
     frames = np.concatenate([decoder(chunk) for chunk in latents.split(4, 2)])
     assert frames.shape == (4 * FRAMES - 3, *case.video.shape[3:], 3)
@@ -110,7 +110,7 @@ def test_frames_are_the_bytes_that_generate_makes_of_the_whole(case: Whole):
     assert np.array_equal(frames, decode(case.vae, latents))
 
 
-def test_a_plain_decode_in_between_changes_nothing_and_is_not_changed(case: Whole):
+def test_a_plain_decode_in_between_does_not_interfere(case: Whole):
     decoder, parts = StreamingDecoder(case.vae), []
     other = whole(case.vae, frames=2, seed=1)
     for part in streamed(decoder, case.latents, (3, 3, 3, 2)):
@@ -120,7 +120,7 @@ def test_a_plain_decode_in_between_changes_nothing_and_is_not_changed(case: Whol
     assert torch.equal(torch.cat(parts, 2), case.video)
 
 
-def test_two_decoders_of_one_vae_do_not_mix(case: Whole):
+def test_two_decoders_of_one_vae_are_independent(case: Whole):
     other = whole(case.vae, frames=FRAMES, seed=1)
     videos = zip(
         streamed(StreamingDecoder(case.vae), case.latents, (3, 3, 3, 2)),
@@ -146,7 +146,7 @@ class Failing:
 
 @pytest.mark.parametrize("done", [0, 3], ids=["at the start", "later"])
 @pytest.mark.parametrize("layer", ["mid_block", "conv_out"])
-def test_a_chunk_that_failed_midway_can_be_decoded_again(case: Whole, layer: str, done: int):
+def test_a_failed_chunk_can_be_decoded_again(case: Whole, layer: str, done: int):
     decoder, latents = StreamingDecoder(case.vae), case.latents
     parts = [decoder.video(latents[:, :, :done])] if done else []
     failing = Failing()
@@ -161,11 +161,11 @@ def test_a_chunk_that_failed_midway_can_be_decoded_again(case: Whole, layer: str
     assert torch.equal(torch.cat(parts, 2), case.video)
 
 
-def test_frames_of_two_videos_at_once_are_refused_and_nothing_moves(case: Whole):
+def test_a_batch_of_videos_is_refused_without_side_effects(case: Whole):
     decoder = StreamingDecoder(case.vae)
     with pytest.raises(ValueError, match="too many values"):
         decoder(case.latents)
-    assert decoder.bytes == 0
+    assert decoder.nbytes == 0
     assert torch.equal(decoder.video(case.latents), case.video)
 
 
@@ -173,13 +173,13 @@ def test_memory_does_not_grow_with_the_video(case: Whole):
     decoder, sizes = StreamingDecoder(case.vae), []
     for chunk in case.latents.repeat(1, 1, 2, 1, 1)[:, :, 1:].split(3, 2):
         assert not decoder.video(chunk).requires_grad
-        sizes.append(decoder.bytes)
+        sizes.append(decoder.nbytes)
     assert len(sizes) == 7
     assert {*sizes} == {sizes[0]}
     assert sizes[0] > 0
 
 
-def test_decoded_parity_latents_are_the_stored_video():
+def test_decoded_parity_latents_equal_the_stored_video():
     stored = load_file(PARITY / "vae_case.safetensors")
     latents = stored["latents_normalized"].float().transpose(0, 1)[None]
     decoder = StreamingDecoder(wan21_vae())
@@ -188,7 +188,7 @@ def test_decoded_parity_latents_are_the_stored_video():
     assert (video - expected).abs().max() < TOLERANCE
 
 
-def test_encoded_parity_pixels_are_the_stored_latents():
+def test_encoded_parity_pixels_equal_the_stored_latents():
     stored = load_file(PARITY / "vae_case.safetensors")
     latents = encode(wan21_vae(), stored["encode_pixels"].float().transpose(0, 1)[None])
     expected = stored["encode_latents_normalized"].transpose(0, 1)[None]
@@ -196,7 +196,7 @@ def test_encoded_parity_pixels_are_the_stored_latents():
 
 
 @torch.no_grad()
-def test_an_encoded_clip_is_the_posteriors_mode_normalised(case: Whole):
+def test_an_encoded_clip_is_the_normalised_mode_of_the_posterior(case: Whole):
     frames = np.random.default_rng(0).integers(0, 256, (9, 32, 48, 3), np.uint8)
     video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None] / 127.5 - 1
     latents = encode_video(case.vae, frames)
@@ -205,13 +205,13 @@ def test_an_encoded_clip_is_the_posteriors_mode_normalised(case: Whole):
     assert torch.equal(latents, normalize(case.vae, mode))
 
 
-def test_frames_that_may_not_be_written_to_can_be_encoded(case: Whole):
+def test_read_only_frames_can_be_encoded(case: Whole):
     frames = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     frozen = np.frombuffer(frames.tobytes(), np.uint8).reshape(frames.shape)
     assert torch.equal(encode_video(case.vae, frozen), encode_video(case.vae, frames))
 
 
-def test_an_encoded_image_is_a_clip_that_stands_still(case: Whole):
+def test_an_encoded_image_is_a_still_clip(case: Whole):
     image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
     clip = np.stack([image] * 9)
     latents = encode_image(case.vae, image, latent_frames=3)
@@ -220,13 +220,13 @@ def test_an_encoded_image_is_a_clip_that_stands_still(case: Whole):
 
 
 @pytest.mark.parametrize("shape", [(8, 16, 16, 3), (0, 16, 16, 3), (5, 16, 20, 3), (5, 12, 16, 3)])
-def test_a_clip_that_latents_cannot_stand_for_is_refused(shape: tuple[int, ...]):
+def test_a_clip_of_an_invalid_size_or_length_is_refused(shape: tuple[int, ...]):
     frames, height, width, _ = shape
     with pytest.raises(ValueError, match=f"{frames} video frames of {width}x{height}"):
         encode_video(tiny_vae(), np.zeros(shape, np.uint8))
 
 
-def test_latents_have_the_means_and_deviations_of_the_configuration():
+def test_latents_are_normalised_by_the_config():
     vae = tiny_vae()
     ones = torch.ones(1, 4, 2, 3, 3)
     mean, std = (torch.tensor(vae.config[name]) for name in ("latents_mean", "latents_std"))
@@ -237,13 +237,13 @@ def test_latents_have_the_means_and_deviations_of_the_configuration():
     assert torch.equal(normalize(half, ones), normalize(vae, ones))  # kept in float32
 
 
-def test_every_level_of_a_pixel_survives_the_way_there_and_back():
+def test_every_pixel_level_survives_a_round_trip():
     levels = torch.arange(256, dtype=torch.uint8)
     video = levels.view(1, 1, 1, 16, 16).expand(2, 3, 4, -1, -1) / 127.5 - 1
     assert torch.equal(to_pixels(video), levels.view(1, 1, 16, 16, 1).expand(2, 4, -1, -1, 3))
 
 
-def test_what_lies_beyond_black_and_white_is_black_and_white():
+def test_values_out_of_range_are_clamped():
     video = torch.tensor([-9.0, -1.0, 0.0, 1.0, 9.0]).view(1, 1, 5, 1, 1).expand(1, 3, 5, 1, 1)
     pixels = to_pixels(video)[0, :, 0, 0, 0]
     assert pixels.tolist() == [0, 0, 128, 255, 255]
@@ -251,7 +251,7 @@ def test_what_lies_beyond_black_and_white_is_black_and_white():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("way", ["whole", "streamed"])
-def test_video_that_is_not_finite_is_refused_before_it_is_clamped(value: float, way: str):
+def test_video_that_is_not_finite_is_refused_before_clamping(value: float, way: str):
     vae = tiny_vae()
     torch.nn.init.constant_(vae.decoder.conv_out.bias, value)
     made = StreamingDecoder(vae) if way == "streamed" else partial(decode, vae)

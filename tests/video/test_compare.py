@@ -49,7 +49,7 @@ def reference_ssim(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.mean(found))
 
 
-def test_ssim_is_that_of_a_float64_reference_frame_by_frame():
+def test_ssim_matches_a_float64_reference_frame_by_frame():
     one, other = clip(3), clip(3, seed=1)
     other[1] = np.roll(other[1], 3, 1)
     expected = [reference_ssim(a, b) for a, b in zip(one, other, strict=True)]
@@ -73,7 +73,7 @@ def test_psnr_pools_the_error_of_all_frames_before_the_logarithm():
     assert quality.max_levels == 10
 
 
-def test_the_largest_difference_is_that_of_all_chunks():
+def test_the_largest_difference_is_over_all_chunks():
     other = clip(9).astype(int)
     other[0, 0, 0, 0] += 30 if other[0, 0, 0, 0] < 128 else -30
     other[8, 0, 0, 0] += 2 if other[8, 0, 0, 0] < 128 else -2
@@ -99,7 +99,7 @@ def test_flicker_hardly_moves_ssim_and_shows_in_the_temporal_difference():
     assert flickering.temporal_levels.mean > 1.5 > 1 > constant.temporal_levels.mean
 
 
-def test_a_flash_is_told_where_it_begins():
+def test_a_flash_is_reported_where_it_begins():
     one, other = clip(9), clip(9)
     other[6] = other[6] // 2
     quality = compare_videos(one, other)
@@ -111,7 +111,7 @@ def test_a_flash_is_told_where_it_begins():
     assert quality.temporal_levels.mean == pytest.approx(2 * change / 8)
 
 
-def test_chunks_come_to_what_the_whole_comes_to():
+def test_measuring_in_chunks_equals_measuring_the_whole():
     one, other = clip(11), clip(11, seed=1)
     meter = QualityMeter()
     for first, last in ((0, 1), (1, 4), (4, 4), (4, 9), (9, 11)):
@@ -138,7 +138,7 @@ def test_tensors_are_compared_like_arrays():
     assert tensors == compare_videos(one, other)
 
 
-def test_equal_videos_are_said_to_be():
+def test_equal_videos_are_reported_as_equal():
     quality = compare_videos(clip(5), clip(5))
     assert quality.equal
     assert quality.ssim.mean == quality.ssim.worst == 1
@@ -159,7 +159,7 @@ def test_a_single_frame_has_no_temporal_difference():
 
 
 @pytest.mark.parametrize("other", [clip(5), clip(5, seed=1)], ids=["equal", "other"])
-def test_quality_can_be_said_in_strict_json(other: np.ndarray):
+def test_quality_is_strict_json(other: np.ndarray):
     quality = compare_videos(clip(5), other)
     told = json.loads(json.dumps(quality.as_json(), allow_nan=False))
     assert set(told) == {field.name for field in dataclasses.fields(quality)} | {"psnr_db"}
@@ -176,7 +176,7 @@ def test_quality_can_be_said_in_strict_json(other: np.ndarray):
     ],
     ids=["length", "size", "small", "empty"],
 )
-def test_what_cannot_be_compared_is_refused_with_both_numbers(
+def test_videos_that_cannot_be_compared_are_refused_with_both_sizes(
     one: np.ndarray, other: np.ndarray, said: str
 ):
     with pytest.raises(UsageError, match=said) as caught:
@@ -184,14 +184,14 @@ def test_what_cannot_be_compared_is_refused_with_both_numbers(
     assert caught.value.hint
 
 
-def test_frames_that_are_no_levels_are_refused():
+def test_frames_that_are_not_uint8_are_refused():
     levels, shares = torch.from_numpy(clip(2)), torch.from_numpy(clip(2)) / 255
     for one, other in ((levels, shares), (shares, levels), (shares, shares)):
         with pytest.raises(TypeError, match="uint8"):
             compare_videos(one, other)
 
 
-def test_latents_are_measured_in_known_numbers():
+def test_latent_measures_match_known_values():
     one = torch.zeros(1, 2, 1, 2, 2)
     one[0, 0, 0, 0, 0], one[0, 1, 0, 1, 1] = 3, -1  # norm sqrt(10), range 4
     other = one.clone()
@@ -203,18 +203,18 @@ def test_latents_are_measured_in_known_numbers():
     assert not quality.equal
 
 
-def test_equal_latents_are_said_to_be():
+def test_equal_latents_are_reported_as_equal():
     latents = torch.randn(1, 4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     quality = compare_latents(latents, latents.clone())
     assert (quality.max_abs, quality.relative, quality.psnr_db, quality.equal) == (0, 0, None, True)
 
 
-def test_latents_that_say_nothing_are_no_division_by_zero():
+def test_zero_latents_do_not_divide_by_zero():
     quality = compare_latents(torch.zeros(1, 1, 1, 2, 2), torch.ones(1, 1, 1, 2, 2))
     assert (quality.max_abs, quality.relative, quality.psnr_db) == (1, None, None)
     json.dumps(quality.as_json(), allow_nan=False)
 
 
-def test_latents_of_other_shapes_are_refused_with_both():
+def test_latents_of_other_shapes_are_refused_with_both_shapes():
     with pytest.raises(UsageError, match="1x4x2x3x3 and 1x4x3x3x3"):
         compare_latents(torch.zeros(1, 4, 2, 3, 3), torch.zeros(1, 4, 3, 3, 3))

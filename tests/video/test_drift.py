@@ -70,7 +70,7 @@ def test_gray_has_no_colour_and_red_is_all_colour() -> None:
     assert red["colourfulness"] == pytest.approx(0.3 * math.hypot(255, 127.5))
 
 
-def test_what_is_nearly_black_hardly_counts_as_colour() -> None:
+def test_nearly_black_pixels_have_little_colour() -> None:
     frame = np.concatenate([plain(2, 0, 0), plain(200, 200, 200)])
     assert named(frame)["saturation"] == pytest.approx(2 / 202)
 
@@ -86,7 +86,7 @@ def test_a_change_does_not_wrap_around() -> None:
     assert change(plain(0, 0, 0), plain(255, 255, 255)) == 255
 
 
-def test_a_median_slope_forgives_outliers_and_gaps() -> None:
+def test_a_median_slope_is_robust_to_outliers_and_gaps() -> None:
     x = np.arange(20.0)
     y = 3 * x + 1
     y[[4, 11]], y[7] = 500, math.nan
@@ -94,7 +94,7 @@ def test_a_median_slope_forgives_outliers_and_gaps() -> None:
     assert math.isnan(median_slope(x[:1], y[:1]))
 
 
-def test_a_median_slope_of_a_day_of_chunks_compares_some_of_them() -> None:
+def test_a_median_slope_of_a_day_of_chunks_subsamples_pairs() -> None:
     x = np.arange(100_000.0)  # all pairs would take 40 GB
     assert median_slope(x, 0.25 * x) == pytest.approx(0.25)
 
@@ -108,7 +108,7 @@ def test_a_clip_that_brightens_has_the_slope_it_was_made_with() -> None:
     assert "; motion steady at " in summary["notes"][0]
 
 
-def test_a_clip_that_freezes_is_told_together_with_its_exposure() -> None:
+def test_a_clip_that_freezes_is_reported_with_its_exposure() -> None:
     clip = moving(180)
     clip[96:] = clip[95]
     summary = measured(clip).summary()
@@ -121,7 +121,7 @@ def test_a_clip_that_freezes_is_told_together_with_its_exposure() -> None:
     assert [chunk["seam"] for chunk in summary["chunks"][9:]] == [None] * 6
 
 
-def test_a_pause_is_no_stop() -> None:
+def test_a_pause_is_not_a_stop() -> None:
     clip = moving(180)
     clip[96:120] = clip[95]
     assert "motion stops" not in measured(clip).summary()["notes"][0]
@@ -144,7 +144,7 @@ def test_a_jump_between_frozen_chunks_is_a_seam() -> None:
     assert measured(clip).chunks[1].seam > 10
 
 
-def test_a_start_after_a_pause_is_no_seam() -> None:
+def test_a_start_after_a_pause_is_not_a_seam() -> None:
     clip = np.concatenate([np.repeat(moving(1), CHUNK, axis=0), moving(CHUNK + 1)[1:]])
     assert measured(clip).chunks[1].seam == pytest.approx(1)
 
@@ -160,7 +160,7 @@ def test_colours_that_fade_lose_saturation_and_nothing_else() -> None:
     assert [note for note in summary["notes"] if note.startswith("saturation falls")]
 
 
-def test_latents_that_grow_are_told_against_the_first_chunks() -> None:
+def test_growing_latents_are_reported_against_the_first_chunks() -> None:
     spreads = [1 + 0.05 * index for index in range(10)]
     summary = measured(moving(120), spreads=spreads).summary()
     stds = [chunk["latent_std"] for chunk in summary["chunks"]]
@@ -212,7 +212,7 @@ def test_the_first_and_the_last_five_seconds_are_compared() -> None:
     assert lumas == pytest.approx((0.2, 0.4, 5))
 
 
-def test_of_a_short_video_its_halves_are_compared() -> None:
+def test_the_halves_of_a_short_video_are_compared() -> None:
     clip = np.concatenate([np.full((FPS, 8, 8, 3), level, np.uint8) for level in (51, 102)])
     summary = measured(clip).summary()
     lumas = (summary["first"]["luma"], summary["last"]["luma"], summary["window_s"])
@@ -225,7 +225,7 @@ def test_a_chunk_knows_where_it_begins() -> None:
     assert chunk.start_s == 21 / FPS
 
 
-def test_fifty_chunks_take_no_more_memory_than_ten() -> None:
+def test_fifty_chunks_need_no_more_memory_than_ten() -> None:
     meter = DriftMeter(FPS)
     held = {}
     tracemalloc.start()
@@ -254,13 +254,13 @@ def test_a_plain_video_gives_no_nan(level: int, frames: int) -> None:
     assert summary["notes"][0] == f"exposure steady at {level // 255}; {wanted}"
 
 
-def test_a_rollout_that_made_nothing_has_a_summary() -> None:
+def test_an_empty_rollout_has_a_summary() -> None:
     summary = DriftMeter(FPS).summary()
     assert (summary["chunks"], summary["notes"], summary["worst"]) == ([], [], {})
     json.dumps(summary, allow_nan=False)
 
 
-def test_pixels_that_burn_out_are_told() -> None:
+def test_clipped_pixels_are_reported() -> None:
     clip = moving(180)
     for at in range(180):
         clip[at, : at // 10] = 255

@@ -42,7 +42,7 @@ def rewritten(summary: dict[str, Any], **columns: list[float | None]) -> dict[st
     return {**summary, "chunks": chunks, "duration_s": count * 0.75, "frames": count * 12}
 
 
-def test_a_page_says_what_the_summary_says(summary, tmp_path):
+def test_a_page_shows_the_summary(summary, tmp_path):
     page = page_of(summary, tmp_path)
     for note in summary["notes"]:
         assert note in page
@@ -63,7 +63,7 @@ def test_a_title_is_text(summary, tmp_path):
     assert page.count("&lt;script&gt;alert(&#39;&amp;&#39;)&lt;/script&gt;") == 2
 
 
-def test_a_title_that_is_no_utf_8_does_not_stop_a_report(summary, tmp_path):
+def test_a_title_that_is_not_utf_8_does_not_stop_a_report(summary, tmp_path):
     assert "caf?" in page_of(summary, tmp_path, title="caf\udce9")
 
 
@@ -98,12 +98,12 @@ def test_the_worst_chunks_have_a_ring(summary, tmp_path):
     assert "chunk 5" in [text.text for text in seams.iter("text")]
 
 
-def test_a_chunk_is_told_where_the_pointer_is(summary, tmp_path):
+def test_hovering_shows_the_chunk(summary, tmp_path):
     tips = [title.text for title in drawings(page_of(summary, tmp_path))[0].iter("title")]
     assert tips[8] == "chunk 8, from 6.0 s\nexposure: 0.314\nmotion: 0.00"
 
 
-def test_a_line_breaks_where_nothing_is_known(summary, tmp_path):
+def test_a_line_has_gaps_where_values_are_missing(summary, tmp_path):
     seams = drawings(page_of(summary, tmp_path))[3]
     (path,) = seams.iter("path")
     assert path.attrib["d"].count("M") == 1
@@ -112,7 +112,7 @@ def test_a_line_breaks_where_nothing_is_known(summary, tmp_path):
     assert path.attrib["d"].count("M") == 2
 
 
-def test_hours_of_chunks_are_a_small_page_that_loses_no_peak(summary, tmp_path):
+def test_hours_of_chunks_are_a_small_page_that_keeps_every_peak(summary, tmp_path):
     seams: list[float | None] = [1.0] * 20_000
     seams[12_345] = 9.0
     page = page_of(rewritten(summary, seam=seams), tmp_path)
@@ -124,7 +124,7 @@ def test_hours_of_chunks_are_a_small_page_that_loses_no_peak(summary, tmp_path):
 
 
 @pytest.mark.parametrize("frames", [0, 1, 30])
-def test_a_video_with_little_to_say_has_a_page(frames, tmp_path):
+def test_a_very_short_video_has_a_page(frames, tmp_path):
     meter = DriftMeter(16)
     if frames:
         meter.add(np.zeros((frames, 16, 16, 3), np.uint8), np.zeros((1, 4, 1, 2, 2)), index=0)
@@ -141,7 +141,7 @@ def test_another_kind_of_file_is_refused(name, summary, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["file/drift.html", "folder.html"])
-def test_a_place_that_cannot_be_written_is_one_error(place, summary, tmp_path):
+def test_an_unwritable_path_is_one_error(place, summary, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(OutputError, match="cannot write") as caught:

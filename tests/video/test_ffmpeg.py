@@ -38,14 +38,14 @@ def acted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ('set -- "${@/-fps_mode/-fps_mode_of_later}"', LOSSY, "Unrecognized option"),
     ],
 )
-def test_what_an_encoder_cannot_do_is_found_by_the_check(acted, lines, encoding, reason):
+def test_the_check_finds_what_an_encoder_lacks(acted, lines, encoding, reason):
     acted(lines)
     with pytest.raises(SetupError, match=reason) as caught:
         check_encoder(encoding)
     assert "pip install --upgrade imageio-ffmpeg" in caught.value.hint
 
 
-def test_only_what_is_asked_for_has_to_work(acted):
+def test_only_the_requested_encoding_has_to_work(acted):
     acted(LACKS_RGB)
     check_encoder(LOSSY)
 
@@ -71,7 +71,7 @@ def test_another_ffmpeg_writes_the_same_frames_and_tags(encoding, tags, tmp_path
     assert tags in run_ffmpeg("-i", f"file:{other.path}").stderr.decode()
 
 
-def test_an_error_that_ends_with_0_is_one():
+def test_an_error_with_exit_0_is_still_an_error():
     check_written(b"", returncode=0)
     with pytest.raises(OSError, match="^No space left on device$"):
         check_written(

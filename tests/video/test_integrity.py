@@ -38,7 +38,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_record_holds_the_digests_of_the_file_it_is_in(tmp_path: Path, streaming: bool):
+def test_a_record_holds_the_digests_of_its_own_file(tmp_path: Path, streaming: bool):
     path = tmp_path / "a.mp4"
     written = write(path, streaming=streaming)
     record = json.loads(read_comment(path) or "")
@@ -49,7 +49,7 @@ def test_a_record_holds_the_digests_of_the_file_it_is_in(tmp_path: Path, streami
     assert copied == f"SHA256={written.packets_sha256}\n"
 
 
-def test_a_flipped_bit_is_seen_wherever_it_is(video: Path, tmp_path: Path):
+def test_a_flipped_bit_is_detected_anywhere(video: Path, tmp_path: Path):
     content, path = video.read_bytes(), tmp_path / "b.mp4"
     bits = np.random.default_rng(1).integers(0, 8 * len(content), 200).tolist()
     digits = content.index(b'"file_sha256": "') + 16
@@ -76,7 +76,7 @@ def test_a_flipped_bit_is_seen_wherever_it_is(video: Path, tmp_path: Path):
         (lambda content: content[:200], "it is cut short"),
     ],
 )
-def test_what_is_wrong_with_a_damaged_video_is_told(
+def test_the_damage_of_a_video_is_described(
     video: Path, tmp_path: Path, damage: Callable[[bytes], bytes], why: str
 ):
     path = tmp_path / "b.mp4"
@@ -85,7 +85,7 @@ def test_what_is_wrong_with_a_damaged_video_is_told(
     assert (found.status, why in found.why) == (DAMAGED, True), found
 
 
-def test_the_digest_of_packets_outlives_a_copy_of_the_stream(video: Path, tmp_path: Path):
+def test_the_digest_of_packets_survives_a_stream_copy(video: Path, tmp_path: Path):
     path = tmp_path / "b.mp4"
     run_ffmpeg("-i", f"file:{video}", "-c", "copy", "-metadata", "title=x", f"file:{path}")
     assert packets_sha256(path) == packets_sha256(video)

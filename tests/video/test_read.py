@@ -46,7 +46,7 @@ def test_probe_gives_size_rate_and_decoded_frames(video: Path) -> None:
     assert probe(video) == VideoInfo(width=64, height=48, fps=16.0, frames=8)
 
 
-def test_probe_is_not_fooled_by_what_a_comment_says(tmp_path: Path) -> None:
+def test_probe_is_not_fooled_by_a_comment(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     write(path, smooth(2), comment="x\n  Stream #0:0: Video: h264, 9x9, 99 fps\n[error] no")
     assert probe(path) == VideoInfo(width=64, height=48, fps=16.0, frames=2)
@@ -68,20 +68,20 @@ def test_frames_can_be_read_a_few_at_a_time(video: Path, chunk: int) -> None:
     assert np.array_equal(np.concatenate(chunks), read_frames(video))
 
 
-def test_who_stops_looking_waits_for_nothing(video: Path) -> None:
+def test_stopping_early_does_not_wait_for_ffmpeg(video: Path) -> None:
     stream = stream_frames(video, info=probe(video), chunk=1)
     assert next(stream).shape == (1, 48, 64, 3)
     stream.close()
     assert list(stream) == []
 
 
-def test_a_video_that_shrinks_while_it_is_read_is_told(video: Path) -> None:
+def test_a_video_that_shrinks_while_it_is_read_is_an_error(video: Path) -> None:
     info = replace(probe(video), frames=9)  # it has 8
     with pytest.raises(InputError, match="ends early"):
         list(stream_frames(video, info=info, chunk=2))
 
 
-def test_frames_are_numpy_and_can_be_written_to(video: Path) -> None:
+def test_frames_are_writable_numpy_arrays(video: Path) -> None:
     frames = read_frames(video)
     assert frames.shape == (8, 48, 64, 3)
     assert frames.dtype == np.uint8
@@ -138,7 +138,7 @@ def test_an_odd_size_is_padded_to_even(tmp_path: Path) -> None:
         '{"prompt": "' + "wolf=; \\n" * 3500 + '"}',
     ],
 )
-def test_any_comment_comes_back_as_it_was(tmp_path: Path, comment: str) -> None:
+def test_any_comment_survives_a_round_trip(tmp_path: Path, comment: str) -> None:
     path = tmp_path / "a.mp4"
     with writer_to(path) as writer:
         writer.write(smooth(1))
@@ -154,13 +154,13 @@ def test_the_modules_import_neither_torch_nor_numpy() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "plain", "Wölfe 🐺"])
-def test_a_comment_is_found_by_the_book(tmp_path: Path, text: str) -> None:
+def test_a_comment_is_found_by_the_specification(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(FTYP + box(b"mdat", bytes(50)) + comment_box(text.encode()))
     assert read_comment(path) == text
 
 
-def test_frames_are_passed_over_unread_however_large(tmp_path: Path) -> None:
+def test_frame_data_is_skipped_unread(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     huge = 2**40  # a sparse file: reading it would take all memory
     with path.open("wb") as file:
@@ -194,7 +194,7 @@ def test_a_malformed_index_has_no_comment(tmp_path: Path, moov: bytes) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"just some text, longer", bytes(64)])
-def test_another_kind_of_file_is_said_to_be_one(tmp_path: Path, content: bytes) -> None:
+def test_another_kind_of_file_is_reported_as_such(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(content)
     with pytest.raises(InputError, match="is not an MP4 file"):
@@ -238,7 +238,7 @@ def test_a_video_that_begins_after_its_end_holds_no_frames(video: Path, tmp_path
             read(path)
 
 
-def test_a_missing_video_suggests_the_name_that_was_meant(video: Path) -> None:
+def test_a_missing_video_suggests_a_similar_name(video: Path) -> None:
     for read in (probe, read_frames, read_comment):
         with pytest.raises(InputError, match="not found") as caught:
             read(video.with_name("a.mpg"))
@@ -247,9 +247,7 @@ def test_a_missing_video_suggests_the_name_that_was_meant(video: Path) -> None:
         read_comment(video.parent)
 
 
-def test_a_missing_ffmpeg_is_a_matter_of_setup(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_ffmpeg_is_a_setup_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/no/ffmpeg")
     with pytest.raises(SetupError, match="ffmpeg not found"):
         ffmpeg_exe()
@@ -266,5 +264,5 @@ def test_a_missing_ffmpeg_is_a_matter_of_setup(
         (b"[info] nothing said\n", 5, "ffmpeg stopped with code 5"),
     ],
 )
-def test_a_failure_is_told_in_a_few_words(log: bytes, code: int, reason: str) -> None:
+def test_a_failure_is_described_in_a_few_words(log: bytes, code: int, reason: str) -> None:
     assert why(log, returncode=code) == reason

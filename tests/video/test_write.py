@@ -85,7 +85,7 @@ def crowded(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_what_is_written_is_verified_described_and_alone_in_its_folder(
+def test_a_written_video_is_verified_described_and_alone_in_its_folder(
     tmp_path: Path, streaming: bool
 ) -> None:
     path = tmp_path / "new" / "folder" / "a.mp4"
@@ -106,7 +106,7 @@ def test_frames_arrive_in_any_number_of_pieces(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cat: x.mp4", "-rf.mp4", "%d.mp4", "a\nb'\"*.mp4", "ü🐺.MP4"])
-def test_names_are_only_names(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_special_names_work(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     written = write(Path(name), smooth(2))
     assert names(tmp_path) == [name]
@@ -264,7 +264,7 @@ def test_a_file_that_appears_while_a_video_is_made_stays(tmp_path: Path, streami
     assert names(tmp_path) == (["a.mp4", "a.part.mp4"] if streaming else ["a.mp4"])
 
 
-def test_a_part_of_somebody_elses_stays_and_one_that_may_go_is_replaced(tmp_path: Path) -> None:
+def test_a_foreign_part_is_kept_and_a_replaceable_one_is_replaced(tmp_path: Path) -> None:
     path, part = tmp_path / "a.mp4", tmp_path / "a.part.mp4"
     part.write_bytes(b"mine")
     with writer_to(path, streaming=True) as writer, pytest.raises(OutputError, match="File exists"):
@@ -277,7 +277,7 @@ def test_a_part_of_somebody_elses_stays_and_one_that_may_go_is_replaced(tmp_path
     assert names(tmp_path) == ["a.mp4"]
 
 
-def test_frames_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_frames_of_another_size_or_dtype_are_refused(tmp_path: Path) -> None:
     with writer_to(tmp_path / "a.mp4") as writer:
         floats: Any = smooth().astype(np.float32)
         for wrong in (smooth(width=48, height=64), smooth()[0], floats):

@@ -18,7 +18,7 @@ from wancli.generate.conditioning import read_pictures
 from wancli.generate.denoise import StepResult, decoded, denoise
 from wancli.generate.prompts import encode_prompt
 from wancli.generate.runner import write_video
-from wancli.models.load import Loaded, found_machine, load_pipeline
+from wancli.models.load import Loaded, load_pipeline, resolve_machine
 from wancli.models.memory import fits_in_memory, peak_memory, reset_peak_memory
 from wancli.models.timer import Timer
 from wancli.records.progress import Phase, Report, Step
@@ -55,7 +55,7 @@ class Measurer:
     @property
     def machine(self) -> dict[str, str]:
         """What it is measured on."""
-        found = found_machine(self.baseline.settings.machine)
+        found = resolve_machine(self.baseline.settings.machine)
         named = ("device", "dtype", "attention_backend")
         return {name: getattr(found, name) for name in named} | versions()
 

@@ -17,7 +17,7 @@ from wancli.errors import RunError
 from wancli.generate.caches import caches
 from wancli.generate.prompts import Prompt
 from wancli.models.load import Loaded
-from wancli.models.vae import denormalize, refusing_non_finite, to_pixels
+from wancli.models.vae import denormalize, require_finite, to_pixels
 from wancli.planning.plan import Plan
 from wancli.records.record import ForwardStats
 from wancli.sampling.schedulers import make_scheduler
@@ -81,7 +81,7 @@ def denoise(
 
     with (
         _boundary(pipeline, sampling.boundary_ratio),
-        refusing_non_finite(pipeline.vae),  # some pipelines decode by themselves
+        require_finite(pipeline.vae),  # some pipelines decode by themselves
         caches(loaded, prompt.memory, settings, plan, timesteps) as cached,
     ):
         given: Tensor = pipeline(
@@ -146,7 +146,7 @@ def decoded(loaded: Loaded, denoised: DenoisedClip) -> NDArray[np.uint8]:
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
     """Latents [1, C, F, H, W], normalised, to video frames uint8 [T, H, W, 3]. Raises RunError."""
-    with refusing_non_finite(vae):
+    with require_finite(vae):
         video = vae.decode(denormalize(vae, latents), return_dict=False)[0]
     frames: NDArray[np.uint8] = to_pixels(video)[0].numpy()
     return frames

@@ -19,7 +19,7 @@ from wancli.generate.conditioning import read_pictures
 from wancli.generate.denoise import StepResult, decode, decoded, denoise
 from wancli.generate.preview import Previews, previews
 from wancli.generate.prompts import Prompt, encode_prompt
-from wancli.models.load import Loaded, found_machine, load_pipeline, load_vae
+from wancli.models.load import Loaded, load_pipeline, load_vae, resolve_machine
 from wancli.models.memory import fits_in_memory, peak_memory
 from wancli.models.timer import Timer
 from wancli.planning.inputs import NO_INPUTS, InputFiles
@@ -69,7 +69,7 @@ class Runner:
         """
         self._since = since
         self.spec, self.settings, self.plan, self.command = spec, resolved.settings, plan, command
-        here = {"machine": found_machine(self.settings.machine)}
+        here = {"machine": resolve_machine(self.settings.machine)}
         check_tuned(resolved.tuned_for, self.settings.model_copy(update=here))
         self._loaded: Loaded | None = None
         self._prompts: dict[str, Prompt] = {}

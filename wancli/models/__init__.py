@@ -1,1 +1,1 @@
-"""Models as the runner needs them: loaded, checked, on their device."""
+"""Load, inspect, convert, offload and optimise models."""

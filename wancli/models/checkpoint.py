@@ -1,9 +1,9 @@
-"""Wan checkpoints as their authors publish them, read under diffusers' names.
+"""Read original Wan checkpoints under diffusers' key names.
 
-The original model's names are those of wan/modules/model.py of https://github.com/Wan-Video/Wan2.1
-(9737cba); scripts/convert_wan_to_diffusers.py of https://github.com/huggingface/diffusers (58eb52c)
-pairs them with diffusers'. Pickles of https://github.com/guandeh17/Self-Forcing (33593df) hold
-`generator_ema`, `generator`, or both, whose keys start with what FSDP and the trainer put around.
+Original keys: wan/modules/model.py of https://github.com/Wan-Video/Wan2.1 (9737cba). Their names in
+diffusers: scripts/convert_wan_to_diffusers.py of https://github.com/huggingface/diffusers
+(58eb52c). Pickles of https://github.com/guandeh17/Self-Forcing (33593df) hold `generator_ema`,
+`generator`, or both; their keys carry the prefixes of FSDP and of the trainer.
 """
 
 import re
@@ -27,9 +27,9 @@ _GENERATORS = (
     "generator_ema",
     "generator",
     "generator_lora",
-)  # the average first: authors sample it
+)  # the EMA first: it is the one to sample from
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
-_LISTED = 8  # names in one error
+_MAX_LISTED = 8  # names in one error
 
 _ATTENTION = {
     "q": "to_q",
@@ -41,7 +41,7 @@ _ATTENTION = {
 }
 EMBEDDER = "condition_embedder"
 IMAGE = f"{EMBEDDER}.image_embedder"
-# In this order: a pair meets what those before it left.
+# Order matters: each pair applies to the result of those before it.
 _RENAMES = (
     ("time_embedding.0", f"{EMBEDDER}.time_embedder.linear_1"),
     ("time_embedding.2", f"{EMBEDDER}.time_embedder.linear_2"),
@@ -53,13 +53,13 @@ _RENAMES = (
     ("modulation", "scale_shift_table"),
     ("ffn.0", "ffn.net.0.proj"),
     ("ffn.2", "ffn.net.2"),
-    # The original calls its norms in the order 1, 3, 2, diffusers in the order 1, 2, 3.
+    # The original applies its norms in the order 1, 3, 2; diffusers in the order 1, 2, 3.
     ("norm2", "norm__placeholder"),
     ("norm3", "norm2"),
     ("norm__placeholder", "norm3"),
     *((f"self_attn.{old}", f"attn1.{new}") for old, new in _ATTENTION.items()),
     *((f"cross_attn.{old}", f"attn2.{new}") for old, new in _ATTENTION.items()),
-    # Only image-to-video has these.
+    # Image-to-video only.
     ("attn2.to_k_img", "attn2.add_k_proj"),
     ("attn2.to_v_img", "attn2.add_v_proj"),
     ("attn2.norm_k_img", "attn2.norm_added_k"),
@@ -72,23 +72,23 @@ _RENAMES = (
 
 
 def read_checkpoint(source: Path) -> Tensors:
-    """Tensors under diffusers' names, of a `.safetensors`, a folder of them, or a pickle.
+    """Read a `.safetensors` file, a folder of them, or a pickle, under diffusers' key names.
 
-    They stay on the disk until they are used. Nothing that a pickle may hold besides is run.
-    Raises InputError for a file that is broken or not of that kind, ModelError for keys that meet.
+    Tensors are memory-mapped, and no code in a pickle is run. Raises InputError for a file that is
+    broken or of another format, ModelError for duplicate keys.
     """
     paths = checkpoint_files(source)
     if source.is_dir() or source.suffix == ".safetensors":
         tensors = _read_shards(source, paths)
     else:
         tensors = _read_pickle(source)
-    return _renamed(tensors, source)
+    return _rename_keys(tensors, source)
 
 
 def some(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+    """Join the first names of a list, and say how many more there are."""
+    more = len(names) - _MAX_LISTED
+    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _read_shards(source: Path, paths: Sequence[Path]) -> Tensors:
@@ -98,9 +98,9 @@ def _read_shards(source: Path, paths: Sequence[Path]) -> Tensors:
             shard = load_file(path)
         except (OSError, SafetensorError) as error:
             raise unreadable(path, error, hint="copy that file again") from None
-        if twice := sorted(shard.keys() & tensors.keys()):
+        if duplicates := sorted(shard.keys() & tensors.keys()):
             raise ModelError(
-                f"{source} has keys in two files: {some(twice)}.",
+                f"{source} has keys in two files: {some(duplicates)}.",
                 hint="give one file, or a folder with the shards of one checkpoint",
             )
         tensors |= shard
@@ -109,19 +109,18 @@ def _read_shards(source: Path, paths: Sequence[Path]) -> Tensors:
 
 def _read_pickle(source: Path) -> Tensors:
     try:
-        # Only the zip files of today can stay on the disk; older pickles are read into memory.
-        on_disk = zipfile.is_zipfile(source)
-        state = torch.load(source, map_location="cpu", weights_only=True, mmap=on_disk)
-    except Exception as error:  # noqa: BLE001 - nobody has listed what a broken pickle can raise
+        mmap = zipfile.is_zipfile(source)  # pickles of the format before zip cannot be mapped
+        state = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # noqa: BLE001 - a broken pickle can raise anything
         raise _unreadable(source, error) from None
     if isinstance(state, dict):
-        tops = (state.get(name) for name in _GENERATORS)
-        state = next((top for top in tops if isinstance(top, dict) and top), state)
+        nested = (state.get(name) for name in _GENERATORS)
+        state = next((inner for inner in nested if isinstance(inner, dict) and inner), state)
     if not isinstance(state, dict) or not state:
         raise InputError(f"{source} holds no state dict.", hint="give a Wan checkpoint")
-    if odd := [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]:
+    if others := [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]:
         raise InputError(
-            f"{source} holds what is no tensor: {some(odd)}.",
+            f"{source} holds entries that are not tensors: {some(others)}.",
             hint=f"give a state dict, bare or under {' or '.join(map(repr, _GENERATORS))}",
         )
     return {str(key): tensor for key, tensor in state.items()}
@@ -132,34 +131,34 @@ def _unreadable(source: Path, error: Any) -> InputError:
         return InputError(f"cannot read {source}: {error.strerror}.", hint="check that file")
     if needed := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return InputError(
-            f"{source} holds more than tensors: to load it is to trust {needed[1]}.",
+            f"{source} holds more than tensors: loading it would run {needed[1]}.",
             hint="ask its author for .safetensors, or torch.save its state dict alone",
         )
     return InputError(
-        f"{source} is cut short, or no checkpoint that loads without running code.",
+        f"{source} is truncated, or not a checkpoint that loads without running code.",
         hint="copy that file again, or ask its author for .safetensors",
     )
 
 
-def _renamed(tensors: Tensors, source: Path) -> Tensors:
-    names = [_unwrapped(key) for key in tensors]
-    if not any(".attn1." in name for name in names):  # diffusers' own stay as they are
-        names = [_translated(name) for name in names]
-    if twice := sorted(name for name, times in Counter(names).items() if times > 1):
+def _rename_keys(tensors: Tensors, source: Path) -> Tensors:
+    names = [_strip_wrappers(key) for key in tensors]
+    if not any(".attn1." in name for name in names):  # else they are diffusers' already
+        names = [_to_diffusers(name) for name in names]
+    if duplicates := sorted(name for name, times in Counter(names).items() if times > 1):
         raise ModelError(
-            f"{source} has keys twice, under different prefixes: {some(twice)}.",
+            f"{source} has duplicate keys, under different prefixes: {some(duplicates)}.",
             hint="save the state dict of one model alone",
         )
     return dict(zip(names, tensors.values(), strict=True))
 
 
-def _unwrapped(key: str) -> str:
+def _strip_wrappers(key: str) -> str:
     for wrapper in _WRAPPERS:
         key = key.replace(wrapper, "")
     return key.removeprefix("model.")
 
 
-def _translated(name: str) -> str:
+def _to_diffusers(name: str) -> str:
     for old, new in _RENAMES:
         name = name.replace(old, new)
     return name

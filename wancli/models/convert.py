@@ -1,4 +1,4 @@
-"""A Wan checkpoint made into a diffusers folder: every key in its place, or nothing written."""
+"""Convert a Wan checkpoint to a diffusers folder; nothing is written unless every key matches."""
 
 import inspect
 import math
@@ -24,7 +24,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _HEAD_WIDTH, _SMALLEST_RELEASED = 128, 1024  # every released Wan is this wide, and wider
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# The tensors that sizes are read from, and how many axes they have.
+# The tensors that sizes are read from, and their number of dimensions.
 _PATCH, _TEXT, _TIME, _FFN, _OUT = _SIZED = {
     "patch_embedding.weight": 5,
     f"{EMBEDDER}.text_embedder.linear_1.weight": 2,
@@ -37,20 +37,21 @@ _ORIGINAL = {
     "in_dim": "in_channels",
     "out_dim": "out_channels",
 }
-# What no shape tells, and what the original is run with: here a rollout's settings say that.
-_UNTOLD: dict[str, type[int] | type[float]] = {
+# Config entries that no shape determines.
+_NOT_IN_SHAPES: dict[str, type[int] | type[float]] = {
     "num_attention_heads": int,
     "attention_head_dim": int,
     "rope_max_seq_len": int,
     "eps": float,
 }
-_RUN_WITH = {"model_type", "text_len", "window_size", "local_attn_size", "sink_size"}
+# Entries of the original config that are settings of a run, not of the architecture.
+_RUN_SETTINGS = {"model_type", "text_len", "window_size", "local_attn_size", "sink_size"}
 _HEADS_HINT = '--config FILE.json with {"num_heads": 4}'
 
 
 @dataclass(frozen=True)
-class Converted:
-    """A folder that was written: parameters, the dtypes they are stored in, diffusers' config."""
+class ConvertedModel:
+    """A converted folder: number of parameters, their dtypes, and diffusers' config."""
 
     path: Path
     parameters: int
@@ -65,14 +66,14 @@ def convert(
     config: Path | None = None,
     base: Path | None = None,
     overwrite: bool = False,
-) -> Converted:
-    """Write the checkpoint `source` to `out`/transformer in diffusers' names, values untouched.
+) -> ConvertedModel:
+    """Write the checkpoint `source` to `out`/transformer under diffusers' names, values unchanged.
 
-    `config` is JSON that tells what no shape does, such as the number of heads. The other parts of
-    the model folder `base` are put beside, as hard links where the disk has them.
+    `config` is a JSON file with what shapes do not determine, such as the number of heads. The
+    other components of the model folder `base` are added, as hard links where possible.
 
-    Raises UsageError where `out` must not be replaced, InputError for a file that is not what it
-    should be, ModelError for keys or sizes that do not fit, OutputError where writing fails.
+    Raises UsageError if `out` must not be replaced, InputError for an unreadable file, ModelError
+    for keys or sizes that do not match, OutputError if writing fails.
     """
     sources = [path for path in (source, config, base) if path]
     check_target(out, sources=sources, overwrite=overwrite)
@@ -91,7 +92,7 @@ def convert(
             copy_parts(base, part)
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
     parameters = sum(tensor.numel() for tensor in tensors.values())
-    return Converted(out, parameters, ", ".join(dtypes), sizes)
+    return ConvertedModel(out, parameters, ", ".join(dtypes), sizes)
 
 
 def _save(tensors: Tensors, model: WanTransformer3DModel, folder: Path) -> None:
@@ -102,7 +103,7 @@ def _save(tensors: Tensors, model: WanTransformer3DModel, folder: Path) -> None:
         save_file(packed, weights, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(first_line(error)) from error
-    shutil.copymode(folder / "config.json", weights)  # safetensors lets nobody else read its files
+    shutil.copymode(folder / "config.json", weights)  # safetensors writes mode 0600
 
 
 def _check_tensors(tensors: Tensors, model: WanTransformer3DModel, source: Path) -> None:
@@ -121,41 +122,42 @@ def _check_tensors(tensors: Tensors, model: WanTransformer3DModel, source: Path)
             if tensor.dtype not in _DTYPES
         ],
     }
-    if found := [f"{what}: {some(names)}" for what, names in problems.items() if names]:
+    if reasons := [f"{kind}: {some(names)}" for kind, names in problems.items() if names]:
         raise ModelError(
-            f"{source} is no whole Wan transformer; keys {'; '.join(found)}.",
-            hint="give a whole checkpoint: LoRAs merged, not quantized, no other variant",
+            f"{source} is not a complete Wan transformer; keys {'; '.join(reasons)}.",
+            hint="give a complete checkpoint: LoRAs merged, not quantized, no other variant",
         )
 
 
 def read_sizes(shapes: Shapes, stated: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    """The config of diffusers that a model of these shapes has. Raises ModelError.
+    """Infer diffusers' config from the shapes of a checkpoint. Raises ModelError.
 
-    `stated`, in diffusers' names or as `dim`, adds what no shape tells and may deny nothing.
+    `stated` (diffusers' names, or `dim`) adds what shapes do not determine; it must not contradict
+    them.
     """
-    lost = [n for n, axes in _SIZED.items() if len(shapes.get(n, ())) != axes or 0 in shapes[n]]
+    lost = [n for n, ndim in _SIZED.items() if len(shapes.get(n, ())) != ndim or 0 in shapes[n]]
     if lost:
         raise ModelError(
-            f"{source} is no Wan transformer; keys missing or of another shape: {some(lost)}.",
+            f"{source} is not a Wan transformer; keys missing or of another shape: {some(lost)}.",
             hint="give a Wan checkpoint",
         )
     dim = shapes[_PATCH][0]
     heads = _heads(dim, stated, source)
-    told = _told(shapes) | {"num_attention_heads": heads, "attention_head_dim": dim // heads}
+    sizes = _sizes(shapes) | {"num_attention_heads": heads, "attention_head_dim": dim // heads}
     for name, value in stated.items():
-        found = (told | {"dim": dim}).get(name, value)
-        if value != found:
+        inferred = (sizes | {"dim": dim}).get(name, value)
+        if value != inferred:
             raise ModelError(
-                f"--config says {name} {value}; {source} says {found}.",
+                f"--config says {name} {value}; {source} says {inferred}.",
                 hint="leave out of --config what the checkpoint says",
             )
-    return told | {name: stated[name] for name in _UNTOLD if name in stated}
+    return sizes | {name: stated[name] for name in _NOT_IN_SHAPES if name in stated}
 
 
-def _told(shapes: Shapes) -> dict[str, Any]:
-    """What shapes tell of diffusers' config."""
+def _sizes(shapes: Shapes) -> dict[str, Any]:
+    """The entries of diffusers' config that shapes determine."""
     patch = shapes[_PATCH][2:]
-    numbers = (int(found[1]) for name in shapes if (found := re.match(r"blocks\.(\d+)\.", name)))
+    numbers = (int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name)))
     image = _any(shapes, rf"{IMAGE}\.norm1\.(weight|bias)")
     position = shapes.get(f"{IMAGE}.pos_embed")
     added = _any(shapes, r"blocks\.\d+\.attn2\.add_[kv]_proj\.weight")
@@ -166,7 +168,7 @@ def _told(shapes: Shapes) -> dict[str, Any]:
         "text_dim": shapes[_TEXT][1],
         "freq_dim": shapes[_TIME][1],
         "ffn_dim": shapes[_FFN][0],
-        "num_layers": min(1 + max(numbers), len(shapes)),  # no layer is without a key
+        "num_layers": min(1 + max(numbers), len(shapes)),  # bounded: every layer has a key
         "cross_attn_norm": _any(shapes, r"blocks\.\d+\.norm2\.(weight|bias)") is not None,
         "qk_norm": "rms_norm_across_heads",
         "image_dim": image[-1] if image else None,
@@ -176,34 +178,34 @@ def _told(shapes: Shapes) -> dict[str, Any]:
 
 
 def _any(shapes: Shapes, pattern: str) -> tuple[int, ...] | None:
-    """The shape of any tensor of such a name: one that lacks in a layer is missed there later."""
+    """The shape of any tensor whose name matches; missing ones are reported by the key check."""
     return next((shape for name, shape in shapes.items() if re.fullmatch(pattern, name)), None)
 
 
 def _heads(dim: int, stated: Mapping[str, Any], source: Path) -> int:
-    """How many heads share `dim`. Raises ModelError."""
+    """The number of attention heads. Raises ModelError."""
     released = dim >= _SMALLEST_RELEASED and dim % _HEAD_WIDTH == 0
     width = stated.get("attention_head_dim", _HEAD_WIDTH if released else None)
     heads: int | None = stated.get("num_attention_heads", width and dim // width)
     if heads is None:
         raise ModelError(
-            f"{source} does not tell how many heads share its dim {dim}.", hint=_HEADS_HINT
+            f"{source} does not say how many heads share its dim {dim}.", hint=_HEADS_HINT
         )
-    if heads == 0 or dim % (2 * heads):  # rotary embeddings turn pairs
+    if heads == 0 or dim % (2 * heads):  # rotary embeddings rotate pairs
         raise ModelError(
-            f"{source} has dim {dim}, which {heads} heads cannot share.", hint=_HEADS_HINT
+            f"{source} has dim {dim}, which cannot be split over {heads} heads.", hint=_HEADS_HINT
         )
     return heads
 
 
 def _read_stated(path: Path) -> dict[str, Any]:
-    """A config's sizes under diffusers' names, and `dim`. Raises InputError."""
+    """Read the sizes in a config, under diffusers' names, and `dim`. Raises InputError."""
     stated: dict[str, Any] = {}
     for key, value in _read_json(path).items():
         name = _ORIGINAL.get(key, key)
-        if name.startswith("_") or name in _RUN_WITH:
+        if name.startswith("_") or name in _RUN_SETTINGS:
             continue
-        if name == "qk_norm" and value is True:  # the original's word for the only norm it has
+        if name == "qk_norm" and value is True:  # the original has this one only
             value = "rms_norm_across_heads"
         _check_stated(name, value, path)
         if stated.setdefault(name, value) != value:
@@ -226,7 +228,7 @@ def _check_stated(name: str, value: Any, path: Path) -> None:
             f"{path} has an unknown key '{name}'.",
             hint=f"did you mean '{near}'?" if near else f"known: {', '.join(sorted(known))}",
         )
-    kind = _UNTOLD.get(name)
+    kind = _NOT_IN_SHAPES.get(name)
     if kind and not (type(value) is kind and value > 0):
         raise InputError(
             f"{path} says {name} {value!r}.", hint=f"a positive {kind.__name__}, as in 4 or 1e-6"

@@ -1,6 +1,6 @@
-"""Models of the Hugging Face hub: downloaded, deleted, and what went wrong said in one line.
+"""Download and delete models of the Hugging Face hub, with errors of one line.
 
-huggingface_hub does the work, and honours HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
+huggingface_hub honours HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
 """
 
 import errno
@@ -31,7 +31,7 @@ from wancli.catalog.hub_cache import absent, cache_folder, repo_folder, unreacha
 from wancli.errors import ModelError, OutputError, first_line
 from wancli.utils.disk import existing, free_disk
 
-# Not the same weights again as .bin or .pth; the text files are words of image processors' CLIP.
+# Not the duplicates in .bin or .pth; *.txt is the vocabulary of CLIP tokenizers.
 PATTERNS = ("*.json", "*.model", "*.safetensors", "*.txt")
 _ELSEWHERE = "HF_HOME=/other/folder, one that can be written"
 _STORAGE = {
@@ -40,14 +40,14 @@ _STORAGE = {
     errno.EACCES: _ELSEWHERE,
     errno.EROFS: _ELSEWHERE,
 }
-Tell = Callable[[int], None]  # bytes that have arrived
+OnBytes = Callable[[int], None]  # called with the bytes downloaded so far
 
 
-def download(repo: str, tell: Tell | None = None) -> Path:
-    """Its folder in the cache; files that are there already stay.
+def download(repo: str, on_bytes: OnBytes | None = None) -> Path:
+    """Download what is missing of a model, and return its folder in the cache.
 
-    Without `tell`, huggingface_hub draws its own bars. Raises ModelError, and OutputError for a
-    full disk.
+    Without `on_bytes`, huggingface_hub draws its own bars. Raises ModelError, and OutputError for
+    a full disk.
     """
     stop = Event()
     with explained(repo), ThreadPoolExecutor(1) as background:
@@ -56,19 +56,19 @@ def download(repo: str, tell: Tell | None = None) -> Path:
             repo,
             allow_patterns=list(PATTERNS),
             cache_dir=cache_folder(),
-            tqdm_class=_bars(tell, stop) if tell else None,
+            tqdm_class=_bars(on_bytes, stop) if on_bytes else None,
         )
         try:
             return Path(work.result())
-        except BaseException:  # Ctrl-C: its threads would first finish their files, for minutes
+        except BaseException:  # Ctrl-C: its threads would finish their files first, for minutes
             stop.set()
             raise
 
 
 def bytes_to_download(repo: str) -> int | None:
-    """What `download` would fetch; None where the hub does not say.
+    """The bytes that `download` would fetch; None if the hub does not say.
 
-    Raises ModelError, also for a repository that holds no pipeline.
+    Raises ModelError, also for a repository without a pipeline.
     """
     with explained(repo):
         try:
@@ -80,44 +80,44 @@ def bytes_to_download(repo: str) -> int | None:
                 dry_run=True,
             )
         except DryRunError:
-            return None  # offline, or refused: download() says which, or finds all of it here
+            return None  # offline or refused: download() says which, or finds it all cached
     if not {"model_index.json", "transformer/config.json"} & {file.filename for file in files}:
         raise ModelError(
-            f"model '{repo}' is no pipeline: it has no model_index.json.",
+            f"model '{repo}' is not a pipeline: it has no model_index.json.",
             hint="give a Wan model in diffusers' format; its name often ends in -Diffusers",
         )
     return sum(file.file_size or 0 for file in files if file.will_download)
 
 
 def check_space(repo: str, needed: int) -> None:
-    """Raise OutputError where the cache's disk has less than `needed` bytes left."""
+    """Raise OutputError if the disk of the cache has less than `needed` bytes free."""
     folder = cache_folder()
     free = free_disk(folder)
     if free < needed:
         raise OutputError(
-            f"model '{repo}' needs {needed / 1e9:.1f} GB, and {existing(folder)} has "
-            f"{free / 1e9:.1f} GB left.",
+            f"model '{repo}' needs {needed / 1e9:.1f} GB; {existing(folder)} has "
+            f"{free / 1e9:.1f} GB free.",
             hint=f"free {(needed - free) / 1e9:.1f} GB, or use another disk: HF_HOME=/other/disk",
         )
 
 
 def delete(repo: str) -> int:
-    """Delete every revision from the cache; the bytes it gave back. Raises ModelError."""
+    """Delete every revision from the cache, and return the bytes freed. Raises ModelError."""
     try:
         cache = scan_cache_dir(cache_folder())
     except CacheNotFound:
         raise absent(repo) from None
-    found = [r for r in cache.repos if r.repo_type == "model" and r.repo_id == repo]
-    if not found:
+    cached = [r for r in cache.repos if r.repo_type == "model" and r.repo_id == repo]
+    if not cached:
         if repo_folder(repo).exists():
             raise ModelError(
                 f"{repo_folder(repo)} is broken: huggingface_hub finds no model in it.",
                 hint=f"rm -r {repo_folder(repo)}",
             )
         raise absent(repo)
-    # Of this model alone: by a commit it finds any, and a copy of a repository has the same ones.
-    alone = replace(cache, repos=frozenset(found))
-    strategy = alone.delete_revisions(*(r.commit_hash for model in found for r in model.revisions))
+    # Of this model alone: revisions are looked up by commit, which a copy of a repository shares.
+    alone = replace(cache, repos=frozenset(cached))
+    strategy = alone.delete_revisions(*(r.commit_hash for model in cached for r in model.revisions))
     strategy.execute()
     if repo_folder(repo).exists():
         raise OutputError(f"cannot delete {repo_folder(repo)}.", hint="check its permissions")
@@ -126,7 +126,7 @@ def delete(repo: str) -> int:
 
 @contextmanager
 def explained(where: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line that says what to do."""
+    """Turn errors of huggingface_hub into ModelError or OutputError with a hint."""
     try:
         yield
     except GatedRepoError:
@@ -147,7 +147,7 @@ def explained(where: str) -> Iterator[None]:
     except HTTPError as error:
         raise ModelError(
             f"the connection to the hub broke: {first_line(error)}",
-            hint=f"whole files are kept: wancli model pull {where}",
+            hint=f"wancli model pull {where} (finished files are kept)",
         ) from None
     except OSError as error:
         if error.errno not in _STORAGE:
@@ -157,26 +157,26 @@ def explained(where: str) -> Iterator[None]:
         ) from None
 
 
-def _bars(tell: Tell, stop: Event) -> type[Any]:
-    """huggingface_hub's progress bars, as calls of `tell` that fail once `stop` is set."""
+def _bars(on_bytes: OnBytes, stop: Event) -> type[Any]:
+    """A progress bar class that calls `on_bytes`, and raises in its threads once `stop` is set."""
 
-    class Told(tqdm):  # type: ignore[misc]  # it has no types
+    class CallbackBar(tqdm):  # type: ignore[misc]  # it has no types
         """A bar that is never drawn."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "file": io.StringIO()})
 
         def update(self, n: float | None = 1) -> bool | None:
-            """What the threads that download call for every piece."""
+            """Called by the download threads for every piece."""
             if stop.is_set():
                 raise InterruptedError("stopped")
             drawn: bool | None = super().update(n)
             return drawn
 
         def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-            """Where tqdm would draw it."""
+            """Called where tqdm would draw it."""
             if self.unit == "B":  # the others count files
-                tell(int(self.n))
+                on_bytes(int(self.n))
             return True
 
-    return Told
+    return CallbackBar

@@ -1,4 +1,4 @@
-"""What a model folder holds, from its JSON files and the headers of its weights: without torch."""
+"""Inspect a model folder through its JSON files and the headers of its weights, without torch."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,10 +21,10 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 @dataclass(frozen=True)
 class Part:
-    """One component of a pipeline; `dtypes` of its tensors, the commonest first."""
+    """One component of a pipeline; `dtypes` of its tensors, the most common first."""
 
     name: str
-    kind: str  # its class
+    kind: str  # class name
     parameters: int
     dtypes: tuple[str, ...]
     bytes: int
@@ -33,7 +33,7 @@ class Part:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model, its parts where they are known, and what is missing of them on this disk."""
+    """A model, its components where they are known, and the files missing on this disk."""
 
     spec: ModelSpec
     parts: tuple[Part, ...] = ()
@@ -41,26 +41,26 @@ class ModelInfo:
 
     @property
     def parameters(self) -> int:
-        """Of all parts."""
+        """Number of parameters of all components."""
         return sum(part.parameters for part in self.parts)
 
     @property
     def bytes(self) -> int:
-        """Of the weights of all parts."""
+        """Size of all weights."""
         return sum(part.bytes for part in self.parts)
 
     def as_json(self) -> dict[str, Any]:
-        """Units are in the key names."""
-        told = asdict(self.spec) | {"folder": str(self.spec.folder) if self.spec.folder else None}
+        """For `model show --json`."""
+        spec = asdict(self.spec) | {"folder": str(self.spec.folder) if self.spec.folder else None}
         totals = {"parameters": self.parameters, "bytes": self.bytes}
         parts = [asdict(part) for part in self.parts]
-        return {**told, **totals, "parts": parts, "missing": list(self.missing)}
+        return {**spec, **totals, "parts": parts, "missing": list(self.missing)}
 
 
 def find_local(model: str) -> ModelSpec:
-    """The spec, with its folder where the model is on this disk: a hub model's is in the cache.
+    """The spec of a model, with its folder if it is on this disk (hub models: in the cache).
 
-    Raises ModelError for what nobody knows and for what is no model.
+    Raises ModelError for an unknown name and for a folder that is not a model.
     """
     spec = find_spec(model)
     cached = find_cached(spec.repo) if spec.on_hub else None
@@ -71,7 +71,7 @@ def find_local(model: str) -> ModelSpec:
 
 
 def inspect_model(model: str) -> ModelInfo:
-    """The facts of a model, and its parts where they are here. Raises ModelError."""
+    """Inspect a model, and its components if they are on this disk. Raises ModelError."""
     spec = find_local(model)
     if spec.folder is None:
         return ModelInfo(spec, _known_parts(spec))
@@ -80,7 +80,7 @@ def inspect_model(model: str) -> ModelInfo:
 
 
 def _known_parts(spec: ModelSpec) -> tuple[Part, ...]:
-    """Those of a known shape, which have no files here; of a Wan's alone."""
+    """The components of a Wan model that is not on this disk, from its architecture."""
     if not isinstance(spec.architecture, Architecture):
         return ()
     kinds = {**CLASSES, **dict.fromkeys(EXPERTS.values(), TASKS[spec.tasks[0]].transformer)}
@@ -91,7 +91,7 @@ def _known_parts(spec: ModelSpec) -> tuple[Part, ...]:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """What a download that was cut off has not brought, by name; empty for a whole model."""
+    """Names of the files that an interrupted download lacks; empty for a complete model."""
     if not (folder / "model_index.json").exists() and not (folder / "transformer").is_dir():
         return ["model_index.json"]
     missing = []
@@ -105,7 +105,7 @@ def missing_files(folder: Path) -> list[str]:
 
 
 def _parts(folder: Path) -> dict[str, str]:
-    """Class by name, in the order of the pipeline's index, weights first."""
+    """Class names by component, in the order of model_index.json, those with weights first."""
     if not (folder / "model_index.json").exists():
         return {
             "transformer": read_config(folder, "transformer/config.json").get("_class_name", "")
@@ -118,15 +118,15 @@ def _parts(folder: Path) -> dict[str, str]:
 
 
 def _shards(part: Path) -> list[Path]:
-    """The files of its weights, also those that are not there."""
+    """The files of its weights, including missing ones."""
     shards: set[str] = set()
     for index in part.glob("*.safetensors.index.json"):
         try:
             shards |= set(map(str, dict(read_json(index)["weight_map"]).values()))
         except (OSError, ValueError, KeyError, TypeError):
             raise ModelError(f"cannot read {index}.", hint="copy that file again") from None
-    there = sorted(part.glob("*.safetensors"))
-    return [part / name for name in sorted(shards)] or there or [part / "*.safetensors"]
+    files = sorted(part.glob("*.safetensors"))
+    return [part / name for name in sorted(shards)] or files or [part / "*.safetensors"]
 
 
 def _part(folder: Path, name: str, kind: str) -> Part:
@@ -148,7 +148,7 @@ def _part(folder: Path, name: str, kind: str) -> Part:
 
 
 def _tensors(path: Path) -> list[tuple[str, int]]:
-    """Dtype, by torch's name, and number of parameters of every tensor."""
+    """Dtype (torch's name) and number of parameters of every tensor."""
     try:
         tensors = read_header(path).tensors.values()
     except (OSError, ValueError):

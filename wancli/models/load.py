@@ -1,4 +1,4 @@
-"""Load a pipeline, whole or not at all: a missing key is an error, never a random weight."""
+"""Load a pipeline, completely or not at all: a missing key is an error, never a random weight."""
 
 import os
 from collections.abc import Collection, Iterator
@@ -29,9 +29,9 @@ from wancli.planning.lora import find_lora
 
 @dataclass(frozen=True)
 class Loaded:
-    """A pipeline on its device, and the facts of what was loaded."""
+    """A pipeline on its device, and the spec of its model."""
 
-    pipeline: Any  # the task's own
+    pipeline: Any  # of the task's class
     spec: ModelSpec
     device: torch.device
 
@@ -40,10 +40,10 @@ def load_pipeline(
     spec: ModelSpec, machine: Machine, parts: Collection[str] = PARTS, *, task: str = TEXT,
     stays: Collection[str] = (),
 ) -> Loaded:  # fmt: skip
-    """The model as diffusers' own pipeline for a task; only its `parts` are loaded.
+    """Load the `parts` of a model into diffusers' pipeline for a task.
 
-    The image encoder in float32; `stays` as in `place`. Raises ModelError for anything wrong with
-    its files, or where it turns out not to do the task, SetupError for a device that is not there.
+    The image encoder is in float32; `stays` as in `place`. Raises ModelError for broken files and
+    for a model that cannot do the task, SetupError for a missing device.
     """
     device = pick_device(machine.device)
     dtype = pick_dtype(machine.dtype, device)
@@ -54,19 +54,19 @@ def load_pipeline(
             f"{spec.name} is {' and '.join(spec.tasks)}, not {task}.",
             hint=f"--task {spec.tasks[0]}",
         )
-    kinds = TASKS[task]
-    # Random weights are made on the device, but for what waits elsewhere or shrinks before.
-    whole = machine.offload in ("auto", "none") and machine.quantize == "none"
-    at = device if whole else torch.device("cpu")
+    classes = TASKS[task]
+    # Random weights are drawn on the device, unless they are offloaded or quantized afterwards.
+    resident = machine.offload in ("auto", "none") and machine.quantize == "none"
+    at = device if resident else torch.device("cpu")
     with _quiet(), _explained(spec):
         ready: dict[str, Any] = {"vae": None}
         if "vae" in parts:
             ready["vae"] = _vae(spec, machine, at)
         for name in ("transformer", "transformer_2")[: spec.experts]:
-            ready[name] = _part(getattr(diffusers, kinds.transformer), spec, name, dtype, at)
+            ready[name] = _part(getattr(diffusers, classes.transformer), spec, name, dtype, at)
         if spec.image_encoder and "text_encoder" in parts:
             ready["image_encoder"] = _image_encoder(spec, at)
-        pipeline_class = getattr(diffusers, kinds.pipeline)
+        pipeline_class = getattr(diffusers, classes.pipeline)
         if "text_encoder" in parts and spec.random:
             pipeline = pipeline_class(**random_rest(spec, dtype=dtype, device=at), **ready)
         elif "text_encoder" in parts:
@@ -88,43 +88,45 @@ def load_pipeline(
 
 
 def _try_tokenizers(pipeline: Any) -> None:
-    """Raise what a tokenizer lacks now, and not after everything else is there."""
+    """Fail now, not after everything has loaded, if a tokenizer lacks a file."""
     for name in ("tokenizer", "tokenizer_2"):
         if tokenizer := pipeline.components.get(name):
             tokenizer("a", padding="max_length", max_length=8, truncation=True)
 
 
 def transformers_of(pipeline: Any) -> list[Any]:
-    """One, or two experts: high noise first. Some pipelines have no place for a second."""
-    found = (pipeline.components.get(name) for name in EXPERTS.values())
-    return [transformer for transformer in found if transformer is not None]
+    """The transformer, or the two experts: high noise first."""
+    components = (pipeline.components.get(name) for name in EXPERTS.values())
+    return [transformer for transformer in components if transformer is not None]
 
 
 def load_vae(spec: ModelSpec, machine: Machine) -> tuple[Any, torch.device]:
-    """Only the VAE."""
+    """Load the VAE alone, and return it with its device."""
     spec, device = _on_disk(spec, ("vae",)), pick_device(machine.device)
     with _quiet(), _explained(spec):
         return _vae(spec, machine, device).to(device), device
 
 
-def found_machine(machine: Machine) -> Machine:
-    """The same, with what is `auto` as it will be here. Raises SetupError."""
+def resolve_machine(machine: Machine) -> Machine:
+    """The settings with `auto` resolved for this machine. Raises SetupError."""
     device, backend = pick_device(machine.device), machine.attention_backend
     if backend == "auto":
         backend = os.environ.get("DIFFUSERS_ATTN_BACKEND", "native")
     dtype = str(pick_dtype(machine.dtype, device)).removeprefix("torch.")
-    found = {"device": device.type, "dtype": dtype, "attention_backend": backend}
-    return machine.model_copy(update=found)
+    resolved = {"device": device.type, "dtype": dtype, "attention_backend": backend}
+    return machine.model_copy(update=resolved)
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name, or the best there is; SetupError where it is not there."""
+    """The device of that name, or the best one for `auto`. Raises SetupError if it is missing."""
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if has_cuda else "mps" if has_mps else "cpu")
     device = torch.device(name)
-    there = {"cpu": True, "mps": has_mps, "cuda": has_cuda}[device.type]
-    if not there or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+    available = {"cpu": True, "mps": has_mps, "cuda": has_cuda}[device.type]
+    if not available or (
+        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    ):
         raise no_device(name)
     return device
 
@@ -138,7 +140,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _on_disk(spec: ModelSpec, parts: Collection[str]) -> ModelSpec:
-    """The spec with its folder: downloaded where it is a hub model, its files checked."""
+    """The spec with its folder: hub models are downloaded, files are checked."""
     if spec.on_hub:
         with _explained(spec):
             folder = download(spec.repo)
@@ -166,7 +168,7 @@ def _vae(spec: ModelSpec, machine: Machine, device: torch.device) -> Any:
 
 
 def _part(kind: Any, spec: ModelSpec, name: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """One component, with every key it should have and no other; a random one on the device."""
+    """Load one component, with exactly the keys it should have; a random one on the device."""
     if spec.random:
         return random_part(kind, spec, name, dtype=dtype, device=device)
     problems = ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -174,7 +176,7 @@ def _part(kind: Any, spec: ModelSpec, name: str, dtype: torch.dtype, device: tor
 
 
 def _image_encoder(spec: ModelSpec, device: torch.device) -> Any:
-    """CLIP, whatever class the model's authors saved it from; its text side may be there, too."""
+    """CLIP's vision tower, from whichever CLIP class the model's authors saved."""
     if spec.random:
         kind = getattr(transformers, CLASSES["image_encoder"])
         return random_part(kind, spec, "image_encoder", dtype=torch.float32, device=device)
@@ -196,14 +198,14 @@ def _checked_part(
             some = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise ModelError(
                 f"{name} of {spec.name}: {problem.replace('_', ' ')}: {some}.",
-                hint="the weights are not of the config.json beside them: copy the model again",
+                hint="the weights do not match the config.json beside them: copy the model again",
             )
     return model
 
 
 @contextmanager
 def _explained(spec: ModelSpec) -> Iterator[None]:
-    """Turn what the libraries raise into one line that says what to do."""
+    """Turn errors of the libraries into WancliErrors with a hint."""
     where = spec.repo or str(spec.folder or spec.name)
     try:
         with explained(where):
@@ -214,7 +216,7 @@ def _explained(spec: ModelSpec) -> Iterator[None]:
         ) from None
     except (WancliError, MemoryError):
         raise
-    except Exception as error:  # nobody has listed what a library can raise on a broken model
+    except Exception as error:  # libraries can raise anything on a broken model
         raise ModelError(
             f"cannot load model '{where}': {first_line(error)}", hint="copy the model folder again"
         ) from error
@@ -222,8 +224,16 @@ def _explained(spec: ModelSpec) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and no advice from the libraries while they load."""
-    for library in (diffusers.utils.logging, transformers.utils.logging):
+    """No progress bars and no warnings of the libraries in the block."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [(each, each.get_verbosity(), each.is_progress_bar_enabled()) for each in libraries]
+    for library in libraries:
         library.disable_progress_bar()
         library.set_verbosity_error()
-    yield
+    try:
+        yield
+    finally:
+        for library, verbosity, bars in before:
+            library.set_verbosity(verbosity)
+            if bars:
+                library.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""What memory this process holds."""
+"""Peak memory of this process, and errors where it runs out."""
 
 import ctypes
 import platform
@@ -14,7 +14,7 @@ from wancli.errors import CapacityError
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """Peaks so far, in GiB."""
+    """Peaks of RAM and GPU memory so far, in GiB."""
     unit = 1 if sys.platform == "darwin" else 1024
     peaks = {"ram_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
     if device.type == "cuda":
@@ -23,7 +23,7 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let peaks begin now. Of RAM that is only for Linux to do; elsewhere they stay."""
+    """Reset the peaks; that of RAM on Linux only."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):
@@ -31,10 +31,10 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def give_back() -> None:
-    """Return what is free to the system; what stays resident is what is in use.
+    """Return freed heap to the system, so that resident memory is memory in use.
 
-    glibc keeps freed blocks for the next ones, and where those do not fit the holes it takes more:
-    100 to 350 MiB of a rollout came and went with chance. Other allocators are left alone.
+    glibc keeps freed blocks, and fragmentation made a rollout 100 to 350 MiB larger at random.
+    Does nothing with other allocators.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
@@ -42,7 +42,7 @@ def give_back() -> None:
 
 @contextmanager
 def fits_in_memory(model: str) -> Iterator[None]:
-    """Raise CapacityError where it does not; on the CPU torch says so only in the message."""
+    """Turn out-of-memory errors into CapacityError; torch's on the CPU is known by its message."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

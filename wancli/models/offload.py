@@ -1,4 +1,4 @@
-"""Where a pipeline's weights wait, and when they come to the device that computes."""
+"""Offload a pipeline's weights to RAM, and bring them to the device when they are used."""
 
 from collections.abc import Collection
 from typing import Any
@@ -20,16 +20,17 @@ CPU = torch.device("cpu")
 def place(
     pipeline: Any, device: torch.device, offload: str, *, stays: Collection[str] = ()
 ) -> None:
-    """Put the pipeline on the device; offloaded, its weights wait in RAM until they are needed.
+    """Move the pipeline to the device, or offload its weights to RAM.
 
-    `stays` are parts that model offload leaves on the device. Raises PlanError where that is RAM.
+    `stays` are components that model offload leaves on the device. Raises PlanError for offload
+    without a CUDA device.
     """
-    if offload in ("auto", "none"):  # auto is decided by what fits, before anything loads
+    if offload in ("auto", "none"):  # auto is resolved by the capacity check, before loading
         pipeline.to(device)
         return
     if device.type in ("cpu", "mps"):
         raise PlanError(
-            f"--offload {offload} needs a CUDA GPU, and torch finds none here.",
+            f"--offload {offload} needs a CUDA GPU; torch finds none.",
             hint="--offload none",
         )
     offload_to(pipeline, device, offload, stays=stays)
@@ -38,7 +39,7 @@ def place(
 def offload_to(
     pipeline: Any, device: torch.device, offload: str, *, stays: Collection[str] = ()
 ) -> None:
-    """The same, on whatever device."""
+    """Offload on any device: `model`, `group` or `sequential`."""
     if offload == "model":
         _by_part(pipeline, device, stays)
     elif offload == "group":
@@ -48,67 +49,68 @@ def offload_to(
 
 
 def parts_of(pipeline: Any) -> dict[str, nn.Module]:
-    """Those that have weights."""
-    found = pipeline.components.items()
-    return {name: part for name, part in found if isinstance(part, nn.Module)}
+    """The components with weights, by name."""
+    parts = pipeline.components.items()
+    return {name: part for name, part in parts if isinstance(part, nn.Module)}
 
 
 class OffloadManager:
-    """Which of a pipeline's parts is on the device."""
+    """Keeps one of a pipeline's components on the device at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._there: nn.Module | None = None
+        self._onloaded: nn.Module | None = None
 
-    def give(self, part: nn.Module) -> None:
-        """Let it be that one; the one before goes back to RAM."""
-        if part is self._there:
+    def onload(self, part: nn.Module) -> None:
+        """Move a component to the device, and the previous one back to RAM."""
+        if part is self._onloaded:
             return
-        if self._there is not None:
-            self._there.to(CPU)
+        if self._onloaded is not None:
+            self._onloaded.to(CPU)
             clear_device_cache()
         part.to(self.device)
-        self._there = part
+        self._onloaded = part
 
 
 class OffloadHook(ModelHook):  # type: ignore[misc]
-    """Gives a part its turn when it is called.
+    """Brings a component to the device when it is called.
 
-    diffusers' own model offload lets a part send away only the one that stands before it in a fixed
-    order: of two experts in turns, or a VAE that encodes first, both would be there. It also puts
-    its hooks on anew at the end of every video, from under the caches.
+    In diffusers' model offload a component offloads only its predecessor in a fixed order: two
+    alternating experts, or a VAE that encodes first, would both be resident. It also replaces its
+    hooks at the end of every video, which breaks the caches.
     """
 
-    def __init__(self, turns: OffloadManager) -> None:
-        self.turns, self.execution_device = turns, turns.device  # which diffusers looks for
+    def __init__(self, manager: OffloadManager) -> None:
+        self.manager = manager
+        self.execution_device = manager.device  # read by diffusers
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Bring the module and what it is given."""
-        self.turns.give(module)
+        """Move the module and its arguments to the device."""
+        self.manager.onload(module)
         device = self.execution_device
         return send_to_device(args, device), send_to_device(kwargs, device)
 
 
 class ResidentHook(ModelHook):  # type: ignore[misc]
-    """Says where a part that has no turns is: diffusers asks any of them for all."""
+    """Tells diffusers the execution device of a component that stays on it."""
 
     def __init__(self, device: torch.device) -> None:
         self.execution_device = device
 
 
 def _by_part(pipeline: Any, device: torch.device, stays: Collection[str]) -> None:
-    turns = OffloadManager(device)
+    manager = OffloadManager(device)
     for name, part in parts_of(pipeline).items():
         if name in stays:
             part.to(device)
-        add_hook_to_module(part, ResidentHook(device) if name in stays else OffloadHook(turns))
+        add_hook_to_module(part, ResidentHook(device) if name in stays else OffloadHook(manager))
 
 
 def _by_block(pipeline: Any, device: torch.device) -> None:
-    """Transformers block by block, encoders of prompts and pictures by layer; the VAE stays.
+    """Offload transformers by block and encoders by layer; the VAE stays.
 
-    One block makes a group, so that a step cache may begin with any. No streams: they fetch the
-    next block before anyone knows that it is left out.
+    Groups of one block, so that a step cache can start at any. No streams: they would prefetch the
+    next block before a step cache decides to skip it.
     """
     for name, part in parts_of(pipeline).items():
         if name == "vae":

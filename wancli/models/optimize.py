@@ -1,4 +1,4 @@
-"""Weights of a transformer's blocks in 8 bits (lossy): memory, at the price of some error."""
+"""Quantize, fuse and compile a transformer's blocks."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,38 +13,39 @@ from wancli.planning.rules_machine import check_kind
 
 
 def quantize(transformer: Any, kind: str) -> None:
-    """Keep the linear layers of the blocks as `int8` or `fp8` (e4m3), with a scale for each row.
+    """Quantize the linear layers of the blocks to `int8` or `fp8` (e4m3), one scale per row.
 
-    They are widened to the dtype of the activations as they are used, which every device can do.
-    One layer is exchanged after the other, where it is: on the CPU, so that a GPU need never hold
-    the model as it was. What is outside the blocks, biases and norms stay as they are.
+    Weight-only and lossy: they are dequantized to the activations' dtype when used, which every
+    device can do. Layers are replaced one by one where they are: on the CPU, so that a GPU never
+    holds the original model. Everything outside the blocks, biases and norms are unchanged.
     """
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
-    # Left to itself torchao sets options of torch.compile for the whole process.
-    whole = {"set_inductor_config": False}
-    config = Int8WeightOnlyConfig(**whole) if kind == "int8" else Float8WeightOnlyConfig(**whole)
+    # By default torchao sets options of torch.compile for the whole process.
+    options = {"set_inductor_config": False}
+    config_class = Int8WeightOnlyConfig if kind == "int8" else Float8WeightOnlyConfig
+    config = config_class(**options)
     for name, blocks in transformer.named_children():
         if name in ("blocks", "vace_blocks"):
             quantize_(blocks, config, filter_fn=lambda module, _: isinstance(module, nn.Linear))
 
 
-# torch's own max-autotune has CUDA graphs, too: they overwrite what caches keep.
+# torch's max-autotune includes CUDA graphs, which overwrite tensors that caches keep.
 MODES = {"max-autotune": "max-autotune-no-cudagraphs"}
 
 
 def check_speed(machine: Machine, device: torch.device) -> None:
-    """Try, before anything loads, what only a device can say. Raises PlanError, SetupError."""
+    """Check before loading what only the device can tell. Raises PlanError, SetupError."""
     check_kind(machine, device.type)
     if machine.compile:
         check_compiler(device)
 
 
 def speed_up(transformers: Iterable[Any], machine: Machine) -> None:
-    """Fuse, quantize and compile what the settings say, LoRAs being merged.
+    """Fuse, quantize and compile as set; LoRAs must be merged already.
 
-    torch compiles a kind of block 8 times at most in a process, whatever the model: the graphs of
-    models loaded before are forgotten, and made again if those are used again.
+    torch compiles a class of block at most 8 times in a process, over all models: the graphs of
+    models loaded before are dropped, and recompiled if those are used again.
     """
     if machine.compile:
         torch._dynamo.reset()
@@ -58,9 +59,9 @@ def speed_up(transformers: Iterable[Any], machine: Machine) -> None:
 
 
 def fuse_qkv(transformer: Any) -> None:
-    """Let every attention project in one product what it projects of one input.
+    """Fuse the projections of each attention into one matrix per input.
 
-    diffusers keeps the layers that it fused; here they go, so that there is no weight more.
+    diffusers keeps the separate layers; they are deleted, so that memory stays the same.
     """
     for attn in transformer.modules():
         if not isinstance(attn, AttentionModuleMixin):
@@ -69,24 +70,24 @@ def fuse_qkv(transformer: Any) -> None:
         for name in ("to_k", "to_v") if attn.is_cross_attention else ("to_q", "to_k", "to_v"):
             delattr(attn, name)
         if getattr(attn, "added_kv_proj_dim", None) is not None:
-            attn.add_k_proj = attn.add_v_proj = nn.Identity()  # processors ask if there is one
+            attn.add_k_proj = attn.add_v_proj = nn.Identity()  # processors test for None
 
 
 def compile_blocks(transformer: Any, mode: str) -> None:
-    """Compile each kind of block, at its first forward, for all blocks of that kind."""
+    """Compile each class of block once, at its first forward."""
     transformer.compile_repeated_blocks(fullgraph=True, mode=MODES.get(mode, mode))
-    if mode == "reduce-overhead":  # the blocks of one forward read each other's output
+    if mode == "reduce-overhead":  # blocks of one forward read each other's output
         transformer.register_forward_pre_hook(_new_graphs)
 
 
 def check_compiler(device: torch.device) -> None:
-    """Compile something tiny. Raises SetupError where there is no compiler, or a broken one."""
+    """Compile a tiny function. Raises SetupError without a working compiler."""
     try:
         torch.compile(torch.sin, fullgraph=True)(torch.zeros(2, device=device))
     except (RuntimeError, ImportError, OSError) as error:
-        needs = "a C++ compiler (g++ or clang++)" if device.type == "cpu" else "Triton"
+        needs = "C++ compiler (g++ or clang++)" if device.type == "cpu" else "Triton"
         raise SetupError(
-            f"--compile needs {needs} that works, and found none: {first_line(error)}",
+            f"--compile needs a working {needs}: {first_line(error)}",
             hint="--no-compile",
         ) from error
 

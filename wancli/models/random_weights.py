@@ -1,8 +1,8 @@
-"""Parts of a model with random weights: the real classes at their real size, with no file.
+"""Components with random weights: the real classes at their real size, without files.
 
-They are made on the device they are for, in the dtype that they will have, and are the same
-every time. A matrix is drawn so that what it gives is about as large as what it is given; norms are
-ones and biases zeros. So activations stay finite through any number of blocks, in any dtype.
+They are created on their device in their dtype, and are reproducible. Matrices have a standard
+deviation of fan_in**-0.5, norms are one and biases zero, so that activations stay finite through
+any number of blocks in any dtype.
 """
 
 import zlib
@@ -22,7 +22,7 @@ from transformers import CLIPVisionConfig, PreTrainedTokenizerFast, UMT5Config
 from wancli.catalog.hf_configs import CLASSES, part_config
 from wancli.catalog.specs import ModelSpec
 
-# transformers puts its own in the place of torch's meanwhile.
+# While it creates a model, transformers replaces torch's initialisers by its own.
 _INITS = ("torch.nn.init", "transformers.initialization")
 _CONFIGS = {"text_encoder": UMT5Config, "image_encoder": CLIPVisionConfig}
 
@@ -30,18 +30,18 @@ _CONFIGS = {"text_encoder": UMT5Config, "image_encoder": CLIPVisionConfig}
 def random_part(
     kind: Any, spec: ModelSpec, name: str, *, dtype: torch.dtype, device: torch.device
 ) -> Any:
-    """One component on the device, in the dtype; what diffusers keeps in float32 is in float32.
+    """Create one component; modules that diffusers keeps in float32 are in float32.
 
-    Two experts differ. Latents of the VAE are as it gives them: mean 0, deviation 1.
+    Two experts differ. The VAE's latents are not rescaled: mean 0, standard deviation 1.
     """
     config = part_config(spec.wan, name)
     if name == "vae":
         channels = spec.latent_channels
         config |= {"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
-    with _default_dtype(dtype), device, _Unfilled(), torch.random.fork_rng([]):
+    with _default_dtype(dtype), device, _SkipInit(), torch.random.fork_rng([]):
         as_config = _CONFIGS.get(name)
         model = kind(as_config(**config)) if as_config else kind(**config)
-    wide = _kept_wide(model, dtype)
+    wide = _float32_modules(model, dtype)
     for path, parameter in model.named_parameters():
         if not wide.isdisjoint(path.split(".")):
             parameter.data = parameter.data.to(torch.float32)
@@ -50,7 +50,7 @@ def random_part(
 
 
 def random_rest(spec: ModelSpec, *, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """What a pipeline needs beside transformers, VAE and image encoder: text, solver, facts."""
+    """The components of a pipeline beside transformers, VAE and image encoder."""
     kind = getattr(transformers, CLASSES["text_encoder"])
     rest = {
         "text_encoder": random_part(kind, spec, "text_encoder", dtype=dtype, device=device),
@@ -70,7 +70,7 @@ def random_rest(spec: ModelSpec, *, dtype: torch.dtype, device: torch.device) ->
 
 @torch.no_grad()
 def fill(model: nn.Module, *, seed: int) -> None:
-    """Draw every weight anew, on the device where it is; a seed gives the same ones again."""
+    """Draw every weight on its device, reproducibly for a seed."""
     device = next(model.parameters()).device
     generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
     for path, parameter in model.named_parameters():
@@ -80,16 +80,15 @@ def fill(model: nn.Module, *, seed: int) -> None:
         elif name == "gamma" or (name == "weight" and parameter.ndim == 1):
             parameter.fill_(1)  # of a norm
         else:
-            inputs = parameter[0].numel()
-            parameter.normal_(0, inputs**-0.5, generator=generator)
+            fan_in = parameter[0].numel()
+            parameter.normal_(0, fan_in**-0.5, generator=generator)
 
 
 def byte_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
-    """A tokenizer without a vocabulary to download: a byte of the text is a token.
+    """A tokenizer without a vocabulary file: one token per byte.
 
-    Where the text encoder knows fewer tokens, the letters a to z come first, and what does not fit
-    is unknown. Not the tokens that the real one would give, but as many in the end: prompts are
-    padded to the same length.
+    For a text encoder with a smaller vocabulary, the letters a to z come first and the rest is
+    unknown. Prompts are padded to the length of the real tokenizer's.
     """
     alphabet = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(ascii_lowercase))
     tokens = ["<pad>", "</s>", "<unk>", *ascii_lowercase, *alphabet]
@@ -109,21 +108,21 @@ def byte_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
     )
 
 
-class _Unfilled(TorchFunctionMode):
-    """Leaves out what modules draw as they are made: every weight is drawn once, afterwards."""
+class _SkipInit(TorchFunctionMode):
+    """Skips the initialisers of modules: `fill` draws every weight afterwards."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
-        given = kwargs or {}
+        kwargs = kwargs or {}
         if getattr(func, "__module__", "") in _INITS:
-            tensor: Tensor = args[0] if args else given["tensor"]
+            tensor: Tensor = args[0] if args else kwargs["tensor"]
             return tensor
-        return func(*args, **given)
+        return func(*args, **kwargs)
 
 
-def _kept_wide(model: Any, dtype: torch.dtype) -> frozenset[str]:
-    """Names of modules that stay float32; transformers does that in float16 only."""
+def _float32_modules(model: Any, dtype: torch.dtype) -> frozenset[str]:
+    """Names of modules that stay in float32; transformers has them for float16 only."""
     if isinstance(model, ModelMixin):
         return frozenset(model._keep_in_fp32_modules or ())
     return frozenset(model._keep_in_fp32_modules if dtype == torch.float16 else ())
@@ -131,7 +130,7 @@ def _kept_wide(model: Any, dtype: torch.dtype) -> frozenset[str]:
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Let modules be made in that dtype."""
+    """Create modules in that dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

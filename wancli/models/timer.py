@@ -1,4 +1,4 @@
-"""Time what happens on a device without waiting for it: marks now, one wait at the end."""
+"""Time phases on a device without synchronising at each mark."""
 
 from itertools import pairwise
 from time import perf_counter
@@ -8,7 +8,7 @@ import torch
 
 
 class Timer:
-    """Labelled marks in time. The time up to a mark belongs to its label."""
+    """Labelled marks in time; an interval has the label of the mark that ends it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -16,7 +16,7 @@ class Timer:
         self.mark("start")
 
     def mark(self, label: str) -> None:
-        """Say that `label` ends here. Does not wait for a CUDA device."""
+        """End the interval `label`. Does not wait for a CUDA device."""
         if self._device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()

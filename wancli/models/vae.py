@@ -1,7 +1,7 @@
-"""Latents to video frames and back; `StreamingDecoder` decodes a video that has no end yet.
+"""Encode video to latents and decode it, whole or chunk by chunk (`StreamingDecoder`).
 
-Latents [B, C, F, H, W] are normalised, as the transformer sees them. A video is [B, 3, T, H, W] in
-[-1, 1], its frames are uint8.
+Latents [B, C, F, H, W] are normalised, as the transformer sees them. Video is [B, 3, T, H, W] in
+[-1, 1], frames are uint8.
 """
 
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ from wancli.models.vae_scaling import latent_normalizer, wide
 
 
 def normalize(vae: Any, latents: Tensor) -> Tensor:
-    """What the transformer sees, from what the VAE encodes; where it computes, in float32."""
+    """Latents of the VAE to normalised ones, in float32 (or wider) on the VAE's device."""
     return latent_normalizer(vae).normalize(_wide(vae, latents))
 
 
 def denormalize(vae: Any, latents: Tensor) -> Tensor:
-    """What the VAE decodes, from what the transformer sees; where it computes, in its dtype."""
+    """Normalised latents to those of the VAE, in its dtype on its device."""
     return latent_normalizer(vae).denormalize(_wide(vae, latents)).to(vae.dtype)
 
 
@@ -38,16 +38,16 @@ def to_pixels(video: Tensor) -> Tensor:
 
 
 @contextmanager
-def refusing_non_finite(vae: Any) -> Iterator[None]:
-    """Check all that the VAE decodes in the block, as latents are checked. Raises RunError.
+def require_finite(vae: Any) -> Iterator[None]:
+    """Raise RunError if anything the VAE decodes in the block is not finite.
 
-    Before it is clamped: then an infinite pixel would be white, and a NaN ends as black.
+    Checked before clamping, which would turn inf into white and NaN into black.
     """
 
     def check(_decoder: Any, _inputs: Any, video: Tensor) -> None:
         if not torch.isfinite(video).all():
             raise RunError(
-                "the decoded video frames are not finite: the VAE went wrong.",
+                "the VAE decoded video frames that are not finite.",
                 hint="--vae-dtype float32",
             )
 
@@ -60,9 +60,9 @@ def refusing_non_finite(vae: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def encode(vae: Any, video: Tensor) -> Tensor:
-    """Video [B, 3, T, H, W], whole, to latents [B, C, F, H, W]: the posterior's mode.
+    """Encode a whole video [B, 3, T, H, W] to latents [B, C, F, H, W]: the posterior's mode.
 
-    Raises ValueError where the latents do not stand for exactly these frames.
+    Raises ValueError for a size or length that the VAE cannot represent exactly.
     """
     frames, height, width = video.shape[2:]
     temporal, spatial = latent_normalizer(vae).temporal, latent_normalizer(vae).spatial
@@ -71,8 +71,8 @@ def encode(vae: Any, video: Tensor) -> Tensor:
             f"{frames} video frames of {width}x{height} are not {temporal}k+1 of multiples of "
             f"{spatial} pixels"
         )
-    given = video.to(get_module_execution_device(vae), vae.dtype)
-    return normalize(vae, vae.encode(given).latent_dist.mode())
+    video = video.to(get_module_execution_device(vae), vae.dtype)
+    return normalize(vae, vae.encode(video).latent_dist.mode())
 
 
 def encode_video(vae: AutoencoderKLWan, frames: NDArray[np.uint8]) -> Tensor:
@@ -84,56 +84,56 @@ def encode_video(vae: AutoencoderKLWan, frames: NDArray[np.uint8]) -> Tensor:
 def encode_image(
     vae: AutoencoderKLWan, image: NDArray[np.uint8], *, latent_frames: int = 1
 ) -> Tensor:
-    """Uint8 [H, W, 3] to latents [1, C, latent_frames, H, W] of a video that stands still."""
+    """Uint8 [H, W, 3] to latents [1, C, latent_frames, H, W] of a still video."""
     frames = 1 + vae.config.scale_factor_temporal * (latent_frames - 1)
     return encode_video(vae, np.repeat(image[None], frames, axis=0))
 
 
 class StreamingDecoder:
-    """Decodes a video chunk by chunk, to the bit as `vae.decode` does all of it at once.
+    """Decodes a video chunk by chunk, bit-identical to `vae.decode` of the whole.
 
-    What the causal convolutions remember lives here and not on the VAE, so that others may decode
-    with it in between. A call that fails has not happened: it may be made again. Raises RunError
-    for video that is not finite.
+    The cache of the causal convolutions lives here, not on the VAE, so that the VAE can decode
+    other videos in between. A call that fails leaves the cache unchanged and can be repeated.
+    Raises RunError for video that is not finite.
     """
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         convolutions = sum(isinstance(m, WanCausalConv3d) for m in vae.decoder.modules())
         self._vae = vae
-        self._memory: list[Any] = [None] * convolutions  # then Tensor, or "Rep" for a while
+        self._cache: list[Any] = [None] * convolutions  # later Tensor, or "Rep" at first
 
     def __call__(self, latents: Tensor) -> NDArray[np.uint8]:
-        """The next latents [1, C, n, H, W] to uint8 [T, H, W, 3]; T is 4n, and 4n-3 at first."""
-        video, memory = self._decode(latents)
+        """Decode the next latents [1, C, n, H, W] to uint8 [T, H, W, 3]; T is 4n (first: 4n-3)."""
+        video, cache = self._decode(latents)
         (frames,) = to_pixels(video)
-        self._memory = memory
+        self._cache = cache
         out: NDArray[np.uint8] = frames.numpy()
         return out
 
     def video(self, latents: Tensor) -> Tensor:
-        """The next latents [B, C, n, H, W] to their video [B, 3, T, H, W]."""
-        video, self._memory = self._decode(latents)
+        """Decode the next latents [B, C, n, H, W] to video [B, 3, T, H, W]."""
+        video, self._cache = self._decode(latents)
         return video
 
     @property
-    def bytes(self) -> int:
-        """What it remembers; the same from the second latent on."""
-        tensors = (entry for entry in self._memory if isinstance(entry, Tensor))
+    def nbytes(self) -> int:
+        """Size of the cache; constant from the second latent on."""
+        tensors = (entry for entry in self._cache if isinstance(entry, Tensor))
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
     def _decode(self, latents: Tensor) -> tuple[Tensor, list[Any]]:
-        """The video, and what will have been remembered. Nothing that is remembered changes."""
-        memory = self._memory.copy()
-        with refusing_non_finite(self._vae):
-            parts = [self._advance(memory, latent) for latent in torch.split(latents, 1, 2)]
-        return torch.cat(parts, 2), memory
+        """The video and the cache after it. Leaves `self._cache` as it is."""
+        cache = self._cache.copy()
+        with require_finite(self._vae):
+            parts = [self._advance(cache, latent) for latent in torch.split(latents, 1, 2)]
+        return torch.cat(parts, 2), cache
 
     @torch.no_grad()
-    def _advance(self, memory: list[Any], latent: Tensor) -> Tensor:
-        """Video of one latent frame. Replaces entries of `memory` and changes none in place."""
+    def _advance(self, cache: list[Any], latent: Tensor) -> Tensor:
+        """Video of one latent frame. Replaces entries of `cache`, never in place."""
         prepared = self._vae.post_quant_conv(denormalize(self._vae, latent))
         out = self._vae.decoder(
-            prepared, feat_cache=memory, feat_idx=[0], first_chunk=memory[0] is None
+            prepared, feat_cache=cache, feat_idx=[0], first_chunk=cache[0] is None
         )
         video: Tensor = unpatchify(out, self._vae.config.patch_size or 1)
         return video.clamp(-1, 1)

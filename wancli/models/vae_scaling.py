@@ -1,4 +1,4 @@
-"""What a VAE encodes and decodes, and what the transformer sees of that: each has its own scale."""
+"""Normalisation between a VAE's latents and those that the transformer sees."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class LatentNormalizer(Protocol):
-    """The way of one VAE, for latents [B, C, F, H, W] in `wide` numbers, where it computes."""
+    """The normalisation of one VAE, for latents [B, C, F, H, W] in a `wide` dtype on its device."""
 
     @property
     def temporal(self) -> int:
@@ -20,21 +20,21 @@ class LatentNormalizer(Protocol):
 
     @property
     def spatial(self) -> int:
-        """Pixels per latent, each way."""
+        """Pixels per latent, in height and width."""
         ...
 
     def normalize(self, latents: Tensor) -> Tensor:
-        """What the transformer sees, from what the VAE encodes."""
+        """Latents of the VAE to normalised ones."""
         ...
 
     def denormalize(self, latents: Tensor) -> Tensor:
-        """What the VAE decodes, from what the transformer sees."""
+        """Normalised latents to those of the VAE."""
         ...
 
 
 @dataclass(frozen=True)
 class MeanStdNormalizer:
-    """Wan's: a mean and a standard deviation, each [1, C, 1, 1, 1]."""
+    """Wan: a mean and a standard deviation per channel, each [1, C, 1, 1, 1]."""
 
     temporal: int
     spatial: int
@@ -42,38 +42,38 @@ class MeanStdNormalizer:
     std: Tensor
 
     def normalize(self, latents: Tensor) -> Tensor:
-        """What the transformer sees, from what the VAE encodes."""
+        """Latents of the VAE to normalised ones."""
         return (latents - self.mean) / self.std
 
     def denormalize(self, latents: Tensor) -> Tensor:
-        """What the VAE decodes, from what the transformer sees."""
+        """Normalised latents to those of the VAE."""
         return latents * self.std + self.mean
 
 
 @dataclass(frozen=True)
 class FactorNormalizer:
-    """HunyuanVideo's: a factor."""
+    """HunyuanVideo: one scaling factor."""
 
     temporal: int
     spatial: int
     factor: float
 
     def normalize(self, latents: Tensor) -> Tensor:
-        """What the transformer sees, from what the VAE encodes."""
+        """Latents of the VAE to normalised ones."""
         return latents * self.factor
 
     def denormalize(self, latents: Tensor) -> Tensor:
-        """What the VAE decodes, from what the transformer sees."""
+        """Normalised latents to those of the VAE."""
         return latents / self.factor
 
 
 def latent_normalizer(vae: Any) -> LatentNormalizer:
-    """The scale of diffusers' VAE."""
-    return _SCALES[type(vae)](vae)
+    """The normaliser of one of diffusers' VAEs."""
+    return _NORMALIZERS[type(vae)](vae)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """Float32, or what is wider: 8 bits of a mantissa are too few to round to 256 levels."""
+    """Float32 or wider: bfloat16's mantissa is too short for 256 levels."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -94,7 +94,7 @@ def _hunyuan(vae: AutoencoderKLHunyuanVideo) -> FactorNormalizer:
     )
 
 
-_SCALES: dict[type, Callable[[Any], LatentNormalizer]] = {
+_NORMALIZERS: dict[type, Callable[[Any], LatentNormalizer]] = {
     AutoencoderKLWan: _wan,
     AutoencoderKLHunyuanVideo: _hunyuan,
 }
