@@ -86,6 +86,7 @@ def complaint(said: Said) -> tuple[str, str]:
         ((*GENERATE, "--steps", "abc"), "'--steps'", "wancli generate --help"),
         ((*GENERATE, "-N", 0), "'--num-videos'", "wancli generate --help"),
         ((*GENERATE, "more"), "unexpected extra argument", "wancli generate --help"),
+        (("rollout", "a", "--", "--at", 3, "b"), "unexpected extra argument", "wancli rollout"),
         (("genrate",), "No such command 'genrate'", "'generate'"),
         (("show",), "Missing argument", "wancli show --help"),
     ],

@@ -6,25 +6,26 @@ import os
 import signal
 import sys
 import warnings
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
-from wancli.cli.lazy import Entry, lazy
+from wancli.cli.lazy import Entry, dashed, lazy
 from wancli.errors import CapacityError, OutputError, SetupError, UsageError, WancliError
 from wancli.utils.interrupts import Interrupted, ignore
 from wancli.utils.threads import choose_threads
 
 COMMANDS = {
-    "generate": Entry("wancli.cli.generate:generate", "Make a video of a prompt."),
+    "generate": Entry("wancli.cli.generate:generate", "Generate a video from a prompt."),
     "rollout": Entry(
         "wancli.cli.rollout:rollout",
-        "Make a video chunk after chunk, as long as you like, at constant memory.",
+        "Generate a video chunk by chunk, of any length, at constant memory.",
     ),
     "plan": Entry(
-        "wancli.cli.plan:plan", "Say what a video would take, and whether it fits; load nothing."
+        "wancli.cli.plan:plan", "Estimate what a video needs, and whether it fits; loads nothing."
     ),
     "repro": Entry(
         "wancli.cli.repro:repro", "Make a video again from its own record; any flag overrides it."
@@ -56,9 +57,11 @@ _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 app = typer.Typer(
     cls=lazy(COMMANDS),
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": dashed,
+    },
 )
 
 
@@ -70,17 +73,18 @@ def _wancli() -> None:
 def main() -> None:
     """Run the command line; an error of ours is a line, a hint and an exit code."""
     choose_threads()
-    sys.argv[1:] = _joined([_dashed(argument) for argument in sys.argv[1:]])
-    _hush()
-    if "--no-color" in sys.argv or os.environ.get("NO_COLOR"):
-        _fade()
+    flags = set(takewhile(lambda argument: argument != "--", sys.argv[1:]))
+    if not {"-v", "--verbose"} & flags:
+        _silence_libraries()
+    if {"--no-color", "--no_color"} & flags or os.environ.get("NO_COLOR"):
+        _disable_color()
     try:
         _check_place()
         code = app(prog_name="wancli", standalone_mode=False) or 0
         ignore()
         sys.exit(code)
     except TyperException as error:
-        _end(_in_our_words(error))
+        _end(_usage_error(error))
     except (WancliError, Interrupted) as error:
         _end(error)
     except Exception as error:  # noqa: BLE001 - the last line of defence says what happened
@@ -120,17 +124,14 @@ def _end(error: WancliError | Interrupted) -> NoReturn:
     sys.exit(error.exit_code)
 
 
-def _in_our_words(error: Any) -> UsageError:
-    """Typer's usage errors, as an error and a hint. No arguments at all: the help."""
-    context = error.ctx
-    if type(error).__name__ == "NoArgsIsHelpError":
-        error.show()
-        sys.exit(2)
-    message, _, options = error.format_message().partition(" (Possible options: ")
-    message, _, meant = message.partition(" Did you mean ")
-    hint = options.rstrip(")") or meant.rstrip("?")
+def _usage_error(error: Any) -> UsageError:
+    """Typer's usage error as an error and a hint."""
+    possibilities = getattr(error, "possibilities", None)  # of an unknown option
+    if possibilities:
+        return UsageError(error.message, hint=", ".join(sorted(possibilities)))
+    context = getattr(error, "ctx", None)
     command = context.command_path if context else "wancli"
-    return UsageError(message, hint=hint or f"{command} --help")
+    return UsageError(error.format_message(), hint=f"{command} --help")
 
 
 def _unexpected(error: Exception) -> WancliError:
@@ -146,37 +147,17 @@ def _unexpected(error: Exception) -> WancliError:
     return WancliError(message, hint="WANCLI_DEBUG=1 shows where; please report it")
 
 
-def _dashed(argument: str) -> str:
-    """`--num_frames=33` is `--num-frames=33`."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
+def _silence_libraries() -> None:
+    """Hide warnings that are meant for the developers of the libraries."""
+    for name in ("torchao", "torch.utils._pytree"):  # which diffusers imports where it finds it
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 
-def _joined(arguments: list[str]) -> list[str]:
-    """`--at 5 "a prompt"` is `--at "5 a prompt"`: Typer has no repeatable pairs."""
-    out: list[str] = []
-    for argument in arguments:
-        if len(out) > 1 and out[-2] == "--at" and out[-1].isdigit():
-            out[-1] += f" {argument}"
-        else:
-            out.append(argument)
-    return out
-
-
-def _hush() -> None:
-    """The libraries' advice is for their developers; -v lets it through."""
-    if not {"-v", "--verbose"} & set(sys.argv):
-        for name in ("torchao", "torch.utils._pytree"):  # which diffusers imports where it finds it
-            logging.getLogger(name).setLevel(logging.ERROR)
-        warnings.simplefilter("ignore")
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-
-
-def _fade() -> None:
-    """Have Typer's help, which knows no --no-color, be as plain as the rest."""
+def _disable_color() -> None:
+    """Print Typer's help, which ignores --no-color, without color too."""
     os.environ["NO_COLOR"] = "1"
     for name in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"):
         os.environ.pop(name, None)

@@ -9,6 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 from wancli.benchmark.session import BenchRequest, VariantFlags
+from wancli.cli.lazy import dashed
 from wancli.cli.options import CachePreset, takes_settings
 from wancli.config.presets import find_preset, step_cache_layer
 from wancli.config.resolve import Layer
@@ -51,7 +52,7 @@ def flags_layers(name: str, flags: str) -> list[Layer]:
     found: list[Layer] = []
     command = typer.Typer(add_completion=False)
 
-    @command.command()
+    @command.command(context_settings={"token_normalize_func": dashed})
     @takes_settings(_settings())
     def _variant(*, given: Layer, cachedit_preset: CachePreset = None) -> None:
         if cachedit_preset:

@@ -1,7 +1,7 @@
 """`wancli generate`: from flags to what is asked."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,10 +21,11 @@ from wancli.cli.options import (
     folder,
     read_prompt,
     takes_inputs,
+    takes_options_of,
     takes_output_options,
     takes_settings,
 )
-from wancli.cli.plan_table import carry_out
+from wancli.cli.plan_table import Planned, carry_out
 from wancli.cli.screen import Screen
 from wancli.config.layers import settings_layers
 from wancli.config.resolve import Layer, resolve
@@ -56,15 +57,14 @@ PreviewEvery = Annotated[
 ]  # fmt: skip
 
 
-@takes_output_options
 @takes_settings(Settings)
 @takes_inputs
-def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
+def plan_generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
     given: Layer,
     inputs: InputFiles,
     task: str | None,
-    talk: OutputOptions,
+    screen: Screen,
     prompt: Prompt = None,
     prompt_flag: PromptFlag = None,
     preset: PresetName = None,
@@ -78,16 +78,10 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
     save_latents: Latents = None,
     perf_json: Perf = None,
     preview_every: PreviewEvery = None,
-    dry_run: DryRun = False,
     force: Force = False,
-) -> None:
-    """Make a video of a prompt.
-
-    And of pictures and videos, where the model takes them.
-
-    wancli generate "a red circle moving right on a black background" --seed 1
-    """
-    text, screen = read_prompt(prompt, prompt_flag), Screen(talk)
+) -> Planned:
+    """Plan the videos that the flags ask for. Raises what is wrong with them."""
+    text = read_prompt(prompt, prompt_flag)
     resolved = resolve(settings_layers(screen.warn, given, preset, cachedit_preset), Settings)
     files = OutputFiles(
         output=output,
@@ -99,5 +93,18 @@ def generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
         preview_every=preview_every,
     )
     seeds = parse_seeds(seed, num_videos)
-    asked = GenerateRequest("generate", text, seeds, resolved, force, inputs, task)
-    carry_out(plan_videos(asked, files, assume_inputs=talk.brief), screen, dry_run=dry_run)
+    request = GenerateRequest("generate", text, seeds, resolved, force, inputs, task)
+    return plan_videos(request, files, assume_inputs=screen.talk.brief)
+
+
+@takes_output_options
+@takes_options_of(plan_generate)
+def generate(*, talk: OutputOptions, dry_run: DryRun = False, **options: Any) -> None:
+    """Generate a video from a prompt.
+
+    And from pictures and videos, with models that take them.
+
+    wancli generate "a red circle moving right on a black background" --seed 1
+    """
+    screen = Screen(talk)
+    carry_out(plan_generate(screen=screen, **options), screen, dry_run=dry_run)

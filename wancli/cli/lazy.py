@@ -1,4 +1,4 @@
-"""Commands that are imported when they are called, so that the others cost nothing."""
+"""Typer's commands and groups as wancli has them: imported when they are called."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +9,48 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from wancli.errors import UsageError, closest
+
+
+def dashed(name: str) -> str:
+    """Name of an option with dashes: `num_frames` is `num-frames`."""
+    return name.replace("_", "-")
+
+
+class WancliCommand(TyperCommand):
+    """A command whose `--at CHUNK PROMPT` takes two values; Typer has no repeatable pairs."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse `--at 5 "a prompt"` as `--at "5 a prompt"`, up to `--`."""
+        end = args.index("--") if "--" in args else len(args)
+        joined: list[str] = []
+        for argument in args[:end]:
+            if len(joined) > 1 and joined[-2] == "--at" and joined[-1].isdigit():
+                joined[-1] += f" {argument}"
+            else:
+                joined.append(argument)
+        return super().parse_args(ctx, joined + args[end:])
+
+
+class WancliGroup(TyperGroup):
+    """Commands by name. Alone it prints its help; an unknown name is answered by a near one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments of the group. Exit 2, with the help, where there are none."""
+        if not args and not ctx.resilient_parsing:
+            ctx.get_help()  # which Typer prints by itself
+            raise typer.Exit(2)
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Name, command and remaining arguments. Raises UsageError for an unknown name."""
+        unknown = self.get_command(ctx, args[0]) is None and not args[0].startswith("-")
+        if unknown and not ctx.resilient_parsing:
+            near = closest(args[0], self.commands)
+            hint = f"did you mean '{near}'?" if near else f"{ctx.command_path} --help"
+            raise UsageError(f"No such command {args[0]!r}.", hint=hint)
+        return super().resolve_command(ctx, args)
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -18,21 +60,21 @@ class Entry:
     help: str
 
     def load(self, name: str) -> Any:
-        """The command, or the group, ready to be called."""
+        """Import the command or the group and make it ready to be called."""
         module, _, attribute = self.target.partition(":")
-        found = getattr(import_module(module), attribute)
-        if isinstance(found, typer.Typer):
-            return get_command(found)
-        alone = typer.Typer(add_completion=False)
-        alone.command(name)(found)
-        return get_command(alone)
+        entry = getattr(import_module(module), attribute)
+        if isinstance(entry, typer.Typer):
+            return get_command(entry)
+        app = typer.Typer(add_completion=False)
+        app.command(name, cls=WancliCommand)(entry)
+        return get_command(app)
 
 
 def lazy(entries: Mapping[str, Entry]) -> type[TyperGroup]:
-    """A group of those commands."""
+    """A group that lists `entries` and imports the one that is called."""
 
-    class Lazy(TyperGroup):
-        """Lists names and lines; loads what is called."""
+    class Lazy(WancliGroup):
+        """Commands that cost nothing until they are called."""
 
         def __init__(self, **settings: Any) -> None:
             super().__init__(**settings)
@@ -40,7 +82,7 @@ def lazy(entries: Mapping[str, Entry]) -> type[TyperGroup]:
             self.commands.update(lines)
 
         def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-            """Name, command and the arguments that are left for it."""
+            """Name, imported command and remaining arguments."""
             name, command, rest = super().resolve_command(ctx, args)
             return name, entries[name].load(name) if name else command, rest
 

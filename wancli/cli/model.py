@@ -8,6 +8,7 @@ import typer
 from wancli.catalog.hub_cache import absent, cached_bytes, cached_repos, find_cached, repo_folder
 from wancli.catalog.local import find_spec
 from wancli.catalog.specs import DEMO_FOLDER, RANDOM, SPECS, ModelSpec
+from wancli.cli.lazy import WancliGroup
 from wancli.cli.options import OutputOptions, takes_output_options
 from wancli.cli.plan_table import default_json, default_row
 from wancli.cli.screen import Screen
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from wancli.models.inspect import ModelInfo
 
 app = typer.Typer(
-    no_args_is_help=True,
+    cls=WancliGroup,
     add_completion=False,
     help="Models: list, download, inspect, delete, and make one from a checkpoint.",
 )

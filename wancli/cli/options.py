@@ -5,7 +5,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from wancli.errors import UsageError, shortened
 from wancli.planning.input_files import _OPTIONS
 from wancli.planning.inputs import InputFiles
 
-Command = Callable[..., None]
+Command = Callable[..., Any]  # a function of keyword arguments, one per flag
 
 # The field's commonest other spellings.
 SPELLINGS = {
@@ -91,7 +91,7 @@ def takes_settings(
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
-        def run(**values: Any) -> None:
+        def run(**values: Any) -> Any:
             tables: dict[str, Any] = {}
             for table, name, _ in offered:
                 if (value := values.pop(name)) not in (None, []):
@@ -102,7 +102,7 @@ def takes_settings(
                     raise UsageError(
                         f"{flag(name)} is given twice, with two values.", hint=f"{flag(name)} once"
                     )
-            command(given=Layer("flag", tables), **values)
+            return command(given=Layer("flag", tables), **values)
 
         return with_parameters(run, command, without=("given",), extra=[*options, *shorthands])
 
@@ -130,6 +130,28 @@ def takes_output_options(command: Command) -> Command:
     return with_parameters(run, command, without=("talk",), extra=extra)
 
 
+def takes_options_of(*builders: Command) -> Callable[[Command], Command]:
+    """Call a command with the options of functions that plan requests, all but their `screen`."""
+    options: dict[str, inspect.Parameter] = {}
+    for builder in builders:
+        options |= options_of(builder)
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            command(**values)
+
+        return with_parameters(run, command, first=list(options.values()))
+
+    return decorate
+
+
+def options_of(builder: Command) -> dict[str, inspect.Parameter]:
+    """Options of a function that plans a request, by name."""
+    parameters = inspect.signature(builder, eval_str=True).parameters
+    return {name: option for name, option in parameters.items() if name != "screen"}
+
+
 def _spelt_out(
     *, size: str | None = None, use_cachedit: bool | None = None
 ) -> list[tuple[str, str, Any]]:
@@ -152,14 +174,24 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def with_parameters(
-    run: Command, command: Command, *, without: Collection[str], extra: list[inspect.Parameter]
+    run: Command,
+    command: Command,
+    *,
+    without: Collection[str] = (),
+    first: Sequence[inspect.Parameter] = (),
+    extra: Sequence[inspect.Parameter] = (),
 ) -> Command:
-    """`run` with the parameters of `command`, but for those `without`, and `extra`."""
+    """Give `run` the parameters `first`, those of `command` but `without`, and `extra`."""
     signature = inspect.signature(command, eval_str=True)
-    own = [p for name, p in signature.parameters.items() if name not in without]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *extra]]
+    own = [
+        parameter
+        for name, parameter in signature.parameters.items()
+        if name not in without and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    only = inspect.Parameter.KEYWORD_ONLY
+    parameters = [parameter.replace(kind=only) for parameter in [*first, *own, *extra]]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 
@@ -266,10 +298,10 @@ def takes_inputs(command: Command) -> Command:
     """Call `command` with `inputs` and `task`, from the flags of pictures and videos."""
 
     @functools.wraps(command)
-    def run(**values: Any) -> None:
+    def run(**values: Any) -> Any:
         given = {name: values.pop(name) for name in _OPTIONS}
         task, references = given.pop("task"), tuple(given.pop("ref_image") or ())
-        command(inputs=InputFiles(**given, ref_image=references), task=task, **values)
+        return command(inputs=InputFiles(**given, ref_image=references), task=task, **values)
 
     only = inspect.Parameter.KEYWORD_ONLY
     extra = [

@@ -1,50 +1,39 @@
-"""`wancli plan`: the options of generate, and with --chunks those of rollout; loads nothing."""
+"""`wancli plan`: the cost of what generate, or with --chunks rollout, would do."""
 
-import inspect
 from dataclasses import replace
 from typing import Any
 
-from wancli.cli.generate import generate
-from wancli.cli.options import Command, OutputOptions, takes_output_options
-from wancli.cli.rollout import rollout
+from wancli.cli.generate import plan_generate
+from wancli.cli.options import OutputOptions, options_of, takes_options_of, takes_output_options
+from wancli.cli.plan_table import carry_out
+from wancli.cli.rollout import plan_rollout
+from wancli.cli.screen import Screen
 from wancli.config.resolve import flag
 from wancli.errors import UsageError
 
-UNNAMED = "video"  # names the file where there is no prompt
+UNNAMED = "video"  # prompt, which names the file, where there is none
 
 
-def _options(command: Command) -> dict[str, inspect.Parameter]:
-    """What a command takes, beside its talk, and that it is dry."""
-    inner = command.__wrapped__  # type: ignore[attr-defined]
-    return {n: p for n, p in inspect.signature(inner).parameters.items() if n != "dry_run"}
-
-
-_GENERATE, _ROLLOUT = _options(generate), _options(rollout)
-
-
-def _plan(*, talk: OutputOptions, **given: Any) -> None:
-    """Say what a video would take, and whether it fits; load nothing.
+@takes_output_options
+@takes_options_of(plan_rollout, plan_generate)
+def plan(*, talk: OutputOptions, **options: Any) -> None:
+    """Estimate what a video needs, and whether it fits; loads nothing.
 
     Takes the options of generate, and with --chunks those of rollout. Exit 5 where it cannot fit.
 
     wancli plan --model wan2.1-t2v-14b --size 832x480
     """
-    rolls = given["chunks"] is not None
-    command, own = (rollout, _ROLLOUT) if rolls else (generate, _GENERATE)
-    for name, value in given.items():
+    is_rollout = options["chunks"] is not None
+    build = plan_rollout if is_rollout else plan_generate
+    own = options_of(build)
+    for name, value in options.items():
         if name not in own and value not in (None, False, [], ()):
-            other = "drop --chunks" if rolls else "--chunks N"
             raise UsageError(
-                f"{flag(name)} is for {'generate' if rolls else 'rollout'} only.", hint=other
+                f"{flag(name)} is for {'generate' if is_rollout else 'rollout'} only.",
+                hint="drop --chunks" if is_rollout else "--chunks N",
             )
-    chosen = {name: value for name, value in given.items() if name in own}
+    chosen = {name: value for name, value in options.items() if name in own}
     if chosen["prompt"] is None and chosen["prompt_flag"] is None:
         chosen["prompt"] = UNNAMED
-    inner = command.__wrapped__  # type: ignore[attr-defined]
-    inner(talk=replace(talk, brief=True), dry_run=True, **chosen)
-
-
-_plan.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    list((_ROLLOUT | _GENERATE).values())
-)
-plan = takes_output_options(_plan)
+    screen = Screen(replace(talk, brief=True))
+    carry_out(build(screen=screen, **chosen), screen, dry_run=True)

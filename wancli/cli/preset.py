@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from wancli.catalog.local import find_spec
+from wancli.cli.lazy import WancliGroup
 from wancli.cli.options import OutputOptions, takes_output_options, takes_settings
 from wancli.cli.screen import Screen
 from wancli.config.layers import warn_of_unreadable_presets
@@ -23,7 +24,7 @@ from wancli.config.settings import RolloutSettings
 from wancli.errors import SettingsError, WancliError
 
 app = typer.Typer(
-    no_args_is_help=True,
+    cls=WancliGroup,
     add_completion=False,
     help="Named settings: list, show, check and save them.",
 )

@@ -1,7 +1,7 @@
 """`wancli rollout`: its flags."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,10 +18,11 @@ from wancli.cli.options import (
     PromptFlag,
     folder,
     read_prompt,
+    takes_options_of,
     takes_output_options,
     takes_settings,
 )
-from wancli.cli.plan_table import carry_out
+from wancli.cli.plan_table import Planned, carry_out
 from wancli.cli.screen import Screen
 from wancli.config.layers import settings_layers
 from wancli.config.resolve import Layer
@@ -93,12 +94,11 @@ Force = Annotated[
 ]
 
 
-@takes_output_options
 @takes_settings(RolloutSettings, without=("num_frames", "scheduler", *PROMPT_KV, *OF_TASKS))
-def rollout(  # noqa: PLR0913 - one parameter per flag that is not a setting
+def plan_rollout(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
     given: Layer,
-    talk: OutputOptions,
+    screen: Screen,
     prompt: Prompt = None,
     prompt_flag: PromptFlag = None,
     preset: PresetName = None,
@@ -119,19 +119,15 @@ def rollout(  # noqa: PLR0913 - one parameter per flag that is not a setting
     output_dir: Folder = None,
     overwrite: Overwrite = False,
     report: ReportFile = None,
-    dry_run: DryRun = False,
     force: Force = False,
-) -> None:
-    """Make a video chunk after chunk, as long as you like, at constant memory.
-
-    wancli rollout "a red circle moving right on a black background" --chunks 20 --seed 1
-    """
-    screen, again = Screen(talk), resume or rerender is not None
+) -> Planned:
+    """Plan the rollout that the flags ask for. Raises what is wrong with them."""
+    again = resume or rerender is not None
     needs_prompt = not (again or prompt_embeds)
     text = read_prompt(prompt, prompt_flag) if needs_prompt or prompt or prompt_flag else None
     changes = [parse_change(words) for words in at or []]
     changes += read_script(script) if script else []
-    ask = RolloutRequest(
+    request = RolloutRequest(
         prompt=text,
         seed=seed,
         changes=changes,
@@ -147,10 +143,21 @@ def rollout(  # noqa: PLR0913 - one parameter per flag that is not a setting
         report=report,
         force=force,
     )
-    base = find_rollout(ask.prompt, output, save_latents, ask.folder) if again else None
+    base = find_rollout(request.prompt, output, save_latents, request.folder) if again else None
     before = stored_request(base) if base else {}
     if base:
         layers = [Layer(base.name, settings_of({"request": before})), given]
     else:
         layers = settings_layers(screen.warn, given, preset)
-    carry_out(RolloutSession(ask, layers, before=before, base=base), screen, dry_run=dry_run)
+    return RolloutSession(request, layers, before=before, base=base)
+
+
+@takes_output_options
+@takes_options_of(plan_rollout)
+def rollout(*, talk: OutputOptions, dry_run: DryRun = False, **options: Any) -> None:
+    """Generate a video chunk by chunk, of any length, at constant memory.
+
+    wancli rollout "a red circle moving right on a black background" --chunks 20 --seed 1
+    """
+    screen = Screen(talk)
+    carry_out(plan_rollout(screen=screen, **options), screen, dry_run=dry_run)
