@@ -18,7 +18,7 @@ from wancli.catalog.tasks import ANIMATE, ENDS, IMAGE, TEXT, VACE, VIDEO
 from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Settings
 from wancli.generate.caches import caches
-from wancli.generate.denoise import decoded, denoise
+from wancli.generate.denoise import clip_frames, denoise
 from wancli.generate.prompts import encode_prompt
 from wancli.models.load import Loaded
 from wancli.models.offload import offload_to
@@ -99,7 +99,7 @@ def made(
             seed=seed,
             on_step=lambda _: None,
         )
-        found += [denoised.latents, torch.from_numpy(decoded(loaded, denoised).copy())]
+        found += [denoised.latents, torch.from_numpy(clip_frames(loaded, denoised).copy())]
     return found
 
 
@@ -191,7 +191,7 @@ def test_a_bfloat16_vae_gives_nearly_the_same_frames(task: str):
         loaded, replace(prompt, pictures=shown), settings,
         make_plan(settings, loaded.spec, inputs, task=task), seed=0, on_step=lambda _: None,
     )  # fmt: skip
-    frames = decoded(loaded, denoised).astype(float)
+    frames = clip_frames(loaded, denoised).astype(float)
     assert denoised.latents.dtype == torch.float32
     off = np.abs(frames - plain(task)[1].numpy().astype(float)).mean()
     assert 0 < off < 2.0  # levels of 255, of random weights

@@ -238,7 +238,7 @@ def test_a_missing_compiler_is_one_line(tmp_path: Path):
     )  # fmt: skip
     assert done.returncode == 4
     error, hint = done.stderr.strip().splitlines()[-2:]
-    assert error.startswith("error: --compile needs a C++ compiler")
+    assert error.startswith("error: --compile needs a working C++ compiler")
     assert hint == "hint:  --no-compile"
 
 

@@ -20,7 +20,7 @@ from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Machine, RolloutSettings, Settings
 from wancli.config.tuned import tuned_for
 from wancli.errors import PlanError, SettingsError, UsageError
-from wancli.generate.denoise import decoded, denoise
+from wancli.generate.denoise import clip_frames, denoise
 from wancli.generate.prompts import encode_prompt
 from wancli.models.load import Loaded, transformers_of
 from wancli.models.offload import offload_to
@@ -77,7 +77,7 @@ def shown(loaded: Loaded, settings: Settings, task: str, *, videos: int = 2) -> 
             encode_prompt(loaded, "a red circle", settings.sampling), pictures=pictures
         )
         video = denoise(loaded, prompt, settings, plan, seed=seed, on_step=lambda _: None)
-        found += [video.latents, torch.from_numpy(decoded(loaded, video).copy())]
+        found += [video.latents, torch.from_numpy(clip_frames(loaded, video).copy())]
     return found
 
 
@@ -158,7 +158,7 @@ def test_a_video_of_many_options_is_made_again_decoded_and_skipped(wancli: Wancl
     again = ("generate", "a red circle", *SMALL, *flags, "-o", "a.mp4", "--skip-existing")
     assert wancli(*again, "--offload", "none", "--preview-every", 1).code == 0
     for other in (("--no-vae-tiling",), ("--vae-dtype", "auto"), ("--no-fuse-qkv",)):
-        assert "is of another request" in wancli(*again, *other).err
+        assert "comes from another request" in wancli(*again, *other).err
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import TASKS
 from wancli.config.settings import Settings
 from wancli.generate.conditioning import read_pictures
-from wancli.generate.denoise import StepResult, decoded, denoise
+from wancli.generate.denoise import StepResult, clip_frames, denoise
 from wancli.generate.prompts import encode_prompt
 from wancli.generate.runner import write_video
 from wancli.models.load import Loaded, load_pipeline, resolve_machine
@@ -130,7 +130,7 @@ class Measurer:
             clock.mark("encode")
             denoised = denoise(loaded, prompt, settings, plan, seed=case.seed, on_step=on_step)
             clock.mark("denoise")
-            frames = decoded(loaded, denoised)
+            frames = clip_frames(loaded, denoised)
             clock.mark("decode")
         run = Run(
             arm=variant.name,

@@ -1,1 +1,1 @@
-"""Clips through diffusers' own pipelines: encode, denoise, decode, write, record."""
+"""Generate clips with diffusers' pipelines: encode, denoise, decode, write, record."""

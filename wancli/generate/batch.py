@@ -1,4 +1,4 @@
-"""From a checked request to videos: plan, names, what is there already, and the runner."""
+"""A request for one video per seed: plan it, name and check its files, run it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """What to make: one video per seed."""
+    """A request for one video per seed."""
 
     command: str
     prompt: str
@@ -47,7 +47,7 @@ class GenerateRequest:
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """Where results go, and what may be replaced."""
+    """Where outputs go, and whether they may be replaced."""
 
     output: str | None
     folder: Path
@@ -67,9 +67,9 @@ class _PlannedVideo:
 
 @dataclass(frozen=True)
 class PlannedVideos:
-    """Videos that were checked and named, and that nothing was loaded for yet."""
+    """Videos that are checked and named; nothing is loaded yet."""
 
-    asked: GenerateRequest
+    request: GenerateRequest
     files: OutputFiles
     spec: ModelSpec
     plan: Plan
@@ -78,60 +78,64 @@ class PlannedVideos:
     warnings: Sequence[str] = ()
 
     def plan_json(self) -> dict[str, Any]:
-        """What it comes to, by name."""
+        """The plan as JSON."""
         return asdict(self.plan)
 
     def items(self) -> list[tuple[Request, Path]]:
-        """Each request, and the name of its video."""
+        """Each request and the path of its video."""
         return [(item.request, item.output) for item in self.todo]
 
     def make(self, observer: Observer) -> list[dict[str, Any]]:
-        """Make every video; the records of those made. Raises WancliError."""
-        asked, files = self.asked, self.files
-        todo = [t for t in self.todo if _wanted(t, files, observer)]
+        """Make every video, and return the new records. Raises WancliError."""
+        request, files = self.request, self.files
+        todo = [item for item in self.todo if _is_needed(item, files, observer)]
         if not todo:
             return []
-        outputs = _outputs(asked, todo, files)
+        outputs = _outputs(request, todo, files)
         with outputs.held():
             say_warnings(self.warnings, observer)
-            since = perf_counter()  # the libraries are part of what loading costs
+            since = perf_counter()  # loading includes importing the libraries
             check_reachable(self.spec.repo)
             from wancli.generate.runner import Runner
 
-            settings = self.capacity.with_offload(asked.resolved.settings)
-            resolved = replace(asked.resolved, settings=settings)
-            runner = Runner(self.spec, resolved, self.plan, command=asked.command, since=since)
-            return _make(todo, runner, asked.inputs, files, outputs.replaced, observer)
+            settings = self.capacity.with_offload(request.resolved.settings)
+            resolved = replace(request.resolved, settings=settings)
+            runner = Runner(self.spec, resolved, self.plan, command=request.command, since=since)
+            return _make(todo, runner, request.inputs, files, outputs.replaced, observer)
 
 
 def plan_videos(
-    asked: GenerateRequest, files: OutputFiles, *, assume_inputs: bool = False
+    request: GenerateRequest, files: OutputFiles, *, assume_inputs: bool = False
 ) -> PlannedVideos:
-    """Check everything. With `assume_inputs`, files that the model needs may be missing."""
-    settings = asked.resolved.settings
+    """Check a request and name its videos. Raises WancliError.
+
+    With `assume_inputs`, input files that the model needs may be missing.
+    """
+    settings = request.resolved.settings
     spec = find_spec(settings.model, layers=settings.machine.layers)
-    inputs = assume(spec, asked.inputs, asked.task) if assume_inputs else asked.inputs
-    plan = make_plan(settings, spec, inputs, task=asked.task)
-    check_given(asked.resolved, plan.task)
+    inputs = assume(spec, request.inputs, request.task) if assume_inputs else request.inputs
+    plan = make_plan(settings, spec, inputs, task=request.task)
+    check_given(request.resolved, plan.task)
     if files.latents and plan.segments > 1:
         raise PlanError(
-            f"--save-latents: those of {plan.segments} segments do not decode as one video.",
-            hint="drop --save-latents",
+            f"`save_latents`: latents of {plan.segments} segments do not decode as one video.",
+            hint="drop `save_latents`",
         )
     check_files(spec)
     check_encoder(Encoding.of(settings.output))
-    warnings = vocabulary_warnings(spec, [asked.prompt])
-    look_at(asked.inputs, settings.video)
-    weights, told = revision(spec), recorded(asked.inputs, plan)
+    warnings = vocabulary_warnings(spec, [request.prompt])
+    look_at(request.inputs, settings.video)
+    weights, input_records = revision(spec), recorded(request.inputs, plan)
     todo = []
-    for seed in asked.seeds:
-        request = Request(
-            asked.prompt, seed, settings, asked.resolved.sources, weights, told, warnings
-        )
-        todo.append(_placed(request, files, several=len(asked.seeds) > 1))
-    estimated = generation_estimator(spec, lambda s: make_plan(s, spec, inputs, task=asked.task))
-    taken = check_capacity(settings, spec, estimated, force=asked.force)
-    return PlannedVideos(asked, files, spec, plan, todo, taken, warnings)
+    for seed in request.seeds:
+        video = Request(
+            request.prompt, seed, settings, request.resolved.sources, weights, input_records,
+            warnings,
+        )  # fmt: skip
+        todo.append(_name_files(video, files, several=len(request.seeds) > 1))
+    estimated = generation_estimator(spec, lambda s: make_plan(s, spec, inputs, task=request.task))
+    capacity = check_capacity(settings, spec, estimated, force=request.force)
+    return PlannedVideos(request, files, spec, plan, todo, capacity, warnings)
 
 
 def _make(
@@ -141,7 +145,7 @@ def _make(
     from wancli.generate.runner import Job
     from wancli.records.write import failed_record
 
-    made: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for item in todo:
         if files.preview_every:
             observer.say(f"preview: {preview_file(item.output)}")
@@ -155,19 +159,21 @@ def _make(
             observer.failed(failed_record(item.request, error, command=runner.command))
             raise
         observer.done(record)
-        made.append(record.as_json())
+        records.append(record.as_json())
         if files.perf:
-            timings = [{"path": m["output"]["path"], **m["timings"], **m["memory"]} for m in made]
+            timings = [
+                {"path": r["output"]["path"], **r["timings"], **r["memory"]} for r in records
+            ]
             write_json(
                 {"videos": timings},
                 files.perf,
-                overwrite=files.perf in replaced or len(made) > 1,  # its own, after the first
+                overwrite=files.perf in replaced or len(records) > 1,  # our own after the first
             )
-    return made
+    return records
 
 
-def _placed(request: Request, files: OutputFiles, *, several: bool) -> _PlannedVideo:
-    """The request with the names of its files."""
+def _name_files(request: Request, files: OutputFiles, *, several: bool) -> _PlannedVideo:
+    """The request with the paths of its files."""
     settings = request.settings
     fields: Mapping[str, Any] = {
         "prompt": request.prompt,
@@ -184,8 +190,8 @@ def _placed(request: Request, files: OutputFiles, *, several: bool) -> _PlannedV
     return _PlannedVideo(request, output, latents)
 
 
-def _wanted(item: _PlannedVideo, files: OutputFiles, observer: Observer) -> bool:
-    """Whether to make the video. Raises UsageError."""
+def _is_needed(item: _PlannedVideo, files: OutputFiles, observer: Observer) -> bool:
+    """Whether the video has to be made. Raises UsageError."""
     from wancli.video.write import check_name
 
     path = item.output
@@ -193,29 +199,29 @@ def _wanted(item: _PlannedVideo, files: OutputFiles, observer: Observer) -> bool
     if files.skip_existing and path.exists() and not files.overwrite:
         check = check_existing(path, item.request.hash)
         if check is None:
-            message = f"{path} exists and is of another request."
-            raise UsageError(message, hint="--overwrite, or another --output")
+            message = f"{path} exists and comes from another request."
+            raise UsageError(message, hint="`overwrite`, or another `output`")
         if check.status != DAMAGED:
             observer.skipped(item.request, path)
             return False
-        observer.warn(f"{path} is damaged: {check.why}.", hint="it is made again")
+        observer.warn(f"{path} is damaged: {check.why}.", hint="rendering it again")
     return True
 
 
-def _is_of(path: Path, *, digest: str) -> bool:
-    """Whether a video is of the request with that hash, damaged or not."""
+def _comes_from(path: Path, *, digest: str) -> bool:
+    """Whether a video comes from the request with that hash, damaged or not."""
     return check_existing(path, digest) is not None
 
 
 def _outputs(
-    asked: GenerateRequest, todo: Sequence[_PlannedVideo], files: OutputFiles
+    request: GenerateRequest, todo: Sequence[_PlannedVideo], files: OutputFiles
 ) -> OutputSet:
-    """All that is written. Raises UsageError where two of them are one file."""
-    given = [path for paths in asked.inputs.named().values() for path in paths]
-    loras = [find_lora(text).path for text in asked.resolved.settings.machine.lora]
-    outputs = OutputSet(overwrite=files.overwrite, reads=[*given, *loras])
+    """All files to be written. Raises UsageError if two of them are the same."""
+    inputs = [path for paths in request.inputs.named().values() for path in paths]
+    loras = [find_lora(text).path for text in request.resolved.settings.machine.lora]
+    outputs = OutputSet(overwrite=files.overwrite, reads=[*inputs, *loras])
     for item in todo:
-        ours = partial(_is_of, digest=item.request.hash) if files.skip_existing else nobodys
+        ours = partial(_comes_from, digest=item.request.hash) if files.skip_existing else nobodys
         outputs.add(OutputFile(item.output, "--output", ours))
         outputs.add(*beside(item.output, previews=bool(files.preview_every)))
         if item.latents:

@@ -1,4 +1,4 @@
-"""The caches of one generation, entered together and left together."""
+"""The caches of one generation, installed and removed together."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,36 +23,36 @@ from wancli.records.record import ForwardStats
 
 @dataclass(frozen=True)
 class Caches:
-    """What was computed and what was reused in one generation."""
+    """The caches of one generation, and what they computed and reused."""
 
     sessions: Sequence[Session]
     gate: CFGGate | None
-    split: Sequence[tuple[Any, int]]  # transformers in the order of their steps, and how many
-    lists: Sequence[str]  # of their blocks
+    split: Sequence[tuple[Any, int]]  # transformers and their numbers of steps, in order
+    block_lists: Sequence[str]  # attributes of a transformer
     guided: bool
-    parkings: Sequence[WeightOffloader]  # of the weights that project prompts
+    offloaders: Sequence[WeightOffloader]  # of the weights that project prompts
 
     @property
     def freed_bytes(self) -> int:
-        """Of the weights that project prompts: those that are off the device, now."""
-        return sum(parking.nbytes for parking in self.parkings)
+        """Size of the prompt projections that are off the device now."""
+        return sum(offloader.nbytes for offloader in self.offloaders)
 
     def uses(self) -> list[ForwardStats]:
-        """One for each branch of each step, in order; of a forward that was not made as well."""
-        seen = {(use.step, use.branch): use for s in self.sessions for use in s.uses()}
+        """Statistics of each branch of each step, in order, including skipped forwards."""
+        recorded = {(use.step, use.branch): use for s in self.sessions for use in s.uses()}
         skipped = self.gate.skipped if self.gate else ()
-        told, step = [], 0
+        uses, step = [], 0
         for transformer, steps in self.split:
-            blocks = sum(len(getattr(transformer, name)) for name in self.lists)
+            blocks = sum(len(getattr(transformer, name)) for name in self.block_lists)
             for index in range(step, step + steps):
                 for branch in ("cond", "uncond") if self.guided else ("cond",):
-                    whole = ForwardStats(index, branch, blocks, blocks, reused=False)
-                    use = seen.get((index, branch), whole)
+                    full = ForwardStats(index, branch, blocks, blocks, reused=False)
+                    use = recorded.get((index, branch), full)
                     if branch == "uncond" and index in skipped:
                         use = ForwardStats(index, branch, 0, blocks, reused=True)
-                    told.append(use)
+                    uses.append(use)
             step += steps
-        return told
+        return uses
 
 
 @contextmanager
@@ -63,18 +63,18 @@ def caches(
     plan: Plan,
     timesteps: Sequence[float],
 ) -> Iterator[Caches]:
-    """Let the pipeline's transformers use what the settings allow; left, they are as they were.
+    """Install the configured caches on the pipeline's transformers, and remove them at the end.
 
-    `timesteps` are those of the steps, which of two experts are told apart by them.
+    `timesteps`, one per step, decide which of two experts runs a step.
     """
     chosen, pipeline, task = settings.prompt_kv, loaded.pipeline, TASKS[plan.task]
     uniform = task.expands_timesteps and bool(pipeline.config.get("expand_timesteps"))
     split = split_steps(pipeline, timesteps)
-    parkings: list[WeightOffloader] = []
+    offloaders: list[WeightOffloader] = []
     with ExitStack() as stack:
         if plan.prompt_kv:
             for transformer, _ in split:
-                parkings += stack.enter_context(
+                offloaders += stack.enter_context(
                     prompt_kv(
                         transformer,
                         memory,
@@ -89,15 +89,15 @@ def caches(
         gate = None
         if plan.gate is not None:
             gate = stack.enter_context(cfg_gate(pipeline, plan.gate, sessions))
-        lists = STEP_CACHES[task.transformer].blocks
-        yield Caches(sessions, gate, split, lists, plan.guided, parkings)
+        block_lists = STEP_CACHES[task.transformer].blocks
+        yield Caches(sessions, gate, split, block_lists, plan.guided, offloaders)
 
 
 @contextmanager
 def step_caches(
     split: Sequence[tuple[Any, int]], chosen: StepCache, model: str, *, guided: bool
 ) -> Iterator[list[Session]]:
-    """A step cache on each of the transformers, for as many steps as it makes."""
+    """Install a step cache on each transformer, for its share of the steps."""
     with ExitStack() as stack:
         sessions, first = [], 0
         for transformer, steps in split:
@@ -115,18 +115,18 @@ def step_caches(
 
 
 def _hardware(device: torch.device) -> str:
-    """Its name in the table of tiles: `cpu`, or `cuda` and the major compute capability."""
+    """A device's name in the table of tiles: `cpu`, or `cuda` and the major compute capability."""
     if device.type != "cuda":
         return device.type
     return f"cuda {torch.cuda.get_device_capability(device)[0]}"
 
 
 def split_steps(pipeline: Any, timesteps: Sequence[float]) -> list[tuple[Any, int]]:
-    """The transformers that will denoise, and how many steps each."""
-    found, boundary = transformers_of(pipeline), pipeline.config.get("boundary_ratio")
-    if len(found) < 2 or boundary is None:
-        return [(found[0], len(timesteps))]
+    """The transformers that will denoise, each with its number of steps."""
+    experts, boundary = transformers_of(pipeline), pipeline.config.get("boundary_ratio")
+    if len(experts) < 2 or boundary is None:
+        return [(experts[0], len(timesteps))]
     least = boundary * pipeline.scheduler.config.num_train_timesteps
     high = sum(timestep >= least for timestep in timesteps)
     counts = (high, len(timesteps) - high)
-    return [(transformer, steps) for transformer, steps in zip(found, counts, strict=True) if steps]
+    return [(expert, steps) for expert, steps in zip(experts, counts, strict=True) if steps]

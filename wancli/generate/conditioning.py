@@ -1,4 +1,4 @@
-"""The pictures and videos of a task as diffusers' pipelines take them."""
+"""Input pictures and videos as arguments of diffusers' pipelines."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,16 +10,16 @@ from wancli.planning.inputs import VIDEOS, InputFiles
 from wancli.video.images import fit_image, open_image
 from wancli.video.read import read_frames
 
-# A reference is shown whole: the pipelines put it on a canvas themselves. A face is a square.
+# References are not cropped: pipelines put them on a canvas themselves. Faces are cropped square.
 WHOLE, SQUARE = ("ref_image",), ("face_video",)
 
 
 def read_pictures(task: Task, inputs: InputFiles, *, size: tuple[int, int]) -> Mapping[str, Any]:
-    """By the pipeline's own names: pictures, and videos as lists of them. Raises InputError.
+    """Read pictures, and videos as lists of pictures, by the pipeline's argument names.
 
-    What is of the video itself is fitted to its (width, height).
+    Those of the video itself are scaled and cropped to its (width, height). Raises InputError.
     """
-    told: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for name, paths in inputs.named().items():
         if name in VIDEOS:
             pictures = [Image.fromarray(frame) for frame in read_frames(paths[0])]
@@ -27,10 +27,10 @@ def read_pictures(task: Task, inputs: InputFiles, *, size: tuple[int, int]) -> M
             pictures = [open_image(path) for path in paths]
         fitted = [_fitted(name, picture, size) for picture in pictures]
         several = name in VIDEOS or task.inputs[name] == "reference_images"
-        told[task.inputs[name]] = fitted if several else fitted[0]
-    if "background_video" in told:
-        told["mode"] = "replace"
-    return told
+        arguments[task.inputs[name]] = fitted if several else fitted[0]
+    if "background_video" in arguments:
+        arguments["mode"] = "replace"
+    return arguments
 
 
 def _fitted(name: str, picture: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""A video through diffusers' own pipelines: encode, denoise, decode."""
+"""Denoise and decode a video with diffusers' pipelines."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,22 +25,22 @@ from wancli.sampling.schedulers import make_scheduler
 
 @dataclass(frozen=True)
 class DenoisedClip:
-    """Latents [1, C, F, H, W] in float32, normalised, and what every forward computed of them.
+    """Normalised latents [1, C, F, H, W] in float32, and the statistics of every forward.
 
-    Of several segments the latents are of the last. Where the pipeline has decoded them already
-    there are `frames` uint8 [T, H, W, 3].
+    With several segments, the latents are those of the last one. `frames` uint8 [T, H, W, 3] are
+    set if the pipeline decodes them itself.
     """
 
     latents: Tensor
     uses: list[ForwardStats]
-    prompt_kv_bytes: int  # that are kept for the prompt
-    freed_bytes: int  # of weights that were off the device meanwhile
+    prompt_kv_bytes: int
+    freed_bytes: int  # of weights off the device while denoising
     frames: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """A denoising step, done: from `sigma` to `after`, which gave `latents` [1, C, F, H, W]."""
+    """A finished denoising step from `sigma` to `after`, with its `latents` [1, C, F, H, W]."""
 
     index: int
     sigma: float
@@ -57,34 +57,35 @@ def denoise(
     seed: int,
     on_step: Callable[[StepResult], None],
 ) -> DenoisedClip:
-    """Denoise with the caches of the settings; `on_step` hears of each step.
+    """Denoise with the configured caches; `on_step` is called after each step.
 
-    Noise is drawn on the CPU, so that a seed means the same on every device.
-    Raises RunError when the latents, or what a pipeline decodes of them, are not finite.
+    Noise is drawn on the CPU, so that a seed gives the same noise on every device. Raises RunError
+    if the latents, or frames that the pipeline decodes, are not finite.
     """
     sampling, task, pipeline = settings.sampling, TASKS[plan.task], loaded.pipeline
     pipeline.scheduler = make_scheduler(pipeline.scheduler.config, sampling)
     pipeline.scheduler.set_timesteps(sampling.steps)
-    left_out = sampling.steps - plan.steps // plan.segments
-    timesteps = pipeline.scheduler.timesteps[left_out:].tolist() * plan.segments
-    made = count()
+    skipped = sampling.steps - plan.steps // plan.segments
+    timesteps = pipeline.scheduler.timesteps[skipped:].tolist() * plan.segments
+    step_numbers = count()
     last: dict[str, Tensor] = {}
 
     def after_step(
         _pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]
     ) -> dict[str, Any]:
-        first = left_out + index
+        first = skipped + index
         sigma, after = pipeline.scheduler.sigmas[first : first + 2].tolist()
-        on_step(StepResult(next(made), sigma, after, tensors["latents"][:, :, plan.references :]))
+        latents = tensors["latents"][:, :, plan.references :]
+        on_step(StepResult(next(step_numbers), sigma, after, latents))
         last.update(tensors)
         return tensors
 
     with (
         _boundary(pipeline, sampling.boundary_ratio),
-        require_finite(pipeline.vae),  # some pipelines decode by themselves
+        require_finite(pipeline.vae),  # some pipelines decode themselves
         caches(loaded, prompt.memory, settings, plan, timesteps) as cached,
     ):
-        given: Tensor = pipeline(
+        output: Tensor = pipeline(
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
             width=settings.video.width,
@@ -98,33 +99,33 @@ def denoise(
             **prompt.pictures,
         ).frames
         freed = cached.freed_bytes
-    latents = last["latents"] if task.segmented else given
+    latents = last["latents"] if task.segmented else output
     latents = latents[:, :, plan.references :]
     if not torch.isfinite(latents).all():
         raise RunError(
-            "the latents are not finite: the denoising went wrong.",
-            hint="--dtype float32, or a lower --guidance-scale",
+            "the latents are not finite.",
+            hint="`dtype` float32, or a lower `guidance_scale`",
         )
-    frames = _levels(given) if task.segmented else None
+    frames = _levels(output) if task.segmented else None
     return DenoisedClip(latents, cached.uses(), prompt.memory.nbytes, freed, frames)
 
 
 def _levels(video: Tensor) -> NDArray[np.uint8]:
-    """A pipeline's own [1, T, 3, H, W] in [0, 1] as uint8 [T, H, W, 3]."""
+    """Video [1, T, 3, H, W] in [0, 1] of a pipeline to uint8 [T, H, W, 3]."""
     levels: NDArray[np.uint8] = (video[0].float() * 255).round().to(torch.uint8).cpu().numpy()
     return levels.transpose(0, 2, 3, 1)
 
 
 def _settings(task: Task, settings: Settings, plan: Plan) -> dict[str, Any]:
-    """The settings that only some pipelines have, by the pipeline's own names."""
-    told = {**settings.sampling.model_dump(), **settings.video.model_dump()}
-    told["segment_frames"] = plan.segment_frames
-    return {theirs: told[ours] for ours, theirs in task.settings.items()}
+    """Settings that only some pipelines have, by the pipeline's argument names."""
+    values = {**settings.sampling.model_dump(), **settings.video.model_dump()}
+    values["segment_frames"] = plan.segment_frames
+    return {argument: values[name] for name, argument in task.settings.items()}
 
 
 @contextmanager
 def _boundary(pipeline: Any, ratio: float | None) -> Iterator[None]:
-    """Let another expert take over at `ratio` for one video; None leaves it to the model."""
+    """Switch experts at `ratio` in the block; None keeps the model's boundary."""
     if ratio is None:
         yield
         return
@@ -136,8 +137,8 @@ def _boundary(pipeline: Any, ratio: float | None) -> Iterator[None]:
         pipeline.register_to_config(boundary_ratio=before)
 
 
-def decoded(loaded: Loaded, denoised: DenoisedClip) -> NDArray[np.uint8]:
-    """Its video frames uint8 [T, H, W, 3], decoded now unless the pipeline has done so."""
+def clip_frames(loaded: Loaded, denoised: DenoisedClip) -> NDArray[np.uint8]:
+    """The video frames uint8 [T, H, W, 3], decoded now unless the pipeline has done so."""
     if denoised.frames is not None:
         return denoised.frames
     return decode(loaded.pipeline.vae, denoised.latents)
@@ -145,7 +146,7 @@ def decoded(loaded: Loaded, denoised: DenoisedClip) -> NDArray[np.uint8]:
 
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
-    """Latents [1, C, F, H, W], normalised, to video frames uint8 [T, H, W, 3]. Raises RunError."""
+    """Normalised latents [1, C, F, H, W] to video frames uint8 [T, H, W, 3]. Raises RunError."""
     with require_finite(vae):
         video = vae.decode(denormalize(vae, latents), return_dict=False)[0]
     frames: NDArray[np.uint8] = to_pixels(video)[0].numpy()

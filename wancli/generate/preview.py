@@ -1,4 +1,4 @@
-"""What a video will be, seen before it is: a small picture beside it, every few steps."""
+"""Preview a video while it is denoised: a small picture beside it, every few steps."""
 
 import io
 from collections.abc import Iterator
@@ -18,19 +18,19 @@ from wancli.records.progress import PreviewEvent, Report
 from wancli.utils.files import remove, write_whole
 from wancli.utils.outputs import PREVIEW_MARK, preview_file
 
-_SHOWN = 4  # latent frames, from the first to the last
+_FRAMES = 4  # latent frames, from the first to the last
 _SIDE = 192  # pixels of the longer side of one of them
 
 
 class Previews:
-    """The picture beside a video, replaced every `every` denoising steps; none if that is None."""
+    """The preview beside a video, updated every `every` denoising steps; None for no preview."""
 
     def __init__(
         self, video: Path, report: Report, *, every: int | None, overwrite: bool = False
     ) -> None:
-        """`report` hears of every picture, and may show it.
+        """Previews are also passed to `report`.
 
-        One that is there stays, unless `overwrite`, and the new ones are only reported.
+        An existing file is kept unless `overwrite`; previews are then only reported.
         """
         self._file, self._report, self._every = preview_file(video), report, every
         self._mine = overwrite
@@ -38,7 +38,7 @@ class Previews:
         self._map: LatentRgb | None = None
 
     def __call__(self, step: StepResult, vae: Any) -> None:
-        """Show where the last steps lead. The latents stay as they are."""
+        """Update the preview after a step; the latents are not changed."""
         if self._every is None:
             return
         before, self._before = self._before, step.latents
@@ -48,15 +48,15 @@ class Previews:
             self._map = fit_rgb(vae)
         clean = predict_clean(step, before)
         count = clean.shape[2]
-        taken = np.linspace(0, count - 1, min(_SHOWN, count)).round().astype(int).tolist()
-        content = _strip(self._map(clean[:, :, taken]))
-        with suppress(OutputError):  # where a picture does not fit, the video will say so
+        indices = np.linspace(0, count - 1, min(_FRAMES, count)).round().astype(int).tolist()
+        content = _strip(self._map(clean[:, :, indices]))
+        with suppress(OutputError):  # on a full disk, writing the video reports it
             write_whole(self._file, content, hint="", overwrite=self._mine)
             self._mine = True
         self._report(PreviewEvent(content))
 
     def remove(self) -> None:
-        """The video is there, or will not come."""
+        """Remove the preview, once the video is written or has failed."""
         if self._every is not None and self._mine:
             remove(self._file)
 
@@ -65,19 +65,19 @@ class Previews:
 def previews(
     video: Path, report: Report, *, every: int | None, overwrite: bool = False
 ) -> Iterator[Previews]:
-    """Pictures until the block ends, however it ends."""
-    shown = Previews(video, report, every=every, overwrite=overwrite)
+    """Previews that are removed when the block ends."""
+    preview = Previews(video, report, every=every, overwrite=overwrite)
     try:
-        yield shown
+        yield preview
     finally:
-        shown.remove()
+        preview.remove()
 
 
 def predict_clean(step: StepResult, before: Tensor | None) -> Tensor:
-    """Where the line through the latents before and after a step meets sigma 0.
+    """Extrapolate the latents before and after a step linearly to sigma 0.
 
-    This holds for every solver and needs nothing of its state. After the first step nobody knows
-    the latents before it, and they are shown with their noise.
+    Independent of the solver and its state. After the first step the latents before it are not
+    known, and the noisy ones are returned.
     """
     if before is None:
         return step.latents
@@ -86,7 +86,7 @@ def predict_clean(step: StepResult, before: Tensor | None) -> Tensor:
 
 
 def _strip(frames: Tensor) -> bytes:
-    """Uint8 [F, H, W, 3] as a PNG, side by side."""
+    """Uint8 [F, H, W, 3] as one PNG, side by side."""
     _, height, width, _ = frames.shape
     scale = max(1, _SIDE // max(height, width))
     row = Image.fromarray(np.concatenate(list(frames.numpy()), axis=1))

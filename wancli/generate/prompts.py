@@ -1,4 +1,4 @@
-"""A prompt as the pipelines of a family take it."""
+"""Encode prompts with the pipelines of each model family."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ Embeddings = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text embeddings and pictures, by the names of the task's pipeline.
+    """Text embeddings and pictures, by the argument names of the pipeline.
 
-    And what they come to in the transformers, where that is the same in every step.
+    `memory` caches their keys and values in the transformers, which are the same in every step.
     """
 
     embeddings: Embeddings
@@ -29,7 +29,7 @@ class Prompt:
 
 @torch.no_grad()
 def encode_prompt(loaded: Loaded, prompt: str, sampling: Sampling) -> Prompt:
-    """Embed the prompt, and the negative one where there is guidance by it."""
+    """Embed the prompt, and with guidance also the negative prompt."""
     family = loaded.spec.family
     guided = getattr(sampling, family.guidance) > 1
     negative = sampling.negative_prompt if guided else None
@@ -37,7 +37,7 @@ def encode_prompt(loaded: Loaded, prompt: str, sampling: Sampling) -> Prompt:
 
 
 def _wan(pipeline: Any, prompt: str, negative: str | None, length: int) -> Embeddings:
-    """UMT5's, each [1, text, D]."""
+    """UMT5 embeddings, each [1, text, D]."""
     cond, uncond = pipeline.encode_prompt(
         prompt,
         negative,
@@ -48,10 +48,10 @@ def _wan(pipeline: Any, prompt: str, negative: str | None, length: int) -> Embed
 
 
 def _hunyuan(pipeline: Any, prompt: str, negative: str | None, length: int) -> Embeddings:
-    """LLaMA's [1, text, D] and which of them are the prompt's, and CLIP's of it all [1, D]."""
-    told = {"": prompt, "negative_": negative}
+    """LLaMA embeddings [1, text, D] with their mask, and CLIP's pooled embedding [1, D]."""
+    texts = {"": prompt, "negative_": negative}
     embeddings: dict[str, Tensor] = {}
-    for prefix, text in told.items():
+    for prefix, text in texts.items():
         if text is not None:
             tokens, pooled, mask = pipeline.encode_prompt(text, max_sequence_length=length)
             embeddings[f"{prefix}prompt_embeds"] = tokens

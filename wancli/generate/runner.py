@@ -1,4 +1,4 @@
-"""The runner: load once, then encode, denoise, decode, write and record each video."""
+"""Load a model once, then encode, denoise, decode, write and record each video."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,7 +16,7 @@ from wancli.catalog.tasks import TASKS
 from wancli.config.resolve import Layer, Resolved, check_tuned, resolve
 from wancli.config.settings import Settings
 from wancli.generate.conditioning import read_pictures
-from wancli.generate.denoise import StepResult, decode, decoded, denoise
+from wancli.generate.denoise import StepResult, clip_frames, decode, denoise
 from wancli.generate.preview import Previews, previews
 from wancli.generate.prompts import Prompt, encode_prompt
 from wancli.models.load import Loaded, load_pipeline, load_vae, resolve_machine
@@ -46,37 +46,37 @@ from wancli.video.write import VideoWriter, WrittenVideo
 
 @dataclass(frozen=True)
 class Job:
-    """One video to make, and where to put it."""
+    """One video to make, and its output files."""
 
     request: Request
     output: Path
     latents: Path | None = None
     inputs: InputFiles = NO_INPUTS
     preview_every: int | None = None  # denoising steps
-    replaced: frozenset[Path] = frozenset()  # where what is there may be replaced
+    replaced: frozenset[Path] = frozenset()  # existing files that may be replaced
 
 
 class Runner:
-    """A loaded model and the prompts it has embedded; `make` gives a video and its record."""
+    """A loaded model and its encoded prompts; `make` renders a video."""
 
     def __init__(
         self, spec: ModelSpec, resolved: Resolved[Settings], plan: Plan, *, command: str,
         since: float,
     ) -> None:  # fmt: skip
-        """`since` is when loading began, by perf_counter: before the libraries were imported.
+        """`since` is the perf_counter at which loading began, before importing the libraries.
 
         Raises SettingsError for a step cache that was tuned on another kind of machine.
         """
         self._since = since
         self.spec, self.settings, self.plan, self.command = spec, resolved.settings, plan, command
-        here = {"machine": resolve_machine(self.settings.machine)}
-        check_tuned(resolved.tuned_for, self.settings.model_copy(update=here))
+        machine = {"machine": resolve_machine(self.settings.machine)}
+        check_tuned(resolved.tuned_for, self.settings.model_copy(update=machine))
         self._loaded: Loaded | None = None
         self._prompts: dict[str, Prompt] = {}
         self._pictures: tuple[InputFiles, Mapping[str, Any]] | None = None
 
     def make(self, job: Job, report: Report) -> RunRecord:
-        """Make one video, its sidecar and its record. Raises WancliError; latents are kept then."""
+        """Make one video and its record. Raises WancliError; finished latents are then kept."""
         overwrite = preview_file(job.output) in job.replaced
         with previews(job.output, report, every=job.preview_every, overwrite=overwrite) as preview:
             return self._make(job, report, preview)
@@ -101,7 +101,7 @@ class Runner:
         record = start_record(job.request, command=self.command, created=began)
         with fits_in_memory(self.spec.name):
             report(Phase("encode"))
-            prompt = self._tell(job)
+            prompt = self._prompt(job)
             clock.mark("encode")
             report(Phase("denoise"))
             denoised = denoise(
@@ -112,7 +112,7 @@ class Runner:
             report(Phase("decode"))
             whole = denoised.latents if self.plan.segments == 1 else None
             with keeping(whole, job.output, record.as_json()):
-                frames = decoded(loaded, denoised)
+                frames = clip_frames(loaded, denoised)
             clock.mark("decode")
         cache = _cache(self.settings, self.plan, denoised.uses)
         timings = _timings(job, clock, denoised.uses, sigmas, load_s=load_s)
@@ -136,7 +136,7 @@ class Runner:
         return record
 
     def _load(self, report: Report) -> float:
-        """Seconds it took to load the model, 0 where it was there."""
+        """Load the model, and return the seconds it took; 0 if it is loaded."""
         if self._loaded is not None:
             return 0.0
         report(Phase("load"))
@@ -145,10 +145,10 @@ class Runner:
 
     def _ready(self) -> Loaded:
         if self._loaded is None:
-            raise RuntimeError("make() loads before it asks")
+            raise RuntimeError("the model is not loaded")
         return self._loaded
 
-    def _tell(self, job: Job) -> Prompt:
+    def _prompt(self, job: Job) -> Prompt:
         text = job.request.prompt
         if text not in self._prompts:
             self._prompts[text] = encode_prompt(self._ready(), text, self.settings.sampling)
@@ -160,7 +160,7 @@ class Runner:
 
 
 def _save(latents: Tensor, job: Job, record: RunRecord) -> None:
-    """Write what --save-latents asks for."""
+    """Write the latents if `save_latents` is set."""
     if job.latents:
         overwrite = job.latents in job.replaced
         save_latents(latents, job.latents, record.as_json(), overwrite=overwrite)
@@ -169,8 +169,8 @@ def _save(latents: Tensor, job: Job, record: RunRecord) -> None:
 def _timings(
     job: Job, clock: Timer, uses: Sequence[ForwardStats], sigmas: list[float], *, load_s: float
 ) -> dict[str, Any]:
-    """Where the time up to the video frames went, and what each step was."""
-    made = [sum(use.step == step and use.blocks > 0 for use in uses) for step in range(len(sigmas))]
+    """Seconds of each phase up to the video frames; time, sigma and forwards of each step."""
+    forwards = [sum(u.step == step and u.blocks > 0 for u in uses) for step in range(len(sigmas))]
     return {
         "load_s": load_s,
         "encode_prompt_s": clock.seconds("encode"),
@@ -179,12 +179,12 @@ def _timings(
         "decode_s": clock.seconds("decode"),
         "steps_ms": clock.ms("step"),
         "sigmas": sigmas,
-        "forwards": made,
+        "forwards": forwards,
     }
 
 
 def _cache(settings: Settings, plan: Plan, uses: Sequence[ForwardStats]) -> dict[str, Any]:
-    """What the lossy caches saved; nothing where there is none."""
+    """The lossy caches and what they reused; empty without one."""
     method = settings.step_cache.step_cache
     methods: list[str] = [method] if method != "none" else []
     if plan.gate is not None:
@@ -195,17 +195,18 @@ def _cache(settings: Settings, plan: Plan, uses: Sequence[ForwardStats]) -> dict
 
 
 def decode_file(
-    latents_file: Path, output: Path, report: Report, given: Layer, *,
+    latents_file: Path, output: Path, report: Report, overrides: Layer, *,
     replaced: Collection[Path] = (),
 ) -> RunRecord:  # fmt: skip
-    """Make a video of saved latents, with only the VAE loaded. Raises WancliError.
+    """Decode saved latents to a video, loading only the VAE. Raises WancliError.
 
-    Of the files that are there only those at the paths `replaced` are.
+    `overrides` go above the settings in the record of the latents. Existing files are replaced
+    only if they are in `replaced`.
     """
     started = perf_counter()
-    latents, told = read_latents(latents_file)
-    layer = Layer(f"record of {latents_file.name}", settings_of(told))
-    settings = resolve([layer, given], Settings).settings
+    latents, source = read_latents(latents_file)
+    layer = Layer(f"record of {latents_file.name}", settings_of(source))
+    settings = resolve([layer, overrides], Settings).settings
     check_machine(settings.machine)
     check_tiling(settings)
     check_encoder(Encoding.of(settings.output))
@@ -216,10 +217,17 @@ def decode_file(
     frames = decode(vae, latents)
     decoded = perf_counter()
     timings = {"load_s": loaded - started, "decode_s": decoded - loaded}
-    about = {"status": "ok", "command": "decode", "error": None, "env": versions()}
-    about["request"] = told["request"] | {"machine": settings.machine.model_dump()}
-    known = {field.name: told[field.name] for field in fields(RunRecord) if field.name in told}
-    record = RunRecord(**(known | about | {"timings": timings, "memory": peak_memory(device)}))
+    update: dict[str, Any] = {
+        "status": "ok",
+        "command": "decode",
+        "error": None,
+        "env": versions(),
+        "request": source["request"] | {"machine": settings.machine.model_dump()},
+        "timings": timings,
+        "memory": peak_memory(device),
+    }
+    copied = {field.name: source[field.name] for field in fields(RunRecord) if field.name in source}
+    record = RunRecord(**(copied | update))
     report(Phase("write"))
     written = write_video(frames, output, record, settings, latents, replaced=replaced)
     timings |= {"save_s": perf_counter() - decoded, "total_s": perf_counter() - started}
@@ -232,7 +240,7 @@ def write_video(
     frames: Any, path: Path, record: RunRecord, settings: Settings, latents: Tensor | None, *,
     replaced: Collection[Path] = (),
 ) -> WrittenVideo:  # fmt: skip
-    """Write uint8 [T, H, W, 3]. When that fails the latents are kept, and the error says where."""
+    """Write uint8 [T, H, W, 3]. If that fails, the latents are saved and the error says where."""
     _, height, width, _ = frames.shape
     encoding = Encoding.of(settings.output)
     with (
@@ -247,7 +255,7 @@ def write_video(
 
 
 def finish(writer: VideoWriter, record: RunRecord, settings: Settings) -> WrittenVideo:
-    """Put the video under its name, its record and its digests in it. Raises OutputError."""
+    """Finish the video with its record and digests inside. Raises OutputError."""
     if not settings.output.metadata:
         return writer.finish({})
     return writer.finish({"comment": replace(record, output=writer.digests()).embedded()})

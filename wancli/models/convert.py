@@ -46,7 +46,7 @@ _NOT_IN_SHAPES: dict[str, type[int] | type[float]] = {
 }
 # Entries of the original config that are settings of a run, not of the architecture.
 _RUN_SETTINGS = {"model_type", "text_len", "window_size", "local_attn_size", "sink_size"}
-_HEADS_HINT = '--config FILE.json with {"num_heads": 4}'
+_HEADS_HINT = '`config` FILE.json with {"num_heads": 4}'
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ def read_sizes(shapes: Shapes, stated: Mapping[str, Any], source: Path) -> dict[
         inferred = (sizes | {"dim": dim}).get(name, value)
         if value != inferred:
             raise ModelError(
-                f"--config says {name} {value}; {source} says {inferred}.",
-                hint="leave out of --config what the checkpoint says",
+                f"`config` says {name} {value}; {source} says {inferred}.",
+                hint="leave out of `config` what the checkpoint says",
             )
     return sizes | {name: stated[name] for name in _NOT_IN_SHAPES if name in stated}
 

@@ -25,7 +25,7 @@ def check_target(out: Path, *, sources: Iterable[Path], overwrite: bool) -> None
     if not out.exists():
         return
     if not overwrite:
-        raise UsageError(f"{out} exists.", hint="--overwrite, or another folder")
+        raise UsageError(f"{out} exists.", hint="`overwrite`, or another folder")
     if not out.is_dir():
         raise UsageError(f"{out} is a file and is not replaced.", hint="use another folder")
     if foreign := sorted({path.name for path in out.iterdir()} - _PARTS):
@@ -45,7 +45,7 @@ def check_base(base: Path, sizes: Mapping[str, Any]) -> None:
     if spec_of_folder(base).experts > 1:
         raise ModelError(
             f"{base} has two transformers; a checkpoint has one.",
-            hint="--base with a model of one transformer",
+            hint="`base` with a model of one transformer",
         )
     if lost := [part for part in _BASE if not (base / part).exists()]:
         raise ModelError(f"{base} has no {lost[0]}.", hint="copy that model again")
@@ -55,7 +55,7 @@ def check_base(base: Path, sizes: Mapping[str, Any]) -> None:
         if width != sizes[own_key]:
             raise ModelError(
                 f"{base / part} has {key} {width}; the checkpoint has {own_key} {sizes[own_key]}.",
-                hint="--base with the model that the checkpoint was made from",
+                hint="`base` with the model that the checkpoint was made from",
             )
 
 

@@ -52,7 +52,7 @@ def load_pipeline(
     if task not in spec.tasks:
         raise ModelError(
             f"{spec.name} is {' and '.join(spec.tasks)}, not {task}.",
-            hint=f"--task {spec.tasks[0]}",
+            hint=f"`task {spec.tasks[0]}`",
         )
     classes = TASKS[task]
     # Random weights are drawn on the device, unless they are offloaded or quantized afterwards.
@@ -155,7 +155,8 @@ def _set_attention_backend(pipeline: Any, name: str) -> None:
             transformer.set_attention_backend(name)
     except (ValueError, RuntimeError, ImportError) as error:
         raise SetupError(
-            f"--attention-backend {name}: {first_line(error)}", hint="--attention-backend native"
+            f"`attention_backend` {name}: {first_line(error)}",
+            hint="`attention_backend native`",
         ) from None
 
 
@@ -212,7 +213,7 @@ def _explained(spec: ModelSpec) -> Iterator[None]:
             yield
     except torch.cuda.OutOfMemoryError:
         raise CapacityError(
-            f"model '{where}' does not fit in GPU memory.", hint="--device cpu, or a smaller model"
+            f"model '{where}' does not fit in GPU memory.", hint="`device cpu`, or a smaller model"
         ) from None
     except (WancliError, MemoryError):
         raise

@@ -51,5 +51,5 @@ def fits_in_memory(model: str) -> Iterator[None]:
             raise
         raise CapacityError(
             f"{model} does not fit in the memory of this machine.",
-            hint="a smaller --size, or fewer --num-frames (rollout: a smaller --rolling-window)",
+            hint="a smaller `size`, or fewer `num_frames` (rollout: a smaller `rolling_window`)",
         ) from None

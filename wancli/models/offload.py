@@ -30,8 +30,8 @@ def place(
         return
     if device.type in ("cpu", "mps"):
         raise PlanError(
-            f"--offload {offload} needs a CUDA GPU; torch finds none.",
-            hint="--offload none",
+            f"`offload {offload}` needs a CUDA GPU; torch finds none.",
+            hint="`offload none`",
         )
     offload_to(pipeline, device, offload, stays=stays)
 

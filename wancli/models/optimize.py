@@ -87,8 +87,8 @@ def check_compiler(device: torch.device) -> None:
     except (RuntimeError, ImportError, OSError) as error:
         needs = "C++ compiler (g++ or clang++)" if device.type == "cpu" else "Triton"
         raise SetupError(
-            f"--compile needs a working {needs}: {first_line(error)}",
-            hint="--no-compile",
+            f"`compile` needs a working {needs}: {first_line(error)}",
+            hint="`no_compile`",
         ) from error
 
 

@@ -47,8 +47,8 @@ def require_finite(vae: Any) -> Iterator[None]:
     def check(_decoder: Any, _inputs: Any, video: Tensor) -> None:
         if not torch.isfinite(video).all():
             raise RunError(
-                "the VAE decoded video frames that are not finite.",
-                hint="--vae-dtype float32",
+                "the decoded video frames are not finite.",
+                hint="`vae_dtype float32`",
             )
 
     hook = vae.decoder.register_forward_hook(check)
