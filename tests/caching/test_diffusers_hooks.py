@@ -177,7 +177,7 @@ def test_reuse_on_the_same_input_is_right_on_wan_and_wrong_on_vace(config):
 def test_what_goes_wrong_on_a_transformer_is_refused(build, method):
     with pytest.raises(PlanError) as caught, cached(build(), method):
         raise AssertionError("entered")
-    assert caught.value.hint == "--use-cachedit"
+    assert caught.value.hint == "`use_cachedit`"
 
 
 def test_hunyuan_reuses_the_blocks_of_both_lists_and_tells_so():

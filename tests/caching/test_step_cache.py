@@ -202,7 +202,7 @@ def test_7_vace_takes_at_most_one_last_block():
     assert torch.equal(run(transformer, one)[0], plain)
     with pytest.raises(PlanError) as caught:
         run(transformer, dbcache(cachedit_bn=2))
-    assert caught.value.hint == "--cachedit-bn 1"
+    assert caught.value.hint == "`cachedit_bn` 1"
 
 
 def test_7_an_unknown_transformer_is_refused_and_a_subclass_inherits():

@@ -10,7 +10,7 @@ from wancli.config.presets import PACKAGED, find_preset, layers, list_presets, v
 from wancli.config.resolve import resolve
 from wancli.config.settings import Settings
 from wancli.errors import PresetError
-from wancli.planning.inputs import NO_INPUTS, assume
+from wancli.planning.inputs import NO_INPUTS, add_required_inputs
 from wancli.planning.plan import make_plan
 
 
@@ -19,7 +19,7 @@ def test_every_packaged_preset_gives_a_plan_and_cites_its_source(path: Path):
     preset = validate_file(path)
     settings = resolve(layers(preset), Settings).settings
     spec = find_spec(settings.model)
-    assert make_plan(settings, spec, assume(spec, NO_INPUTS)).tokens > 0
+    assert make_plan(settings, spec, add_required_inputs(spec, NO_INPUTS)).tokens > 0
     assert preset.description.endswith(".")
     assert preset.source
 

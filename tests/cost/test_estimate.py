@@ -56,14 +56,14 @@ def test_a_model_fits_one_gpu_and_not_another():
     held = estimate(cost, Machine(offload="none"), SMALL, ram=RAM)
     with pytest.raises(CapacityError, match="takes .* RTX 4090 has 24") as caught:
         held.check("wan2.1-t2v-14b")
-    assert caught.value.hint.startswith("--offload group")
+    assert caught.value.hint.startswith("`offload` group")
 
 
 @pytest.mark.parametrize(
-    ("gib_there", "chosen"), [(139, "none"), (40, "model"), (24, "group"), (8.8, "sequential")]
+    ("total_gib", "chosen"), [(139, "none"), (40, "model"), (24, "group"), (8.8, "sequential")]
 )
-def test_auto_is_the_fastest_offload_that_fits(gib_there: float, chosen: str):
-    device = replace(H200, total=int(gib_there * 2**30))
+def test_auto_is_the_fastest_offload_that_fits(total_gib: float, chosen: str):
+    device = replace(H200, total=int(total_gib * 2**30))
     held = estimate(cost_of("wan2.1-t2v-14b"), Machine(), device, ram=RAM)
     assert held.offload == chosen
     held.check("wan2.1-t2v-14b")
@@ -75,13 +75,13 @@ def test_auto_chooses_among_what_goes_with_the_rest_and_refuses_what_never_fits(
     cost = cost_of("wan2.1-t2v-14b")
     with pytest.raises(CapacityError, match="24") as caught:
         estimate(cost, Machine(), SMALL, ("none",), ram=RAM).check("x")
-    assert "--offload" not in caught.value.hint
-    for gib_there, helps in ((5, True), (1, False)):  # only decoding does not fit; nothing does
-        device = replace(H200, total=gib_there * 2**30)
-        with pytest.raises(CapacityError, match="under --offload sequential") as caught:
+    assert "`offload`" not in caught.value.hint
+    for total_gib, helps in ((5, True), (1, False)):  # only decoding does not fit; nothing does
+        device = replace(H200, total=total_gib * 2**30)
+        with pytest.raises(CapacityError, match="under `offload` sequential") as caught:
             estimate(cost, Machine(), device, ram=RAM).check("x")
-        assert ("a smaller --size" in caught.value.hint) == helps
-        assert "--force" in caught.value.hint
+        assert ("a smaller `size`" in caught.value.hint) == helps
+        assert "`force`" in caught.value.hint
 
 
 def test_what_is_offloaded_has_to_fit_in_ram():
@@ -96,25 +96,25 @@ def test_on_a_cpu_nothing_is_offloaded():
     assert held.offload == "none"
     with pytest.raises(CapacityError) as caught:
         held.check("x")
-    assert "--offload" not in caught.value.hint
+    assert "`offload`" not in caught.value.hint
     with pytest.raises(PlanError, match="is the RAM itself"):
         resolve_device(Machine(device="cpu", offload="group"))
 
 
 @pytest.mark.parametrize(
-    ("kind", "gib_there", "machine", "remedy"),
+    ("kind", "total_gib", "machine", "remedy"),
     [
-        ("cpu", 80, {}, "--dtype bfloat16"),
-        ("cpu", 30, {}, "--dtype bfloat16 --quantize int8 --vae-tiling"),
-        ("cpu", 30, {"dtype": "bfloat16"}, "--dtype bfloat16 --quantize int8 --vae-tiling"),
-        ("cuda", 5, {}, "--vae-tiling"),
+        ("cpu", 80, {}, "`dtype` bfloat16"),
+        ("cpu", 30, {}, "`dtype` bfloat16 `quantize` int8 `vae_tiling`"),
+        ("cpu", 30, {"dtype": "bfloat16"}, "`dtype` bfloat16 `quantize` int8 `vae_tiling`"),
+        ("cuda", 5, {}, "`vae_tiling`"),
         ("cuda", 1, {}, ""),
     ],
 )
 def test_what_does_not_fit_would_under_other_flags(
-    kind: str, gib_there: int, machine: dict[str, Any], remedy: str
+    kind: str, total_gib: int, machine: dict[str, Any], remedy: str
 ):
-    spec, device = find_spec("wan2.1-t2v-14b"), replace(H200, kind=kind, total=gib_there * 2**30)
+    spec, device = find_spec("wan2.1-t2v-14b"), replace(H200, kind=kind, total=total_gib * 2**30)
 
     def estimator(settings: Settings) -> Estimate:
         plan = make_plan(settings, spec)
@@ -124,10 +124,10 @@ def test_what_does_not_fit_would_under_other_flags(
         return estimate(cost, settings.machine, device, plan.offloads, ram=RAM)
 
     settings = resolve([Layer("flag", {"model": spec.name, "machine": machine})], Settings).settings
-    taken = check_capacity(settings, spec, estimator, force=False)
-    assert taken.remedy == remedy
+    check = check_capacity(settings, spec, estimator, force=False)
+    assert check.remedy == remedy
     with pytest.raises(CapacityError) as caught:
-        taken.check()
+        check.check()
     assert caught.value.hint.startswith(remedy)
     assert check_capacity(settings, spec, estimator, force=True).remedy == ""
 

@@ -26,7 +26,7 @@ from wancli.cost.wan import (
 )
 from wancli.cost.wan_transformer import image_flops
 from wancli.models.load import load_pipeline
-from wancli.planning.inputs import NO_INPUTS, assume
+from wancli.planning.inputs import NO_INPUTS, add_required_inputs
 from wancli.planning.offload import OFFLOADS
 from wancli.planning.plan import RolloutPlan, make_plan, make_rollout_plan
 from wancli.rollout.denoiser import PromptPair, causal
@@ -141,7 +141,7 @@ def test_the_image_encoder_of_a_folder_is_counted(tmp_path: Path, task: str, pic
     assert encoder
     given = {"video": {"num_frames": 5, "width": 32, "height": 32}}
     settings = resolve([Layer("flag", given)], Settings).settings
-    plan = make_plan(settings, spec, assume(spec, NO_INPUTS))
+    plan = make_plan(settings, spec, add_required_inputs(spec, NO_INPUTS))
     cost = generation_cost(settings, spec, plan, wide=True)
     assert cost
     assert cost.parameters["image_encoder"] == parameters(tiny_image_encoder()["image_encoder"])

@@ -27,21 +27,21 @@ from wancli.models.offload import offload_to
 from wancli.models.optimize import speed_up
 from wancli.planning.inputs import NO_INPUTS
 from wancli.planning.plan import make_plan
-from wancli.planning.rules_machine import check_kind
+from wancli.planning.rules_machine import check_device_kind
 from wancli.records.record import Request
 from wancli.rollout.resume import check_same
 
 SMALL = ("--steps", 2, "--frames", 5, "--size", "320x64", "--seed", 1, "-q")
 HUNYUAN = ("--model", "hunyuanvideo")
 REFUSED: list[tuple[tuple[object, ...], str, str]] = [
-    ((*HUNYUAN, "--quantize", "int8"), "--quantize int8 knows the blocks", "--quantize none"),
-    ((*HUNYUAN, "--fuse-qkv"), "--fuse-qkv knows the blocks of Wan", "--no-fuse-qkv"),
-    ((*HUNYUAN, "--compile"), "--compile knows the blocks of Wan", "--no-compile"),
+    ((*HUNYUAN, "--quantize", "int8"), "--quantize int8 supports only Wan's", "--quantize none"),
+    ((*HUNYUAN, "--fuse-qkv"), "--fuse-qkv supports only Wan's blocks", "--no-fuse-qkv"),
+    ((*HUNYUAN, "--compile"), "--compile supports only Wan's blocks", "--no-compile"),
     (("--preset", "hunyuanvideo", "--size", "256x256"), "does nothing at 256", "--no-vae-tiling"),
     (("--no-prompt-kv", "--kv-align", 8), "--kv-align needs the prompt's K/V", "drop --no-prompt"),
-    (("--vae-tiling", "--chunks", 2), "does not reach rollouts", "--no-vae-tiling"),
+    (("--vae-tiling", "--chunks", 2), "does not work in rollouts", "--no-vae-tiling"),
     (("--compile", "--chunks", 2), "--compile does not go with rollouts", "--no-compile"),
-    (("--compile", "--offload", "group"), "from inside the blocks", "--offload model"),
+    (("--compile", "--offload", "group"), "moves weights inside the blocks", "--offload model"),
 ]  # fmt: skip
 
 
@@ -63,9 +63,9 @@ def test_what_does_not_go_together_is_refused_with_what_to_type(
 def test_float16_is_refused_on_a_cpu_however_it_was_picked(device: str, name: str):
     machine = Machine(**{"device": device, name: "float16"})
     with pytest.raises(PlanError, match="float16 does not work") as caught:
-        check_kind(machine, "cpu")
-    assert caught.value.hint == f"--{name.replace('_', '-')} bfloat16"
-    check_kind(machine.model_copy(update={"device": "auto"}), "cuda")
+        check_device_kind(machine, "cpu")
+    assert caught.value.hint == f"`{name}` bfloat16"
+    check_device_kind(machine.model_copy(update={"device": "auto"}), "cuda")
 
 
 def shown(loaded: Loaded, settings: Settings, task: str, *, videos: int = 2) -> list[Tensor]:

@@ -29,11 +29,11 @@ PARKED = {"free_kv_weights": True}
 WRONG = [
     ({"machine": {"device": "cpu", "offload": "group"}}, "is the RAM itself"),
     ({"machine": {"device": "mps", "offload": "model"}}, "is the RAM itself"),
-    ({"machine": {"offload": "model"}, "prompt_kv": PARKED}, "both move weights"),
-    ({"machine": {"device": "cpu", "vae_dtype": "float16"}}, "--vae-dtype float16"),
+    ({"machine": {"offload": "model"}, "prompt_kv": PARKED}, "both move the same weights"),
+    ({"machine": {"device": "cpu", "vae_dtype": "float16"}}, "`vae_dtype` float16"),
     (
         {"machine": {"vae_tiling": True}, "video": {"width": 256, "height": 256}},
-        "--vae-tiling does nothing at 256x256",
+        "`vae_tiling` does nothing at 256x256",
     ),
 ]
 
@@ -62,7 +62,7 @@ def test_a_rollout_is_offloaded_but_not_cut_into_tiles():
     for offload in OFFLOADS:
         machine = {"device": "cuda", "offload": offload}
         assert make_rollout_plan(rollout_settings(machine=machine), spec).offloads
-    with pytest.raises(PlanError, match="--vae-tiling does not reach rollouts"):
+    with pytest.raises(PlanError, match="`vae_tiling` does not work in rollouts"):
         make_rollout_plan(rollout_settings(machine={"vae_tiling": True}), spec)
 
 

@@ -5,7 +5,7 @@ from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Settings
 from wancli.cost.totals import generation_cost
 from wancli.errors import PlanError, SettingsError
-from wancli.planning.plan import check_given, make_plan
+from wancli.planning.plan import check_unused_settings, make_plan
 
 DEMO = {"sampling": {"steps": 20, "guidance_scale": 2.5}}
 SMALL = {"num_frames": 33, "width": 96, "height": 96}
@@ -29,7 +29,7 @@ def test_a_gate_is_a_step_or_a_fraction_of_the_steps(gate: float, step: int):
 
 @pytest.mark.parametrize("gate", [20, 25, 1.5, 0.999])
 def test_a_gate_that_is_no_step_or_is_never_reached_is_refused(gate: float):
-    with pytest.raises(PlanError, match="--cfg-gate"):
+    with pytest.raises(PlanError, match="`cfg_gate`"):
         make_plan(gated(gate), find_spec("demo"))
 
 
@@ -73,14 +73,14 @@ def test_the_plan_says_what_a_step_cache_will_hold():
     ],
 )
 def test_a_flag_that_nothing_reads_is_refused(table: dict[str, object]):
-    with pytest.raises(PlanError, match="does nothing without --step-cache"):
-        check_given(resolve([Layer("flag", {"step_cache": table})], Settings))
+    with pytest.raises(PlanError, match="does nothing without `step_cache`"):
+        check_unused_settings(resolve([Layer("flag", {"step_cache": table})], Settings))
 
 
 def test_a_preset_may_hold_what_a_flag_turns_off():
     preset = Layer("preset fast", {"step_cache": {"step_cache": "cachedit", "taylorseer": True}})
     resolved = resolve([preset, Layer("flag", {"step_cache": {"step_cache": "none"}})], Settings)
-    check_given(resolved)
+    check_unused_settings(resolved)
     make_plan(resolved.settings, find_spec("wan2.1-t2v-1.3b"))
 
 

@@ -12,7 +12,7 @@ from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Machine, RolloutSettings, Settings
 from wancli.errors import PlanError, SetupError
 from wancli.planning.plan import make_plan, make_rollout_plan
-from wancli.planning.rules_machine import TORCHAO, check_machine, check_mode
+from wancli.planning.rules_machine import TORCHAO, check_compile_mode, check_machine
 from wancli.utils import packages
 from wancli.utils.packages import check_package
 
@@ -40,7 +40,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
      "numbers the blocks of VACE"),
     ("demo", {"machine": {"compile": True, "attention_backend": "sage"}}, "break the graph"),
     ("demo", {"machine": {**GRAPHS, "device": "cpu"}}, "none on cpu"),
-    ("demo", {"machine": GRAPHS}, "prompt K/V keep it"),
+    ("demo", {"machine": GRAPHS}, "prompt K/V keep"),
     ("demo", {"machine": GRAPHS, "prompt_kv": {"prompt_kv": False},
               "step_cache": {"step_cache": "cachedit", "cachedit_fn": 1}}, "a step cache keeps"),
 ]  # fmt: skip
@@ -89,10 +89,10 @@ def test_rollouts_are_fused_and_in_8_bits_but_not_compiled():
 
 def test_a_mode_that_nothing_would_read_is_refused():
     for told in (Machine(), Machine(compile_mode="max-autotune")):
-        with pytest.raises(PlanError, match="without --compile"):
-            check_mode(told, {"machine.compile_mode": "flag"})
-        check_mode(told, {"machine.compile_mode": "preset x"})  # --no-compile was given for it
-    check_mode(Machine(compile=True), {"machine.compile_mode": "flag"})
+        with pytest.raises(PlanError, match="without `compile`"):
+            check_compile_mode(told, {"machine.compile_mode": "flag"})
+        check_compile_mode(told, {"machine.compile_mode": "preset x"})
+    check_compile_mode(Machine(compile=True), {"machine.compile_mode": "flag"})
 
 
 @pytest.mark.parametrize("command", ["generate", "rollout", "bench", "plan"])

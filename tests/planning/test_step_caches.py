@@ -24,15 +24,15 @@ def dbcache(**changed):
 @pytest.mark.parametrize(
     ("settings", "hint"),
     [
-        (dbcache(cachedit_max_warmup_steps=20), "--cachedit-max-warmup-steps 4"),
-        (dbcache(taylorseer=True), "--cachedit-max-warmup-steps 4"),
+        (dbcache(cachedit_max_warmup_steps=20), "`cachedit_max_warmup_steps` 4"),
+        (dbcache(taylorseer=True), "`cachedit_max_warmup_steps` 4"),
         (
             dbcache(taylorseer=True, taylorseer_order=2, cachedit_max_warmup_steps=4),
-            "--cachedit-max-warmup-steps 5",
+            "`cachedit_max_warmup_steps` 5",
         ),
-        (dbcache(cachedit_fn=8), "--cachedit-fn 2 --cachedit-bn 0"),
-        (dbcache(cachedit_bn=6), "--cachedit-fn 2 --cachedit-bn 0"),
-        (StepCache(step_cache="magcache"), "--use-cachedit, or --model wan2.1-t2v-1.3b"),
+        (dbcache(cachedit_fn=8), "`cachedit_fn` 2 `cachedit_bn` 0"),
+        (dbcache(cachedit_bn=6), "`cachedit_fn` 2 `cachedit_bn` 0"),
+        (StepCache(step_cache="magcache"), "`use_cachedit`, or `model` wan2.1-t2v-1.3b"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_loads(settings, hint):

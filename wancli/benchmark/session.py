@@ -19,11 +19,11 @@ from wancli.config.settings import Settings
 from wancli.config.tuned import save_tuned, tuned_for
 from wancli.cost.capacity import check_capacity, generation_estimator
 from wancli.errors import PlanError, QualityError, UsageError
-from wancli.planning.input_files import look_at, recorded
+from wancli.planning.input_files import check_input_files, inputs_json
 from wancli.planning.inputs import NO_INPUTS, InputFiles, choose_task
 from wancli.planning.offload import OFFLOADS
 from wancli.planning.output_files import bench_folder
-from wancli.planning.plan import Plan, check_given, make_plan
+from wancli.planning.plan import Plan, check_unused_settings, make_plan
 from wancli.records.progress import Observer, say_warnings
 from wancli.records.record import write_json
 from wancli.utils.files import whole_folder
@@ -96,8 +96,8 @@ class BenchSession:
         self._settle(force=force)
         check_files(self.spec)
         check_encoder(Encoding.of(self.base.output))
-        look_at(self._inputs, self.base.video)
-        given = BenchInputs(self._inputs, recorded(self._inputs, self.baseline.plan))
+        check_input_files(self._inputs, self.base.video)
+        given = BenchInputs(self._inputs, inputs_json(self._inputs, self.baseline.plan))
         if self.goals.preset:
             preset_file(self.goals.preset, hint="another --save-preset")
         outputs = OutputSet(overwrite=overwrite, reads=chain(*self._inputs.named().values()))
@@ -150,7 +150,7 @@ class BenchSession:
         # The bench's own flags of step caches may be for other variants.
         shared = {key for key in resolved.sources if not key.startswith("step_cache.")}
         said = {key: resolved.sources[key] for key in shared | cached}
-        check_given(replace(resolved, sources=said), self._task)
+        check_unused_settings(replace(resolved, sources=said), self._task)
         settings = resolved.settings
         for part in SHARED:
             if getattr(settings, part) != getattr(self.base, part):

@@ -12,7 +12,7 @@ from diffusers.hooks.sea_cache import SeaCacheConfig, SeaCacheLeaderBlockHook
 from wancli.caching.session import is_compiled
 from wancli.config.settings import StepCache
 from wancli.errors import PlanError
-from wancli.planning.step_caches import StepCacheSpec
+from wancli.planning.step_caches import StepCacheSpec, check_hook
 from wancli.records.record import ForwardStats
 
 LEADERS = (FBCHeadBlockHook, MagCacheHeadHook, SeaCacheLeaderBlockHook)
@@ -77,10 +77,7 @@ def _look(blocks: Sequence[Any], method: str, first_step: int) -> Callable[[], F
 
 def _check_hookable(transformer: Any, settings: StepCache, spec: StepCacheSpec) -> None:
     method, config = settings.step_cache, transformer.config
-    if method not in spec.hooks:
-        raise PlanError(
-            f"--step-cache {method} would go wrong on {spec.transformer}.", hint="--use-cachedit"
-        )
+    check_hook(method, spec)
     if method == "seacache" and config.in_channels != config.out_channels:
         raise PlanError(
             "--step-cache seacache reads the noisy latents, and knows them in text-to-video only.",

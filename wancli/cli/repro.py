@@ -27,7 +27,7 @@ from wancli.config.settings import Settings
 from wancli.errors import InputError
 from wancli.generate.batch import GenerateRequest, OutputFiles, plan_videos
 from wancli.planning.context import ContextFiles
-from wancli.planning.input_files import find_again
+from wancli.planning.input_files import find_recorded_files
 from wancli.records.record import parse_record, read_record_file, settings_of
 from wancli.rollout.session import RolloutRequest, RolloutSession
 
@@ -66,7 +66,7 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     else:
         seeds = parse_seeds(seed, None) if seed else [request["seed"]]
         known = request.get("inputs", {})
-        inputs, task = find_again(known, file), known.get("task")
+        inputs, task = find_recorded_files(known, file), known.get("task")
         found = resolve(layers, Settings)
         asked = GenerateRequest("repro", text, seeds, found, force, inputs, task)
         planned = plan_videos(asked, OutputFiles(name, place, overwrite))

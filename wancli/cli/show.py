@@ -15,7 +15,7 @@ from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Settings
 from wancli.errors import InputError
 from wancli.planning.existing import record_beside, record_in
-from wancli.planning.output_files import beside
+from wancli.planning.output_files import sidecar_files
 from wancli.records.record import settings_of
 from wancli.records.tensor_files import latents_record, latents_shape
 from wancli.utils.outputs import OutputFile, OutputSet
@@ -72,7 +72,7 @@ def decode(
     check_name(output)
     _check_latents(latents, given)
     outputs = OutputSet(overwrite=overwrite, reads=[latents])
-    outputs.add(OutputFile(output, "--output"), *beside(output))
+    outputs.add(OutputFile(output, "--output"), *sidecar_files(output))
     screen = Screen(talk)
     with outputs.held():
         from wancli.generate.runner import decode_file

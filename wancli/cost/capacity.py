@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 from wancli.catalog.random import known_spec
 from wancli.catalog.specs import ModelSpec
 from wancli.config.presets import find_preset, layers
-from wancli.config.resolve import Layer, flag, resolve
+from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Settings
 from wancli.cost.estimate import Estimate, estimate, resolve_device
 from wancli.cost.totals import generation_cost
 from wancli.errors import SetupError, UsageError
-from wancli.planning.inputs import NO_INPUTS, assume
+from wancli.planning.inputs import NO_INPUTS, add_required_inputs
 from wancli.planning.plan import Plan, make_plan
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -90,7 +90,9 @@ def check_default_capacity(model: str, spec: ModelSpec) -> CapacityCheck:
     known = known_spec(model)
     preset = layers(find_preset(known.name)) if known else []
     settings = resolve([*preset, Layer("model", {"model": model})], Settings).settings
-    estimator = generation_estimator(spec, lambda s: make_plan(s, spec, assume(spec, NO_INPUTS)))
+    estimator = generation_estimator(
+        spec, lambda s: make_plan(s, spec, add_required_inputs(spec, NO_INPUTS))
+    )
     try:
         return CapacityCheck(spec, estimator(settings))
     except UsageError:  # a local folder without a preset
@@ -106,6 +108,6 @@ def _remedy(settings: SettingsT, estimator: Callable[[SettingsT], Estimate | Non
         except (UsageError, SetupError):  # incompatible, or a package is missing
             continue
         if result and result.sufficient:
-            flags = {flag(name): value for name, value in changes.items()}
+            flags = {f"`{name}`": value for name, value in changes.items()}
             return " ".join(n if value is True else f"{n} {value}" for n, value in flags.items())
     return ""

@@ -13,7 +13,7 @@ from wancli.cost.devices import Device, find_cpu, find_device
 from wancli.cost.totals import Cost
 from wancli.errors import CapacityError
 from wancli.planning.offload import OFFLOADS
-from wancli.planning.rules_machine import check_kind
+from wancli.planning.rules_machine import check_device_kind
 from wancli.utils.disk import user_cache
 from wancli.utils.files import write_whole
 from wancli.utils.reading import read_json
@@ -76,20 +76,20 @@ class Estimate:
         needed, total, where = self.needed, self.device.total, self.device.name
         if needed <= total:
             needed, total, where = sum(self.cost.weights.values()), self.ram, "the RAM they wait in"
-        how = "" if self.offload == "none" else f" under --offload {self.offload}"
+        how = "" if self.offload == "none" else f" under `offload` {self.offload}"
         raise CapacityError(
             f"{model} at this size takes {gib(needed)} at once{how}, and {where} has {gib(total)}.",
-            hint=f"{self._hint(remedy)}; --force tries it",
+            hint=f"{self._hint(remedy)}; `force` tries it",
         )
 
     def _hint(self, remedy: str) -> str:
         """Flags that would make it fit."""
         if other := next((offload for offload in self.possible if self.fits[offload]), None):
-            return f"--offload {other}"
+            return f"`offload` {other}"
         least = list(self.possible)[-1]
         weights = max(self.cost.resident_weights[least].values())  # whatever the video's size
-        smaller = "a smaller --size, fewer --num-frames or another --model"
-        others = "another --model" if weights > self.device.total else smaller
+        smaller = "a smaller `size`, fewer `num_frames` or another `model`"
+        others = "another `model`" if weights > self.device.total else smaller
         return f"{remedy}, or {others}" if remedy else others
 
 
@@ -125,7 +125,7 @@ def resolve_device(machine: Machine) -> tuple[Device, bool]:
     Raises PlanError for settings that the device does not support.
     """
     device = find_device(machine)
-    check_kind(machine, device.kind)
+    check_device_kind(machine, device.kind)
     return device, is_wide(machine, device.kind)
 
 

@@ -16,11 +16,11 @@ from wancli.config.settings import Settings
 from wancli.cost.capacity import CapacityCheck, check_capacity, generation_estimator
 from wancli.errors import PlanError, UsageError, WancliError
 from wancli.planning.existing import check_existing
-from wancli.planning.input_files import look_at, recorded
-from wancli.planning.inputs import NO_INPUTS, InputFiles, assume
+from wancli.planning.input_files import check_input_files, inputs_json
+from wancli.planning.inputs import NO_INPUTS, InputFiles, add_required_inputs
 from wancli.planning.lora import find_lora
-from wancli.planning.output_files import beside
-from wancli.planning.plan import Plan, check_given, make_plan
+from wancli.planning.output_files import sidecar_files
+from wancli.planning.plan import Plan, check_unused_settings, make_plan
 from wancli.records.naming import name_output
 from wancli.records.progress import Observer, say_warnings
 from wancli.records.record import Request, write_json
@@ -113,9 +113,11 @@ def plan_videos(
     """
     settings = request.resolved.settings
     spec = find_spec(settings.model, layers=settings.machine.layers)
-    inputs = assume(spec, request.inputs, request.task) if assume_inputs else request.inputs
+    inputs = (
+        add_required_inputs(spec, request.inputs, request.task) if assume_inputs else request.inputs
+    )
     plan = make_plan(settings, spec, inputs, task=request.task)
-    check_given(request.resolved, plan.task)
+    check_unused_settings(request.resolved, plan.task)
     if files.latents and plan.segments > 1:
         raise PlanError(
             f"`save_latents`: latents of {plan.segments} segments do not decode as one video.",
@@ -124,8 +126,8 @@ def plan_videos(
     check_files(spec)
     check_encoder(Encoding.of(settings.output))
     warnings = vocabulary_warnings(spec, [request.prompt])
-    look_at(request.inputs, settings.video)
-    weights, input_records = revision(spec), recorded(request.inputs, plan)
+    check_input_files(request.inputs, settings.video)
+    weights, input_records = revision(spec), inputs_json(request.inputs, plan)
     todo = []
     for seed in request.seeds:
         video = Request(
@@ -223,7 +225,7 @@ def _outputs(
     for item in todo:
         ours = partial(_comes_from, digest=item.request.hash) if files.skip_existing else nobodys
         outputs.add(OutputFile(item.output, "--output", ours))
-        outputs.add(*beside(item.output, previews=bool(files.preview_every)))
+        outputs.add(*sidecar_files(item.output, previews=bool(files.preview_every)))
         if item.latents:
             outputs.add(OutputFile(item.latents, "--save-latents"))
     if files.perf:

@@ -9,7 +9,7 @@ from torch import nn
 
 from wancli.config.settings import Machine
 from wancli.errors import SetupError, first_line
-from wancli.planning.rules_machine import check_kind
+from wancli.planning.rules_machine import check_device_kind
 
 
 def quantize(transformer: Any, kind: str) -> None:
@@ -36,7 +36,7 @@ MODES = {"max-autotune": "max-autotune-no-cudagraphs"}
 
 def check_speed(machine: Machine, device: torch.device) -> None:
     """Check before loading what only the device can tell. Raises PlanError, SetupError."""
-    check_kind(machine, device.type)
+    check_device_kind(machine, device.type)
     if machine.compile:
         check_compiler(device)
 

@@ -1,4 +1,4 @@
-"""What a rollout starts from, looked at before anything loads."""
+"""Initial context of a rollout, checked before anything loads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -15,7 +15,7 @@ from wancli.records.tensor_files import check_embeds, check_latents, check_noise
 
 @dataclass(frozen=True)
 class ContextFiles:
-    """Files that decide what comes out."""
+    """Input files of a rollout."""
 
     image: Path | None = None
     extend: Path | None = None
@@ -24,51 +24,50 @@ class ContextFiles:
     prompt_embeds: Path | None = None
 
     def named(self) -> dict[str, Path]:
-        """Those that are given."""
+        """The files that are set, by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: path for name, path in named.items() if path}
 
 
 def context_frames(
-    starts: ContextFiles, settings: RolloutSettings, spec: ModelSpec, before: Mapping[str, Any]
+    files: ContextFiles, settings: RolloutSettings, spec: ModelSpec, before: Mapping[str, Any]
 ) -> int:
-    """Latent frames that are given, without decoding anything; `before` is an earlier request.
+    """Latent frames of initial context, without decoding; `before` is the request to continue.
 
     Raises UsageError, InputError.
     """
-    given = [path for path in (starts.image, starts.extend, starts.initial_latents) if path]
-    if len(given) > 1:
+    if sum(path is not None for path in (files.image, files.extend, files.initial_latents)) > 1:
         raise PlanError(
-            "--image, --extend and --initial-latents are three ways to start.", hint="give one"
+            "`image`, `extend` and `initial_latents` are three ways to start.", hint="give one"
         )
-    if starts.extend:
-        return clip_frames(starts.extend, settings, spec)
-    if starts.initial_latents:
-        return latents_shape(starts.initial_latents)[0]
+    if files.extend:
+        return clip_frames(files.extend, settings, spec)
+    if files.initial_latents:
+        return latents_shape(files.initial_latents)[0]
     chosen = settings.rollout
-    if starts.image:
+    if files.image:
         return 1 if chosen.independent_first_frame else chosen.chunk_frames
     if not before:
         return 0
-    everything = (int(before["video"]["num_frames"]) - 1) // spec.strides.temporal + 1
-    made = int(before["rollout"]["chunks"]) * int(before["rollout"]["chunk_frames"])
-    return max(0, everything - made)
+    total = (int(before["video"]["num_frames"]) - 1) // spec.strides.temporal + 1
+    generated = int(before["rollout"]["chunks"]) * int(before["rollout"]["chunk_frames"])
+    return max(0, total - generated)
 
 
 def clip_frames(clip: Path, settings: RolloutSettings, spec: ModelSpec) -> int:
-    """Latent frames of a clip that is as the rollout will be. Raises UsageError, InputError."""
+    """Latent frames of a clip to extend. Raises UsageError if it does not match, InputError."""
     from wancli.video.read import probe
 
     info, video, stride = probe(clip), settings.video, spec.strides.temporal
     if (info.width, info.height) != (video.width, video.height):
         raise UsageError(
             f"{clip} is {info.width}x{info.height}, the rollout {video.width}x{video.height}.",
-            hint=f"--size {info.width}x{info.height}, or scale the clip",
+            hint=f"`size` {info.width}x{info.height}, or scale the clip",
         )
     if abs(info.fps - video.fps) > 0.02:
         raise UsageError(
             f"{clip} has {info.fps:g} video frames a second, the rollout {video.fps}.",
-            hint=f"--fps {info.fps:g}, or convert the clip",
+            hint=f"`fps` {info.fps:g}, or convert the clip",
         )
     chunk = settings.rollout.chunk_frames
     alone = 1 if settings.rollout.independent_first_frame else 0
@@ -84,20 +83,20 @@ def clip_frames(clip: Path, settings: RolloutSettings, spec: ModelSpec) -> int:
     return latents
 
 
-def check_starts(
-    starts: ContextFiles, plan: RolloutPlan, settings: RolloutSettings, spec: ModelSpec
+def check_context_files(
+    files: ContextFiles, plan: RolloutPlan, settings: RolloutSettings, spec: ModelSpec
 ) -> None:
-    """Raise InputError for files that do not go with the plan."""
+    """Raise InputError for files that do not match the plan."""
     from wancli.video.images import open_image
 
-    if starts.image:
-        open_image(starts.image)
-    if starts.initial_latents:
-        check_latents(starts.initial_latents, plan.shape, frames=plan.context[-1].end)
-    if starts.noise_file:
-        check_noise(starts.noise_file, plan.shape)
-    if starts.prompt_embeds:
+    if files.image:
+        open_image(files.image)
+    if files.initial_latents:
+        check_latents(files.initial_latents, plan.shape, frames=plan.context[-1].end)
+    if files.noise_file:
+        check_noise(files.noise_file, plan.shape)
+    if files.prompt_embeds:
         tokens = settings.rollout.text_length or spec.text_length
-        known = isinstance(spec.architecture, Architecture)
-        width = spec.wan.transformer.text_dim if known else 0
-        check_embeds(starts.prompt_embeds, tokens=tokens, width=width, guided=plan.guided)
+        is_wan = isinstance(spec.architecture, Architecture)
+        width = spec.wan.transformer.text_dim if is_wan else 0
+        check_embeds(files.prompt_embeds, tokens=tokens, width=width, guided=plan.guided)

@@ -1,4 +1,4 @@
-"""Videos that are there already: whether they are of a request, and whether they are whole."""
+"""Existing videos: whether they match a request, and whether they are intact."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +11,10 @@ from wancli.video.read import read_comment
 
 
 def check_existing(video: Path, digest: str) -> Check | None:
-    """How the video is that was made of the request with that hash; None for any other file.
+    """Check a video made from the request with hash `digest`; None for any other file.
 
-    One that lost its record, or was written without, is known by the record beside it, if it can be
-    that file: of its length, or cut short.
+    A video without an embedded record is identified by its sidecar, if its size matches or it is
+    truncated.
     """
     inside = record_in(video)
     check = check_video(video, inside) if inside else None
@@ -27,9 +27,9 @@ def check_existing(video: Path, digest: str) -> Check | None:
 
 
 def record_in(video: Path) -> dict[str, Any] | None:
-    """The record inside a video; None where there is none.
+    """The record embedded in a video, or None.
 
-    Earlier versions told of the file only beside it: then the same record from there.
+    Earlier versions described the output file only in the sidecar: then the same record from there.
     """
     try:
         inside = parse_record(read_comment(video) or "", origin=str(video))
@@ -40,7 +40,7 @@ def record_in(video: Path) -> dict[str, Any] | None:
 
 
 def record_beside(video: Path) -> dict[str, Any] | None:
-    """The record in NAME.json; None where there is none."""
+    """The record in NAME.json, or None."""
     try:
         return read_record_file(video.with_suffix(".json"))
     except InputError:
@@ -51,6 +51,6 @@ def _may_be(video: Path, written: Mapping[str, Any]) -> bool:
     size, before = video.stat().st_size, written.get("bytes", 0)
     try:
         read_comment(video)
-    except InputError:  # it has no index: zeros, or cut short
+    except InputError:  # no index: zeros, or truncated
         return bool(size <= before)
     return bool(size == before)

@@ -1,4 +1,4 @@
-"""Pictures and videos as flags, looked at before anything loads; and found again by a record."""
+"""Input pictures and videos: flags, checks before anything loads, and lookup from a record."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from wancli.catalog.tasks import TASKS, TEXT
-from wancli.config.resolve import flag
 from wancli.config.settings import Video
 from wancli.errors import InputError, UsageError
 from wancli.planning.inputs import VIDEOS, InputFiles
@@ -54,14 +53,14 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-def look_at(inputs: InputFiles, video: Video) -> None:
-    """Raise InputError for a file that cannot be read, UsageError for a video of other length."""
+def check_input_files(inputs: InputFiles, video: Video) -> None:
+    """Raise InputError for an unreadable file, UsageError for a video of another length or fps."""
     from wancli.video.images import open_image
 
     for name, paths in inputs.named().items():
         for path in paths:
             if name in VIDEOS:
-                _check_clip(flag(name), path, video)
+                _check_clip(f"`{name}`", path, video)
             else:
                 open_image(path)
 
@@ -75,40 +74,40 @@ def _check_clip(name: str, path: Path, video: Video) -> None:
             f"{name} {path} has {info.frames} video frames, the video {video.num_frames}.",
             hint=f"cut it to {video.num_frames}"
             if info.frames > video.num_frames
-            else f"--num-frames {info.frames}",
+            else f"`num_frames` {info.frames}",
         )
     if abs(info.fps - video.fps) > 0.02:
         raise UsageError(
             f"{name} {path} has {info.fps:g} video frames a second, the video {video.fps}.",
-            hint=f"--fps {info.fps:g}, or convert it",
+            hint=f"`fps` {info.fps:g}, or convert it",
         )
 
 
-def recorded(inputs: InputFiles, plan: Plan) -> dict[str, Any]:
-    """What a request holds of them; nothing for a text alone. `path` is where they were."""
+def inputs_json(inputs: InputFiles, plan: Plan) -> dict[str, Any]:
+    """The task and its files as a request stores them; empty for text-to-video."""
     if plan.task == TEXT:
         return {}
-    told: dict[str, Any] = {"task": plan.task}
+    stored: dict[str, Any] = {"task": plan.task}
     for name, paths in inputs.named().items():
         entries = [
             {"name": p.name, "sha256": digest(name, p), "path": str(p.absolute())} for p in paths
         ]
-        told[name] = entries if name == "ref_image" else entries[0]
-    return told
+        stored[name] = entries if name == "ref_image" else entries[0]
+    return stored
 
 
-def find_again(known: Mapping[str, Any], record: Path) -> InputFiles:
-    """The files of a request where they were, or beside its record. Raises InputError.
+def find_recorded_files(stored: Mapping[str, Any], record: Path) -> InputFiles:
+    """Find a request's files at their old path or beside its record, by SHA-256.
 
-    A file that has changed since is not the one.
+    Raises InputError for a file that is missing or has changed.
     """
-    found: dict[str, Any] = {}
+    files: dict[str, Any] = {}
     for name in (field.name for field in fields(InputFiles)):
-        if name in known:
-            entries = known[name] if name == "ref_image" else [known[name]]
+        if name in stored:
+            entries = stored[name] if name == "ref_image" else [stored[name]]
             paths = tuple(_find(name, entry, record) for entry in entries)
-            found[name] = paths if name == "ref_image" else paths[0]
-    return InputFiles(**found)
+            files[name] = paths if name == "ref_image" else paths[0]
+    return InputFiles(**files)
 
 
 def _find(name: str, entry: Mapping[str, str], record: Path) -> Path:
@@ -117,6 +116,6 @@ def _find(name: str, entry: Mapping[str, str], record: Path) -> Path:
         if path.is_file() and digest(name, path) == entry["sha256"]:
             return path
     raise InputError(
-        f"{record} was made from files that it does not hold: {flag(name)} {entry['name']}.",
+        f"{record} was made from files that it does not hold: `{name}` {entry['name']}.",
         hint=f"put {entry['name']} beside it, as it was",
     )

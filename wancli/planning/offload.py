@@ -1,4 +1,4 @@
-"""What waits in RAM while the device computes with the rest: the ways, the rules, the bytes."""
+"""Offload modes, VAE tiling, and their rules."""
 
 from wancli.catalog.geometry import TILE
 from wancli.catalog.tasks import Task
@@ -6,7 +6,7 @@ from wancli.config.settings import Machine, Settings
 from wancli.errors import PlanError
 from wancli.planning.step_caches import STEP_CACHES
 
-# What is on the device at once, the fastest first.
+# Weights on the device at once, by mode, the fastest first.
 OFFLOADS = {
     "none": "all parts",
     "model": "one part after the other",
@@ -16,46 +16,46 @@ OFFLOADS = {
 
 
 def offloads(settings: Settings, task: Task) -> tuple[str, ...]:
-    """Those that go together with the rest. Raises PlanError where the one asked for does not."""
-    asked, method = settings.machine.offload, settings.step_cache.step_cache
-    way, possible = f"--offload {asked}", ["none"]
+    """Modes compatible with the other settings. Raises PlanError if the requested one is not."""
+    requested, method = settings.machine.offload, settings.step_cache.step_cache
+    mode, possible = f"`offload` {requested}", ["none"]
     if settings.prompt_kv.free_kv_weights:
         refused = PlanError(
-            f"--free-kv-weights and {way} both move weights, each behind the other's back.",
-            hint=f"drop --free-kv-weights: {way} spares more",
+            f"`free_kv_weights` and {mode} both move the same weights.",
+            hint=f"drop `free_kv_weights`: {mode} saves more",
         )
     elif method == "cachedit" and STEP_CACHES[task.transformer].functor:
         refused = PlanError(
-            f"--use-cachedit and {way} both replace the forward of {task.transformer}.",
-            hint="--offload none, or --step-cache none",
+            f"`use_cachedit` and {mode} both replace the forward of {task.transformer}.",
+            hint="`offload` none, or `step_cache` none",
         )
     elif settings.machine.compile:
         possible = ["none", "model"]
         refused = PlanError(
-            f"{way} brings weights from inside the blocks, which --compile makes one graph each.",
-            hint="--offload model, or --no-compile",
+            f"{mode} moves weights inside the blocks, which `compile` makes one graph each.",
+            hint="`offload` model, or `no_compile`",
         )
     else:
         return tuple(OFFLOADS)
-    if asked not in ("auto", *possible):
+    if requested not in ("auto", *possible):
         raise refused
     return tuple(possible)
 
 
 def check_tiling(settings: Settings) -> None:
-    """Raise PlanError where the video is smaller than a tile, and nothing would be cut."""
+    """Raise PlanError if the video is no larger than a tile."""
     video = settings.video
     if settings.machine.vae_tiling and max(video.width, video.height) <= TILE:
         raise PlanError(
-            f"--vae-tiling does nothing at {video.width}x{video.height}: a tile is {TILE}x{TILE}.",
-            hint="--no-vae-tiling",
+            f"`vae_tiling` does nothing at {video.width}x{video.height}: a tile is {TILE}x{TILE}.",
+            hint="`no_vae_tiling`",
         )
 
 
 def check_rollout_vae(machine: Machine) -> None:
-    """Raise PlanError where a rollout's VAE, which decodes chunk by chunk, is to work in tiles."""
+    """Raise PlanError for VAE tiling in a rollout, whose VAE decodes chunk by chunk."""
     if machine.vae_tiling:
         raise PlanError(
-            "--vae-tiling does not reach rollouts: their VAE goes on from chunk to chunk, whole.",
-            hint="--no-vae-tiling; --vae-dtype bfloat16 takes less memory, too",
+            "`vae_tiling` does not work in rollouts: their VAE decodes chunk by chunk, untiled.",
+            hint="`no_vae_tiling`; `vae_dtype` bfloat16 saves memory, too",
         )

@@ -1,4 +1,4 @@
-"""The files that come beside a video, and how one that is there is known to be wancli's own."""
+"""Files written beside a video, and how an existing one is recognized as wancli's own."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,8 +14,8 @@ from wancli.utils.files import is_part
 from wancli.utils.outputs import PREVIEW_MARK, OutputFile, preview_file, sidecar, stream_part
 
 
-def beside(video: Path, *, previews: bool = False) -> Iterator[OutputFile]:
-    """What a video, or latents instead of one, has beside it."""
+def sidecar_files(video: Path, *, previews: bool = False) -> Iterator[OutputFile]:
+    """Sidecar and preview of a video, or of latents written instead."""
     record = sidecar(video)
     yield OutputFile(
         record, f"the record of {video.name}", partial(is_record, of=video), named=False
@@ -25,8 +25,8 @@ def beside(video: Path, *, previews: bool = False) -> Iterator[OutputFile]:
         yield OutputFile(preview_file(video), role, is_preview, named=False)
 
 
-def beside_rollout(store: Path, video: Path | None) -> Iterator[OutputFile]:
-    """What a rollout has beside: the folder of its chunks, and what can be watched meanwhile."""
+def rollout_files(store: Path, video: Path | None) -> Iterator[OutputFile]:
+    """Chunk folder of a rollout, and the stream that can be watched meanwhile."""
     yield OutputFile(store, "the folder of that rollout", is_rollout, named=False, folder=True)
     if video:
         yield OutputFile(
@@ -35,20 +35,20 @@ def beside_rollout(store: Path, video: Path | None) -> Iterator[OutputFile]:
 
 
 def bench_folder(folder: Path, *, overwrite: bool) -> OutputFile:
-    """Where a bench goes: an earlier one is replaced if `overwrite`, and nothing that is not its.
+    """Output folder of a bench; `overwrite` replaces an earlier bench, and nothing else.
 
-    Once it is checked, it raises UsageError.
+    Checking it raises UsageError.
     """
-    return OutputFile(folder, "--output", partial(_check_bench, overwrite=overwrite), folder=True)
+    return OutputFile(folder, "`output`", partial(_check_bench, overwrite=overwrite), folder=True)
 
 
 def _check_bench(folder: Path, *, overwrite: bool) -> bool:
-    found = [path for path in folder.iterdir() if not is_part(path.name)]
-    if found and not overwrite:
-        raise UsageError(f"{folder} exists.", hint="--overwrite, or another --output")
+    existing = [path for path in folder.iterdir() if not is_part(path.name)]
+    if existing and not overwrite:
+        raise UsageError(f"{folder} exists.", hint="`overwrite`, or another `output`")
     try:
         runs = json.loads((folder / "bench.json").read_bytes())["runs"]
-        ours = {folder / run["video"] for run in runs} if found else set()
+        ours = {folder / run["video"] for run in runs} if existing else set()
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         ours = set()
     else:
@@ -57,25 +57,25 @@ def _check_bench(folder: Path, *, overwrite: bool) -> bool:
     if foreign := sorted(set(files) - ours):
         raise UsageError(
             f"{folder} is not of a bench, and stays: {foreign[0].relative_to(folder)}.",
-            hint="another --output",
+            hint="another `output`",
         )
     return True
 
 
 def is_record(path: Path, *, of: Path) -> bool:
-    """Whether it is the record that was written beside a file of that name."""
+    """Whether a file is the sidecar of the file `of`."""
     output = _record_in(path).get("output")
     return isinstance(output, Mapping) and Path(str(output.get("path"))).name == of.name
 
 
 def is_preview(path: Path) -> bool:
-    """Whether it is a picture that `--preview-every` wrote."""
+    """Whether a file is a picture written by `preview_every`."""
     with path.open("rb") as file:
         return "\0".join(PREVIEW_MARK).encode() in file.read(200)
 
 
 def is_stream_part(path: Path) -> bool:
-    """Whether it is what a rollout that was cut short has left to watch."""
+    """Whether a file is the partial video of an interrupted rollout."""
     from wancli.video.read import read_comment
 
     try:
@@ -85,7 +85,7 @@ def is_stream_part(path: Path) -> bool:
 
 
 def is_rollout(folder: Path) -> bool:
-    """Whether it is empty, or a rollout was begun in it."""
+    """Whether a folder is empty or holds a rollout."""
     if all(is_part(path.name) for path in folder.iterdir()):
         return True
     try:
@@ -96,7 +96,7 @@ def is_rollout(folder: Path) -> bool:
 
 
 def is_of_rollout(path: Path, *, before: Mapping[str, Any]) -> bool:
-    """Whether a video, or latents, came out of the rollout that was asked for so before."""
+    """Whether a video or latents are the output of the rollout with request `before`."""
     record = _record_in(path)
     if not record and path.suffix == ".mp4" and is_record(sidecar(path), of=path):  # --no-metadata
         record = _record_in(sidecar(path))
@@ -108,7 +108,7 @@ def is_of_rollout(path: Path, *, before: Mapping[str, Any]) -> bool:
 
 
 def _record_in(path: Path) -> dict[str, Any]:
-    """The record in a file, empty where there is none."""
+    """The record in a file, or an empty one."""
     from wancli.video.read import read_comment
 
     try:

@@ -1,4 +1,4 @@
-"""What a request comes to, before anything loads. Every rule about combinations is here."""
+"""Plan a request: derive shapes and step counts, and check combinations, before anything loads."""
 
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -7,53 +7,58 @@ from typing import Any
 from wancli.catalog.geometry import LatentShape, Span, WindowConfig, latent_shape, lay_out
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import TASKS, TEXT
-from wancli.config.resolve import Resolved, flag
+from wancli.config.resolve import Resolved
 from wancli.config.settings import PromptKV, Rollout, RolloutSettings, RopePolicy, Settings
 from wancli.errors import PlanError
 from wancli.planning.inputs import (
     NO_INPUTS,
     InputFiles,
     choose_task,
-    references,
+    effective_steps,
+    reference_frames,
     segments,
-    steps_made,
 )
 from wancli.planning.lora import check_loras
 from wancli.planning.offload import check_rollout_vae, check_tiling, offloads
-from wancli.planning.rules_family import check_family, check_family_given
-from wancli.planning.rules_machine import check_generation, check_machine, check_mode, check_rollout
+from wancli.planning.rules_family import check_family, check_family_flags
+from wancli.planning.rules_machine import (
+    check_compile_mode,
+    check_generation,
+    check_machine,
+    check_rollout,
+)
 from wancli.planning.step_caches import check_step_cache, check_step_cache_task, gate_step
 
-WITH_THRESHOLD = ("first-block", "magcache", "seacache")  # --step-cache-threshold is theirs
+WITH_THRESHOLD = ("first-block", "magcache", "seacache")  # these read step_cache_threshold
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Derived, never given."""
+    """Quantities derived from the settings of one video."""
 
     model: str
     task: str
     shape: LatentShape
-    tokens: int  # of the sequence that the transformer sees, references included
-    references: int  # latent frames of pictures, which stand first and are no part of the video
+    tokens: int  # sequence length in the transformer, reference frames included
+    references: int  # latent frames of reference pictures, prepended and not part of the video
     guided: bool
-    boundary_ratio: float | None  # noise, of 1, under which the second of two experts takes over
-    steps: int  # that are made, of all segments: video-to-video leaves the first out
-    segments: int  # that the video is made in, one after the other
-    segment_frames: int  # video frames of one
+    boundary_ratio: float | None  # noise level (0-1) below which the low-noise expert runs
+    steps: int  # denoising steps of all segments; video-to-video skips the first ones
+    segments: int  # denoised one after the other
+    segment_frames: int  # video frames per segment
     prompt_kv: bool  # whether the prompt's keys and values are computed once
-    gate: int | None  # step from which on the uncond branch is not computed
-    forwards: int  # transformer calls in all
-    offloads: tuple[str, ...]  # that go together with the rest
+    gate: int | None  # first step that skips the uncond branch
+    forwards: int  # transformer calls in total
+    offloads: tuple[str, ...]  # modes compatible with the other settings
     duration_s: float
 
 
 def make_plan(
     settings: Settings, spec: ModelSpec, inputs: InputFiles = NO_INPUTS, *, task: str | None = None
 ) -> Plan:
-    """Check the combination and derive the rest; PlanError says what does not go together.
+    """Check the combination and derive the plan; the task follows from the inputs by default.
 
-    The task follows from the inputs, unless it is given.
+    Raises PlanError for incompatible settings.
     """
     sampling, video = settings.sampling, settings.video
     chosen = choose_task(spec, inputs, task)
@@ -71,20 +76,20 @@ def make_plan(
     check_tiling(settings)
     _check_prompt_kv(settings.prompt_kv)
     count, segment_frames = segments(chosen, video)
-    steps = steps_made(sampling, chosen) * count
+    steps = effective_steps(sampling, chosen) * count
     check_step_cache(settings.step_cache, steps=steps, model=spec.name, layers=spec.shortest)
     check_step_cache_task(settings.step_cache, chosen)
     guided = getattr(sampling, chosen.family.guidance) > 1
     gate = gate_step(settings, chosen, steps=steps, segments=count)
-    shown = references(chosen, inputs)
-    frames = (segment_frames - 1) // spec.strides.temporal + 1 + shown
+    prepended = reference_frames(chosen, inputs)
+    frames = (segment_frames - 1) // spec.strides.temporal + 1 + prepended
     tokens = frames * shape.tokens_per_frame
     return Plan(
         model=spec.name,
         task=chosen.name,
         shape=shape,
         tokens=tokens,
-        references=shown,
+        references=prepended,
         guided=guided,
         boundary_ratio=sampling.boundary_ratio or spec.boundary_ratio,
         steps=steps,
@@ -100,23 +105,23 @@ def make_plan(
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """Derived, never given."""
+    """Quantities derived from the settings of one rollout."""
 
     model: str
-    shape: LatentShape  # of everything, the context included
-    context: tuple[Span, ...]  # given chunks
-    spans: tuple[Span, ...]  # chunks to be made
+    shape: LatentShape  # of the whole video, context included
+    context: tuple[Span, ...]  # chunks of the initial context
+    spans: tuple[Span, ...]  # chunks to generate
     window: WindowConfig
     rope: RopePolicy
     guided: bool
-    steps: tuple[int, ...]  # denoising steps of every chunk to be made
-    forwards: int  # transformer calls in all
-    offloads: tuple[str, ...]  # that go together with the rest
-    num_frames: int  # video frames in all
+    steps: tuple[int, ...]  # denoising steps of every chunk to generate
+    forwards: int  # transformer calls in total
+    offloads: tuple[str, ...]  # modes compatible with the other settings
+    num_frames: int  # video frames in total
     duration_s: float
 
     def as_json(self) -> dict[str, Any]:
-        """Without the chunks one by one: there may be a million."""
+        """The plan with counts instead of the chunks, of which there may be a million."""
         fields = asdict(self)
         model, shape, window = (fields.pop(name) for name in ("model", "shape", "window"))
         spans, context, steps = (fields.pop(name) for name in ("spans", "context", "steps"))
@@ -134,17 +139,20 @@ class RolloutPlan:
 def make_rollout_plan(
     settings: RolloutSettings, spec: ModelSpec, *, context_frames: int = 0, force: bool = False
 ) -> RolloutPlan:
-    """Lay the chunks out and check the combination; `context_frames` are given latent frames."""
+    """Lay out the chunks after `context_frames` latent frames of initial context.
+
+    Raises PlanError for incompatible settings.
+    """
     video, chosen = settings.video, settings.rollout
     if TEXT not in spec.tasks:
         raise PlanError(
             f"{spec.name} is {' and '.join(spec.tasks)}; rollouts take text-to-video models.",
-            hint="--model self-forcing",
+            hint="`model` self-forcing",
         )
     if spec.causal is False and not force:
         raise PlanError(
             f"{spec.name} was not trained to go on from its own chunks: they will drift apart.",
-            hint="--model self-forcing, or --force to see it",
+            hint="`model` self-forcing, or `force` to see it",
         )
     check_machine(settings.machine)
     check_rollout(settings.machine)
@@ -193,13 +201,13 @@ def make_rollout_plan(
 
 
 def timesteps(text: str) -> list[int]:
-    """A list of timesteps as settings hold it. Raises PlanError where it does not go down."""
+    """Parse a comma-separated list of timesteps. Raises PlanError unless it decreases."""
     values = [int(word) for word in text.split(",")]
-    falls = all(a > b for a, b in pairwise(values))
-    if not falls or not 0 < values[-1] <= values[0] <= 1000:
+    decreases = all(a > b for a, b in pairwise(values))
+    if not decreases or not 0 < values[-1] <= values[0] <= 1000:
         raise PlanError(
-            f"--steps-list {text} does not fall from at most 1000 to at least 1.",
-            hint="--steps-list 1000,750,500,250",
+            f"`steps_list` {text} does not fall from at most 1000 to at least 1.",
+            hint="`steps_list` 1000,750,500,250",
         )
     return values
 
@@ -208,11 +216,11 @@ def _steps(settings: RolloutSettings, span: Span) -> int:
     chosen = settings.rollout
     if chosen.sampler == "unipc":
         return settings.sampling.steps
-    return len(timesteps(steps_of(chosen, span)))
+    return len(timesteps(chunk_steps(chosen, span)))
 
 
-def steps_of(chosen: Rollout, span: Span) -> str:
-    """The few-step list of a chunk: the first may have one of its own."""
+def chunk_steps(chosen: Rollout, span: Span) -> str:
+    """The few-step list of a chunk; the first chunk may have its own."""
     first = span.index == 0 and chosen.first_chunk_steps
     return chosen.first_chunk_steps if first else chosen.steps_list
 
@@ -227,69 +235,69 @@ def _check_rollout(chosen: Rollout) -> None:
     least = chosen.sink_frames + chosen.chunk_frames
     if chosen.rolling_window and chosen.rolling_window < least:
         raise PlanError(
-            f"--rolling-window {chosen.rolling_window} cannot hold {chosen.sink_frames} sink "
+            f"`rolling_window` {chosen.rolling_window} cannot hold {chosen.sink_frames} sink "
             f"frames and a chunk of {chosen.chunk_frames}.",
-            hint=f"--rolling-window {least} or more",
+            hint=f"`rolling_window` {least} or more",
         )
     if chosen.trim == "after" and chosen.sink_frames:
         raise PlanError(
-            "--trim after has no sinks; --sink-frames goes with --trim before.",
-            hint="drop --sink-frames, or --trim before",
+            "`trim` after has no sinks; `sink_frames` goes with `trim` before.",
+            hint="drop `sink_frames`, or `trim` before",
         )
     if chosen.rope == "sink" and not chosen.sink_frames:
-        raise PlanError("--rope sink needs --sink-frames.", hint="--sink-frames 3")
+        raise PlanError("`rope` sink needs `sink_frames`.", hint="`sink_frames` 3")
 
 
 def _check_caches(settings: RolloutSettings, spec: ModelSpec) -> None:
-    """Raise PlanError for a lossy cache, or a kernel, that rollouts do not take."""
+    """Raise PlanError for a lossy cache or attention backend that rollouts do not support."""
     chosen, method = settings.rollout, settings.step_cache.step_cache
     if method != "none" and chosen.sampler == "few-step":
         count = len(timesteps(chosen.steps_list))
         raise PlanError(
-            f"--step-cache {method} does not go with few-step rollouts: {count} steps a chunk have "
+            f"`step_cache` {method} does not go with few-step rollouts: {count} steps a chunk have "
             "nothing to reuse.",
             hint="drop it",
         )
     if method not in ("none", "cachedit"):
         raise PlanError(
-            f"--step-cache {method} knows only diffusers' own loop, and not that of rollouts.",
-            hint="--use-cachedit",
+            f"`step_cache` {method} knows only diffusers' own loop, and not that of rollouts.",
+            hint="`use_cachedit`",
         )
     check_step_cache(settings.step_cache, steps=settings.sampling.steps, layers=spec.layers)
     if settings.step_cache.cfg_gate is not None:
-        raise PlanError("--cfg-gate does not go with rollouts.", hint="drop it")
+        raise PlanError("`cfg_gate` does not go with rollouts.", hint="drop it")
     if settings.machine.attention_backend not in ("auto", "native"):
         raise PlanError(
-            "--attention-backend does not reach the attention of rollouts.", hint="drop it"
+            "`attention_backend` does not reach the attention of rollouts.", hint="drop it"
         )
 
 
 def _check_prompt_kv(chosen: PromptKV) -> None:
-    """Raise PlanError for what is asked of keys and values that are not kept."""
+    """Raise PlanError for options of a prompt K/V cache that is off."""
     aligned = chosen.kv_align.isdigit()
     if not chosen.prompt_kv and (aligned or chosen.free_kv_weights):
-        asked = "--kv-align" if aligned else "--free-kv-weights"
-        raise PlanError(f"{asked} needs the prompt's K/V.", hint="drop --no-prompt-kv")
+        asked = "`kv_align`" if aligned else "`free_kv_weights`"
+        raise PlanError(f"{asked} needs the prompt's K/V.", hint="drop `no_prompt_kv`")
 
 
 def _check_experts(settings: Settings, spec: ModelSpec) -> None:
     for name in ("guidance_scale_2", "boundary_ratio"):
         if getattr(settings.sampling, name) is not None and spec.experts < 2:
             raise PlanError(
-                f"{flag(name)} needs a model with two experts; {spec.name} has one.",
-                hint=f"drop {flag(name)}",
+                f"`{name}` needs a model with two experts; {spec.name} has one.",
+                hint=f"drop `{name}`",
             )
     check_loras(settings.machine.lora, model=spec.name, experts=spec.experts)
 
 
-def check_given(resolved: Resolved[Any], task: str = TEXT) -> None:
-    """Raise PlanError for a flag of the step cache, or of a task, that nothing would read."""
-    check_family_given(resolved, TASKS[task].family)
-    check_mode(resolved.settings.machine, resolved.sources)
+def check_unused_settings(resolved: Resolved[Any], task: str = TEXT) -> None:
+    """Raise PlanError for a flag of a step cache or task that would have no effect."""
+    check_family_flags(resolved, TASKS[task].family)
+    check_compile_mode(resolved.settings.machine, resolved.sources)
     for key in ("sampling.strength", "sampling.true_cfg_scale", "video.segment_frames"):
         name = key.partition(".")[2]
         if resolved.sources.get(key) == "flag" and name not in TASKS[task].settings:
-            raise PlanError(f"{flag(name)} does nothing in {task}.", hint=f"drop {flag(name)}")
+            raise PlanError(f"`{name}` does nothing in {task}.", hint=f"drop `{name}`")
     method = resolved.settings.step_cache.step_cache
     for key, source in resolved.sources.items():
         table, _, name = key.rpartition(".")
@@ -298,6 +306,6 @@ def check_given(resolved: Resolved[Any], task: str = TEXT) -> None:
         wanted = ("cachedit",) if name != "step_cache_threshold" else WITH_THRESHOLD
         if method not in wanted:
             raise PlanError(
-                f"{flag(name)} does nothing without --step-cache {' or '.join(wanted)}.",
-                hint="--use-cachedit" if wanted == ("cachedit",) else f"--step-cache {wanted[0]}",
+                f"`{name}` does nothing without `step_cache` {' or '.join(wanted)}.",
+                hint="`use_cachedit`" if wanted == ("cachedit",) else f"`step_cache` {wanted[0]}",
             )

@@ -1,4 +1,4 @@
-"""Which prompt a chunk of a rollout is told: changes by chunk, faded in where asked."""
+"""Prompt schedule of a rollout: changes by chunk, optionally blended in."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from wancli.utils.reading import parse_json, read_text, read_toml, unreadable
 
 @dataclass(frozen=True)
 class PromptChange:
-    """From chunk `chunk` on (counted from 0), another prompt."""
+    """Another prompt from chunk `chunk` on (counted from 0)."""
 
     chunk: int
     prompt: str
@@ -20,12 +20,12 @@ class PromptChange:
 
 @dataclass(frozen=True)
 class BlendedPrompt:
-    """`share` of `new`, the rest of `old`."""
+    """A blend of `old` and `new`, weighted by `share` of `new`."""
 
     old: str
     new: str
     share: float = 1.0
-    changes: bool = False  # the chunk is the first of the new prompt
+    changes: bool = False  # first chunk of the new prompt
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,15 @@ class PromptSchedule:
 
     prompt: str
     changes: tuple[PromptChange, ...] = ()
-    blend: int = 0  # chunks over which a new prompt is faded in
+    blend: int = 0  # chunks over which a new prompt is blended in
 
     @property
     def prompts(self) -> list[str]:
-        """All of them, in order."""
+        """All prompts, in order."""
         return [self.prompt, *(change.prompt for change in self.changes)]
 
     def at(self, chunk: int) -> BlendedPrompt:
-        """What a chunk is told; given chunks have negative numbers."""
+        """The prompt of a chunk; chunks of the initial context have negative numbers."""
         past = [change for change in self.changes if change.chunk <= chunk]
         if not past:
             return BlendedPrompt(self.prompt, self.prompt)
@@ -55,16 +55,16 @@ class PromptSchedule:
 def make_prompt_schedule(
     prompt: str, changes: Sequence[PromptChange], *, chunks: int, blend: int = 0
 ) -> PromptSchedule:
-    """Check the changes. Raises PlanError for one beyond the end, or two at once."""
+    """Sort and check the changes. Raises PlanError for one beyond the end or two at once."""
     ordered = tuple(sorted(changes, key=lambda change: change.chunk))
     numbers = [change.chunk for change in ordered]
     for change in ordered:
         if not change.prompt.strip():
-            raise UsageError(f"the prompt at chunk {change.chunk} is empty.", hint='--at 5 "…"')
+            raise UsageError(f"the prompt at chunk {change.chunk} is empty.", hint='`at` 5 "…"')
         if not 1 <= change.chunk < chunks:
             raise PlanError(
                 f"a prompt change at chunk {change.chunk}, and there are chunks 0 to {chunks - 1}.",
-                hint=f"--chunks {change.chunk + 1}"
+                hint=f"`chunks` {change.chunk + 1}"
                 if change.chunk > 0
                 else "give it as the prompt",
             )
@@ -74,17 +74,17 @@ def make_prompt_schedule(
 
 
 def parse_change(text: str) -> PromptChange:
-    """`5 a blue circle` or `5: a blue circle`. Raises UsageError."""
+    """Parse `5 a blue circle` or `5: a blue circle`. Raises UsageError."""
     number, _, prompt = text.strip().partition(" ")
     if not re.fullmatch(r"\d{1,18}:?", number) or not prompt.strip():
         raise UsageError(
-            f"--at {text!r} is not a chunk and a prompt.", hint='--at 5 "a blue circle"'
+            f"`at` {text!r} is not a chunk and a prompt.", hint='`at` 5 "a blue circle"'
         )
     return PromptChange(int(number.removesuffix(":")), prompt.strip())
 
 
 def read_script(path: Path) -> list[PromptChange]:
-    """Changes from TOML (`[[at]]` with chunk and prompt) or JSON lines. Raises InputError."""
+    """Read changes from TOML (`[[at]]` with chunk and prompt) or JSON lines. Raises InputError."""
     try:
         if path.suffix == ".toml":
             rows = read_toml(path).get("at", [])

@@ -1,34 +1,33 @@
-"""Facts and rules of the step caches (lossy), for the plan: without torch."""
+"""Facts and rules of the step caches (lossy), without torch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
 
 from wancli.catalog.tasks import Task
-from wancli.config.resolve import flag
 from wancli.config.settings import Settings, StepCache
 from wancli.errors import PlanError
 from wancli.utils.packages import check_package
 
-CACHE_DIT = (1, 5, 3)  # the first whose two transformers of one process do not mix
-LEAST_STEPS = 9  # with fewer there is nothing between the warmup and the end
+CACHE_DIT = (1, 5, 3)  # first version that keeps two transformers of one process apart
+LEAST_STEPS = 9  # fewer leave no step between warmup and end
 
 
 @dataclass(frozen=True)
 class StepCacheSpec:
-    """What a step cache must know of a transformer class, its subclasses included."""
+    """How step caches apply to a transformer class and its subclasses."""
 
     transformer: str
     blocks: tuple[str, ...] = ("blocks",)
     patterns: tuple[str, ...] = ("Pattern_2",)  # cache-dit's word for a block's inputs and outputs
-    functor: str = ""  # cache-dit's replacement of forwards that do more than call the blocks
+    functor: str = ""  # cache-dit's patch for a forward that does more than call the blocks
     most_bn: int | None = None
-    hooks: tuple[str, ...] = ()  # diffusers' own step caches that are right on it
-    refused: str = ""  # why no step cache is
+    hooks: tuple[str, ...] = ()  # diffusers' step caches that are correct for it
+    refused: str = ""  # why no step cache is correct for it
 
     @property
     def changes_text(self) -> bool:
-        """Whether its blocks change the text, too."""
+        """Whether its blocks update the text tokens, too."""
         return "Pattern_0" in self.patterns
 
 
@@ -37,7 +36,7 @@ STEP_CACHES = {
     for spec in (
         StepCacheSpec("WanTransformer3DModel", hooks=("first-block", "magcache", "seacache")),
         # Its forward adds a hint after some blocks. The functor moves that into the blocks, where
-        # cache-dit sees it; diffusers' hooks do not, and add each hint twice.
+        # cache-dit sees it; diffusers' hooks would add each hint twice.
         StepCacheSpec("WanVACETransformer3DModel", functor="WanVACEPatchFunctor", most_bn=1),
         StepCacheSpec(
             "HunyuanVideoTransformer3DModel",
@@ -52,9 +51,9 @@ STEP_CACHES = {
     )
 }
 
-# How much larger the blocks' residual is in a step than in the one before (MagCache,
-# arXiv:2506.09045), of the cond branch in 50 steps. From MagCache4Wan2.1 and MagCache4Wan2.2 of
-# https://github.com/Zehong-Ma/MagCache (df81cb1). Not Wan 2.2 A14B: its ratios run on across the
+# Ratio of the blocks' residual norm between consecutive steps (MagCache, arXiv:2506.09045), for the
+# cond branch in 50 steps. From MagCache4Wan2.1 and MagCache4Wan2.2 of
+# https://github.com/Zehong-Ma/MagCache (df81cb1). Not Wan 2.2 A14B: its ratios continue across the
 # switch of experts, and a hook counts the steps of one.
 MAG_RATIOS = {
     "wan2.1-t2v-1.3b": (
@@ -82,23 +81,23 @@ MAG_RATIOS = {
 
 
 def step_cache_spec(classes: Iterable[str]) -> StepCacheSpec:
-    """The spec of a transformer by the names of its classes, its own first.
+    """The spec of a transformer, by its class names in method resolution order.
 
-    Raises PlanError for one that has none, or that no step cache is right on.
+    Raises PlanError if no step cache supports it.
     """
     names = list(classes)
     spec = next((STEP_CACHES[name] for name in names if name in STEP_CACHES), None)
     reason = spec.refused if spec else f"known are {', '.join(STEP_CACHES)}"
     if spec is None or reason:
-        raise PlanError(f"{names[0]} has no step cache: {reason}.", hint="--step-cache none")
+        raise PlanError(f"{names[0]} has no step cache: {reason}.", hint="`step_cache` none")
     return spec
 
 
 def check_step_cache(settings: StepCache, *, steps: int, model: str = "", layers: int = 0) -> None:
-    """Raise PlanError for what cannot go together, or would silently do nothing.
+    """Raise PlanError for a step cache that cannot work, or would silently do nothing.
 
-    `steps` are those of the whole generation, `layers` the blocks of the transformer, or of the
-    shorter of its lists; 0 is unknown.
+    `steps` are those of the whole generation; `layers` are the transformer's blocks, or those of
+    its shortest list of blocks (0: unknown).
     """
     method = settings.step_cache
     if method == "none":
@@ -106,7 +105,7 @@ def check_step_cache(settings: StepCache, *, steps: int, model: str = "", layers
     if steps < LEAST_STEPS:
         raise PlanError(
             f"a step cache has nothing to reuse in {steps} steps; it takes {LEAST_STEPS} or more.",
-            hint="--steps 20, or drop the step cache",
+            hint="`steps` 20, or drop the step cache",
         )
     if method == "cachedit":
         _check_cachedit(settings, steps)
@@ -115,13 +114,13 @@ def check_step_cache(settings: StepCache, *, steps: int, model: str = "", layers
         check_cache_dit()
     elif method == "magcache" and model not in MAG_RATIOS:
         raise PlanError(
-            f"--step-cache magcache needs a model's ratios; {model or 'this model'} has none.",
-            hint=f"--use-cachedit, or --model {' or '.join(MAG_RATIOS)}",
+            f"`step_cache` magcache needs a model's ratios; {model or 'this model'} has none.",
+            hint=f"`use_cachedit`, or `model` {' or '.join(MAG_RATIOS)}",
         )
 
 
 def check_step_cache_task(settings: StepCache, task: Task) -> None:
-    """Raise PlanError for a step cache that the task's transformer or pipeline has no place for."""
+    """Raise PlanError for a step cache that the task's transformer or pipeline does not support."""
     method = settings.step_cache
     if method == "none":
         return
@@ -130,23 +129,28 @@ def check_step_cache_task(settings: StepCache, task: Task) -> None:
         if spec.most_bn is not None and settings.cachedit_bn > spec.most_bn:
             raise _too_many(settings.cachedit_bn, spec.most_bn)
         return
-    if method not in spec.hooks:
-        raise PlanError(
-            f"--step-cache {method} would go wrong on {spec.transformer}.", hint="--use-cachedit"
-        )
+    check_hook(method, spec)
     if not task.tells_branches or (method != "first-block" and not task.tells_steps):
         raise PlanError(
-            f"--step-cache {method} does not go with {task.name}: its pipeline does not say which "
+            f"`step_cache` {method} does not go with {task.name}: its pipeline does not say which "
             f"{'step' if task.tells_branches else 'branch'} it is at.",
-            hint="--use-cachedit",
+            hint="`use_cachedit`",
+        )
+
+
+def check_hook(method: str, spec: StepCacheSpec) -> None:
+    """Raise PlanError for a step cache of diffusers that is wrong on this transformer."""
+    if method not in spec.hooks:
+        raise PlanError(
+            f"`step_cache` {method} would go wrong on {spec.transformer}.", hint="`use_cachedit`"
         )
 
 
 def _too_many(bn: int, most: int) -> PlanError:
     return PlanError(
-        f"--cachedit-bn {bn}: this model adds a hint to some blocks, and would give the last {bn} "
+        f"`cachedit_bn` {bn}: this model adds a hint to some blocks, and would give the last {bn} "
         "the hints of others.",
-        hint=f"--cachedit-bn {most}",
+        hint=f"`cachedit_bn` {most}",
     )
 
 
@@ -154,70 +158,70 @@ def _check_cachedit(settings: StepCache, steps: int) -> None:
     warmup, order = settings.cachedit_max_warmup_steps, settings.taylorseer_order
     if warmup >= steps:
         raise PlanError(
-            f"--cachedit-max-warmup-steps {warmup} leaves none of {steps} steps to reuse.",
-            hint=f"--cachedit-max-warmup-steps {min(4, steps - 1)}",
+            f"`cachedit_max_warmup_steps` {warmup} leaves none of {steps} steps to reuse.",
+            hint=f"`cachedit_max_warmup_steps` {min(4, steps - 1)}",
         )
     if settings.taylorseer and warmup < taylorseer_steps(order):
         raise PlanError(
-            f"--taylorseer-order {order} needs {taylorseer_steps(order)} computed steps; "
+            f"`taylorseer_order` {order} needs {taylorseer_steps(order)} computed steps; "
             f"after {warmup} it would extrapolate at a lower order.",
-            hint=f"--cachedit-max-warmup-steps {taylorseer_steps(order)}",
+            hint=f"`cachedit_max_warmup_steps` {taylorseer_steps(order)}",
         )
 
 
 def check_blocks(settings: StepCache, blocks: int, *, most_bn: int | None = None) -> None:
-    """Raise PlanError where Fn and Bn leave no block of `blocks` to reuse, or Bn is too many."""
+    """Raise PlanError if Fn and Bn leave none of `blocks` to reuse, or Bn exceeds `most_bn`."""
     fn, bn = settings.cachedit_fn, settings.cachedit_bn
     if fn + bn >= blocks:
         raise PlanError(
-            f"--cachedit-fn {fn} and --cachedit-bn {bn} leave none of {blocks} blocks to reuse.",
-            hint=f"--cachedit-fn {max(1, blocks // 4)} --cachedit-bn 0",
+            f"`cachedit_fn` {fn} and `cachedit_bn` {bn} leave none of {blocks} blocks to reuse.",
+            hint=f"`cachedit_fn` {max(1, blocks // 4)} `cachedit_bn` 0",
         )
     if most_bn is not None and bn > most_bn:
         raise _too_many(bn, most_bn)
 
 
 def gate_step(settings: Settings, task: Task, *, steps: int, segments: int = 1) -> int | None:
-    """The first of `steps` of which the uncond branch is not computed. Raises PlanError."""
+    """The first of `steps` that skips the uncond branch. Raises PlanError."""
     gate, setting = settings.step_cache.cfg_gate, task.family.guidance
     if gate is None:
         return None
     if not task.tells_branches:
         raise PlanError(
-            f"--cfg-gate does not go with {task.name}: its pipeline does not say which branch it "
+            f"`cfg_gate` does not go with {task.name}: its pipeline does not say which branch it "
             "is at.",
-            hint="drop --cfg-gate",
+            hint="drop `cfg_gate`",
         )
     if segments > 1:
         raise PlanError(
-            f"--cfg-gate does not go with {segments} segments: what it reuses is of one.",
-            hint="drop --cfg-gate",
+            f"`cfg_gate` does not go with {segments} segments: what it reuses is of one.",
+            hint="drop `cfg_gate`",
         )
     scale: float = getattr(settings.sampling, setting)
     if scale <= 1:
         raise PlanError(
-            f"--cfg-gate needs guidance; {flag(setting)} is {scale:g}.", hint="drop --cfg-gate"
+            f"`cfg_gate` needs guidance; `{setting}` is {scale:g}.", hint="drop `cfg_gate`"
         )
     step = ceil(gate * steps) if gate < 1 else gate
     if step != int(step) or gate == 1:  # 1: all of it, or the first step?
         raise PlanError(
-            f"--cfg-gate {gate:g} is neither a step from 2 on nor a fraction.", hint="12, or 0.6"
+            f"`cfg_gate` {gate:g} is neither a step from 2 on nor a fraction.", hint="12, or 0.6"
         )
     if step >= steps:
         raise PlanError(
-            f"--cfg-gate {gate:g} is never reached in {steps} steps.",
-            hint=f"--cfg-gate {max(1, round(0.6 * steps))}, or 0.6",
+            f"`cfg_gate` {gate:g} is never reached in {steps} steps.",
+            hint=f"`cfg_gate` {max(1, round(0.6 * steps))}, or 0.6",
         )
     return int(step)
 
 
 def check_cache_dit() -> None:
-    """Raise SetupError where cache-dit is missing or too old, without importing it."""
-    check_package("cache-dit", CACHE_DIT, asked="--use-cachedit")
+    """Raise SetupError if cache-dit is missing or too old, without importing it."""
+    check_package("cache-dit", CACHE_DIT, asked="`use_cachedit`")
 
 
 def taylorseer_steps(order: int) -> int:
-    """Computed steps after which cache-dit 1.5.3 extrapolates at `order`; before, it is lower."""
+    """Computed steps that cache-dit 1.5.3 needs before it extrapolates at full `order`."""
     return order + 3
 
 
@@ -225,12 +229,11 @@ def step_cache_bytes(
     *, tokens: int, dim: int, branches: int, bytes_per_element: int, taylorseer_order: int | None,
     text: int = 0,
 ) -> int:  # fmt: skip
-    """What cache-dit holds of [tokens, dim] for each list of blocks, once it is full.
+    """Bytes of a full cache-dit cache per list of blocks, for [tokens, dim] hidden states.
 
-    And of `text` tokens, where the blocks change them: all of it but the measure.
-
-    The residuals of the first and of the other blocks; for TaylorSeer, of the others the values
-    and their derivatives, of the last computed step and of the one before.
+    Without TaylorSeer: the residuals of the first Fn blocks (the change measure) and of the others.
+    With it: for the others, values and derivatives of the last two computed steps. If the blocks
+    update `text` tokens, the same for those, except the measure.
     """
     tensors = 2 if taylorseer_order is None else 3 + 2 * taylorseer_order
     rows = tensors * tokens + (tensors - 1) * text

@@ -14,7 +14,7 @@ from wancli.config.settings import RolloutSettings, Sampling
 from wancli.errors import ModelError
 from wancli.generate.caches import split_steps, step_caches
 from wancli.models.load import Loaded
-from wancli.planning.plan import RolloutPlan, steps_of, timesteps
+from wancli.planning.plan import RolloutPlan, chunk_steps, timesteps
 from wancli.records.record import ForwardStats
 from wancli.rollout.denoiser import CausalDenoiser, causal
 from wancli.sampling.flow import (
@@ -80,7 +80,7 @@ class ChunkSampler:
         if chosen.sampler == "unipc":
             yield from self._solve(drawn(0), velocity)
             return
-        listed = timesteps(steps_of(chosen, span))
+        listed = timesteps(chunk_steps(chosen, span))
         levels = few_step_levels(listed, shift=sampling.flow_shift, warp=chosen.warp_steps)
         yield from few_step(velocity, drawn, levels)
 

@@ -18,10 +18,10 @@ from wancli.cost.capacity import CapacityCheck, check_capacity
 from wancli.cost.estimate import Estimate, estimate, resolve_device
 from wancli.cost.totals import rollout_cost
 from wancli.errors import UsageError, WancliError
-from wancli.planning.context import ContextFiles, check_starts, context_frames
+from wancli.planning.context import ContextFiles, check_context_files, context_frames
 from wancli.planning.lora import find_lora
-from wancli.planning.output_files import beside, beside_rollout, is_of_rollout
-from wancli.planning.plan import RolloutPlan, check_given, make_rollout_plan
+from wancli.planning.output_files import is_of_rollout, rollout_files, sidecar_files
+from wancli.planning.plan import RolloutPlan, check_unused_settings, make_rollout_plan
 from wancli.planning.prompts import PromptChange, PromptSchedule, make_prompt_schedule
 from wancli.records.naming import name_output, with_name
 from wancli.records.progress import Observer, say_warnings
@@ -71,12 +71,12 @@ class RolloutSession:
         """`before` is the request of an earlier rollout, `base` its folder where it goes on."""
         self.ask, self.before, self.base = ask, before, base
         self.resolved: Resolved[RolloutSettings] = resolve(layers, RolloutSettings)
-        check_given(self.resolved)
+        check_unused_settings(self.resolved)
         settings = self.resolved.settings
         self.spec: ModelSpec = find_spec(settings.model, layers=settings.machine.layers)
         self._context = context_frames(ask.starts, settings, self.spec, before)
         self.plan = self._plan(settings)
-        check_starts(ask.starts, self.plan, settings, self.spec)
+        check_context_files(ask.starts, self.plan, settings, self.spec)
         self.schedule = self._schedule()
         self.seeds = self._seeds()
         if ask.video:
@@ -241,7 +241,7 @@ class RolloutSession:
         for path, flag in ((video, "--output"), (latents, "--save-latents")):
             if path:
                 outputs.add(OutputFile(path, flag, ours))
-        outputs.add(*beside(video or latents or store), *beside_rollout(store, video))
+        outputs.add(*sidecar_files(video or latents or store), *rollout_files(store, video))
         if ask.report:
             outputs.add(OutputFile(ask.report, "--report"))
         return outputs
