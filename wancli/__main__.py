@@ -1,10 +1,10 @@
-"""`wancli`, and `python -m wancli`: signals are answered before the rest is imported."""
+"""`wancli` and `python -m wancli`: signals are handled before the rest is imported."""
 
 from wancli.utils.interrupts import Interrupted, handle, leave
 
 
 def main() -> None:
-    """Run the command line in this process, and end it."""
+    """Run the command line and exit."""
     handle()
     from wancli.cli.streams import open_streams
 
@@ -13,7 +13,7 @@ def main() -> None:
 
     try:
         run()
-    except Interrupted as late:  # while another error was told
+    except Interrupted as late:  # while another error was printed
         leave(late.number)
 
 

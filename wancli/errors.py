@@ -1,20 +1,20 @@
-"""Every error wancli raises on purpose: one line, one hint that can be typed, one exit code.
+"""Errors that wancli raises: one line, one hint, best something to type, and an exit code.
 
 Messages and hints name a setting in backticks (`cfg_gate`, `offload model`), which the command line
 prints as its flag.
 
 WancliError                     exit 1
-├── UsageError                  exit 2    the request is wrong; nothing was loaded
-│   ├── SettingsError                     a value a setting cannot take, or a name nobody knows
-│   ├── PresetError                       a preset that is missing, or a file that is not one
-│   └── PlanError                         settings that are fine alone and wrong together
+├── UsageError                  exit 2    an invalid request; nothing was loaded
+│   ├── SettingsError                     an invalid value, or an unknown setting
+│   ├── PresetError                       a missing or invalid preset
+│   └── PlanError                         settings that are incompatible
 ├── SetupError                  exit 4    a model, file, package or device is missing
-│   ├── ModelError                        unknown, not cached, not a model, or with broken weights
-│   └── InputError                        a file to read that is missing or not what it should be
-├── CapacityError               exit 5    it does not fit in memory
-├── RunError                    exit 1    the run itself went wrong (latents that are not finite)
-├── OutputError                 exit 6    the video could not be written, or not read back
-└── QualityError                exit 7    compare or bench: the threshold is not met
+│   ├── ModelError                        an unknown, missing or broken model
+│   └── InputError                        a missing or invalid input file
+├── CapacityError               exit 5    does not fit in memory
+├── RunError                    exit 1    the run failed (latents that are not finite)
+├── OutputError                 exit 6    the output could not be written or verified
+└── QualityError                exit 7    compare or bench: a threshold is not met
 
 Interrupted (BaseException, of interrupts.py)   exit 130 (SIGINT), 143 (SIGTERM), 129 (SIGHUP)
 """
@@ -24,18 +24,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-_LONGEST_VALUE, _LONGEST_LINE = 80, 400  # characters of what is not ours in an error
+_LONGEST_VALUE, _LONGEST_LINE = 80, 400  # characters of foreign text in an error
 
 
 class Warn(Protocol):
-    """Where a warning goes: a line, and a hint that can be typed."""
+    """Callback for a warning and its hint."""
 
     def __call__(self, text: str, *, hint: str) -> None:
-        """Say it."""
+        """Show the warning."""
 
 
 class WancliError(Exception):
-    """Base of the tree. `hint` is what to do next, best something to type."""
+    """Base of all errors. `hint` is what to do next, best something to type."""
 
     exit_code = 1
 
@@ -45,21 +45,21 @@ class WancliError(Exception):
 
 
 class UsageError(WancliError):
-    """The request is wrong."""
+    """An invalid request."""
 
     exit_code = 2
 
 
 class SettingsError(UsageError):
-    """A value a setting cannot take, or a name nobody knows."""
+    """An invalid value, or an unknown setting."""
 
 
 class PresetError(UsageError):
-    """A preset that is missing, or a file that is not one."""
+    """A missing or invalid preset."""
 
 
 class PlanError(UsageError):
-    """Settings that are fine alone and wrong together."""
+    """Settings that are incompatible."""
 
 
 class SetupError(WancliError):
@@ -69,54 +69,54 @@ class SetupError(WancliError):
 
 
 class ModelError(SetupError):
-    """A model that is unknown, not cached, not a model, or has broken weights."""
+    """An unknown, missing or broken model."""
 
 
 class InputError(SetupError):
-    """A file to read that is missing or not what it should be."""
+    """A missing or invalid input file."""
 
 
 class CapacityError(WancliError):
-    """It does not fit in memory."""
+    """The request does not fit in memory."""
 
     exit_code = 5
 
 
 class RunError(WancliError):
-    """The run itself went wrong."""
+    """The run failed."""
 
 
 class OutputError(WancliError):
-    """The video could not be written, or not read back."""
+    """The output could not be written or verified."""
 
     exit_code = 6
 
 
 class QualityError(WancliError):
-    """The threshold of compare or bench is not met."""
+    """A threshold of compare or bench is not met."""
 
     exit_code = 7
 
 
 def missing(kind: str, path: Path) -> InputError:
-    """The error for a file that is not there, with the name beside it that may have been meant."""
+    """Error for a missing file, with a similar name in its folder as hint."""
     beside = path.parent.iterdir() if path.parent.is_dir() else ()
-    # One ending is much of a short name, and makes no two of them alike.
-    alike = [other.name for other in beside if closest(path.stem, [other.stem])]
-    meant = closest(path.name, alike)
-    hint = f"did you mean '{path.with_name(meant)}'?" if meant else "check the path"
+    # Compare stems: a shared suffix would make short names look similar.
+    similar = [other.name for other in beside if closest(path.stem, [other.stem])]
+    near = closest(path.name, similar)
+    hint = f"did you mean '{path.with_name(near)}'?" if near else "check the path"
     return InputError(f"{kind} '{path}' not found.", hint=hint)
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` most likely meant, for hints; None where none is near."""
-    spelt = {other.lower(): other for other in known}
-    matches = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.6)
-    return spelt[matches[0]] if matches else None
+    """The most similar of the `known` names, for hints; None if none is similar."""
+    names = {other.lower(): other for other in known}
+    matches = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
+    return names[matches[0]] if matches else None
 
 
 def shortened(value: object) -> str:
-    """A value as Python writes it, cut where it would fill the screen."""
+    """repr of a value, cut to fit on a line."""
     text = repr(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
 
@@ -128,5 +128,5 @@ def first_line(error: BaseException) -> str:
 
 
 def no_device(name: str) -> SetupError:
-    """The error for a device that is not here."""
-    return SetupError(f"--device {name}: this machine has none.", hint="--device auto or cpu")
+    """Error for a device that this machine lacks."""
+    return SetupError(f"`device {name}`: this machine has none.", hint="`device auto` or cpu")

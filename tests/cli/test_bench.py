@@ -168,8 +168,8 @@ def test_pictures_go_into_a_bench_as_into_a_video(
         ((), "no variant is given", "--variant"),
         (("--variant", "--use-cachedit"), "has no name", "fast:"),
         (("--variant", "empty:"), "'empty' has no flags", "--use-cachedit"),
-        (("--variant", "a: --cfg-gate 3", "--target-ssim", 0.9), "are of --tune", "--tune"),
-        (("--variant", "a: --cfg-gate 3", "--save-preset", "x"), "are of --tune", "--tune"),
+        (("--variant", "a: --cfg-gate 3", "--target-ssim", 0.9), "need --tune", "--tune"),
+        (("--variant", "a: --cfg-gate 3", "--save-preset", "x"), "need --tune", "--tune"),
         (("--variant", "same: --steps 20"), "'same' is the baseline", "--use-cachedit"),
         (("--variant", "a: --step 12"), "variant 'a': No such option", "generate --help"),
         (("--variant", "a: --taylorseer"), "does nothing without", "--use-cachedit"),
@@ -187,7 +187,7 @@ def test_pictures_go_into_a_bench_as_into_a_video(
         (("--variant", "a: --cfg-gate 3", "-o", "full", "--overwrite"), "is not of a", "another"),
         (("nothing-such.toml",), "file 'nothing-such.toml' not found", "check the path"),
         (("nothing.txt",), "file of prompts 'nothing.txt' not found", "check the path"),
-        (("bad.toml",), "bad.toml is no bench", "prompts ="),
+        (("bad.toml",), "bad.toml is not a bench", "prompts ="),
     ],
 )
 def test_bad_input_is_said_before_anything_loads(

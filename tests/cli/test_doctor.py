@@ -31,5 +31,5 @@ def test_where_generate_cannot_run_the_doctor_exits_with_4(
     assert said.code == 4
     assert "broken" in said.out
     error, hint = said.err.strip().splitlines()
-    assert error == "error: generate cannot run here: ffmpeg."
+    assert error == "error: generate cannot run on this machine: ffmpeg."
     assert "IMAGEIO_FFMPEG_EXE" in hint

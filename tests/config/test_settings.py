@@ -17,7 +17,7 @@ def test_a_later_layer_wins_and_the_source_says_which():
 
 
 def test_a_bad_value_is_named_as_the_user_wrote_it():
-    with pytest.raises(SettingsError, match=r"^--steps 0: input should be") as flagged:
+    with pytest.raises(SettingsError, match=r"^`steps` 0: input should be") as flagged:
         resolve([Layer("flag", {"sampling": {"steps": 0}})], Settings)
     assert "at least 1, at most 1000" in flagged.value.hint
     with pytest.raises(SettingsError, match=r"^preset x: sampling.steps 0"):
@@ -27,7 +27,9 @@ def test_a_bad_value_is_named_as_the_user_wrote_it():
 def test_every_setting_has_one_flag_and_a_sentence_of_help():
     names = [name for _, name, _ in fields_of(Settings)]
     assert len(names) == len(set(names))
-    assert all(f.description and f.description.endswith(".") for _, _, f in fields_of(Settings))
+    assert all(
+        f.description and f.description.endswith((".", ")")) for _, _, f in fields_of(Settings)
+    )
     assert flag("flow_shift") == "--flow-shift"
 
 

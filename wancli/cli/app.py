@@ -1,4 +1,4 @@
-"""The app: every command by name, the errors as lines, the exit codes."""
+"""The command line: commands by name, errors as two lines, exit codes."""
 
 import errno
 import logging
@@ -28,31 +28,32 @@ COMMANDS = {
         "wancli.cli.plan:plan", "Estimate what a video needs, and whether it fits; loads nothing."
     ),
     "repro": Entry(
-        "wancli.cli.repro:repro", "Make a video again from its own record; any flag overrides it."
+        "wancli.cli.repro:repro", "Reproduce a video from its own record; any flag overrides it."
     ),
-    "show": Entry(
-        "wancli.cli.show:show", "Print the record inside a video: the recipe that made it."
-    ),
-    "decode": Entry("wancli.cli.show:decode", "Turn saved latents into a video."),
+    "show": Entry("wancli.cli.show:show", "Print the record inside a video: how it was generated."),
+    "decode": Entry("wancli.cli.show:decode", "Decode saved latents into a video."),
     "compare": Entry(
-        "wancli.cli.compare:compare", "Measure how far a video, or latents, are from another."
+        "wancli.cli.compare:compare",
+        "Compare two videos, or two latents: SSIM, PSNR, temporal difference.",
     ),
     "preview": Entry(
-        "wancli.cli.preview:preview", "Make a contact sheet of videos, a GIF or an animated WebP."
+        "wancli.cli.preview:preview", "Make a contact sheet, a GIF or an animated WebP of videos."
     ),
     "bench": Entry(
         "wancli.cli.bench:bench",
-        "Say what a cache costs in quality and wins in time.",
+        "Measure the speed and quality of caches against a baseline.",
     ),
-    "doctor": Entry("wancli.cli.doctor:doctor", "Say what this machine can run, and why not."),
+    "doctor": Entry(
+        "wancli.cli.doctor:doctor", "Check what this machine can run, and how to fix the rest."
+    ),
     "preset": Entry("wancli.cli.preset:app", "Named settings: list, show, check and save them."),
     "model": Entry(
         "wancli.cli.model:app",
-        "Models: list, download, inspect, delete, and make one from a checkpoint.",
+        "Models: list, download, inspect, delete, and convert checkpoints.",
     ),
 }
 
-# What a full, broken or read-only disk says.
+# Errors of a full, broken or read-only disk.
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 app = typer.Typer(
@@ -67,11 +68,11 @@ app = typer.Typer(
 
 @app.callback()
 def _wancli() -> None:
-    """Make video with the Wan diffusion models from a shell."""
+    """Generate video with the Wan diffusion models from a shell."""
 
 
 def main() -> None:
-    """Run the command line; an error of ours is a line, a hint and an exit code."""
+    """Run the command line and exit; an error prints a line and a hint."""
     choose_threads()
     flags = set(takewhile(lambda argument: argument != "--", sys.argv[1:]))
     if not {"-v", "--verbose"} & flags:
@@ -87,16 +88,16 @@ def main() -> None:
         _end(_usage_error(error))
     except (WancliError, Interrupted) as error:
         _end(error)
-    except Exception as error:  # noqa: BLE001 - the last line of defence says what happened
-        known = _unexpected(error)
-        known.__cause__ = error
-        _end(known)
+    except Exception as error:  # noqa: BLE001 - no traceback reaches the user
+        wrapped = _unexpected(error)
+        wrapped.__cause__ = error
+        _end(wrapped)
 
 
 def _check_place() -> None:
-    """Raise UsageError for names that are not text, SetupError for a folder that is gone."""
-    named = (text for name, text in os.environ.items() if name.startswith("WANCLI_"))
-    for text in (*sys.argv[1:], *named):
+    """Raise UsageError for arguments that are not UTF-8, SetupError where the cwd is gone."""
+    variables = (text for name, text in os.environ.items() if name.startswith("WANCLI_"))
+    for text in (*sys.argv[1:], *variables):
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -107,14 +108,14 @@ def _check_place() -> None:
         Path.cwd()
     except OSError as error:
         raise SetupError(
-            f"cannot work in this folder: {error.strerror}.", hint="cd to one that is there"
+            f"cannot work in this folder: {error.strerror}.", hint="cd to another folder"
         ) from None
 
 
 def _end(error: WancliError | Interrupted) -> NoReturn:
     ignore()
     if isinstance(error, Interrupted) and error.number == signal.SIGPIPE:
-        sys.exit(error.exit_code)  # whoever read, as `head` does, has enough
+        sys.exit(error.exit_code)  # the reader, such as `head`, is done
     if os.environ.get("WANCLI_DEBUG") == "1":
         raise error
     from wancli.cli.options import OutputOptions
@@ -135,16 +136,16 @@ def _usage_error(error: Any) -> UsageError:
 
 
 def _unexpected(error: Exception) -> WancliError:
-    """The last line of defence; what the system refuses is no fault of ours."""
+    """An error of the system, or of wancli itself, as one with a hint."""
     if isinstance(error, MemoryError):
         return CapacityError("out of memory.", hint="a smaller request")
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         place = f"{os.fsdecode(error.filename)}: {error.strerror}."
         if error.errno in _STORAGE:
-            return OutputError(f"cannot write {place}", hint="free some space, or another place")
-        return SetupError(f"cannot use {place}", hint="check the path, and what it permits")
+            return OutputError(f"cannot write {place}", hint="free some space, or write elsewhere")
+        return SetupError(f"cannot use {place}", hint="check the path and its permissions")
     message = f"unexpected {type(error).__name__}: {error}"
-    return WancliError(message, hint="WANCLI_DEBUG=1 shows where; please report it")
+    return WancliError(message, hint="WANCLI_DEBUG=1 prints the traceback; please report it")
 
 
 def _silence_libraries() -> None:

@@ -1,4 +1,4 @@
-"""`wancli bench`: what a cache costs in quality and wins in time."""
+"""`wancli bench`: speed and quality of caches against a baseline."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,28 +31,31 @@ COLUMNS = (
     "variant", "denoise", "speed-up", "total", "blocks", "SSIM", "worst", "PSNR", "temporal"
 )  # fmt: skip
 Prompts = Annotated[
-    list[str], typer.Argument(help="Prompts; .txt files of one a line; or a .toml file of all.")
+    list[str],
+    typer.Argument(help="Prompts, .txt files with one per line, or a .toml file with everything."),
 ]
 Variants = Annotated[
     list[str] | None,
-    typer.Option("--variant", metavar='"NAME: FLAGS"', help="What to compare; repeatable."),
+    typer.Option("--variant", metavar='"NAME: FLAGS"', help="Variant to measure; repeatable."),
 ]
-Seed = Annotated[str | None, typer.Option("--seed", "-s", help="7, 1,2,5 or 0-9. (default: 0)")]
+Seed = Annotated[
+    str | None, typer.Option("--seed", "-s", help="Seeds: 7, 1,2,5 or 0-9. (default: 0)")
+]
 Folder = Annotated[
-    Path, typer.Option("--output", "-o", rich_help_panel=OUTPUT, help="Folder of the report.")
+    Path, typer.Option("--output", "-o", rich_help_panel=OUTPUT, help="Directory of the report.")
 ]
 Least = Annotated[
     float | None,
     typer.Option(
         min=0, max=1, rich_help_panel=GOALS,
-        help="Exit 7 where a video frame's SSIM is lower than this.",
+        help="Exit 7 if the SSIM of any video frame is below this.",
     ),
 ]  # fmt: skip
 Most = Annotated[
     float | None,
     typer.Option(
         min=0, rich_help_panel=GOALS,
-        help="Exit 7 where a variant's denoising takes more than this part of the baseline's.",
+        help="Exit 7 if a variant's denoising time is above this fraction of the baseline's.",
     ),
 ]  # fmt: skip
 Tune = Annotated[
@@ -65,13 +68,13 @@ Target = Annotated[
     float | None,
     typer.Option(
         min=0, max=1, rich_help_panel=TUNE,
-        help="Least SSIM of the worst video frame, for --tune. (default: 0.95)",
+        help="Minimum SSIM of any frame, for --tune. (default: 0.95)",
     ),
 ]  # fmt: skip
 Save = Annotated[
     str | None,
     typer.Option(
-        "--save-preset", rich_help_panel=TUNE, help="Name to save what --tune found under."
+        "--save-preset", rich_help_panel=TUNE, help="Name of the preset that --tune saves."
     ),
 ]
 
@@ -81,7 +84,7 @@ Save = Annotated[
 @takes_inputs
 def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
-    given: Layer,
+    overrides: Layer,
     inputs: InputFiles,
     task: str | None,
     talk: OutputOptions,
@@ -98,24 +101,24 @@ def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
     save_preset: Save = None,
     force: Force = False,
 ) -> None:
-    """Say what a cache costs in quality and wins in time.
+    """Measure the speed and quality of caches against a baseline.
 
-    Same prompts and seeds, one process, interleaved, raw frames.
+    Same prompts and seeds, interleaved in one process, compared on raw frames.
 
     wancli bench "a red circle moving right" --variant "fast: --use-cachedit"
     """
-    asked = replace(
+    request = replace(
         read_bench_request(prompts, seed, variant or [], tune=tune), inputs=inputs, task=task
     )
     if not tune and (target_ssim is not None or save_preset):
-        raise UsageError("--target-ssim and --save-preset are of --tune.", hint="add --tune")
+        raise UsageError("`target_ssim` and `save_preset` need `tune`.", hint="add `tune`")
     target = (0.95 if target_ssim is None else target_ssim) if tune else None
     goals = Goals(fail_under_ssim, fail_over_ratio, target, save_preset)
     screen = Screen(talk)
-    benching = BenchSession(asked, settings_layers(screen.warn, given, preset), goals)
-    measured, page = benching.run(output, screen, overwrite=overwrite, force=force)
+    session = BenchSession(request, settings_layers(screen.warn, overrides, preset), goals)
+    measured, page = session.run(output, screen, overwrite=overwrite, force=force)
     _show(measured, page, screen)
-    benching.judge(measured)
+    session.judge(measured)
 
 
 def _show(bench: Bench, page: Path, screen: Screen) -> None:
@@ -132,22 +135,22 @@ def _show(bench: Bench, page: Path, screen: Screen) -> None:
     for arm in bench.arms[1:]:
         if arm.lossy and not arm.summary.forwards_reused:
             screen.warn(
-                f"{arm.name}: nothing was reused.", hint="a higher threshold: --tune finds one"
+                f"{arm.name}: nothing was reused.", hint="a higher threshold, which `tune` finds"
             )
     screen.say(f"report: {page}")
 
 
 def _row(arm: Arm) -> tuple[str, ...]:
-    told = arm.summary
-    same = "equal" if told.equal_latents else ""
+    summary = arm.summary
+    same = "equal" if summary.equal_latents else ""
     return (
         arm.name,
-        f"{told.denoise_s:.2f} s",
-        f"{told.denoise_speed_up.median:.2f}x",
-        f"{told.total_s:.2f} s",
-        f"{told.blocks / (told.blocks_all or 1):.0%}",
-        "" if told.ssim is None else same or f"{told.ssim:.4f}",
-        "" if told.ssim_worst is None else same or f"{told.ssim_worst:.4f}",
-        "" if told.psnr_db is None else f"{told.psnr_db:.1f} dB",
-        "" if told.temporal_levels is None else f"{told.temporal_levels:.2f}",
+        f"{summary.denoise_s:.2f} s",
+        f"{summary.denoise_speed_up.median:.2f}x",
+        f"{summary.total_s:.2f} s",
+        f"{summary.blocks / (summary.blocks_all or 1):.0%}",
+        "" if summary.ssim is None else same or f"{summary.ssim:.4f}",
+        "" if summary.ssim_worst is None else same or f"{summary.ssim_worst:.4f}",
+        "" if summary.psnr_db is None else f"{summary.psnr_db:.1f} dB",
+        "" if summary.temporal_levels is None else f"{summary.temporal_levels:.2f}",
     )

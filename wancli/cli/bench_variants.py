@@ -1,4 +1,4 @@
-"""What a bench compares, from text: prompts, and variants as flags."""
+"""Prompts and variants of a bench, parsed from text."""
 
 import shlex
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ _FORM = 'prompts = ["a red circle"], seeds = "0-2", and a table [variants] of na
 def read_bench_request(
     prompts: Sequence[str], seeds: str | None, variants: Sequence[str], *, tune: bool = False
 ) -> BenchRequest:
-    """From the command line: a prompt, a file of one a line, or a TOML file with all of it.
+    """Parse prompts, files with one prompt per line, or a TOML file with everything.
 
-    With `tune`, cachedit is the variant where none is named. Raises UsageError, InputError.
+    With `tune`, the variant defaults to cachedit. Raises UsageError, InputError.
     """
     texts, named = [], [_named(text) for text in variants]
     for text in prompts:
@@ -36,7 +36,7 @@ def read_bench_request(
         else:
             texts += _read_prompts(text)
     if not texts:
-        raise UsageError("no prompt is given.", hint='wancli bench "a red circle" --variant …')
+        raise UsageError("no prompt.", hint='wancli bench "a red circle" --variant …')
     names = [name for name, _ in named]
     for name in names:
         if names.count(name) > 1 or name == "baseline":
@@ -48,16 +48,16 @@ def read_bench_request(
 
 
 def flags_layers(name: str, flags: str) -> list[Layer]:
-    """The settings that the flags of a variant say. Raises UsageError."""
-    found: list[Layer] = []
+    """Settings of a variant, from its flags. Raises UsageError."""
+    layers: list[Layer] = []
     command = typer.Typer(add_completion=False)
 
     @command.command(context_settings={"token_normalize_func": dashed})
     @takes_settings(_settings())
-    def _variant(*, given: Layer, cachedit_preset: CachePreset = None) -> None:
+    def _variant(*, overrides: Layer, cachedit_preset: CachePreset = None) -> None:
         if cachedit_preset:
-            found.append(step_cache_layer(find_preset(cachedit_preset)))
-        found.append(given)
+            layers.append(step_cache_layer(find_preset(cachedit_preset)))
+        layers.append(overrides)
 
     try:
         command(shlex.split(flags), standalone_mode=False, prog_name="variant")
@@ -66,10 +66,10 @@ def flags_layers(name: str, flags: str) -> list[Layer]:
             f"variant '{name}': {error.format_message()}", hint="wancli generate --help"
         ) from None
     except ValueError as error:
-        raise UsageError(f"variant '{name}': {error}.", hint="quote it once") from None
-    if not found:
+        raise UsageError(f"variant '{name}': {error}.", hint="check its quotes") from None
+    if not layers:
         raise UsageError(f"variant '{name}': no settings.", hint="wancli generate --help")
-    return found
+    return layers
 
 
 def _settings() -> Any:
@@ -82,11 +82,11 @@ def _named(text: str) -> tuple[str, str]:
     name, colon, flags = text.partition(":")
     if not colon or not name.strip() or name.strip().startswith("-"):
         raise UsageError(
-            f"--variant {text!r} has no name.", hint='--variant "fast: --use-cachedit"'
+            f"`variant` {text!r} has no name.", hint='`variant "fast: --use-cachedit"`'
         )
     if not flags.strip():
         raise UsageError(
-            f"variant '{name.strip()}' has no flags.", hint=f'--variant "{name}: --use-cachedit"'
+            f"variant '{name.strip()}' has no flags.", hint=f'`variant "{name}: --use-cachedit"`'
         )
     return name.strip(), flags.strip()
 
@@ -100,12 +100,12 @@ def _read_prompts(text: str) -> list[str]:
     except FileNotFoundError:
         raise missing("file of prompts", path) from None
     except (OSError, ValueError) as error:
-        raise unreadable(path, error, hint="one prompt a line") from None
+        raise unreadable(path, error, hint="write one prompt per line") from None
     return [line.strip() for line in lines if line.strip()]
 
 
 class _File(NamedTuple):
-    """A bench as a TOML file has it."""
+    """Contents of a bench's TOML file."""
 
     prompts: list[str]
     seeds: str | None
@@ -114,14 +114,14 @@ class _File(NamedTuple):
 
 def _read_toml(path: Path) -> _File:
     try:
-        told = read_toml(path)
+        table = read_toml(path)
     except FileNotFoundError:
         raise missing("file", path) from None
     except (OSError, ValueError) as error:
         raise unreadable(path, error, hint=_FORM) from None
-    prompts, seeds, variants = (told.pop(k, None) for k in ("prompts", "seeds", "variants"))
+    prompts, seeds, variants = (table.pop(k, None) for k in ("prompts", "seeds", "variants"))
     variants = {} if variants is None else variants
-    whole = isinstance(prompts, list) and isinstance(variants, dict) and not told
+    whole = isinstance(prompts, list) and isinstance(variants, dict) and not table
     if not whole or not all(isinstance(text, str) for text in [*prompts, *variants.values()]):
-        raise InputError(f"{path} is no bench.", hint=_FORM)
+        raise InputError(f"{path} is not a bench.", hint=_FORM)
     return _File(list(prompts), None if seeds is None else str(seeds), list(variants.items()))

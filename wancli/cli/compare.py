@@ -1,4 +1,4 @@
-"""`wancli compare`: how far two videos, or two latents, are apart."""
+"""`wancli compare`: quality of a video, or of latents, against another."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -21,31 +21,33 @@ NONE = "\N{EN DASH}"
 @takes_output_options
 def compare(
     *,
-    one: Annotated[Path, typer.Argument(metavar="A", help="A video, or latents of wancli's.")],
-    other: Annotated[Path, typer.Argument(metavar="B", help="The same, to measure against A.")],
+    one: Annotated[
+        Path, typer.Argument(metavar="A", help="Reference: a video, or latents from wancli.")
+    ],
+    other: Annotated[Path, typer.Argument(metavar="B", help="Video or latents to compare with A.")],
     talk: OutputOptions,
     fail_under_ssim: Annotated[
         float | None,
-        typer.Option(help="Exit 7 if the SSIM of the worst video frame is less."),
+        typer.Option(help="Exit 7 if the SSIM of any video frame is below this."),
     ] = None,
 ) -> None:
-    """Measure how far a video, or latents, are from another.
+    """Compare two videos, or two latents: SSIM, PSNR, temporal difference.
 
-    SSIM, PSNR and temporal difference of all video frames and of the worst one.
+    Prints the mean and the worst video frame of each.
 
     wancli compare baseline.mp4 cached.mp4 --fail-under-ssim 0.95
     """
     latents = _check(one, other, fail_under_ssim=fail_under_ssim)
-    screen, told = Screen(talk), {"schema": SCHEMA, "a": str(one), "b": str(other)}
+    screen, header = Screen(talk), {"schema": SCHEMA, "a": str(one), "b": str(other)}
     if latents:
         from wancli.video.compare import compare_latents
         from wancli.video.latents import read_latents
 
-        found = compare_latents(read_latents(one)[0], read_latents(other)[0])
+        latent_quality = compare_latents(read_latents(one)[0], read_latents(other)[0])
         if talk.json:
-            screen.json({**told, "kind": "latents", **found.as_json()})
+            screen.json({**header, "kind": "latents", **latent_quality.as_json()})
         else:
-            screen.table("metric", "value", rows=_latent_rows(found), right=("value",))
+            screen.table("metric", "value", rows=_latent_rows(latent_quality), right=("value",))
         return
     from wancli.video.compare import VARIANT, compare_files
 
@@ -53,24 +55,24 @@ def compare(
     if not quality.equal and (compressed := [p for p in (one, other) if not _lossless(p)]):
         screen.warn(
             f"{' and '.join(map(str, compressed))} {'is' if len(compressed) == 1 else 'are'} "
-            "compressed: the codec is measured too.",
-            hint="make them with --lossless, or compare latents (--save-latents)",
+            "compressed: the result includes codec loss.",
+            hint="generate them with `lossless`, or compare latents (`save_latents`)",
         )
     if talk.json:
-        screen.json({**told, "kind": "video", "variant": VARIANT, **quality.as_json()})
+        screen.json({**header, "kind": "video", "variant": VARIANT, **quality.as_json()})
     else:
         columns = ("mean", "worst", "video frame")
         screen.table("metric", *columns, rows=_rows(quality, variant=VARIANT), right=columns)
     if fail_under_ssim is not None and quality.ssim.worst < fail_under_ssim:
         raise QualityError(
             f"SSIM {quality.ssim.worst:.6f} of video frame {quality.ssim.frame} is less than "
-            f"--fail-under-ssim {fail_under_ssim:g}.",
-            hint="make B again with a lower --cachedit-residual-threshold",
+            f"`fail_under_ssim` {fail_under_ssim:g}.",
+            hint="generate B with a lower `cachedit_residual_threshold`",
         )
 
 
 def _check(one: Path, other: Path, *, fail_under_ssim: float | None) -> bool:
-    """Whether latents are compared. Raises UsageError or InputError for what cannot be."""
+    """Whether A and B are latents. Raises UsageError or InputError for what cannot be compared."""
     kinds = {path.suffix.lower() == LATENTS for path in (one, other)}
     if len(kinds) > 1:
         raise UsageError(
@@ -80,11 +82,11 @@ def _check(one: Path, other: Path, *, fail_under_ssim: float | None) -> bool:
     (latents,) = kinds
     if fail_under_ssim is not None and not 0 <= fail_under_ssim <= 1:
         raise SettingsError(
-            f"--fail-under-ssim {fail_under_ssim:g} is no SSIM.", hint="0 to 1, such as 0.95"
+            f"`fail_under_ssim` {fail_under_ssim:g} is not an SSIM.", hint="0 to 1, such as 0.95"
         )
     if fail_under_ssim is not None and latents:
         raise UsageError(
-            "--fail-under-ssim is of video frames; latents have no SSIM.",
+            "`fail_under_ssim` needs videos; latents have no SSIM.",
             hint="wancli decode FILE.safetensors -o FILE.mp4",
         )
     for path in (one, other):
@@ -94,7 +96,7 @@ def _check(one: Path, other: Path, *, fail_under_ssim: float | None) -> bool:
 
 
 def _lossless(path: Path) -> bool:
-    """Whether a video says of itself that every pixel was kept."""
+    """Whether a video's record says that it was encoded losslessly."""
     from wancli.records.record import parse_record
     from wancli.video.read import read_comment
 
@@ -119,18 +121,22 @@ def _rows(quality: "Quality", *, variant: str) -> list[tuple[str, ...]]:
     ]
 
 
-def _three(found: "Measured", decimals: int) -> tuple[str, str, str]:
-    return f"{found.mean:.{decimals}f}", f"{found.worst:.{decimals}f}", str(found.frame)
+def _three(metric: "Measured", decimals: int) -> tuple[str, str, str]:
+    return f"{metric.mean:.{decimals}f}", f"{metric.worst:.{decimals}f}", str(metric.frame)
 
 
-def _latent_rows(found: "LatentQuality") -> list[tuple[str, ...]]:
+def _latent_rows(quality: "LatentQuality") -> list[tuple[str, ...]]:
     decibels = (
-        "identical" if found.equal else NONE if found.psnr_db is None else f"{found.psnr_db:.2f}"
+        "identical"
+        if quality.equal
+        else NONE
+        if quality.psnr_db is None
+        else f"{quality.psnr_db:.2f}"
     )
-    relative = NONE if found.relative is None else f"{found.relative:.3g}"
+    relative = NONE if quality.relative is None else f"{quality.relative:.3g}"
     return [
-        ("equal", "yes" if found.equal else "no"),
-        ("largest difference", f"{found.max_abs:.3g}"),
+        ("equal", "yes" if quality.equal else "no"),
+        ("largest difference", f"{quality.max_abs:.3g}"),
         ("relative error", relative),
         ("PSNR over their range, dB", decibels),
     ]

@@ -1,4 +1,4 @@
-"""Rich's console, as plain as was asked for, and of texts that a terminal cannot obey."""
+"""Rich's console, without color where that is off, and without control characters."""
 
 import os
 from collections.abc import Iterator
@@ -11,19 +11,19 @@ from wancli.cli.streams import printable
 
 
 class _Console(Console):
-    """One through which texts go as `printable` makes them."""
+    """A console that escapes control characters."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterator[Segment]:
-        """Segments: all that a console prints, as text or in a table or a bar."""
+        """Yield the segments of whatever is printed, escaped."""
         for segment in super().render(renderable, options):
             text = segment.text if segment.control else printable(segment.text)
             yield Segment(text, segment.style, segment.control)
 
 
 def open_console(*, color: bool, stderr: bool = False, **layout: Any) -> Console:
-    """A console on standard output or error. Without `color` there are no styles at all."""
+    """A console on standard output or error; without `color` it has no styles at all."""
     if color:
         forced = True if os.environ.get("FORCE_COLOR") else None
         styles: dict[str, Any] = {"force_terminal": forced}

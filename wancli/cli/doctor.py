@@ -1,4 +1,4 @@
-"""`wancli doctor`: what this machine can run, and why not."""
+"""`wancli doctor`: what this machine can run, and how to fix the rest."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -16,44 +16,44 @@ from wancli.utils.units import gib
 Measure = Annotated[
     bool,
     typer.Option(
-        "--measure", help="Measure for some seconds how fast it is, for the times in plans."
+        "--measure", help="Measure this machine's speed for some seconds, for the times in plans."
     ),
 ]
 
 
 @takes_output_options
 def doctor(*, talk: OutputOptions, output_dir: Folder = None, measure: Measure = False) -> None:
-    """Say what this machine can run, and why not.
+    """Check what this machine can run, and how to fix the rest.
 
-    Exit 4 where generate cannot.
+    Exit 4 if generate cannot run.
 
     wancli doctor --measure
     """
     from wancli.doctor.checks import find_all
 
     screen, place = Screen(talk), folder(output_dir)
-    screen.say("trying what is here; this takes some seconds")
+    screen.say("checking this machine; this takes some seconds")
     rates = _measured(screen) if measure else None
-    found = list(find_all(place))
-    broken = [finding for finding in found if finding.fatal]
+    findings = list(find_all(place))
+    broken = [finding for finding in findings if finding.fatal]
     if not broken:
         from wancli.doctor.attention import attention_backends
         from wancli.models.load import pick_device
 
-        found += attention_backends(pick_device("auto"))
+        findings += attention_backends(pick_device("auto"))
     if talk.json:
-        told = {"ok": not broken, "findings": [asdict(finding) for finding in found]}
-        screen.json(told | ({"rates": asdict(rates)} if rates else {}))
+        report = {"ok": not broken, "findings": [asdict(finding) for finding in findings]}
+        screen.json(report | ({"rates": asdict(rates)} if rates else {}))
     else:
-        rows = [(f.group, f.name, f.value, _word(f.state), f.mend) for f in found]
-        screen.table("", " ", "found", "", "to mend it", rows=rows)
+        rows = [(f.group, f.name, f.value, _word(f.state), f.mend) for f in findings]
+        screen.table("", " ", "found", "", "how to fix it", rows=rows)
     if broken:
         names = ", ".join(finding.name for finding in broken)
-        raise SetupError(f"generate cannot run here: {names}.", hint=broken[0].mend)
+        raise SetupError(f"generate cannot run on this machine: {names}.", hint=broken[0].mend)
 
 
 def _measured(screen: Screen) -> Rates:
-    """Measure, keep and say it."""
+    """Measure the speed of this machine, save it and print it."""
     from wancli.doctor.measure import measure
     from wancli.models.load import pick_device
 

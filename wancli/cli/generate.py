@@ -1,4 +1,4 @@
-"""`wancli generate`: from flags to what is asked."""
+"""`wancli generate`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,23 +36,33 @@ from wancli.planning.inputs import InputFiles
 
 Count = Annotated[
     int | None,
-    typer.Option("--num-videos", "-N", min=1, max=10_000, help="Videos, from --seed on."),
+    typer.Option(
+        "--num-videos",
+        "-N",
+        min=1,
+        max=10_000,
+        help="Number of videos; seeds count up from --seed.",
+    ),
 ]
 Skip = Annotated[
     bool,
-    typer.Option("--skip-existing", rich_help_panel=OUTPUT, help="Keep files of the same request."),
+    typer.Option(
+        "--skip-existing",
+        rich_help_panel=OUTPUT,
+        help="Keep videos that already exist for the same request.",
+    ),
 ]
 Latents = Annotated[
     str | None,
-    typer.Option(rich_help_panel=OUTPUT, help="Also write the latents, as safetensors."),
+    typer.Option(rich_help_panel=OUTPUT, help="Write the latents too, as safetensors."),
 ]
 Perf = Annotated[Path | None, typer.Option(rich_help_panel=OUTPUT, help="Write timings as JSON.")]
 PreviewEvery = Annotated[
     int | None,
     typer.Option(
         min=1, max=1000, rich_help_panel=OUTPUT,
-        help="Show a picture of it every so many steps: in NAME.preview.png until it is done, "
-        "and in terminals that show any.",
+        help="Preview the video every N steps while it is denoised, in NAME.preview.png and in "
+        "terminals that display pictures.",
     ),
 ]  # fmt: skip
 
@@ -61,7 +71,7 @@ PreviewEvery = Annotated[
 @takes_inputs
 def plan_generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
-    given: Layer,
+    overrides: Layer,
     inputs: InputFiles,
     task: str | None,
     screen: Screen,
@@ -82,7 +92,7 @@ def plan_generate(  # noqa: PLR0913 - one parameter per flag that is not a setti
 ) -> Planned:
     """Plan the videos that the flags ask for. Raises what is wrong with them."""
     text = read_prompt(prompt, prompt_flag)
-    resolved = resolve(settings_layers(screen.warn, given, preset, cachedit_preset), Settings)
+    resolved = resolve(settings_layers(screen.warn, overrides, preset, cachedit_preset), Settings)
     files = OutputFiles(
         output=output,
         folder=folder(output_dir),

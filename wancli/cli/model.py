@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     cls=WancliGroup,
     add_completion=False,
-    help="Models: list, download, inspect, delete, and make one from a checkpoint.",
+    help="Models: list, download, inspect, delete, and convert checkpoints.",
 )
 Model = Annotated[
     str, typer.Argument(metavar="NAME", help="A known name, a hub id or a local folder.")
@@ -33,19 +33,19 @@ Model = Annotated[
 @app.command("list")
 @takes_output_options
 def list_(talk: OutputOptions) -> None:
-    """Name the known models and those in the hub's cache, and what they take of the disk."""
+    """List the known models and those in the hub's cache, with their size on disk."""
     screen = Screen(talk)
     repos = [spec.repo for spec in SPECS.values()]
     others = [find_spec(repo) for repo in cached_repos() if repo not in repos]
     rows = []
     for spec in [*SPECS.values(), *others]:
-        told = _listed(spec)
-        if told is None:
+        entry = _list_entry(spec)
+        if entry is None:
             continue
         if talk.json:
-            screen.json(told)
-        size = size_text(told["bytes"]) if told["bytes"] else ""
-        rows.append((spec.name, told["task"], told["state"], size, spec.description))
+            screen.json(entry)
+        size = size_text(entry["bytes"]) if entry["bytes"] else ""
+        rows.append((spec.name, entry["task"], entry["state"], size, spec.description))
     if not talk.json:
         screen.table("name", "task", "here", "size", "description", rows=rows, right=("size",))
 
@@ -53,7 +53,7 @@ def list_(talk: OutputOptions) -> None:
 @app.command()
 @takes_output_options
 def pull(name: Model, talk: OutputOptions) -> None:
-    """Download a model from the hub; files that have arrived before stay.
+    """Download a model from the hub; resumes earlier downloads.
 
     wancli model pull wan2.1-t2v-1.3b
     """
@@ -61,7 +61,7 @@ def pull(name: Model, talk: OutputOptions) -> None:
     if spec.folder is not None:
         raise UsageError(
             f"model '{name}' is in {spec.folder}: there is nothing to download.",
-            hint="wancli model list names what the hub has",
+            hint="wancli model list prints the models on the hub",
         )
     from wancli.models.hub import bytes_to_download, check_space, download
     from wancli.models.inspect import missing_files
@@ -74,8 +74,8 @@ def pull(name: Model, talk: OutputOptions) -> None:
         folder = download(spec.repo, tell)
     if missing := missing_files(folder):
         raise ModelError(
-            f"{spec.repo} is no whole model: it lacks {', '.join(missing[:3])}.",
-            hint="give a Wan model in diffusers' format",
+            f"{spec.repo} is not a complete model: it lacks {', '.join(missing[:3])}.",
+            hint="use a Wan model in diffusers' format",
         )
     _say_path(screen, spec, folder)
 
@@ -83,22 +83,22 @@ def pull(name: Model, talk: OutputOptions) -> None:
 @app.command()
 @takes_output_options
 def info(name: Model, talk: OutputOptions) -> None:
-    """Say what a model is: parts, parameters, dtypes, strides, task; and whether it fits here."""
+    """Describe a model: task, parts, parameters, dtypes, strides, and whether it fits here."""
     from wancli.models.inspect import inspect_model
 
-    found, screen = inspect_model(name), Screen(talk)
-    if found.spec.on_hub and found.spec.name not in SPECS:
+    model, screen = inspect_model(name), Screen(talk)
+    if model.spec.on_hub and model.spec.name not in SPECS:
         raise absent(name)
-    if found.missing:
-        some = ", ".join(found.missing[:3])
+    if model.missing:
+        some = ", ".join(model.missing[:3])
         screen.warn(f"{name} lacks {some}.", hint=f"wancli model pull {name}")
-    here = check_default_capacity(name, found.spec)
+    capacity = check_default_capacity(name, model.spec)
     if talk.json:
-        screen.json(found.as_json() | default_json(here))
+        screen.json(model.as_json() | default_json(capacity))
         return
-    verdict = [("its preset here", said)] if (said := default_row(here)) else []
-    screen.table("", "", rows=[*_facts(found), *verdict])
-    if found.parts:
+    verdict = [("its preset here", text)] if (text := default_row(capacity)) else []
+    screen.table("", "", rows=[*_facts(model), *verdict])
+    if model.parts:
         rows = [
             (
                 p.name,
@@ -107,7 +107,7 @@ def info(name: Model, talk: OutputOptions) -> None:
                 ", ".join(p.dtypes),
                 size_text(p.bytes) if p.bytes else "",
             )
-            for p in found.parts
+            for p in model.parts
         ]
         columns = ("parameters", "size")
         screen.table("part", "class", "parameters", "dtype", "size", rows=rows, right=columns)
@@ -116,8 +116,8 @@ def info(name: Model, talk: OutputOptions) -> None:
 @app.command()
 @takes_output_options
 def path(name: Model, talk: OutputOptions) -> None:
-    """Print the folder of a model that is on this machine."""
-    _say_path(Screen(talk), *_here(name))
+    """Print the folder of a downloaded model."""
+    _say_path(Screen(talk), *_local_folder(name))
 
 
 @app.command()
@@ -125,15 +125,15 @@ def path(name: Model, talk: OutputOptions) -> None:
 def rm(
     name: Model,
     talk: OutputOptions,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,  # noqa: FBT002
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,  # noqa: FBT002
 ) -> None:
-    """Delete a model from the hub's cache, all of its revisions."""
+    """Delete all revisions of a model from the hub's cache."""
     spec, screen = _with_files(name), Screen(talk)
     if spec.folder is not None:
         inside = spec.folder == DEMO_FOLDER
         raise UsageError(
             f"model '{name}' is {'inside the package' if inside else 'a local folder'}; only "
-            "models in the hub's cache are deleted.",
+            "models in the hub's cache can be deleted.",
             hint="wancli model list" if inside else f"rm -r {spec.folder}",
         )
     if not repo_folder(spec.repo).exists():
@@ -161,17 +161,17 @@ def convert(
     talk: OutputOptions,
     config: Annotated[
         Path | None,
-        typer.Option(help='JSON with what the weights do not say, such as {"num_heads": 12}.'),
+        typer.Option(help='JSON with what the weights cannot tell, such as {"num_heads": 12}.'),
     ] = None,
     base: Annotated[
         Path | None,
-        typer.Option(help="Model folder whose VAE, text encoder and tokenizer are put beside."),
+        typer.Option(help="Model folder to copy the VAE, text encoder and tokenizer from."),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a folder that was converted before.")
+        bool, typer.Option("--overwrite", help="Replace a folder from an earlier conversion.")
     ] = False,
 ) -> None:
-    """Turn a checkpoint in Wan's or Self-Forcing's own format into a model folder.
+    """Convert a checkpoint in Wan's or Self-Forcing's format to a model folder.
 
     wancli model convert self_forcing_dmd.pt self-forcing --base Wan2.1-T2V-1.3B-Diffusers
     """
@@ -186,31 +186,32 @@ def convert(
     from wancli.models.convert import convert as write
 
     screen, outputs = Screen(talk), OutputSet(another="another folder")
-    # Whether a folder may be replaced is looked at by `write`, once no other process makes it.
+    # `write` checks whether a folder may be replaced, under its lock.
     outputs.add(OutputFile(out, "OUT", ours=lambda _: True, folder=True))
     with outputs.held():
-        done = write(source, out, config=config, base=base, overwrite=overwrite)
+        converted = write(source, out, config=config, base=base, overwrite=overwrite)
     layers, heads, width = (
-        done.config[name] for name in ("num_layers", "num_attention_heads", "attention_head_dim")
+        converted.config[name]
+        for name in ("num_layers", "num_attention_heads", "attention_head_dim")
     )
     screen.say(
-        f"{done.parameters:,} parameters, {done.dtype}: {layers} layers, dim {heads * width}, "
-        f"{heads} heads"
+        f"{converted.parameters:,} parameters, {converted.dtype}: {layers} layers, "
+        f"dim {heads * width}, {heads} heads"
     )
     if base is None:
         screen.say(
             "only a transformer: --base FOLDER adds the rest; without it, "
-            "wancli rollout takes --prompt-embeds and --no-video"
+            "wancli rollout needs --prompt-embeds and --no-video"
         )
     if talk.json:
-        told = {"path": str(out), "parameters": done.parameters, "dtype": done.dtype}
-        screen.json({**told, "config": done.config})
+        summary = {"path": str(out), "parameters": converted.parameters, "dtype": converted.dtype}
+        screen.json({**summary, "config": converted.config})
     else:
         screen.result(str(out))
 
 
 def size_text(size: int) -> str:
-    """Bytes as people say them: 5.7 GB."""
+    """Bytes in decimal units: 5.7 GB."""
     value = float(size)
     for unit in ("B", "kB", "MB"):
         if value < 1000:
@@ -219,8 +220,8 @@ def size_text(size: int) -> str:
     return f"{value:.1f} GB"
 
 
-def _listed(spec: ModelSpec) -> dict[str, Any] | None:
-    """What the list says of a model; None for one of the hub that is not a Wan."""
+def _list_entry(spec: ModelSpec) -> dict[str, Any] | None:
+    """A model's entry in the list; None for a hub model that is not a Wan."""
     from wancli.models.inspect import find_local, missing_files
 
     cached = find_cached(spec.repo) if spec.repo else None
@@ -252,8 +253,8 @@ def _size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _here(name: str) -> tuple[ModelSpec, Path]:
-    """The model and its folder. Raises ModelError where it is not on this machine."""
+def _local_folder(name: str) -> tuple[ModelSpec, Path]:
+    """The model and its folder. Raises ModelError if it is not downloaded."""
     from wancli.models.inspect import missing_files
 
     spec = _with_files(name)
@@ -264,18 +265,18 @@ def _here(name: str) -> tuple[ModelSpec, Path]:
         raise absent(name)
     if missing := missing_files(cached.folder):
         raise ModelError(
-            f"model '{name}' is not completely here: it lacks {', '.join(missing[:3])}.",
+            f"model '{name}' is incomplete: it lacks {', '.join(missing[:3])}.",
             hint=f"wancli model pull {name}",
         )
     return spec, cached.folder
 
 
 def _with_files(name: str) -> ModelSpec:
-    """The model. Raises UsageError for a random one."""
+    """The model. Raises UsageError for a random one, which has no files."""
     spec = find_spec(name)
     if spec.random:
         raise UsageError(
-            f"model '{name}' has no files: its weights are made as it loads.",
+            f"model '{name}' has no files: its weights are random.",
             hint=f"the model itself: {name.removeprefix(RANDOM)}",
         )
     return spec
@@ -288,8 +289,8 @@ def _say_path(screen: Screen, spec: ModelSpec, folder: Path) -> None:
         screen.result(str(folder))
 
 
-def _facts(found: "ModelInfo") -> list[tuple[str, ...]]:
-    spec = found.spec
+def _facts(model: "ModelInfo") -> list[tuple[str, ...]]:
+    spec = model.spec
     strides = spec.strides
     causal = {True: "yes", False: "no", None: "unknown"}[spec.causal]
     facts = {
@@ -305,7 +306,7 @@ def _facts(found: "ModelInfo") -> list[tuple[str, ...]]:
         "text tokens": str(spec.text_length),
         "blocks": f"{spec.layers} of dim {spec.dim}" if spec.layers else "",
         "experts": str(spec.experts),
-        "parameters": f"{found.parameters:,}" if found.parts else "",
-        "size": size_text(found.bytes) if found.bytes else "",
+        "parameters": f"{model.parameters:,}" if model.parts else "",
+        "size": size_text(model.bytes) if model.bytes else "",
     }
     return [(name, fact) for name, fact in facts.items() if fact]

@@ -1,4 +1,4 @@
-"""The one bridge from settings to Typer: an option for every setting, None where not given."""
+"""Typer options: one for every setting, and those that several commands share."""
 
 import functools
 import inspect
@@ -21,7 +21,7 @@ from wancli.planning.inputs import InputFiles
 
 Command = Callable[..., Any]  # a function of keyword arguments, one per flag
 
-# The field's commonest other spellings.
+# Aliases that are common in the field.
 SPELLINGS = {
     "model": ("-m",),
     "negative_prompt": ("-n",),
@@ -38,13 +38,13 @@ def _shorthand(name: str, kind: Any, option: Any) -> inspect.Parameter:
     return inspect.Parameter(name, only, default=None, annotation=annotation)
 
 
-# Flags that say settings in another way.
+# Flags that stand for settings.
 _SIZE = typer.Option(
     "--size", metavar="WxH", help="Width and height in pixels.", rich_help_panel="Video"
 )
 _USE_CACHEDIT = typer.Option(
     "--use-cachedit/--no-use-cachedit",
-    help="The same as --step-cache cachedit: DBCache, by cache-dit (lossy).",
+    help="Same as --step-cache cachedit: DBCache, by cache-dit (lossy).",
     rich_help_panel="Step cache",
 )
 _SHORTHANDS = [_shorthand("size", str, _SIZE), _shorthand("use_cachedit", bool, _USE_CACHEDIT)]
@@ -52,20 +52,20 @@ _SHORTHANDS = [_shorthand("size", str, _SIZE), _shorthand("use_cachedit", bool, 
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """How much is said, and how."""
+    """Verbosity and output format."""
 
     json: bool = False
     quiet: bool = False
     verbose: bool = False
-    color: bool | None = None  # None: as the terminal is
-    brief: bool = False  # of a plan: what it takes, and not every setting
+    color: bool | None = None  # None: what the terminal supports
+    brief: bool = False  # of a plan: its cost, without every setting
 
 
 _TALK: dict[str, Any] = {
-    "json_lines": typer.Option("--json", help="One JSON object a line on stdout."),
-    "quiet": typer.Option("--quiet", "-q", help="Say only what went wrong."),
-    "verbose": typer.Option("--verbose", "-v", help="Also what the libraries say."),
-    "no_color": typer.Option("--no-color", help="Plain text."),
+    "json_lines": typer.Option("--json", help="Print one JSON object per line on stdout."),
+    "quiet": typer.Option("--quiet", "-q", help="Print errors only."),
+    "verbose": typer.Option("--verbose", "-v", help="Print what the libraries log, too."),
+    "no_color": typer.Option("--no-color", help="Print without color."),
 }
 
 
@@ -80,9 +80,9 @@ def with_flags(text: str) -> str:
 def takes_settings(
     settings: type[Settings], *, without: Collection[str] = (), only: Collection[str] = ()
 ) -> Callable[[Command], Command]:
-    """Call a command with `given`: a Layer of the settings that flags named, and nothing else.
+    """Add a flag for every setting; the command gets those that are set as Layer `overrides`.
 
-    Of all settings, or `only` of some, which have no shorthands.
+    `only` limits the settings, and drops the shorthands.
     """
     offered = [field for field in fields_of(settings) if field[1] not in without]
     offered = [field for field in offered if not only or field[1] in only]
@@ -96,21 +96,24 @@ def takes_settings(
             for table, name, _ in offered:
                 if (value := values.pop(name)) not in (None, []):
                     (tables.setdefault(table, {}) if table else tables)[name] = value
-            short = _spelt_out(**{option.name: values.pop(option.name) for option in shorthands})
-            for table, name, value in short:
+            expanded = _expand_shorthands(
+                **{option.name: values.pop(option.name) for option in shorthands}
+            )
+            for table, name, value in expanded:
                 if tables.setdefault(table, {}).setdefault(name, value) != value:
                     raise UsageError(
-                        f"{flag(name)} is given twice, with two values.", hint=f"{flag(name)} once"
+                        f"{flag(name)} is set twice, to different values.",
+                        hint=f"{flag(name)} once",
                     )
-            return command(given=Layer("flag", tables), **values)
+            return command(overrides=Layer("flag", tables), **values)
 
-        return with_parameters(run, command, without=("given",), extra=[*options, *shorthands])
+        return with_parameters(run, command, without=("overrides",), extra=[*options, *shorthands])
 
     return decorate
 
 
 def takes_output_options(command: Command) -> Command:
-    """Call `command` with `talk`, from the flags that every command takes."""
+    """Add the flags of every command; it gets them as the OutputOptions `talk`."""
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
@@ -131,7 +134,7 @@ def takes_output_options(command: Command) -> Command:
 
 
 def takes_options_of(*builders: Command) -> Callable[[Command], Command]:
-    """Call a command with the options of functions that plan requests, all but their `screen`."""
+    """Add the options of functions that plan requests, all but their `screen`."""
     options: dict[str, inspect.Parameter] = {}
     for builder in builders:
         options |= options_of(builder)
@@ -152,24 +155,24 @@ def options_of(builder: Command) -> dict[str, inspect.Parameter]:
     return {name: option for name, option in parameters.items() if name != "screen"}
 
 
-def _spelt_out(
+def _expand_shorthands(
     *, size: str | None = None, use_cachedit: bool | None = None
 ) -> list[tuple[str, str, Any]]:
-    """The settings that the shorthands stand for: table, name, value."""
-    said: list[tuple[str, str, Any]] = []
+    """(table, name, value) of the settings that shorthands stand for."""
+    settings: list[tuple[str, str, Any]] = []
     if size is not None:
         width, height = parse_size(size)
-        said += [("video", "width", width), ("video", "height", height)]
+        settings += [("video", "width", width), ("video", "height", height)]
     if use_cachedit is not None:
-        said.append(("step_cache", "step_cache", "cachedit" if use_cachedit else "none"))
-    return said
+        settings.append(("step_cache", "step_cache", "cachedit" if use_cachedit else "none"))
+    return settings
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """Width and height of `832x480` or `832*480`. Raises UsageError."""
     match = re.fullmatch(r"\s*(\d{1,9})\s*[x*]\s*(\d{1,9})\s*", text.lower())
     if not match:
-        raise UsageError(f"--size {shortened(text)} is not a size.", hint="--size 832x480")
+        raise UsageError(f"`size` {shortened(text)} is not a size.", hint="`size 832x480`")
     return int(match[1]), int(match[2])
 
 
@@ -224,25 +227,30 @@ def _default(value: object) -> str:
 OUTPUT = "Output"
 
 
-Prompt = Annotated[str | None, typer.Argument(help="What the video shows; - reads standard input.")]
+Prompt = Annotated[
+    str | None, typer.Argument(help="Description of the video; - reads standard input.")
+]
 
 
-PromptFlag = Annotated[str | None, typer.Option("--prompt", "-p", help="The same, as a flag.")]
+PromptFlag = Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt, as a flag.")]
 
 
-PresetName = Annotated[str | None, typer.Option(help="Preset to start from: a name or a file.")]
+PresetName = Annotated[str | None, typer.Option(help="Preset to start from: name or file.")]
 
 
 CachePreset = Annotated[
     str | None,
     typer.Option(
-        "--cachedit-preset", rich_help_panel="Step cache", help="Preset to take only this from."
+        "--cachedit-preset",
+        rich_help_panel="Step cache",
+        help="Preset whose step cache is used, and nothing else.",
     ),
 ]
 
 
 Seed = Annotated[
-    str | None, typer.Option("--seed", "-s", help="7, 1,2,5, 0-9 or random. (default: random)")
+    str | None,
+    typer.Option("--seed", "-s", help="Seeds: 7, 1,2,5, 0-9 or random. (default: random)"),
 ]
 
 
@@ -250,28 +258,31 @@ Output = Annotated[
     str | None,
     typer.Option(
         "--output", "-o", rich_help_panel=OUTPUT,
-        help="File, or template such as {prompt:40}-{seed}.mp4.",
+        help="File, or a template such as {prompt:40}-{seed}.mp4.",
     ),
 ]  # fmt: skip
 
 
-Folder = Annotated[Path | None, typer.Option(rich_help_panel=OUTPUT, help="Folder of bare names.")]
-
-
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace files.")
+Folder = Annotated[
+    Path | None,
+    typer.Option(rich_help_panel=OUTPUT, help="Directory for outputs given without a path."),
 ]
 
 
-Force = Annotated[bool, typer.Option("--force", help="Try what does not fit in memory.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace existing files.")
+]
 
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; load nothing.")]
+Force = Annotated[bool, typer.Option("--force", help="Run even if it does not fit in memory.")]
 
 
-def read_prompt(*given: str | None) -> str:
-    """The prompt, from the argument, the flag or standard input. Raises UsageError."""
-    texts = [text for text in given if text is not None]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and load nothing.")]
+
+
+def read_prompt(*sources: str | None) -> str:
+    """Read the prompt from the argument, the flag or standard input. Raises UsageError."""
+    texts = [text for text in sources if text is not None]
     if len(texts) > 1:
         raise UsageError("the prompt is given twice.", hint='wancli generate "a red circle"')
     text = texts[0] if texts else ""
@@ -289,19 +300,19 @@ def read_prompt(*given: str | None) -> str:
     return text.strip()
 
 
-def folder(given: Path | None) -> Path:
-    """Where bare names go."""
-    return given or Path(os.environ.get("WANCLI_OUTPUT_DIR") or ".")
+def folder(output_dir: Path | None) -> Path:
+    """Directory for outputs without a path."""
+    return output_dir or Path(os.environ.get("WANCLI_OUTPUT_DIR") or ".")
 
 
 def takes_inputs(command: Command) -> Command:
-    """Call `command` with `inputs` and `task`, from the flags of pictures and videos."""
+    """Add the flags of input pictures and videos; the command gets `inputs` and `task`."""
 
     @functools.wraps(command)
     def run(**values: Any) -> Any:
-        given = {name: values.pop(name) for name in _OPTIONS}
-        task, references = given.pop("task"), tuple(given.pop("ref_image") or ())
-        return command(inputs=InputFiles(**given, ref_image=references), task=task, **values)
+        files = {name: values.pop(name) for name in _OPTIONS}
+        task, references = files.pop("task"), tuple(files.pop("ref_image") or ())
+        return command(inputs=InputFiles(**files, ref_image=references), task=task, **values)
 
     only = inspect.Parameter.KEYWORD_ONLY
     extra = [

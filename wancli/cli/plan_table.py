@@ -1,4 +1,4 @@
-"""What a request takes, on the screen: `wancli plan`, `--dry-run`, and the check before a run."""
+"""The plan and cost of a request as tables and JSON: `wancli plan` and `--dry-run`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,50 +17,52 @@ from wancli.utils.disk import free_disk
 from wancli.utils.units import duration, flops, gib
 
 Rows = list[tuple[str, str, str, str]]
-MEASURE = "never measured here: wancli doctor --measure"
+MEASURE = "speed not measured: wancli doctor --measure"
 
 
-def default_row(taken: CapacityCheck) -> str:
-    """Whether that fits here; "" where the model's shape is not known."""
-    if taken.estimate is None:
+def default_row(capacity: CapacityCheck) -> str:
+    """Whether the request fits on this machine; "" where the model's shape is unknown."""
+    if capacity.estimate is None:
         return ""
-    held, device = taken.estimate, taken.estimate.device
-    how = "" if held.offload == "none" else f" with --offload {held.offload}"
-    fits = "fits" if held.sufficient else "does not fit"
-    time = f", about {duration(held.total_s)}" if held.total_s else ""
-    return f"{fits}{how}: {gib(held.needed)} at once, of {gib(device.total)} ({device.name}){time}"
+    estimate, device = capacity.estimate, capacity.estimate.device
+    how = "" if estimate.offload == "none" else f" with --offload {estimate.offload}"
+    fits = "fits" if estimate.sufficient else "does not fit"
+    time = f", about {duration(estimate.total_s)}" if estimate.total_s else ""
+    return (
+        f"{fits}{how}: {gib(estimate.needed)} at once, of {gib(device.total)} ({device.name}){time}"
+    )
 
 
-def default_json(taken: CapacityCheck) -> dict[str, Any]:
+def default_json(capacity: CapacityCheck) -> dict[str, Any]:
     """The same for `--json`."""
-    if taken.estimate is None:
+    if capacity.estimate is None:
         return {"here": None}
-    held = taken.estimate
+    estimate = capacity.estimate
     return {
         "here": {
-            "device": held.device.name,
-            "device_bytes": held.device.total,
-            "offload": held.offload,
-            "bytes": held.needed,
-            "fits": held.sufficient,
-            "seconds": held.total_s,
+            "device": estimate.device.name,
+            "device_bytes": estimate.device.total,
+            "offload": estimate.offload,
+            "bytes": estimate.needed,
+            "fits": estimate.sufficient,
+            "seconds": estimate.total_s,
         }
     }
 
 
 def cost_json(estimate: Estimate | None, spec: ModelSpec, output: Path) -> dict[str, Any]:
-    """For `--json`; an empty cost where the model's shape is not known."""
+    """The cost for `--json`; null where the model's shape is unknown."""
     if estimate is None:
         return {"cost": None}
     ram = find_cpu()
     disk = {"output_free": free_disk(output), "download_free": free_disk(cache_folder())}
     downloads = spec.on_hub and not is_downloaded(spec)
-    told = estimate.as_json() | {"downloads": downloads, "disk": disk}
-    return {"cost": told | {"ram": {"total": ram.total, "free": ram.free}}}
+    cost = estimate.as_json() | {"downloads": downloads, "disk": disk}
+    return {"cost": cost | {"ram": {"total": ram.total, "free": ram.free}}}
 
 
 def cost_rows(estimate: Estimate | None, spec: ModelSpec, output: Path) -> Rows:
-    """A compact table: what, how much, and a remark."""
+    """Rows of a compact table: group, name, amount, remark."""
     if estimate is None:
         why = f"the shape of {spec.name} is not known before it is downloaded"
         return [("cost", "unknown", "", why)]
@@ -90,7 +92,7 @@ def cost_rows(estimate: Estimate | None, spec: ModelSpec, output: Path) -> Rows:
 
 
 def is_downloaded(spec: ModelSpec) -> bool:
-    """Whether the hub's cache has some snapshot of the model."""
+    """Whether the hub's cache has a snapshot of the model."""
     folder = repo_folder(spec.repo) / "snapshots"
     return folder.is_dir() and any(folder.iterdir())
 
@@ -110,28 +112,28 @@ def _disk_rows(estimate: Estimate, spec: ModelSpec, output: Path) -> Rows:
 
 
 class Planned(Protocol):
-    """A request that was planned, of either kind."""
+    """A planned request: videos or a rollout."""
 
     @property
     def capacity(self) -> CapacityCheck:
-        """What it takes here."""
+        """Its cost on this machine, and whether it fits."""
 
     @property
     def warnings(self) -> Sequence[str]:
-        """What is to be said of it before it is made."""
+        """Warnings to print before it runs."""
 
     def plan_json(self) -> Mapping[str, Any]:
-        """What it comes to, by name."""
+        """The plan by name."""
 
     def items(self) -> Sequence[tuple[Request, Path]]:
-        """Each request, and the name of its output."""
+        """Each request and the path of its output."""
 
     def make(self, observer: Observer) -> list[dict[str, Any]]:
-        """Make them all; their records."""
+        """Generate all outputs; returns their records."""
 
 
 def carry_out(planned: Planned, screen: Screen, *, dry_run: bool) -> list[dict[str, Any]]:
-    """Make what was planned, or only show the plan. Raises CapacityError where it cannot fit."""
+    """Run a plan, or with `dry_run` print it. Raises CapacityError if it cannot fit."""
     if dry_run:
         show_plan(screen, planned.plan_json(), planned.items(), planned.capacity)
     planned.capacity.check()
@@ -146,25 +148,25 @@ def show_plan(
     screen: Screen,
     plan: Mapping[str, Any],
     items: Sequence[tuple[Request, Path]],
-    taken: CapacityCheck,
+    capacity: CapacityCheck,
 ) -> None:
-    """What would be done: the plan, what it takes, every setting with its source, outputs."""
+    """Print the cost, the plan, every setting with its source, and the outputs."""
     if screen.talk.json:
         for request, output in items:
-            cost = cost_json(taken.estimate, taken.spec, output)
-            told = {"plan": plan, "request": request.as_json(), **cost}
-            screen.json({**told, "output": {"path": str(output)}})
+            cost = cost_json(capacity.estimate, capacity.spec, output)
+            planned = {"plan": plan, "request": request.as_json(), **cost}
+            screen.json({**planned, "output": {"path": str(output)}})
         return
-    costs = cost_rows(taken.estimate, taken.spec, items[0][1])
+    costs = cost_rows(capacity.estimate, capacity.spec, items[0][1])
     screen.table("", " ", "amount", "", rows=costs, right=("amount",))
     if screen.talk.brief:
         return
     rows = [("plan", key, str(value), "") for key, value in plan.items() if key != "shape"]
     rows += [("plan", f"latent {key}", str(value), "") for key, value in plan["shape"].items()]
-    request, told = items[0][0], items[0][0].as_json()
+    request, values = items[0][0], items[0][0].as_json()
     for key, source in request.sources.items():
         table, _, name = key.rpartition(".")
-        rows.append((table, name, str((told[table] if table else told)[name]), source))
+        rows.append((table, name, str((values[table] if table else values)[name]), source))
     rows += [("request", "seed", str(request.seed), "") for request, _ in items]
     rows += [("request", "output", str(output), "") for _, output in items]
     screen.table("", "", "value", "from", rows=rows)

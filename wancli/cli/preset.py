@@ -34,7 +34,7 @@ Name = Annotated[str, typer.Argument(help="Preset: a name or a file.")]
 @app.command("list")
 @takes_output_options
 def list_(talk: OutputOptions) -> None:
-    """Name every preset, where it is from and what it shadows."""
+    """List the presets, where each comes from and what it shadows."""
     screen = Screen(talk)
     warn_of_unreadable_presets(screen.warn)
     rows = []
@@ -42,7 +42,7 @@ def list_(talk: OutputOptions) -> None:
         preset, shadows = listed.preset, [str(path) for path in listed.shadows]
         model, task = _model(preset)
         if talk.json:
-            screen.json({**_told(preset), "model": model, "task": task, "shadows": shadows})
+            screen.json({**_preset_json(preset), "model": model, "task": task, "shadows": shadows})
         rows.append(
             (preset.name, task, model, preset.description, preset.place, ", ".join(shadows))
         )
@@ -55,12 +55,14 @@ def list_(talk: OutputOptions) -> None:
 @app.command()
 @takes_output_options
 def show(name: Name, talk: OutputOptions) -> None:
-    """Print every setting a preset comes to, and where each is from."""
+    """Print all settings of a preset, and where each comes from."""
     preset, screen = find_preset(name), Screen(talk)
     resolved = resolve(layers_to_show(preset), RolloutSettings)
     if talk.json:
         settings = resolved.settings.model_dump(mode="json")
-        screen.json({**_told(preset), "settings": settings, "sources": dict(resolved.sources)})
+        screen.json(
+            {**_preset_json(preset), "settings": settings, "sources": dict(resolved.sources)}
+        )
         return
     values = resolved.settings.model_dump(mode="json")
     rows = [("", "description", preset.description, ""), ("", "source", preset.source, "")]
@@ -75,8 +77,8 @@ def show(name: Name, talk: OutputOptions) -> None:
 @takes_output_options
 def path(name: Name, talk: OutputOptions) -> None:
     """Print the file of a preset."""
-    screen, found = Screen(talk), find_preset(name).path
-    screen.json({"path": str(found)}) if talk.json else screen.result(str(found))
+    screen, file = Screen(talk), find_preset(name).path
+    screen.json({"path": str(file)}) if talk.json else screen.result(str(file))
 
 
 @app.command()
@@ -87,7 +89,9 @@ def validate(
 ) -> None:
     """Check a preset file: its syntax, names, values, and what it extends."""
     preset, screen = validate_file(file), Screen(talk)
-    screen.json({**_told(preset), "valid": True}) if talk.json else screen.result(f"{file}: valid")
+    screen.json({**_preset_json(preset), "valid": True}) if talk.json else screen.result(
+        f"{file}: valid"
+    )
 
 
 @app.command()
@@ -96,29 +100,31 @@ def validate(
 def save(
     *,
     name: Annotated[str, typer.Argument(help="Name to save under.")],
-    given: Layer,
+    overrides: Layer,
     talk: OutputOptions,
-    preset: Annotated[str | None, typer.Option(help="Preset that it extends.")] = None,
-    description: Annotated[str, typer.Option(help="One line about it.")] = "",
+    preset: Annotated[str | None, typer.Option(help="Preset to extend.")] = None,
+    description: Annotated[str, typer.Option(help="Description, one line.")] = "",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace one of that name.")
+        bool, typer.Option("--overwrite", help="Replace a preset of the same name.")
     ] = False,
 ) -> None:
-    """Save flags as a preset in the user's folder.
+    """Save flags as a preset in your configuration directory.
 
     wancli preset save quick --preset demo --steps 8
     """
-    if not given.tables:
-        raise SettingsError("no settings are given.", hint=f"wancli preset save {name} --steps 8")
-    resolve([*(layers_to_show(find_preset(preset)) if preset else []), given], RolloutSettings)
+    if not overrides.tables:
+        raise SettingsError("no settings to save.", hint=f"wancli preset save {name} --steps 8")
+    resolve([*(layers_to_show(find_preset(preset)) if preset else []), overrides], RolloutSettings)
     saved = save_preset(
-        name, given.tables, description=description, extends=preset, overwrite=overwrite
+        name, overrides.tables, description=description, extends=preset, overwrite=overwrite
     )
     screen = Screen(talk)
-    screen.json(_told(read_file(saved, place="user"))) if talk.json else screen.result(str(saved))
+    screen.json(_preset_json(read_file(saved, place="user"))) if talk.json else screen.result(
+        str(saved)
+    )
 
 
-def _told(preset: Preset) -> dict[str, Any]:
+def _preset_json(preset: Preset) -> dict[str, Any]:
     return {
         "name": preset.name,
         "description": preset.description,
@@ -131,7 +137,7 @@ def _told(preset: Preset) -> dict[str, Any]:
 
 
 def _model(preset: Preset) -> tuple[str, str]:
-    """Model and task of a preset; a broken one has neither."""
+    """Model and task of a preset; empty for a broken one."""
     try:
         model = resolve(layers_to_show(preset), RolloutSettings).settings.model
         model = preset.tuned_for.get("model", model)

@@ -1,4 +1,4 @@
-"""`wancli preview`: videos as contact sheets, GIFs and WebPs."""
+"""`wancli preview`: contact sheets, GIFs and WebPs of videos."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,22 +27,23 @@ def preview(  # noqa: PLR0913 - one parameter per flag
         Path | None,
         typer.Option(
             rich_help_panel=SHEET,
-            help="PNG with pictures of all the videos. (default: NAME.png beside each)",
+            help="PNG with frames of all videos. (default: NAME.png beside each video)",
         ),
     ] = None,
     rows: Annotated[
-        int, typer.Option(min=1, max=100, rich_help_panel=SHEET, help="Rows of pictures.")
+        int, typer.Option(min=1, max=100, rich_help_panel=SHEET, help="Rows of frames.")
     ] = 3,
     columns: Annotated[
-        int, typer.Option(min=1, max=100, rich_help_panel=SHEET, help="Pictures in a row.")
+        int, typer.Option(min=1, max=100, rich_help_panel=SHEET, help="Frames per row.")
     ] = 4,
     gif: Annotated[
-        Path | None, typer.Option(rich_help_panel=ANIMATION, help="GIF to write of the video.")
+        Path | None, typer.Option(rich_help_panel=ANIMATION, help="Write the video as a GIF.")
     ] = None,
     webp: Annotated[
         Path | None,
         typer.Option(
-            rich_help_panel=ANIMATION, help="Animated WebP to write: smaller, true color."
+            rich_help_panel=ANIMATION,
+            help="Write the video as an animated WebP: smaller than a GIF, in true color.",
         ),
     ] = None,
     fps: Annotated[
@@ -54,12 +55,12 @@ def preview(  # noqa: PLR0913 - one parameter per flag
         typer.Option(
             min=8,
             max=4096,
-            help="Width of a picture in pixels. (default: 240 on a sheet; else the video's)",
+            help="Width of each frame in pixels. (default: 240 on a sheet, else the video's)",
         ),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a contact sheet of videos, a GIF or an animated WebP.
+    """Make a contact sheet, a GIF or an animated WebP of videos.
 
     wancli preview red.mp4 --gif red.gif
     """
@@ -70,12 +71,12 @@ def preview(  # noqa: PLR0913 - one parameter per flag
     outputs.add(*(_output(path, "--sheet", ".png") for path in sheets))
     outputs.add(*(_output(p, f"--{n}", f".{n}") for n, p in (("gif", gif), ("webp", webp)) if p))
     if fps is not None and not animations:
-        raise UsageError("--fps is of animations.", hint="--gif NAME.gif or --webp NAME.webp")
+        raise UsageError("`fps` is for animations only.", hint="`gif NAME.gif` or `webp NAME.webp`")
     with outputs.held():
         from wancli.video.sheet import SheetLayout, draw_animation, draw_sheet
 
         grid = SheetLayout(rows, columns, width) if width else SheetLayout(rows, columns)
-        # All of them are drawn before one is written: a video may be damaged at its end.
+        # Draw all before writing any: a video may be damaged at its end.
         drawn = [(target, videos, draw_sheet(videos, grid)) for target, videos in sheets.items()]
         for target in animations:
             moving = draw_animation(files[0], gif=target == gif, width=width, fps=fps)
@@ -88,7 +89,7 @@ def preview(  # noqa: PLR0913 - one parameter per flag
 def _sheets(
     files: Sequence[Path], sheet: Path | None, *, animations: bool
 ) -> dict[Path, Sequence[Path]]:
-    """The videos of each sheet; no sheets where only animations are asked for."""
+    """The videos of each sheet; no sheets where only animations are requested."""
     if sheet:
         return {sheet: files}
     if animations:
@@ -96,22 +97,22 @@ def _sheets(
     sheets: dict[Path, Sequence[Path]] = {file.with_suffix(".png"): [file] for file in files}
     if len(sheets) < len(files):
         raise UsageError(
-            "two videos of one name would go to one sheet.", hint="--sheet NAME.png for both"
+            "two videos of the same name would share a sheet.", hint="`sheet NAME.png` for both"
         )
     return sheets
 
 
 def _check_videos(files: Sequence[Path], *, animations: bool) -> None:
-    """Raise UsageError or InputError for what cannot be, before anything is read."""
+    """Raise UsageError or InputError for missing files and impossible combinations."""
     for file in files:
         if not file.exists():
             raise missing("video", file)
         if not file.is_file():
-            raise InputError(f"'{file}' is no file.", hint="give a video")
+            raise InputError(f"'{file}' is not a file.", hint="give a video")
     if animations and len(files) > 1:
         raise UsageError(
-            f"{len(files)} videos do not go into one animation.",
-            hint="one FILE, or a contact sheet: --sheet NAME.png",
+            f"{len(files)} videos cannot share an animation.",
+            hint="one FILE, or a contact sheet: `sheet NAME.png`",
         )
 
 
@@ -122,13 +123,13 @@ def _output(path: Path, role: str, suffix: str) -> OutputFile:
     return OutputFile(path, role)
 
 
-def _say(screen: Screen, made: "Picture", target: Path, videos: Sequence[Path]) -> None:
+def _say(screen: Screen, picture: "Picture", target: Path, videos: Sequence[Path]) -> None:
     kind = "sheet" if target.suffix.lower() == ".png" else target.suffix[1:].lower()
     if not screen.talk.json:
         if kind == "sheet":
-            screen.picture(made.content)
+            screen.picture(picture.content)
         screen.result(str(target))
         return
-    told = {"path": str(target), "kind": kind, "videos": [str(video) for video in videos]}
-    size = {"width": made.width, "height": made.height, "frames": made.frames}
-    screen.json({"schema": SCHEMA, **told, **size, "bytes": len(made.content)})
+    size = {"width": picture.width, "height": picture.height, "frames": picture.frames}
+    files = {"path": str(target), "kind": kind, "videos": [str(video) for video in videos]}
+    screen.json({"schema": SCHEMA, **files, **size, "bytes": len(picture.content)})

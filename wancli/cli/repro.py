@@ -1,4 +1,4 @@
-"""`wancli repro`: a video made again from its own record."""
+"""`wancli repro`: a video reproduced from its own record."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,9 +36,9 @@ from wancli.rollout.session import RolloutRequest, RolloutSession
 @takes_settings(Settings)
 def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
-    given: Layer,
+    overrides: Layer,
     talk: OutputOptions,
-    file: Annotated[Path, typer.Argument(help="A video of wancli's, or its JSON.")],
+    file: Annotated[Path, typer.Argument(help="A wancli video, or its JSON.")],
     prompt_flag: PromptFlag = None,
     seed: Seed = None,
     output: Output = None,
@@ -47,36 +47,36 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     dry_run: DryRun = False,
     force: Force = False,
 ) -> None:
-    """Make a video again from its own record; any flag overrides it.
+    """Reproduce a video from its own record; any flag overrides it.
 
-    On the same machine the frames are identical, and wancli says whether they are.
+    On the same machine the frames are identical, which wancli checks.
     """
     record, screen = read_record(file), Screen(talk)
     request, place = record["request"], folder(output_dir)
     before = None if dry_run else _frames(record, file)  # which --overwrite may replace
     text = request["prompt"] if prompt_flag is None else read_prompt(prompt_flag)
-    layers = [Layer(f"record of {file.name}", settings_of(record)), given]
+    layers = [Layer(f"record of {file.name}", settings_of(record)), overrides]
     name = output or f"{file.stem}-repro.mp4"
     if record["command"] == "rollout":
         _refuse_files(request, file)
-        ask = RolloutRequest(
+        rollout = RolloutRequest(
             text, seed, ContextFiles(), output=name, folder=place, overwrite=overwrite, force=force
         )
-        planned: Planned = RolloutSession(ask, layers, before=request)
+        planned: Planned = RolloutSession(rollout, layers, before=request)
     else:
         seeds = parse_seeds(seed, None) if seed else [request["seed"]]
-        known = request.get("inputs", {})
-        inputs, task = find_recorded_files(known, file), known.get("task")
-        found = resolve(layers, Settings)
-        asked = GenerateRequest("repro", text, seeds, found, force, inputs, task)
-        planned = plan_videos(asked, OutputFiles(name, place, overwrite))
-    made = next(iter(carry_out(planned, screen, dry_run=dry_run)), None)
-    if made and made["hash"] == record["hash"]:
-        _compare(before, file, made, screen)
+        recorded = request.get("inputs", {})
+        inputs, task = find_recorded_files(recorded, file), recorded.get("task")
+        resolved = resolve(layers, Settings)
+        videos = GenerateRequest("repro", text, seeds, resolved, force, inputs, task)
+        planned = plan_videos(videos, OutputFiles(name, place, overwrite))
+    output_record = next(iter(carry_out(planned, screen, dry_run=dry_run)), None)
+    if output_record and output_record["hash"] == record["hash"]:
+        _compare(before, file, output_record, screen)
 
 
 def read_record(file: Path) -> dict[str, Any]:
-    """The record of a video or of a sidecar. Raises InputError."""
+    """Record of a video or of its sidecar. Raises InputError."""
     from wancli.video.read import read_comment
 
     if file.suffix == ".json":
@@ -85,34 +85,34 @@ def read_record(file: Path) -> dict[str, Any]:
 
 
 def _refuse_files(request: dict[str, Any], file: Path) -> None:
-    """A record has the digests of the files a rollout started from, not the files."""
-    known = request.get("inputs", {})
-    names = [f"--{n.replace('_', '-')}" for n, v in known.items() if isinstance(v, dict)]
+    """Raise InputError for a rollout that started from files: a record has only their digests."""
+    inputs = request.get("inputs", {})
+    names = [f"`{name}`" for name, value in inputs.items() if isinstance(value, dict)]
     if names:
         raise InputError(
-            f"{file} was made from files that it does not hold: {', '.join(names)}.",
+            f"{file} needs the files that it started from: {', '.join(names)}.",
             hint=f"wancli rollout with its settings (wancli show {file}) and {' and '.join(names)}",
         )
 
 
 def _frames(record: dict[str, Any], file: Path) -> str | None:
-    """The digest of a video's frames, or of those its sidecar tells of; None where none decode."""
+    """Digest of a video's frames, for a sidecar the recorded one; None where nothing decodes."""
     from wancli.video.write import framemd5
 
     if file.suffix == ".json":
-        told = record["output"].get("framemd5")
-        return str(told) if told else None
+        recorded = record["output"].get("framemd5")
+        return str(recorded) if recorded else None
     try:
         return framemd5(file)
     except InputError:
         return None
 
 
-def _compare(before: str | None, file: Path, made: dict[str, Any], screen: Screen) -> None:
-    """Say whether the frames are those of `before`."""
+def _compare(before: str | None, file: Path, record: dict[str, Any], screen: Screen) -> None:
+    """Print whether the frames equal those with the digest `before`."""
     if before is None:
         screen.warn(f"the frames of {file} cannot be read.", hint="nothing to compare with")
-    elif before == made["output"]["framemd5"]:
+    elif before == record["output"]["framemd5"]:
         screen.say(f"identical: every frame equals that of {file}")
     else:
         screen.warn(

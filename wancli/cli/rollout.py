@@ -1,4 +1,4 @@
-"""`wancli rollout`: its flags."""
+"""`wancli rollout`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,29 +33,35 @@ from wancli.planning.prompts import parse_change, read_script
 from wancli.records.record import settings_of
 from wancli.rollout.session import RolloutRequest, RolloutSession
 
-START, SCRIPT, RESEARCH, AGAIN = "Start", "Prompts", "Research", "Going on"
+START, SCRIPT, RESEARCH, AGAIN = "Start", "Prompts", "Research", "Resuming"
 PROMPT_KV = ("prompt_kv", "kv_align", "free_kv_weights")  # rollouts always compute a prompt once
 At = Annotated[
     list[str] | None,
     typer.Option(
         "--at", rich_help_panel=SCRIPT, metavar="CHUNK PROMPT",
-        help="Another prompt from that chunk on; repeatable.",
+        help="Change the prompt from this chunk on; repeatable.",
     ),
 ]  # fmt: skip
 Script = Annotated[
-    Path | None, typer.Option(rich_help_panel=SCRIPT, help="TOML or JSONL of such changes.")
+    Path | None, typer.Option(rich_help_panel=SCRIPT, help="TOML or JSONL file of prompt changes.")
 ]
 Image = Annotated[
-    Path | None, typer.Option("--image", "-i", rich_help_panel=START, help="Picture to start from.")
+    Path | None, typer.Option("--image", "-i", rich_help_panel=START, help="First frame.")
 ]
 Extend = Annotated[
-    Path | None, typer.Option(rich_help_panel=START, help="MP4 to go on from; encoded whole.")
+    Path | None, typer.Option(rich_help_panel=START, help="MP4 to continue; all of it is encoded.")
 ]
 OnlyNew = Annotated[
-    bool, typer.Option("--only-new", rich_help_panel=START, help="Leave out what was given.")
+    bool,
+    typer.Option(
+        "--only-new",
+        rich_help_panel=START,
+        help="Leave the frames of --image or --extend out of the video.",
+    ),
 ]
 Initial = Annotated[
-    Path | None, typer.Option(rich_help_panel=RESEARCH, help="Clean latents to start from.")
+    Path | None,
+    typer.Option(rich_help_panel=RESEARCH, help="Clean latents to start from."),
 ]
 NoiseFile = Annotated[
     Path | None,
@@ -69,27 +75,33 @@ Embeds = Annotated[
 ]
 SaveLatents = Annotated[
     Path | None,
-    typer.Option(rich_help_panel=RESEARCH, help="Write all latents [F,C,H,W], the start first."),
+    typer.Option(rich_help_panel=RESEARCH, help="Write all latents [F,C,H,W], from the start."),
 ]
 NoVideo = Annotated[
-    bool, typer.Option("--no-video", rich_help_panel=RESEARCH, help="Latents only; loads no VAE.")
+    bool,
+    typer.Option(
+        "--no-video", rich_help_panel=RESEARCH, help="Generate latents only, without a VAE."
+    ),
 ]
 Resume = Annotated[
     bool,
-    typer.Option("--resume", rich_help_panel=AGAIN, help="Go on with a rollout, or extend it."),
+    typer.Option(
+        "--resume", rich_help_panel=AGAIN, help="Continue an interrupted rollout, or extend it."
+    ),
 ]
 Rerender = Annotated[
     int | None,
-    typer.Option(min=0, rich_help_panel=AGAIN, help="Make this chunk, and what follows, again."),
+    typer.Option(min=0, rich_help_panel=AGAIN, help="Render this chunk and all that follow again."),
 ]
 Seed = Annotated[str | None, typer.Option("--seed", "-s", help="One seed. (default: random)")]
 ReportFile = Annotated[
-    Path | None, typer.Option("--report", rich_help_panel=OUTPUT, help="HTML page about drift.")
+    Path | None,
+    typer.Option("--report", rich_help_panel=OUTPUT, help="Write an HTML report about drift."),
 ]
 Force = Annotated[
     bool,
     typer.Option(
-        "--force", help="Roll out what was not trained for it, or does not fit in memory."
+        "--force", help="Run a model that was not trained for it, or does not fit in memory."
     ),
 ]
 
@@ -97,7 +109,7 @@ Force = Annotated[
 @takes_settings(RolloutSettings, without=("num_frames", "scheduler", *PROMPT_KV, *OF_TASKS))
 def plan_rollout(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
-    given: Layer,
+    overrides: Layer,
     screen: Screen,
     prompt: Prompt = None,
     prompt_flag: PromptFlag = None,
@@ -146,9 +158,9 @@ def plan_rollout(  # noqa: PLR0913 - one parameter per flag that is not a settin
     base = find_rollout(request.prompt, output, save_latents, request.folder) if again else None
     before = stored_request(base) if base else {}
     if base:
-        layers = [Layer(base.name, settings_of({"request": before})), given]
+        layers = [Layer(base.name, settings_of({"request": before})), overrides]
     else:
-        layers = settings_layers(screen.warn, given, preset)
+        layers = settings_layers(screen.warn, overrides, preset)
     return RolloutSession(request, layers, before=before, base=base)
 
 

@@ -1,4 +1,4 @@
-"""The only module that prints. Results go to stdout, talk to stderr."""
+"""Printing: results to stdout, everything else to stderr."""
 
 import json
 import os
@@ -25,16 +25,16 @@ from wancli.records.progress import Event, Phase, Report, Step
 from wancli.records.record import SCHEMA, Request, RunRecord
 from wancli.utils.interrupts import Interrupted, unwind_from_here
 
-WIDE = 200  # columns of a table that goes to a file
-SHOWN = 10  # chunks at either end of a table
+WIDE = 200  # columns of a table in a file
+SHOWN = 10  # rows at either end of a long table
 LONGEST = 2000  # characters of an error or a hint
-LINE_EVERY_S = 10  # of progress, where there is no terminal
-Tell = Callable[[int], None]  # bytes that have arrived
-ROWS = 8  # lines of a terminal that a preview takes
+LINE_EVERY_S = 10  # seconds between lines of progress without a terminal
+OnBytes = Callable[[int], None]  # bytes downloaded so far
+ROWS = 8  # terminal lines of a preview
 
 
 class Screen:
-    """Says what happens, as the user asked to hear it."""
+    """Prints results, progress and errors by the user's output options."""
 
     def __init__(self, talk: OutputOptions) -> None:
         self.talk = talk
@@ -43,35 +43,35 @@ class Screen:
         self._out = partial(open_console, color=color)
 
     def say(self, text: str) -> None:
-        """A line for people."""
+        """Print a line on stderr, unless --quiet."""
         if not self.talk.quiet:
             self.err.print(text, markup=False)
 
     def warn(self, text: str, *, hint: str) -> None:
-        """A line that people should not miss."""
+        """Print a warning and a hint, also with --quiet."""
         text, hint = with_flags(text), with_flags(hint)
         self.err.print(Text.assemble(("warn:", "yellow"), f"  {text}  ", (f"hint: {hint}", "dim")))
 
     def error(self, error: WancliError | Interrupted) -> None:
-        """One line of what went wrong, and one of what to do."""
+        """Print an error and its hint, a line each."""
         self.err.print(
             Text.assemble(("error:", "bold red"), f" {_one_line(with_flags(str(error)))}")
         )
         self.err.print(Text.assemble(("hint:", "bold"), f"  {_one_line(with_flags(error.hint))}"))
 
     def result(self, text: str) -> None:
-        """A line of result."""
+        """Print a line on stdout."""
         sys.stdout.write(printable(text) + "\n")
         sys.stdout.flush()
 
     def json(self, value: Mapping[str, Any]) -> None:
-        """A result as one line of JSON."""
+        """Print a result as one line of JSON."""
         self.result(json.dumps(value, ensure_ascii=False))
 
     def table(
         self, *columns: str, rows: Sequence[tuple[str, ...]], right: tuple[str, ...] = ()
     ) -> None:
-        """A table as result."""
+        """Print a table on stdout."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in columns:
             table.add_column(
@@ -83,7 +83,7 @@ class Screen:
         self._out(width=wide).print(table)
 
     def done(self, record: RunRecord) -> None:
-        """A video: its path or its record on stdout, where the time went on stderr."""
+        """Print a finished video: its path or record on stdout, timings on stderr."""
         if record.status == "ok" and not self.talk.quiet:
             self._timings(record)
         if self.talk.json:
@@ -92,21 +92,28 @@ class Screen:
             self.result(str(record.output["path"]))
 
     def failed(self, record: RunRecord) -> None:
-        """A video that failed, as a result for `--json`; the error is said apart."""
+        """Print the record of a failed video with --json; the error follows separately."""
         if self.talk.json:
             self.json(record.as_json())
 
     def skipped(self, request: Request, path: Path) -> None:
-        """A video that is there already: it is a result as well."""
+        """Print an existing video that was kept, which is a result too."""
         if self.talk.json:
-            told = {"status": "skipped", "hash": request.hash, "output": {"path": str(path)}}
-            self.json({"schema": SCHEMA, **told})
+            output = {"path": str(path)}
+            self.json(
+                {
+                    "schema": SCHEMA,
+                    "status": "skipped",
+                    "hash": request.hash,
+                    "output": output,
+                }
+            )
         else:
             self.result(str(path))
 
     @contextmanager
     def progress(self) -> Iterator[Report]:
-        """Where the runner reports to: a bar on a terminal, a line now and then elsewhere."""
+        """Show the progress of a runner: a bar on a terminal, else an occasional line."""
         unwind_from_here()
         if self.talk.quiet:
             yield lambda event: None
@@ -117,31 +124,31 @@ class Screen:
             yield _Lines(self.err).report
 
     @contextmanager
-    def transfer(self, total: int | None) -> Iterator[Tell]:
-        """Where a download says how many bytes of `total` have arrived."""
+    def transfer(self, total: int | None) -> Iterator[OnBytes]:
+        """Show the progress of a download of `total` bytes."""
         unwind_from_here()
         if self.talk.quiet:
             yield lambda done: None
         elif self.err.is_terminal:
-            with _transfer_bar(self.err, total) as tell:
-                yield tell
+            with _transfer_bar(self.err, total) as update:
+                yield update
         else:
             yield _transfer_lines(self.err, total)
 
     def confirm(self, question: str, *, otherwise: str) -> bool:
-        """Whether the user says yes; UsageError where there is nobody to ask."""
+        """Whether the user answers yes. Raises UsageError without a terminal."""
         if not sys.stdin.isatty():
             raise UsageError(f"{question} There is no terminal to ask.", hint=otherwise)
         self.err.print(f"{question} [y/N] ", end="", markup=False)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def picture(self, png: bytes) -> None:
-        """A picture, where the terminal shows any: as large as there is room for."""
+        """Show a picture as large as the terminal allows, if it supports pictures."""
         if place := self._place(self.err.height):
             _draw(self.err, place, png)
 
     def _place(self, rows: int) -> Place | None:
-        """Where a picture goes, of at most so many lines; None where there are none to be seen."""
+        """Place for a picture of at most `rows` lines; None if pictures are not shown."""
         quiet = self.talk.quiet or self.talk.json or self.err.no_color
         if quiet or not self.err.file.isatty():
             return None
@@ -160,9 +167,9 @@ class Screen:
         spent = {name.removesuffix("_s"): s for name, s in timings.items() if name.endswith("_s")}
         self.say("  ".join(f"{name} {seconds:.2f} s" for name, seconds in spent.items()))
         if fps := timings.get("fps"):
-            told = "  ".join(f"{name.replace('_', ' ')} {rate:.1f}" for name, rate in fps.items())
+            rates = "  ".join(f"{name.replace('_', ' ')} {rate:.1f}" for name, rate in fps.items())
             kv = timings["kv_bytes"] / 2**20
-            self.say(f"video frames per second: {told}  rolling K/V {kv:.1f} MiB")
+            self.say(f"video frames per second: {rates}  rolling K/V {kv:.1f} MiB")
         if cache := record.cache:
             self._reuse(cache)
         for note in record.drift.get("notes", []):
@@ -186,7 +193,7 @@ class Screen:
             )
 
     def _chunks(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Where each chunk's time went; of many chunks, the first and the last."""
+        """Print the timings of each chunk; of many chunks, the first and last."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         columns = (
             "chunk",
@@ -214,19 +221,19 @@ class Screen:
 
 
 class _Lines:
-    """Progress for logs: a line for each phase, and one every `LINE_EVERY_S`."""
+    """Progress for logs: a line per phase, and one every `LINE_EVERY_S` seconds."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._since, self._said = console, monotonic(), monotonic()
+        self._console, self._since, self._last = console, monotonic(), monotonic()
 
     def report(self, event: Event) -> None:
-        """Say it if it is time."""
+        """Print a line for a new phase, or if the last one is old enough."""
         now = monotonic()
         if isinstance(event, Phase):
-            self._since = self._said = now
+            self._since = self._last = now
             self._console.print(event.name, markup=False)
-        elif isinstance(event, Step) and now - self._said >= LINE_EVERY_S:
-            self._said = now
+        elif isinstance(event, Step) and now - self._last >= LINE_EVERY_S:
+            self._last = now
             done = event.index + 1
             each = (now - self._since) / done
             left = int(each * (event.total - done))
@@ -238,23 +245,23 @@ class _Lines:
 
 
 def _steps_table(steps: Sequence[float], timings: Mapping[str, Any]) -> Table:
-    """Where each step's time went, and of caches what each branch computed."""
+    """Timings of each step, and what each branch of a step cache computed."""
     uses: Sequence[Mapping[str, Any]] = timings.get("uses", ())
     branches = list(dict.fromkeys(use["branch"] for use in uses))
-    known = {(use["step"], use["branch"]): _use(use) for use in uses}
+    cells_of = {(use["step"], use["branch"]): _use(use) for use in uses}
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("step", "sigma", *(branches or ["forwards"]), "ms", "share"):
         table.add_column(column, justify="right")
     rows = zip(timings["sigmas"], timings["forwards"], steps, strict=True)
     for index, (sigma, forwards, ms) in enumerate(rows):
-        cells = [known.get((index, branch), "") for branch in branches] or [str(forwards)]
+        cells = [cells_of.get((index, branch), "") for branch in branches] or [str(forwards)]
         share = f"{ms / (sum(steps) or 1):.1%}"
         table.add_row(str(index + 1), f"{sigma:.4f}", *cells, f"{ms:.0f}", share)
     return table
 
 
 def _use(use: Mapping[str, Any]) -> str:
-    """`reused 1/30 .043`: of the blocks, how many ran, and the residual that decided."""
+    """`reused 1/30 0.043`: blocks that ran, of all, and the residual that decided."""
     word = "computed" if not use["reused"] else "reused" if use["blocks"] else "skipped"
     residual = "" if use["residual"] is None else f" {use['residual']:.3f}"
     return f"{word} {use['blocks']}/{use['blocks_all']}{residual}"
@@ -262,7 +269,7 @@ def _use(use: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _bar(console: Console, place: Place | None) -> Iterator[Report]:
-    """A bar, and above it the pictures that are shown."""
+    """Show a progress bar, with previews above it."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -292,34 +299,34 @@ def _bar(console: Console, place: Place | None) -> Iterator[Report]:
 
 
 def _draw(console: Console, place: Place, png: bytes) -> None:
-    """Write a picture as it is. A bar on the console makes way, and comes back below."""
-    control = [(ControlType.CURSOR_UP, 0)]  # it is no text, which could not move the cursor
+    """Write a picture's escape codes; a bar on the console moves below it."""
+    control = [(ControlType.CURSOR_UP, 0)]  # marks it as control codes, which are not escaped
     console.print(Segments([Segment(place.draw(png), None, control)]), end="")
 
 
 def _one_line(text: str) -> str:
-    """Of a long one, such as of a number of thousands of digits, both ends."""
+    """Text on one line, without the middle of a very long one."""
     line = " ".join(text.split())
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
 
 
-def _transfer_lines(console: Console, total: int | None) -> Tell:
-    """For logs; of `total` bytes, where that is known."""
-    said = monotonic()
+def _transfer_lines(console: Console, total: int | None) -> OnBytes:
+    """Progress of a download for logs; `total` is in bytes."""
+    last = monotonic()
 
-    def tell(done: int) -> None:
-        nonlocal said
-        if monotonic() - said >= LINE_EVERY_S:
-            said = monotonic()
+    def update(done: int) -> None:
+        nonlocal last
+        if monotonic() - last >= LINE_EVERY_S:
+            last = monotonic()
             of = f" of {total / 1e9:.2f} GB {done / total:.0%}" if total else " GB"
             console.print(f"{done / 1e9:.2f}{of}", markup=False)
 
-    return tell
+    return update
 
 
 @contextmanager
-def _transfer_bar(console: Console, total: int | None) -> Iterator[Tell]:
-    """For terminals."""
+def _transfer_bar(console: Console, total: int | None) -> Iterator[OnBytes]:
+    """Progress of a download for terminals."""
     from rich.progress import (
         BarColumn,
         DownloadColumn,

@@ -1,4 +1,4 @@
-"""`wancli show` and `wancli decode`: what a file holds, and latents made into a video."""
+"""`wancli show` and `wancli decode`: the record in a file, and latents as a video."""
 
 import json
 from dataclasses import asdict
@@ -28,18 +28,18 @@ CHECK_SCHEMA = "wancli.check/1"
 def show(
     *,
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Videos of wancli's, or their JSON.")
+        list[Path], typer.Argument(metavar="FILE...", help="wancli videos, or their JSON.")
     ],
     talk: OutputOptions,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Say whether the videos are as they were written instead."),
+        typer.Option("--check", help="Check instead whether the videos are intact."),
     ] = False,
 ) -> None:
-    """Print the record inside a video: the recipe that made it.
+    """Print the record inside a video: how it was generated.
 
-    --check says of each file whether it is whole, damaged (exit code 4), or has no digest, since an
-    earlier version wrote it. Nothing is decoded but those.
+    --check tells whether each file is whole, damaged (exit code 4), or has no digest because an
+    earlier version wrote it; only those are decoded.
     """
     screen = Screen(talk)
     if check:
@@ -57,20 +57,20 @@ def show(
 @takes_settings(Settings, only=("device", "vae_tiling", "vae_dtype"))
 def decode(
     *,
-    latents: Annotated[Path, typer.Argument(help="Latents that wancli wrote.")],
-    given: Layer,
+    latents: Annotated[Path, typer.Argument(help="Latents from wancli.")],
+    overrides: Layer,
     talk: OutputOptions,
     output: Annotated[Path, typer.Option("--output", "-o", help="MP4 to write.")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn saved latents into a video.
+    """Decode saved latents into a video.
 
-    The VAE works as it did for them, or as the flags say.
+    With the VAE settings of their record, or those of the flags.
     """
     from wancli.video.write import check_name
 
     check_name(output)
-    _check_latents(latents, given)
+    _check_latents(latents, overrides)
     outputs = OutputSet(overwrite=overwrite, reads=[latents])
     outputs.add(OutputFile(output, "--output"), *sidecar_files(output))
     screen = Screen(talk)
@@ -78,42 +78,42 @@ def decode(
         from wancli.generate.runner import decode_file
 
         with screen.progress() as report:
-            record = decode_file(latents, output, report, given, replaced=outputs.replaced)
+            record = decode_file(latents, output, report, overrides, replaced=outputs.replaced)
     screen.done(record)
 
 
-def _check_latents(latents: Path, given: Layer) -> None:
-    """Raise WancliError for what no VAE of the model they are of can decode."""
+def _check_latents(latents: Path, overrides: Layer) -> None:
+    """Raise WancliError for latents that the VAE of their model cannot decode."""
     channels, record = latents_shape(latents)[1], latents_record(latents)
     layer = Layer(f"record of {latents.name}", settings_of(record))
-    spec = find_spec(resolve([layer, given], Settings).settings.model)
+    spec = find_spec(resolve([layer, overrides], Settings).settings.model)
     check_files(spec, ("vae",))
     if spec.architecture and channels != spec.latent_channels:
         raise InputError(
             f"{latents} has {channels} channels; {spec.name} has {spec.latent_channels}.",
-            hint="give latents of that model",
+            hint="use latents of that model",
         )
 
 
 def _check(files: list[Path], screen: Screen) -> None:
-    """A line for each file. Raises InputError where not all are as they were written."""
+    """Print a line per file. Raises InputError unless all are intact."""
     failed = 0
     for file in files:
-        found = _checked(file)
-        failed += found.status not in (WHOLE, NO_DIGEST)
+        result = _check_file(file)
+        failed += result.status not in (WHOLE, NO_DIGEST)
         if screen.talk.json:
-            screen.json({"schema": CHECK_SCHEMA, "path": str(file), **asdict(found)})
+            screen.json({"schema": CHECK_SCHEMA, "path": str(file), **asdict(result)})
         else:
-            screen.result(f"{found.status:9}  {file}{found.why and f': {found.why}'}")
+            screen.result(f"{result.status:9}  {file}{result.why and f': {result.why}'}")
     if failed:
         raise InputError(
-            f"{failed} of {len(files)} files are not known to be as they were written.",
-            hint="wancli repro FILE -o FILE --overwrite makes one again, if its record reads",
+            f"{failed} of {len(files)} files are not known to be intact.",
+            hint="wancli repro FILE -o FILE --overwrite reproduces one whose record is readable",
         )
 
 
-def _checked(file: Path) -> Check:
-    """A video held to the record inside it, or else beside it; of a record, the video beside it."""
+def _check_file(file: Path) -> Check:
+    """Check a video by the record inside or beside it; for a record, the video beside it."""
     video = file.with_suffix(".mp4") if file.suffix == ".json" else file
     if not video.is_file():
         return Check("missing")
@@ -123,7 +123,7 @@ def _checked(file: Path) -> Check:
 
 
 def _rows(value: Any, *path: str) -> list[tuple[str, ...]]:
-    """A record as (table, key, value)."""
+    """Rows (table, key, value) of a record."""
     if isinstance(value, dict):
         return [row for key, inner in value.items() for row in _rows(inner, *path, key)]
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

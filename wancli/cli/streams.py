@@ -1,7 +1,7 @@
-r"""Standard streams that are always there and take every character.
+r"""Standard streams that are always open and accept every character.
 
-One that is closed (`>&-`) is /dev/null. What an encoding lacks is written as JSON writes it,
-`\u2026`, and so are control characters, which other people's texts would send to a terminal.
+A closed stream (`>&-`) becomes /dev/null. Characters that the encoding lacks are escaped as in
+JSON, `\u2026`, and so are control characters, which texts of others could send to a terminal.
 """
 
 import codecs
@@ -25,19 +25,19 @@ _CONTROLS = re.compile(
 
 
 def printable(text: str) -> str:
-    r"""Text that a terminal shows and does not obey: `\u001b` for ESC. JSON stays the same JSON."""
-    return _CONTROLS.sub(lambda found: _escaped(found[0]), text)
+    r"""Text with control characters escaped: `\u001b` for ESC. JSON keeps its meaning."""
+    return _CONTROLS.sub(lambda match: _escaped(match[0]), text)
 
 
 def open_streams() -> None:
-    """Put such streams in the place of python's own."""
+    """Replace Python's standard streams."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
     for side in ("COLUMNS", "LINES"):
-        if not os.environ.get(side, "1").strip("0"):  # nothing can be said in no columns
+        if not os.environ.get(side, "1").strip("0"):  # no text fits in 0 columns
             del os.environ[side]
     codecs.register_error(_ESCAPED, _escape)
     sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
@@ -46,12 +46,12 @@ def open_streams() -> None:
 
 
 class _Results(io.FileIO):
-    """Standard output: a result that cannot be written is an error, once."""
+    """Standard output; a failed write is an error, once."""
 
     _broken = False
 
     def write(self, data: Any) -> int:
-        """All of it. Raises OutputError, and Interrupted where nobody reads any more."""
+        """Write some of `data`. Raises OutputError, and Interrupted where the reader has gone."""
         if self._broken:
             return len(data)
         try:
@@ -63,17 +63,17 @@ class _Results(io.FileIO):
             self._broken = True
             raise OutputError(
                 f"cannot write to standard output: {error.strerror}.",
-                hint="send it elsewhere",
+                hint="redirect it elsewhere",
             ) from None
 
 
 class _Talk(io.FileIO):
-    """Standard error: what cannot be said there changes nothing."""
+    """Standard error; a failed write is ignored."""
 
     _broken = False
 
     def write(self, data: Any) -> int:
-        """As much as there is room for."""
+        """Write some of `data`, or drop it."""
         if not self._broken:
             try:
                 return _write(super(), data)
@@ -83,7 +83,7 @@ class _Talk(io.FileIO):
 
 
 def _write(file: Any, data: Any) -> int:
-    """Some of `data`, when there is room in a pipe that does not wait by itself."""
+    """Write some of `data`, waiting for room in a non-blocking pipe."""
     while (count := file.write(data)) is None:
         select.select([], [file.fileno()], [])
     return int(count)

@@ -1,43 +1,43 @@
-r"""PNG pictures as the bytes by which a terminal shows them: which terminals do, how, and where.
+r"""PNG pictures in terminals: which can show them, and the bytes that do.
 
-Two protocols, as their authors describe them:
+Two protocols:
 
 - Kitty's (kitty, Ghostty, Konsole): https://sw.kovidgoyal.net/kitty/graphics-protocol/.
   `ESC _G <keys> ; <base64> ESC \`, in chunks of at most 4096 characters of which only the first has
-  all keys: `a=T` transmit and show, `f=100` a PNG, `i` its number, whose picture it replaces, `q=2`
-  no answer, `c` and `r` the cells it fills, `m` whether more follows.
+  all keys: `a=T` transmit and show, `f=100` a PNG, `i` the id, whose picture it replaces, `q=2` no
+  answer, `c` and `r` the columns and rows it fills, `m` whether more follows.
 - iTerm2's (iTerm2, WezTerm, VS Code): https://iterm2.com/documentation-images.html and
   https://wezterm.org/imgcat.html. `ESC ]1337;File=<keys>:<base64> BEL`, with size in bytes, and
   width and height in cells.
 
-WezTerm has Kitty's as well, but turned off. tmux and screen are left out: they pass such bytes on
-only where they are set up to, and lose the place of the picture.
+WezTerm has Kitty's as well, but turned off. tmux and screen are not supported: they pass such bytes
+through only if configured to, and lose track of the picture.
 """
 
 from binascii import b2a_base64
 from collections.abc import Callable, Mapping
 
-CHUNK = 4096  # characters of base64, by Kitty's protocol
-CELL = 2  # height of a cell over its width, about
-KONSOLE = 220400  # its first version that shows them
+CHUNK = 4096  # characters of base64 per chunk of Kitty's protocol
+CELL = 2  # approximate height of a cell over its width
+KONSOLE = 220400  # first version with pictures
 
-Encode = Callable[[bytes, int, int, int], str]  # of a PNG, its number, columns and rows
+Encode = Callable[[bytes, int, int, int], str]  # (png, number, columns, rows)
 
 
 def kitty(png: bytes, number: int, columns: int, rows: int) -> str:
-    """A PNG by Kitty's protocol."""
+    """Escape codes that show a PNG by Kitty's protocol."""
     text = _base64(png)
     chunks = [text[start : start + CHUNK] for start in range(0, len(text), CHUNK)]
     keys = f"a=T,f=100,i={number},q=2,c={columns},r={rows},"
-    told = []
+    codes = []
     for index, chunk in enumerate(chunks):
         more = int(index < len(chunks) - 1)
-        told.append(f"\x1b_G{'' if index else keys}m={more};{chunk}\x1b\\")
-    return "".join(told)
+        codes.append(f"\x1b_G{'' if index else keys}m={more};{chunk}\x1b\\")
+    return "".join(codes)
 
 
 def iterm2(png: bytes, number: int, columns: int, rows: int) -> str:
-    """A PNG by iTerm2's protocol, which knows no numbers: what is drawn over it replaces it."""
+    """Escape codes that show a PNG by iTerm2's protocol, which has no ids: drawing replaces."""
     keys = f"inline=1;size={len(png)};width={columns};height={rows}"
     return f"\x1b]1337;File={keys}:{_base64(png)}\x07"
 
@@ -47,14 +47,14 @@ BY_PROGRAM = {"ghostty": kitty, "iTerm.app": iterm2, "WezTerm": iterm2, "vscode"
 
 
 def find_encode(environment: Mapping[str, str]) -> Encode | None:
-    """How the terminal shows pictures, by what it says of itself; None where it shows none.
+    """Protocol of the terminal, from its environment variables; None where it shows no pictures.
 
-    A terminal hands its variables on to a terminal that is started in it: $TERM and $TERM_PROGRAM,
-    which nearly all set, are asked first.
+    A terminal started inside another inherits its variables, so $TERM and $TERM_PROGRAM, which
+    nearly all set, come first.
     """
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM")
     inside = any(environment.get(name) for name in ("TMUX", "STY", "ZELLIJ"))
-    if inside or not term.startswith(("xterm", "wezterm")):  # but screen, tmux, dumb, linux
+    if inside or not term.startswith(("xterm", "wezterm")):  # not screen, tmux, dumb, linux
         return None
     if term in BY_TERM:
         return BY_TERM[term]
@@ -68,20 +68,20 @@ def find_encode(environment: Mapping[str, str]) -> Encode | None:
 
 
 class Place:
-    """Where a terminal shows a picture, and then another in its stead.
+    """A place in a terminal where one picture replaces another.
 
     Drawn from the start of a line, it ends at the start of the line below; before the next picture
     the cursor has to be there again.
     """
 
     def __init__(self, encode: Encode, number: int, *, columns: int, rows: int) -> None:
-        """At most so many cells. `number` tells its pictures from those of other places."""
+        """Use at most `columns` by `rows` cells; `number` is the id of its pictures."""
         self._encode, self._number = encode, number
         self._columns, self._rows = columns, rows
-        self._room = 0  # rows that were made for the first picture
+        self._room = 0  # rows reserved by the first picture
 
     def draw(self, png: bytes) -> str:
-        """What to write. Where a picture leaves the cursor differs: it is put back."""
+        """Escape codes that draw `png` and restore the cursor, which terminals leave anywhere."""
         columns, rows = fit(png, columns=self._columns, rows=self._room or self._rows)
         room, self._room = "" if self._room else "\n" * rows, self._room or rows
         picture = self._encode(png, self._number, columns, rows)
@@ -89,7 +89,7 @@ class Place:
 
 
 def fit(png: bytes, *, columns: int, rows: int) -> tuple[int, int]:
-    """The most cells, (columns, rows), that hold the picture in its shape."""
+    """Largest (columns, rows) within the limits at the picture's aspect ratio."""
     width, height = (int.from_bytes(png[start : start + 4], "big") for start in (16, 20))
     wide = rows * CELL * width / height
     if wide <= columns:

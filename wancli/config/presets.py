@@ -1,4 +1,4 @@
-"""Presets: TOML files of settings, by name; later places shadow earlier ones."""
+"""Presets: TOML files of settings by name; later folders shadow earlier ones."""
 
 import os
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _LONGEST_CHAIN = 32
 
 @dataclass(frozen=True)
 class Preset:
-    """One file: settings by table, and what it says about itself."""
+    """A preset file: settings by table, and its description."""
 
     name: str
     path: Path
@@ -45,12 +45,12 @@ class Listed:
 
 
 def user_folder() -> Path:
-    """Where `wancli preset save` writes."""
+    """Folder that `wancli preset save` writes to."""
     return platformdirs.user_config_path("wancli") / "presets"
 
 
 def places() -> list[tuple[str, Path]]:
-    """(name, folder) of every place that is looked in, the last one winning."""
+    """(name, folder) of every place to search; the last one wins."""
     extra = os.environ.get("WANCLI_PRESET_PATH", "")
     return [
         ("packaged", PACKAGED),
@@ -61,23 +61,23 @@ def places() -> list[tuple[str, Path]]:
 
 
 def find_files() -> dict[str, list[tuple[str, Path]]]:
-    """(place, file) of every preset by name, the one that wins last.
+    """(place, file) of every preset by name, the winner last.
 
-    A folder may be two places: in a clone ./presets is what is packaged. It is the later one.
+    A folder that is two places (in a clone, ./presets is the packaged one) counts as the later.
     """
-    return _look()[0]
+    return _scan()[0]
 
 
 def unreadable_places() -> list[tuple[Path, str]]:
-    """(folder, reason) of the places that cannot be looked in."""
-    return _look()[1]
+    """(folder, reason) of the places that cannot be read."""
+    return _scan()[1]
 
 
-def _look() -> tuple[dict[str, list[tuple[str, Path]]], list[tuple[Path, str]]]:
-    looked_in = {folder.resolve(): (place, folder) for place, folder in places()}
-    found: dict[str, list[tuple[str, Path]]] = {}
+def _scan() -> tuple[dict[str, list[tuple[str, Path]]], list[tuple[Path, str]]]:
+    searched = {folder.resolve(): (place, folder) for place, folder in places()}
+    files: dict[str, list[tuple[str, Path]]] = {}
     unreadable = []
-    for place, folder in looked_in.values():
+    for place, folder in searched.values():
         try:
             paths = sorted(path for path in folder.iterdir() if path.suffix == ".toml")
         except (FileNotFoundError, NotADirectoryError):
@@ -86,12 +86,12 @@ def _look() -> tuple[dict[str, list[tuple[str, Path]]], list[tuple[Path, str]]]:
             unreadable.append((folder, str(error.strerror)))
             continue
         for path in paths:
-            found.setdefault(path.stem, []).append((place, path))
-    return found, unreadable
+            files.setdefault(path.stem, []).append((place, path))
+    return files, unreadable
 
 
 def list_presets() -> list[Listed]:
-    """Every preset by name. A file that cannot be read says so as its description."""
+    """Every preset by name; the description of a broken file is its error."""
     out = []
     for name, files in sorted(find_files().items()):
         place, path = files[-1]
@@ -104,7 +104,7 @@ def list_presets() -> list[Listed]:
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of that name, or of that path where it ends in .toml. Raises PresetError."""
+    """Load a preset by name, or by path if it ends in .toml. Raises PresetError."""
     if name.endswith(".toml"):
         return read_file(Path(name), place="file")
     files = find_files()
@@ -121,7 +121,7 @@ def find_preset(name: str) -> Preset:
 
 
 def read_file(path: Path, *, place: str = "file") -> Preset:
-    """Parse and check one file; PresetError names the file and the place in it."""
+    """Parse and check a file. Raises PresetError or SettingsError with the file and key."""
     try:
         tables = read_toml(path)
     except FileNotFoundError:
@@ -150,41 +150,43 @@ def read_file(path: Path, *, place: str = "file") -> Preset:
     )
 
 
-def _check_tuned_for(path: Path, told: Any) -> None:
-    if not isinstance(told, dict):
+def _check_tuned_for(path: Path, values: Any) -> None:
+    if not isinstance(values, dict):
         raise PresetError(f"{path}: '{TUNED_FOR}' must be a table.", hint=f"[{TUNED_FOR}]")
-    for key, value in told.items():
+    for key, value in values.items():
         if not isinstance(value, str | int | float):
-            raise PresetError(f"{path}: [{TUNED_FOR}] '{key}' is no value.", hint=f'{key} = "..."')
+            raise PresetError(
+                f"{path}: [{TUNED_FOR}] '{key}' must be text or a number.", hint=f'{key} = "..."'
+            )
 
 
 def layers(preset: Preset) -> list[Layer]:
-    """The preset and what it extends, furthest first."""
+    """The preset and those it extends, the base first."""
     chain, seen = [preset], {preset.path.resolve()}
     while (base := chain[-1].extends) is not None:
         other = _base_of(chain[-1], base)
         if other.path.resolve() in seen:
             raise PresetError(
                 f"{chain[-1].path}: extends '{base}', which extends it in turn.",
-                hint="take one of the two 'extends' out",
+                hint="remove one of the two 'extends'",
             )
         seen.add(other.path.resolve())
         chain.append(other)
         if len(chain) > _LONGEST_CHAIN:
             raise PresetError(
                 f"{preset.path}: over {_LONGEST_CHAIN} presets extend one another.",
-                hint="put some of them into one file",
+                hint="merge some of them",
             )
     return [Layer(f"preset {p.name}", p.tables, p.tuned_for) for p in reversed(chain)]
 
 
 def layers_to_show(preset: Preset) -> list[Layer]:
-    """The same for reading: what it was tuned for holds where it is used, not where it is shown."""
+    """The layers without the check of what they were tuned for, which only use needs."""
     return [replace(layer, tuned_for={}) for layer in layers(preset)]
 
 
 def step_cache_layer(preset: Preset) -> Layer:
-    """Only what a preset says of the step cache. Raises PresetError where that is nothing."""
+    """The step cache of a preset alone. Raises PresetError if it has none."""
     chain = layers(preset)
     merged: dict[str, Any] = {}
     for layer in chain:
@@ -198,20 +200,20 @@ def step_cache_layer(preset: Preset) -> Layer:
 
 
 def _base_of(preset: Preset, base: str) -> Preset:
-    """A preset that extends its own name means the one that it shadows."""
+    """The preset that `preset` extends; of the same name, the one that it shadows."""
     if base != preset.name:
         return find_preset(base)
-    here = preset.path.resolve()
+    own = preset.path.resolve()
     files = find_files().get(base, [])
-    index = next((i for i, (_, p) in enumerate(files) if p.resolve() == here), len(files))
+    index = next((i for i, (_, p) in enumerate(files) if p.resolve() == own), len(files))
     if index == 0:
-        raise PresetError(f"{preset.path}: extends itself.", hint="take 'extends' out")
+        raise PresetError(f"{preset.path}: extends itself.", hint="remove 'extends'")
     place, path = files[index - 1]
     return read_file(path, place=place)
 
 
 def validate_file(path: Path) -> Preset:
-    """Read a file and resolve it with what it extends; raises what is wrong with it."""
+    """Read a file and resolve it with what it extends. Raises PresetError or SettingsError."""
     preset = read_file(path)
     resolve(layers_to_show(preset), RolloutSettings)
     return preset
@@ -221,17 +223,17 @@ def save_preset(
     name: str, tables: Mapping[str, Any], *, description: str = "", extends: str | None = None,
     source: str = "", overwrite: bool = False,
 ) -> Path:  # fmt: skip
-    """Write settings to the user's folder under a name; returns the file."""
+    """Write settings to the user's folder; returns the file."""
     path = preset_file(name, overwrite=overwrite)
     about = {"description": description, "source": source, "extends": extends}
     text = tomli_w.dumps({k: v for k, v in about.items() if v} | dict(tables))
-    hint = "set XDG_CONFIG_HOME to a folder of yours"
+    hint = "set XDG_CONFIG_HOME to a writable folder"
     write_whole(path, text.encode(), hint=hint, overwrite=overwrite)
     return path
 
 
 def preset_file(name: str, *, overwrite: bool = False, hint: str = "add --overwrite") -> Path:
-    """Where a preset of that name is saved. Raises PresetError for none, and where one is there."""
+    """File of a new preset. Raises PresetError for an invalid or existing name."""
     if not name or name != Path(name).name or name.startswith(".") or name.endswith(".toml"):
         raise PresetError(f"'{name}' is not a preset name.", hint="a plain word: my-preset")
     path = user_folder() / f"{name}.toml"

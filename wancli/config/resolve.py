@@ -1,4 +1,4 @@
-"""From layers of values to settings: what is given where, which wins, and what it may be."""
+"""Layers of values merged into checked settings, with the source of each value."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +16,9 @@ Kind = TypeVar("Kind", bound=Settings)
 
 @dataclass(frozen=True)
 class Layer:
-    """Values from one place, by table; a later layer wins over an earlier one.
+    """Values from one source, by table; later layers override earlier ones.
 
-    `tuned_for` are the only settings, by dotted key, under which its step cache holds.
+    `tuned_for` has the settings, by dotted key, that its step cache was tuned for.
     """
 
     source: str
@@ -28,7 +28,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Resolved(Generic[Kind]):
-    """Settings, and where each value came from, by dotted key."""
+    """Settings, and the source of each value by dotted key."""
 
     settings: Kind
     sources: Mapping[str, str]
@@ -63,10 +63,10 @@ def dotted(table: str | None, name: str) -> str:
 
 
 def resolve(layers: Sequence[Layer], settings: type[Kind]) -> Resolved[Kind]:
-    """Overlay `layers` on the declared defaults and check every value.
+    """Overlay `layers` on the declared defaults and validate every value.
 
-    A preset may hold tables of another command: they are checked by name, and left out.
-    Raises SettingsError for the first value that cannot be, in the words the user gave it in.
+    Tables of another command, which a preset may have, are checked by name and ignored.
+    Raises SettingsError for the first invalid value, under the name that the user set it by.
     """
     merged: dict[str, Any] = {}
     sources = {dotted(table, name): "default" for table, name, _ in fields_of(settings)}
@@ -90,8 +90,8 @@ def resolve(layers: Sequence[Layer], settings: type[Kind]) -> Resolved[Kind]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        unlike = first["type"] == "string_pattern_mismatch"  # the hint says it in words
-        message = "not one of these" if unlike else first["msg"][0].lower() + first["msg"][1:]
+        mismatch = first["type"] == "string_pattern_mismatch"  # whose regex the hint puts in words
+        message = "not one of these" if mismatch else first["msg"][0].lower() + first["msg"][1:]
         raise SettingsError(
             f"{_spelling(where, sources.get(where, 'settings'))} {shortened(first['input'])}: "
             f"{message}.",
@@ -102,14 +102,14 @@ def resolve(layers: Sequence[Layer], settings: type[Kind]) -> Resolved[Kind]:
 
 
 def check_tuned(tuned_for: Mapping[str, Any], settings: Settings) -> None:
-    """Raise SettingsError where a tuned step cache is to be used under other settings.
+    """Raise SettingsError if a step cache is used with settings that it was not tuned for.
 
-    Thresholds do not transfer. What is "auto" is checked again when the device is known.
+    Thresholds do not transfer. Values of "auto" are checked again when the device is known.
     """
-    told = settings.model_dump()
+    values = settings.model_dump()
     for key, wanted in tuned_for.items():
         table, _, name = key.rpartition(".")
-        value = worded((told.get(table, {}) if table else told).get(name))
+        value = toml_value((values.get(table, {}) if table else values).get(name))
         if key == "machine.device":
             value = str(value).partition(":")[0]
         if value not in (wanted, "auto"):
@@ -119,24 +119,24 @@ def check_tuned(tuned_for: Mapping[str, Any], settings: Settings) -> None:
             )
 
 
-def worded(value: Any) -> Any:
-    """A setting as a preset can hold it: "none" where there is none, a list by its commas."""
+def toml_value(value: Any) -> Any:
+    """A setting as TOML can store it: None as "none", a list joined by commas."""
     if isinstance(value, list | tuple):
         return ",".join(value) or "none"
     return "none" if value is None else value
 
 
 def check_names(layer: Layer) -> None:
-    """Raise SettingsError for a table or key that no setting has, with the likely one."""
+    """Raise SettingsError for an unknown table or key, with the closest one as hint."""
     known: dict[str | None, list[str]] = {}
     for table, name, _ in fields_of(RolloutSettings):
         known.setdefault(table, []).append(name)
     for table, values in layer.tables.items():
         if table not in known and table not in known[None]:
-            hint = _home(table, known)
+            hint = _table_hint(table, known)
             raise SettingsError(f"{layer.source}: unknown key '{table}'.", hint=hint)
         if table in known[None] and not isinstance(values, str):
-            raise SettingsError(f"{layer.source}: '{table}' is text.", hint=f'{table} = "..."')
+            raise SettingsError(f"{layer.source}: '{table}' must be text.", hint=f'{table} = "..."')
         if table in known:
             _check_table(layer.source, table, values, known[table])
 
@@ -147,40 +147,40 @@ def _check_table(source: str, table: str, values: Any, known: Sequence[str]) -> 
     for name in values:
         if name not in known:
             raise SettingsError(
-                f"{source}: [{table}] unknown key '{name}'.", hint=_meant(name, known)
+                f"{source}: [{table}] unknown key '{name}'.", hint=_closest_hint(name, known)
             )
 
 
-def _home(name: str, known: Mapping[str | None, list[str]]) -> str:
-    """Where a key at the top may belong."""
+def _table_hint(name: str, known: Mapping[str | None, list[str]]) -> str:
+    """Hint for an unknown top-level key."""
     homes = [table for table, names in known.items() if table and name in names]
     if homes:
         return f"put it under [{homes[0]}]"
-    return _meant(name, [*known[None], *filter(None, known)])
+    return _closest_hint(name, [*known[None], *filter(None, known)])
 
 
-def _meant(name: str, known: Sequence[str]) -> str:
+def _closest_hint(name: str, known: Sequence[str]) -> str:
     match = closest(name, known)
     return f"'{match}'" if match else f"known: {', '.join(known)}"
 
 
 def _spelling(where: str, source: str) -> str:
-    return flag(where.split(".")[-1]) if source == "flag" else f"{source}: {where}"
+    return f"`{where.split('.')[-1]}`" if source == "flag" else f"{source}: {where}"
 
 
 def _range_hint(settings: type[Settings], where: str) -> str:
     for table, name, info in fields_of(settings):
         if dotted(table, name) == where:
-            return f"{flag(name)}: {info.description}{_bounds(info)}"
+            return f"`{name}`: {info.description}{_bounds(info)}"
     return "wancli generate --help"
 
 
 def _bounds(field: FieldInfo) -> str:
     words = {"ge": "at least", "gt": "more than", "le": "at most"}
-    said = [
+    limits = [
         f"{word} {getattr(rule, name)}"
         for rule in field.metadata
         for name, word in words.items()
         if getattr(rule, name, None) is not None
     ]
-    return f" ({', '.join(said)})" if said else ""
+    return f" ({', '.join(limits)})" if limits else ""

@@ -1,7 +1,8 @@
 """Settings, each declared once.
 
-A field's name is its flag (`flow_shift` is `--flow-shift`), its preset key and its record key; its
-description is its help; its bounds are its check; its group is a preset's table and a help panel.
+A field's name gives its flag (`flow_shift` is `--flow-shift`), its preset key and its record key;
+its description is its help, its bounds are validated, and its group is a table of presets and a
+panel of `--help`.
 """
 
 from typing import Literal
@@ -20,7 +21,7 @@ class Group(BaseModel):
 
 
 class Sampling(Group):
-    """How the latents are denoised."""
+    """Denoising."""
 
     steps: int = Field(50, ge=1, le=1000, description="Denoising steps.")
     guidance_scale: float = Field(
@@ -33,31 +34,35 @@ class Sampling(Group):
         None,
         gt=0,
         lt=1,
-        description="Noise, of 1, under which the low-noise expert takes over; else the model's.",
+        description="Noise level (0-1) below which the low-noise expert runs. (default: the "
+        "model's)",
     )
     true_cfg_scale: float = Field(
         1.0,
         ge=0,
         le=100,
-        description="Guidance by --negative-prompt, of HunyuanVideo, whose --guidance-scale is a "
-        "number the model is told; 1 or less turns it off.",
+        description="Classifier-free guidance scale of HunyuanVideo, whose --guidance-scale is an "
+        "input of the model (embedded guidance); 1 or less turns it off.",
     )
     strength: float = Field(
-        0.8, gt=0, le=1, description="Part of the steps that video-to-video makes; 1 is all."
+        0.8, gt=0, le=1, description="Fraction of the steps run in video-to-video; 1 runs all."
     )
     flow_shift: float = Field(
-        5.0, gt=0, le=100, description="Shift of the sigmas; more spends more steps at high noise."
+        5.0,
+        gt=0,
+        le=100,
+        description="Timestep shift of the sigmas; higher spends more steps at high noise.",
     )
     scheduler: Literal["unipc", "dpm++", "euler"] = Field(
         "unipc", description="Solver: unipc, dpm++ or euler."
     )
-    negative_prompt: str = Field("", description="What the video must not show.")
+    negative_prompt: str = Field("", description="What to avoid in the video.")
 
 
 class Video(Group):
-    """What the video measures."""
+    """Video size and length."""
 
-    num_frames: int = Field(81, ge=1, le=100_000, description="Video frames.")
+    num_frames: int = Field(81, ge=1, le=100_000, description="Number of video frames.")
     width: int = Field(832, ge=16, le=16_384, description="Width in pixels.")
     height: int = Field(480, ge=16, le=16_384, description="Height in pixels.")
     fps: int = Field(16, ge=1, le=240, description="Video frames per second.")
@@ -65,21 +70,24 @@ class Video(Group):
         77,
         ge=5,
         le=100_000,
-        description="Most video frames that Wan-Animate makes at once; it goes on from the last.",
+        description="Video frames per segment of Wan-Animate, which continues from the last ones.",
     )
 
 
 class Machine(Group):
-    """What it is computed on."""
+    """Device, precision and memory."""
 
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N, mps."
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="Device: auto, cpu, cuda, cuda:N, mps.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Weights and activations: auto, float32, bfloat16 or float16."
+        "auto",
+        description="Precision of weights and activations: auto, float32, bfloat16 or float16.",
     )
     layers: int | None = Field(
-        None, ge=1, le=1000, description="Most blocks of a random model; else all of them."
+        None, ge=1, le=1000, description="Limit a random: model to N blocks. (default: all)"
     )
     attention_backend: str = Field(
         "auto",
@@ -87,33 +95,36 @@ class Machine(Group):
         description="Attention kernel, by diffusers' name (native, flash, sage, ...), or auto.",
     )
     quantize: Literal["none", "int8", "fp8"] = Field(
-        "none", description="Weights of the blocks in 8 bits (lossy): none, int8 or fp8."
+        "none",
+        description="Quantize the weights of the blocks to 8 bits (lossy): none, int8 or fp8.",
     )
     fuse_qkv: bool = Field(
         default=False,
-        description="Project query, key and value in one product (exact but for rounding).",
+        description="Compute query, key and value in one matmul (exact but for rounding).",
     )
     compile: bool = Field(
         default=False, description="Compile the blocks with torch.compile (exact but for rounding)."
     )
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = Field(
         "default",
-        description="default; reduce-overhead, with CUDA graphs; max-autotune, without them.",
+        description="Mode of torch.compile: default, reduce-overhead (with CUDA graphs) or "
+        "max-autotune (without).",
     )
     offload: Literal["auto", "none", "model", "group", "sequential"] = Field(
         "auto",
-        description="What waits in RAM until it is needed: none, model (parts), group (blocks), "
-        "sequential (layers), or auto, the fastest that fits.",
+        description="Keep weights in RAM until needed: none, model (by component), group (by "
+        "block), sequential (by layer) or auto, the fastest that fits.",
     )
     vae_tiling: bool = Field(
-        default=False, description="Let the VAE work in tiles of 256 pixels: less memory (lossy)."
+        default=False, description="Run the VAE in tiles of 256 pixels, which saves memory (lossy)."
     )
     vae_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="The VAE's numbers: auto is float32; bfloat16 and float16 (lossy)."
+        "auto",
+        description="Precision of the VAE: auto (float32), float32, bfloat16 or float16 (lossy).",
     )
     lora: tuple[str, ...] = Field(
         (),
-        description="LoRA to merge, PATH or PATH=SCALE; PATH@high or PATH@low where there are two "
+        description="LoRA to merge: PATH or PATH=SCALE; PATH@high or PATH@low for one of two "
         "experts; repeatable.",
     )
 
@@ -121,40 +132,46 @@ class Machine(Group):
 class Output(Group):
     """How the MP4 is written."""
 
-    crf: int = Field(18, ge=0, le=51, description="H.264 quality; lower is better and larger.")
-    lossless: bool = Field(default=False, description="Keep every pixel exactly (RGB H.264).")
-    metadata: bool = Field(default=True, description="Put the record inside the MP4.")
+    crf: int = Field(
+        18, ge=0, le=51, description="H.264 quality; lower is better, and a larger file."
+    )
+    lossless: bool = Field(default=False, description="Lossless RGB H.264.")
+    metadata: bool = Field(default=True, description="Embed the record in the MP4.")
 
 
 class StepCache(Group):
-    """What a denoising step takes over from the one before (lossy)."""
+    """Reuse between denoising steps (lossy)."""
 
     step_cache: Literal["none", "cachedit", "first-block", "magcache", "seacache"] = Field(
         "none",
-        description="Reuse of blocks between steps (lossy): none, cachedit, first-block, magcache "
-        "or seacache.",
+        description="Step cache, which reuses block outputs between steps (lossy): none, cachedit, "
+        "first-block, magcache or seacache.",
     )
-    cachedit_fn: int = Field(8, ge=1, le=1000, description="First blocks, always computed.")
-    cachedit_bn: int = Field(0, ge=0, le=1000, description="Last blocks, always computed.")
+    cachedit_fn: int = Field(
+        8, ge=1, le=1000, description="DBCache Fn: number of first blocks, always computed."
+    )
+    cachedit_bn: int = Field(
+        0, ge=0, le=1000, description="DBCache Bn: number of last blocks, always computed."
+    )
     cachedit_residual_threshold: float = Field(
         0.08,
         gt=0,
         le=1,
-        description="Relative change up to which a step is reused.",
+        description="Reuse a step while its relative residual change is below this.",
     )
     cachedit_max_warmup_steps: int = Field(
-        8, ge=1, le=1000, description="First steps, always computed."
+        8, ge=1, le=1000, description="Number of first steps, always computed."
     )
     cachedit_max_continuous: int = Field(
         3,
         ge=0,
         le=1000,
-        description="Most reused steps in a row; 0 is no limit.",
+        description="Maximum number of reused steps in a row; 0 is no limit.",
     )
     taylorseer: bool = Field(
-        default=False, description="Extrapolate what is reused (TaylorSeer, arXiv:2503.06923)."
+        default=False, description="Extrapolate reused outputs (TaylorSeer, arXiv:2503.06923)."
     )
-    taylorseer_order: int = Field(1, ge=1, le=4, description="Order of the extrapolation.")
+    taylorseer_order: int = Field(1, ge=1, le=4, description="Order of TaylorSeer's expansion.")
     step_cache_threshold: float | None = Field(
         None, gt=0, le=10, description="Threshold of first-block, magcache and seacache."
     )
@@ -162,68 +179,93 @@ class StepCache(Group):
         None,
         gt=0,
         le=1000,
-        description="Step (2 or more), or part of the steps (under 1), from which on "
+        description="Step (2 or more) or fraction of the steps (below 1) from which "
         "cond - uncond is reused (lossy).",
     )
 
 
 class PromptKV(Group):
-    """What is computed once for a prompt, and not in every step (exact)."""
+    """Cross-attention keys and values, computed once per prompt (exact)."""
 
-    prompt_kv: bool = Field(default=True, description="Compute the prompt's K/V once (exact).")
+    prompt_kv: bool = Field(
+        default=True, description="Compute the prompt's K/V once, not in every step (exact)."
+    )
     kv_align: str = Field(
         "auto",
         pattern=r"^(auto|off|[1-9]\d{0,3})$",
-        description="Pad the prompt's K/V to tiles of the hardware (exact but for rounding): "
-        "auto, off or tokens.",
+        description="Pad the prompt's K/V to a multiple of N tokens (exact but for rounding): "
+        "auto (what suits the hardware), off or a number.",
     )
     free_kv_weights: bool = Field(
-        default=False, description="Keep the prompt's K/V weights off the GPU between prompts."
+        default=False, description="Move the prompt's K/V weights off the GPU between prompts."
     )
 
 
 class Rollout(Group):
-    """How a rollout goes from chunk to chunk."""
+    """Autoregressive rollout, chunk by chunk."""
 
-    chunks: int = Field(7, ge=1, le=1_000_000, description="Chunks to make.")
-    chunk_frames: int = Field(3, ge=1, le=1000, description="Latent frames of a chunk.")
+    chunks: int = Field(7, ge=1, le=1_000_000, description="Number of chunks.")
+    chunk_frames: int = Field(
+        3, ge=1, le=1000, description="Latent frames per chunk (num_frame_per_block)."
+    )
     rolling_window: int = Field(
-        0, ge=0, description="Latent frames a chunk attends to, its own included; 0 is all."
+        0,
+        ge=0,
+        description="Latent frames a chunk attends to, itself included; 0 is all (Self-Forcing: "
+        "local_attn_size).",
     )
     sink_frames: int = Field(
-        0, ge=0, description="First latent frames that never leave the window."
+        0, ge=0, description="First latent frames that stay in the window (sink_size)."
     )
     trim: Literal["before", "after"] = Field(
         "before",
-        description="When the window is cut: before attention (Self-Forcing, diffusers #13681), or "
-        "after it (diffusers #13569).",
+        description="When frames leave the window: before attention (Self-Forcing, diffusers "
+        "#13681) or after it (diffusers #13569).",
     )
     rope: Literal["auto", "absolute", "relative", "sink"] = Field(
-        "auto", description="Positions: auto is absolute without sinks and relative with them."
+        "auto",
+        description="Positions of cached keys: absolute, relative, sink, or auto (absolute without "
+        "sinks, relative with them).",
     )
     sampler: Literal["few-step", "unipc"] = Field(
-        "few-step", description="few-step (--steps-list) or unipc (--steps, --guidance-scale)."
+        "few-step",
+        description="Sampler: few-step (--steps-list) or unipc (--steps, --guidance-scale).",
     )
     steps_list: str = Field(
-        "1000,750,500,250", pattern=STEPS_LIST, description="Timesteps of the few-step sampler."
+        "1000,750,500,250",
+        pattern=STEPS_LIST,
+        description="Timesteps of the few-step sampler (denoising_step_list).",
     )
     first_chunk_steps: str = Field(
-        "", pattern=f"{STEPS_LIST}|^$", description="The same for the first chunk, if others."
+        "",
+        pattern=f"{STEPS_LIST}|^$",
+        description="Timesteps of the first chunk. (default: --steps-list)",
     )
-    warp_steps: bool = Field(default=True, description="Move the listed timesteps by --flow-shift.")
-    context_noise: float = Field(0.0, ge=0, le=1000, description="Timestep of the clean passes.")
+    warp_steps: bool = Field(
+        default=True, description="Apply --flow-shift to the listed timesteps."
+    )
+    context_noise: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="Timestep at which finished chunks are committed to the K/V cache.",
+    )
     independent_first_frame: bool = Field(
-        default=False, description="Make the first latent frame a chunk by itself."
+        default=False, description="Generate the first latent frame as a chunk of its own."
     )
     noise: Literal["indexed", "compat"] = Field(
-        "indexed", description="indexed (any length, any chunk again) or compat (original order)."
+        "indexed",
+        description="Order of the noise: indexed (the same for a chunk at any length) or compat "
+        "(Self-Forcing's).",
     )
     recache: bool = Field(
-        default=False, description="Read the remembered chunks again when the prompt changes."
+        default=False, description="Recompute the K/V cache when the prompt changes."
     )
-    blend: int = Field(0, ge=0, description="Chunks over which a new prompt is faded in.")
+    blend: int = Field(
+        0, ge=0, description="Number of chunks over which a new prompt is blended in."
+    )
     text_length: int | None = Field(
-        None, ge=1, le=4096, description="Text tokens. (default: the model's)"
+        None, ge=1, le=4096, description="Maximum number of text tokens. (default: the model's)"
     )
 
 
@@ -235,8 +277,8 @@ class Settings(BaseModel):
     model: str = Field(
         "demo",
         min_length=1,
-        description="Model: a known name, a hub id, a local folder, or random:NAME for random "
-        "weights in that shape.",
+        description="Model: a known name, a hub id, a local folder, or random:NAME (random weights "
+        "in that shape).",
     )
     sampling: Sampling = Sampling()
     video: Video = Video()
