@@ -28,7 +28,7 @@ def write_report(bench: Bench, folder: Path) -> Path:
     page = folder / PAGE
     # A prompt from a shell can hold what is not UTF-8.
     text = _render(bench, folder).encode(errors="replace")
-    write_whole(page, text, hint="choose another folder: --output DIR")
+    write_whole(page, text, hint="choose another folder: --output DIR", overwrite=True)
     return page
 
 
