@@ -83,11 +83,14 @@ def judged(case: Case, line: Line) -> Iterator[Fault]:
     dry = "--dry-run" in line.arguments or line.command in READERS
     yield from judge.files(ended, case.place, before, may=replaceable(line), dry=dry)
     if streams == (Null, File, File) or streams == (File, File, File):
-        told = "--json" in line.arguments and "--help" not in line.arguments
+        # "-hot" is -h and more of one letter: Click stops at the first.
+        helped = any(word == "--help" or word.startswith("-h") for word in line.arguments)
         yield from judge.results(
-            ended, case.place, json_lines=told and "-h" not in line.arguments,
-            paths=line.command in MAKERS and not dry and not {"-h", "--help"} & set(line.arguments),
-        )  # fmt: skip
+            ended,
+            case.place,
+            json_lines="--json" in line.arguments and not helped,
+            paths=line.command in MAKERS and not dry and not helped,
+        )
 
 
 ALWAYS = ("tiny", "made.mp4", "made.json", "clip.mp4", "latents.safetensors")

@@ -162,6 +162,7 @@ def test_a_place_that_cannot_be_written_is_an_output_error():
 
 def test_a_name_is_kept_to_the_end_and_nothing_stays_in_the_folder():
     asked = outputs("new/a.mp4", "new/b.json")
+    Path("new").mkdir()
     for _ in range(2):
         with asked.held():
             assert [path.name for path in Path("new").iterdir()] == [FILE]
@@ -262,3 +263,12 @@ def test_a_lock_may_be_released_twice():
     lock.release()
     lock.release()
     assert not lock.works
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_folder_that_was_made_for_nothing_is_removed_again(written):
+    with outputs("new/folder/a.mp4").held():
+        assert Path("new/folder").is_dir()
+        if written:
+            Path("new/folder/a.mp4").touch()
+    assert Path("new").exists() == written

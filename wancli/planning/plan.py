@@ -1,6 +1,6 @@
 """Plan a request: derive shapes and step counts, and check combinations, before anything loads."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any
 
@@ -122,17 +122,15 @@ class RolloutPlan:
 
     def as_json(self) -> dict[str, Any]:
         """The plan with counts instead of the chunks, of which there may be a million."""
-        fields = asdict(self)
-        model, shape, window = (fields.pop(name) for name in ("model", "shape", "window"))
-        spans, context, steps = (fields.pop(name) for name in ("spans", "context", "steps"))
+        several = ("model", "shape", "window", "spans", "context", "steps")
         return {
-            "chunks": len(spans),
-            "context_chunks": len(context),
-            "steps": sum(steps),
-            "model": model,
-            "shape": shape,
-            **{name: window[name] for name in ("window", "sink", "chunk")},
-            **fields,
+            "chunks": len(self.spans),
+            "context_chunks": len(self.context),
+            "steps": sum(self.steps),
+            "model": self.model,
+            "shape": asdict(self.shape),
+            **{name: getattr(self.window, name) for name in ("window", "sink", "chunk")},
+            **{f.name: getattr(self, f.name) for f in fields(self) if f.name not in several},
         }
 
 

@@ -8,7 +8,7 @@ import os
 import stat
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,12 +116,15 @@ class OutputSet:
     def held(self) -> Iterator[None]:
         """Keep all names from other processes. Raises UsageError, OutputError.
 
-        Folders are made; what killed processes left of these files is removed.
+        Folders are made, and removed again where nothing was written; what killed processes left of
+        these files is removed.
         """
         self.check()  # before anything is made
-        for folder, output in {o.path.parent: o for o in self._all.values()}.items():
-            _try(folder, output)
         with ExitStack() as stack:
+            for folder, output in {o.path.parent: o for o in self._all.values()}.items():
+                missing = [f for f in (folder, *folder.parents) if not f.exists()]
+                stack.callback(_remove_empty, missing)
+                _try(folder, output)
             folders: dict[Path, FolderLock] = {}
             for key, output in self._all.items():
                 folder = _real(output).parent
@@ -211,6 +214,13 @@ def _real(output: OutputFile) -> Path:
 
 def _inside(key: str, *, of: str) -> bool:
     return key.startswith(f"{of}{os.sep}")
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, the deepest first, up to one that holds something."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _try(folder: Path, output: OutputFile) -> None:
