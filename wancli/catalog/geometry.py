@@ -1,4 +1,4 @@
-"""Sizes of a video as pixels, as latents and as tokens. Arithmetic only."""
+"""Sizes of a video in pixels, latents and tokens. Arithmetic only."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -9,7 +9,7 @@ from wancli.errors import PlanError
 
 @dataclass(frozen=True)
 class Strides:
-    """How far one latent, and one token, reaches."""
+    """Compression factors: pixels and video frames per latent, latents per token."""
 
     temporal: int = 4  # video frames per latent frame, after the first
     spatial: int = 8  # pixels per latent, each way
@@ -33,16 +33,16 @@ class LatentShape:
 
     @property
     def tokens(self) -> int:
-        """Length of the sequence the transformer sees."""
+        """Sequence length in the transformer."""
         return self.frames * self.tokens_per_frame
 
 
 def latent_shape(
     *, num_frames: int, width: int, height: int, channels: int, strides: Strides
 ) -> LatentShape:
-    """Latent size of `num_frames` video frames of `width` x `height` pixels.
+    """Latent shape of `num_frames` video frames of `width` x `height` pixels.
 
-    Raises PlanError where they do not divide: nothing is rounded silently.
+    Raises PlanError if the strides do not divide them: nothing is rounded silently.
     """
     if (num_frames - 1) % strides.temporal:
         below = (num_frames - 1) // strides.temporal * strides.temporal + 1
@@ -68,7 +68,7 @@ def latent_shape(
 
 @dataclass(frozen=True)
 class Span:
-    """Latent frames of one chunk; `index` is negative where they are given, not made."""
+    """Latent frames of one chunk; `index` is negative in the initial context."""
 
     index: int
     first_frame: int
@@ -76,11 +76,11 @@ class Span:
 
     @property
     def end(self) -> int:
-        """The latent frame after its last."""
+        """The latent frame after the last."""
         return self.first_frame + self.frames
 
     def video_frames(self, strides: Strides) -> int:
-        """Video frames that it is decoded to: the very first latent frame is a single one."""
+        """Video frames it decodes to: the video's first latent frame is a single one."""
         return self.frames * strides.temporal - (0 if self.first_frame else strides.temporal - 1)
 
 
@@ -117,10 +117,10 @@ class WindowConfig:
 def lay_out(
     chunks: int, *, chunk_frames: int, context: int = 0, independent_first_frame: bool = False
 ) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
-    """Spans of `context` given latent frames, and of the `chunks` that follow them, end to end.
+    """Spans of `context` latent frames of initial context, and of the `chunks` that follow.
 
-    With `independent_first_frame` the very first latent frame is a chunk by itself. Raises
-    PlanError where the given frames do not fill whole chunks.
+    With `independent_first_frame` the video's first latent frame is a chunk by itself. Raises
+    PlanError if the context does not fill whole chunks.
     """
     alone = 1 if independent_first_frame else 0
     lone, rest = min(alone, context), max(0, context - alone)
@@ -130,17 +130,17 @@ def lay_out(
             hint=f"give {alone + rest // chunk_frames * chunk_frames or chunk_frames} of them",
         )
     sizes = [1] * lone + [chunk_frames] * (rest // chunk_frames)
-    given = len(sizes)
+    before = len(sizes)
     sizes += [chunk_frames] * chunks
     if independent_first_frame and not context:
         sizes[0] = 1
     firsts = accumulate(sizes[:-1], initial=0)
-    spans = [Span(i - given, *pair) for i, pair in enumerate(zip(firsts, sizes, strict=True))]
-    return tuple(spans[:given]), tuple(spans[given:])
+    spans = [Span(i - before, *pair) for i, pair in enumerate(zip(firsts, sizes, strict=True))]
+    return tuple(spans[:before]), tuple(spans[before:])
 
 
 def _nearest(value: int, step: int) -> int:
     return max(step, round(value / step) * step)
 
 
-TILE, STRIDE = 256, 192  # pixels of a tile of diffusers', and from one to the next
+TILE, STRIDE = 256, 192  # pixels: size and stride of diffusers' VAE tiles

@@ -1,4 +1,4 @@
-"""Facts about processors: how many keys at a time their matrix units like to be given.
+"""Facts about processors: alignment of attention keys to their matrix units.
 
 CUDA, by compute capability, for 16-bit numbers: NVIDIA's Matrix Multiplication Background User's
 Guide, Tensor Core Requirements. TPU: the width of the matrix unit.
@@ -12,13 +12,13 @@ TILES = {
     "tpu v6e": 256,
     "tpu v7x": 256,
 }
-HELPED: frozenset[str] = frozenset()  # where padding was measured to be faster: nowhere so far
+HELPED: frozenset[str] = frozenset()  # where padding measured faster: nowhere so far
 
 
 def tokens_to_align(choice: str, hardware: object) -> int:
-    """The multiple to which stored tokens are padded, of `--kv-align auto|off|N`.
+    """Multiple to which cached tokens are padded, for `kv_align` auto, off or N.
 
-    `auto` pads where that has been measured to help, and nowhere else.
+    `auto` pads only where that measured faster.
     """
     if choice == "auto":
         return TILES[str(hardware)] if str(hardware) in HELPED else 1

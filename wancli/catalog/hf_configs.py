@@ -1,10 +1,10 @@
-"""What diffusers and transformers call the numbers of a shape: the config.json of its parts."""
+"""Architectures as config.json of diffusers and transformers."""
 
 from typing import Any
 
 from wancli.catalog.wan import Architecture, Autoencoder, ImageEncoder, TextEncoder, Transformer
 
-# Class of a part; that of the transformer goes with the task.
+# Class of each part; the transformer's depends on the task.
 CLASSES = {
     "vae": "AutoencoderKLWan",
     "text_encoder": "UMT5EncoderModel",
@@ -13,7 +13,7 @@ CLASSES = {
 
 
 def part_config(shapes: Architecture, part: str) -> dict[str, Any]:
-    """Of the part that a pipeline has under that name; KeyError where there is none."""
+    """Config of a pipeline's part by name. Raises KeyError if there is none."""
     configs = {
         "transformer": transformer_config(shapes.transformer),
         "transformer_2": transformer_config(shapes.transformer),
@@ -26,7 +26,7 @@ def part_config(shapes: Architecture, part: str) -> dict[str, Any]:
 
 
 def transformer_config(t: Transformer) -> dict[str, Any]:
-    """Of diffusers' Wan transformers: plain, VACE's and Wan-Animate's."""
+    """Config of diffusers' Wan transformers: plain, VACE and Wan-Animate."""
     config: dict[str, Any] = {
         "num_layers": t.layers,
         "num_attention_heads": t.heads,
@@ -58,12 +58,12 @@ def transformer_config(t: Transformer) -> dict[str, Any]:
 
 
 def vace_layers(t: Transformer) -> list[int]:
-    """The blocks that VACE's are beside: evenly over all of them, from the first on."""
+    """Indices of the blocks with a VACE block: evenly spaced, from the first on."""
     return list(range(0, t.layers, -(-t.layers // t.vace_blocks)))
 
 
 def autoencoder_config(shape: Autoencoder) -> dict[str, Any]:
-    """Of diffusers' AutoencoderKLWan, without the mean and deviation of its latents."""
+    """Config of diffusers' AutoencoderKLWan, without the latents' mean and std."""
     return {
         "base_dim": shape.encoder_dim,
         "decoder_base_dim": shape.decoder_dim,
@@ -80,7 +80,7 @@ def autoencoder_config(shape: Autoencoder) -> dict[str, Any]:
 
 
 def text_encoder_config(e: TextEncoder) -> dict[str, Any]:
-    """Of transformers' UMT5."""
+    """Config of transformers' UMT5."""
     return {
         "vocab_size": e.vocabulary,
         "d_model": e.dim,
@@ -93,7 +93,7 @@ def text_encoder_config(e: TextEncoder) -> dict[str, Any]:
 
 
 def image_encoder_config(e: ImageEncoder) -> dict[str, Any]:
-    """Of transformers' CLIP, as OpenCLIP's ViT-H/14 is converted to it."""
+    """Config of transformers' CLIP vision model, converted from OpenCLIP's ViT-H/14."""
     return {
         "hidden_size": e.dim,
         "intermediate_size": e.ffn,

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-TEXT_TOKENS = 256  # of a prompt, beside the video's in every block
-TEMPLATE_TOKENS = 95  # that stand before it in LLaMA, and are cut off; of diffusers' template
+TEXT_TOKENS = 256  # of a prompt, joined with the video's in every block
+TEMPLATE_TOKENS = 95  # of diffusers' template, prepended in LLaMA and cut off after it
 
 
 @dataclass(frozen=True)
@@ -20,25 +20,25 @@ class JointTransformer:
 
     dual: int = 20  # blocks
     single: int = 40
-    refiner: int = 2  # blocks that the text passes before
+    refiner: int = 2  # blocks of the text refiner
     heads: int = 24
     head_dim: int = 128
     ffn_ratio: float = 4.0
     in_channels: int = 16
     out_channels: int = 16
-    patch: int = 4  # latents of one token: 1 x 2 x 2
+    patch: int = 4  # latents per token: 1 x 2 x 2
     text_dim: int = 4096
     pooled_dim: int = 768
-    guidance: bool = True  # is told the guidance scale
+    guidance: bool = True  # embeds the guidance scale
 
     @property
     def dim(self) -> int:
-        """Of a token inside."""
+        """Hidden size."""
         return self.heads * self.head_dim
 
     @property
     def ffn(self) -> int:
-        """Inside the feed-forward."""
+        """Hidden size of the feed-forward."""
         return int(self.dim * self.ffn_ratio)
 
 
@@ -73,10 +73,10 @@ class CausalVae:
     channels: tuple[int, ...] = (128, 256, 512, 512)
     res_blocks: int = 2
     latent_channels: int = 16
-    spatial: int = 8  # pixels of a latent, each way
-    temporal: int = 4  # video frames of a latent frame
+    spatial: int = 8  # pixels per latent, each way
+    temporal: int = 4  # video frames per latent frame
     attention: bool = True
-    tile_frames: int = 4  # latent frames that are decoded at once, and one before them
+    tile_frames: int = 4  # latent frames decoded at once, plus one of context
     tile_stride: int = 3
 
 
@@ -91,7 +91,7 @@ class HunyuanVideo:
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """Of each of the transformer's lists."""
+        """Number of blocks in each of the transformer's lists."""
         return self.transformer.dual, self.transformer.single
 
 
@@ -101,7 +101,7 @@ def hunyuan_of(
     text: Mapping[str, Any],
     text_2: Mapping[str, Any],
 ) -> HunyuanVideo | None:
-    """The shapes that the parts' config.json say; None where they do not tell."""
+    """The architecture in the parts' config.json; None if they are incomplete."""
     try:
         return HunyuanVideo(_transformer(transformer), _vae(vae), _llama(text), _clip(text_2))
     except (KeyError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Model folders, read without torch: what a model is, and whether its files are whole."""
+"""Model folders, read without torch: facts about a model, and whether its files are intact."""
 
 import hashlib
 from collections.abc import Collection, Mapping
@@ -18,11 +18,10 @@ from wancli.utils.reading import read_header, read_json, unreadable, user_path
 
 
 def find_spec(model: str, *, layers: int | None = None) -> ModelSpec:
-    """Spec of a known name, a known hub id, or a local folder; ModelError for anything else.
+    """Spec of a known name, a hub id, or a local folder. Raises ModelError for anything else.
 
-    An unknown hub id (`owner/name`) gives the facts of Wan 2.1, and may do anything: its own facts
-    are read when it loads. Of `random:NAME` at most so many `layers` are kept; PlanError for them
-    with any other.
+    An unknown hub id (`owner/name`) gets the facts of Wan 2.1 and all tasks: its own facts are read
+    when it loads. `layers` limits the blocks of `random:NAME`, and is a PlanError for others.
     """
     if model.startswith(RANDOM):
         return random_spec(model, layers=layers)
@@ -62,9 +61,9 @@ PARTS = ("transformer", "vae", "text_encoder")
 
 
 def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec:
-    """Read the facts from a diffusers folder's JSON files; ModelError where it is not one.
+    """Read a spec from a diffusers folder's JSON files. Raises ModelError for any other folder.
 
-    A folder with only a transformer is one, too: a rollout of latents needs no more.
+    A folder with only a transformer is valid, too: a rollout of latents needs no more.
     """
     whole = (folder / "model_index.json").exists() or not (folder / "transformer").is_dir()
     index: dict[str, Any] = read_config(folder, "model_index.json") if whole else {}
@@ -108,9 +107,9 @@ def spec_of_folder(folder: Path, *, name: str = "", repo: str = "") -> ModelSpec
 def _check_together(
     folder: Path, transformer: Mapping[str, Any], vae: Mapping[str, Any], text: Mapping[str, Any]
 ) -> None:
-    """Raise ModelError where the parts of a Wan are not of one model, as far as they tell.
+    """Raise ModelError if the parts of a Wan do not fit each other.
 
-    The 16 are what diffusers takes where a VAE's latents are not told.
+    16 is diffusers' default number of latent channels.
     """
     channels = vae.get("z_dim")
     pairs = {
@@ -169,11 +168,11 @@ def _hunyuan_spec(folder: Path, name: str, repo: str) -> ModelSpec:
 def _tasks(
     index: Mapping[str, Any], transformer: Mapping[str, Any], vae: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """What diffusers' pipelines can do with a folder's model."""
+    """Tasks that diffusers' pipelines support with a folder's model."""
     pipeline = index.get("_class_name", "WanPipeline")
     by_token = bool(index.get("expand_timesteps"))
     if pipeline == "WanImageToVideoPipeline":
-        if transformer.get("pos_embed_seq_len"):  # of the tokens of two pictures
+        if transformer.get("pos_embed_seq_len"):  # positions for tokens of two pictures
             return (ENDS,)
         return (IMAGE,) if by_token or transformer.get("image_dim") else (IMAGE, ENDS)
     fixed = {VACE: "WanVACEPipeline", ANIMATE: "WanAnimatePipeline"}
@@ -188,9 +187,9 @@ def _tasks(
 
 
 def check_files(spec: ModelSpec, parts: Collection[str] = PARTS) -> None:
-    """Raise ModelError, before anything loads, where a local folder lacks or has broken weights.
+    """Raise ModelError, before anything loads, if weights of a local folder are missing or broken.
 
-    `parts` are those that will be needed.
+    `parts` are those needed.
     """
     if spec.folder is None:
         return
@@ -211,7 +210,7 @@ def check_files(spec: ModelSpec, parts: Collection[str] = PARTS) -> None:
 
 
 def _check_weights(path: Path) -> None:
-    """A safetensors file says its own length: header size, header, then the bytes it promises."""
+    """Raise ModelError if a safetensors file does not have the length its header implies."""
     try:
         read_header(path)
     except (OSError, ValueError):
@@ -219,15 +218,15 @@ def _check_weights(path: Path) -> None:
 
 
 def broken_weights(path: Path) -> ModelError:
-    """The error for a weights file that is not whole."""
+    """The error for a truncated or broken weights file."""
     return ModelError(f"weights {path} are cut short or broken.", hint="copy that file again")
 
 
 def revision(spec: ModelSpec) -> str:
-    """What identifies the weights: the hub's commit, or a digest of a local folder; "" if unknown.
+    """Identify the weights: the hub's commit, or a digest of a local folder; "" if unknown.
 
-    The digest takes the JSON files whole, and of each weights file its size and first MiB. Random
-    weights follow from their name and the number of layers, on one kind of device in one dtype.
+    The digest covers the JSON files, and the size and first MiB of each weights file. Random
+    weights are determined by name and number of layers, on one kind of device in one dtype.
     """
     if spec.random:
         return f"{spec.name} layers={spec.layers}"
@@ -242,7 +241,7 @@ def revision(spec: ModelSpec) -> str:
 
 
 def read_config(folder: Path, name: str, kinds: Kinds | None = None) -> dict[str, Any]:
-    """One JSON file of a model folder, its values of the right kind. Raises ModelError."""
+    """Read and validate a JSON file of a model folder. Raises ModelError."""
     path = folder / name
     try:
         config = read_json(path)

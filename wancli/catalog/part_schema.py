@@ -1,7 +1,7 @@
-"""What a model folder's JSON files may say, by key: anybody may have written them.
+"""Types of values in a model folder's JSON files, by key: anybody may have written them.
 
-The libraries take what they find, and fail much later, or never. Nearly every key means the
-same in all files that have it; a file may lack any, and may have others.
+The libraries accept any value, and fail much later or never. Nearly every key means the same in all
+files; any key may be missing, and others may exist.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,31 +11,31 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a value may be, in words, and whether one is."""
+class ValueType:
+    """A type of value: its description, and a test."""
 
     words: str
     holds: Callable[[Any], bool]
 
-    def or_none(self) -> "Kind":
-        """The same, or null."""
-        return Kind(f"{self.words}, or null", lambda value: value is None or self.holds(value))
+    def or_none(self) -> "ValueType":
+        """This or null."""
+        return ValueType(f"{self.words}, or null", lambda value: value is None or self.holds(value))
 
-    def list(self, *lengths: int) -> "Kind":
-        """Several of them: any number, or one of `lengths`."""
+    def list(self, *lengths: int) -> "ValueType":
+        """A list of these, of any length or one of `lengths`."""
 
         def holds(value: Any) -> bool:
             well = isinstance(value, list) and all(map(self.holds, value))
             return well and (not lengths or len(value) in lengths)
 
-        return Kind(f"a list, each {self.words}", holds)
+        return ValueType(f"a list, each {self.words}", holds)
 
 
-def _whole(least: int, most: int | None = None) -> Kind:
+def _whole(least: int, most: int | None = None) -> ValueType:
     def holds(value: Any) -> bool:
         return type(value) is int and least <= value and (most is None or value <= most)
 
-    return Kind(
+    return ValueType(
         f"a whole number of at least {least}" + (f" and at most {most}" if most else ""), holds
     )
 
@@ -45,11 +45,11 @@ def _is_number(value: Any) -> bool:
 
 
 _COUNT, _LAYERS, _LIMIT = _whole(1, 2**20), _whole(1, 1000), _whole(1)
-_NUMBER = Kind("a number", _is_number)
-_POSITIVE = Kind("a number over 0", lambda value: _is_number(value) and value > 0)
-_FRACTION = Kind("a number between 0 and 1", lambda value: _is_number(value) and 0 < value < 1)
-_FLAG = Kind("true or false", lambda value: type(value) is bool)
-_TEXT = Kind("text", lambda value: type(value) is str)
+_NUMBER = ValueType("a number", _is_number)
+_POSITIVE = ValueType("a number over 0", lambda value: _is_number(value) and value > 0)
+_FRACTION = ValueType("a number between 0 and 1", lambda value: _is_number(value) and 0 < value < 1)
+_FLAG = ValueType("true or false", lambda value: type(value) is bool)
+_TEXT = ValueType("text", lambda value: type(value) is str)
 
 _PARTS = (
     "transformer", "transformer_2", "vae", "text_encoder", "text_encoder_2", "image_encoder",
@@ -84,7 +84,7 @@ _FLAGGED = (
     "cross_attn_norm", "expand_timesteps", "guidance_embeds", "is_residual",
     "mid_block_add_attention",
 )  # fmt: skip
-_KINDS: dict[str, Kind] = {
+_KINDS: dict[str, ValueType] = {
     **dict.fromkeys(_PARTS, _TEXT.or_none().list(2)),
     **dict.fromkeys(_COUNTED, _COUNT),
     **dict.fromkeys(_LAYERED, _LAYERS),
@@ -100,24 +100,24 @@ _KINDS: dict[str, Kind] = {
     "latents_std": _POSITIVE.list(),
     "layer_norm_epsilon": _POSITIVE,
     "mlp_ratio": _POSITIVE,
-    "model_max_length": _LIMIT,  # 10**30 is none
+    "model_max_length": _LIMIT,  # 10**30 means unlimited
     "scaling_factor": _POSITIVE,
     "temperal_downsample": _FLAG.list(),  # diffusers' spelling
     "vace_layers": _whole(0, 1000).list().or_none(),
 }
 
 
-Kinds = Mapping[str, Kind]
-# Keys whose kind depends on the file: of Wan's transformers, of its VAEs, and of the rest.
+Kinds = Mapping[str, ValueType]
+# Keys whose type depends on the file: Wan's transformers, its VAEs, and all others.
 OF_TRANSFORMER: Kinds = {"patch_size": _COUNT.list(3)}
 OF_VAE: Kinds = {"patch_size": _COUNT.or_none(), "out_channels": _COUNT}
 OF_OTHERS: Kinds = {"patch_size": _COUNT}
 
 
 def wrong_value(config: Mapping[str, Any], kinds: Kinds | None = None) -> str:
-    """What a configuration says that cannot be, in a few words; "" where it is sound.
+    """Describe the first invalid value of a config; "" if it is valid.
 
-    `kinds` are of keys whose kind depends on the file.
+    `kinds` adds keys whose type depends on the file.
     """
     for key, value in config.items():
         kind = (kinds or {}).get(key) or _KINDS.get(key)

@@ -1,4 +1,4 @@
-"""Random models: a known architecture whose weights are made as it loads, and not downloaded."""
+"""Random models: a known architecture with weights drawn at load time instead of downloaded."""
 
 from dataclasses import replace
 
@@ -8,14 +8,14 @@ from wancli.errors import ModelError, PlanError, closest
 
 
 def known_spec(model: str) -> ModelSpec | None:
-    """The known model of that name or hub id, or that a random one is in the shape of."""
+    """The known model with that name or hub id, with or without the `random:` prefix."""
     name = model.removeprefix(RANDOM)
     named = (spec for spec in SPECS.values() if name and name in (spec.name, spec.repo))
     return next(named, None)
 
 
 def random_spec(model: str, *, layers: int | None = None) -> ModelSpec:
-    """Spec of `random:NAME`, of at most so many `layers`. Raises ModelError, PlanError."""
+    """Spec of `random:NAME`, limited to `layers` blocks. Raises ModelError, PlanError."""
     known = known_spec(model)
     if known is None or not isinstance(known.architecture, Architecture):
         shapes = [name for name, s in SPECS.items() if isinstance(s.architecture, Architecture)]
@@ -36,11 +36,10 @@ def random_spec(model: str, *, layers: int | None = None) -> ModelSpec:
 
 
 def keep_layers(shapes: Architecture, layers: int) -> Architecture:
-    """The same with at most so many blocks in every transformer and encoder; the VAE stays whole.
+    """The architecture with at most `layers` blocks per transformer and encoder, and the whole VAE.
 
-    What stands beside blocks goes with them: of VACE's, as many as stand beside those that are
-    kept. Wan-Animate shows faces to every fifth block, or once where there are fewer; a number that
-    is not whole fives is a PlanError, because its transformer cannot be so.
+    VACE blocks are kept beside the blocks that are kept. Wan-Animate's face adapters follow every
+    fifth block, or the last one if there are fewer; other numbers of blocks raise PlanError.
     """
     text, image = shapes.text_encoder, shapes.image_encoder
     return replace(

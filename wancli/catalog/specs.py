@@ -2,9 +2,8 @@
 
 Sources, for the released models: wan/configs/ of https://github.com/Wan-Video/Wan2.1 (9737cba) and
 https://github.com/Wan-Video/Wan2.2 (42bf4cf), and scripts/convert_wan_to_diffusers.py of
-https://github.com/huggingface/diffusers (58eb52c), and the pipelines of diffusers 0.42.1: which
-model they can do what with. WanVideoToVideoPipeline knows one expert, and VAEs of Wan 2.1.
-Of HunyuanVideo: `hunyuan.py`.
+https://github.com/huggingface/diffusers (58eb52c); for tasks, the pipelines of diffusers 0.42.1.
+WanVideoToVideoPipeline supports one expert, and VAEs of Wan 2.1. HunyuanVideo: see `hunyuan.py`.
 """
 
 from dataclasses import dataclass, field
@@ -39,29 +38,29 @@ from wancli.catalog.wan import (
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
 TEXT_LENGTH = 512  # tokens, in every released Wan
-RANDOM = "random:"  # what the names of models with random weights begin with
+RANDOM = "random:"  # prefix of models with random weights
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What one model is."""
+    """Facts about one model."""
 
     name: str
     repo: str  # hub id, or "" for a folder
     description: str
-    tasks: tuple[str, ...] = (TEXT,)  # what it can do; with no inputs, or any, the first that fits
+    tasks: tuple[str, ...] = (TEXT,)  # in order of preference for given inputs
     strides: Strides = field(default_factory=Strides)
     latent_channels: int = 16
     text_length: int = TEXT_LENGTH
     architecture: Architecture | HunyuanVideo | None = None  # None is unknown
-    per_token_time: bool = False  # every token is told its timestep
+    per_token_time: bool = False  # one timestep per token
     experts: int = 1  # 2: one transformer for high noise, one for low
-    boundary_ratio: float | None = None  # noise, of 1, under which the second takes over
-    image_encoder: bool = False  # a CLIP that shows the transformer a picture as tokens
-    causal: bool | None = None  # trained to go on from chunk to chunk; None is unknown
-    folder: Path | None = None  # where its files are, when that is known before loading
-    random: bool = False  # its weights are made as it loads: no file holds them
-    draws: str = ""  # of a model for a small world: what it is, and all that it can draw
+    boundary_ratio: float | None = None  # noise level (0-1) below which the low-noise expert runs
+    image_encoder: bool = False  # CLIP image conditioning
+    causal: bool | None = None  # trained for autoregressive rollout; None is unknown
+    folder: Path | None = None  # of its files, if known before loading
+    random: bool = False  # random weights, not read from a file
+    draws: str = ""  # what a small model can draw, for warnings
 
     @property
     def on_hub(self) -> bool:
@@ -70,7 +69,7 @@ class ModelSpec:
 
     @property
     def wan(self) -> Architecture:
-        """Its shape, where that is a Wan's; ValueError where it is not known to be."""
+        """The architecture of a Wan. Raises ValueError for any other model."""
         if not isinstance(self.architecture, Architecture):
             raise ValueError(f"{self.name} has no shape of Wan")
         return self.architecture
@@ -82,17 +81,17 @@ class ModelSpec:
 
     @property
     def shortest(self) -> int:
-        """Blocks of the shortest list of them; 0 is unknown."""
+        """Blocks in the transformer's shortest list of blocks; 0 is unknown."""
         return min(self.architecture.blocks) if self.architecture else 0
 
     @property
     def dim(self) -> int:
-        """Of a token inside the transformer; 0 is unknown."""
+        """Hidden size of the transformer; 0 is unknown."""
         return self.architecture.transformer.dim if self.architecture else 0
 
     @property
     def family(self) -> Family:
-        """Its kind of pipelines."""
+        """The family of its pipelines."""
         return TASKS[self.tasks[0]].family
 
 

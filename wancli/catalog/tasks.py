@@ -1,4 +1,4 @@
-"""What a model may be asked to do, and how diffusers' pipeline for it is called: facts."""
+"""Tasks: facts about diffusers' pipelines and their arguments."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,20 +10,20 @@ def _same(*names: str) -> Mapping[str, str]:
 
 @dataclass(frozen=True)
 class Family:
-    """What the pipelines of a family of models have in common."""
+    """Facts shared by the pipelines of a family of models."""
 
     name: str
     vae: str  # diffusers' class
-    guidance: str = "guidance_scale"  # setting: over 1, a step makes an uncond forward, too
+    guidance: str = "guidance_scale"  # setting that enables the uncond forward when above 1
     schedulers: tuple[str, ...] = ("unipc", "dpm++", "euler")
     second_text_encoder: bool = False
     prompt_kv: bool = True  # the prompt's keys and values are the same in every step
-    faster: bool = True  # its blocks are known to quantize, to fuse and to compile
+    faster: bool = True  # supports quantization, fused QKV and compilation
 
 
 WAN = Family("wan", "AutoencoderKLWan")
-# Its blocks change the text as they do the video. It is told the guidance scale as a number, and
-# its pipeline tells the solver the sigmas, which diffusers' DPM++ does not take.
+# Its blocks update the text tokens, too. The guidance scale is an embedding, and the pipeline
+# passes sigmas to the scheduler, which diffusers' DPM++ does not accept.
 HUNYUAN_VIDEO = Family(
     "hunyuan-video",
     "AutoencoderKLHunyuanVideo",
@@ -37,25 +37,25 @@ HUNYUAN_VIDEO = Family(
 
 @dataclass(frozen=True)
 class Task:
-    """One pipeline of diffusers, and its words for ours: inputs by flag, settings by field."""
+    """A pipeline of diffusers, with its argument names for our inputs and settings."""
 
     name: str
     pipeline: str  # diffusers' class
     transformer: str = "WanTransformer3DModel"
     family: Family = WAN
-    needs: Mapping[str, str] = field(default_factory=dict)  # inputs it cannot do without
-    takes: Mapping[str, str] = field(default_factory=dict)  # inputs it may be given, too
+    needs: Mapping[str, str] = field(default_factory=dict)  # required inputs
+    takes: Mapping[str, str] = field(default_factory=dict)  # optional inputs
     settings: Mapping[str, str] = field(
         default_factory=lambda: _same("num_frames", "guidance_scale_2")
     )
-    tells_branches: bool = True  # says "cond" or "uncond" to the transformer, which caches hear
-    tells_steps: bool = False  # and which step it is at
-    expands_timesteps: bool = False  # may tell every token its timestep, the same for all
-    segmented: bool = False  # makes segment after segment, and decodes each by itself
+    tells_branches: bool = True  # enters cache_context("cond") or ("uncond") around forwards
+    tells_steps: bool = False  # exposes the current step to caches
+    expands_timesteps: bool = False  # may pass one timestep per token
+    segmented: bool = False  # generates and decodes segment by segment
 
     @property
     def inputs(self) -> Mapping[str, str]:
-        """All of them."""
+        """Required and optional inputs."""
         return {**self.needs, **self.takes}
 
 
@@ -102,4 +102,4 @@ TASKS = {
 }
 
 
-EXPERTS = {"high": "transformer", "low": "transformer_2"}  # of noise; diffusers' names
+EXPERTS = {"high": "transformer", "low": "transformer_2"}  # by noise level; diffusers' names

@@ -1,4 +1,4 @@
-"""Shapes of models: what a layer takes and gives. From them, parameters and FLOPs are arithmetic.
+"""Architectures of Wan models: the sizes from which parameters and FLOPs follow.
 
 Sources: scripts/convert_wan_to_diffusers.py of https://github.com/huggingface/diffusers (58eb52c);
 of the encoders, https://huggingface.co/google/umt5-xxl and OpenCLIP's ViT-H/14.
@@ -16,9 +16,9 @@ TIMESTEP_ROWS = 128
 
 @dataclass(frozen=True)
 class FaceEncoder:
-    """Wan-Animate's face branch; its adapters stand after every fifth block."""
+    """Wan-Animate's face branch; an adapter follows every fifth block."""
 
-    size: int = 512  # pixels of a face, each way
+    size: int = 512  # pixels of a face crop, each way
     style_dim: int = 512
     motion_dim: int = 20
     out_dim: int = 512
@@ -29,12 +29,12 @@ class FaceEncoder:
 
     @property
     def tokens(self) -> int:
-        """Motion tokens of one latent frame: one of each head, and padding."""
+        """Motion tokens per latent frame: one per head, and padding."""
         return self.heads + 1
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Channels of the motion encoder at `size` pixels, and after every halving to 4."""
+        """Channels of the motion encoder at `size` pixels and after each halving, down to 4."""
         halvings = self.size.bit_length() - 3
         return tuple(min(512, 2**14 // (self.size >> i)) for i in range(halvings + 1))
 
@@ -51,17 +51,17 @@ class Transformer:
     out_channels: int = 16
     text_dim: int = 4096
     freq_dim: int = 256
-    patch: int = 4  # latents of one token: 1 x 2 x 2
-    image_dim: int = 0  # of the image encoder's tokens; 0 where it is shown none
+    patch: int = 4  # latents per token: 1 x 2 x 2
+    image_dim: int = 0  # of the image encoder's tokens; 0 without image conditioning
     image_positions: int = 0  # learned positions of image tokens
-    added_kv: bool = False  # keys and values of the image beside those of the text
+    added_kv: bool = False  # separate K/V projections for image tokens
     vace_blocks: int = 0
     vace_channels: int = 96
     face: FaceEncoder | None = None
 
     @property
     def dim(self) -> int:
-        """Of a token inside."""
+        """Hidden size."""
         return self.heads * self.head_dim
 
 
@@ -97,21 +97,21 @@ class ImageEncoder:
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """A Wan VAE. `residual` is that of Wan 2.2, which sees pixels in patches."""
+    """A Wan VAE. `residual` is that of Wan 2.2, which patchifies pixels."""
 
     encoder_dim: int = 96
     decoder_dim: int = 96
     latent_channels: int = 16
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
     res_blocks: int = 2
-    temporal: tuple[bool, ...] = (False, True, True)  # whether a halving is of time, too
+    temporal: tuple[bool, ...] = (False, True, True)  # which downsamplings include time
     residual: bool = False
-    pixel_channels: int = 3  # of a patch
+    pixel_channels: int = 3  # per patch
     patch: int = 1
 
     @property
     def spatial(self) -> int:
-        """Pixels of a latent, each way."""
+        """Pixels per latent, each way."""
         return int(2 ** (len(self.multipliers) - 1) * self.patch)
 
 
@@ -126,7 +126,7 @@ class Architecture:
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """Of each of the transformer's lists: of the one."""
+        """Number of blocks in each of the transformer's lists (here one)."""
         return (self.transformer.layers,)
 
 
@@ -168,9 +168,9 @@ def architecture_of(
     text: Mapping[str, Any],
     image: Mapping[str, Any],
 ) -> Architecture | None:
-    """The shapes that the parts' config.json say; None where the transformer's is not told.
+    """The architecture in the parts' config.json; None if the transformer's is incomplete.
 
-    `image` is empty where there is no image encoder.
+    `image` is empty without an image encoder.
     """
     try:
         encoder = text_encoder_of(text) if text else TextEncoder()
@@ -181,8 +181,8 @@ def architecture_of(
 
 
 def transformer_of(config: Mapping[str, Any]) -> Transformer:
-    """The shape that diffusers' config.json of a Wan transformer says; KeyError without layers."""
-    told = {
+    """Parse diffusers' config.json of a Wan transformer. Raises KeyError if it is incomplete."""
+    sizes = {
         "layers": config["num_layers"],
         "heads": config["num_attention_heads"],
         "head_dim": config["attention_head_dim"],
@@ -195,15 +195,15 @@ def transformer_of(config: Mapping[str, Any]) -> Transformer:
         "face": _face_of(config) if "motion_encoder_size" in config else None,
     }
     same = ("in_channels", "out_channels", "text_dim", "freq_dim")
-    told |= {name: config[name] for name in same if config.get(name)}
+    sizes |= {name: config[name] for name in same if config.get(name)}
     if "patch_size" in config:
         frames, height, width = config["patch_size"]
-        told["patch"] = frames * height * width
-    return Transformer(**told)
+        sizes["patch"] = frames * height * width
+    return Transformer(**sizes)
 
 
 def autoencoder_of(config: Mapping[str, Any]) -> Autoencoder:
-    """The shape that diffusers' config.json of a Wan VAE says."""
+    """Parse diffusers' config.json of a Wan VAE."""
     plain = Autoencoder()
     base = config.get("base_dim", plain.encoder_dim)
     return Autoencoder(
@@ -220,7 +220,7 @@ def autoencoder_of(config: Mapping[str, Any]) -> Autoencoder:
 
 
 def text_encoder_of(config: Mapping[str, Any]) -> TextEncoder:
-    """The shape that transformers' config.json of a UMT5 encoder says; KeyError for another."""
+    """Parse transformers' config.json of a UMT5 encoder. Raises KeyError for another."""
     return TextEncoder(
         vocabulary=config["vocab_size"],
         dim=config["d_model"],
@@ -233,7 +233,7 @@ def text_encoder_of(config: Mapping[str, Any]) -> TextEncoder:
 
 
 def image_encoder_of(config: Mapping[str, Any]) -> ImageEncoder:
-    """The shape that transformers' config.json of a CLIP vision model says; or KeyError."""
+    """Parse transformers' config.json of a CLIP vision model. Raises KeyError for another."""
     return ImageEncoder(
         dim=config["hidden_size"],
         ffn=config["intermediate_size"],

@@ -6,7 +6,7 @@ from typing import Any
 from wancli.errors import InputError
 from wancli.records.naming import with_name
 from wancli.records.record import ROLLOUT_FILE, ROLLOUT_SCHEMA
-from wancli.records.schema import AskedRollout, check_told
+from wancli.records.schema import StoredRolloutRequest, check_schema
 from wancli.utils.reading import parse_json, read_text, unreadable, user_path
 
 
@@ -46,5 +46,5 @@ def stored_request(store: Path) -> dict[str, Any]:
         raise unreadable(path, error, hint="another `output`") from None
     if request.get("schema") != ROLLOUT_SCHEMA:
         raise InputError(f"{path} is not a wancli rollout.", hint="another `output`")
-    check_told(text, AskedRollout, origin=str(path))
+    check_schema(text, StoredRolloutRequest, origin=str(path))
     return request

@@ -14,7 +14,7 @@ FIELDS = ("prompt", "seed", "model", "steps", "width", "height")
 
 
 class _Words(string.Formatter):
-    """Fields are cut to their width and made safe for a file name: `{prompt:40}`."""
+    """Truncates fields to their width and makes them safe for file names: `{prompt:40}`."""
 
     def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if key not in kwargs:
@@ -35,9 +35,9 @@ class _Words(string.Formatter):
 def name_output(
     template: str | None, fields: Mapping[str, Any], *, folder: Path, several: bool
 ) -> Path:
-    """The file for one video. With several videos, a name without `{seed}` gets one.
+    """Output path of one video. With several videos, `{seed}` is added to a name without it.
 
-    A template with a folder in it is taken as it is; a bare name goes into `folder`.
+    A template that contains a folder is used as is; a bare name goes into `folder`.
     """
     text = template or DEFAULT
     if several and "{seed" not in text:
@@ -52,7 +52,7 @@ def name_output(
 
 
 def with_name(path: Path) -> Path:
-    """The path, if a file can have it. Raises UsageError for `.` and the like."""
+    """The path, if it names a file. Raises UsageError for `.` and the like."""
     if path.name in ("", ".."):
         raise UsageError(f"'{path}' is no name of a file.", hint="a name such as x.mp4")
     return path

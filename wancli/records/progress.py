@@ -12,14 +12,14 @@ from wancli.records.record import Request, RunRecord
 
 @dataclass(frozen=True)
 class Phase:
-    """What the runner does from now on: load, encode, denoise, decode or write."""
+    """The phase that begins: load, encode, denoise, decode or write."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Step:
-    """One denoising step, done."""
+    """A finished denoising step."""
 
     index: int  # from 0
     total: int
@@ -28,7 +28,7 @@ class Step:
 
 @dataclass(frozen=True)
 class PreviewEvent:
-    """Where a video is heading, as a small PNG."""
+    """A preview of the video being denoised, as a small PNG."""
 
     png: bytes
 
@@ -40,28 +40,28 @@ Report = Callable[[Event], None]
 
 
 class Observer(Protocol):
-    """Where a run reports to: the command line's screen, or a caller in Python."""
+    """Receives a run's reports: the command line's screen, or a Python caller."""
 
     def say(self, text: str) -> None:
-        """A remark."""
+        """Report a note."""
 
     def warn(self, text: str, *, hint: str) -> None:
-        """A remark that should not be missed."""
+        """Report a warning."""
 
     def progress(self) -> AbstractContextManager[Report]:
-        """Where one video's progress goes."""
+        """Report the progress of one video within the block."""
 
     def done(self, record: "RunRecord") -> None:
-        """A finished video."""
+        """Report a finished video."""
 
     def skipped(self, request: Request, path: Path) -> None:
-        """A video that was there already."""
+        """Report a video that already exists."""
 
     def failed(self, record: "RunRecord") -> None:
-        """A video that failed; the error is raised after this."""
+        """Report a failed video, before its error is raised."""
 
 
 def say_warnings(warnings: Iterable[str], observer: Observer) -> None:
-    """What is to be said of a request, once nothing is wrong with it."""
+    """Report the warnings of a valid request."""
     for text in warnings:
         observer.warn(text, hint=HINT)

@@ -1,4 +1,4 @@
-"""What was asked and what happened, as one JSON object per video. Units are in the key names."""
+"""The request and outcome of a video as one JSON object. Units are in the key names."""
 
 import hashlib
 import json
@@ -9,32 +9,32 @@ from typing import Any
 
 from wancli.config.settings import RolloutSettings, Settings
 from wancli.errors import InputError, WancliError, missing
-from wancli.records.schema import Record, RolloutRecord, check_told
+from wancli.records.schema import Record, RolloutRecord, check_schema
 from wancli.utils.files import write_whole
 from wancli.utils.outputs import sidecar
 from wancli.utils.reading import parse_json, read_text, unreadable
 
 SCHEMA = "wancli.run/1"
 ROLLOUT_SCHEMA = "wancli.rollout/1"
-ROLLOUT_FILE = "rollout.json"  # in NAME.rollout/: what the rollout was asked for
-UNFINISHED = json.dumps({"schema": SCHEMA, "status": "unfinished"})  # of what tells no more
+ROLLOUT_FILE = "rollout.json"  # in NAME.rollout/: the rollout's request
+UNFINISHED = json.dumps({"schema": SCHEMA, "status": "unfinished"})  # embedded in a partial stream
 EMBEDDED_LIMIT = 32_000  # bytes of JSON inside an MP4
 
 
 @dataclass(frozen=True)
 class Request:
-    """One video to make."""
+    """One video to generate."""
 
     prompt: str
     seed: int
     settings: Settings
     sources: Mapping[str, str]  # of every setting, by dotted key
-    model_revision: str = ""  # sha256 of what identifies the weights
-    inputs: Mapping[str, Any] = field(default_factory=dict)  # what else it was given
-    warnings: Sequence[str] = ()  # said before it is made, and no part of it
+    model_revision: str = ""  # identifies the weights
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # input files, prompt changes, seeds
+    warnings: Sequence[str] = ()  # printed beforehand; not part of the request
 
     def as_json(self) -> dict[str, Any]:
-        """Every resolved value and where it came from."""
+        """All resolved values and their sources."""
         return {
             "prompt": self.prompt,
             "seed": self.seed,
@@ -46,30 +46,30 @@ class Request:
 
     @property
     def hash(self) -> str:
-        """Equal for requests whose frames would be equal, but for the machine."""
-        told = self.as_json()
-        del told["sources"]
-        del told["output"]["metadata"], told["machine"]["offload"]
-        del told["prompt_kv"]["prompt_kv"], told["prompt_kv"]["free_kv_weights"]
-        if "inputs" in told:
-            told["inputs"] = without_paths(told["inputs"])
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        """Equal for requests that give the same frames on the same machine."""
+        values = self.as_json()
+        del values["sources"]
+        del values["output"]["metadata"], values["machine"]["offload"]
+        del values["prompt_kv"]["prompt_kv"], values["prompt_kv"]["free_kv_weights"]
+        if "inputs" in values:
+            values["inputs"] = without_paths(values["inputs"])
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class ForwardStats:
-    """What one forward computed, and what it took over from the one before."""
+    """Blocks that one forward computed or reused from a step cache."""
 
     step: int  # from 0
     branch: str  # cond or uncond
-    blocks: int  # computed; 0 where the forward was not made at all
-    blocks_all: int  # of the transformer
+    blocks: int  # computed; 0 if the whole forward was skipped
+    blocks_all: int  # in the transformer
     reused: bool
-    residual: float | None = None  # relative change that decided; None where nothing was compared
+    residual: float | None = None  # relative change compared to the threshold, if any
 
 
 def reuse_json(uses: Sequence[ForwardStats]) -> dict[str, int]:
-    """What forwards come to, for the record."""
+    """Totals over forwards, for the record."""
     return {
         "forwards": len(uses),
         "reused": sum(use.reused for use in uses),
@@ -80,7 +80,7 @@ def reuse_json(uses: Sequence[ForwardStats]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What happened to one request."""
+    """The outcome of one request."""
 
     id: str
     status: str  # ok, failed, skipped
@@ -93,39 +93,39 @@ class RunRecord:
     memory: Mapping[str, Any] = field(default_factory=dict)  # GiB, and how it was offloaded
     env: Mapping[str, str] = field(default_factory=dict)
     drift: Mapping[str, Any] = field(default_factory=dict)  # of a rollout
-    cache: Mapping[str, Any] = field(default_factory=dict)  # what was reused, where anything may be
+    cache: Mapping[str, Any] = field(default_factory=dict)  # reuse by step caches
     error: Mapping[str, Any] | None = None
-    warnings: Sequence[str] = ()  # said before it was made
+    warnings: Sequence[str] = ()  # printed before the run
     schema: str = SCHEMA
 
     def as_json(self) -> dict[str, Any]:
-        """For the sidecar and the `--json` line."""
-        told = {"schema": self.schema, **asdict(self)}
+        """The record for the sidecar and `--json`."""
+        record = {"schema": self.schema, **asdict(self)}
         for name in ("drift", "cache", "warnings"):
-            if not told[name]:
-                del told[name]
-        return told
+            if not record[name]:
+                del record[name]
+        return record
 
     def embedded(self) -> str:
-        """For the MP4: no step timings, environment, machine or absolute paths."""
-        told = self.as_json()
-        told["timings"] = {k: v for k, v in told["timings"].items() if k.endswith("_s")}
-        told["env"], told["memory"] = {}, {}
-        told.pop("drift", None)
-        told["output"] = {k: v for k, v in told["output"].items() if k != "path"}
-        if Path(told["request"]["model"]).is_absolute():
-            told["request"]["model"] = Path(told["request"]["model"]).name
-        if "inputs" in told["request"]:
-            told["request"]["inputs"] = without_paths(told["request"]["inputs"])
-        text = json.dumps(told, ensure_ascii=False)
+        """The record for the MP4: no step timings, environment, machine or absolute paths."""
+        record = self.as_json()
+        record["timings"] = {k: v for k, v in record["timings"].items() if k.endswith("_s")}
+        record["env"], record["memory"] = {}, {}
+        record.pop("drift", None)
+        record["output"] = {k: v for k, v in record["output"].items() if k != "path"}
+        if Path(record["request"]["model"]).is_absolute():
+            record["request"]["model"] = Path(record["request"]["model"]).name
+        if "inputs" in record["request"]:
+            record["request"]["inputs"] = without_paths(record["request"]["inputs"])
+        text = json.dumps(record, ensure_ascii=False)
         if len(text.encode()) > EMBEDDED_LIMIT:
-            told["request"]["sources"] = {}
-            text = json.dumps(told, ensure_ascii=False)
+            record["request"]["sources"] = {}
+            text = json.dumps(record, ensure_ascii=False)
         return text
 
 
 def without_paths(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The same files by name and digest only: wherever they lie, they are the same."""
+    """The files by name and digest only, wherever they are stored."""
 
     def placeless(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -136,7 +136,7 @@ def without_paths(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def error_json(error: WancliError) -> dict[str, Any]:
-    """An error as a record holds it."""
+    """An error as a record stores it."""
     return {
         "type": type(error).__name__,
         "message": str(error),
@@ -146,7 +146,7 @@ def error_json(error: WancliError) -> dict[str, Any]:
 
 
 def parse_record(text: str, *, origin: str) -> dict[str, Any]:
-    """The record in a comment or a sidecar; InputError when it is none of ours, or is broken."""
+    """Parse a record from a comment or sidecar. Raises InputError if it is foreign or broken."""
     try:
         record = parse_json(text)
         json.dumps(record, allow_nan=False)  # NaN and Infinity are Python's, and no JSON
@@ -157,12 +157,12 @@ def parse_record(text: str, *, origin: str) -> dict[str, Any]:
             f"{origin} holds no wancli record.", hint="give a file that wancli generate wrote"
         )
     rollout = record.get("command") == "rollout"
-    check_told(text, RolloutRecord if rollout else Record, origin=origin)
+    check_schema(text, RolloutRecord if rollout else Record, origin=origin)
     return record
 
 
 def read_record_file(path: Path) -> dict[str, Any]:
-    """The record that a JSON file is. Raises InputError."""
+    """Read a record from a JSON file. Raises InputError."""
     try:
         text = read_text(path)
     except FileNotFoundError:
@@ -173,9 +173,9 @@ def read_record_file(path: Path) -> dict[str, Any]:
 
 
 def write_record(record: RunRecord, video: Path, replaced: Collection[Path]) -> None:
-    """Write the record beside its video, or beside latents. Raises OutputError.
+    """Write the record beside its video or latents. Raises OutputError.
 
-    One that is there stays, and is an error, unless its path is `replaced`.
+    An existing file is an error, unless its path is in `replaced`.
     """
     path = sidecar(video)
     write_json(record.as_json(), path, overwrite=path in replaced)
@@ -189,13 +189,13 @@ def write_json(value: Mapping[str, Any], path: Path, *, overwrite: bool = False)
 
 
 def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in a record, by table, as a layer takes them."""
-    told = record["request"]
-    return {name: told[name] for name in RolloutSettings.model_fields if name in told}
+    """The settings in a record, by table, as layers expect them."""
+    request = record["request"]
+    return {name: request[name] for name in RolloutSettings.model_fields if name in request}
 
 
 def rounded(timings: Mapping[str, Any]) -> dict[str, Any]:
-    """Four digits of every float."""
+    """Timings with every float rounded to four digits."""
 
     def shorter(value: Any) -> Any:
         if isinstance(value, float):

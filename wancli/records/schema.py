@@ -1,4 +1,4 @@
-"""What is read back from records, and its types: anybody may have written the file."""
+"""Types of the fields read back from records, which anybody may have written."""
 
 from typing import Annotated, Any
 
@@ -23,13 +23,13 @@ Seeds = Annotated[list[tuple[Chunk, Seed]], AfterValidator(_from_the_first)]
 
 
 class _Read(BaseModel):
-    """Other keys are let through: a record says more than is read back."""
+    """Base of all; extra keys are allowed, since a record holds more than is read back."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
 
 class File(_Read):
-    """A file that a request was given."""
+    """An input file of a request."""
 
     name: str
     sha256: str
@@ -37,7 +37,7 @@ class File(_Read):
 
 
 class Inputs(_Read):
-    """What a request was given beside its prompt, seed and settings."""
+    """Inputs of a request beside prompt, seed and settings."""
 
     task: str | None = None
     image: File | None = None
@@ -53,8 +53,8 @@ class Inputs(_Read):
     only_new: bool = False
 
 
-class Asked(_Read):
-    """A request: its settings are checked where they are resolved."""
+class StoredRequest(_Read):
+    """A request; its settings are checked when they are resolved."""
 
     prompt: str
     seed: Seed
@@ -65,45 +65,45 @@ class Asked(_Read):
 
 
 class Length(_Read):
-    """How long a rollout was."""
+    """Length of a rollout."""
 
     num_frames: Count
 
 
 class Chunks(_Read):
-    """How a rollout was made."""
+    """Chunks of a rollout."""
 
     chunks: Count
     chunk_frames: Count
 
 
-class AskedRollout(Asked):
-    """The request of a rollout, as it is kept while it is made."""
+class StoredRolloutRequest(StoredRequest):
+    """The request of a rollout, also stored while it runs."""
 
     video: Length
     rollout: Chunks
 
 
 class Record(_Read):
-    """What happened to a request."""
+    """The outcome of a request."""
 
     id: str
     status: str
     command: str
     created: str
-    request: Asked
+    request: StoredRequest
     hash: str
     output: Table = {}
 
 
 class RolloutRecord(Record):
-    """What happened to that of a rollout."""
+    """The outcome of a rollout request."""
 
-    request: AskedRollout
+    request: StoredRolloutRequest
 
 
-def check_told(text: str, kind: type[BaseModel], *, origin: str) -> None:
-    """Raise InputError for JSON that lacks what is read back, or has it in another type."""
+def check_schema(text: str, kind: type[BaseModel], *, origin: str) -> None:
+    """Raise InputError for JSON that does not match the schema `kind`."""
     try:
         kind.model_validate_json(text)
     except ValidationError as error:

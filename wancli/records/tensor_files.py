@@ -1,4 +1,4 @@
-"""Tensors that are given as safetensors, looked at by their headers: without torch.
+"""Check input tensors in safetensors files by their headers, without torch.
 
 Latents are [F, C, H, W].
 """
@@ -15,7 +15,7 @@ LATENTS_HINT = "give a file that --save-latents wrote"
 
 
 def checkpoint_files(source: Path) -> list[Path]:
-    """The file that a checkpoint is, or the shards in a folder. Raises InputError."""
+    """The files of a checkpoint: one file, or the shards in a folder. Raises InputError."""
     paths = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
     if not paths:
         raise InputError(
@@ -31,7 +31,7 @@ def checkpoint_files(source: Path) -> list[Path]:
 
 
 def header_of(path: Path, needed: str, *, hint: str = "") -> Header:
-    """That of a file that must hold the tensor `needed`. Raises InputError."""
+    """The header of a file that must hold the tensor `needed`. Raises InputError."""
     try:
         header = read_header(path)
     except FileNotFoundError:
@@ -39,13 +39,13 @@ def header_of(path: Path, needed: str, *, hint: str = "") -> Header:
     except (OSError, ValueError) as error:
         raise unreadable(path, error, hint=hint or f"give one that holds {needed}") from None
     if needed not in header.tensors:
-        held = ", ".join(list(header.tensors)[:3]) or "none"
-        raise InputError(f"{path} has no tensor '{needed}'.", hint=hint or f"it has {held}")
+        names = ", ".join(list(header.tensors)[:3]) or "none"
+        raise InputError(f"{path} has no tensor '{needed}'.", hint=hint or f"it has {names}")
     return header
 
 
 def latents_shape(path: Path) -> tuple[int, int, int, int]:
-    """Of the latents in a file. Raises InputError."""
+    """Shape [F, C, H, W] of the latents in a file. Raises InputError."""
     latents = header_of(path, "latents", hint=LATENTS_HINT).tensors["latents"]
     if not latents.real or len(latents.shape) != 4 or 0 in latents.shape:
         raise InputError(
@@ -57,23 +57,23 @@ def latents_shape(path: Path) -> tuple[int, int, int, int]:
 
 
 def latents_record(path: Path) -> dict[str, Any]:
-    """The record that lies beside latents, in the same file. Raises InputError."""
+    """The record embedded in a latents file. Raises InputError."""
     header = header_of(path, "latents", hint=LATENTS_HINT)
     return parse_record(header.metadata.get("wancli", ""), origin=str(path))
 
 
 def check_latents(path: Path, shape: LatentShape, *, frames: int) -> None:
-    """Raise InputError where latents are not `frames` of a video's."""
-    found, wanted = latents_shape(path), (frames, shape.channels, shape.height, shape.width)
-    if found != wanted:
+    """Raise InputError unless latents are `frames` latent frames of that shape."""
+    actual, wanted = latents_shape(path), (frames, shape.channels, shape.height, shape.width)
+    if actual != wanted:
         raise InputError(
-            f"{path}: latents {[*found]} are not {[*wanted]}.",
+            f"{path}: latents {[*actual]} are not {[*wanted]}.",
             hint="set --size as it was when they were made",
         )
 
 
 def check_noise(path: Path, shape: LatentShape) -> None:
-    """Raise InputError for what is no noise of latents of that shape, however long."""
+    """Raise InputError unless the noise has that latent shape, with any number of frames."""
     wanted = (shape.channels, shape.height, shape.width)
     for name, noise in header_of(path, "noise").tensors.items():
         if name in ("noise", "renoise") and not (noise.real and noise.shape[1:] == wanted):
@@ -85,18 +85,18 @@ def check_noise(path: Path, shape: LatentShape) -> None:
 
 
 def check_embeds(path: Path, *, tokens: int, width: int, guided: bool) -> None:
-    """Raise InputError for what are no embeddings, of at most so many tokens of that width.
+    """Raise InputError unless a file holds embeddings [L, D] or [1, L, D].
 
-    A `width` of 0 is unknown. Those of a negative prompt are needed where it is `guided`.
+    L is at most `tokens` and D is `width` (0: unknown). A `guided` run needs `negative_embeds`.
     """
-    held = header_of(path, "prompt_embeds").tensors
-    if guided and "negative_embeds" not in held:
+    tensors = header_of(path, "prompt_embeds").tensors
+    if guided and "negative_embeds" not in tensors:
         raise InputError(
             f"{path} has no negative_embeds, and guidance needs them.",
             hint="--guidance-scale 1, or add them",
         )
-    for name in held.keys() & {"prompt_embeds", "negative_embeds"}:
-        embeds = held[name]
+    for name in tensors.keys() & {"prompt_embeds", "negative_embeds"}:
+        embeds = tensors[name]
         flat = embeds.shape[-2:] == embeds.shape or embeds.shape[:-2] == (1,)
         if not embeds.real or not flat or len(embeds.shape) < 2 or 0 in embeds.shape:
             raise InputError(

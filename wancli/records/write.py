@@ -12,7 +12,7 @@ from wancli.utils.threads import thread_settings
 
 
 def start_record(request: Request, *, command: str, created: datetime) -> RunRecord:
-    """The record of a request that has not been made yet."""
+    """The record of a request that has not run yet."""
     return RunRecord(
         id=uuid4().hex[:12],
         status="failed",
@@ -25,15 +25,14 @@ def start_record(request: Request, *, command: str, created: datetime) -> RunRec
 
 
 def failed_record(request: Request, error: WancliError, *, command: str) -> RunRecord:
-    """The record of a request that went wrong."""
+    """The record of a failed request."""
     record = start_record(request, command=command, created=datetime.now(UTC))
     return replace(record, error=error_json(error))
 
 
 def versions() -> dict[str, str]:
-    """What the frames depend on beside the request."""
+    """Versions and thread settings that the frames depend on."""
     packages = ("wancli", "torch", "diffusers", "transformers", "imageio-ffmpeg", "torchao")
-    found = {name: package_version(name) for name in packages}
-    here = {"python": platform.python_version(), "platform": platform.platform()}
-    here["threads"] = thread_settings()
-    return here | {name: said for name, said in found.items() if said}
+    env = {"python": platform.python_version(), "platform": platform.platform()}
+    env["threads"] = thread_settings()
+    return env | {name: version for name in packages if (version := package_version(name))}

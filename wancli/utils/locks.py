@@ -23,7 +23,7 @@ _FLOCK = struct.Struct("hhqqi0q")  # type, whence, start, length, pid; as Linux 
 _LONGEST_COMMAND = 100  # characters
 
 
-class Held(Exception):
+class NameLocked(Exception):
     """Another process has the name. `pid` is 0 where it cannot be seen."""
 
     def __init__(self, pid: int) -> None:
@@ -62,7 +62,7 @@ class FolderLock:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
         except OSError as error:
             if error.errno in _HELD:
-                raise Held(_holder(self._file, byte)) from None
+                raise NameLocked(_holder(self._file, byte)) from None
 
     def release(self) -> None:
         """Let go of all names, and remove the file if nobody else uses it."""

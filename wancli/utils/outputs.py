@@ -16,7 +16,7 @@ from pathlib import Path
 from wancli.errors import OutputError, UsageError
 from wancli.utils.files import LONGEST_NAME, cut_name, kind_of, remove_parts
 from wancli.utils.interrupts import tidied
-from wancli.utils.locks import FolderLock, Held
+from wancli.utils.locks import FolderLock, NameLocked
 
 PREVIEW_MARK = ("Software", "wancli --preview-every")  # key and text inside such a picture
 Ours = Callable[[Path], bool]  # whether a file, or a folder, is one that wancli made for this
@@ -133,7 +133,7 @@ class OutputSet:
                     stack.enter_context(tidied(folders[folder].release))
                 try:
                     folders[folder].take(Path(key).name)
-                except Held as held:
+                except NameLocked as held:
                     stop = f", or stop it: kill {held.pid}" if held.pid else ""
                     raise UsageError(
                         f"{output.path} is being written by {held}.", hint=f"wait for it{stop}"
