@@ -1,4 +1,4 @@
-"""Hints name what was meant, or nothing."""
+"""Hints suggest similar names, or nothing."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from wancli.errors import closest, missing
         ("red.mp4", "red.json", False),
     ],
 )
-def test_a_file_is_meant_only_where_its_name_is_near(
+def test_only_a_file_of_a_similar_name_is_suggested(
     tmp_path: Path, typed: str, there: str, expected: bool
 ):
     (tmp_path / there).touch()
@@ -42,5 +42,5 @@ def test_a_file_is_meant_only_where_its_name_is_near(
         ("sdxl-turbo", None),
     ],
 )
-def test_a_model_is_meant_only_where_its_name_is_near(typed: str, expected: str | None):
+def test_only_a_model_of_a_similar_name_is_suggested(typed: str, expected: str | None):
     assert closest(typed, SPECS) == expected

@@ -1,4 +1,4 @@
-"""Bad input: one `error:` line, one `hint:` line, the right exit code, and nothing lost."""
+"""Bad input: one `error:` line, one `hint:` line, the right exit code, and no file lost."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ CACHED = (*GENERATE, "--use-cachedit", "--cachedit-fn", 1)
 
 
 def complaint(said: Said) -> tuple[str, str]:
-    """The error and the hint, when they are all that was said."""
+    """The error and the hint, which must be the only output."""
     lines = said.err.strip().splitlines()
     assert said.out == ""
     assert len(lines) == 2, said.err
@@ -28,7 +28,7 @@ def complaint(said: Said) -> tuple[str, str]:
         (("generate", ""), "the prompt is empty", "wancli generate"),
         (("generate", "  \n"), "the prompt is empty", "wancli generate"),
         (("generate",), "the prompt is empty", "wancli generate"),
-        (("generate", "a", "-p", "b"), "given twice", "wancli generate"),
+        (("generate", "a", "-p", "b"), "set twice", "wancli generate"),
         ((*GENERATE, "--num-frames", 80), "--num-frames 80 is not 4k+1.", "use 77 or 81"),
         ((*GENERATE, "--num_frames", 80), "--num-frames 80 is not 4k+1.", "use 77 or 81"),
         (
@@ -81,7 +81,7 @@ def complaint(said: Said) -> tuple[str, str]:
         ((*GENERATE, "-o", "x" * 252 + ".mp4"), "256 bytes", "shorter"),
         ((*GENERATE, "-o", "{promt}.mp4"), "unknown field '{promt}'", "{prompt}"),
         ((*GENERATE, "--dtype", "float16", "--device", "cpu"), "float16", "bfloat16"),
-        # Typer's own complaints are said in the same way
+        # Typer's own errors
         ((*GENERATE, "--step", 3), "No such option: --step", "--steps"),
         ((*GENERATE, "--steps", "abc"), "'--steps'", "wancli generate --help"),
         ((*GENERATE, "-N", 0), "'--num-videos'", "wancli generate --help"),
@@ -91,7 +91,7 @@ def complaint(said: Said) -> tuple[str, str]:
         (("show",), "Missing argument", "wancli show --help"),
     ],
 )  # fmt: skip
-def test_a_wrong_request_is_refused_before_anything_loads(
+def test_an_invalid_request_is_rejected_before_anything_loads(
     wancli: Wancli, args: tuple[object, ...], error: str, hint: str
 ):
     said = wancli(*args)
@@ -101,7 +101,7 @@ def test_a_wrong_request_is_refused_before_anything_loads(
     assert hint in told[1]
 
 
-def test_what_nobody_expected_is_one_line_too(wancli: Wancli, monkeypatch: pytest.MonkeyPatch):
+def test_an_unexpected_error_is_one_line_too(wancli: Wancli, monkeypatch: pytest.MonkeyPatch):
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("by zero")
 
@@ -114,19 +114,19 @@ def test_what_nobody_expected_is_one_line_too(wancli: Wancli, monkeypatch: pytes
         wancli(*GENERATE)
 
 
-def test_an_unknown_model_names_the_one_that_was_meant(wancli: Wancli):
+def test_an_unknown_model_suggests_a_similar_one(wancli: Wancli):
     said = wancli(*GENERATE, "--model", "wan2.1-t2v-13b")
     assert said.code == 4
     assert "did you mean 'wan2.1-t2v-1" in complaint(said)[1]
 
 
-def test_a_folder_that_is_no_model_is_refused(wancli: Wancli, tmp_path: Path):
+def test_a_folder_without_a_model_is_rejected(wancli: Wancli, tmp_path: Path):
     said = wancli(*GENERATE, "--model", tmp_path)
     assert said.code == 4
     assert "model_index.json" in complaint(said)[0]
 
 
-def test_a_pipeline_of_another_kind_is_refused(wancli: Wancli, tmp_path: Path):
+def test_a_pipeline_of_another_kind_is_rejected(wancli: Wancli, tmp_path: Path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     said = wancli(*GENERATE, "--model", tmp_path)
     assert said.code == 4
@@ -171,7 +171,7 @@ def test_a_hub_model_that_is_not_cached_offline_says_so(wancli: Wancli):
     assert "not cached and HF_HUB_OFFLINE is set" in complaint(said)[0]
 
 
-def test_a_device_that_is_not_there_is_said(wancli: Wancli, tiny_model: Path):
+def test_a_missing_device_is_named(wancli: Wancli, tiny_model: Path):
     said = wancli(
         *GENERATE,
         "--model",
@@ -188,7 +188,7 @@ def test_a_device_that_is_not_there_is_said(wancli: Wancli, tiny_model: Path):
     assert "--device cuda:7" in complaint(said)[0]
 
 
-def test_an_existing_file_is_never_replaced_unasked(wancli: Wancli):
+def test_an_existing_file_is_not_replaced_without_overwrite(wancli: Wancli):
     Path("a.mp4").write_text("mine")
     said = wancli(*GENERATE, "-o", "a.mp4")
     assert said.code == 2
@@ -196,7 +196,7 @@ def test_an_existing_file_is_never_replaced_unasked(wancli: Wancli):
     assert Path("a.mp4").read_text() == "mine"
 
 
-def test_a_json_file_that_is_no_record_is_never_replaced(wancli: Wancli):
+def test_a_json_file_that_is_not_a_record_is_never_replaced(wancli: Wancli):
     Path("a.json").write_text('{"mine": 1}')
     said = wancli(*GENERATE, "-o", "a.mp4", "--overwrite")
     assert said.code == 2
@@ -226,7 +226,9 @@ def test_a_folder_that_cannot_be_made_is_an_output_error(wancli: Wancli):
         (b'[sampling]\nsteps = -2\n', "sampling.steps -2", "at least 1"),
     ],
 )  # fmt: skip
-def test_a_broken_preset_says_where_and_what(wancli: Wancli, content: bytes, error: str, hint: str):
+def test_a_broken_preset_names_the_file_and_the_key(
+    wancli: Wancli, content: bytes, error: str, hint: str
+):
     Path("presets").mkdir()
     Path("presets/x.toml").write_bytes(content)
     for args in (("preset", "validate", "presets/x.toml"), (*GENERATE, "--preset", "x")):
@@ -238,7 +240,7 @@ def test_a_broken_preset_says_where_and_what(wancli: Wancli, content: bytes, err
 
 
 @pytest.mark.parametrize("command", ["show", "repro"])
-def test_a_file_without_a_record_is_refused(wancli: Wancli, command: str):
+def test_a_file_without_a_record_is_rejected(wancli: Wancli, command: str):
     assert "not found" in complaint(wancli(command, "none.mp4"))[0]
     Path("x.mp4").write_bytes(b"this is no video")
     said = wancli(command, "x.mp4")
@@ -248,7 +250,7 @@ def test_a_file_without_a_record_is_refused(wancli: Wancli, command: str):
     assert "no wancli record" in complaint(wancli(command, "x.json"))[0]
 
 
-def test_decode_refuses_what_holds_no_latents(wancli: Wancli):
+def test_decode_rejects_files_without_latents(wancli: Wancli):
     assert wancli("decode", "none.safetensors", "-o", "a.mp4").code == 4
     Path("z.safetensors").write_bytes(b"\0" * 100)
     said = wancli("decode", "z.safetensors", "-o", "a.mp4", "-q")
@@ -256,7 +258,7 @@ def test_decode_refuses_what_holds_no_latents(wancli: Wancli):
     assert "z.safetensors" in complaint(said)[0]
 
 
-def test_an_offline_hub_is_told_before_anything_loads(
+def test_an_offline_hub_is_reported_before_anything_loads(
     wancli: Wancli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -268,7 +270,7 @@ def test_an_offline_hub_is_told_before_anything_loads(
     assert wancli("generate", "x", *asked, "--dry-run").code == 0
 
 
-def test_a_file_that_is_no_lora_is_told_before_anything_loads(wancli: Wancli):
+def test_a_file_that_is_not_a_lora_is_rejected_before_anything_loads(wancli: Wancli):
     for name in ("notes.txt", "cut.safetensors", "cut.pt"):
         Path(name).write_bytes(b"hello")
         said = wancli(*GENERATE, "--lora", name)

@@ -50,7 +50,7 @@ def latents(name: str, *, frames: int = 2, seed: int = 0) -> str:
     return name
 
 
-def test_two_videos_come_to_a_table_that_names_the_variant(wancli: Wancli):
+def test_two_videos_give_a_table_that_names_the_ssim_variant(wancli: Wancli):
     said = wancli("compare", film("a.mp4"), film("b.mp4", at=9))
     assert said.code == 0
     assert said.err == ""
@@ -62,7 +62,7 @@ def test_two_videos_come_to_a_table_that_names_the_variant(wancli: Wancli):
     assert largest.split() == ["largest", "difference,", "levels", "170"]
 
 
-def test_json_says_what_the_table_says(wancli: Wancli):
+def test_json_has_the_values_of_the_table(wancli: Wancli):
     one, other = film("a.mp4"), film("b.mp4", at=9)
     told = json.loads(wancli("compare", one, other, "--json").out)
     row = wancli("compare", one, other).out.splitlines()[1].removeprefix(VARIANT).split()
@@ -96,9 +96,7 @@ def test_a_video_is_identical_to_itself(wancli: Wancli):
         (True, True, None),
     ],
 )
-def test_a_codec_that_is_measured_too_is_said_once(
-    wancli: Wancli, first: bool, second: bool, named: str | None
-):
+def test_codec_loss_is_warned_of_once(wancli: Wancli, first: bool, second: bool, named: str | None):
     said = wancli(
         "compare", film("a.mp4", lossless=first), film("b.mp4", at=9, lossless=second), "--json"
     )
@@ -119,7 +117,7 @@ def test_a_threshold_that_is_not_met_is_exit_7_after_the_result(wancli: Wancli):
     assert wancli("compare", one, other, "--fail-under-ssim", worst - 1e-6).code == 0
 
 
-def test_the_threshold_is_of_the_worst_frame_and_not_of_the_mean(wancli: Wancli):
+def test_the_threshold_applies_to_the_worst_frame(wancli: Wancli):
     one, other = film("a.mp4", frames=9), film("b.mp4", frames=9, jump=3)
     told = json.loads(wancli("compare", one, other, "--json").out)
     between = (told["ssim"]["mean"] + told["ssim"]["worst"]) / 2
@@ -142,13 +140,13 @@ def test_latents_are_compared_without_a_codec(wancli: Wancli):
 @pytest.mark.parametrize(
     ("frames", "size", "error"), [(6, 32, "5 and 6 video frames"), (5, 48, "32x32 and 48x48")]
 )
-def test_videos_that_do_not_match_are_refused(wancli: Wancli, frames: int, size: int, error: str):
+def test_videos_of_different_sizes_are_rejected(wancli: Wancli, frames: int, size: int, error: str):
     said = wancli("compare", film("a.mp4"), film("b.mp4", frames=frames, size=size))
     assert said.code == 2
     assert error in complaint(said)[0]
 
 
-def test_latents_that_do_not_match_are_refused(wancli: Wancli):
+def test_latents_of_different_shapes_are_rejected(wancli: Wancli):
     said = wancli("compare", latents("a.safetensors"), latents("b.safetensors", frames=3))
     assert said.code == 2
     assert "1x4x2x3x3 and 1x4x3x3x3" in complaint(said)[0]
@@ -162,7 +160,7 @@ def test_a_video_and_latents_are_not_mixed(wancli: Wancli):
 
 
 @pytest.mark.parametrize("threshold", ["nan", "-0.1", "1.01", "95"])
-def test_a_threshold_that_is_no_ssim_is_refused(wancli: Wancli, threshold: str):
+def test_a_threshold_that_is_not_an_ssim_is_rejected(wancli: Wancli, threshold: str):
     said = wancli("compare", "a.mp4", "b.mp4", f"--fail-under-ssim={threshold}")
     assert said.code == 2
     assert "0.95" in complaint(said)[1]
@@ -175,7 +173,7 @@ def test_latents_have_no_ssim_to_fail_under(wancli: Wancli):
 
 
 @pytest.mark.parametrize("name", ["b.mp4", "b.safetensors"])
-def test_a_missing_file_names_the_one_that_was_meant(wancli: Wancli, name: str):
+def test_a_missing_file_suggests_a_similar_one(wancli: Wancli, name: str):
     wrong = name.replace("b.", "bb.")
     (film if name == "b.mp4" else latents)(name)
     for args in ((name, wrong), (wrong, name)):
@@ -187,7 +185,7 @@ def test_a_missing_file_names_the_one_that_was_meant(wancli: Wancli, name: str):
 
 
 @pytest.mark.parametrize("name", ["b.mp4", "b.safetensors"])
-def test_a_file_that_is_none_is_named(wancli: Wancli, name: str):
+def test_an_unreadable_file_is_named(wancli: Wancli, name: str):
     Path(name).write_bytes(b"nothing of the kind" * 10)
     said = wancli("compare", name, name)
     assert said.code == 4
@@ -212,7 +210,7 @@ def test_a_folder_is_no_file_to_compare(wancli: Wancli, name: str):
     ],
     ids=str,
 )
-def test_what_is_told_at_once_loads_nothing(
+def test_errors_and_help_load_nothing(
     forked: Run, tmp_path: Path, args: tuple[str, ...], code: int
 ):
     found, heavy, _, stderr = forked("compare", *args, folder=tmp_path)

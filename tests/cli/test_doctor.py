@@ -9,7 +9,7 @@ from tests.conftest import Wancli
 from wancli.utils.threads import thread_settings
 
 
-def test_a_doctor_says_what_is_here(wancli: Wancli, tmp_path: Path, monkeypatch):
+def test_the_doctor_lists_what_this_machine_has(wancli: Wancli, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("WANCLI_CACHE_DIR", str(tmp_path / "cache"))
     said = wancli("doctor", "--json", "-q")
     told = json.loads(said.out)

@@ -43,14 +43,14 @@ def test_chunks_make_it_a_plan_of_a_rollout(wancli: Wancli):
     ("args", "hint"),
     [(("--at", "2", "x"), "--chunks N"), (("--chunks", 3, "--frames", 5), "drop --chunks")],
 )
-def test_a_flag_of_the_other_command_is_refused(wancli: Wancli, args, hint: str):
+def test_a_flag_of_the_other_command_is_rejected(wancli: Wancli, args, hint: str):
     said = wancli("plan", *args)
     assert said.code == 2
     assert hint in said.err
 
 
 @pytest.mark.parametrize("args", [("plan",), ("generate", "x"), ("generate", "x", "--dry-run")])
-def test_what_cannot_fit_is_refused_before_it_loads(wancli: Wancli, args):
+def test_a_request_that_cannot_fit_is_rejected_before_it_loads(wancli: Wancli, args):
     said = wancli(*args, *HUGE, "--device", "cpu")
     assert said.code == 5
     assert "at once" in said.err
@@ -58,13 +58,13 @@ def test_what_cannot_fit_is_refused_before_it_loads(wancli: Wancli, args):
     assert not list(Path().glob("*.mp4"))
 
 
-def test_what_cannot_fit_is_planned_where_it_is_forced(wancli: Wancli):
+def test_force_plans_a_request_that_cannot_fit(wancli: Wancli):
     said = wancli("plan", *HUGE, "--force")
     assert said.code == 0
     assert "does not fit" in said.out
 
 
-def test_a_model_of_unknown_shape_is_said_to_be_unknown(wancli: Wancli):
+def test_a_model_of_unknown_shape_has_no_cost(wancli: Wancli):
     said = wancli("plan", "--model", "some-owner/some-model")
     assert said.code == 0
     assert "not known before it is downloaded" in said.out
@@ -95,7 +95,7 @@ def test_a_plan_needs_no_files(
     assert (plan["task"], plan["references"]) == (task, references)
 
 
-def test_a_plan_without_files_is_that_with_them(wancli: Wancli):
+def test_a_plan_is_the_same_with_and_without_the_files(wancli: Wancli):
     tiny_image(Path("p.png"), 1)
     asked = ("plan", "--model", "wan2.1-i2v-14b-480p", "--force", "--seed", 1, "--json")
     without, with_it = (json.loads(wancli(*asked, *more).out) for more in ((), ("-i", "p.png")))
@@ -103,7 +103,7 @@ def test_a_plan_without_files_is_that_with_them(wancli: Wancli):
     assert without["cost"]["work"] == with_it["cost"]["work"]
 
 
-def test_a_dry_run_and_a_file_that_is_not_there_are_still_refused(wancli: Wancli):
+def test_a_dry_run_rejects_missing_files(wancli: Wancli):
     said = wancli("generate", "x", "--model", "wan2.1-i2v-14b-480p", "--dry-run")
     assert said.code == 2
     assert "needs --image" in said.err

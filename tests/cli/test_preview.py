@@ -38,7 +38,7 @@ def test_a_sheet_shows_frames_from_the_first_to_the_last(wancli: Wancli):
     assert [int(middle[0]) for middle in middles] == [0, 50, 100, 140, 190, 240]
 
 
-def test_number_and_time_stand_under_a_picture(wancli: Wancli):
+def test_each_frame_has_its_number_and_time(wancli: Wancli):
     video(Path("a.mp4"))
     video(Path("b.mp4"), LEVELS[:1])
     wancli("preview", "a.mp4", "b.mp4", "--rows", 1, "--columns", 1, "--width", 64)
@@ -71,7 +71,7 @@ def test_a_sheet_of_few_frames_has_no_empty_places(wancli: Wancli):
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp"])
-def test_an_animation_plays_all_of_it_at_its_speed_again_and_again(wancli: Wancli, kind: str):
+def test_an_animation_loops_over_all_frames_at_the_video_speed(wancli: Wancli, kind: str):
     video(Path("a.mp4"))
     said = wancli("preview", "a.mp4", f"--{kind}", f"a.{kind}")
     assert (said.code, said.out) == (0, f"a.{kind}\n"), said.err
@@ -105,7 +105,7 @@ def test_a_sheet_and_animations_come_from_one_call(wancli: Wancli):
     assert wancli("preview", "a.mp4", *arguments).out == "s.png\ng.gif\nw.webp\n"
 
 
-def test_frames_are_taken_one_at_a_time(tmp_path: Path):
+def test_frames_are_decoded_one_at_a_time(tmp_path: Path):
     import tracemalloc
 
     from wancli.video.sheet import SheetLayout, draw_sheet
@@ -139,7 +139,7 @@ def test_frames_are_taken_one_at_a_time(tmp_path: Path):
         (("a.mp4", "--sheet", "file/a.png"), 6, "cannot write file/a.png", ""),
     ],
 )  # fmt: skip
-def test_what_cannot_be_previewed_is_said(
+def test_invalid_requests_are_rejected(
     wancli: Wancli, arguments: tuple[object, ...], code: int, error: str, hint: str
 ):
     video(Path("a.mp4"), LEVELS[:3])
@@ -156,7 +156,7 @@ def test_what_cannot_be_previewed_is_said(
     assert Path("taken.png").read_text() == "mine"
 
 
-def test_a_gif_that_would_not_fit_in_memory_is_refused(tmp_path: Path):
+def test_a_gif_that_does_not_fit_in_memory_is_rejected(tmp_path: Path):
     from wancli.errors import UsageError
     from wancli.video.sheet import draw_animation
 
@@ -166,7 +166,7 @@ def test_a_gif_that_would_not_fit_in_memory_is_refused(tmp_path: Path):
     assert "--webp" in raised.value.hint
 
 
-def test_nothing_is_written_where_one_is_refused(wancli: Wancli, tmp_path: Path):
+def test_nothing_is_written_if_one_output_is_rejected(wancli: Wancli, tmp_path: Path):
     video(Path("a.mp4"))
     whole = Path("a.mp4").read_bytes()
     (tmp_path / "b.mp4").write_bytes(whole[: len(whole) // 2])

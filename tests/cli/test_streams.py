@@ -35,7 +35,7 @@ FULL, CLOSED = "/dev/full", ""
 @pytest.mark.parametrize(
     "arguments", [["preset", "list"], ["--help"], ["preset", "list", "--json"]]
 )
-def test_a_stream_that_takes_nothing(arguments, streams, expected, said, forked: Run, tmp_path):
+def test_a_stream_that_cannot_be_written(arguments, streams, expected, said, forked: Run, tmp_path):
     chosen = {f"STREAM_{number}": path for number, path in streams.items()}
     code, _, out, err = forked(*arguments, folder=tmp_path, **chosen)
     assert code == expected
@@ -44,7 +44,7 @@ def test_a_stream_that_takes_nothing(arguments, streams, expected, said, forked:
 
 
 @pytest.mark.parametrize("columns", ["0", "00", ""])
-def test_something_is_said_in_no_columns(columns: str, forked: Run, tmp_path):
+def test_errors_are_printed_in_0_columns(columns: str, forked: Run, tmp_path):
     code, _, _, err = forked("generate", "", folder=tmp_path, COLUMNS=columns)
     assert (code, err.partition("\n")[0]) == (2, "error: the prompt is empty.")
 
@@ -54,7 +54,7 @@ def test_a_prompt_from_a_closed_stream_is_empty(forked: Run, tmp_path):
     assert (code, err.partition("\n")[0]) == (2, "error: the prompt is empty.")
 
 
-def test_a_reader_that_has_enough_is_no_error():
+def test_a_reader_that_stops_early_is_no_error():
     command = [sys.executable, "-m", "wancli", "preset", "list", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -63,7 +63,7 @@ def test_a_reader_that_has_enough_is_no_error():
     assert (process.returncode, said) == (141, "")
 
 
-def test_what_an_encoding_lacks_is_escaped(tmp_path):
+def test_characters_that_the_encoding_lacks_are_escaped(tmp_path):
     prompt = "é \N{GRINNING FACE}"
     command = [sys.executable, "-m", "wancli", "generate", prompt, "--dry-run", "--json"]
     done = subprocess.run(
@@ -76,7 +76,7 @@ def test_what_an_encoding_lacks_is_escaped(tmp_path):
     assert json.loads(done.stdout.decode("ascii"))["request"]["prompt"] == prompt
 
 
-def test_a_name_that_is_no_text_is_refused(wancli: Wancli):
+def test_a_name_that_is_not_utf_8_is_refused(wancli: Wancli):
     said = wancli("generate", "x", "-o", os.fsdecode(b"bad\xff.mp4"))
     assert said.code == 2
     assert "is not UTF-8 text" in said.err
@@ -107,7 +107,7 @@ def test_no_escape_reaches_a_terminal(arguments, wancli: Wancli):
     assert OBEYED.search("".join(wancli(HOSTILE).err)) is None  # which Typer quotes
 
 
-def test_json_stays_the_same_json():
+def test_escaped_json_keeps_its_meaning():
     text = json.dumps({"prompt": HOSTILE + "\udcff é\n"}, ensure_ascii=False)
     assert OBEYED.search(printable(text)) is None
     assert json.loads(printable(text)) == json.loads(text)
@@ -122,12 +122,12 @@ def test_no_color_is_no_color(arguments, wancli: Wancli, monkeypatch: pytest.Mon
     assert "\x1b" not in said.out + said.err
 
 
-def test_markup_of_others_is_text(wancli: Wancli):
+def test_markup_in_foreign_text_is_printed_as_it_is(wancli: Wancli):
     for text in (r"\[/]", "[bold]x[/bold]", ":red_circle:", "[link=x]"):
         assert f"'{text}'" in wancli("model", "path", text).err
 
 
-def test_a_working_folder_that_is_gone_is_one_error(wancli: Wancli, tmp_path, monkeypatch):
+def test_a_deleted_working_directory_is_one_error(wancli: Wancli, tmp_path, monkeypatch):
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -174,7 +174,7 @@ def nobody():
     ],
     ids=str,
 )
-def test_a_folder_that_is_closed_stops_only_what_needs_it(arguments, expected, wancli: Wancli):
+def test_an_unreadable_folder_stops_only_commands_that_need_it(arguments, expected, wancli: Wancli):
     Path().chmod(0o755)
     for name in ("presets", "closed"):
         Path(name).mkdir(mode=0o700)

@@ -43,13 +43,13 @@ def as_documented(keys: dict[str, object], content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("size", [1, 3071, 3072, 3073, 10_000])
-def test_kittys_bytes_are_those_of_its_documentation(size: int):
+def test_kitty_escape_codes_follow_its_documentation(size: int):
     content = os.urandom(size)
     keys = {"a": "T", "f": 100, "i": 31, "q": 2, "c": 32, "r": 4}
     assert kitty(content, 31, 32, 4).encode() == as_documented(keys, content)
 
 
-def test_iterm2s_bytes_are_those_of_its_documentation():
+def test_iterm2_escape_codes_follow_its_documentation():
     # ESC ] 1337 ; File = [arguments] : base-64 encoded file contents ^G
     expected = "\033]1337;File=inline=1;size=5;width=32;height=4:aGVsbG8=\a"
     assert iterm2(b"hello", 31, 32, 4) == expected
@@ -79,7 +79,7 @@ def test_iterm2s_bytes_are_those_of_its_documentation():
         ({}, None),
     ],
 )
-def test_a_terminal_is_known_by_its_environment(
+def test_the_protocol_follows_from_the_environment(
     environment: dict[str, str], expected: Encode | None
 ):
     assert find_encode(environment) is expected
@@ -95,7 +95,7 @@ def test_a_terminal_is_known_by_its_environment(
         ((10, 4000), (80, 8), (1, 8)),
     ],
 )
-def test_a_picture_keeps_its_shape_in_cells(
+def test_a_picture_keeps_its_aspect_ratio_in_cells(
     size: tuple[int, int], room: tuple[int, int], expected: tuple[int, int]
 ):
     assert fit(png(*size), columns=room[0], rows=room[1]) == expected
@@ -182,8 +182,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> It
     os.close(ours)
 
 
-def denoised(talk: OutputOptions) -> None:
-    with Screen(talk).progress() as report:
+def denoised(output_options: OutputOptions) -> None:
+    with Screen(output_options).progress() as report:
         report(Phase("denoise"))
         for index in range(4):
             report(Step(index, 4, 0.5))
@@ -191,7 +191,7 @@ def denoised(talk: OutputOptions) -> None:
 
 
 @pytest.mark.parametrize("environment", [KITTY, ITERM2], ids=["kitty", "iterm2"])
-def test_pictures_take_one_place_above_the_bar(
+def test_pictures_replace_each_other_above_the_bar(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
 ):
     with terminal(monkeypatch, environment) as sent:
@@ -204,7 +204,7 @@ def test_pictures_take_one_place_above_the_bar(
     assert shown.lines[ROWS] == "done"
 
 
-def test_while_it_runs_the_bar_stands_below_the_picture(monkeypatch: pytest.MonkeyPatch):
+def test_the_bar_stays_below_the_picture(monkeypatch: pytest.MonkeyPatch):
     with terminal(monkeypatch, KITTY) as sent:
         denoised(OutputOptions())
     whole = b"".join(sent).decode()
@@ -215,7 +215,7 @@ def test_while_it_runs_the_bar_stands_below_the_picture(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("talk", "environment"),
+    ("output_options", "environment"),
     [
         (OutputOptions(quiet=True), KITTY),
         (OutputOptions(json=True), KITTY),
@@ -225,17 +225,17 @@ def test_while_it_runs_the_bar_stands_below_the_picture(monkeypatch: pytest.Monk
         (OutputOptions(), {"TERM": "xterm-256color"}),
     ],
 )
-def test_where_none_are_wanted_or_seen_no_pictures_are_sent(
-    monkeypatch: pytest.MonkeyPatch, talk: OutputOptions, environment: dict[str, str]
+def test_no_pictures_are_sent_where_none_are_wanted_or_visible(
+    monkeypatch: pytest.MonkeyPatch, output_options: OutputOptions, environment: dict[str, str]
 ):
     with terminal(monkeypatch, environment) as sent:
-        denoised(talk)
-        Screen(talk).picture(png())
+        denoised(output_options)
+        Screen(output_options).picture(png())
     assert b"\x1b_G" not in b"".join(sent)
     assert b"1337" not in b"".join(sent)
 
 
-def test_what_is_no_terminal_is_sent_no_pictures(
+def test_no_pictures_are_sent_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("TERM", "xterm-kitty")
@@ -258,7 +258,7 @@ def test_a_sheet_is_shown_as_large_as_the_terminal(monkeypatch: pytest.MonkeyPat
     assert "r=22," in place[2]
 
 
-def test_a_second_picture_makes_no_room_of_its_own():
+def test_a_second_picture_reserves_no_lines():
     place = Place(kitty, 7, columns=80, rows=8)
     assert place.draw(png(768, 192)).startswith("\n" * 8 + "\x1b[8A\x1b7")
     assert place.draw(png(768, 192)).startswith("\x1b[8A\x1b7")

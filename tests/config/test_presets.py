@@ -36,7 +36,9 @@ def write(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-def test_a_preset_extends_another_and_wins_over_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_preset_overrides_the_one_that_it_extends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("WANCLI_PRESET_PATH", str(tmp_path))
     write(tmp_path, "quick", 'extends = "demo"\n[sampling]\nsteps = 4\n')
     resolved = resolve(layers(find_preset("quick")), Settings)
@@ -52,7 +54,7 @@ def test_a_preset_may_extend_the_one_it_shadows(tmp_path: Path, monkeypatch: pyt
     assert (settings.sampling.steps, settings.video.width) == (4, 96)
 
 
-def test_presets_that_extend_each_other_are_refused(
+def test_presets_that_extend_each_other_are_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("WANCLI_PRESET_PATH", str(tmp_path))
@@ -62,7 +64,7 @@ def test_presets_that_extend_each_other_are_refused(
         layers(find_preset("a"))
 
 
-def test_a_folder_that_is_two_places_is_called_by_the_later(
+def test_a_folder_that_is_two_places_counts_as_the_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "presets").symlink_to(PACKAGED)  # as in a clone, where they are one
@@ -71,7 +73,7 @@ def test_a_folder_that_is_two_places_is_called_by_the_later(
     assert not any(listed.shadows for listed in list_presets())
 
 
-def test_the_list_says_where_from_and_what_shadows_what(wancli: Wancli):
+def test_the_list_shows_where_presets_come_from_and_what_they_shadow(wancli: Wancli):
     write(Path("presets"), "demo", 'extends = "demo"\ndescription = "Mine."\n')
     lines = wancli("preset", "list", "--json").out.splitlines()
     listed = {preset["name"]: preset for preset in map(json.loads, lines)}
@@ -89,7 +91,7 @@ def test_a_broken_preset_does_not_hide_the_others(wancli: Wancli):
     assert "wan2.1-t2v-14b" in said.out
 
 
-def test_save_writes_what_the_flags_say_and_generate_takes_it(wancli: Wancli):
+def test_generate_uses_a_preset_saved_from_flags(wancli: Wancli):
     saved = wancli("preset", "save", "quick", "--preset", "demo", "--steps", 4)
     assert saved.code == 0, saved.err
     assert Path(saved.out.strip()).read_text() == 'extends = "demo"\n\n[sampling]\nsteps = 4\n'

@@ -87,7 +87,7 @@ def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
     overrides: Layer,
     inputs: InputFiles,
     task: str | None,
-    talk: OutputOptions,
+    output_options: OutputOptions,
     prompts: Prompts,
     variant: Variants = None,
     preset: PresetName = None,
@@ -114,7 +114,7 @@ def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
         raise UsageError("`target_ssim` and `save_preset` need `tune`.", hint="add `tune`")
     target = (0.95 if target_ssim is None else target_ssim) if tune else None
     goals = Goals(fail_under_ssim, fail_over_ratio, target, save_preset)
-    screen = Screen(talk)
+    screen = Screen(output_options)
     session = BenchSession(request, settings_layers(screen.warn, overrides, preset), goals)
     measured, page = session.run(output, screen, overwrite=overwrite, force=force)
     _show(measured, page, screen)
@@ -122,7 +122,7 @@ def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
 
 
 def _show(bench: Bench, page: Path, screen: Screen) -> None:
-    if screen.talk.json:
+    if screen.options.json:
         screen.json({**bench.as_json(), "report": str(page)})
         return
     rows = [_row(arm) for arm in bench.arms]

@@ -25,7 +25,7 @@ def compare(
         Path, typer.Argument(metavar="A", help="Reference: a video, or latents from wancli.")
     ],
     other: Annotated[Path, typer.Argument(metavar="B", help="Video or latents to compare with A.")],
-    talk: OutputOptions,
+    output_options: OutputOptions,
     fail_under_ssim: Annotated[
         float | None,
         typer.Option(help="Exit 7 if the SSIM of any video frame is below this."),
@@ -38,13 +38,13 @@ def compare(
     wancli compare baseline.mp4 cached.mp4 --fail-under-ssim 0.95
     """
     latents = _check(one, other, fail_under_ssim=fail_under_ssim)
-    screen, header = Screen(talk), {"schema": SCHEMA, "a": str(one), "b": str(other)}
+    screen, header = Screen(output_options), {"schema": SCHEMA, "a": str(one), "b": str(other)}
     if latents:
         from wancli.video.compare import compare_latents
         from wancli.video.latents import read_latents
 
         latent_quality = compare_latents(read_latents(one)[0], read_latents(other)[0])
-        if talk.json:
+        if output_options.json:
             screen.json({**header, "kind": "latents", **latent_quality.as_json()})
         else:
             screen.table("metric", "value", rows=_latent_rows(latent_quality), right=("value",))
@@ -58,7 +58,7 @@ def compare(
             "compressed: the result includes codec loss.",
             hint="generate them with `lossless`, or compare latents (`save_latents`)",
         )
-    if talk.json:
+    if output_options.json:
         screen.json({**header, "kind": "video", "variant": VARIANT, **quality.as_json()})
     else:
         columns = ("mean", "worst", "video frame")

@@ -22,7 +22,9 @@ Measure = Annotated[
 
 
 @takes_output_options
-def doctor(*, talk: OutputOptions, output_dir: Folder = None, measure: Measure = False) -> None:
+def doctor(
+    *, output_options: OutputOptions, output_dir: Folder = None, measure: Measure = False
+) -> None:
     """Check what this machine can run, and how to fix the rest.
 
     Exit 4 if generate cannot run.
@@ -31,7 +33,7 @@ def doctor(*, talk: OutputOptions, output_dir: Folder = None, measure: Measure =
     """
     from wancli.doctor.checks import find_all
 
-    screen, place = Screen(talk), folder(output_dir)
+    screen, place = Screen(output_options), folder(output_dir)
     screen.say("checking this machine; this takes some seconds")
     rates = _measured(screen) if measure else None
     findings = list(find_all(place))
@@ -41,7 +43,7 @@ def doctor(*, talk: OutputOptions, output_dir: Folder = None, measure: Measure =
         from wancli.models.load import pick_device
 
         findings += attention_backends(pick_device("auto"))
-    if talk.json:
+    if output_options.json:
         report = {"ok": not broken, "findings": [asdict(finding) for finding in findings]}
         screen.json(report | ({"rates": asdict(rates)} if rates else {}))
     else:

@@ -104,17 +104,17 @@ def plan_generate(  # noqa: PLR0913 - one parameter per flag that is not a setti
     )
     seeds = parse_seeds(seed, num_videos)
     request = GenerateRequest("generate", text, seeds, resolved, force, inputs, task)
-    return plan_videos(request, files, assume_inputs=screen.talk.brief)
+    return plan_videos(request, files, assume_inputs=screen.options.brief)
 
 
 @takes_output_options
 @takes_options_of(plan_generate)
-def generate(*, talk: OutputOptions, dry_run: DryRun = False, **options: Any) -> None:
+def generate(*, output_options: OutputOptions, dry_run: DryRun = False, **options: Any) -> None:
     """Generate a video from a prompt.
 
     And from pictures and videos, with models that take them.
 
     wancli generate "a red circle moving right on a black background" --seed 1
     """
-    screen = Screen(talk)
+    screen = Screen(output_options)
     carry_out(plan_generate(screen=screen, **options), screen, dry_run=dry_run)

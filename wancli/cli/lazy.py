@@ -54,7 +54,7 @@ class WancliGroup(TyperGroup):
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a command is, `module:name`, and its line in the list of commands."""
+    """A command to import, `module:name`, and its line in the list of commands."""
 
     target: str
     help: str

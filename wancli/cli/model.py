@@ -32,9 +32,9 @@ Model = Annotated[
 
 @app.command("list")
 @takes_output_options
-def list_(talk: OutputOptions) -> None:
+def list_(output_options: OutputOptions) -> None:
     """List the known models and those in the hub's cache, with their size on disk."""
-    screen = Screen(talk)
+    screen = Screen(output_options)
     repos = [spec.repo for spec in SPECS.values()]
     others = [find_spec(repo) for repo in cached_repos() if repo not in repos]
     rows = []
@@ -42,22 +42,22 @@ def list_(talk: OutputOptions) -> None:
         entry = _list_entry(spec)
         if entry is None:
             continue
-        if talk.json:
+        if output_options.json:
             screen.json(entry)
         size = size_text(entry["bytes"]) if entry["bytes"] else ""
         rows.append((spec.name, entry["task"], entry["state"], size, spec.description))
-    if not talk.json:
+    if not output_options.json:
         screen.table("name", "task", "here", "size", "description", rows=rows, right=("size",))
 
 
 @app.command()
 @takes_output_options
-def pull(name: Model, talk: OutputOptions) -> None:
+def pull(name: Model, output_options: OutputOptions) -> None:
     """Download a model from the hub; resumes earlier downloads.
 
     wancli model pull wan2.1-t2v-1.3b
     """
-    spec, screen = _with_files(name), Screen(talk)
+    spec, screen = _with_files(name), Screen(output_options)
     if spec.folder is not None:
         raise UsageError(
             f"model '{name}' is in {spec.folder}: there is nothing to download.",
@@ -82,18 +82,18 @@ def pull(name: Model, talk: OutputOptions) -> None:
 
 @app.command()
 @takes_output_options
-def info(name: Model, talk: OutputOptions) -> None:
+def info(name: Model, output_options: OutputOptions) -> None:
     """Describe a model: task, parts, parameters, dtypes, strides, and whether it fits here."""
     from wancli.models.inspect import inspect_model
 
-    model, screen = inspect_model(name), Screen(talk)
+    model, screen = inspect_model(name), Screen(output_options)
     if model.spec.on_hub and model.spec.name not in SPECS:
         raise absent(name)
     if model.missing:
         some = ", ".join(model.missing[:3])
         screen.warn(f"{name} lacks {some}.", hint=f"wancli model pull {name}")
     capacity = check_default_capacity(name, model.spec)
-    if talk.json:
+    if output_options.json:
         screen.json(model.as_json() | default_json(capacity))
         return
     verdict = [("its preset here", text)] if (text := default_row(capacity)) else []
@@ -115,20 +115,20 @@ def info(name: Model, talk: OutputOptions) -> None:
 
 @app.command()
 @takes_output_options
-def path(name: Model, talk: OutputOptions) -> None:
+def path(name: Model, output_options: OutputOptions) -> None:
     """Print the folder of a downloaded model."""
-    _say_path(Screen(talk), *_local_folder(name))
+    _say_path(Screen(output_options), *_local_folder(name))
 
 
 @app.command()
 @takes_output_options
 def rm(
     name: Model,
-    talk: OutputOptions,
+    output_options: OutputOptions,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,  # noqa: FBT002
 ) -> None:
     """Delete all revisions of a model from the hub's cache."""
-    spec, screen = _with_files(name), Screen(talk)
+    spec, screen = _with_files(name), Screen(output_options)
     if spec.folder is not None:
         inside = spec.folder == DEMO_FOLDER
         raise UsageError(
@@ -146,7 +146,7 @@ def rm(
 
     freed = delete(spec.repo)
     screen.say(f"{size_text(freed)} freed")
-    if talk.json:
+    if output_options.json:
         screen.json({"name": spec.name, "repo": spec.repo, "deleted": True, "freed_bytes": freed})
 
 
@@ -158,7 +158,7 @@ def convert(
         Path, typer.Argument(help="Checkpoint: .pt, .safetensors, or a folder of its shards.")
     ],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    talk: OutputOptions,
+    output_options: OutputOptions,
     config: Annotated[
         Path | None,
         typer.Option(help='JSON with what the weights cannot tell, such as {"num_heads": 12}.'),
@@ -185,7 +185,7 @@ def convert(
     checkpoint_files(source)
     from wancli.models.convert import convert as write
 
-    screen, outputs = Screen(talk), OutputSet(another="another folder")
+    screen, outputs = Screen(output_options), OutputSet(another="another folder")
     # `write` checks whether a folder may be replaced, under its lock.
     outputs.add(OutputFile(out, "OUT", ours=lambda _: True, folder=True))
     with outputs.held():
@@ -203,7 +203,7 @@ def convert(
             "only a transformer: --base FOLDER adds the rest; without it, "
             "wancli rollout needs --prompt-embeds and --no-video"
         )
-    if talk.json:
+    if output_options.json:
         summary = {"path": str(out), "parameters": converted.parameters, "dtype": converted.dtype}
         screen.json({**summary, "config": converted.config})
     else:
@@ -283,7 +283,7 @@ def _with_files(name: str) -> ModelSpec:
 
 
 def _say_path(screen: Screen, spec: ModelSpec, folder: Path) -> None:
-    if screen.talk.json:
+    if screen.options.json:
         screen.json({"name": spec.name, "repo": spec.repo, "path": str(folder)})
     else:
         screen.result(str(folder))

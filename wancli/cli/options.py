@@ -61,7 +61,7 @@ class OutputOptions:
     brief: bool = False  # of a plan: its cost, without every setting
 
 
-_TALK: dict[str, Any] = {
+_OUTPUT_OPTIONS: dict[str, Any] = {
     "json_lines": typer.Option("--json", help="Print one JSON object per line on stdout."),
     "quiet": typer.Option("--quiet", "-q", help="Print errors only."),
     "verbose": typer.Option("--verbose", "-v", help="Print what the libraries log, too."),
@@ -102,8 +102,7 @@ def takes_settings(
             for table, name, value in expanded:
                 if tables.setdefault(table, {}).setdefault(name, value) != value:
                     raise UsageError(
-                        f"{flag(name)} is set twice, to different values.",
-                        hint=f"{flag(name)} once",
+                        f"`{name}` is set twice, to different values.", hint=f"`{name}` once"
                     )
             return command(overrides=Layer("flag", tables), **values)
 
@@ -113,13 +112,16 @@ def takes_settings(
 
 
 def takes_output_options(command: Command) -> Command:
-    """Add the flags of every command; it gets them as the OutputOptions `talk`."""
+    """Add the flags of every command; it gets them as the OutputOptions `output_options`."""
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        json, quiet, verbose, no_color = (values.pop(name) for name in _TALK)
+        json, quiet, verbose, no_color = (values.pop(name) for name in _OUTPUT_OPTIONS)
         color = False if no_color else None
-        command(talk=OutputOptions(json=json, quiet=quiet, verbose=verbose, color=color), **values)
+        command(
+            output_options=OutputOptions(json=json, quiet=quiet, verbose=verbose, color=color),
+            **values,
+        )
 
     extra = [
         inspect.Parameter(
@@ -128,9 +130,9 @@ def takes_output_options(command: Command) -> Command:
             default=False,
             annotation=Annotated[bool, option],
         )
-        for name, option in _TALK.items()
+        for name, option in _OUTPUT_OPTIONS.items()
     ]
-    return with_parameters(run, command, without=("talk",), extra=extra)
+    return with_parameters(run, command, without=("output_options",), extra=extra)
 
 
 def takes_options_of(*builders: Command) -> Callable[[Command], Command]:
@@ -284,7 +286,7 @@ def read_prompt(*sources: str | None) -> str:
     """Read the prompt from the argument, the flag or standard input. Raises UsageError."""
     texts = [text for text in sources if text is not None]
     if len(texts) > 1:
-        raise UsageError("the prompt is given twice.", hint='wancli generate "a red circle"')
+        raise UsageError("the prompt is set twice.", hint='wancli generate "a red circle"')
     text = texts[0] if texts else ""
     if text == "-":
         try:

@@ -139,7 +139,7 @@ def carry_out(planned: Planned, screen: Screen, *, dry_run: bool) -> list[dict[s
     planned.capacity.check()
     if not dry_run:
         return planned.make(screen)
-    if not screen.talk.brief:
+    if not screen.options.brief:
         say_warnings(planned.warnings, screen)
     return []
 
@@ -151,7 +151,7 @@ def show_plan(
     capacity: CapacityCheck,
 ) -> None:
     """Print the cost, the plan, every setting with its source, and the outputs."""
-    if screen.talk.json:
+    if screen.options.json:
         for request, output in items:
             cost = cost_json(capacity.estimate, capacity.spec, output)
             planned = {"plan": plan, "request": request.as_json(), **cost}
@@ -159,7 +159,7 @@ def show_plan(
         return
     costs = cost_rows(capacity.estimate, capacity.spec, items[0][1])
     screen.table("", " ", "amount", "", rows=costs, right=("amount",))
-    if screen.talk.brief:
+    if screen.options.brief:
         return
     rows = [("plan", key, str(value), "") for key, value in plan.items() if key != "shape"]
     rows += [("plan", f"latent {key}", str(value), "") for key, value in plan["shape"].items()]

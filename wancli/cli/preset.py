@@ -33,20 +33,20 @@ Name = Annotated[str, typer.Argument(help="Preset: a name or a file.")]
 
 @app.command("list")
 @takes_output_options
-def list_(talk: OutputOptions) -> None:
+def list_(output_options: OutputOptions) -> None:
     """List the presets, where each comes from and what it shadows."""
-    screen = Screen(talk)
+    screen = Screen(output_options)
     warn_of_unreadable_presets(screen.warn)
     rows = []
     for listed in list_presets():
         preset, shadows = listed.preset, [str(path) for path in listed.shadows]
         model, task = _model(preset)
-        if talk.json:
+        if output_options.json:
             screen.json({**_preset_json(preset), "model": model, "task": task, "shadows": shadows})
         rows.append(
             (preset.name, task, model, preset.description, preset.place, ", ".join(shadows))
         )
-    if not talk.json:
+    if not output_options.json:
         columns = ("name", "task", "model", "description", "from", "shadows")
         used = columns if any(row[-1] for row in rows) else columns[:-1]
         screen.table(*used, rows=[row[: len(used)] for row in rows])
@@ -54,11 +54,11 @@ def list_(talk: OutputOptions) -> None:
 
 @app.command()
 @takes_output_options
-def show(name: Name, talk: OutputOptions) -> None:
+def show(name: Name, output_options: OutputOptions) -> None:
     """Print all settings of a preset, and where each comes from."""
-    preset, screen = find_preset(name), Screen(talk)
+    preset, screen = find_preset(name), Screen(output_options)
     resolved = resolve(layers_to_show(preset), RolloutSettings)
-    if talk.json:
+    if output_options.json:
         settings = resolved.settings.model_dump(mode="json")
         screen.json(
             {**_preset_json(preset), "settings": settings, "sources": dict(resolved.sources)}
@@ -75,21 +75,21 @@ def show(name: Name, talk: OutputOptions) -> None:
 
 @app.command()
 @takes_output_options
-def path(name: Name, talk: OutputOptions) -> None:
+def path(name: Name, output_options: OutputOptions) -> None:
     """Print the file of a preset."""
-    screen, file = Screen(talk), find_preset(name).path
-    screen.json({"path": str(file)}) if talk.json else screen.result(str(file))
+    screen, file = Screen(output_options), find_preset(name).path
+    screen.json({"path": str(file)}) if output_options.json else screen.result(str(file))
 
 
 @app.command()
 @takes_output_options
 def validate(
     file: Annotated[Path, typer.Argument(help="TOML file to check.")],
-    talk: OutputOptions,
+    output_options: OutputOptions,
 ) -> None:
     """Check a preset file: its syntax, names, values, and what it extends."""
-    preset, screen = validate_file(file), Screen(talk)
-    screen.json({**_preset_json(preset), "valid": True}) if talk.json else screen.result(
+    preset, screen = validate_file(file), Screen(output_options)
+    screen.json({**_preset_json(preset), "valid": True}) if output_options.json else screen.result(
         f"{file}: valid"
     )
 
@@ -101,7 +101,7 @@ def save(
     *,
     name: Annotated[str, typer.Argument(help="Name to save under.")],
     overrides: Layer,
-    talk: OutputOptions,
+    output_options: OutputOptions,
     preset: Annotated[str | None, typer.Option(help="Preset to extend.")] = None,
     description: Annotated[str, typer.Option(help="Description, one line.")] = "",
     overwrite: Annotated[
@@ -118,10 +118,10 @@ def save(
     saved = save_preset(
         name, overrides.tables, description=description, extends=preset, overwrite=overwrite
     )
-    screen = Screen(talk)
-    screen.json(_preset_json(read_file(saved, place="user"))) if talk.json else screen.result(
-        str(saved)
-    )
+    screen = Screen(output_options)
+    screen.json(
+        _preset_json(read_file(saved, place="user"))
+    ) if output_options.json else screen.result(str(saved))
 
 
 def _preset_json(preset: Preset) -> dict[str, Any]:

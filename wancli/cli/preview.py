@@ -22,7 +22,7 @@ SHEET, ANIMATION = "Contact sheet", "GIF and WebP"
 def preview(  # noqa: PLR0913 - one parameter per flag
     *,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Videos.")],
-    talk: OutputOptions,
+    output_options: OutputOptions,
     sheet: Annotated[
         Path | None,
         typer.Option(
@@ -83,7 +83,7 @@ def preview(  # noqa: PLR0913 - one parameter per flag
             drawn.append((target, files, moving))
         for target, videos, picture in drawn:
             picture.write(target, overwrite=target in outputs.replaced)
-            _say(Screen(talk), picture, target, videos)
+            _say(Screen(output_options), picture, target, videos)
 
 
 def _sheets(
@@ -125,7 +125,7 @@ def _output(path: Path, role: str, suffix: str) -> OutputFile:
 
 def _say(screen: Screen, picture: "Picture", target: Path, videos: Sequence[Path]) -> None:
     kind = "sheet" if target.suffix.lower() == ".png" else target.suffix[1:].lower()
-    if not screen.talk.json:
+    if not screen.options.json:
         if kind == "sheet":
             screen.picture(picture.content)
         screen.result(str(target))

@@ -37,7 +37,7 @@ from wancli.rollout.session import RolloutRequest, RolloutSession
 def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
     overrides: Layer,
-    talk: OutputOptions,
+    output_options: OutputOptions,
     file: Annotated[Path, typer.Argument(help="A wancli video, or its JSON.")],
     prompt_flag: PromptFlag = None,
     seed: Seed = None,
@@ -51,7 +51,7 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
 
     On the same machine the frames are identical, which wancli checks.
     """
-    record, screen = read_record(file), Screen(talk)
+    record, screen = read_record(file), Screen(output_options)
     request, place = record["request"], folder(output_dir)
     before = None if dry_run else _frames(record, file)  # which --overwrite may replace
     text = request["prompt"] if prompt_flag is None else read_prompt(prompt_flag)

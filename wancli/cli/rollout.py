@@ -166,10 +166,10 @@ def plan_rollout(  # noqa: PLR0913 - one parameter per flag that is not a settin
 
 @takes_output_options
 @takes_options_of(plan_rollout)
-def rollout(*, talk: OutputOptions, dry_run: DryRun = False, **options: Any) -> None:
+def rollout(*, output_options: OutputOptions, dry_run: DryRun = False, **options: Any) -> None:
     """Generate a video chunk by chunk, of any length, at constant memory.
 
     wancli rollout "a red circle moving right on a black background" --chunks 20 --seed 1
     """
-    screen = Screen(talk)
+    screen = Screen(output_options)
     carry_out(plan_rollout(screen=screen, **options), screen, dry_run=dry_run)

@@ -36,15 +36,15 @@ ROWS = 8  # terminal lines of a preview
 class Screen:
     """Prints results, progress and errors by the user's output options."""
 
-    def __init__(self, talk: OutputOptions) -> None:
-        self.talk = talk
-        color = talk.color is not False and not os.environ.get("NO_COLOR")
+    def __init__(self, output_options: OutputOptions) -> None:
+        self.options = output_options
+        color = output_options.color is not False and not os.environ.get("NO_COLOR")
         self.err = open_console(stderr=True, color=color, soft_wrap=True)
         self._out = partial(open_console, color=color)
 
     def say(self, text: str) -> None:
         """Print a line on stderr, unless --quiet."""
-        if not self.talk.quiet:
+        if not self.options.quiet:
             self.err.print(text, markup=False)
 
     def warn(self, text: str, *, hint: str) -> None:
@@ -84,21 +84,21 @@ class Screen:
 
     def done(self, record: RunRecord) -> None:
         """Print a finished video: its path or record on stdout, timings on stderr."""
-        if record.status == "ok" and not self.talk.quiet:
+        if record.status == "ok" and not self.options.quiet:
             self._timings(record)
-        if self.talk.json:
+        if self.options.json:
             self.json(record.as_json())
         else:
             self.result(str(record.output["path"]))
 
     def failed(self, record: RunRecord) -> None:
         """Print the record of a failed video with --json; the error follows separately."""
-        if self.talk.json:
+        if self.options.json:
             self.json(record.as_json())
 
     def skipped(self, request: Request, path: Path) -> None:
         """Print an existing video that was kept, which is a result too."""
-        if self.talk.json:
+        if self.options.json:
             output = {"path": str(path)}
             self.json(
                 {
@@ -115,7 +115,7 @@ class Screen:
     def progress(self) -> Iterator[Report]:
         """Show the progress of a runner: a bar on a terminal, else an occasional line."""
         unwind_from_here()
-        if self.talk.quiet:
+        if self.options.quiet:
             yield lambda event: None
         elif self.err.is_terminal:
             with _bar(self.err, self._place(ROWS)) as report:
@@ -127,7 +127,7 @@ class Screen:
     def transfer(self, total: int | None) -> Iterator[OnBytes]:
         """Show the progress of a download of `total` bytes."""
         unwind_from_here()
-        if self.talk.quiet:
+        if self.options.quiet:
             yield lambda done: None
         elif self.err.is_terminal:
             with _transfer_bar(self.err, total) as update:
@@ -149,7 +149,7 @@ class Screen:
 
     def _place(self, rows: int) -> Place | None:
         """Place for a picture of at most `rows` lines; None if pictures are not shown."""
-        quiet = self.talk.quiet or self.talk.json or self.err.no_color
+        quiet = self.options.quiet or self.options.json or self.err.no_color
         if quiet or not self.err.file.isatty():
             return None
         encode = find_encode(os.environ)

@@ -30,7 +30,7 @@ def show(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="wancli videos, or their JSON.")
     ],
-    talk: OutputOptions,
+    output_options: OutputOptions,
     check: Annotated[
         bool,
         typer.Option("--check", help="Check instead whether the videos are intact."),
@@ -41,13 +41,13 @@ def show(
     --check tells whether each file is whole, damaged (exit code 4), or has no digest because an
     earlier version wrote it; only those are decoded.
     """
-    screen = Screen(talk)
+    screen = Screen(output_options)
     if check:
         _check(files, screen)
         return
     for file in files:
         record = read_record(file)
-        if talk.json:
+        if output_options.json:
             screen.json(record)
         else:
             screen.table("", "", "value" if len(files) == 1 else str(file), rows=_rows(record))
@@ -59,7 +59,7 @@ def decode(
     *,
     latents: Annotated[Path, typer.Argument(help="Latents from wancli.")],
     overrides: Layer,
-    talk: OutputOptions,
+    output_options: OutputOptions,
     output: Annotated[Path, typer.Option("--output", "-o", help="MP4 to write.")],
     overwrite: Overwrite = False,
 ) -> None:
@@ -73,7 +73,7 @@ def decode(
     _check_latents(latents, overrides)
     outputs = OutputSet(overwrite=overwrite, reads=[latents])
     outputs.add(OutputFile(output, "--output"), *sidecar_files(output))
-    screen = Screen(talk)
+    screen = Screen(output_options)
     with outputs.held():
         from wancli.generate.runner import decode_file
 
@@ -101,7 +101,7 @@ def _check(files: list[Path], screen: Screen) -> None:
     for file in files:
         result = _check_file(file)
         failed += result.status not in (WHOLE, NO_DIGEST)
-        if screen.talk.json:
+        if screen.options.json:
             screen.json({"schema": CHECK_SCHEMA, "path": str(file), **asdict(result)})
         else:
             screen.result(f"{result.status:9}  {file}{result.why and f': {result.why}'}")

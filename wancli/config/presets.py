@@ -91,7 +91,7 @@ def _scan() -> tuple[dict[str, list[tuple[str, Path]]], list[tuple[Path, str]]]:
 
 
 def list_presets() -> list[Listed]:
-    """Every preset by name; the description of a broken file is its error."""
+    """List the presets by name; the description of a broken file is its error."""
     out = []
     for name, files in sorted(find_files().items()):
         place, path = files[-1]

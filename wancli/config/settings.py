@@ -130,7 +130,7 @@ class Machine(Group):
 
 
 class Output(Group):
-    """How the MP4 is written."""
+    """Encoding of the MP4."""
 
     crf: int = Field(
         18, ge=0, le=51, description="H.264 quality; lower is better, and a larger file."
