@@ -175,7 +175,7 @@ def test_a_second_process_on_a_name_is_refused_at_once(
 
     def keep() -> None:
         kept.append(FolderLock(Path()))
-        kept[0].take(name)
+        kept[0].acquire(name)
 
     with other_process(keep) as number:
         before = files()

@@ -70,7 +70,7 @@ def test_an_import_is_not_left_halfway(tmp_path):
 def test_a_held_block_is_not_left_halfway(tmp_path):
     script = """
 try:
-    with interrupts.held():
+    with interrupts.uninterrupted():
         send()
         print("whole")
     wait()

@@ -154,7 +154,7 @@ def test_nothing_is_written_into_or_read_from_a_folder_that_is_replaced(swapped:
 def test_a_place_that_cannot_be_written_is_an_output_error():
     Path("file").write_text("mine")
     for name in ("file/a.mp4", "/proc/none/a.mp4"):
-        with pytest.raises(OutputError, match=f"cannot write {name}: "), outputs(name).held():
+        with pytest.raises(OutputError, match=f"cannot write {name}: "), outputs(name).locked():
             pass
     with pytest.raises(UsageError, match="256 bytes"):
         outputs("a" * 256).check()
@@ -164,42 +164,42 @@ def test_a_name_is_kept_to_the_end_and_nothing_stays_in_the_folder():
     asked = outputs("new/a.mp4", "new/b.json")
     Path("new").mkdir()
     for _ in range(2):
-        with asked.held():
+        with asked.locked():
             assert [path.name for path in Path("new").iterdir()] == [FILE]
         assert list(Path("new").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "A.mp4"])
 def test_a_second_process_is_refused_at_once_and_told_who_writes(name: str):
-    held = outputs("a.mp4", "x.json").held()
-    with other_process(held.__enter__) as number:
-        with pytest.raises(UsageError) as caught, outputs(name).held():
+    lock = outputs("a.mp4", "x.json").locked()
+    with other_process(lock.__enter__) as number:
+        with pytest.raises(UsageError) as caught, outputs(name).locked():
             pass
         assert f"{name} is being written by process {number} (" in str(caught.value)
         assert f"({_own_command()}" in str(caught.value)
         assert f"kill {number}" in caught.value.hint
-        with outputs("c.mp4").held():  # another name of that folder
+        with outputs("c.mp4").locked():  # another name of that folder
             assert Path(FILE).exists()
         assert Path(FILE).exists()
-    with outputs(name).held():  # the process was killed
+    with outputs(name).locked():  # the process was killed
         pass
     assert not Path(FILE).exists()
 
 
 def test_what_a_killed_process_left_is_removed_and_not_what_a_living_one_writes():
-    held = outputs("a.mp4").held()
+    lock = outputs("a.mp4").locked()
 
     def work() -> None:
-        held.__enter__()
+        lock.__enter__()
         part_name(Path("a.mp4")).write_text("half")
 
     with other_process(work):
-        with pytest.raises(UsageError), outputs("a.mp4").held():
+        with pytest.raises(UsageError), outputs("a.mp4").locked():
             pass
-        with outputs("b.mp4").held():
+        with outputs("b.mp4").locked():
             pass
         assert len(list(Path().glob(".a.mp4.*"))) == 1
-    with outputs("a.mp4").held():
+    with outputs("a.mp4").locked():
         assert [path.name for path in Path().iterdir()] == [FILE]
 
 
@@ -208,7 +208,7 @@ def test_a_lock_that_is_no_file_is_left_alone(kind: str):
     Path("elsewhere").write_text("mine")
     MAKERS[kind](Path(FILE))
     before = Path(FILE).lstat()
-    with outputs("a.mp4").held():
+    with outputs("a.mp4").locked():
         pass
     assert os.path.samestat(Path(FILE).lstat(), before)
     assert Path("elsewhere").read_text() == "mine"
@@ -216,7 +216,7 @@ def test_a_lock_that_is_no_file_is_left_alone(kind: str):
 
 def test_a_file_of_somebody_elses_under_the_locks_name_stays():
     Path(FILE).write_text("mine")
-    with outputs("a.mp4").held():
+    with outputs("a.mp4").locked():
         pass
     assert Path(FILE).read_text() == "mine"
 
@@ -243,7 +243,7 @@ def test_processes_that_come_and_go_never_share_a_name_and_leave_nothing(tmp_pat
             lock = FolderLock(Path())
             assert lock.works
             try:
-                lock.take(f"name{turn % 2}")
+                lock.acquire(f"name{turn % 2}")
             except Held:
                 pass
             else:
@@ -267,7 +267,7 @@ def test_a_lock_may_be_released_twice():
 
 @pytest.mark.parametrize("written", [True, False])
 def test_a_folder_that_was_made_for_nothing_is_removed_again(written):
-    with outputs("new/folder/a.mp4").held():
+    with outputs("new/folder/a.mp4").locked():
         assert Path("new/folder").is_dir()
         if written:
             Path("new/folder/a.mp4").touch()

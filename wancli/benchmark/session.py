@@ -103,7 +103,7 @@ class BenchSession:
         outputs = OutputSet(overwrite=overwrite, reads=chain(*self._inputs.named().values()))
         outputs.add(bench_folder(folder, overwrite=overwrite))
         prompts = [case.prompt for case in self.cases]
-        with outputs.held():
+        with outputs.locked():
             say_warnings(vocabulary_warnings(self.spec, prompts), observer)
             return self._write(folder, given, observer, overwrite=overwrite)
 

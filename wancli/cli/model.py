@@ -188,7 +188,7 @@ def convert(
     screen, outputs = Screen(output_options), OutputSet(another="another folder")
     # `write` checks whether a folder may be replaced, under its lock.
     outputs.add(OutputFile(out, "OUT", ours=lambda _: True, folder=True))
-    with outputs.held():
+    with outputs.locked():
         converted = write(source, out, config=config, base=base, overwrite=overwrite)
     layers, heads, width = (
         converted.config[name]

@@ -72,7 +72,7 @@ def preview(  # noqa: PLR0913 - one parameter per flag
     outputs.add(*(_output(p, f"--{n}", f".{n}") for n, p in (("gif", gif), ("webp", webp)) if p))
     if fps is not None and not animations:
         raise UsageError("`fps` is for animations only.", hint="`gif NAME.gif` or `webp NAME.webp`")
-    with outputs.held():
+    with outputs.locked():
         from wancli.video.sheet import SheetLayout, draw_animation, draw_sheet
 
         grid = SheetLayout(rows, columns, width) if width else SheetLayout(rows, columns)

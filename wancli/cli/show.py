@@ -74,7 +74,7 @@ def decode(
     outputs = OutputSet(overwrite=overwrite, reads=[latents])
     outputs.add(OutputFile(output, "--output"), *sidecar_files(output))
     screen = Screen(output_options)
-    with outputs.held():
+    with outputs.locked():
         from wancli.generate.runner import decode_file
 
         with screen.progress() as report:

@@ -92,7 +92,7 @@ class PlannedVideos:
         if not todo:
             return []
         outputs = _outputs(request, todo, files)
-        with outputs.held():
+        with outputs.locked():
             say_warnings(self.warnings, observer)
             since = perf_counter()  # loading includes importing the libraries
             check_reachable(self.spec.repo)

@@ -108,7 +108,7 @@ class RolloutSession:
         """Make it; its record. Raises WancliError."""
         video, latents, store = self.places()
         outputs = self._outputs(video, latents, store)
-        with outputs.held():
+        with outputs.locked():
             job = self._job(self.request(), video, latents, store)
             return [self._make(job, outputs.replaced, observer)]
 

@@ -9,20 +9,20 @@ import platformdirs
 
 
 def free_disk(path: Path) -> int:
-    """Bytes free where `path` is, or would be made."""
+    """Free bytes on the disk of `path`, which may not exist yet."""
     return shutil.disk_usage(existing(path)).free
 
 
 def existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that there is."""
+    """The path, or its nearest existing parent."""
     for folder in (path, *path.absolute().parents):
-        with suppress(OSError):  # of a folder that may not be searched: it is as good as not there
+        with suppress(OSError):  # an unsearchable folder counts as missing
             if folder.exists():
                 return folder
     return Path("/")
 
 
 def user_cache() -> Path:
-    """Where wancli keeps what it measured."""
-    given = os.environ.get("WANCLI_CACHE_DIR")
-    return Path(given) if given else platformdirs.user_cache_path("wancli")
+    """Folder of wancli's measurements."""
+    folder = os.environ.get("WANCLI_CACHE_DIR")
+    return Path(folder) if folder else platformdirs.user_cache_path("wancli")

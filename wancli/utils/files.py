@@ -1,7 +1,6 @@
-"""Files that are whole under their name, or are not there; and none that is not ours replaced.
+"""Atomic writes: a file appears complete or not at all, and never replaces one of the user's.
 
-
-What is written grows under the name of a part: hidden, and so random that no file of a user has it.
+Content is written to a part first: a hidden file with a random name.
 """
 
 import errno
@@ -17,10 +16,10 @@ from itertools import count
 from pathlib import Path
 
 from wancli.errors import OutputError, missing
-from wancli.utils.interrupts import held, unwind_from_here
+from wancli.utils.interrupts import uninterrupted, unwind_from_here
 from wancli.utils.reading import open_file, unreadable
 
-LONGEST_NAME = 255  # bytes, on every file system we met
+LONGEST_NAME = 255  # bytes, on all common file systems
 _PART = re.compile(r"\.(?P<name>.*)\.[0-9a-f]{16}\.(?P<kind>part|old)", re.DOTALL)
 _ADDED = len("..0123456789abcdef.part")
 
@@ -28,10 +27,10 @@ _ADDED = len("..0123456789abcdef.part")
 def write_whole(
     path: Path, content: bytes, *, hint: str, overwrite: bool = False, sync: bool = False
 ) -> None:
-    """Write a part, then give it its name; folders are made. Raises OutputError with `hint`.
+    """Write a part, then rename it; folders are created. Raises OutputError with `hint`.
 
-    A file that is there stays, and is an error, unless `overwrite`. With `sync` the content is on
-    the disk, and not only on its way, when this returns.
+    An existing file is an error, unless `overwrite`. With `sync` the content is on disk when this
+    returns.
     """
     try:
         _write(path, content, overwrite=overwrite, sync=sync)
@@ -40,7 +39,7 @@ def write_whole(
 
 
 def write_beside(path: Path, content: bytes, *, hint: str) -> Path:
-    """The same under that name or, where it is taken, under NAME-1, NAME-2, ...; says which."""
+    """Write to `path` or, if it exists, to NAME-1, NAME-2, ...; return the path used."""
     for number in count():
         free = path.with_stem(f"{path.stem}-{number}") if number else path
         try:
@@ -71,28 +70,28 @@ def _write(path: Path, content: bytes, *, overwrite: bool = False, sync: bool = 
 
 
 def make_part(final: Path) -> Path:
-    """An empty file beside `final`, to be filled and placed. Raises OSError."""
+    """Create an empty part beside `final`. Raises OSError."""
     part = part_name(final)
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
     return part
 
 
 def part_name(final: Path, kind: str = "part") -> Path:
-    """A hidden name beside `final`, each time another."""
+    """A random hidden name beside `final`."""
     return final.with_name(f".{_cut(final.name)}.{secrets.token_hex(8)}.{kind}")
 
 
 def place(part: Path, final: Path, *, overwrite: bool) -> None:
-    """Give `part` its final name. Raises FileExistsError where that is taken, OSError.
+    """Rename `part` to `final`. Raises FileExistsError if that exists, OSError.
 
-    With `overwrite` a regular file is replaced, and nothing else.
+    `overwrite` replaces a regular file, and nothing else.
     """
     if overwrite:
         check_regular(final)
         part.replace(final)
         return
     try:
-        os.link(part, final, follow_symlinks=False)  # which never replaces, whoever was faster
+        os.link(part, final, follow_symlinks=False)  # never replaces, even in a race
     except FileExistsError:
         raise
     except OSError:  # a disk without hard links
@@ -103,7 +102,7 @@ def place(part: Path, final: Path, *, overwrite: bool) -> None:
 
 
 def check_regular(path: Path) -> None:
-    """Raise FileExistsError for what is there and is no regular file, OSError."""
+    """Raise FileExistsError if the path exists and is not a regular file, OSError."""
     with suppress(FileNotFoundError):
         mode = path.lstat().st_mode
         if not stat.S_ISREG(mode):
@@ -111,7 +110,7 @@ def check_regular(path: Path) -> None:
 
 
 def kind_of(mode: int) -> str:
-    """What a mode of `stat` is of, in words."""
+    """The kind of file that a `stat` mode describes, in words."""
     kinds = {
         stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFLNK: "a symbolic link",
         stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
@@ -121,9 +120,9 @@ def kind_of(mode: int) -> str:
 
 @contextmanager
 def whole_folder(out: Path, *, hint: str, overwrite: bool = False) -> Iterator[Path]:
-    """An empty hidden folder beside `out`, which takes its place if the block ends well.
+    """A temporary hidden folder that replaces `out` if the block succeeds.
 
-    If not, `out` is what it was, and nothing else is left. A folder that is there and is not empty
+    If it fails, `out` is unchanged and the folder is removed. A folder that exists and is not empty
     is an error, unless `overwrite`. Raises OutputError with `hint`.
     """
     unwind_from_here()
@@ -140,7 +139,7 @@ def whole_folder(out: Path, *, hint: str, overwrite: bool = False) -> Iterator[P
         reason = error.strerror or str(error)
         raise OutputError(f"cannot write {out}: {reason}.", hint=hint) from error
     finally:
-        with held():
+        with uninterrupted():
             if old.exists() and not final.exists():
                 old.rename(final)
             for folder in (part, old):
@@ -148,18 +147,18 @@ def whole_folder(out: Path, *, hint: str, overwrite: bool = False) -> Iterator[P
 
 
 def remove_parts(folder: Path, finals: Collection[str] | None = None) -> None:
-    """Remove what killed processes left of these files, or of all: parts.
+    """Remove parts of `finals`, or of all files, that killed processes left behind.
 
-    Only for who keeps those names from other processes: their parts look the same.
+    The caller must have locked those names: parts of a running process look the same.
     """
     cut = None if finals is None else {_cut(name): name for name in finals}
     with suppress(OSError):
         for path in list(folder.iterdir()):
-            found = _PART.fullmatch(path.name)
-            if not found or (cut is not None and found["name"] not in cut):
+            match = _PART.fullmatch(path.name)
+            if not match or (cut is not None and match["name"] not in cut):
                 continue
-            final = folder / (cut or {}).get(found["name"], found["name"])
-            if found["kind"] == "old" and not final.exists():
+            final = folder / (cut or {}).get(match["name"], match["name"])
+            if match["kind"] == "old" and not final.exists():
                 path.rename(final)  # killed between the two renames
             elif path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -168,19 +167,19 @@ def remove_parts(folder: Path, finals: Collection[str] | None = None) -> None:
 
 
 def is_part(name: str) -> bool:
-    """Whether a file of that name is a part."""
+    """Whether a name is that of a part."""
     return _PART.fullmatch(name) is not None
 
 
 def remove(path: Path) -> None:
-    """Remove a file of ours, if it is there; what is no regular file is not ours."""
-    with suppress(OSError):  # a disk that broke must not hide how
+    """Remove a file if it exists and is regular."""
+    with suppress(OSError):  # must not hide the error that led here
         check_regular(path)
         path.unlink()
 
 
 def cut_name(name: str, length: int) -> str:
-    """At most `length` bytes of a name, and no half of a character."""
+    """Truncate a name to at most `length` bytes of UTF-8, at a character boundary."""
     whole = os.fsencode(name)
     return name if len(whole) <= length else whole[:length].decode(errors="ignore")
 

@@ -1,4 +1,4 @@
-"""Pages from templates: text that came from users stays text."""
+"""HTML templates with autoescaping."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 def templates(folder: Path) -> Environment:
-    """The templates of a folder, escaped, and strict about names that are not there."""
+    """Jinja environment of a folder: autoescaped, and strict about undefined names."""
     return Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,

@@ -1,8 +1,8 @@
-"""Signals that end a run: at once while it has nothing to tidy up, later by an exception.
+"""Signals that end a run: at once while there is nothing to clean up, later by an exception.
 
-An exception in the middle of an import is swallowed by some libraries and aborts others. So the
-first seconds, which are imports, end without one; and later a signal waits until an import is done.
-Little is imported here, so that signals are answered soon.
+An exception in the middle of an import is swallowed by some libraries and crashes others. So during
+the first seconds, which are imports, the process exits directly; later a signal waits until an
+import is done. This module imports little, so that signals are handled early.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import sys
 from contextlib import contextmanager, suppress
 
-TYPE_CHECKING = False  # as in typing, which takes its time
+TYPE_CHECKING = False  # importing typing is slow
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
@@ -23,7 +23,7 @@ _AGAIN_S = 0.02
 
 
 class Interrupted(BaseException):
-    """Somebody asked us to stop. As an Exception or KeyboardInterrupt it could be swallowed."""
+    """A signal ended the run. As an Exception or KeyboardInterrupt it could be swallowed."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}.")
@@ -33,22 +33,22 @@ class Interrupted(BaseException):
 
 
 class _State:
-    """How the next signal is answered."""
+    """State of the signal handler."""
 
     handled = False
-    unwinds = False  # there is something to tidy up
-    holds = 0  # blocks that must not be left halfway
-    number = 0  # of the signal that came
+    unwinds = False  # whether there is something to clean up
+    uninterruptible = 0  # depth of blocks that must run to their end
+    number = 0  # of the signal received
 
     def __init__(self) -> None:
-        self.tidies: list[Callable[[], object]] = []  # what little there is to do before the end
+        self.cleanups: list[Callable[[], object]] = []  # called before a direct exit
 
 
 _state = _State()
 
 
 def handle() -> None:
-    """Answer signals. One that this process was started to ignore (nohup) stays ignored."""
+    """Install the handlers. Signals ignored from the start (nohup) stay ignored."""
     signal.signal(signal.SIGALRM, _stop)
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -58,34 +58,34 @@ def handle() -> None:
 
 
 def unwind_from_here() -> None:
-    """From now on there is much to tidy up: files, a terminal, other processes."""
+    """From now on raise Interrupted: there are files, a terminal or processes to clean up."""
     _state.unwinds = True
 
 
 @contextmanager
 def tidied(tidy: Callable[[], object]) -> Iterator[None]:
-    """A block after which `tidy` is called, also where the process ends at once in it."""
-    _state.tidies.append(tidy)
+    """Call `tidy` after the block, even if a signal ends the process within it."""
+    _state.cleanups.append(tidy)
     try:
         yield
     finally:
-        with held():
+        with uninterrupted():
             tidy()
-            _state.tidies.remove(tidy)
+            _state.cleanups.remove(tidy)
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """A block that a signal does not leave halfway: it is answered after it."""
-    _state.holds += 1
+def uninterrupted() -> Iterator[None]:
+    """Delay signals until the end of the block."""
+    _state.uninterruptible += 1
     try:
         yield
     finally:
-        _state.holds -= 1
+        _state.uninterruptible -= 1
 
 
 def ignore() -> None:
-    """Be done: what follows takes a moment, and its end is known."""
+    """Ignore signals during the last moments of the process."""
     if _state.handled:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number in SIGNALS:
@@ -93,9 +93,9 @@ def ignore() -> None:
 
 
 def leave(number: int) -> NoReturn:
-    """End this process here and now, in two lines and with the exit code."""
+    """Print two lines and exit this process at once."""
     error = Interrupted(number)
-    for tidy in reversed(_state.tidies):
+    for tidy in reversed(_state.cleanups):
         with suppress(Exception):
             tidy()
     with suppress(OSError):
@@ -107,10 +107,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
     if number != signal.SIGALRM:
         _state.number = number
         for other in SIGNALS:
-            signal.signal(other, signal.SIG_IGN)  # once: what is tidied up is left in peace
+            signal.signal(other, signal.SIG_IGN)  # only once, so that cleanup is not interrupted
     if not _state.unwinds:
         leave(_state.number)
-    if _state.holds or _importing(frame):
+    if _state.uninterruptible or _importing(frame):
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
         return
     raise Interrupted(_state.number)
@@ -125,7 +125,7 @@ def _importing(frame: FrameType | None) -> bool:
 
 
 def _unraisable(unraisable: Any) -> None:
-    """An exception that python drops, such as in `__del__`: ours is raised again elsewhere."""
+    """Raise again an Interrupted that Python dropped, for example in `__del__`."""
     if isinstance(unraisable.exc_value, Interrupted):
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
     else:

@@ -1,9 +1,9 @@
-"""Names that one process writes at a time; a process that dies lets go of them.
+"""Locks on file names, released when the process ends, however it ends.
 
-A folder in which something is written has a hidden, empty `.wancli.lock` as long as that lasts.
-Each name is one byte of it, far apart by a hash, that is locked for its writer alone. Locks of this
-kind go with the process, however it ends; its children do not have them; and the kernel says whose
-they are. Byte 0 is shared by all who use the file: who has it alone may remove the file.
+While something is written to a folder, it holds a hidden, empty `.wancli.lock`. Each name is one
+byte of it, at an offset given by a hash, locked exclusively by its writer. Such locks (POSIX record
+locks) end with the process, are not inherited by children, and the kernel knows their holder. Byte
+0 is shared by all users of the file: whoever can lock it exclusively may remove the file.
 """
 
 import errno
@@ -24,7 +24,7 @@ _LONGEST_COMMAND = 100  # characters
 
 
 class NameLocked(Exception):
-    """Another process has the name. `pid` is 0 where it cannot be seen."""
+    """Another process has locked the name. `pid` is 0 if unknown."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(pid)
@@ -38,10 +38,10 @@ class NameLocked(Exception):
 
 
 class FolderLock:
-    """Names of one folder that this process keeps to itself. At most one a folder and process.
+    """Locks on names in one folder. At most one per folder and process.
 
-    Where there can be no locks (a shared folder in which the file is another user's; some network
-    disks) nothing is kept, and `works` is false: then files that appear meanwhile still stay.
+    Where locking is impossible (the lock file is another user's; some network disks) `works` is
+    False and nothing is locked; files that appear meanwhile are still not replaced.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,11 +50,11 @@ class FolderLock:
 
     @property
     def works(self) -> bool:
-        """Whether names are kept."""
+        """Whether locking is possible."""
         return self._file is not None
 
-    def take(self, name: str) -> None:
-        """Keep a name until `release`. Raises Held at once where another process has it."""
+    def acquire(self, name: str) -> None:
+        """Lock a name until `release`. Raises NameLocked at once if another process has it."""
         if self._file is None:
             return
         byte = 1 + int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:7])
@@ -65,12 +65,12 @@ class FolderLock:
                 raise NameLocked(_holder(self._file, byte)) from None
 
     def release(self) -> None:
-        """Let go of all names, and remove the file if nobody else uses it."""
+        """Release all names, and remove the lock file if nobody else uses it."""
         file, self._file = self._file, None
         if file is None:
             return
         with suppress(OSError):
-            fcntl.lockf(file, fcntl.LOCK_UN)  # first, so that of two who end at once one removes it
+            fcntl.lockf(file, fcntl.LOCK_UN)  # first, so that one of two ending at once removes it
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
             if _is_at(file, self._path) and not os.fstat(file).st_size:
                 self._path.unlink()
@@ -78,7 +78,7 @@ class FolderLock:
 
 
 def _join(path: Path) -> int | None:
-    """The file, open, with a share in its first byte; None where that cannot be."""
+    """Open the lock file with a shared lock on byte 0; None if that is impossible."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     while True:
         try:
@@ -108,18 +108,18 @@ def _is_at(file: int, path: Path) -> bool:
 
 
 def _holder(file: int, byte: int) -> int:
-    """The process that keeps a byte; 0 where it is not known."""
+    """PID of the process that locked a byte; 0 if unknown."""
     if not sys.platform.startswith("linux"):
         return 0
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+    query = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
     with suppress(OSError):
-        kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked))
+        kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, query))
         return int(pid) if kind != fcntl.F_UNLCK else 0
     return 0
 
 
 def _command(pid: int) -> str:
-    """What a process was started as, on one line; "" where that is not known."""
+    """Command line of a process, on one line; "" if unknown."""
     try:
         return as_typed(Path(f"/proc/{pid}/cmdline").read_bytes())
     except OSError:
@@ -127,9 +127,9 @@ def _command(pid: int) -> str:
 
 
 def as_typed(words: bytes) -> str:
-    """A command line that the kernel tells, each word with a zero after it; from wancli on."""
-    told = [word.decode(errors="replace") for word in words.split(b"\0")[:-1]] or [""]
-    began = next((i for i, word in enumerate(told[:3]) if Path(word).name == "wancli"), 0)
-    text = shlex.join([Path(told[began]).name, *told[began + 1 :]])
+    """Format NUL-terminated words of /proc/PID/cmdline, from `wancli` on."""
+    argv = [word.decode(errors="replace") for word in words.split(b"\0")[:-1]] or [""]
+    first = next((i for i, word in enumerate(argv[:3]) if Path(word).name == "wancli"), 0)
+    text = shlex.join([Path(argv[first]).name, *argv[first + 1 :]])
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= _LONGEST_COMMAND else f"{text[:_LONGEST_COMMAND]}…"

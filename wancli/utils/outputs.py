@@ -1,7 +1,7 @@
-"""What one call writes: checked before anything loads, and kept from other processes to the end.
+"""Outputs of one command: checked before anything loads, and locked against other processes.
 
-No file is replaced that wancli did not make, unless `--overwrite` says so for that very file; what
-is no regular file never is; two outputs are never one file, nor is an output an input.
+A file that wancli did not write is replaced only with `--overwrite`, and anything but a regular
+file never; no two outputs are the same file, and no output is an input.
 """
 
 import os
@@ -18,22 +18,22 @@ from wancli.utils.files import LONGEST_NAME, cut_name, kind_of, remove_parts
 from wancli.utils.interrupts import tidied
 from wancli.utils.locks import FolderLock, NameLocked
 
-PREVIEW_MARK = ("Software", "wancli --preview-every")  # key and text inside such a picture
-Ours = Callable[[Path], bool]  # whether a file, or a folder, is one that wancli made for this
+PREVIEW_MARK = ("Software", "wancli --preview-every")  # PNG text that marks a preview
+Ours = Callable[[Path], bool]  # whether an existing file or folder may be replaced unasked
 
 
 def sidecar(video: Path) -> Path:
-    """Where the record of a video, or of latents, is."""
+    """Path of the record of a video or of latents."""
     return video.with_suffix(".json")
 
 
 def preview_file(video: Path) -> Path:
-    """Where a picture of a video is while it is made."""
+    """Path of the preview of a video in progress."""
     return _named_after(video, ".preview.png")
 
 
 def stream_part(video: Path) -> Path:
-    """Where a rollout can be watched while it grows."""
+    """Path of the growing video of a rollout in progress."""
     return _named_after(video, ".part.mp4")
 
 
@@ -42,35 +42,35 @@ def _named_after(video: Path, suffix: str) -> Path:
 
 
 def nobodys(_path: Path) -> bool:
-    """Not."""
+    """False: no existing file may be replaced unasked."""
     return False
 
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A file, or a folder, that a call writes."""
+    """A file or folder that a command writes."""
 
     path: Path
-    role: str  # the flag that names it, or what it is to the file it comes beside
-    ours: Ours = nobodys  # what is known to be wancli's own is replaced unasked
-    named: bool = True  # by the user, so that --overwrite is said of it
+    role: str  # the flag that names it, or its relation to another output
+    ours: Ours = nobodys
+    named: bool = True  # by the user, so that --overwrite applies
     folder: bool = False
 
 
 @dataclass
 class OutputSet:
-    """All that a call writes and reads; `held` checks it, and keeps its names from others."""
+    """All files that a command writes and reads; `locked` checks them and locks their names."""
 
     overwrite: bool = False
     reads: Iterable[Path] = ()
-    another: str = "another --output"  # the hint where a name will not do
-    _all: dict[str, OutputFile] = field(default_factory=dict)  # by their keys
+    another: str = "another --output"  # hint for an unusable name
+    _all: dict[str, OutputFile] = field(default_factory=dict)  # by key
     _folders: dict[str, OutputFile] = field(default_factory=dict)
-    _found: dict[str, OutputFile] = field(default_factory=dict)  # those that are there, by place
+    _existing: dict[str, OutputFile] = field(default_factory=dict)  # by device and inode
     _replaced: set[Path] = field(default_factory=set)
 
     def add(self, *outputs: OutputFile) -> None:
-        """More of them. Raises UsageError where one is a file that is among them already."""
+        """Add outputs. Raises UsageError if one collides with another."""
         for output in outputs:
             key, places = _key(output.path), _places(output.path)
             if other := self._other(key, places, output):
@@ -86,22 +86,22 @@ class OutputSet:
             self._all[key] = output
             if output.folder:
                 self._folders[key] = output
-            self._found |= dict.fromkeys(places, output)
+            self._existing |= dict.fromkeys(places, output)
 
     def _other(self, key: str, places: set[str], output: OutputFile) -> OutputFile | None:
-        """What is the same file, or lies in the same folder of files."""
-        same = [self._all.get(key), *map(self._found.get, places)]
+        """Another output that is the same file, contains it or lies within it."""
+        same = [self._all.get(key), *map(self._existing.get, places)]
         folders = self._all if output.folder else self._folders
         same += [o for k, o in folders.items() if _inside(k, of=key) or _inside(key, of=k)]
         return next(filter(None, same), None)
 
     @property
     def replaced(self) -> frozenset[Path]:
-        """The paths at which what is there may be replaced; once they are checked."""
+        """Paths whose existing files may be replaced; valid after `check`."""
         return frozenset(self._replaced)
 
     def check(self) -> None:
-        """Raise UsageError for what must not be written, OutputError for what cannot be."""
+        """Raise UsageError for outputs that must not be written, OutputError if they cannot."""
         read = {_key(path) for path in self.reads}.union(*map(_places, self.reads))
         for key, output in self._all.items():
             self._check(output)
@@ -113,13 +113,13 @@ class OutputSet:
                 )
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep all names from other processes. Raises UsageError, OutputError.
+    def locked(self) -> Iterator[None]:
+        """Lock all names for the block. Raises UsageError, OutputError.
 
-        Folders are made, and removed again where nothing was written; what killed processes left of
-        these files is removed.
+        Creates folders, removes them again if nothing was written, and removes parts that killed
+        processes left of these files.
         """
-        self.check()  # before anything is made
+        self.check()  # before anything is created
         with ExitStack() as stack:
             for folder, output in {o.path.parent: o for o in self._all.values()}.items():
                 missing = [f for f in (folder, *folder.parents) if not f.exists()]
@@ -132,18 +132,18 @@ class OutputSet:
                     folders[folder] = FolderLock(folder)
                     stack.enter_context(tidied(folders[folder].release))
                 try:
-                    folders[folder].take(Path(key).name)
-                except NameLocked as held:
-                    stop = f", or stop it: kill {held.pid}" if held.pid else ""
+                    folders[folder].acquire(Path(key).name)
+                except NameLocked as holder:
+                    stop = f", or stop it: kill {holder.pid}" if holder.pid else ""
                     raise UsageError(
-                        f"{output.path} is being written by {held}.", hint=f"wait for it{stop}"
+                        f"{output.path} is being written by {holder}.", hint=f"wait for it{stop}"
                     ) from None
-            self.check()  # again: what wrote one of them may have ended between the two
+            self.check()  # again: another process may have written one of them meanwhile
             self._remove_parts(folders)  # of killed processes
             try:
                 yield
             finally:
-                self._remove_parts(folders)  # of what a signal has cut between two of its lines
+                self._remove_parts(folders)  # left by a signal
 
     def _remove_parts(self, folders: Mapping[Path, FolderLock]) -> None:
         finals = [_real(output) for output in self._all.values()]
@@ -174,7 +174,7 @@ class OutputSet:
             raise UsageError(f"{path} exists.", hint=f"--overwrite, or {self.another}")
 
     def _look_at(self, output: OutputFile) -> int | None:
-        """The mode of what is there, if anything. Raises UsageError, OutputError."""
+        """The `stat` mode of an existing file, or None. Raises UsageError, OutputError."""
         path = output.path
         if (length := len(os.fsencode(path.name))) > LONGEST_NAME:
             raise UsageError(
@@ -182,33 +182,33 @@ class OutputSet:
                 hint="use a shorter name, or cut the prompt: {prompt:40}.mp4",
             )
         try:
-            found = path.lstat()
+            info = path.lstat()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}", hint=self.another) from None
-        if output.folder and stat.S_ISLNK(found.st_mode):
+        if output.folder and stat.S_ISLNK(info.st_mode):
             with suppress(OSError):
-                found = path.stat()  # nothing takes a folder's place: files go into it
-        return found.st_mode
+                info = path.stat()  # files go into the folder, so the link stays
+        return info.st_mode
 
 
 def _key(path: Path) -> str:
-    """Equal for names that are one file on some disk: of any case, by any way."""
+    """Equal for paths that may be the same file on some disk, ignoring case and links."""
     return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
 
 
 def _places(path: Path) -> set[str]:
-    """Where on the disk a file is; nowhere if there is none."""
+    """Device and inode of an existing file; empty if there is none."""
     try:
-        found = path.stat()
+        info = path.stat()
     except OSError:
         return set()
-    return {f"{found.st_dev}:{found.st_ino}"}
+    return {f"{info.st_dev}:{info.st_ino}"}
 
 
 def _real(output: OutputFile) -> Path:
-    """The file itself, whatever links lead to it."""
+    """The output's path with links resolved."""
     return Path(os.path.realpath(output.path))
 
 
@@ -224,7 +224,7 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 
 
 def _try(folder: Path, output: OutputFile) -> None:
-    """Make a folder, and try it: mode bits mean nothing to root, and to disks that are read-only.
+    """Create a folder and write to it, since mode bits say nothing for root or read-only disks.
 
     Raises OutputError.
     """

@@ -1,4 +1,4 @@
-"""Which packages are installed, without importing them."""
+"""Versions of installed packages, without importing them."""
 
 import re
 from importlib.metadata import PackageNotFoundError, version
@@ -15,10 +15,10 @@ def package_version(name: str) -> str:
 
 
 def check_package(name: str, least: tuple[int, ...], *, asked: str) -> None:
-    """Raise SetupError where a package that was `asked` for is missing, or older than `least`."""
-    needed, found = ".".join(map(str, least)), package_version(name)
+    """Raise SetupError if a package that `asked` needs is missing or older than `least`."""
+    needed, installed = ".".join(map(str, least)), package_version(name)
     hint = f"pip install '{name}>={needed}'"
-    if not found:
+    if not installed:
         raise SetupError(f"{asked} needs {name}.", hint=hint)
-    if tuple(int(part) for part in re.findall(r"\d+", found)[: len(least)]) < least:
-        raise SetupError(f"{asked} needs {name} {needed}, not {found}.", hint=hint)
+    if tuple(int(part) for part in re.findall(r"\d+", installed)[: len(least)]) < least:
+        raise SetupError(f"{asked} needs {name} {needed}, not {installed}.", hint=hint)

@@ -1,7 +1,7 @@
-"""Files that anybody may have written: opened, parsed, and refused where they are something else.
+"""Open and parse files that anybody may have written.
 
-Everything here raises OSError for what cannot be read and ValueError for what is not of its kind,
-of one line, and `unreadable` makes it an error of ours.
+All functions raise OSError for a file that cannot be read, and a one-line ValueError for invalid
+content; `unreadable` turns either into an error for the user.
 """
 
 import errno
@@ -21,10 +21,10 @@ from typing import Any, TypeGuard
 
 from wancli.errors import InputError, WancliError, first_line
 
-LARGEST_TEXT = 16 * 2**20  # bytes; the largest that we met, an index of shards, has 0.1 MiB
-LARGEST_TOML = 2**20  # parsed in Python, at 2 MiB a second
+LARGEST_TEXT = 16 * 2**20  # bytes; the largest real file, an index of shards, has 0.1 MiB
+LARGEST_TOML = 2**20  # bytes; tomllib parses 2 MiB per second
 LARGEST_HEADER = 100_000_000  # bytes; the limit of safetensors itself
-DEEPEST = 64  # levels; what walks through a value calls itself, and may do so 1,000 times
+DEEPEST = 64  # levels, well below Python's recursion limit
 MOST_AXES = 32
 _TOO_DEEP = f"it is nested over {DEEPEST} levels deep"
 _SURROGATE = re.compile("[\ud800-\udfff]")  # text that cannot be written as UTF-8
@@ -35,7 +35,7 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-# Bits of a number, by safetensors' names.
+# Bits per element, by safetensors' dtype names.
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
     "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
@@ -45,7 +45,7 @@ _BITS = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a safetensors file: dtype by safetensors' name, and its bytes in the data."""
+    """A tensor in a safetensors file; `begin` and `end` are byte offsets in the data."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -54,20 +54,20 @@ class Stored:
 
     @property
     def real(self) -> bool:
-        """Whether its numbers are real, and wide enough to be latents or the like."""
+        """Whether its dtype is a float of 16 bits or more."""
         return self.dtype in ("F16", "BF16", "F32", "F64")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says before its data."""
+    """Header of a safetensors file."""
 
     tensors: Mapping[str, Stored]
     metadata: Mapping[str, str]
 
 
 def user_path(text: str) -> Path:
-    """A path as it was typed: `~` is the user's home; `~nobody` is a name like any other."""
+    """Expand `~` in a typed path; an unknown `~user` is an ordinary name."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -75,7 +75,7 @@ def user_path(text: str) -> Path:
 
 
 def open_file(path: Path) -> io.BufferedReader:
-    """A file to read. A folder, a pipe, a socket or a device is none, and is not waited for."""
+    """Open a regular file to read. Anything else (a pipe, say) is refused without blocking."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
     if kind != stat.S_IFREG:
@@ -87,7 +87,7 @@ def open_file(path: Path) -> io.BufferedReader:
 
 
 def read_text(path: Path, *, most: int = LARGEST_TEXT) -> str:
-    """A text in UTF-8, with a byte order mark or without, of at most so many bytes."""
+    """Read UTF-8 text of at most `most` bytes, with or without a byte order mark."""
     with open_file(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -96,12 +96,12 @@ def read_text(path: Path, *, most: int = LARGEST_TEXT) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object of JSON."""
+    """Read a JSON object from a file."""
     return parse_json(read_text(path))
 
 
 def parse_json(text: str) -> dict[str, Any]:
-    """An object of JSON, no deeper than what walks through it can go."""
+    """Parse a JSON object of limited depth."""
     with _parsing("JSON"):
         value = json.loads(text)
     if not isinstance(value, dict):
@@ -111,7 +111,7 @@ def parse_json(text: str) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file."""
+    """Read the tables of a TOML file."""
     text = read_text(path, most=LARGEST_TOML)
     with _parsing("TOML"):
         tables = tomllib.loads(text)
@@ -120,7 +120,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> Header:
-    """That of a safetensors file whose tensors are whole: one after another, up to its end."""
+    """Read a safetensors header, checking that the tensors fill the file without gaps."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
@@ -130,7 +130,7 @@ def read_header(path: Path) -> Header:
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("not safetensors: its metadata is no text")
-    tensors = {name: _stored(name, told) for name, told in header.items()}
+    tensors = {name: _stored(name, entry) for name, entry in header.items()}
     ordered = sorted((stored.begin, stored.end) for stored in tensors.values())
     bounds = [(0, 0), *ordered, (size - 8 - length, 0)]
     if any(before[1] != after[0] for before, after in pairwise(bounds)):
@@ -139,7 +139,7 @@ def read_header(path: Path) -> Header:
 
 
 def check_tensors(path: Path) -> None:
-    """Raise for what begins neither as safetensors nor, by another name, as a pickle of torch's."""
+    """Raise unless a file is safetensors or, with another suffix, begins like a torch pickle."""
     if path.suffix == ".safetensors":
         read_header(path)
         return
@@ -151,14 +151,14 @@ def check_tensors(path: Path) -> None:
 def unreadable(
     path: Path, error: Exception, *, hint: str, kind: type[WancliError] = InputError
 ) -> WancliError:
-    """The error for a file that cannot be read, or is not of its kind."""
-    told = isinstance(error, OSError) and error.strerror
-    return kind(f"cannot read {path}: {told or first_line(error)}.", hint=hint)
+    """The error for a file that cannot be read or has invalid content."""
+    reason = isinstance(error, OSError) and error.strerror
+    return kind(f"cannot read {path}: {reason or first_line(error)}.", hint=hint)
 
 
 @contextmanager
 def _parsing(what: str) -> Iterator[None]:
-    """Turn everything that a parser may raise into a ValueError of one line."""
+    """Turn any error of a parser into a one-line ValueError."""
     try:
         yield
     except RecursionError:
@@ -176,9 +176,9 @@ def _decoded(content: bytes) -> str:
         raise ValueError(f"not UTF-8 text (byte {error.start})") from None
 
 
-def _stored(name: str, told: Any) -> Stored:
-    if isinstance(told, Mapping):
-        dtype, shape, offsets = (told.get(key) for key in ("dtype", "shape", "data_offsets"))
+def _stored(name: str, entry: Any) -> Stored:
+    if isinstance(entry, Mapping):
+        dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
         if isinstance(dtype, str) and dtype in _BITS and _counts(shape) and _counts(offsets):
             size = -(-prod(shape[:MOST_AXES]) * _BITS[dtype] // 8)
             if len(shape) <= MOST_AXES and len(offsets) == 2 and size == offsets[1] - offsets[0]:
@@ -187,12 +187,12 @@ def _stored(name: str, told: Any) -> Stored:
 
 
 def _counts(value: Any) -> TypeGuard[list[int]]:
-    """Whether it is a list of numbers that count something."""
+    """Whether a value is a list of non-negative integers."""
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
 def _check_values(value: Any) -> None:
-    """Raise ValueError for what is nested too deeply, and for text that no file can hold."""
+    """Raise ValueError for values nested too deeply, and for text with lone surrogates."""
     level = [value]
     for _ in range(DEEPEST):
         inner: list[Any] = []

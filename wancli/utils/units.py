@@ -2,7 +2,7 @@
 
 
 def gib(size: float) -> str:
-    """Bytes for people."""
+    """Format bytes."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
         if size >= scale:
             return f"{size / scale:,.1f} {unit}"
@@ -10,7 +10,7 @@ def gib(size: float) -> str:
 
 
 def flops(count: float) -> str:
-    """FLOPs for people."""
+    """Format FLOPs."""
     for unit, scale in (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)):
         if count >= scale:
             return f"{count / scale:,.2f} {unit}"
@@ -18,7 +18,7 @@ def flops(count: float) -> str:
 
 
 def duration(spent: float) -> str:
-    """Seconds for people."""
+    """Format seconds."""
     if spent < 120:
         return f"{spent:.1f} s"
     minutes, left = divmod(round(spent), 60)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from wancli.errors import InputError, OutputError, SetupError, UsageError
 from wancli.utils.files import LONGEST_NAME, part_name, place, remove
-from wancli.utils.interrupts import held, unwind_from_here
+from wancli.utils.interrupts import uninterrupted, unwind_from_here
 from wancli.utils.outputs import stream_part
 from wancli.video import read
 from wancli.video.ffmpeg import LIVE, Encoder, Encoding, check_written, ffmetadata, run_ffmpeg
@@ -123,7 +123,7 @@ class VideoWriter:
         live = [*LIVE, "-tune", "zerolatency"] if streaming else []
         try:
             check_destination(path)
-            with held():  # an ffmpeg that nobody knows of would write on
+            with uninterrupted():  # an ffmpeg that nobody knows of would write on
                 self._encoder = Encoder(
                     ["-s", f"{size[0]}x{size[1]}", "-r", str(fps)],
                     [*encoding.arguments(), *live, "-f", "mp4", f"file:{self._part}"],
