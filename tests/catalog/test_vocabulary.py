@@ -19,8 +19,8 @@ DEMO = SPECS["demo"]
 
 
 def test_words_that_the_demo_model_does_not_know_are_named_with_what_it_can_draw():
-    (said,) = vocabulary_warnings(DEMO, ["A cat walks on the grass, a red circle and a cat."])
-    assert said.startswith("demo does not know 'cat', 'walks', 'grass'. It is the demo model")
+    (warning,) = vocabulary_warnings(DEMO, ["A cat walks on the grass, a red circle and a cat."])
+    assert warning.startswith("demo does not know 'cat', 'walks', 'grass'. It is the demo model")
 
 
 def test_every_word_that_the_demo_model_was_trained_on_is_known_and_what_it_draws_is_said():
@@ -45,8 +45,8 @@ def test_marks_and_capitals_are_no_unknown_words(prompt: str):
 
 
 def test_many_words_are_cut_short():
-    (said,) = vocabulary_warnings(DEMO, [" ".join(f"word{n}" for n in range(20))])
-    assert "'word7' and 12 more." in said
+    (warning,) = vocabulary_warnings(DEMO, [" ".join(f"word{n}" for n in range(20))])
+    assert "'word7' and 12 more." in warning
 
 
 @pytest.mark.parametrize("name", ["wan2.1-t2v-1.3b", "random:wan2.1-t2v-1.3b"])
@@ -65,9 +65,9 @@ def test_a_tokenizer_that_is_no_list_of_words_says_nothing(tmp_path: Path, token
 def test_a_command_says_it_before_anything_is_made_and_the_record_holds_it(
     wancli: Wancli, command: str
 ):
-    said = wancli(command, "a cat and a red circle", "--dry-run", "--seed", 1)
-    assert (said.code, said.err.count("warn:")) == (0, 1)
-    assert "demo does not know 'cat'." in said.err
+    result = wancli(command, "a cat and a red circle", "--dry-run", "--seed", 1)
+    assert (result.code, result.err.count("warn:")) == (0, 1)
+    assert "demo does not know 'cat'." in result.err
     assert wancli(command, "a red circle", "--dry-run", "--seed", 1).err == ""
     request = Request("a cat", 1, Settings(), {}, warnings=vocabulary_warnings(DEMO, ["a cat"]))
     record = start_record(request, command=command, created=datetime.now(UTC))

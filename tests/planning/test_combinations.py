@@ -45,17 +45,17 @@ REFUSED: list[tuple[tuple[object, ...], str, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("flags", "said", "hint"), REFUSED)
+@pytest.mark.parametrize(("flags", "message", "hint"), REFUSED)
 def test_what_does_not_go_together_is_refused_with_what_to_type(
-    wancli: Wancli, flags: tuple[object, ...], said: str, hint: str
+    wancli: Wancli, flags: tuple[object, ...], message: str, hint: str
 ):
     if "--quantize" in flags:
         pytest.importorskip("torchao", reason="pip install 'wancli[quantize]'")
-    heard = wancli("plan", *flags)
-    assert heard.code == 2
-    error, told = complaint(heard)
-    assert said in error
-    assert told.startswith(hint)
+    result = wancli("plan", *flags)
+    assert result.code == 2
+    error, advice = complaint(result)
+    assert message in error
+    assert advice.startswith(hint)
 
 
 @pytest.mark.parametrize("name", ["dtype", "vae_dtype"])
@@ -115,9 +115,9 @@ def test_hunyuan_video_in_tiles_under_a_cache_is_offloaded_to_the_bit(way: str):
 
 
 def made(wancli: Wancli, *flags: object) -> dict[str, Any]:
-    said = wancli("generate", "a red circle", *SMALL, "--overwrite", "--json", *flags)
-    assert said.code == 0, said.err
-    told: dict[str, Any] = json.loads(said.out)
+    result = wancli("generate", "a red circle", *SMALL, "--overwrite", "--json", *flags)
+    assert result.code == 0, result.err
+    told: dict[str, Any] = json.loads(result.out)
     return told
 
 
@@ -184,7 +184,7 @@ def test_a_rollout_goes_on_only_with_what_changes_no_pixel(changed: dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"quantize": "int8"}, "machine.quantize none, not int8"),
         ({"fuse_qkv": True}, "machine.fuse_qkv False, not True"),
@@ -193,7 +193,7 @@ def test_a_rollout_goes_on_only_with_what_changes_no_pixel(changed: dict[str, An
         ({"lora": ("a.safetensors", "b.safetensors=0.5")}, "lora none, not a.safetensors,b.safe"),
     ],
 )
-def test_a_tuned_cache_is_refused_on_blocks_that_are_others(changed: dict[str, Any], said: str):
+def test_a_tuned_cache_is_refused_on_blocks_that_are_others(changed: dict[str, Any], message: str):
     def resolved(machine: dict[str, Any], key: dict[str, Any]) -> Settings:
         tuned = Layer("preset t", {"step_cache": {"step_cache": "cachedit"}}, key)
         return resolve([tuned, Layer("flag", {"machine": machine})], Settings).settings
@@ -201,6 +201,6 @@ def test_a_tuned_cache_is_refused_on_blocks_that_are_others(changed: dict[str, A
     here = {"device": "cpu", "dtype": "float32", "attention_backend": "native"}
     key = tuned_for(resolved({}, {}), here)
     resolved({}, key)
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         resolved(changed, key)
     resolved(changed, tuned_for(resolved(changed, {}), here))

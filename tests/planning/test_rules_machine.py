@@ -1,4 +1,4 @@
-"""Rules about what a video is computed on: what goes together, and what is said of the rest."""
+"""Rules about devices, dtypes, quantization and compilation."""
 
 from importlib.metadata import PackageNotFoundError
 from typing import Any
@@ -47,11 +47,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.usefixtures("torchao")
-@pytest.mark.parametrize(("model", "tables", "said"), REFUSED)
+@pytest.mark.parametrize(("model", "tables", "message"), REFUSED)
 def test_what_does_not_go_together_is_refused_in_the_plan(
-    model: str, tables: dict[str, Any], said: str
+    model: str, tables: dict[str, Any], message: str
 ):
-    with pytest.raises(PlanError, match=said) as caught:
+    with pytest.raises(PlanError, match=message) as caught:
         plan(model, **tables)
     assert caught.value.hint
 
@@ -98,9 +98,9 @@ def test_a_mode_that_nothing_would_read_is_refused():
 @pytest.mark.parametrize("command", ["generate", "rollout", "bench", "plan"])
 def test_every_command_says_so(wancli: Wancli, command: str):
     more = ("--variant", "fast: --use-cachedit") if command == "bench" else ()
-    said = wancli(command, "a red circle", "--compile-mode", "default", *more)
-    assert said.code == 2
-    assert complaint(said) == (
+    result = wancli(command, "a red circle", "--compile-mode", "default", *more)
+    assert result.code == 2
+    assert complaint(result) == (
         "--compile-mode does nothing without --compile.",
         "--compile",
     )
@@ -116,7 +116,7 @@ def test_a_missing_or_old_torchao_says_what_to_install(monkeypatch: pytest.Monke
             check_machine(Machine(quantize="int8"))
     for found in ("0.18.0", "0.18.0+git1", "1.0"):
         monkeypatch.setattr(packages, "version", lambda _, found=found: found)
-        check_package("torchao", TORCHAO, asked="--quantize")
+        check_package("torchao", TORCHAO, needed_by="--quantize")
     monkeypatch.setattr(packages, "version", absent)
     check_machine(Machine())
     with pytest.raises(SetupError) as caught:

@@ -28,8 +28,8 @@ def find_spec(model: str, *, layers: int | None = None) -> ModelSpec:
     spec = known_spec(model)
     if layers is not None:
         raise PlanError(
-            f"--layers {layers} leaves blocks out, and only random models do without them.",
-            hint=f"--model {RANDOM}{spec.name}" if spec else "drop --layers",
+            f"`layers` {layers} leaves blocks out, and only random models do without them.",
+            hint=f"`model` {RANDOM}{spec.name}" if spec else "drop `layers`",
         )
     if spec:
         return spec

@@ -274,8 +274,8 @@ def _check_prompt_kv(chosen: PromptKV) -> None:
     """Raise PlanError for options of a prompt K/V cache that is off."""
     aligned = chosen.kv_align.isdigit()
     if not chosen.prompt_kv and (aligned or chosen.free_kv_weights):
-        asked = "`kv_align`" if aligned else "`free_kv_weights`"
-        raise PlanError(f"{asked} needs the prompt's K/V.", hint="drop `no_prompt_kv`")
+        option = "`kv_align`" if aligned else "`free_kv_weights`"
+        raise PlanError(f"{option} needs the prompt's K/V.", hint="drop `no_prompt_kv`")
 
 
 def _check_experts(settings: Settings, spec: ModelSpec) -> None:

@@ -14,7 +14,7 @@ def check_machine(machine: Machine) -> None:
     if machine.device != "auto":
         check_device_kind(machine, machine.device.partition(":")[0])
     if machine.quantize != "none":
-        check_package("torchao", TORCHAO, asked="`quantize`")
+        check_package("torchao", TORCHAO, needed_by="`quantize`")
     if machine.compile:
         _check_compile(machine)
 

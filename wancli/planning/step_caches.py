@@ -217,7 +217,7 @@ def gate_step(settings: Settings, task: Task, *, steps: int, segments: int = 1) 
 
 def check_cache_dit() -> None:
     """Raise SetupError if cache-dit is missing or too old, without importing it."""
-    check_package("cache-dit", CACHE_DIT, asked="`use_cachedit`")
+    check_package("cache-dit", CACHE_DIT, needed_by="`use_cachedit`")
 
 
 def taylorseer_steps(order: int) -> int:

@@ -11,7 +11,7 @@ from wancli.errors import InputError, missing
 from wancli.records.record import parse_record
 from wancli.utils.reading import Header, check_tensors, read_header, unreadable
 
-LATENTS_HINT = "give a file that --save-latents wrote"
+LATENTS_HINT = "give a file that `save_latents` wrote"
 
 
 def checkpoint_files(source: Path) -> list[Path]:
@@ -68,7 +68,7 @@ def check_latents(path: Path, shape: LatentShape, *, frames: int) -> None:
     if actual != wanted:
         raise InputError(
             f"{path}: latents {[*actual]} are not {[*wanted]}.",
-            hint="set --size as it was when they were made",
+            hint="set `size` as it was when they were made",
         )
 
 
@@ -80,7 +80,7 @@ def check_noise(path: Path, shape: LatentShape) -> None:
             raise InputError(
                 f"{path}: {name}, {noise.dtype} {[*noise.shape]}, is not [F, C, H, W] with "
                 f"{[*wanted]}.",
-                hint="see --noise-file in wancli rollout --help",
+                hint="see `noise_file` in wancli rollout --help",
             )
 
 
@@ -93,7 +93,7 @@ def check_embeds(path: Path, *, tokens: int, width: int, guided: bool) -> None:
     if guided and "negative_embeds" not in tensors:
         raise InputError(
             f"{path} has no negative_embeds, and guidance needs them.",
-            hint="--guidance-scale 1, or add them",
+            hint="`guidance_scale` 1, or add them",
         )
     for name in tensors.keys() & {"prompt_embeds", "negative_embeds"}:
         embeds = tensors[name]
@@ -101,7 +101,7 @@ def check_embeds(path: Path, *, tokens: int, width: int, guided: bool) -> None:
         if not embeds.real or not flat or len(embeds.shape) < 2 or 0 in embeds.shape:
             raise InputError(
                 f"{path}: {name}, {embeds.dtype} {[*embeds.shape]}, is not [L, D] or [1, L, D].",
-                hint="see --prompt-embeds in wancli rollout --help",
+                hint="see `prompt_embeds` in wancli rollout --help",
             )
         if width and embeds.shape[-1] != width:
             raise InputError(
@@ -111,5 +111,5 @@ def check_embeds(path: Path, *, tokens: int, width: int, guided: bool) -> None:
         if embeds.shape[-2] > tokens:
             raise InputError(
                 f"{path}: {name} has {embeds.shape[-2]} tokens; the model takes {tokens}.",
-                hint=f"--text-length {embeds.shape[-2]}",
+                hint=f"`text_length` {embeds.shape[-2]}",
             )

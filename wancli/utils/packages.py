@@ -14,11 +14,11 @@ def package_version(name: str) -> str:
         return ""
 
 
-def check_package(name: str, least: tuple[int, ...], *, asked: str) -> None:
-    """Raise SetupError if a package that `asked` needs is missing or older than `least`."""
+def check_package(name: str, least: tuple[int, ...], *, needed_by: str) -> None:
+    """Raise SetupError if a package that `needed_by` needs is missing or older than `least`."""
     needed, installed = ".".join(map(str, least)), package_version(name)
     hint = f"pip install '{name}>={needed}'"
     if not installed:
-        raise SetupError(f"{asked} needs {name}.", hint=hint)
+        raise SetupError(f"{needed_by} needs {name}.", hint=hint)
     if tuple(int(part) for part in re.findall(r"\d+", installed)[: len(least)]) < least:
-        raise SetupError(f"{asked} needs {name} {needed}, not {installed}.", hint=hint)
+        raise SetupError(f"{needed_by} needs {name} {needed}, not {installed}.", hint=hint)
