@@ -185,8 +185,8 @@ CONFIGS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "vae/config.json": {
         "scale_factor_temporal": (0, "4", None), "dim_mult": (2, [0], [1, 1]), "z_dim": (8,),
-        "latents_mean": (None, ["x"], [], [1e400] * 4), "temperal_downsample": ([0],),
-        "out_channels": (None,), "patch_size": ([1, 2, 2],),
+        "latents_mean": (None, ["x"], [], [1e400] * 4, [10**400] * 4),
+        "temperal_downsample": ([0],), "out_channels": (None,), "patch_size": ([1, 2, 2],),
     },
     "text_encoder/config.json": {"d_model": (-1, 2.5, {}, 8), "num_layers": (True,)},
     "tokenizer/tokenizer_config.json": {"model_max_length": ("x", 0, None)},

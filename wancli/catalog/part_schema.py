@@ -4,9 +4,9 @@ The libraries accept any value, and fail much later or never. Nearly every key m
 files; any key may be missing, and others may exist.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 
@@ -41,7 +41,7 @@ def _whole(least: int, most: int | None = None) -> ValueType:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # false for NaN
 
 
 _COUNT, _LAYERS, _LIMIT = _whole(1, 2**20), _whole(1, 1000), _whole(1)
