@@ -15,7 +15,7 @@ from torch._inductor.compile_fx import compile_fx
 
 from tests.fakes import tiny_pipeline
 from wancli.caching.lru import CacheKey, LRUCache
-from wancli.caching.prompt_kv import KEPT, PromptKVCache, prompt_kv
+from wancli.caching.prompt_kv import MAX_PROMPTS, PromptKVCache, prompt_kv
 from wancli.catalog.wan import TIMESTEP_ROWS
 
 CPU = torch.device("cpu")
@@ -290,29 +290,29 @@ def test_a_memory_that_is_used_again_knows_and_a_cleared_one_does_not():
 
 
 def test_an_equal_tensor_is_known_by_itself_the_next_time():
-    slots, first, second = LRUCache(), text(1), text(1)
-    kept = slots.find([first], 2, [])
-    assert not kept.sources[0].is_same(second)
-    assert slots.find([second], 2, []) is kept
-    assert kept.sources[0].is_same(second)  # no device is waited for any more
+    lru, first, second = LRUCache(), text(1), text(1)
+    entry = lru.get([first], 2, [])
+    assert not entry.keys[0].is_same(second)
+    assert lru.get([second], 2, []) is entry
+    assert entry.keys[0].is_same(second)  # without synchronizing the device
 
 
 def test_its_bytes_are_those_of_keys_values_and_embeddings_and_they_are_bounded():
     model, memory = made(), PromptKVCache()
     blocks, tokens, dim, size = 2, 7, 24, 4
     with prompt_kv(model, memory):
-        for seed in range(KEPT + 3):
+        for seed in range(MAX_PROMPTS + 3):
             steps(model, told(seed))
-            kept = min(seed + 1, KEPT)
+            kept = min(seed + 1, MAX_PROMPTS)
             assert memory.nbytes == kept * (2 * blocks + 1) * tokens * dim * size
 
 
 def test_the_prompt_that_was_unused_longest_is_forgotten_first():
     model = made()
     with counted(model) as calls, prompt_kv(model, PromptKVCache()):
-        for seed in [*range(KEPT), 0, KEPT, 0]:
+        for seed in [*range(MAX_PROMPTS), 0, MAX_PROMPTS, 0]:
             steps(model, told(seed))
-    assert asked(calls, model, *CROSS_KV) == {KEPT + 1}
+    assert asked(calls, model, *CROSS_KV) == {MAX_PROMPTS + 1}
 
 
 def test_a_transformer_that_is_gone_is_not_held():
@@ -367,8 +367,8 @@ def test_fused_projections_are_computed_once_too(make, kinds, more):
     assert asked(calls, model, "attn2.to_kv") == {2}
     assert asked(calls, model, "attn2.to_added_kv") == ({1} if kinds is pictured else set())
     assert asked(calls, model, "face_adapter.0.to_kv") == ({1} if more else set())
-    values = [kv.value for kept in memory.of(model).text.kept for kv in kept.blocks]
-    for value in values:  # and not both halves of what was computed, for one of them
+    values = [kv.value for entry in memory.of(model).text.entries for kv in entry.blocks]
+    for value in values:  # a copy, not a view of keys and values together
         assert value is not None
         assert value.untyped_storage().nbytes() == value.nbytes
 
@@ -400,8 +400,8 @@ def test_padded_tokens_are_not_seen(kinds):
     with prompt_kv(model, memory, align=16):
         ours = steps(model, *branches)
     assert max((a - b).abs().max().item() for a, b in zip(ours, plain, strict=True)) < 1e-12
-    slots = [slots for slots in (memory.of(model).text, memory.of(model).image) if slots.kept]
-    keys = [kv.key for each in slots for kept in each.kept for kv in kept.blocks]
+    entries = [entry for lru in memory.of(model) for entry in lru.entries]
+    keys = [kv.key for entry in entries for kv in entry.blocks]
     tokens = {key.shape[1] for key in keys if key is not None}
     assert tokens == ({16} if kinds is told else {512, 16})
 
@@ -466,10 +466,10 @@ def test_weights_that_are_not_needed_leave_and_come_back():
     weights = (attn.to_k.weight, attn.to_v.bias, attn.add_v_proj.weight)
     before = [(w.data_ptr(), w.clone()) for w in weights]
     total = 2 * 4 * (24 * 24 + 24) * 4  # blocks, projections, weight and bias, bytes
-    with prompt_kv(model, PromptKVCache(), park=CPU) as parkings:
+    with prompt_kv(model, PromptKVCache(), offload_to=CPU) as offloaders:
 
         def freed():
-            return sum(parking.nbytes for parking in parkings), {w.numel() for w in weights}
+            return sum(offloader.nbytes for offloader in offloaders), {w.numel() for w in weights}
 
         assert equal(steps(model, first), plain[0])
         assert freed() == (total, {0})
@@ -483,9 +483,9 @@ def test_weights_that_are_not_needed_leave_and_come_back():
     assert equal(steps(model, second), plain[1])
 
 
-@pytest.mark.parametrize("park", [None, CPU])
+@pytest.mark.parametrize("offload_to", [None, CPU])
 @pytest.mark.parametrize("faced", [False, True])
-def test_leaving_restores_the_transformer_also_after_an_error(park, faced):
+def test_leaving_restores_the_transformer_also_after_an_error(offload_to, faced):
     model, more = (animate(), {**pictured(1), **FACED}) if faced else (made(), {})
     processors, modules = dict(model.attn_processors), dict(model.named_modules())
     weights = {name: weight.data_ptr() for name, weight in model.named_parameters()}
@@ -494,7 +494,7 @@ def test_leaving_restores_the_transformer_also_after_an_error(park, faced):
         raise MemoryError
 
     def use():
-        with prompt_kv(model, PromptKVCache(), uniform_timesteps=True, park=park):
+        with prompt_kv(model, PromptKVCache(), uniform_timesteps=True, offload_to=offload_to):
             steps(model, {**more, **told(1, tokens=512)})
             assert dict(model.named_modules()) != modules
             model.blocks[1].ffn.register_forward_pre_hook(fail)
@@ -526,7 +526,10 @@ def test_it_is_entered_once():
     model = made()
     with prompt_kv(model, PromptKVCache()):
         before = dict(model.attn_processors)
-        with pytest.raises(RuntimeError, match="entered once"), prompt_kv(model, PromptKVCache()):
+        with (
+            pytest.raises(RuntimeError, match="entered once"),
+            prompt_kv(model, PromptKVCache()),
+        ):
             pass
         assert dict(model.attn_processors) == before
 
@@ -551,7 +554,7 @@ def compiled(model, backend):
 
     model.compile_repeated_blocks(fullgraph=True, backend=counting)
     plain, alone = steps(model, told(1), told(2), told(3)), len(graphs)
-    with prompt_kv(model, PromptKVCache(), park=CPU):
+    with prompt_kv(model, PromptKVCache(), offload_to=CPU):
         ours = steps(model, told(1), told(2), told(3))
     return plain, ours, alone, len(graphs) - alone
 
@@ -560,7 +563,7 @@ def compiled(model, backend):
 def test_blocks_that_are_compiled_one_by_one_share_two_graphs(backend):
     plain, ours, alone, added = compiled(made(num_layers=5), backend)
     assert equal(ours, plain)
-    assert (alone, added) == (1, 2)  # one that fills, one that reads
+    assert (alone, added) == (1, 2)  # one fills, one reads
 
 
 @pytest.mark.parametrize("faced", [False, True])

@@ -154,7 +154,7 @@ def test_3_a_step_cache_inside_another_is_an_error_and_not_ignored():
     transformer = tiny.wan()
     with (
         step_cache(transformer, dbcache(), steps=tiny.STEPS, guided=True),
-        pytest.raises(RuntimeError, match="once at a time"),
+        pytest.raises(RuntimeError, match="one step cache at a time"),
         step_cache(transformer, dbcache(), steps=tiny.STEPS, guided=True),
     ):
         raise AssertionError("entered")

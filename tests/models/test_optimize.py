@@ -91,9 +91,9 @@ def test_fused_projections_are_offloaded_too():
     model = wan()
     fuse_qkv(model)
     plain = denoise(model)
-    with prompt_kv(model, PromptKVCache(), park=CPU) as parkings:
+    with prompt_kv(model, PromptKVCache(), offload_to=CPU) as offloaders:
         assert torch.equal(denoise(model), plain)
-        kept = sum(parking.nbytes for parking in parkings)
+        kept = sum(offloader.nbytes for offloader in offloaders)
     assert kept == sum(
         w.numel() * w.element_size() for b in model.blocks for w in b.attn2.to_kv.parameters()
     )
@@ -141,7 +141,7 @@ def reusing(model: Any) -> Tensor:
 
 
 def parked(model: Any) -> Tensor:
-    with prompt_kv(model, PromptKVCache(), park=CPU):
+    with prompt_kv(model, PromptKVCache(), offload_to=CPU):
         return denoise(model)
 
 

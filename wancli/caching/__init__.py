@@ -1,1 +1,1 @@
-"""State that one forward leaves for the next: attention keys and values."""
+"""Caches of one generation: attention keys and values, reused blocks and forwards."""

@@ -1,4 +1,4 @@
-"""CFG gate (lossy): from some step on, what guidance adds is taken from a step before."""
+"""CFG gate (lossy): from some step on, the guidance delta of an earlier step is reused."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,15 +12,15 @@ from wancli.caching.session import Session
 
 @dataclass
 class CFGGate:
-    """The count of one generation, for all of a pipeline's experts."""
+    """Step counter of one generation, shared by all of a pipeline's experts."""
 
-    first: int  # step, from 0, that is the first to do without an uncond forward
-    sessions: Sequence[Session]  # step caches to be told; looked at when a forward is skipped
+    first: int  # first step, from 0, without an uncond forward
+    sessions: Sequence[Session]  # step caches to notify; read when a forward is skipped
     step: int = -1
     skipped: list[int] = field(default_factory=list)  # steps without an uncond forward
 
     def skip(self, transformer: nn.Module) -> None:
-        """Count an uncond forward of `transformer` that is not made."""
+        """Record a skipped uncond forward of `transformer`."""
         self.skipped.append(self.step)
         for session in self.sessions:
             if session.transformer is transformer:
@@ -28,12 +28,11 @@ class CFGGate:
 
 
 class GatedTransformer(nn.Module):
-    """A transformer to a pipeline, that after the gate answers for uncond with cond - delta.
+    """Stands in for a pipeline's transformer and returns cond - delta for uncond after the gate.
 
-    The pipeline goes on to uncond + scale * (cond - uncond), which is then
-    cond + (scale - 1) * delta. delta = cond - uncond is of this transformer's last uncond forward:
-    an expert that has made none makes one first. Branches are told by the pipeline's own
-    `cache_context`. Everything else is the transformer's.
+    The pipeline's uncond + scale * (cond - uncond) then equals cond + (scale - 1) * delta. delta =
+    cond - uncond of this transformer's last uncond forward: an expert without one runs one first.
+    The pipeline's own `cache_context` names the branches. All else is passed on to the transformer.
     """
 
     def __init__(self, transformer: Any, gate: CFGGate) -> None:
@@ -44,15 +43,15 @@ class GatedTransformer(nn.Module):
         self.delta: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
-        """A public attribute of the transformer; torch asks here for what it does not find."""
-        if name.startswith("_"):  # what libraries leave there, such as offload hooks, is not ours
+        """A public attribute of the transformer, if torch finds none on this module."""
+        if name.startswith("_"):  # marks that libraries leave on it, such as offload hooks
             raise AttributeError(name)
         transformer = self._modules["transformer"]
         return transformer if name == "transformer" else getattr(transformer, name)
 
     @contextmanager
     def cache_context(self, name: str, **where: Any) -> Iterator[None]:
-        """Take note of the branch, and let the transformer do so too."""
+        """Note the branch, here and in the transformer."""
         self.branch = name
         with self.transformer.cache_context(name, **where):
             yield
@@ -75,14 +74,16 @@ class GatedTransformer(nn.Module):
 
 @contextmanager
 def cfg_gate(pipeline: Any, first: int, sessions: Sequence[Session] = ()) -> Iterator[CFGGate]:
-    """Gate the pipeline's transformers for one generation; on exit it has its own again.
+    """Gate the pipeline's transformers for one generation; restored on exit.
 
-    `first` is the first step, from 0, that reuses delta; step caches, entered before or after,
-    learn of the forwards that are not made from `sessions`.
+    `first` is the first step, from 0, that reuses delta. The `sessions` of step caches, which may
+    be entered before or after, are notified of skipped forwards.
     """
     gate = CFGGate(first, sessions)
-    found = {name: getattr(pipeline, name, None) for name in ("transformer", "transformer_2")}
-    experts = {name: expert for name, expert in found.items() if expert is not None}
+    names = ("transformer", "transformer_2")
+    experts = {
+        name: expert for name in names if (expert := getattr(pipeline, name, None)) is not None
+    }
     try:
         for name, expert in experts.items():
             setattr(pipeline, name, GatedTransformer(expert, gate))

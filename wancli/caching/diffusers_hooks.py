@@ -1,4 +1,4 @@
-"""diffusers' own step caches (lossy), which are hooks on the blocks."""
+"""diffusers' own step caches (lossy): hooks on the blocks."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ LEADERS = (FBCHeadBlockHook, MagCacheHeadHook, SeaCacheLeaderBlockHook)
 
 
 @contextmanager
-def hooked(
+def diffusers_cache(
     transformer: Any,
     settings: StepCache,
     spec: StepCacheSpec,
@@ -28,51 +28,52 @@ def hooked(
     first_step: int,
     mag_ratios: Sequence[float],
 ) -> Iterator[Callable[[], ForwardStats]]:
-    """Put the hooks on; yields what reads, once, what they did in the last forward.
+    """Enable the hooks; yields a function that reads the last forward's stats, once each.
 
-    The hooks keep cond and uncond apart by the pipeline's own `cache_context`, and each branch
-    decides for itself.
+    The pipeline's own `cache_context` separates cond and uncond, which decide independently.
     """
     _check_hookable(transformer, settings, spec)
     transformer.enable_cache(_config(settings, steps, mag_ratios))
     try:
-        yield _look(_blocks(transformer, spec), settings.step_cache, first_step)
+        yield _stats_reader(_blocks(transformer, spec), settings.step_cache, first_step)
     finally:
         transformer.disable_cache()
 
 
 def _config(settings: StepCache, steps: int, mag_ratios: Sequence[float]) -> Any:
-    """diffusers' defaults, but for the threshold where one is given."""
+    """diffusers' defaults, with the threshold of the settings if there is one."""
     threshold = settings.step_cache_threshold
-    given = {} if threshold is None else {"threshold": threshold}
+    options = {} if threshold is None else {"threshold": threshold}
     if settings.step_cache == "first-block":
-        return FirstBlockCacheConfig(**given)
+        return FirstBlockCacheConfig(**options)
     if settings.step_cache == "magcache":
-        return MagCacheConfig(**given, num_inference_steps=steps, mag_ratios=list(mag_ratios))
-    return SeaCacheConfig(**given)
+        return MagCacheConfig(**options, num_inference_steps=steps, mag_ratios=list(mag_ratios))
+    return SeaCacheConfig(**options)
 
 
 def _blocks(transformer: Any, spec: StepCacheSpec) -> list[Any]:
-    """Of all lists, in their order."""
+    """Blocks of all lists, in order."""
     return [block for name in spec.blocks for block in getattr(transformer, name)]
 
 
-def _look(blocks: Sequence[Any], method: str, first_step: int) -> Callable[[], ForwardStats]:
-    """The first block's hook decides for all, and keeps its state by branch."""
+def _stats_reader(
+    blocks: Sequence[Any], method: str, first_step: int
+) -> Callable[[], ForwardStats]:
+    """Reads the first block's hook, which decides for all blocks and keeps a state per branch."""
     hooks = blocks[0]._diffusers_hook.hooks.values()
     states = next(hook.state_manager for hook in hooks if isinstance(hook, LEADERS))
     count = len(blocks)
-    least = 1 if method == "first-block" else 0  # the first block is its measure
-    made = Counter[str]()
+    always = 1 if method == "first-block" else 0  # blocks that run even in a reused step
+    forwards = Counter[str]()  # by branch
 
-    def look() -> ForwardStats:
+    def read_stats() -> ForwardStats:
         branch, state = states.context.name, states.get_state()
         reused = state.consecutive_cached > 0 if method == "seacache" else not state.should_compute
-        step = first_step + made[branch]
-        made[branch] += 1
-        return ForwardStats(step, branch, least if reused else count, count, reused)
+        step = first_step + forwards[branch]
+        forwards[branch] += 1
+        return ForwardStats(step, branch, always if reused else count, count, reused)
 
-    return look
+    return read_stats
 
 
 def _check_hookable(transformer: Any, settings: StepCache, spec: StepCacheSpec) -> None:
@@ -80,11 +81,11 @@ def _check_hookable(transformer: Any, settings: StepCache, spec: StepCacheSpec) 
     check_hook(method, spec)
     if method == "seacache" and config.in_channels != config.out_channels:
         raise PlanError(
-            "--step-cache seacache reads the noisy latents, and knows them in text-to-video only.",
-            hint="--use-cachedit",
+            "`step_cache seacache` reads the noisy latents, which it finds in text-to-video only.",
+            hint="`use_cachedit`",
         )
     if any(is_compiled(block) for block in _blocks(transformer, spec)):
         raise PlanError(
-            f"--step-cache {method} hooks into blocks, which must not be compiled.",
-            hint="--use-cachedit",
+            f"`step_cache {method}` hooks into blocks, which must not be compiled.",
+            hint="`use_cachedit`",
         )

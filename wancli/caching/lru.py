@@ -1,4 +1,4 @@
-"""What a transformer made of an input, kept and found again by the input itself.
+"""An LRU cache of keys and values, looked up by the input tensors that they were computed from.
 
 Shapes: B batch, M tokens of a prompt, H heads, D head size.
 """
@@ -14,14 +14,14 @@ from torch.nn.functional import pad
 
 @dataclass(eq=False)
 class KV:
-    """Keys and values [B, M, H, D] in one block; `mask` [1, 1, 1, M] hides their padding."""
+    """Keys and values [B, M, H, D] of one block; `mask` [1, 1, 1, M] hides their padding."""
 
     key: Tensor | None = None
     value: Tensor | None = None
     mask: Tensor | None = None
 
     def fill(self, key: Tensor, value: Tensor, *, align: int = 1) -> None:
-        """Keep them, padded to a multiple of `align` tokens with rows that no query sees."""
+        """Store them, padded to a multiple of `align` tokens with masked rows."""
         tokens = key.shape[1]
         rows = -tokens % align
         if rows:
@@ -32,15 +32,15 @@ class KV:
 
 
 class CacheKey:
-    """A tensor as it was when it was read. Held, so that nobody else is given its memory."""
+    """A tensor and its version when it was read. Holding it keeps its memory from being reused."""
 
     def __init__(self, tensor: Tensor) -> None:
-        unversioned = tensor.is_inference()  # what is written into those goes unseen: keep a copy
+        unversioned = tensor.is_inference()  # writes to those cannot be noticed: keep a copy
         self._tensor = tensor.clone() if unversioned else tensor
         self._version = version(self._tensor)
 
     def is_same(self, tensor: Tensor) -> bool:
-        """Whether it is this very memory, not written to since: no device is waited for."""
+        """Whether it is this very memory, not written to since. Does not synchronize the device."""
         return (
             not tensor.is_inference()
             and tensor.dtype == self._tensor.dtype
@@ -49,7 +49,7 @@ class CacheKey:
         )
 
     def is_equal(self, tensor: Tensor) -> bool:
-        """Whether it has these values, whoever's memory it is. The device is waited for."""
+        """Whether it has equal values in any memory. Synchronizes the device."""
         mine = self._tensor
         return (
             version(mine) == self._version
@@ -58,79 +58,80 @@ class CacheKey:
         )
 
     def move(self, tensor: Tensor) -> None:
-        """Hold this one, which is equal, so that the next time it is the same."""
+        """Hold this equal tensor instead, so that next time `is_same` suffices."""
         if not tensor.is_inference():
             self._tensor, self._version = tensor, version(tensor)
 
 
 @dataclass(eq=False)
 class CacheEntry:
-    """What one input came to: what its embedder gave, and keys and values for each attention."""
+    """The embedder's output for one input, and its keys and values in each attention."""
 
-    sources: list[CacheKey]
+    keys: list[CacheKey]
     blocks: list[KV]
     embedded: Tensor | None = None
 
     @property
     def filled(self) -> bool:
-        """Whether no projection is needed any more."""
+        """Whether the projections are no longer needed."""
         return all(kv.key is not None for kv in self.blocks)
 
     @property
     def nbytes(self) -> int:
-        """What it occupies."""
+        """Bytes of all its tensors."""
         tensors = [self.embedded, *(t for kv in self.blocks for t in (kv.key, kv.value, kv.mask))]
         return sum(t.nbytes for t in tensors if t is not None)
 
 
 @dataclass(eq=False)
 class LRUCache:
-    """What one kind of input came to, the one longest unused first."""
+    """Entries of one kind of input, least recently used first."""
 
-    kept: list[CacheEntry] = field(default_factory=list)
-    marks: Sequence[object] = ()  # of the weights that made it
+    entries: list[CacheEntry] = field(default_factory=list)
+    weight_versions: Sequence[object] = ()  # of the weights that computed the entries
 
     @property
     def nbytes(self) -> int:
-        """What it occupies."""
-        return sum(kept.nbytes for kept in self.kept)
+        """Bytes of all entries."""
+        return sum(entry.nbytes for entry in self.entries)
 
-    def find(self, sources: Sequence[Tensor], blocks: int, marks: Sequence[object]) -> CacheEntry:
-        """What these came to; where they, or the weights, are new: empty, to be filled."""
-        if marks != self.marks:
+    def get(
+        self, inputs: Sequence[Tensor], blocks: int, weight_versions: Sequence[object]
+    ) -> CacheEntry:
+        """The entry of these inputs; a new, empty one if they or the weights have changed."""
+        if weight_versions != self.weight_versions:
             self.trim(0)
-            self.marks = marks
-        kept = self._known(sources, CacheKey.is_same) or self._known(sources, CacheKey.is_equal)
-        if kept is None:
-            kept = CacheEntry(
-                [CacheKey(tensor) for tensor in sources], [KV() for _ in range(blocks)]
-            )
+            self.weight_versions = weight_versions
+        entry = self._find(inputs, CacheKey.is_same) or self._find(inputs, CacheKey.is_equal)
+        if entry is None:
+            keys = [CacheKey(tensor) for tensor in inputs]
+            entry = CacheEntry(keys, [KV() for _ in range(blocks)])
         else:
-            self.kept.remove(kept)
-            for source, tensor in zip(kept.sources, sources, strict=True):
-                source.move(tensor)
-        self.kept.append(kept)
-        return kept
+            self.entries.remove(entry)
+            for key, tensor in zip(entry.keys, inputs, strict=True):
+                key.move(tensor)
+        self.entries.append(entry)
+        return entry
 
-    def trim(self, most: int) -> None:
-        """Drop what has been unused longest."""
-        self.kept = self.kept[-most:] if most else []
+    def trim(self, size: int) -> None:
+        """Evict the least recently used entries, down to `size`."""
+        self.entries = self.entries[-size:] if size else []
 
-    def _known(
-        self, sources: Sequence[Tensor], same: Callable[[CacheKey, Tensor], bool]
+    def _find(
+        self, inputs: Sequence[Tensor], matches: Callable[[CacheKey, Tensor], bool]
     ) -> CacheEntry | None:
-        for kept in self.kept:
-            if len(kept.sources) == len(sources) and all(map(same, kept.sources, sources)):
-                return kept
+        for entry in self.entries:
+            if len(entry.keys) == len(inputs) and all(map(matches, entry.keys, inputs)):
+                return entry
         return None
 
 
 def version(tensor: Tensor) -> int:
-    """How often it has been written to."""
+    """How often autograd has seen it written to; 0 for inference tensors, which do not count."""
     return 0 if tensor.is_inference() else tensor._version
 
 
-def swap(module: nn.Module, name: str, ours: nn.Module, undo: ExitStack) -> None:
-    """Put a submodule of this instance in the place of another, until `undo`."""
+def swap(module: nn.Module, name: str, replacement: nn.Module, undo: ExitStack) -> None:
+    """Replace a submodule of this instance until `undo` closes."""
     undo.callback(setattr, module, name, getattr(module, name))
-    setattr(module, name, ours)
+    setattr(module, name, replacement)

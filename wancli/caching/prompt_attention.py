@@ -1,4 +1,4 @@
-"""Wan cross-attention over keys and values that are projected once, and the weights that do it.
+"""Wan cross-attention with cached keys and values, and offloading of the projections.
 
 B batch, L tokens of the video, M tokens of the prompt, H heads, D head size.
 """
@@ -20,23 +20,23 @@ Projections = tuple[nn.Module, ...]
 
 @dataclass(eq=False)
 class KVSlot:
-    """Where an attention finds the keys and values of the current forward.
+    """The keys and values that an attention reads in the current forward.
 
-    No number of a block: `torch.compile` would make a graph for each.
+    A block's index instead of a slot would make `torch.compile` build a graph for each block.
     """
 
     kv: KV = field(default_factory=KV)
 
 
 class CachedAttention:
-    """Attends as the stock processor does, with the same kernel."""
+    """Base of attention processors that use the stock processor's kernel."""
 
     def __init__(self, stock: Any) -> None:
         self._attention_backend = stock._attention_backend  # diffusers sets these two from outside
         self._parallel_config = stock._parallel_config
 
     def attend(self, query: Tensor, kv: KV, *, parallel: Any = None) -> Tensor:
-        """[B, L, H, D] attends to what is kept; [B, L, H*D]."""
+        """Attention of queries [B, L, H, D] over cached keys and values: [B, L, H*D]."""
         mixed: Tensor = dispatch_attention_fn(
             query,
             kv.key,
@@ -51,7 +51,7 @@ class CachedAttention:
 
 
 class PromptAttention(CachedAttention):
-    """Cross-attention to the text, and to the image where the model has one."""
+    """Cross-attention to the text, and to the image of image-to-video models."""
 
     def __init__(self, stock: Any, align: int) -> None:
         super().__init__(stock)
@@ -65,18 +65,18 @@ class PromptAttention(CachedAttention):
         attention_mask: None = None,
         rotary_emb: None = None,
     ) -> Tensor:
-        """[B, L, H*D] attends to [B, image + text, H*D]; Wan masks nothing and rotates nothing."""
-        pictured = attn.add_k_proj is not None
-        images = encoder_hidden_states.shape[1] - TEXT_LENGTH if pictured else 0
-        if pictured and images <= 0:
-            raise ValueError("this transformer attends to an image, and there is none")
+        """[B, L, H*D] attends to [B, image + text, H*D]. No mask, no rotary embedding."""
+        has_image = attn.add_k_proj is not None
+        images = encoder_hidden_states.shape[1] - TEXT_LENGTH if has_image else 0
+        if has_image and images <= 0:
+            raise ValueError("this transformer attends to an image, but there is none")
         if self.text.kv.key is None:
             key, value = _keys_values(text_projections(attn), encoder_hidden_states[:, images:])
             key, value = _by_head(attn, attn.norm_k(key)), _by_head(attn, value)
             self.text.kv.fill(key, value, align=self._align)
         query = _by_head(attn, attn.norm_q(attn.to_q(hidden_states)))
         mixed = self.attend(query, self.text.kv)
-        if pictured:
+        if has_image:
             if self.image.kv.key is None:
                 tokens = encoder_hidden_states[:, :images]
                 key, value = _keys_values(image_projections(attn), tokens)
@@ -88,7 +88,7 @@ class PromptAttention(CachedAttention):
 
 
 class FaceAttention(CachedAttention):
-    """Wan-Animate's: each latent frame of the video attends to the same one of the face."""
+    """Wan-Animate's face attention: each latent frame attends to that frame of the face video."""
 
     def __init__(self, stock: Any) -> None:
         super().__init__(stock)
@@ -101,7 +101,7 @@ class FaceAttention(CachedAttention):
         encoder_hidden_states: Tensor,
         attention_mask: None = None,
     ) -> Tensor:
-        """[B, L, H*D] attends to [B, T, N, H*D], N motion tokens of T latent frames."""
+        """[B, L, H*D] attends to [B, T, N, H*D]: N motion tokens for each of T latent frames."""
         batch, frames, tokens, _ = encoder_hidden_states.shape
         kv = self.face.kv
         if kv.key is None:
@@ -119,69 +119,69 @@ class FaceAttention(CachedAttention):
 
 
 def text_projections(attn: Any) -> Projections:
-    """What makes keys and values of the text, or of the face's motion."""
+    """Key and value projections of the text, or of the face's motion."""
     return (attn.to_kv,) if attn.fused_projections else (attn.to_k, attn.to_v)
 
 
 def image_projections(attn: Any) -> Projections:
-    """What makes keys and values of the image."""
+    """Key and value projections of the image."""
     return (attn.to_added_kv,) if attn.fused_projections else (attn.add_k_proj, attn.add_v_proj)
 
 
 class WeightOffloader:
-    """Weights that wait on another device while nobody needs them."""
+    """Keeps unused weights on another device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._away: list[tuple[nn.Parameter, Tensor, torch.device]] = []
+        self._offloaded: list[tuple[nn.Parameter, Tensor, torch.device]] = []
 
     @property
     def nbytes(self) -> int:
-        """Freed, now."""
-        return sum(data.nbytes for _, data, _ in self._away)
+        """Bytes currently freed."""
+        return sum(data.nbytes for _, data, _ in self._offloaded)
 
-    def leave(self, modules: Sequence[nn.Module]) -> None:
-        """Take their weights off their device, unless they are."""
-        if not self._away:
+    def offload(self, modules: Sequence[nn.Module]) -> None:
+        """Move the modules' weights off their device, unless already done."""
+        if not self._offloaded:
             for weight in (weight for module in modules for weight in module.parameters()):
-                self._away.append((weight, weight.data.to(self._device), weight.device))
+                self._offloaded.append((weight, weight.data.to(self._device), weight.device))
                 weight.data = weight.data.new_empty(0)
 
-    def fetch(self) -> None:
-        """Bring them back."""
-        for weight, data, device in self._away:
+    def restore(self) -> None:
+        """Move the weights back."""
+        for weight, data, device in self._offloaded:
             weight.data = data.to(device)
-        self._away.clear()
+        self._offloaded.clear()
 
 
 @dataclass(eq=False)
 class AttentionGroup:
-    """The attentions that read one kind of input, where each looks for it, what projects it."""
+    """The attentions that read one kind of input, their slots, and their projections."""
 
     projections: Callable[[Any], Projections]
-    parking: WeightOffloader | None = None
+    offloader: WeightOffloader | None = None
     attentions: list[Any] = field(default_factory=list)
-    seats: list[KVSlot] = field(default_factory=list)
+    slots: list[KVSlot] = field(default_factory=list)
 
-    def add(self, attn: Any, seat: KVSlot) -> None:
-        """One more."""
+    def add(self, attn: Any, slot: KVSlot) -> None:
+        """Add an attention."""
         self.attentions.append(attn)
-        self.seats.append(seat)
+        self.slots.append(slot)
 
-    def marks(self) -> list[object]:
-        """Other ones, once a projection is another, or was written to in autograd's sight."""
+    def weight_versions(self) -> list[object]:
+        """Changes when a projection is replaced, or written to where autograd sees it."""
         return [
             (ref(module), module.weight.dtype, version(module.weight)) for module in self._modules()
         ]
 
-    def read(self, kept: CacheEntry) -> None:
-        """Let every attention find what is kept, or the weights that it needs to fill it."""
-        for seat, kv in zip(self.seats, kept.blocks, strict=True):
-            seat.kv = kv
-        if self.parking and kept.filled:
-            self.parking.leave(self._modules())
-        elif self.parking:
-            self.parking.fetch()
+    def use(self, entry: CacheEntry) -> None:
+        """Point every slot to the entry, and bring back the projections if it has to be filled."""
+        for slot, kv in zip(self.slots, entry.blocks, strict=True):
+            slot.kv = kv
+        if self.offloader and entry.filled:
+            self.offloader.offload(self._modules())
+        elif self.offloader:
+            self.offloader.restore()
 
     def _modules(self) -> list[Any]:
         return [module for attn in self.attentions for module in self.projections(attn)]

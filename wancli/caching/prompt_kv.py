@@ -1,8 +1,8 @@
-"""What a prompt comes to inside a Wan transformer, computed once instead of in every step: exact.
+"""Prompt K/V: a prompt's part of a Wan transformer, computed once and not in every step. Exact.
 
-The prompt's and the image's keys and values in every block, the text and image embedders' outputs,
-the rotary tables, and Wan-Animate's whole face branch. Processors and submodules of the instance
-are exchanged, nothing is patched. Inference only: of what is kept there is no gradient.
+Caches keys and values of the prompt and of the image in every block, outputs of the text and image
+embedders, rotary tables, and Wan-Animate's whole face branch. Attention processors and submodules
+of the instance are swapped; nothing is patched. Inference only: cached tensors have no gradient.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,9 +28,8 @@ from wancli.caching.prompt_attention import (
 from wancli.catalog.specs import TEXT_LENGTH
 from wancli.catalog.wan import TIMESTEP_ROWS
 
-KEPT = 4  # prompts in one transformer: two, each with its negative one
-TABLES = 4  # latent shapes
-
+MAX_PROMPTS = 4  # per transformer: two, each with its negative prompt
+MAX_TABLES = 4  # latent shapes
 
 STOCK_ROPE = (transformer_wan.WanRotaryPosEmbed, transformer_wan_animate.WanRotaryPosEmbed)
 STOCK_FACE = transformer_wan_animate.WanAnimateFaceBlockAttnProcessor
@@ -39,139 +38,138 @@ STOCK = (transformer_wan.WanAttnProcessor, transformer_wan_animate.WanAttnProces
 
 @dataclass(eq=False)
 class LayerCaches:
-    """What one transformer knows, by kind of input."""
+    """Caches of one transformer, by kind of input."""
 
     text: LRUCache = field(default_factory=LRUCache)
     image: LRUCache = field(default_factory=LRUCache)
     motion: LRUCache = field(default_factory=LRUCache)
     face: LRUCache = field(default_factory=LRUCache)
 
-    @property
-    def nbytes(self) -> int:
-        """Keys, values and embeddings."""
-        return sum(slots.nbytes for slots in (self.text, self.image, self.motion, self.face))
+    def __iter__(self) -> Iterator[LRUCache]:
+        return iter((self.text, self.image, self.motion, self.face))
 
 
 class PromptKVCache:
-    """What the prompts of one request came to, inside each transformer.
+    """Caches of one request's prompts, for each transformer.
 
-    It notices other embeddings, embeddings that were written to, other projections (a LoRA was
-    loaded), and projections that were written to. It does not notice a LoRA that is merged, scaled
-    or switched off, nor weights replaced through `.data`: call `clear`. Of more than `keep` inputs
-    of one kind it forgets the one longest unused.
+    Recomputes when embeddings are replaced or written to, and when projections are replaced (a
+    LoRA was loaded) or written to. Merging, scaling or disabling a LoRA, and replacing weights
+    through `.data`, go unnoticed: call `clear`. Of each kind of input it keeps the `size` most
+    recently used.
     """
 
-    def __init__(self, keep: int = KEPT) -> None:
-        self.keep = keep
-        self._known: WeakKeyDictionary[nn.Module, LayerCaches] = WeakKeyDictionary()
+    def __init__(self, size: int = MAX_PROMPTS) -> None:
+        self.size = size
+        self._layers: WeakKeyDictionary[nn.Module, LayerCaches] = WeakKeyDictionary()
 
     def of(self, transformer: nn.Module) -> LayerCaches:
-        """What this transformer knows."""
-        return self._known.setdefault(transformer, LayerCaches())
+        """Caches of this transformer."""
+        return self._layers.setdefault(transformer, LayerCaches())
 
     @property
     def nbytes(self) -> int:
-        """Keys, values and embeddings, of all transformers."""
-        return sum(known.nbytes for known in self._known.values())
+        """Bytes of keys, values and embeddings in all transformers."""
+        return sum(lru.nbytes for layers in self._layers.values() for lru in layers)
 
     def clear(self) -> None:
-        """Know nothing, also while in use."""
-        for known in self._known.values():
-            for slots in (known.text, known.image, known.motion, known.face):
-                slots.trim(0)
+        """Drop all entries; safe while in use."""
+        for layers in self._layers.values():
+            for lru in layers:
+                lru.trim(0)
 
 
 class CachedModule(nn.Module):
-    """An embedder that is asked once for each input, and tells the readers which one it is."""
+    """An embedder that runs once per input, and points the attentions to the input's K/V."""
 
     def __init__(
-        self, embedder: nn.Module, slots: LRUCache, readers: AttentionGroup, keep: int
+        self, embedder: nn.Module, lru: LRUCache, attentions: AttentionGroup, size: int
     ) -> None:
         super().__init__()
-        self.embedder, self._slots, self._readers, self._keep = embedder, slots, readers, keep
+        self.embedder, self._lru, self._attentions, self._size = embedder, lru, attentions, size
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """What the embedder gives for them."""
-        embedded = self.recall(tokens, (tokens,))
-        self._slots.trim(self._keep)
+        """The embedder's output."""
+        embedded = self.embed(tokens, (tokens,))
+        self._lru.trim(self._size)
         return embedded
 
-    def recall(self, tokens: Tensor, sources: Sequence[Tensor]) -> Tensor:
-        """What the embedder gives for `tokens`, which the sources determine."""
-        kept = self._slots.find(sources, len(self._readers.seats), self._readers.marks())
-        self._readers.read(kept)
-        if kept.embedded is None:
-            kept.embedded = self.embedder(tokens)
-        return kept.embedded
+    def embed(self, tokens: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """The embedder's output for `tokens`, cached by the `inputs` that determine them."""
+        group = self._attentions
+        entry = self._lru.get(inputs, len(group.slots), group.weight_versions())
+        group.use(entry)
+        if entry.embedded is None:
+            entry.embedded = self.embedder(tokens)
+        return entry.embedded
 
 
 class CachedTextEmbedder(CachedModule):
-    """The text embedder. Before an image, diffusers takes it that there are 512 tokens."""
+    """The text embedder. With an image, diffusers assumes that there are 512 text tokens."""
 
     def __init__(
         self,
         embedder: nn.Module,
-        slots: LRUCache,
-        readers: AttentionGroup,
-        keep: int,
+        lru: LRUCache,
+        attentions: AttentionGroup,
+        size: int,
         *,
-        pictured: bool,
+        has_image: bool,
     ) -> None:
-        super().__init__(embedder, slots, readers, keep)
-        self._pictured = pictured
+        super().__init__(embedder, lru, attentions, size)
+        self._has_image = has_image
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Text [B, M, H*D] of the text encoder's [B, M, D]."""
-        if self._pictured and tokens.shape[1] != TEXT_LENGTH:
-            raise ValueError(f"beside an image there are {TEXT_LENGTH} text tokens")
+        """Text encoder output [B, M, D] to [B, M, H*D]."""
+        if self._has_image and tokens.shape[1] != TEXT_LENGTH:
+            raise ValueError(f"with an image there must be {TEXT_LENGTH} text tokens")
         return super().forward(tokens)
 
 
 class CachedMotionEncoder(CachedModule):
-    """Wan-Animate's motion encoder. It is shown a face video in batches of frames."""
+    """Wan-Animate's motion encoder, which gets a face video in batches of frames."""
 
     def __init__(
-        self, embedder: nn.Module, slots: LRUCache, readers: AttentionGroup, keep: int
+        self, embedder: nn.Module, lru: LRUCache, attentions: AttentionGroup, size: int
     ) -> None:
-        super().__init__(embedder, slots, readers, keep)
+        super().__init__(embedder, lru, attentions, size)
         self._video: list[Tensor] = []
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Motion [frames, D] of faces [frames, C, H, W]."""
-        self._video.append(self.recall(tokens, (tokens,)))
+        """Faces [frames, C, H, W] to motion [frames, D]."""
+        self._video.append(self.embed(tokens, (tokens,)))
         return self._video[-1]
 
     def end(self) -> list[Tensor]:
-        """The motion of the whole video, as it is kept: the same tensors in every forward."""
+        """Cached motion of the whole video: the same tensors in every forward."""
         video, self._video = self._video, []
-        self._slots.trim(self._keep * len(video))
+        self._lru.trim(self._size * len(video))
         return video
 
 
 class CachedFaceEncoder(CachedModule):
-    """Wan-Animate's face encoder. Its input is always new, but what that is made of is not."""
+    """Wan-Animate's face encoder. Its input is a new tensor each time, made of cached motion."""
 
     def __init__(
         self,
         embedder: nn.Module,
-        slots: LRUCache,
-        readers: AttentionGroup,
-        keep: int,
+        lru: LRUCache,
+        attentions: AttentionGroup,
+        size: int,
         *,
         motion: CachedMotionEncoder,
     ) -> None:
-        super().__init__(embedder, slots, readers, keep)
+        super().__init__(embedder, lru, attentions, size)
         self._end_of_motion = motion.end  # not `motion`: that is the transformer's submodule
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Motion tokens [B, T, N, H*D] of the motion [B, frames, D]."""
-        embedded = self.recall(tokens, self._end_of_motion())
-        self._slots.trim(self._keep)
+        """Motion [B, frames, D] to motion tokens [B, T, N, H*D]."""
+        embedded = self.embed(tokens, self._end_of_motion())
+        self._lru.trim(self._size)
         return embedded
 
 
 class CachedRope(nn.Module):
-    """The rotary table of every latent shape, made once."""
+    """Rotary embedding that computes the table of each latent shape once."""
 
     def __init__(self, rope: nn.Module) -> None:
         super().__init__()
@@ -179,21 +177,21 @@ class CachedRope(nn.Module):
         self._tables: dict[object, tuple[Tensor, Tensor]] = {}
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin, each [1, L, 1, D], of latents [B, C, F, H, W]."""
+        """cos and sin, each [1, L, 1, D], for latents [B, C, F, H, W]."""
         shape = (latents.shape[2:], latents.device)
         if shape not in self._tables:
-            if len(self._tables) == TABLES:
+            if len(self._tables) == MAX_TABLES:
                 self._tables.clear()
             self._tables[shape] = self.rope(latents)
         return self._tables[shape]
 
 
 class UniformTimesteps(nn.Module):
-    """The condition embedder, told one timestep for all tokens instead of one for each.
+    """Condition embedder for a timestep that is the same for all tokens.
 
-    One row is given back, [B, 1, D] for [B, L, D]: the blocks' arithmetic spreads it. It is exact
-    where a product of 128 rows is rounded as one of L rows is: on a CPU from 4 rows on; on a GPU
-    nobody has measured it.
+    Returns one row, [B, 1, D] for [B, L, D], which the blocks broadcast. Exact where a product of
+    128 rows rounds like one of L rows: on CPUs from 4 rows on (a single row uses another kernel,
+    5e-7 off); not measured on GPUs.
     """
 
     def __init__(self, embedder: nn.Module) -> None:
@@ -207,7 +205,7 @@ class UniformTimesteps(nn.Module):
         image: Tensor | None = None,
         timestep_seq_len: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Embedded timestep, its projection, the embedded text, and the image's."""
+        """Embeddings of the timestep, its projection, and embeddings of text and image."""
         if timestep_seq_len is None:
             time, projected, text, image = self.embedder(timestep, text, image)
             return time, projected, text, image
@@ -219,57 +217,59 @@ class UniformTimesteps(nn.Module):
 @contextmanager
 def prompt_kv(
     transformer: Any,
-    memory: PromptKVCache,
+    cache: PromptKVCache,
     *,
     align: int = 1,
     uniform_timesteps: bool = False,
-    park: torch.device | None = None,
+    offload_to: torch.device | None = None,
 ) -> Iterator[Sequence[WeightOffloader]]:
-    """Let the transformer compute a prompt once; left, it is as it was, error or not.
+    """Let the transformer compute each prompt once; restored on exit, even after an error.
 
-    `align` pads the stored tokens to a multiple, out of the queries' sight: the same in float64,
-    and a rounding apart in float32 (3e-7), because sums are then taken in another order.
-    `uniform_timesteps` says that all tokens have one timestep, which TI2V-5B is otherwise told for
-    each of them. On `park` the weights that project keys and values wait while those are all known;
-    the parkings that are yielded know how many bytes that frees. Not together with offloading.
+    `align` pads the cached tokens to a multiple, masked: the same in float64, a rounding (3e-7) off
+    in float32, whose sums are then taken in another order. `uniform_timesteps` promises that all
+    tokens share a timestep, of which TI2V-5B otherwise gets one for each. While all keys and values
+    are cached, the weights that project them are kept on `offload_to`; the offloaders that are
+    yielded tell how many bytes that frees. Not to be combined with other offloading.
     """
     with ExitStack() as undo:
-        text, image, face = _take_attention(transformer, align, undo)
-        parkings = []
-        for readers in (text, image, face):
-            if park is not None:
-                readers.parking = WeightOffloader(park)
-                undo.callback(readers.parking.fetch)
-                parkings.append(readers.parking)
-        known, keep, embedder = memory.of(transformer), memory.keep, transformer.condition_embedder
-        ours: CachedModule = CachedTextEmbedder(
-            embedder.text_embedder, known.text, text, keep, pictured=bool(image.seats)
+        text, image, face = _swap_attention(transformer, align, undo)
+        offloaders = []
+        if offload_to is not None:
+            for group in (text, image, face):
+                group.offloader = WeightOffloader(offload_to)
+                undo.callback(group.offloader.restore)
+                offloaders.append(group.offloader)
+        layers, size, embedder = cache.of(transformer), cache.size, transformer.condition_embedder
+        cached: CachedModule = CachedTextEmbedder(
+            embedder.text_embedder, layers.text, text, size, has_image=bool(image.slots)
         )
-        swap(embedder, "text_embedder", ours, undo)
+        swap(embedder, "text_embedder", cached, undo)
         if embedder.image_embedder is not None:
-            ours = CachedModule(embedder.image_embedder, known.image, image, keep)
-            swap(embedder, "image_embedder", ours, undo)
+            cached = CachedModule(embedder.image_embedder, layers.image, image, size)
+            swap(embedder, "image_embedder", cached, undo)
         if isinstance(transformer, WanAnimateTransformer3DModel):
-            nobody = AttentionGroup(text_projections)
-            motion = CachedMotionEncoder(transformer.motion_encoder, known.motion, nobody, keep)
-            swap(transformer, "motion_encoder", motion, undo)
-            ours = CachedFaceEncoder(
-                transformer.face_encoder, known.face, face, keep, motion=motion
+            no_attention = AttentionGroup(text_projections)
+            motion = CachedMotionEncoder(
+                transformer.motion_encoder, layers.motion, no_attention, size
             )
-            swap(transformer, "face_encoder", ours, undo)
+            swap(transformer, "motion_encoder", motion, undo)
+            cached = CachedFaceEncoder(
+                transformer.face_encoder, layers.face, face, size, motion=motion
+            )
+            swap(transformer, "face_encoder", cached, undo)
         if type(transformer.rope) in STOCK_ROPE:
             swap(transformer, "rope", CachedRope(transformer.rope), undo)
         if uniform_timesteps:
             swap(transformer, "condition_embedder", UniformTimesteps(embedder), undo)
-        yield parkings
+        yield offloaders
 
 
-def _take_attention(
+def _swap_attention(
     transformer: Any, align: int, undo: ExitStack
 ) -> tuple[AttentionGroup, AttentionGroup, AttentionGroup]:
-    """Readers of text, image and face, in the place of the transformer's cross-attention."""
+    """Replace the transformer's cross-attention; the groups that read text, image and face."""
     text, image, face = (
-        AttentionGroup(make) for make in (text_projections, image_projections, text_projections)
+        AttentionGroup(of) for of in (text_projections, image_projections, text_projections)
     )
     for name, stock in transformer.attn_processors.items():  # blocks.3.attn2.processor
         attn = transformer.get_submodule(name.removesuffix(".processor"))
@@ -277,18 +277,18 @@ def _take_attention(
             continue
         if type(stock) not in STOCK:
             raise RuntimeError(
-                f"prompt_kv is entered once, and before what else takes the place of diffusers' "
+                "prompt_kv must be entered once, and before anything else replaces diffusers' "
                 f"own cross-attention: {name} is {type(stock).__name__}"
             )
-        ours: Any
+        processor: Any
         if type(stock) is STOCK_FACE:
-            ours = FaceAttention(stock)
-            face.add(attn, ours.face)
+            processor = FaceAttention(stock)
+            face.add(attn, processor.face)
         else:
-            ours = PromptAttention(stock, align)
-            text.add(attn, ours.text)
+            processor = PromptAttention(stock, align)
+            text.add(attn, processor.text)
             if attn.add_k_proj is not None:
-                image.add(attn, ours.image)
+                image.add(attn, processor.image)
         undo.callback(attn.set_processor, stock)
-        attn.set_processor(ours)
+        attn.set_processor(processor)
     return text, image, face

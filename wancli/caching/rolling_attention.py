@@ -1,6 +1,6 @@
-"""Attention with memory, through diffusers' own seam: `set_attn_processor`.
+"""Self-attention over a rolling KV cache, through diffusers' own seam: `set_attn_processor`.
 
-Shapes: B batch, L tokens of this forward, M tokens remembered, H heads, D head size.
+Shapes: B batch, L tokens of this forward, M visible tokens, H heads, D head size.
 """
 
 from collections.abc import Iterator
@@ -21,22 +21,19 @@ ROPE_THETA = 10_000.0  # in every Wan
 
 @dataclass
 class RolloutState:
-    """What one transformer remembers of a rollout; the denoiser alone sets it.
-
-    `kv` is that of the branch (cond or uncond) that the next forward computes.
-    """
+    """State of a rollout that one transformer's modules share; only the denoiser writes it."""
 
     rope: RopePolicy = "absolute"
-    kv: RollingKV | None = None
-    first_frame: int = 0  # latent frame at which the current chunk starts
+    kv: RollingKV | None = None  # of the branch (cond or uncond) of the next forward
+    first_frame: int = 0  # latent frame at which the current chunk begins
     timestep: float = 0.0  # of the next forward
 
 
 class RollingAttention:
     """Wan self-attention of one chunk over the window of a rollout."""
 
-    def __init__(self, block: int, memory: RolloutState) -> None:
-        self.block, self.memory = block, memory
+    def __init__(self, block: int, state: RolloutState) -> None:
+        self.block, self.state = block, state
 
     def __call__(
         self,
@@ -46,82 +43,79 @@ class RollingAttention:
         attention_mask: Tensor | None = None,
         rotary_emb: Any = None,
     ) -> Tensor:
-        """[B, L, H*D] attends to the M tokens in reach; `rotary_emb` is `RollingRope`'s."""
-        kv, turns = self.memory.kv, rotary_emb
-        if kv is None or not isinstance(turns, RotaryFactors):
-            raise RuntimeError("self-attention with memory is entered through `use_kv_cache`")
+        """[B, L, H*D] attends to the M visible tokens; `rotary_emb` is `RollingRope`'s."""
+        kv, factors = self.state.kv, rotary_emb
+        if kv is None or not isinstance(factors, RotaryFactors):
+            raise RuntimeError("enter rolling self-attention through `use_kv_cache`")
         query, key, value = _projected(attn, hidden_states)
         query, key = by_head(attn, attn.norm_q(query)), by_head(attn, attn.norm_k(key))
         value = by_head(attn, value)
-        query = rotate(query, turns.query)
-        if turns.window is not None:  # keys are remembered unrotated
+        query = rotate(query, factors.query)
+        if factors.window is not None:  # keys are cached unrotated
             key, value = kv.write(self.block, key, value)
-            key = rotate(key, turns.window)
+            key = rotate(key, factors.window)
         else:
-            if self.memory.rope == "sink":
+            if self.state.rope == "sink":
                 kv.keep_raw_sink(self.block, key)
-            rotated = rotate(key, turns.query)
-            if turns.sink is not None:
-                kv.put_sink(self.block, rotate(kv.raw_sink[self.block], turns.sink))
+            rotated = rotate(key, factors.query)
+            if factors.sink is not None:
+                kv.put_sink(self.block, rotate(kv.raw_sink[self.block], factors.sink))
             key, value = kv.write(self.block, rotated, value)
         return attend(attn, query, key, value)
 
 
 @dataclass(frozen=True)
 class RotaryFactors:
-    """Unit complex numbers [tokens, D / 2] that rotate what a forward holds."""
+    """Rotary factors of one forward: unit complex numbers [tokens, D / 2]."""
 
-    query: Tensor  # the chunk's own tokens
-    window: Tensor | None = None  # all tokens in reach, where they are remembered unrotated
-    sink: Tensor | None = None  # the sink's, where they have moved
+    query: Tensor  # of the chunk's own tokens
+    window: Tensor | None = None  # of all visible tokens, if keys are cached unrotated
+    sink: Tensor | None = None  # of the sink's tokens, if their positions have moved
 
 
 class RollingRope(nn.Module):
     """The transformer's rotary embedding (RoFormer, arXiv:2104.09864) at any latent frame.
 
-    Its own table ends at 1024 positions; here angles are computed from integer positions in
-    float64. What a position is depends on `memory.rope`: "absolute", the latent frame's number;
-    "relative", its place in the window; "sink", its number, and the sink just before the window.
+    diffusers' table ends at 1024 positions; this one computes angles from integer positions in
+    float64. `state.rope` selects the temporal position: "absolute", the latent frame's number;
+    "relative", its place in the window; "sink", its number, with the sink just before the window.
     """
 
-    def __init__(self, rope: Any, memory: RolloutState) -> None:
+    def __init__(self, rope: Any, state: RolloutState) -> None:
         super().__init__()
-        self.memory, self._patch = memory, rope.patch_size
+        self.state, self._patch = state, rope.patch_size
         self._sizes = (rope.t_dim, rope.h_dim, rope.w_dim)
-        self._known: dict[Any, Tensor] = {}  # of one chunk: the next has other positions
+        self._cache: dict[Any, Tensor] = {}  # of a few chunks: later ones have other positions
 
     def forward(self, latents: Tensor) -> RotaryFactors:
-        """The rotations for latents [B, C, F, H, W] that start at `memory.first_frame`."""
-        memory, kv = self.memory, self.memory.kv
+        """Factors for latents [B, C, F, H, W] that begin at `state.first_frame`."""
+        state, kv = self.state, self.state.kv
         if kv is None:
-            raise RuntimeError("set memory.kv before a forward")
+            raise RuntimeError("set state.kv before a forward")
         time, height, width = (
             size // patch for size, patch in zip(latents.shape[2:], self._patch, strict=True)
         )
         grid, like = (height, width), latents
-        first = memory.first_frame // self._patch[0]
-        if memory.rope == "relative":
-            seen = kv.visible // (height * width)
-            window = self._turns(0, seen, grid, like)
+        first = state.first_frame // self._patch[0]
+        visible = kv.visible // (height * width)
+        if state.rope == "relative":
+            window = self._factors(0, visible, grid, like)
             return RotaryFactors(window[-time * height * width :], window=window)
-        own = self._turns(first, time, grid, like)
+        query = self._factors(first, time, grid, like)
         sink = kv.window.sink_tokens // (height * width)
-        start = first + time - kv.visible // (height * width)  # of what is seen, had it no gap
-        if memory.rope == "absolute" or not (start and sink):
-            return RotaryFactors(own)
-        return RotaryFactors(own, sink=self._turns(start, sink, grid, like))
+        start = first + time - visible  # position of the sink, moved up to the window
+        if state.rope == "absolute" or not (start and sink):
+            return RotaryFactors(query)
+        return RotaryFactors(query, sink=self._factors(start, sink, grid, like))
 
-    def _turns(self, first: int, frames: int, grid: tuple[int, int], like: Tensor) -> Tensor:
+    def _factors(self, first: int, frames: int, grid: tuple[int, int], like: Tensor) -> Tensor:
         key = (first, frames, grid, like.device, like.dtype)
-        if key not in self._known:
-            if len(self._known) > 8:  # what a few chunks need
-                self._known.clear()
-            exact = like.dtype == torch.float64
-            turns = self._compute(first, frames, grid)
-            self._known[key] = turns.to(torch.complex128 if exact else torch.complex64).to(
-                like.device
-            )
-        return self._known[key]
+        if key not in self._cache:
+            if len(self._cache) > 8:  # enough for a few chunks
+                self._cache.clear()
+            dtype = torch.complex128 if like.dtype == torch.float64 else torch.complex64
+            self._cache[key] = self._compute(first, frames, grid).to(dtype).to(like.device)
+        return self._cache[key]
 
     def _compute(self, first: int, frames: int, grid: tuple[int, int]) -> Tensor:
         """[frames * height * width, D / 2], complex128."""
@@ -141,7 +135,7 @@ class RollingRope(nn.Module):
 
 
 class ExactTimesteps(nn.Module):
-    """Sinusoidal timesteps in float64, as the original has them; diffusers' own are 4e-5 off."""
+    """Sinusoidal timestep embedding in float64, as in Wan's own code; diffusers' is 4e-5 off."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -156,42 +150,42 @@ class ExactTimesteps(nn.Module):
 
 
 class OncePerTimestep(nn.Module):
-    """A module that is asked once for each timestep."""
+    """A module that runs once per timestep."""
 
-    def __init__(self, module: nn.Module, memory: RolloutState) -> None:
+    def __init__(self, module: nn.Module, state: RolloutState) -> None:
         super().__init__()
-        self.module, self.memory = module, memory
-        self._known: dict[float, Tensor] = {}
+        self.module, self.state = module, state
+        self._outputs: dict[float, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """What it gives for the memory's timestep."""
-        known = self._known.get(self.memory.timestep)
-        if known is None:
-            known = self._known[self.memory.timestep] = self.module(x)
-        return known
+        """The module's output for the state's timestep."""
+        output = self._outputs.get(self.state.timestep)
+        if output is None:
+            output = self._outputs[self.state.timestep] = self.module(x)
+        return output
 
 
 @contextmanager
-def use_kv_cache(transformer: Any, memory: RolloutState) -> Iterator[RolloutState]:
-    """Let the transformer compute with `memory`; on exit it is as it was, error or not.
+def use_kv_cache(transformer: Any, state: RolloutState) -> Iterator[RolloutState]:
+    """Let the transformer attend to `state.kv`; restored on exit, even after an error.
 
-    The rotary embedding and what embeds timesteps are submodules of this instance, swapped and
-    put back. Its prompt is the business of `prompt_kv`, entered inside.
+    Swaps self-attention processors, and the instance's rotary and timestep embeddings. Prompts are
+    cached by `prompt_kv`, entered inside.
     """
     embedder = transformer.condition_embedder
     with ExitStack() as undo:
         for number, block in enumerate(transformer.blocks):
             undo.callback(block.attn1.set_processor, block.attn1.processor)
-            block.attn1.set_processor(RollingAttention(number, memory))
-        swap(transformer, "rope", RollingRope(transformer.rope, memory), undo)
+            block.attn1.set_processor(RollingAttention(number, state))
+        swap(transformer, "rope", RollingRope(transformer.rope, state), undo)
         timesteps = ExactTimesteps(embedder.timesteps_proj.num_channels)
         for name, module in (
             ("timesteps_proj", timesteps),
             ("time_embedder", embedder.time_embedder),
             ("time_proj", embedder.time_proj),
         ):
-            swap(embedder, name, OncePerTimestep(module, memory), undo)
-        yield memory
+            swap(embedder, name, OncePerTimestep(module, state), undo)
+        yield state
 
 
 def _projected(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,15 +202,15 @@ def by_head(attn: Any, x: Tensor) -> Tensor:
 
 
 def attend(attn: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """[B, H, L, D] attends to [B, H, M, D]; [B, L, H*D]."""
+    """[B, H, L, D] attends to [B, H, M, D]: [B, L, H*D]."""
     mixed = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
     out: Tensor = attn.to_out[1](attn.to_out[0](mixed))
     return out
 
 
-def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn each pair of channels of [B, H, L, D] by its complex number [L, D / 2]."""
+def rotate(x: Tensor, factors: Tensor) -> Tensor:
+    """Rotate each pair of channels of [B, H, L, D] by its complex factor [L, D / 2]."""
     wide = x if x.dtype == torch.float64 else x.float()
     pairs = torch.view_as_complex(wide.reshape(*x.shape[:-1], -1, 2))
-    turned = torch.view_as_real(pairs * turns).flatten(-2)
-    return turned.to(x.dtype)
+    rotated = torch.view_as_real(pairs * factors).flatten(-2)
+    return rotated.to(x.dtype)

@@ -1,4 +1,4 @@
-"""What the step caches have in common: their report, and leaving no trace."""
+"""Shared by the step caches: their report, and restoring modules."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,44 +10,50 @@ from wancli.records.record import ForwardStats
 
 
 class Session:
-    """A step cache at work on one transformer, in one generation.
+    """A step cache on one transformer during one generation.
 
-    `forwards` is how many it is set for: caches count them, and one more would be served from
-    the wrong branch of the wrong step. `look` reads what the cache did in the forward just made.
+    Caches count forwards: one more than the announced `forwards` would be served from the wrong
+    branch and step, so it is an error. `read_stats` tells what the cache did in the last forward,
+    `advance` lets the cache count a forward that is skipped.
     """
 
     def __init__(
         self,
         transformer: nn.Module,
         forwards: float,
-        look: Callable[[], ForwardStats],
+        read_stats: Callable[[], ForwardStats],
         advance: Callable[[], None] = lambda: None,
     ) -> None:
         self.transformer = transformer
-        self._left, self._look, self._advance = forwards, look, advance
-        self._uses: list[ForwardStats] = []
+        self._left, self._read_stats, self._advance = forwards, read_stats, advance
+        self._stats: list[ForwardStats] = []
 
     def uses(self) -> list[ForwardStats]:
-        """What was done so far, in the order of the forwards."""
-        return list(self._uses)
+        """Stats of the forwards so far, in order."""
+        return list(self._stats)
 
     def skip(self) -> None:
-        """Count a forward that is not made, because the CFG gate knows what to take for it."""
+        """Count a forward that the CFG gate skips."""
         self._count()
         self._advance()
 
     @contextmanager
     def watching(self) -> Iterator["Session"]:
-        """Count and look at every forward of the transformer."""
+        """Count and record every forward of the transformer."""
         handles = (
             self.transformer.register_forward_pre_hook(lambda *_: self._count()),
-            self.transformer.register_forward_hook(lambda *_: self._uses.append(self._look())),
+            self.transformer.register_forward_hook(
+                lambda *_: self._stats.append(self._read_stats())
+            ),
         )
         try:
             yield self
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _record(self) -> None:
+        self._stats.append(self._read_stats())
 
     def _count(self) -> None:
         if not self._left:
@@ -56,23 +62,23 @@ class Session:
 
 
 @contextmanager
-def as_it_was(*modules: nn.Module) -> Iterator[None]:
-    """Leave each module with the attributes and submodules it was found with, error or not.
+def restored(*modules: nn.Module) -> Iterator[None]:
+    """Restore the attributes and submodules of each module on exit, even after an error.
 
-    Libraries restore outputs and leave things behind: an instance `forward`, flags, registries,
-    another order of the submodules, and so of the state dict.
+    Libraries leave things behind: an instance `forward`, flags, registries, another order of the
+    submodules and so of the state dict.
     """
-    places = [place for module in modules for place in (vars(module), module._modules)]
-    found = [dict(place) for place in places]
+    dicts = [entries for module in modules for entries in (vars(module), module._modules)]
+    copies = [dict(entries) for entries in dicts]
     try:
         yield
     finally:
-        for place, things in zip(places, found, strict=True):
-            place.clear()
-            place.update(things)
+        for entries, copy in zip(dicts, copies, strict=True):
+            entries.clear()
+            entries.update(copy)
 
 
 def is_compiled(module: Any) -> bool:
-    """Whether torch.compile has this module as one graph."""
+    """Whether the module is compiled as a whole."""
     wrapped = type(module).__name__ == "OptimizedModule"  # torch.compile(module)
     return wrapped or module._compiled_call_impl is not None  # module.compile()

@@ -1,4 +1,4 @@
-"""Step caches (lossy): blocks that change little from a denoising step to the next are left out."""
+"""Step caches (lossy): skip blocks that change little from one denoising step to the next."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from wancli.caching.diffusers_hooks import hooked
-from wancli.caching.session import Session, as_it_was, is_compiled
+from wancli.caching.diffusers_hooks import diffusers_cache
+from wancli.caching.session import Session, is_compiled, restored
 from wancli.config.settings import StepCache
 from wancli.errors import PlanError
 from wancli.planning.step_caches import (
@@ -31,27 +31,25 @@ def step_cache(
     first_step: int = 0,
     mag_ratios: Sequence[float] = (),
 ) -> Iterator[Session]:
-    """Let the transformer reuse what the settings allow; on exit it is as it was, error or not.
+    """Let the transformer reuse blocks as the settings allow; restored on exit, error or not.
 
-    Entered for one generation, so that nothing of it is left for the next. `steps` are those that
-    this transformer makes, from `first_step` of the generation on; of two experts each has its own.
-    Without a step cache the session sees nothing.
+    Enter it for one generation, so that no state carries over. The transformer runs `steps` steps,
+    from `first_step` of the generation on; each of two experts has its own. Without a step cache
+    the session stays empty. Raises PlanError.
     """
     if settings.step_cache == "none":
-        yield Session(transformer, inf, _nothing)
+        yield Session(transformer, inf, _no_stats)
         return
     if is_compiled(transformer):
         raise PlanError(
             "a transformer compiled as a whole has no blocks left for a step cache.",
-            hint="transformer.compile_repeated_blocks(fullgraph=True), or --step-cache none",
+            hint="transformer.compile_repeated_blocks(fullgraph=True), or `step_cache none`",
         )
     spec = step_cache_spec(kind.__name__ for kind in type(transformer).__mro__)
     lists = [getattr(transformer, name) for name in spec.blocks]
     forwards = steps * (2 if guided else 1)
     with ExitStack() as stack:
-        stack.enter_context(
-            as_it_was(transformer, *lists, *(b for blocks in lists for b in blocks))
-        )
+        stack.enter_context(restored(transformer, *lists, *(b for blocks in lists for b in blocks)))
         if settings.step_cache == "cachedit":
             _check_attachable(transformer, spec, settings)
             library = _cache_dit()
@@ -63,8 +61,8 @@ def step_cache(
             stack.callback(transformer._context_manager.clear_contexts)
             session = _session(transformer, settings, lists, forwards, first_step)
         else:
-            look = stack.enter_context(
-                hooked(
+            read_stats = stack.enter_context(
+                diffusers_cache(
                     transformer,
                     settings,
                     spec,
@@ -73,12 +71,12 @@ def step_cache(
                     mag_ratios=mag_ratios,
                 )
             )
-            session = Session(transformer, forwards, look)
+            session = Session(transformer, forwards, read_stats)
         yield stack.enter_context(session.watching())
 
 
-def _nothing() -> ForwardStats:
-    raise RuntimeError("there is no step cache to look at")
+def _no_stats() -> ForwardStats:
+    raise RuntimeError("there is no step cache to read")
 
 
 def _session(
@@ -88,11 +86,11 @@ def _session(
     forwards: int,
     first_step: int,
 ) -> Session:
-    """cache-dit has one context for each list of blocks; all count the same forwards."""
+    """A session on cache-dit's contexts: one per list of blocks, all counting the same forwards."""
     manager, names = transformer._context_manager, transformer._context_names
     contexts = [manager.get_context(name) for name in names]
 
-    def look() -> ForwardStats:
+    def read_stats() -> ForwardStats:
         step, uncond = contexts[0].get_current_step(), contexts[0].is_separate_cfg_step()
         reused = [
             step in (context.cfg_cached_steps if uncond else context.cached_steps)
@@ -100,12 +98,12 @@ def _session(
         ]
         residuals = contexts[0].cfg_residual_diffs if uncond else contexts[0].residual_diffs
         residual = residuals.get(str(step), -1.0)  # below 0 is cache-dit's "not measured"
-        least = settings.cachedit_fn + settings.cachedit_bn
+        always = settings.cachedit_fn + settings.cachedit_bn
         return ForwardStats(
             step=first_step + step,
             branch="uncond" if uncond else "cond",
             blocks=sum(
-                least if hit else len(blocks) for hit, blocks in zip(reused, lists, strict=True)
+                always if hit else len(blocks) for hit, blocks in zip(reused, lists, strict=True)
             ),
             blocks_all=sum(len(blocks) for blocks in lists),
             reused=any(reused),
@@ -116,15 +114,15 @@ def _session(
         for context in contexts:
             context.mark_step_begin()
 
-    return Session(transformer, forwards, look, advance)
+    return Session(transformer, forwards, read_stats, advance)
 
 
 def _cache_dit() -> Any:
-    """The library, with its log, which is for its own users, off stdout."""
+    """The library, with its log kept off stdout and down to errors."""
     check_cache_dit()
     import cache_dit
 
-    for handler in logging.getLogger("CACHE_DIT").handlers:  # which its modules share
+    for handler in logging.getLogger("CACHE_DIT").handlers:  # shared by its modules
         handler.setLevel(logging.ERROR)
         if type(handler) is logging.StreamHandler:
             handler.stream = logging.StreamHandler().stream
@@ -132,9 +130,9 @@ def _cache_dit() -> Any:
 
 
 def _adapter(library: Any, transformer: Any, spec: StepCacheSpec, *, guided: bool) -> Any:
-    """Where cache-dit attaches: the transformer. Of a pipeline it would patch the class.
+    """Attach cache-dit to the transformer; given a pipeline it would patch the pipeline's class.
 
-    In place of one it takes a stand-in, whose class it flags: here a class of its own.
+    It sets a flag on the class of its stand-in for a pipeline: hence a fresh class each time.
     """
     from cache_dit.caching import patch_functors
     from cache_dit.caching.block_adapters import FakeDiffusionPipeline
@@ -152,7 +150,7 @@ def _adapter(library: Any, transformer: Any, spec: StepCacheSpec, *, guided: boo
 
 
 def _config(library: Any, settings: StepCache, *, steps: int, guided: bool) -> Any:
-    """Cond and uncond are decided together: apart, they come out of different steps."""
+    """Cond and uncond are decided together: otherwise they would mix different steps."""
     return library.DBCacheConfig(
         Fn_compute_blocks=settings.cachedit_fn,
         Bn_compute_blocks=settings.cachedit_bn,
@@ -166,9 +164,9 @@ def _config(library: Any, settings: StepCache, *, steps: int, guided: bool) -> A
 
 
 def _calibrator(library: Any, settings: StepCache, spec: StepCacheSpec) -> Any:
-    """TaylorSeer (arXiv:2503.06923), at a lower order until `taylorseer_steps` were computed.
+    """TaylorSeer (arXiv:2503.06923), of lower order until `taylorseer_steps` steps are computed.
 
-    For the text too where the blocks change it.
+    Also extrapolates the text where the blocks change it.
     """
     if not settings.taylorseer:
         return None
@@ -179,34 +177,34 @@ def _calibrator(library: Any, settings: StepCache, spec: StepCacheSpec) -> Any:
 
 
 def _check_attachable(transformer: Any, spec: StepCacheSpec, settings: StepCache) -> None:
-    """Raise PlanError where cache-dit would compute something else, RuntimeError inside another."""
+    """Raise PlanError where cache-dit would go wrong, RuntimeError inside another step cache."""
     if "_is_cached" in vars(transformer):
-        raise RuntimeError("a step cache is entered once at a time")  # cache-dit keeps the first
+        raise RuntimeError("enter one step cache at a time")  # cache-dit would keep the first
     for name in spec.blocks:
         blocks = getattr(transformer, name)
         check_blocks(settings, len(blocks), most_bn=spec.most_bn)
         _check_groups(blocks, settings.cachedit_bn)
     if any(hook.config.stream for hook in map(_group_hook, transformer.modules()) if hook):
         raise PlanError(
-            "group offload with streams fetches blocks that a step cache leaves out.",
-            hint="group offload without use_stream, or --step-cache none",
+            "group offload with streams fetches blocks that a step cache skips.",
+            hint="group offload without use_stream, or `step_cache none`",
         )
     if spec.functor and any("forward" in vars(m) for m in (transformer, *transformer.blocks)):
         raise PlanError(
             f"{spec.transformer} cannot be offloaded under a step cache: both replace its forward.",
-            hint="--step-cache none",
+            hint="`step_cache none`",
         )
 
 
 def _check_groups(blocks: Any, bn: int) -> None:
-    """The first block of an offload group loads the others: the last `bn` must begin with one."""
+    """The first block of an offload group loads the rest: the last `bn` must begin a group."""
     hook = _group_hook(blocks[0])
     group = len(hook.group.modules) if hook else 1
     if bn and (len(blocks) - bn) % group:
         raise PlanError(
-            f"--cachedit-bn {bn} begins inside a group of {group} blocks that are offloaded "
+            f"`cachedit_bn {bn}` begins inside a group of {group} blocks that are offloaded "
             "together.",
-            hint=f"--cachedit-bn 0, or one group: {len(blocks) % group or group}",
+            hint=f"`cachedit_bn 0`, or one group: {len(blocks) % group or group}",
         )
 
 

@@ -80,7 +80,7 @@ def caches(
                         memory,
                         align=tokens_to_align(chosen.kv_align, _hardware(loaded.device)),
                         uniform_timesteps=uniform,
-                        park=torch.device("cpu") if chosen.free_kv_weights else None,
+                        offload_to=torch.device("cpu") if chosen.free_kv_weights else None,
                     )
                 )
         sessions = stack.enter_context(

@@ -128,7 +128,7 @@ def causal(
     scales = [guidance_scale] if isinstance(guidance_scale, (int, float)) else [*guidance_scale]
     scales += scales[-1:] * (len(models) - len(scales))
     branches = 2 if max(scales) > 1 else 1
-    prompt_cache = PromptKVCache(keep=branches)
+    prompt_cache = PromptKVCache(size=branches)
     with ExitStack() as stack:
         experts = []
         for number, (model, scale) in enumerate(zip(models, scales, strict=True)):
