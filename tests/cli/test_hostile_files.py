@@ -246,10 +246,10 @@ SCHEDULER = "scheduler/scheduler_config.json"
 @pytest.mark.parametrize(
     ("name", "change", "error"),
     [
-        (SCHEDULER, {"predict_x0": 0}, "makes no solver"),
-        (SCHEDULER, {"disable_corrector": "x"}, "makes no solver"),
+        (SCHEDULER, {"predict_x0": 0}, "gives no working scheduler"),
+        (SCHEDULER, {"disable_corrector": "x"}, "gives no working scheduler"),
         (SCHEDULER, {"lower_order_final": None}, "not finite"),
-        (SCHEDULER, {"final_sigmas_type": []}, "makes no solver"),
+        (SCHEDULER, {"final_sigmas_type": []}, "gives no working scheduler"),
         ("tokenizer/tokenizer_config.json", {"pad_token": None}, "padding token"),
         ("vae/config.json", {"latents_mean": ...}, "latents_mean of 16"),
     ],

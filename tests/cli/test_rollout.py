@@ -207,7 +207,7 @@ def test_a_damaged_chunk_and_what_follows_is_made_again(
     said = wancli("rollout", "--resume", "-o", "a.mp4", "--overwrite")  # of the video alone
     assert said.code == 0
     assert Path("target").read_text() == "mine"
-    assert "damaged or exchanged chunks were put into a.rollout/replaced-0" in said.err
+    assert "damaged or exchanged chunks were moved to a.rollout/replaced-0" in said.err
     assert "1 of 3 chunks are kept" in said.err
     assert made() == before
 
@@ -230,12 +230,12 @@ def test_a_folder_that_is_deleted_meanwhile_is_told_and_the_video_is_whole(
     run = small(tiny_model, "--chunks", 2)
     said = wancli(*run, "-o", "a.mp4", "--save-latents", "a.st")
     assert (said.code, said.out) == (6, ""), said.err
-    assert "chunks were deleted from a.rollout meanwhile" in said.err
-    assert "a.mp4 is whole; it cannot go on" in said.err
+    assert "chunks were deleted from a.rollout during the run" in said.err
+    assert "a.mp4 is complete; it cannot be resumed" in said.err
     assert probe(Path("a.mp4")).frames == 13
     assert sorted(path.name for path in Path().iterdir()) == ["a.json", "a.mp4"]
     said = wancli(*run, "--no-video", "--save-latents", "b.st")
-    assert (said.code, "it cannot go on: its folder was deleted" in said.err) == (6, True)
+    assert (said.code, "it cannot be resumed: its folder was deleted" in said.err) == (6, True)
     assert not Path("b.st").exists()
 
 
@@ -430,7 +430,7 @@ def test_decoding_beside_the_next_chunk_gives_the_same_frames(
         (("--no-video",), 2, "--save-latents", "x.safetensors"),
         (("--image", "cat.png"), 4, "'cat.png' not found", "check the path"),
         (("--model", "wan2.1-t2v-1.3b"), 2, "was not trained", "--force"),
-        (("--report", "x.pdf"), 2, "no .html", "drift.html"),
+        (("--report", "x.pdf"), 2, "not an .html", "drift.html"),
         (("--script", "no.toml"), 4, "not found", "check the path"),
         (("--size", "40x32"), 2, "multiple of 16", "--size"),
     ],

@@ -177,10 +177,10 @@ def test_a_rollout_goes_on_only_with_what_changes_no_pixel(changed: dict[str, An
         for more in ({}, changed)
     )
     if goes_on:
-        check_same(before, now, kept=1)
+        check_same(before, now, keep=1)
         return
     with pytest.raises(UsageError, match=f"machine.{next(iter(changed))} was"):
-        check_same(before, now, kept=1)
+        check_same(before, now, keep=1)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def rolled_out(transformer, model_json, inputs, case):
         [len(listed)] * len(spans),
         tuple(inputs["noise"].shape[1:]),
         start=inputs["noise"][: case["noise_frames"]],
-        again=inputs["renoise"],
+        renoise=inputs["renoise"],
     )
     everything = case["initial_latent_frames"] + case["noise_frames"]
     local = case["local_attn_size_frames"]

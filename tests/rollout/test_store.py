@@ -1,4 +1,4 @@
-"""What a rollout keeps is what it gives back, or it gives nothing."""
+"""The store loads exactly what was saved, or nothing."""
 
 import json
 import shutil
@@ -26,17 +26,17 @@ def store(tmp_path: Path) -> RolloutStore:
     return store
 
 
-def test_chunks_are_as_they_were_saved_whoever_asks(store: RolloutStore):
-    for asked in (store, RolloutStore(store.folder)):
+def test_chunks_load_as_they_were_saved(store: RolloutStore):
+    for reader in (store, RolloutStore(store.folder)):
         for number in range(3):
-            kept = asked.load(f"chunk-{number:06}")
-            assert kept is not None
-            assert torch.equal(kept, latents(number))
-        assert asked.sound_chunks() == 3
+            loaded = reader.load(f"chunk-{number:06}")
+            assert loaded is not None
+            assert torch.equal(loaded, latents(number))
+        assert reader.sound_chunks() == 3
 
 
 @pytest.mark.parametrize("damage", ["exchanged", "another dtype", "saved by nobody"])
-def test_a_chunk_that_is_valid_and_not_as_it_was_saved_is_none(store: RolloutStore, damage: str):
+def test_a_valid_chunk_that_is_not_the_one_saved_is_none(store: RolloutStore, damage: str):
     chunk = store.folder / "chunk-000001.safetensors"
     if damage == "exchanged":
         shutil.copy(store.folder / "chunk-000002.safetensors", chunk)
@@ -44,19 +44,19 @@ def test_a_chunk_that_is_valid_and_not_as_it_was_saved_is_none(store: RolloutSto
         save_file({"latents": load_file(chunk)["latents"].half()}, chunk)
     else:
         save_file({"latents": torch.full((2, 4, 3, 3), 9.0)}, chunk)
-    for asked in (store, RolloutStore(store.folder)):
-        assert asked.load("chunk-000001") is None
-        assert asked.sound_chunks() == 1
+    for reader in (store, RolloutStore(store.folder)):
+        assert reader.load("chunk-000001") is None
+        assert reader.sound_chunks() == 1
 
 
-def test_a_chunk_that_is_saved_again_is_the_last_that_was(store: RolloutStore):
+def test_a_chunk_saved_twice_is_the_later_one(store: RolloutStore):
     store.save("chunk-000001", latents(7))
-    again = RolloutStore(store.folder).load("chunk-000001")
-    assert again is not None
-    assert again.unique().tolist() == [7]
+    saved = RolloutStore(store.folder).load("chunk-000001")
+    assert saved is not None
+    assert saved.unique().tolist() == [7]
 
 
-def test_a_line_that_a_kill_has_cut_loses_its_chunk_at_most(store: RolloutStore):
+def test_a_digest_cut_short_by_a_kill_loses_only_its_chunk(store: RolloutStore):
     digests = store.folder / "chunks.jsonl"
     digests.write_bytes(digests.read_bytes()[:-20])
     assert RolloutStore(store.folder).sound_chunks() == 2
@@ -64,21 +64,19 @@ def test_a_line_that_a_kill_has_cut_loses_its_chunk_at_most(store: RolloutStore)
     assert RolloutStore(store.folder).sound_chunks() == 3
 
 
-def test_chunks_of_an_earlier_version_are_taken_as_they_are_and_held_to_that(store: RolloutStore):
+def test_chunks_of_an_earlier_version_get_their_digests_once(store: RolloutStore):
     digests = store.folder / "chunks.jsonl"
-    told = sorted(filter(None, digests.read_text().splitlines()))
+    lines = sorted(filter(None, digests.read_text().splitlines()))
     digests.unlink()
     earlier = RolloutStore(store.folder)
     assert earlier.sound_chunks() == 3
-    assert earlier.vouch(3)
-    assert sorted(filter(None, digests.read_text().splitlines())) == told
-    assert not earlier.vouch(3)
-    assert json.loads(told[0])["name"] == "chunk-000000"
+    assert earlier.add_digests(3)
+    assert sorted(filter(None, digests.read_text().splitlines())) == lines
+    assert not earlier.add_digests(3)
+    assert json.loads(lines[0])["name"] == "chunk-000000"
 
 
-def test_nothing_is_written_where_the_folder_is_gone_or_the_list_is_no_file(
-    store: RolloutStore, tmp_path: Path
-):
+def test_nothing_is_written_without_a_folder_or_through_a_link(store: RolloutStore, tmp_path: Path):
     digests, others = store.folder / "chunks.jsonl", tmp_path / "others.txt"
     others.write_text("theirs")
     digests.unlink()

@@ -1,4 +1,4 @@
-"""The times of chunks: all in the file, none in memory."""
+"""Timings of chunks: all in the file, none in memory."""
 
 import json
 import os
@@ -15,27 +15,27 @@ from wancli.rollout.sink import ChunkOutput
 from wancli.rollout.timings import ChunkTiming, TimingLog, rates, summed
 
 
-def row(index: int, *, made: bool = True) -> ChunkTiming:
-    clock = Timer(torch.device("cpu"))
-    clock.mark("step")
-    clock.mark("step")
-    clock.mark("clean")
-    shown = ChunkOutput(frames=8, decode_s=0.25, write_s=0.125)
-    return ChunkTiming(Span(index, 3 * index, 3), clock, made, 27, [1.0, 0.5], shown)
+def row(index: int, *, generated: bool = True) -> ChunkTiming:
+    timer = Timer(torch.device("cpu"))
+    timer.mark("step")
+    timer.mark("step")
+    timer.mark("clean")
+    output = ChunkOutput(frames=8, decode_s=0.25, write_s=0.125)
+    return ChunkTiming(Span(index, 3 * index, 3), timer, generated, 27, [1.0, 0.5], output)
 
 
 def test_every_chunk_is_a_line_as_soon_as_it_is_done(tmp_path: Path):
-    rows = [row(0, made=False), row(1), row(2)]
+    rows = [row(0, generated=False), row(1), row(2)]
     with TimingLog(tmp_path / "times.jsonl") as times:
         for number, one in enumerate(rows, 1):
             times.add(one)
             lines = (tmp_path / "times.jsonl").read_text().splitlines()
             assert len(lines) == number
-        told = [json.loads(line) for line in lines]
-        assert list(times) == told == [one.as_json() for one in rows]
+        written = [json.loads(line) for line in lines]
+        assert list(times) == written == [one.as_json() for one in rows]
         spent = summed(times)
         assert (spent["decode_s"], spent["save_s"]) == (0.75, 0.375)
-        assert spent["denoise_s"] == pytest.approx(sum(sum(r["steps_ms"]) for r in told) / 1000)
+        assert spent["denoise_s"] == pytest.approx(sum(sum(r["steps_ms"]) for r in written) / 1000)
         assert rates(times, 4.0)["wall"] == 16 / 4  # of the two that were made
 
 
@@ -49,15 +49,15 @@ def test_a_record_repeats_the_first_and_the_last(tmp_path: Path):
             assert kept == (expected if count <= 4 else [*expected[:2], *expected[-2:]])
 
 
-def test_another_run_begins_its_times_anew(tmp_path: Path):
+def test_another_run_replaces_the_timings(tmp_path: Path):
     path = tmp_path / "times.jsonl"
     path.write_text('{"chunk": 0, "made": true}\n{"chunk": 1, "ma')  # a kill -9 in a line
     with TimingLog(path) as times:
         times.add(row(0))
-        assert [told["chunk"] for told in times] == [0]
+        assert [line["chunk"] for line in times] == [0]
 
 
-def test_times_take_no_memory(tmp_path: Path):
+def test_timings_use_no_memory(tmp_path: Path):
     with TimingLog(tmp_path / "times.jsonl") as times:
         times.add(row(0))
         tracemalloc.start()
@@ -70,7 +70,7 @@ def test_times_take_no_memory(tmp_path: Path):
     assert grown < 20_000  # 500 rows in memory are a megabyte
 
 
-def test_a_full_disk_is_told_in_words(tmp_path: Path):
+def test_a_full_disk_is_reported(tmp_path: Path):
     disk = Path("/dev/full")
     if not disk.exists():
         pytest.skip("Linux has a disk that is always full")
@@ -78,4 +78,4 @@ def test_a_full_disk_is_told_in_words(tmp_path: Path):
         os.dup2(full.fileno(), times._file.fileno())
         with pytest.raises(OutputError, match=r"times\.jsonl: No space left") as caught:
             times.add(row(0))
-    assert "--resume" in caught.value.hint
+    assert "`resume`" in caught.value.hint

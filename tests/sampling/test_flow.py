@@ -23,7 +23,7 @@ def test_the_warped_steps_are_those_of_the_original():
     assert [level.sigma for level in levels] == pytest.approx([1, 0.9375, 2.5 / 3, 0.625])
 
 
-def test_unwarped_steps_keep_their_timestep_and_take_the_nearest_sigma():
+def test_unwarped_steps_keep_their_timestep_with_the_nearest_sigma():
     (level,) = few_step_levels([937], shift=5, warp=False)
     assert level.timestep == 937.0
     table = sigma_table(5)
@@ -37,7 +37,7 @@ def test_the_sigma_table_is_the_original(golden, shift: int):
     assert (ours - golden[f"sigmas_shift{shift}"].double()).abs().max() < 3e-7  # theirs is float32
 
 
-def test_noise_is_added_and_taken_away_as_the_original_does(golden):
+def test_noise_is_added_as_the_original_does(golden):
     for i, timestep in enumerate(golden["addnoise_t"].tolist()):
         (level,) = few_step_levels([round(timestep)], shift=5, warp=False)
         nearest = min(sigma_table(5), key=lambda sigma: abs(1000 * sigma - timestep))
@@ -51,7 +51,7 @@ def test_timesteps_are_embedded_as_the_original_does(golden):
     assert (ours - golden["time_embedding"]).abs().max() < 2e-6
 
 
-def test_noise_and_back_is_the_clean_one():
+def test_removing_the_noise_gives_the_clean_latents():
     generator = torch.Generator().manual_seed(0)
     clean, noise = (torch.randn(1, 2, 3, 4, 4, generator=generator) for _ in range(2))
     noisy = add_noise(clean, noise, 0.7)

@@ -1,4 +1,4 @@
-"""The runner of rollouts: load, encode, then chunk after chunk into one video, and a record."""
+"""Runs a rollout: load, encode, then chunk after chunk into one video, and a record."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -28,16 +28,16 @@ from wancli.rollout.context import (
     InitialContext,
     PromptEncoder,
     ResearchTensors,
-    read_given,
+    read_context,
     read_noise,
 )
 from wancli.rollout.denoiser import CausalDenoiser
 from wancli.rollout.loop import Chunk, ContextBuffer, KVCommitted, RolloutInputs, rollout
 from wancli.rollout.loop import StepDone as ChunkStep
-from wancli.rollout.resume import begin
+from wancli.rollout.resume import start_rollout
 from wancli.rollout.sampler import ChunkSampler, causal_denoiser
 from wancli.rollout.sink import ChunkOutput, VideoSink
-from wancli.rollout.store import GIVEN, TIMES_FILE, RolloutStore, chunk_name
+from wancli.rollout.store import CONTEXT, TIMES_FILE, RolloutStore, chunk_name
 from wancli.rollout.timings import ChunkTiming, TimingLog, rates, reuse, summed
 from wancli.sampling.noise import IndexedNoise, Noise, StreamNoise
 from wancli.utils.interrupts import Interrupted
@@ -50,50 +50,50 @@ from wancli.video.write import VideoWriter
 
 @dataclass(frozen=True)
 class RolloutJob:
-    """One rollout to make, or to go on with, and where to put it."""
+    """One rollout to start or to resume, and where its files go."""
 
     request: Request
     settings: RolloutSettings
     plan: RolloutPlan
     schedule: PromptSchedule
-    seeds: Mapping[int, int]  # the seed that holds from a chunk on
+    seeds: Mapping[int, int]  # by the first chunk that uses it
     store: Path
     video: Path | None  # None: latents only
-    given: InitialContext = field(default_factory=InitialContext)
-    inputs: ResearchTensors = field(default_factory=ResearchTensors)
+    context: InitialContext = field(default_factory=InitialContext)
+    tensors: ResearchTensors = field(default_factory=ResearchTensors)
     latents: Path | None = None
     only_new: bool = False
-    replaces: bool = False  # the rollout that is in `store`, once the model has loaded
-    replaced: frozenset[Path] = frozenset()  # where what is there may be replaced
+    replaces: bool = False  # the rollout in `store`, once the model has loaded
+    replaced: frozenset[Path] = frozenset()  # files that may be overwritten
 
     @property
     def resume(self) -> str:
-        """What to type to go on with it."""
+        """The command that resumes it."""
         where = f"-o {self.video}" if self.video else f"--no-video --save-latents {self.latents}"
         return f"wancli rollout --resume {where}"
 
     @property
     def parts(self) -> list[str]:
-        """What has to be loaded."""
-        text = [] if self.inputs.embeds else ["text_encoder"]
-        return ["transformer", *text, *(["vae"] if self.video or self.given.needs_vae else [])]
+        """Parts of the pipeline to load."""
+        text = [] if self.tensors.embeds else ["text_encoder"]
+        return ["transformer", *text, *(["vae"] if self.video or self.context.needs_vae else [])]
 
 
 def roll(
     job: RolloutJob, spec: ModelSpec, report: Report, *, since: float, beside: bool | None = None
 ) -> RunRecord:
-    """Make what is missing of a rollout, its video, its sidecar and its record.
+    """Generate the missing chunks of a rollout, its video, its sidecar and its record.
 
-    `since` is when loading began, by perf_counter. Chunks are decoded `beside` the denoising of the
-    next where the device computes by itself (CUDA). The caller holds the store's lock. Raises
-    WancliError; finished chunks are kept.
+    `since` is when loading began, by perf_counter. With `beside`, a chunk is decoded while the next
+    one is denoised; the default is to do so on CUDA devices. The caller holds the store's lock.
+    Raises WancliError; finished chunks are kept.
     """
     try:
         with fits_in_memory(spec.name):
             record = _roll(job, spec, report, since=since, beside=beside)
         if not RolloutStore(job.store).holds(len(job.plan.spans)):
-            hint = f"{job.video or job.latents} is whole"
-            raise OutputError(f"chunks were deleted from {job.store} meanwhile.", hint=hint)
+            hint = f"{job.video or job.latents} is complete"
+            raise OutputError(f"chunks were deleted from {job.store} during the run.", hint=hint)
         return record
     except Interrupted as error:
         if RolloutStore(job.store).chunks():
@@ -101,7 +101,7 @@ def roll(
         raise
     except OutputError as error:
         gone = not RolloutStore(job.store).holds(0)
-        then = "it cannot go on: its folder was deleted" if gone else f"then {job.resume}"
+        then = "it cannot be resumed: its folder was deleted" if gone else f"then {job.resume}"
         raise OutputError(str(error), hint=f"{error.hint}; {then}") from error
 
 
@@ -110,58 +110,58 @@ def _roll(
 ) -> RunRecord:
     record = start_record(job.request, command="rollout", created=datetime.now(UTC))
     report(Phase("load"))
-    # Every chunk needs the transformer and the VAE, which is small beside it: that stays.
+    # Every chunk needs the transformer and the VAE: the VAE, which is small, stays on the device.
     loaded = load_pipeline(spec, job.settings.machine, job.parts, stays=("vae",))
     loading = perf_counter()
     report(Phase("encode"))
-    store, texts = (
-        RolloutStore(job.store),
-        PromptEncoder(loaded, job.settings, job.inputs, job.schedule),
-    )
-    texts.encode()
+    store = RolloutStore(job.store)
+    prompts = PromptEncoder(loaded, job.settings, job.tensors, job.schedule)
+    prompts.encode()
     if job.replaces:
-        begin(store, job.request.as_json(), overwrite=True)
-    given = _given(job, loaded, store)
+        start_rollout(store, job.request.as_json(), overwrite=True)
+    context = _context(job, loaded, store)
     encoded = perf_counter()
     report(Phase("rollout"))
     with ExitStack() as stack:
         model = stack.enter_context(causal_denoiser(loaded, job.settings, job.plan))
-        writer, film = _film(stack, job, loaded, record, beside=beside)
+        writer, sink = _open_video(stack, job, loaded, record, beside=beside)
         sampler = ChunkSampler(loaded, job.settings, job.plan, _noise(job))
         inputs = RolloutInputs(
-            context=given,
+            context=context,
             spans=job.plan.spans,
-            prompts=texts.of_chunk,
+            prompts=prompts.of_chunk,
             finished=lambda span: _finished(job, loaded, store, span),
             denoise=sampler,
             context_timestep=job.settings.rollout.context_noise,
         )
-        times = stack.enter_context(TimingLog(store.folder / TIMES_FILE))
-        run = _Run(job, model, sampler, film, times, report)
+        timings_log = stack.enter_context(TimingLog(store.folder / TIMES_FILE))
+        run = _Run(job, model, sampler, sink, timings_log, report)
         for event in rollout(model, inputs, ContextBuffer(job.plan.window)):
-            run.take(event)
-        drift = film.drift() if film else {}
+            run.handle(event)
+        drift = sink.drift() if sink else {}
         run.finish()
         timings: dict[str, Any] = {
             "load_s": loading - since,
             "encode_prompt_s": encoded - loading,
-            **summed(times),
+            **summed(timings_log),
             "rollout_s": perf_counter() - encoded,
             "total_s": perf_counter() - since,
         }
-        timings |= {"fps": rates(times, timings["rollout_s"]), "kv_bytes": model.nbytes}
+        timings |= {"fps": rates(timings_log, timings["rollout_s"]), "kv_bytes": model.nbytes}
         record = replace(
             record, status="ok", timings=timings, env=versions(),
             memory=peak_memory(loaded.device) | {"offload": job.settings.machine.offload},
-            drift=drift, cache=_reused(job, times),
+            drift=drift, cache=_reuse(job, timings_log),
         )  # fmt: skip
         written = finish(writer, record, job.settings) if writer else None
-        rows = times.ends()
-    if job.latents and (written is None or store.holds(len(job.plan.spans))):  # or deleted: told
-        everything = [latents for _, latents in given]
-        everything += [store.chunk(span.index) for span in job.plan.spans]
+        rows = timings_log.ends()
+    if job.latents and (
+        written is None or store.holds(len(job.plan.spans))
+    ):  # else an error follows
+        chunks = [latents for _, latents in context]
+        chunks += [store.chunk(span.index) for span in job.plan.spans]
         save_latents(
-            torch.cat([x.cpu() for x in everything], 2), job.latents, record.as_json(),
+            torch.cat([x.cpu() for x in chunks], 2), job.latents, record.as_json(),
             overwrite=job.latents in job.replaced,
         )  # fmt: skip
     timings |= {"total_s": perf_counter() - since, "chunks": rows}
@@ -173,114 +173,118 @@ def _roll(
 
 
 class _Run:
-    """What one rollout has done so far: chunks into store and film, times into their file."""
+    """Handles the events of a rollout: chunks go to store and video, timings to their file."""
 
     def __init__(
-        self, job: RolloutJob, model: CausalDenoiser, sampler: ChunkSampler, film: VideoSink | None,
-        times: TimingLog, report: Report,
+        self, job: RolloutJob, model: CausalDenoiser, sampler: ChunkSampler, sink: VideoSink | None,
+        timings: TimingLog, report: Report,
     ) -> None:  # fmt: skip
-        self._job, self._model, self._sampler, self._film = job, model, sampler, film
+        self._job, self._model, self._sampler, self._sink = job, model, sampler, sink
         self._store = RolloutStore(job.store)
         self._report, self._done, self._steps = report, 0, sum(job.plan.steps)
         self._device = model.device
-        self._clock = Timer(self._device)
-        self._times = times
-        self._open: list[ChunkTiming] = []  # whose times may not all be known yet
+        self._timer = Timer(self._device)
+        self._timings = timings
+        self._open: list[ChunkTiming] = []  # may not be fully timed yet
         self._sigmas: list[float] = []
 
-    def take(self, event: ChunkStep | Chunk | KVCommitted) -> None:
-        """One event of the rollout."""
+    def handle(self, event: ChunkStep | Chunk | KVCommitted) -> None:
+        """Handle one event of the rollout."""
         if isinstance(event, ChunkStep):
-            self._clock.mark("step")
+            self._timer.mark("step")
             self._sigmas.append(event.denoised.sigma)
             self._report(Step(self._done, self._steps, event.denoised.sigma))
             self._done += 1
         elif isinstance(event, Chunk):
-            self._take_chunk(event)
+            self._handle_chunk(event)
         else:
-            self._clock.mark("clean")
+            self._timer.mark("clean")
             self._next()
 
-    def _take_chunk(self, event: Chunk) -> None:
+    def _handle_chunk(self, event: Chunk) -> None:
         span = event.span
         if event.generated:
             if not torch.isfinite(event.latents).all():
                 raise RunError(
                     f"the latents of chunk {span.index} are not finite: the denoising went wrong.",
-                    hint="--dtype float32, or a lower --guidance-scale",
+                    hint="`dtype float32`, or a lower `guidance_scale`",
                 )
-            # Where somebody deleted the folder, the video is finished before that is told.
-            if self._film is None or self._store.holds(0):
+            # If the folder was deleted, finish the video before reporting it.
+            if self._sink is None or self._store.holds(0):
                 self._store.save(chunk_name(span.index), event.latents)
             else:
                 self._report(Phase("rollout without its folder, which was deleted"))
         elif span.index >= 0:
             self._done += self._job.plan.steps[span.index]
-        uses = self._sampler.uses if event.generated else ()
+        stats = self._sampler.stats if event.generated else ()
         row = ChunkTiming(
-            span, self._clock, event.generated, self._model.visible, self._sigmas, uses=uses
+            span, self._timer, event.generated, self._model.visible, self._sigmas, stats=stats
         )
         self._open.append(row)
-        if self._film:
-            row.shown = self._film.add(span, event.latents)
+        if self._sink:
+            row.output = self._sink.add(span, event.latents)
         else:
-            row.shown = ChunkOutput(span.video_frames(self._sampler.loaded.spec.strides))
-        self._clock.mark("shown")
+            row.output = ChunkOutput(span.video_frames(self._sampler.loaded.spec.strides))
+        self._timer.mark("shown")
 
     def _next(self) -> None:
-        self._clock, self._sigmas = Timer(self._device), []
-        if len(self._open) > 1:  # the one before the last is done on every lane
-            self._times.add(self._open.pop(0))
+        self._timer, self._sigmas = Timer(self._device), []
+        if len(self._open) > 1:  # all before the last are fully timed
+            self._timings.add(self._open.pop(0))
         give_back()
 
     def finish(self) -> None:
-        """The times of the last chunks: every lane is done."""
+        """Log the timings of the last chunks, once everything is done."""
         while self._open:
-            self._times.add(self._open.pop(0))
+            self._timings.add(self._open.pop(0))
 
 
-def _reused(job: RolloutJob, times: TimingLog) -> dict[str, Any]:
-    """What the step cache saved; nothing where there is none."""
+def _reuse(job: RolloutJob, timings: TimingLog) -> dict[str, Any]:
+    """What the step cache saved; empty without one."""
     method = job.settings.step_cache.step_cache
-    return {} if method == "none" else {"method": method, **reuse(times)}
+    return {} if method == "none" else {"method": method, **reuse(timings)}
 
 
 def _finished(job: RolloutJob, loaded: Loaded, store: RolloutStore, span: Span) -> Tensor | None:
-    """A chunk that was made, [1, C, n, H, W]; None where it has to be made again."""
-    latents, plan = store.load(chunk_name(span.index), loaded.device), job.plan.shape
-    shape = (1, plan.channels, span.frames, plan.height, plan.width)
-    return latents if latents is not None and latents.shape == shape else None
+    """Latents [1, C, n, H, W] of a finished chunk; None if it has to be generated."""
+    latents, shape = store.load(chunk_name(span.index), loaded.device), job.plan.shape
+    expected = (1, shape.channels, span.frames, shape.height, shape.width)
+    return latents if latents is not None and latents.shape == expected else None
 
 
-def _given(job: RolloutJob, loaded: Loaded, store: RolloutStore) -> list[tuple[Span, Tensor]]:
-    """The context's chunks, encoded once: a resumed rollout goes on from the same latents."""
+def _context(job: RolloutJob, loaded: Loaded, store: RolloutStore) -> list[tuple[Span, Tensor]]:
+    """Chunks of the initial context, encoded once: a resumed rollout reuses the same latents."""
     if not job.plan.context:
         return []
-    latents = store.load(GIVEN, loaded.device)
+    latents = store.load(CONTEXT, loaded.device)
     if latents is None:
-        latents = read_given(job.given, loaded, job.plan).to(loaded.device)
-        store.save(GIVEN, latents)
+        latents = read_context(job.context, loaded, job.plan).to(loaded.device)
+        store.save(CONTEXT, latents)
     return [(span, latents[:, :, span.first_frame : span.end]) for span in job.plan.context]
 
 
 def _noise(job: RolloutJob) -> Noise:
     plan = job.plan
     shape = (plan.shape.channels, plan.shape.height, plan.shape.width)
-    if job.settings.rollout.noise == "indexed" and not job.inputs.noise:
+    if job.settings.rollout.noise == "indexed" and not job.tensors.noise:
         return IndexedNoise(job.seeds, shape)
-    start, again = read_noise(job.inputs.noise) if job.inputs.noise else (None, None)
+    start, renoise = read_noise(job.tensors.noise) if job.tensors.noise else (None, None)
     few = job.settings.rollout.sampler == "few-step"
-    draws = plan.steps if few else [1] * len(plan.spans)  # a solver is given its start alone
+    draws = plan.steps if few else [1] * len(plan.spans)  # a solver only needs initial noise
     try:
-        return StreamNoise(plan.spans, draws, shape, seed=job.seeds[0], start=start, again=again)
+        return StreamNoise(
+            plan.spans, draws, shape, seed=job.seeds[0], start=start, renoise=renoise
+        )
     except ValueError as error:
-        raise InputError(f"{job.inputs.noise}: {error}.", hint="see --noise-file --help") from None
+        raise InputError(
+            f"{job.tensors.noise}: {error}.", hint="see `noise_file` in --help"
+        ) from None
 
 
-def _film(
+def _open_video(
     stack: ExitStack, job: RolloutJob, loaded: Loaded, record: RunRecord, *, beside: bool | None
 ) -> tuple[VideoWriter | None, VideoSink | None]:
-    """The writer and what feeds it, both closed with the stack; nothing without a video."""
+    """The writer and its sink, closed with the stack; None without a video."""
     if job.video is None:
         return None, None
     output, video = job.settings.output, job.settings.video
@@ -295,7 +299,7 @@ def _film(
             metadata={"comment": record.embedded() if output.metadata else UNFINISHED},
         )
     )
-    film = stack.enter_context(
+    sink = stack.enter_context(
         VideoSink(
             loaded.pipeline.vae,
             writer,
@@ -304,9 +308,9 @@ def _film(
             shows=lambda span: span.index >= 0 or not job.only_new,
         )
     )
-    return writer, film
+    return writer, sink
 
 
 def _beside(loaded: Loaded, job: RolloutJob) -> bool:
-    """Whether there is memory to spare, and a device that computes by itself."""
+    """Whether decoding can overlap with denoising: an asynchronous device with memory to spare."""
     return loaded.device.type == "cuda" and job.settings.machine.offload in ("auto", "none")

@@ -1,4 +1,4 @@
-"""A rollout's settings as the model that remembers and the sampler of one chunk."""
+"""The causal denoiser and the sampler of one chunk, from a rollout's settings."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -42,8 +42,8 @@ def causal_denoiser(
     boundary = sampling.boundary_ratio or pipeline.config.boundary_ratio
     if boundary is None:
         raise ModelError(
-            f"{loaded.spec.name} does not say where its second expert takes over.",
-            hint="--boundary-ratio 0.875",
+            f"{loaded.spec.name} does not specify where its second expert takes over.",
+            hint="`boundary_ratio 0.875`",
         )
     return causal(
         (pipeline.transformer, pipeline.transformer_2),
@@ -56,48 +56,46 @@ def causal_denoiser(
 
 @dataclass
 class ChunkSampler:
-    """Denoises chunk after chunk, each with a solver of its own.
+    """Denoises chunk after chunk, each with a fresh solver.
 
-    A step cache is entered for the steps of one chunk: clean passes are always computed whole, so
-    that what later chunks attend to is not what was left out.
+    A step cache spans the steps of one chunk. Clean passes are always computed in full, so that
+    later chunks attend to exact keys and values.
     """
 
     loaded: Loaded
     settings: RolloutSettings
     plan: RolloutPlan
     noise: Noise
-    uses: list[ForwardStats] = field(
-        default_factory=list
-    )  # of the last chunk, where anything is reused
+    stats: list[ForwardStats] = field(default_factory=list)  # of the last chunk, if it may reuse
 
     def __call__(self, span: Span, velocity: Velocity) -> Iterator[Denoised]:
-        """Every step of one chunk."""
+        """Denoise one chunk, step by step."""
 
-        def drawn(step: int) -> Tensor:
+        def noise(step: int) -> Tensor:
             return self.noise(span, step).to(self.loaded.device)
 
-        sampling, chosen = self.settings.sampling, self.settings.rollout
-        if chosen.sampler == "unipc":
-            yield from self._solve(drawn(0), velocity)
+        sampling, rollout = self.settings.sampling, self.settings.rollout
+        if rollout.sampler == "unipc":
+            yield from self._solve(noise(0), velocity)
             return
-        listed = timesteps(chunk_steps(chosen, span))
-        levels = few_step_levels(listed, shift=sampling.flow_shift, warp=chosen.warp_steps)
-        yield from few_step(velocity, drawn, levels)
+        steps = timesteps(chunk_steps(rollout, span))
+        levels = few_step_levels(steps, shift=sampling.flow_shift, warp=rollout.warp_steps)
+        yield from few_step(velocity, noise, levels)
 
     def _solve(self, noise: Tensor, velocity: Velocity) -> Iterator[Denoised]:
         pipeline, sampling = self.loaded.pipeline, self.settings.sampling
         scheduler = make_solver(pipeline.scheduler.config, sampling, device=noise.device)
         split = split_steps(pipeline, scheduler.timesteps.tolist())
-        chosen, model = self.settings.step_cache, self.loaded.spec.name
-        with step_caches(split, chosen, model, guided=self.plan.guided) as sessions:
+        settings, model = self.settings.step_cache, self.loaded.spec.name
+        with step_caches(split, settings, model, guided=self.plan.guided) as sessions:
             yield from solve(velocity, noise, scheduler)
-        self.uses = [use for session in sessions for use in session.uses()]
+        self.stats = [stats for session in sessions for stats in session.uses()]
 
 
 def make_solver(config: Any, sampling: Sampling, *, device: torch.device) -> Any:
-    """A fresh solver, its timesteps set; whichever it is, by the sigmas of Self-Forcing's UniPC."""
+    """A fresh solver of any kind with the sigmas of Self-Forcing's UniPC."""
     scheduler = make_scheduler(config, sampling)
-    if isinstance(scheduler, DPMSolverMultistepScheduler):  # takes no sigmas: its own are the same
+    if isinstance(scheduler, DPMSolverMultistepScheduler):  # accepts no sigmas; its own are equal
         scheduler.set_timesteps(sampling.steps, device=device)
     else:
         scheduler.set_timesteps(sigmas=many_step_sigmas(sampling.steps), device=device)

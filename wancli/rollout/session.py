@@ -1,4 +1,4 @@
-"""From what was asked to a rollout's job: plan, schedule, seeds, places, what is there already."""
+"""From a request to a rollout's job: plan, prompt schedule, seeds, paths, resuming."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -33,12 +33,13 @@ from wancli.video.ffmpeg import Encoding, check_encoder
 
 if TYPE_CHECKING:
     from wancli.catalog.specs import ModelSpec
+    from wancli.rollout.resume import ResumePoint
     from wancli.rollout.runner import RolloutJob
 
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """What was asked for beside the settings."""
+    """Options of a rollout besides the settings."""
 
     prompt: str | None
     seed: str | None
@@ -56,57 +57,57 @@ class RolloutRequest:
     force: bool = False
 
     @property
-    def again(self) -> bool:
-        """Whether it goes on with an earlier rollout."""
+    def continues(self) -> bool:
+        """Whether it continues an earlier rollout."""
         return self.resume or self.rerender is not None
 
 
 class RolloutSession:
-    """One rollout on its way from a request to a job."""
+    """One rollout, from its options to its record."""
 
     def __init__(
-        self, ask: RolloutRequest, layers: list[Layer], *,
+        self, options: RolloutRequest, layers: list[Layer], *,
         before: Mapping[str, Any], base: Path | None = None,
     ) -> None:  # fmt: skip
-        """`before` is the request of an earlier rollout, `base` its folder where it goes on."""
-        self.ask, self.before, self.base = ask, before, base
+        """`before` is the request of the rollout to continue, `base` its folder."""
+        self.options, self.before, self.base = options, before, base
         self.resolved: Resolved[RolloutSettings] = resolve(layers, RolloutSettings)
         check_unused_settings(self.resolved)
         settings = self.resolved.settings
         self.spec: ModelSpec = find_spec(settings.model, layers=settings.machine.layers)
-        self._context = context_frames(ask.starts, settings, self.spec, before)
+        self._context = context_frames(options.starts, settings, self.spec, before)
         self.plan = self._plan(settings)
-        check_context_files(ask.starts, self.plan, settings, self.spec)
+        check_context_files(options.starts, self.plan, settings, self.spec)
         self.schedule = self._schedule()
         self.seeds = self._seeds()
-        if ask.video:
+        if options.video:
             check_encoder(Encoding.of(settings.output))
 
     @property
     def warnings(self) -> Sequence[str]:
-        """What is to be said of it before it is made."""
-        prompts = [] if self.ask.starts.prompt_embeds else self.schedule.prompts
+        """Warnings to print before it runs."""
+        prompts = [] if self.options.starts.prompt_embeds else self.schedule.prompts
         return vocabulary_warnings(self.spec, prompts)
 
     @cached_property
     def capacity(self) -> CapacityCheck:
-        """What it takes here."""
+        """Whether it fits this machine."""
         return check_capacity(
-            self.resolved.settings, self.spec, self._estimated, force=self.ask.force
+            self.resolved.settings, self.spec, self._estimated, force=self.options.force
         )
 
     def plan_json(self) -> dict[str, Any]:
-        """What it comes to, by name."""
+        """The plan, for printing."""
         return self.plan.as_json()
 
     def items(self) -> list[tuple[Request, Path]]:
-        """The request, and the name of what it makes."""
-        video, latents, store = self.places()
+        """The request and its output."""
+        video, latents, store = self.paths()
         return [(self.request(), video or latents or store)]
 
     def make(self, observer: Observer) -> list[dict[str, Any]]:
-        """Make it; its record. Raises WancliError."""
-        video, latents, store = self.places()
+        """Run it and return its record. Raises WancliError."""
+        video, latents, store = self.paths()
         outputs = self._outputs(video, latents, store)
         with outputs.locked():
             job = self._job(self.request(), video, latents, store)
@@ -119,54 +120,56 @@ class RolloutSession:
         say_warnings(self.warnings, observer)
         check_reachable(self.spec.repo)
         since = perf_counter()  # the libraries are part of what loading costs
-        # Huge pages: memory given back after each chunk is taken again at 1-4 % and not up to 20.
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it when it first allocates
+        # Huge pages: memory returned after each chunk is reused at a cost of 1-4 %, not up to 20.
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read at torch's first allocation
         from wancli.records.write import failed_record
-        from wancli.rollout import resume
-        from wancli.rollout import runner as roll
+        from wancli.rollout import resume, runner
         from wancli.rollout.store import RolloutStore
 
-        kept, request = RolloutStore(job.store), job.request
-        replaces = self.ask.overwrite and not self.ask.again and bool(kept.chunks())
+        store, request = RolloutStore(job.store), job.request
+        replaces = self.options.overwrite and not self.options.continues and bool(store.chunks())
         settled = self.capacity.with_offload(job.settings)
         job = replace(job, settings=settled, replaces=replaces, replaced=replaced)
         check_files(self.spec, job.parts)
-        told = request.as_json()
-        if self.ask.again:
-            found = resume.go_on(kept, self.before, told, rerender=self.ask.rerender)
-            self._say_found(found, observer)
+        if self.options.continues:
+            point = resume.resume_rollout(
+                store, self.before, request.as_json(), rerender=self.options.rerender
+            )
+            self._report_resumed(point, observer)
         elif not job.replaces:
-            resume.begin(kept, told, overwrite=self.ask.overwrite)
+            resume.start_rollout(store, request.as_json(), overwrite=self.options.overwrite)
         try:
             with observer.progress() as report:
-                record = roll.roll(job, self.spec, report, since=since)
+                record = runner.roll(job, self.spec, report, since=since)
         except (WancliError, Interrupted) as error:
-            if not self.ask.again:
-                kept.leave_nothing()
+            if not self.options.continues:
+                store.remove_if_empty()
             if isinstance(error, WancliError):
                 observer.failed(failed_record(request, error, command="rollout"))
             raise
-        if self.ask.report:
+        if self.options.report:
             from wancli.video.drift_report import write_report
 
-            overwrite = self.ask.report in replaced
-            write_report(record.drift, self.ask.report, title=request.prompt, overwrite=overwrite)
+            overwrite = self.options.report in replaced
+            write_report(
+                record.drift, self.options.report, title=request.prompt, overwrite=overwrite
+            )
         observer.done(record)
         return record.as_json()
 
     def request(self) -> Request:
-        """What is kept, compared and recorded."""
-        settings, starts = self.resolved.settings, self.ask.starts
+        """The request as stored, compared on resuming, and recorded."""
+        settings, starts = self.resolved.settings, self.options.starts
         video = settings.video.model_copy(update={"num_frames": self.plan.num_frames})
         inputs: dict[str, Any] = {
             "changes": [[c.chunk, c.prompt] for c in self.schedule.changes],
             "seeds": [[chunk, seed] for chunk, seed in sorted(self.seeds.items())],
         }
-        known = self.before.get("inputs", {})
-        inputs |= {k: v for k, v in known.items() if k not in inputs}
+        earlier = self.before.get("inputs", {})
+        inputs |= {key: value for key, value in earlier.items() if key not in inputs}
         for name, path in starts.named().items():
             inputs[name] = {"name": path.name, "sha256": digest(name, path)}
-        if self.ask.only_new:
+        if self.options.only_new:
             inputs["only_new"] = True
         return Request(
             self.schedule.prompt,
@@ -178,30 +181,30 @@ class RolloutSession:
             self.warnings,
         )
 
-    def places(self) -> tuple[Path | None, Path | None, Path]:
-        """The video, the latents, and the folder that is kept while they are made."""
-        ask = self.ask
-        if not ask.video:
-            if ask.latents is None:
+    def paths(self) -> tuple[Path | None, Path | None, Path]:
+        """The video, the latents, and the folder of chunks. Raises UsageError."""
+        options = self.options
+        if not options.video:
+            if options.latents is None:
                 raise UsageError(
-                    "--no-video needs --save-latents.", hint="--save-latents x.safetensors"
+                    "`no_video` needs `save_latents`.", hint="`save_latents x.safetensors`"
                 )
-            return None, ask.latents, with_name(ask.latents).with_suffix(".rollout")
+            return None, options.latents, with_name(options.latents).with_suffix(".rollout")
         if self.base:
             video = self.base.with_suffix(".mp4")
-            return video, ask.latents, self.base
+            return video, options.latents, self.base
         settings = self.resolved.settings
         fields = {
             "prompt": self.schedule.prompt, "seed": self.seeds[0], "model": settings.model,
             "steps": self.plan.steps[0], "width": settings.video.width,
             "height": settings.video.height,
         }  # fmt: skip
-        video = name_output(ask.output, fields, folder=ask.folder, several=False)
-        return video, ask.latents, video.with_suffix(".rollout")
+        video = name_output(options.output, fields, folder=options.folder, several=False)
+        return video, options.latents, video.with_suffix(".rollout")
 
     def _plan(self, settings: RolloutSettings) -> RolloutPlan:
         return make_rollout_plan(
-            settings, self.spec, context_frames=self._context, force=self.ask.force
+            settings, self.spec, context_frames=self._context, force=self.options.force
         )
 
     def _estimated(self, settings: RolloutSettings) -> Estimate | None:
@@ -211,48 +214,58 @@ class RolloutSession:
         return estimate(cost, settings.machine, device, plan.offloads) if cost else None
 
     def _schedule(self) -> PromptSchedule:
-        chosen, known = self.resolved.settings.rollout, self.before.get("inputs", {})
-        changes = self.ask.changes or [PromptChange(*entry) for entry in known.get("changes", [])]
-        prompt = self.before.get("prompt", "") if self.ask.prompt is None else self.ask.prompt
-        return make_prompt_schedule(prompt, changes, chunks=chosen.chunks, blend=chosen.blend)
+        rollout, earlier = self.resolved.settings.rollout, self.before.get("inputs", {})
+        changes = self.options.changes or [
+            PromptChange(*entry) for entry in earlier.get("changes", [])
+        ]
+        prompt = (
+            self.before.get("prompt", "") if self.options.prompt is None else self.options.prompt
+        )
+        return make_prompt_schedule(prompt, changes, chunks=rollout.chunks, blend=rollout.blend)
 
     def _seeds(self) -> dict[int, int]:
-        known = {int(c): s for c, s in self.before.get("inputs", {}).get("seeds", [])}
-        given = parse_seeds(self.ask.seed, None) if self.ask.seed or not known else []
-        if len(given) > 1:
-            raise UsageError("a rollout has one seed.", hint="--seed 7")
-        if self.ask.rerender is None:
-            return {**known, 0: given[0]} if given else known
-        kept = {chunk: seed for chunk, seed in known.items() if chunk < self.ask.rerender}
-        return {**kept, self.ask.rerender: given[0]} if given else known
+        earlier = {int(c): s for c, s in self.before.get("inputs", {}).get("seeds", [])}
+        seeds = parse_seeds(self.options.seed, None) if self.options.seed or not earlier else []
+        if len(seeds) > 1:
+            raise UsageError("a rollout has one seed.", hint="`seed 7`")
+        if not seeds:
+            return earlier
+        first = self.options.rerender
+        if first is None:
+            return {**earlier, 0: seeds[0]}
+        return {chunk: seed for chunk, seed in earlier.items() if chunk < first} | {first: seeds[0]}
 
     def _outputs(self, video: Path | None, latents: Path | None, store: Path) -> OutputSet:
-        """All that is written. Raises UsageError where two of them are one file."""
+        """All files to write. Raises UsageError if two of them are the same."""
         from wancli.video.write import check_name
 
-        ask = self.ask
+        options = self.options
         if video:
             check_name(video)
-        if ask.report and ask.report.suffix != ".html":
-            raise UsageError(f"--report {ask.report} is no .html file.", hint="--report drift.html")
+        if options.report and options.report.suffix != ".html":
+            raise UsageError(
+                f"`report {options.report}` is not an .html file.", hint="`report drift.html`"
+            )
         loras = [find_lora(text).path for text in self.resolved.settings.machine.lora]
-        outputs = OutputSet(overwrite=ask.overwrite, reads=[*ask.starts.named().values(), *loras])
-        ours = partial(is_of_rollout, before=self.before) if ask.again else nobodys
+        outputs = OutputSet(
+            overwrite=options.overwrite, reads=[*options.starts.named().values(), *loras]
+        )
+        ours = partial(is_of_rollout, before=self.before) if options.continues else nobodys
         for path, flag in ((video, "--output"), (latents, "--save-latents")):
             if path:
                 outputs.add(OutputFile(path, flag, ours))
         outputs.add(*sidecar_files(video or latents or store), *rollout_files(store, video))
-        if ask.report:
-            outputs.add(OutputFile(ask.report, "--report"))
+        if options.report:
+            outputs.add(OutputFile(options.report, "--report"))
         return outputs
 
     def _check_earlier(self, job: "RolloutJob") -> None:
-        """Raise UsageError where another rollout would be lost."""
-        free = self.ask.overwrite or self.ask.again
+        """Raise UsageError if another rollout would be lost."""
+        free = self.options.overwrite or self.options.continues
         if not free and any(job.store.glob("chunk-*.safetensors")):
             again = f"wancli rollout --resume -o {job.video}" if job.video else "--resume"
             raise UsageError(
-                f"{job.store} holds a rollout already.",
+                f"{job.store} already holds a rollout.",
                 hint=f"{again}, --overwrite or other names",
             )
 
@@ -262,7 +275,7 @@ class RolloutSession:
         from wancli.rollout.context import InitialContext, ResearchTensors
         from wancli.rollout.runner import RolloutJob
 
-        starts = self.ask.starts
+        starts = self.options.starts
         return RolloutJob(
             request=request,
             settings=self.resolved.settings,
@@ -271,21 +284,21 @@ class RolloutSession:
             seeds=self.seeds,
             store=store,
             video=video,
-            given=InitialContext(starts.image, starts.extend, starts.initial_latents),
-            inputs=ResearchTensors(starts.noise_file, starts.prompt_embeds),
+            context=InitialContext(starts.image, starts.extend, starts.initial_latents),
+            tensors=ResearchTensors(starts.noise_file, starts.prompt_embeds),
             latents=latents,
             only_new=bool(request.inputs.get("only_new")),
         )
 
-    def _say_found(self, found: Any, observer: Observer) -> None:
-        observer.say(f"{found.chunks} of {len(self.plan.spans)} chunks are kept")
-        if found.damaged:
+    def _report_resumed(self, point: "ResumePoint", observer: Observer) -> None:
+        observer.say(f"{point.chunks} of {len(self.plan.spans)} chunks are kept")
+        if point.damaged:
             observer.warn(
-                f"damaged or exchanged chunks were put into {found.damaged}.",
-                hint="they are made again",
+                f"damaged or exchanged chunks were moved to {point.damaged}.",
+                hint="they are rendered again",
             )
-        if found.no_digests:
+        if point.no_digests:
             observer.warn(
-                "the chunks have no digests: they are taken as they are.",
-                hint="an earlier version made them",
+                "the chunks have no digests: they are used unchecked.",
+                hint="they are from an earlier version",
             )

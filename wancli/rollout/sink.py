@@ -1,4 +1,4 @@
-"""From clean chunks to one MP4: decoded, written and measured as they come."""
+"""Decodes, writes and measures clean chunks as they come."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,18 +18,18 @@ from wancli.video.write import VideoWriter
 
 @dataclass
 class ChunkOutput:
-    """What became of one chunk's latents."""
+    """Frames and times of one decoded chunk."""
 
-    frames: int = 0  # video frames written, or, where there is no video, that they stand for
+    frames: int = 0  # video frames written or, without a video, represented
     decode_s: float = 0.0
     write_s: float = 0.0
 
 
 class VideoSink:
-    """Takes clean chunks in order. Memory does not grow with their number.
+    """Writes clean chunks, in order, to one video. Memory does not grow with their number.
 
-    With `beside`, a chunk is decoded and written in a thread of its own while the next one is
-    denoised; never more than one waits. An error in it is raised by the next call.
+    With `beside`, a thread decodes and writes a chunk while the next one is denoised; at most one
+    is pending, and its errors are raised by the next call.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class VideoSink:
         beside: bool = False,
         shows: Callable[[Span], bool] = lambda _span: True,
     ) -> None:
-        """`shows` says which chunks are in the video; the others only prepare the VAE."""
+        """`shows` selects the chunks of the video; the others only advance the VAE's state."""
         self._decoder, self._writer, self._meter = StreamingDecoder(vae), writer, meter
         self._shows = shows
         self._pool = ThreadPoolExecutor(1) if beside else None
@@ -57,33 +57,33 @@ class VideoSink:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def add(self, span: Span, latents: Tensor) -> ChunkOutput:
-        """The next chunk [1, C, n, H, W]; what is returned is filled in when it is done."""
-        shown = ChunkOutput()
+        """Add the next chunk [1, C, n, H, W]; the output is filled in once it is decoded."""
+        output = ChunkOutput()
         if self._pool is None:
-            self._show(span, latents, shown)
+            self._write(span, latents, output)
         else:
             self.settle()
-            self._pending = self._pool.submit(self._show, span, latents, shown)
-        return shown
+            self._pending = self._pool.submit(self._write, span, latents, output)
+        return output
 
     def settle(self) -> None:
-        """Wait for what is still decoded beside."""
+        """Wait for the chunk that is being decoded."""
         if self._pending:
             self._pending.result()
             self._pending = None
 
-    def _show(self, span: Span, latents: Tensor, shown: ChunkOutput) -> None:
+    def _write(self, span: Span, latents: Tensor, output: ChunkOutput) -> None:
         started = perf_counter()
         frames = self._decoder(latents)
         decoded = perf_counter()
-        shown.decode_s = decoded - started
+        output.decode_s = decoded - started
         if self._shows(span):
             self._writer.write(frames)
-            shown.frames = len(frames)
-            shown.write_s = perf_counter() - decoded
+            output.frames = len(frames)
+            output.write_s = perf_counter() - decoded
             self._meter.add(frames, latents, index=span.index)
 
     def drift(self) -> dict[str, Any]:
-        """What has drifted from the first chunks to the last."""
+        """Drift from the first chunks to the last, for the record."""
         self.settle()
         return self._meter.summary()

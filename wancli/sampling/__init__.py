@@ -1,1 +1,1 @@
-"""Flow matching and its noise: maths only."""
+"""Flow matching, its schedulers and its noise."""

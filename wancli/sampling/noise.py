@@ -1,6 +1,6 @@
-"""Where a rollout's noise is from. Step 0 of a chunk is what it starts from.
+"""Noise of rollouts. Step 0 of a chunk is its initial noise.
 
-All of it is drawn on the CPU in float32, so that a seed means the same on every device.
+Drawn on the CPU in float32, so that a seed gives the same noise on every device.
 """
 
 import hashlib
@@ -14,17 +14,17 @@ from wancli.catalog.geometry import Span
 
 
 class Noise(Protocol):
-    """Noise for one chunk and step, [1, C, frames, H, W]."""
+    """Noise source of a rollout."""
 
     def __call__(self, span: Span, step: int) -> Tensor:
-        """Steps are asked for in order, chunk after chunk."""
+        """Noise [1, C, frames, H, W] of one step. Call it in order of chunks and steps."""
         ...
 
 
 class IndexedNoise:
-    """A generator of its own for every (seed, chunk, step): no length limit, and any chunk again.
+    """A separate generator for every (seed, chunk, step): any length, any chunk reproducible.
 
-    `seeds` says from which chunk on a seed holds: a chunk made again has another.
+    `seeds` maps the first chunk of a seed to the seed: re-rendered chunks have another one.
     """
 
     def __init__(self, seeds: Mapping[int, int], shape: tuple[int, int, int]) -> None:
@@ -32,7 +32,7 @@ class IndexedNoise:
         self.seeds, self.shape = dict(seeds), shape
 
     def __call__(self, span: Span, step: int) -> Tensor:
-        """[1, C, frames, H, W]."""
+        """Noise [1, C, frames, H, W], in any order of calls."""
         seed = self.seeds[max(chunk for chunk in self.seeds if chunk <= span.index)]
         digest = hashlib.sha256(f"{seed} {span.index} {step}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
@@ -41,11 +41,10 @@ class IndexedNoise:
 
 
 class StreamNoise:
-    """The original's order, from one stream: all the starts first, then a draw a chunk and step.
+    """Self-Forcing's order, from one stream: all initial noise first, then one draw per step.
 
-    Frame-major, [frames, C, H, W] a draw; of bounded length. `start` and `again`, where given,
-    are that stream ([F, C, H, W], [N, C, H, W]) instead of a seed's. Draws that nobody asks for,
-    of chunks that are known, are passed over.
+    Each draw is [frames, C, H, W]; the length is fixed. `start` [F, C, H, W] and `renoise`
+    [N, C, H, W] replace the seed's stream. Draws of finished chunks are skipped.
     """
 
     def __init__(
@@ -56,41 +55,41 @@ class StreamNoise:
         *,
         seed: int = 0,
         start: Tensor | None = None,
-        again: Tensor | None = None,
+        renoise: Tensor | None = None,
     ) -> None:
-        """`draws` counts those of each span, its start too; ValueError where a stream is short."""
+        """`draws` is the number of draws per span, the initial one included. Raises ValueError."""
         self._generator = torch.Generator().manual_seed(seed)
-        self._shape, self._again, self._used = shape, again, 0
+        self._shape, self._renoise, self._used = shape, renoise, 0
         self._first = spans[0].first_frame
         later = [
             (span, step)
             for span, count in zip(spans, draws, strict=True)
             for step in range(1, count)
         ]
-        self._left = iter(later)
+        self._remaining = iter(later)
         frames = sum(span.frames for span in spans)
         needed = sum(span.frames for span, _ in later)
-        for name, given, least in (("noise", start, frames), ("renoise", again, needed)):
-            if given is not None and (len(given) < least or given.shape[1:] != shape):
-                raise ValueError(f"{name} {[*given.shape]} is not [{least} or more, *{shape}]")
+        for name, stream, least in (("noise", start, frames), ("renoise", renoise, needed)):
+            if stream is not None and (len(stream) < least or stream.shape[1:] != shape):
+                raise ValueError(f"{name} {[*stream.shape]} is not [{least} or more, *{shape}]")
         self._start = self._draw(frames) if start is None else start
 
     def __call__(self, span: Span, step: int) -> Tensor:
-        """[1, C, frames, H, W]."""
+        """Noise [1, C, frames, H, W]. Raises ValueError out of order."""
         if step == 0:
             first = span.first_frame - self._first
             return _by_channel(self._start[first : first + span.frames])
-        for coming, number in self._left:
-            frames = self._next(coming.frames)
-            if (coming, number) == (span, step):
+        for next_span, next_step in self._remaining:
+            frames = self._next(next_span.frames)
+            if (next_span, next_step) == (span, step):
                 return _by_channel(frames)
-        raise ValueError(f"step {step} of {span} is not in the stream, or is past")
+        raise ValueError(f"step {step} of {span} is not in the stream, or past")
 
     def _next(self, frames: int) -> Tensor:
-        if self._again is None:
+        if self._renoise is None:
             return self._draw(frames)
         self._used += frames
-        return self._again[self._used - frames : self._used]
+        return self._renoise[self._used - frames : self._used]
 
     def _draw(self, frames: int) -> Tensor:
         return torch.randn(frames, *self._shape, generator=self._generator)
