@@ -1,4 +1,4 @@
-"""Whether a long rollout grows: resident memory from chunk 20 to chunk 200 of a real command.
+"""Resident memory of a long rollout, from chunk 20 to chunk 200 of a real command.
 
 `make bench-memory`.
 """
@@ -14,55 +14,55 @@ PROMPT = "a red circle moving right on a black background"
 
 
 def main() -> int:
-    """Run the rollout, watch it, and print; 1 where it grew by more than 1 %."""
-    parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
+    """Run a rollout and print its memory; returns 1 if it grew by more than 1 %."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     parser.add_argument("--chunks", type=int, default=200)
     parser.add_argument("--first", type=int, default=20)
     parser.add_argument("--steps", type=int, default=4)
-    given = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "wancli", "rollout", PROMPT, "--seed", "1", "-q"]
-        command += ["--chunks", str(given.chunks), "--steps", str(given.steps)]
+        command += ["--chunks", str(options.chunks), "--steps", str(options.steps)]
         command += ["-o", f"{folder}/long.mp4"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        seen: dict[int, list[tuple[float, float]]] = {}
+        samples: dict[int, list[tuple[float, float]]] = {}
         while process.poll() is None:
             done = len(list(Path(folder, "long.rollout").glob("chunk-*.safetensors")))
             try:
-                seen.setdefault(done, []).append(resident(process.pid))
+                samples.setdefault(done, []).append(resident(process.pid))
             except (OSError, KeyError):
                 break
             sleep(0.02)
         if process.wait():
             return process.returncode
-    marks = range(given.first, given.chunks + 1, given.first)
-    held = {n: around(n, seen, reach=given.first // 2, end=given.chunks) for n in marks}
-    for n, (now, peak) in held.items():
+    marks = range(options.first, options.chunks + 1, options.first)
+    memory = {n: around(n, samples, radius=options.first // 2, end=options.chunks) for n in marks}
+    for n, (now, peak) in memory.items():
         sys.stdout.write(f"around chunk {n:4}: {now:8.1f} MiB, peak so far {peak:8.1f} MiB\n")
     first, last = marks[0], marks[-1]
-    now, peak = (b / a - 1 for a, b in zip(held[first], held[last], strict=True))
+    now, peak = (b / a - 1 for a, b in zip(memory[first], memory[last], strict=True))
     sys.stdout.write(f"from chunk {first} to chunk {last}: {now:+.2%}, peak {peak:+.2%}\n")
     return 1 if now > 0.01 else 0
 
 
 def resident(process: int) -> tuple[float, float]:
-    """MiB that are resident now, and that were at most."""
-    told = dict(
+    """Resident memory in MiB: now, and its peak."""
+    fields = dict(
         line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines()
     )
-    now, peak = (int(told[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
+    now, peak = (int(fields[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
     return now, peak
 
 
 def around(
-    mark: int, seen: dict[int, list[tuple[float, float]]], *, reach: int, end: int
+    mark: int, samples: dict[int, list[tuple[float, float]]], *, radius: int, end: int
 ) -> tuple[float, float]:
-    """What stays resident: a decode peaks and is over, so the least of some chunks. And the peak.
+    """Minimum around chunk `mark`, because decoding peaks briefly, and the peak so far; in MiB.
 
-    What comes after the last chunk, the writing of the record, does not count.
+    Ignores what follows the last chunk, the writing of the record.
     """
-    near = [s for c in range(mark - reach, min(mark + reach, end)) for s in seen.get(c, [])]
-    before = [s for c in range(min(mark + 1, end)) for s in seen.get(c, [])]
+    near = [s for c in range(mark - radius, min(mark + radius, end)) for s in samples.get(c, [])]
+    before = [s for c in range(min(mark + 1, end)) for s in samples.get(c, [])]
     return min(now for now, _ in near), max(peak for _, peak in before)
 
 

@@ -1,7 +1,7 @@
-"""Seconds per chunk of a rollout: our cache, a concatenating one, and recomputing everything.
+"""Seconds per chunk of a rollout: our KV cache, a concatenating one, and full recomputation.
 
-`make bench-rollout`. All arms take turns, chunk by chunk, in one process, on weights that are the
-same; outputs are compared. Five forwards a chunk: four steps and the clean pass.
+`make bench-rollout`. All arms alternate chunk by chunk in one process with the same weights, and
+their outputs are compared. Five forwards per chunk: four steps and the clean pass.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from wancli.demo.causal import Layout, causal_velocity, slots
 from wancli.rollout.denoiser import CausalDenoiser, PromptPair, causal
 
 DIM, HEADS, LAYERS, FFN, TEXT = 384, 3, 6, 2240, 512
-CHUNK, PER_FRAME = 3, 132  # latent frames, tokens of one: 396 tokens a chunk
+CHUNK, PER_FRAME = 3, 132  # latent frames, tokens per frame: 396 tokens per chunk
 HEIGHT, WIDTH = 22, 24  # latents
 TIMESTEPS = (1000.0, 937.5, 833.3333, 625.0)
 
@@ -33,7 +33,7 @@ say = logging.getLogger("wancli.bench").info
 
 
 def make_transformer(dtype: torch.dtype) -> Any:
-    """Random weights in Wan's proportions."""
+    """A transformer in Wan's proportions, with random weights."""
     torch.manual_seed(0)  # noqa: TID251 - diffusers takes no generator
     model = WanTransformer3DModel(
         num_attention_heads=HEADS, attention_head_dim=DIM // HEADS, ffn_dim=FFN, num_layers=LAYERS,
@@ -43,9 +43,9 @@ def make_transformer(dtype: torch.dtype) -> Any:
 
 
 class Concatenated:
-    """Self-attention whose cache is concatenated, as in diffusers PR #13569.
+    """Self-attention with a concatenated cache, as in diffusers PR #13569.
 
-    Append on a chunk's first forward, overwrite the end on the others, trim what is stored.
+    Appends on a chunk's first forward, overwrites the end on the others, trims the stored cache.
     """
 
     def __init__(self, state: "Concatenating") -> None:
@@ -57,15 +57,15 @@ class Concatenated:
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Any = None,
         attention_mask: Any = None, rotary_emb: Any = None,
     ) -> Tensor:  # fmt: skip
-        """[B, L, H*D]."""
+        """[B, L, H*D] to [B, L, H*D]."""
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
         key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
         value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
         query, key = (_rotate(x, *rotary_emb) for x in (query, key))
         if self.keys is not None and self.values is not None:
-            kept = self.keys.shape[1] - (0 if self.state.appends else key.shape[1])
-            key = torch.cat([self.keys[:, :kept], key], 1)
-            value = torch.cat([self.values[:, :kept], value], 1)
+            end = self.keys.shape[1] - (0 if self.state.appends else key.shape[1])
+            key = torch.cat([self.keys[:, :end], key], 1)
+            value = torch.cat([self.values[:, :end], value], 1)
         self.keys = key[:, -self.state.window :]
         self.values = value[:, -self.state.window :]
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
@@ -76,21 +76,21 @@ class Concatenated:
 
 @dataclass
 class Concatenating:
-    """What its layers share."""
+    """State shared by the layers."""
 
     window: int  # tokens
     appends: bool = True
 
 
 class Shifted(torch.nn.Module):
-    """The transformer's own rotary table, from a latent frame on."""
+    """The transformer's own rotary table, from latent frame `first` on."""
 
     def __init__(self, rope: Any) -> None:
         super().__init__()
         self.rope, self.first = rope, 0
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of the chunk."""
+        """cos and sin for the chunk's latents [B, C, F, H, W]."""
         frames = latents.shape[2]
         longer = torch.empty(1, 1, self.first + frames, *latents.shape[3:], device="meta")
         cos, sin = (table.to(latents.device) for table in self.rope(longer))
@@ -107,7 +107,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @dataclass
 class Arm:
-    """One way to compute a chunk, and what it took."""
+    """One way to compute a chunk, with its times and outputs."""
 
     name: str
     chunk: Callable[[int, list[Tensor], Tensor], Tensor]
@@ -116,7 +116,7 @@ class Arm:
 
 
 def cached(model: CausalDenoiser) -> Callable[[int, list[Tensor], Tensor], Tensor]:
-    """Ours."""
+    """Our rolling KV cache."""
 
     def chunk(index: int, noisy: list[Tensor], clean: Tensor) -> Tensor:
         model.begin(Span(index, index * CHUNK, CHUNK))
@@ -131,14 +131,14 @@ def cached(model: CausalDenoiser) -> Callable[[int, list[Tensor], Tensor], Tenso
 def concatenating(
     transformer: Any, text: Tensor, window: int
 ) -> Callable[[int, list[Tensor], Tensor], Tensor]:
-    """A cache that is concatenated and sliced in every layer of every forward."""
+    """A cache that every layer concatenates and slices in every forward."""
     state, rope = Concatenating(window), Shifted(transformer.rope)
     transformer.rope = rope
-    ours = {
+    processors = {
         name: Concatenated(state) if ".attn1." in name else processor
         for name, processor in transformer.attn_processors.items()
     }
-    transformer.set_attn_processor(ours)
+    transformer.set_attn_processor(processors)
 
     def chunk(index: int, noisy: list[Tensor], clean: Tensor) -> Tensor:
         rope.first, state.appends = index * CHUNK, True
@@ -149,15 +149,15 @@ def concatenating(
         return velocity
 
     def forward(latents: Tensor, timestep: float) -> Tensor:
-        told = torch.tensor([timestep])
-        out: Tensor = transformer(latents, told, text, return_dict=False)[0]
+        timesteps = torch.tensor([timestep])
+        out: Tensor = transformer(latents, timesteps, text, return_dict=False)[0]
         return out
 
     return chunk
 
 
 def recomputing(transformer: Any, text: Tensor) -> Callable[[int, list[Tensor], Tensor], Tensor]:
-    """All chunks so far in every forward, under an explicit reach; no clean pass is needed."""
+    """All chunks so far in every forward, with an explicit mask; needs no clean pass."""
     past: list[Tensor] = []
 
     def chunk(index: int, noisy: list[Tensor], clean: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def recomputing(transformer: Any, text: Tensor) -> Callable[[int, list[Tensor], 
 
 @torch.no_grad()
 def compare(*, chunks: int, window: int, dtype: torch.dtype) -> list[Arm]:
-    """Every arm over the same inputs; `window` in latent frames, 0 for all."""
+    """Run every arm on the same inputs; `window` in latent frames, 0 for all."""
     plain = make_transformer(dtype)
     generator = torch.Generator().manual_seed(1)
     text = torch.randn(1, TEXT, 256, generator=generator).to(dtype)
@@ -186,8 +186,8 @@ def compare(*, chunks: int, window: int, dtype: torch.dtype) -> list[Arm]:
     with ExitStack() as stack:
 
         def ours(trim: Any) -> Callable[[int, list[Tensor], Tensor], Tensor]:
-            reach = WindowConfig(frames, 0, CHUNK, PER_FRAME, trim)
-            model = stack.enter_context(causal(copy.deepcopy(plain), reach))
+            config = WindowConfig(frames, 0, CHUNK, PER_FRAME, trim)
+            model = stack.enter_context(causal(copy.deepcopy(plain), config))
             model.set_prompt(PromptPair(text))
             return cached(model)
 
@@ -199,20 +199,20 @@ def compare(*, chunks: int, window: int, dtype: torch.dtype) -> list[Arm]:
         if not window:
             arms.append(Arm("recomputing", recomputing(copy.deepcopy(plain), text)))
         for index in range(chunks):
-            drawn = [
+            inputs = [
                 torch.randn(1, 16, CHUNK, HEIGHT, WIDTH, generator=generator).to(dtype)
                 for _ in range(len(TIMESTEPS) + 1)
             ]
             for turn in range(len(arms)):
                 arm = arms[(index + turn) % len(arms)]
                 started = perf_counter()
-                arm.outputs.append(arm.chunk(index, drawn[:-1], drawn[-1]).float())
+                arm.outputs.append(arm.chunk(index, inputs[:-1], inputs[-1]).float())
                 arm.seconds.append(perf_counter() - started)
     return arms
 
 
-def tell(arms: list[Arm], *, window: int) -> None:
-    """Seconds per chunk, sums, ratios to ours, and differences of the outputs."""
+def report(arms: list[Arm], *, window: int) -> None:
+    """Print seconds per chunk, sums, ratios to ours, and differences of the outputs."""
     say("%18s%s%9s%8s  largest difference", "seconds", "".join(
         f"{i + 1:6}" for i in range(len(arms[0].seconds))), "sum", "ratio")  # fmt: skip
     ours, after = arms[0], arms[1]
@@ -229,24 +229,25 @@ def tell(arms: list[Arm], *, window: int) -> None:
 
 
 def main() -> None:
-    """Run every setting and print it."""
-    parser = argparse.ArgumentParser(prog="python -m bench.rollout", description=__doc__)
+    """Run and print every combination of options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rollout", description=__doc__)
     parser.add_argument("--chunks", type=int, default=12)
     parser.add_argument("--windows", type=int, nargs="*", default=[0, 6], help="0 is all")
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    given = parser.parse_args()
+    options = parser.parse_args()
+    dtype = getattr(torch, options.dtype)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     diffusers_logging.set_verbosity_error()
     say("torch %s, %s", torch.__version__, platform.processor() or platform.machine())
-    compare(chunks=1, window=0, dtype=getattr(torch, given.dtype))  # warm
-    for threads in given.threads:
+    compare(chunks=1, window=0, dtype=dtype)  # warm
+    for threads in options.threads:
         torch.set_num_threads(threads)
-        for window in given.windows:
-            reach = f"window {window}" if window else "full history"
-            say("\n%d thread%s, %s, %s", threads, "s" * (threads > 1), reach, given.dtype)
-            arms = compare(chunks=given.chunks, window=window, dtype=getattr(torch, given.dtype))
-            tell(arms, window=window)
+        for window in options.windows:
+            history = f"window {window}" if window else "full history"
+            say("\n%d thread%s, %s, %s", threads, "s" * (threads > 1), history, options.dtype)
+            arms = compare(chunks=options.chunks, window=window, dtype=dtype)
+            report(arms, window=window)
 
 
 if __name__ == "__main__":
