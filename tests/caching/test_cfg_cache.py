@@ -1,4 +1,4 @@
-"""The CFG gate: fewer uncond forwards, the formula to the bit, and the pipeline as it was."""
+"""The CFG gate: fewer uncond forwards, exactly by the formula, and a restored pipeline."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -51,7 +51,7 @@ def switch_of(pipeline):
 
 @pytest.mark.parametrize("experts", [1, 2])
 @pytest.mark.parametrize("first", [tiny.STEPS, tiny.STEPS + 5])
-def test_a_gate_that_is_never_reached_changes_no_bit(experts, first):
+def test_a_gate_that_is_never_reached_changes_nothing(experts, first):
     pipeline = tiny.pipeline(experts=experts)
     plain = tiny.generate(pipeline)
     latents, gate = generate(pipeline, first)
@@ -60,14 +60,14 @@ def test_a_gate_that_is_never_reached_changes_no_bit(experts, first):
 
 
 @pytest.mark.parametrize("first", [0, 1, GATE, tiny.STEPS - 1])
-def test_it_is_the_formula_to_the_bit_and_makes_no_other_forward(first):
+def test_it_equals_the_formula_and_runs_no_other_forward(first):
     pipeline, blocks = tiny.pipeline(), tiny.Blocks()
     with blocks.counted(pipeline.transformer):
         latents, gate = generate(pipeline, first)
     assert torch.equal(latents, by_hand(pipeline, first))
-    made = max(first, 1)  # the first step has no delta to reuse
-    assert len(blocks.of_forwards) == tiny.STEPS + made
-    assert gate.skipped == list(range(made, tiny.STEPS))
+    computed = max(first, 1)  # the first step has no delta to reuse
+    assert len(blocks.of_forwards) == tiny.STEPS + computed
+    assert gate.skipped == list(range(computed, tiny.STEPS))
     assert not torch.equal(latents, tiny.generate(pipeline))
 
 
@@ -93,7 +93,7 @@ def test_a_pipeline_without_guidance_is_untouched():
 
 @pytest.mark.parametrize("experts", [1, 2])
 @pytest.mark.parametrize("outer", ["gate", "cache"])
-def test_the_step_cache_learns_of_forwards_that_are_not_made(outer, experts):
+def test_the_step_cache_is_notified_of_skipped_forwards(outer, experts):
     pipeline = tiny.pipeline(experts=experts)
     switch = switch_of(pipeline) if experts == 2 else tiny.STEPS
     parts = [(pipeline.transformer, 0, switch), (pipeline.transformer_2, switch, tiny.STEPS)]
@@ -115,19 +115,19 @@ def test_the_step_cache_learns_of_forwards_that_are_not_made(outer, experts):
     never = CACHE.model_copy(update={"cachedit_residual_threshold": 1e-9})
     assert torch.equal(both(never)[0], generate(pipeline, GATE)[0])
 
-    latents, uses = both(CACHE)
+    latents, stats = both(CACHE)
     ungated = {*range(GATE)} | ({switch} if experts == 2 else set())
-    assert [(use.step, use.branch) for use in uses] == [
+    assert [(use.step, use.branch) for use in stats] == [
         (step, branch)
         for step in range(tiny.STEPS)
         for branch in (("cond", "uncond") if step in ungated else ("cond",))
     ]
-    assert any(use.reused and use.step > GATE for use in uses)
+    assert any(use.reused and use.step > GATE for use in stats)
     assert not torch.equal(latents, both(never)[0])
 
 
 @pytest.mark.parametrize("method", ["first-block", "seacache"])
-def test_the_hooks_of_diffusers_work_behind_the_gate(method):
+def test_the_hooks_of_diffusers_work_under_the_gate(method):
     pipeline = tiny.pipeline()
     settings = StepCache(step_cache=method, step_cache_threshold=0.3)
     with (
@@ -144,7 +144,7 @@ def test_the_hooks_of_diffusers_work_behind_the_gate(method):
 
 
 @pytest.mark.parametrize("experts", [1, 2])
-def test_the_pipeline_is_as_it_was_after_an_error_too(experts):
+def test_the_pipeline_is_restored_even_after_an_error(experts):
     pipeline = tiny.pipeline(experts=experts)
     plain = tiny.generate(pipeline)
     before = dict(pipeline.config), pipeline.components, dict(vars(pipeline.transformer))
@@ -161,7 +161,7 @@ def fail(pipeline):
         raise ZeroDivisionError
 
 
-def test_everything_else_of_the_transformer_is_seen_through_the_gate():
+def test_other_attributes_are_those_of_the_transformer():
     pipeline = tiny.pipeline()
     transformer = pipeline.transformer
     with cfg_gate(pipeline, GATE):
@@ -174,7 +174,7 @@ def test_everything_else_of_the_transformer_is_seen_through_the_gate():
             gated(hidden_states=tiny.draw(1, 4, 2, 8, 8))
 
 
-def test_a_pipeline_that_offloads_its_models_goes_on_doing_so():
+def test_an_offloaded_pipeline_stays_offloaded():
     pipeline = tiny.pipeline()
     plain, gated = tiny.generate(pipeline), generate(pipeline, GATE)[0]
     pipeline.enable_model_cpu_offload(device="cpu")

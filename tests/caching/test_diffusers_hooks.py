@@ -1,4 +1,4 @@
-"""diffusers' own step caches on Wan: that they fire, keep branches apart, and leave nothing."""
+"""diffusers' own step caches on Wan: they reuse, separate branches and are removed again."""
 
 import pytest
 import torch
@@ -30,12 +30,12 @@ def reused(session, branch):
     return [use.step for use in session.uses() if use.reused and use.branch == branch]
 
 
-def test_what_is_offered_is_what_is_tested():
+def test_every_method_on_offer_is_tested():
     assert set(STEP_CACHES["WanTransformer3DModel"].hooks) == set(THRESHOLDS)
 
 
 @every_method
-def test_blocks_are_left_out_and_told(method):
+def test_skipped_blocks_are_reported(method):
     transformer, blocks = tiny.wan(), tiny.Blocks()
     plain = tiny.denoise(transformer)
     with cached(transformer, method) as session, blocks.counted(transformer):
@@ -53,7 +53,7 @@ def test_blocks_are_left_out_and_told(method):
 
 
 @every_method
-def test_a_threshold_that_nothing_meets_changes_no_bit(method):
+def test_a_threshold_that_nothing_meets_changes_nothing(method):
     transformer = tiny.wan()
     plain = tiny.denoise(transformer)
     with cached(transformer, method, threshold=1e-9) as session:
@@ -62,7 +62,7 @@ def test_a_threshold_that_nothing_meets_changes_no_bit(method):
 
 
 @every_method
-def test_without_a_threshold_it_is_that_of_diffusers(method):
+def test_the_default_threshold_is_that_of_diffusers(method):
     transformer = tiny.wan()
     settings = StepCache(step_cache=method)
     with step_cache(transformer, settings, steps=9, guided=True, mag_ratios=RATIOS):
@@ -70,19 +70,19 @@ def test_without_a_threshold_it_is_that_of_diffusers(method):
 
 
 @every_method
-def test_a_second_generation_equals_the_first_bit_for_bit(method):
+def test_a_second_generation_equals_the_first(method):
     transformer = tiny.wan()
-    latents, told = [], []
+    latents, stats = [], []
     for seed in (0, 1, 0):
         with cached(transformer, method) as session:
             latents.append(tiny.denoise(transformer, seed=seed))
-        told.append(session.uses())
+        stats.append(session.uses())
     assert torch.equal(latents[0], latents[2])
-    assert told[0] == told[2]
+    assert stats[0] == stats[2]
 
 
 @every_method
-def test_it_leaves_nothing_behind(method):
+def test_the_transformer_is_restored(method):
     transformer = tiny.wan()
     before = tiny.traces(transformer)
     plain = tiny.denoise(transformer)
@@ -102,12 +102,12 @@ def fail_midway(transformer, method):
 
 
 @every_method
-def test_cond_knows_nothing_of_uncond(method):
+def test_cond_does_not_depend_on_uncond(method):
     transformer = tiny.wan()
 
     def cond_velocities(*branches):
-        """With latents that do not depend on what is computed."""
-        found = []
+        """Cond velocities for fixed latents."""
+        velocities = []
         guided = len(branches) > 1
         with torch.no_grad(), cached(transformer, method, guided=guided) as session:
             for index in range(tiny.STEPS):
@@ -122,9 +122,9 @@ def test_cond_knows_nothing_of_uncond(method):
                             **tiny.inputs_of(transformer, branch),
                         )
                     if branch == "cond":
-                        found.append(velocity)
+                        velocities.append(velocity)
         assert all(reused(session, branch) for branch in branches)
-        return found
+        return velocities
 
     alone, beside = cond_velocities("cond"), cond_velocities("cond", "uncond")
     assert all(torch.equal(one, other) for one, other in zip(alone, beside, strict=True))
@@ -153,8 +153,8 @@ def test_it_works_in_the_pipeline_for_both_experts(method):
     ],
     ids=["first-block", "magcache"],
 )
-def test_reuse_on_the_same_input_is_right_on_wan_and_wrong_on_vace(config):
-    """Why VACE has none of them: its hints, in what is reused already, are added again."""
+def test_reuse_on_the_same_input_is_exact_on_wan_and_wrong_on_vace(config):
+    """Why VACE supports none: its hints are added again to a reused output that has them."""
     error = {}
     for name, transformer in {"wan": tiny.wan(), "vace": tiny.vace()}.items():
         inputs = tiny.inputs_of(transformer, "cond") | {
@@ -174,13 +174,13 @@ def test_reuse_on_the_same_input_is_right_on_wan_and_wrong_on_vace(config):
     [(tiny.vace, "first-block"), (tiny.vace, "magcache"), (tiny.vace, "seacache"),
      (tiny.hunyuan, "magcache"), (tiny.hunyuan, "seacache")],
 )  # fmt: skip
-def test_what_goes_wrong_on_a_transformer_is_refused(build, method):
+def test_a_method_that_is_wrong_on_a_transformer_is_refused(build, method):
     with pytest.raises(PlanError) as caught, cached(build(), method):
         raise AssertionError("entered")
     assert caught.value.hint == "`use_cachedit`"
 
 
-def test_hunyuan_reuses_the_blocks_of_both_lists_and_tells_so():
+def test_hunyuan_reuses_and_reports_blocks_of_both_lists():
     transformer, blocks = tiny.hunyuan(), tiny.Blocks()
     plain = tiny.denoise(transformer)
     with (
@@ -194,7 +194,7 @@ def test_hunyuan_reuses_the_blocks_of_both_lists_and_tells_so():
     assert 0 < error < 0.1 * plain.abs().max()
 
 
-def test_what_hunyuan_reuses_is_what_it_computed():
+def test_hunyuan_reuses_its_own_output():
     transformer = tiny.hunyuan()
     inputs = tiny.inputs_of(transformer, "cond") | {
         "hidden_states": tiny.draw(1, 4, 2, 8, 8),
@@ -210,7 +210,7 @@ def test_what_hunyuan_reuses_is_what_it_computed():
     assert torch.allclose(again, computed, atol=1e-6)
 
 
-def test_seacache_is_refused_where_it_would_silently_do_nothing():
+def test_seacache_is_refused_where_it_would_do_nothing():
     with (
         pytest.raises(PlanError, match="text-to-video"),
         cached(tiny.wan(**tiny.I2V), "seacache"),

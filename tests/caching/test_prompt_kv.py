@@ -1,4 +1,4 @@
-"""A prompt computed once gives, bit by bit, what computing it in every step gives."""
+"""Prompt K/V: computing a prompt once equals, bit by bit, computing it in every step."""
 
 import gc
 from collections import Counter
@@ -23,11 +23,11 @@ SIZES = {
     "num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 16, "freq_dim": 16,
     "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 64,
 }  # fmt: skip
-PICTURED = {"image_dim": 6, "added_kv_proj_dim": 24}
+WITH_IMAGE = {"image_dim": 6, "added_kv_proj_dim": 24}
 
 
-def made(kind=WanTransformer3DModel, *, seed=0, **sizes):
-    """A tiny transformer whose every weight matters."""
+def build(kind=WanTransformer3DModel, *, seed=0, **sizes):
+    """A tiny transformer in which every weight has an effect."""
     with torch.random.fork_rng():
         torch.random.manual_seed(seed)  # diffusers takes no generator
         model = kind(**{**SIZES, "in_channels": 4, "out_channels": 4, **sizes}).eval()
@@ -37,32 +37,32 @@ def made(kind=WanTransformer3DModel, *, seed=0, **sizes):
 
 
 def animate():
-    return made(
-        WanAnimateTransformer3DModel, **PICTURED, in_channels=12, latent_channels=4, num_layers=5,
+    return build(
+        WanAnimateTransformer3DModel, **WITH_IMAGE, in_channels=12, latent_channels=4, num_layers=5,
         motion_encoder_size=16, motion_encoder_channel_sizes={"4": 8, "8": 8, "16": 8},
         motion_style_dim=8, motion_dim=4, motion_encoder_dim=8, face_encoder_hidden_dim=8,
         face_encoder_num_heads=2, motion_encoder_batch_size=2,
     )  # fmt: skip
 
 
-def drawn(*shape, seed):
+def draw(*shape, seed):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def text(seed, tokens=7):
-    return drawn(1, tokens, 16, seed=seed)
+    return draw(1, tokens, 16, seed=seed)
 
 
 def image(seed, count=3):
-    return drawn(count, 5, 6, seed=seed)
+    return draw(count, 5, 6, seed=seed)
 
 
 def steps(model, *branches, frames=3, count=3, **same):
-    """Velocities of some steps, the branches of each one after the other."""
+    """Velocities of `count` steps, with all branches in each."""
     shape = (1, model.config.in_channels, frames, 4, 4)
     return [
         model(
-            drawn(*shape, seed=step).to(model.dtype),
+            draw(*shape, seed=step).to(model.dtype),
             torch.tensor([900.0 - 300.0 * step]),
             **{**same, **branch},
             return_dict=False,
@@ -72,12 +72,12 @@ def steps(model, *branches, frames=3, count=3, **same):
     ]
 
 
-def told(seed, **more):
+def with_text(seed, **more):
     return {"encoder_hidden_states": text(seed, **more)}
 
 
-def pictured(seed):
-    return {**told(seed, tokens=512), "encoder_hidden_states_image": image(9, count=1)}
+def with_image(seed):
+    return {**with_text(seed, tokens=512), "encoder_hidden_states_image": image(9, count=1)}
 
 
 def equal(ours, theirs):
@@ -86,7 +86,7 @@ def equal(ours, theirs):
 
 @contextmanager
 def counted(model):
-    """How often each module of the stock model is asked; enter it before `prompt_kv`."""
+    """Counts the calls of each module of the stock model; enter it before `prompt_kv`."""
     calls: Counter[str] = Counter()
     hooks = [
         module.register_forward_hook(lambda *_, name=name: calls.update([name]))
@@ -99,8 +99,8 @@ def counted(model):
             hook.remove()
 
 
-def asked(calls, model, *ends):
-    """The counts of all modules whose names end so, one of each."""
+def counts(calls, model, *ends):
+    """The distinct call counts of all modules with such a name."""
     return {calls[name] for name, _ in model.named_modules() if name.endswith(ends)}
 
 
@@ -123,7 +123,7 @@ def _no_grad():
 CROSS_KV = ("attn2.to_k", "attn2.to_v", "attn2.norm_k")
 
 
-def test_a_stock_pipeline_makes_the_same_video_and_computes_each_prompt_once():
+def test_a_stock_pipeline_gives_the_same_video_and_computes_each_prompt_once():
     pipeline = tiny_pipeline()
     model = pipeline.transformer
 
@@ -137,51 +137,51 @@ def test_a_stock_pipeline_makes_the_same_video_and_computes_each_prompt_once():
     assert not torch.equal(plain[0], plain[1])
     assert not torch.equal(plain[0], plain[2])
     assert calls["blocks.0"] == 3 * 3 * 2
-    assert asked(calls, model, *CROSS_KV, "text_embedder") == {3}  # two prompts, one negative one
-    assert asked(calls, model, "rope") == {1}
+    assert counts(calls, model, *CROSS_KV, "text_embedder") == {3}  # two prompts, one negative one
+    assert counts(calls, model, "rope") == {1}
 
 
-def test_two_experts_each_know_the_prompt():
+def test_two_experts_each_cache_the_prompt():
     pipeline = tiny_pipeline(experts=2)
     plain = run(pipeline)
-    memory, (high, low) = PromptKVCache(), (pipeline.transformer, pipeline.transformer_2)
+    cache, (high, low) = PromptKVCache(), (pipeline.transformer, pipeline.transformer_2)
     with (
         counted(high) as first, counted(low) as second,
-        prompt_kv(high, memory), prompt_kv(low, memory),
+        prompt_kv(high, cache), prompt_kv(low, cache),
     ):  # fmt: skip
         ours = run(pipeline)
     assert torch.equal(ours, plain)
     for calls, model in ((first, high), (second, low)):
         assert calls["blocks.0"] >= 2
-        assert asked(calls, model, *CROSS_KV, "text_embedder") == {2}
+        assert counts(calls, model, *CROSS_KV, "text_embedder") == {2}
 
 
 def vace():
-    model = made(WanVACETransformer3DModel, vace_layers=[0, 1], vace_in_channels=8)
-    return model, {"control_hidden_states": drawn(1, 8, 3, 4, 4, seed=5)}
+    model = build(WanVACETransformer3DModel, vace_layers=[0, 1], vace_in_channels=8)
+    return model, {"control_hidden_states": draw(1, 8, 3, 4, 4, seed=5)}
 
 
 def test_image_to_video_computes_an_image_once_for_both_branches():
-    model = made(**PICTURED)
-    plain = steps(model, pictured(1), pictured(2))
+    model = build(**WITH_IMAGE)
+    plain = steps(model, with_image(1), with_image(2))
     with counted(model) as calls, prompt_kv(model, PromptKVCache()):
-        assert equal(steps(model, pictured(1), pictured(2)), plain)
-    assert asked(calls, model, *CROSS_KV) == {2}
-    assert asked(calls, model, "add_k_proj", "add_v_proj", "norm_added_k", "image_embedder") == {1}
+        assert equal(steps(model, with_image(1), with_image(2)), plain)
+    assert counts(calls, model, *CROSS_KV) == {2}
+    assert counts(calls, model, "add_k_proj", "add_v_proj", "norm_added_k", "image_embedder") == {1}
 
 
-def test_first_and_last_frame_to_video_knows_both_images():
-    model = made(**PICTURED, pos_embed_seq_len=10)
-    told_images = {"encoder_hidden_states_image": image(9, count=2)}  # 2 x 5 tokens
-    branches = [{**told(seed, tokens=512), **told_images} for seed in (1, 2)]
+def test_first_and_last_frame_to_video_caches_both_images():
+    model = build(**WITH_IMAGE, pos_embed_seq_len=10)
+    images = {"encoder_hidden_states_image": image(9, count=2)}  # 2 x 5 tokens
+    branches = [{**with_text(seed, tokens=512), **images} for seed in (1, 2)]
     plain = steps(model, *branches)
     with counted(model) as calls, prompt_kv(model, PromptKVCache()):
         assert equal(steps(model, *branches), plain)
-    assert asked(calls, model, "add_k_proj", "image_embedder") == {1}
+    assert counts(calls, model, "add_k_proj", "image_embedder") == {1}
 
 
-def test_another_image_under_the_same_prompt_is_seen():
-    model, branch = made(**PICTURED), pictured(1)
+def test_another_image_with_the_same_prompt_is_noticed():
+    model, branch = build(**WITH_IMAGE), with_image(1)
     other = {**branch, "encoder_hidden_states_image": image(10, count=1)}
     plain = steps(model, branch, other)
     with prompt_kv(model, PromptKVCache()):
@@ -189,51 +189,53 @@ def test_another_image_under_the_same_prompt_is_seen():
     assert not torch.equal(plain[0], plain[1])
 
 
-@pytest.mark.parametrize("branch", [told(1, tokens=512), {**pictured(1), **told(1, tokens=510)}])
-def test_what_diffusers_cannot_tell_apart_from_an_image_is_refused(branch):
-    model = made(**PICTURED)
+@pytest.mark.parametrize(
+    "branch", [with_text(1, tokens=512), {**with_image(1), **with_text(1, tokens=510)}]
+)
+def test_text_that_diffusers_would_take_for_an_image_is_refused(branch):
+    model = build(**WITH_IMAGE)
     with prompt_kv(model, PromptKVCache()), pytest.raises(ValueError, match=r"image"):
         steps(model, branch)
 
 
-def test_vace_computes_its_own_blocks_once_too():
+def test_vace_caches_its_own_blocks_too():
     model, control = vace()
-    plain = steps(model, told(1), told(2), **control)
+    plain = steps(model, with_text(1), with_text(2), **control)
     with counted(model) as calls, prompt_kv(model, PromptKVCache()):
-        assert equal(steps(model, told(1), told(2), **control), plain)
+        assert equal(steps(model, with_text(1), with_text(2), **control), plain)
     assert calls["vace_blocks.1"] == 3 * 2
-    assert asked(calls, model, *CROSS_KV, "text_embedder") == {2}
+    assert counts(calls, model, *CROSS_KV, "text_embedder") == {2}
 
 
-POSE = {"pose_hidden_states": drawn(1, 4, 2, 4, 4, seed=5)}
-FACED = {**POSE, "face_pixel_values": drawn(1, 3, 5, 16, 16, seed=6)}
+POSE = {"pose_hidden_states": draw(1, 4, 2, 4, 4, seed=5)}
+WITH_FACE = {**POSE, "face_pixel_values": draw(1, 3, 5, 16, 16, seed=6)}
 FACES = ("motion_encoder.conv_out", "face_encoder", "face_adapter.0.to_k", "face_adapter.0.norm_k")
 
 
 def test_animate_encodes_a_face_video_once():
-    model, faces = animate(), FACED["face_pixel_values"]
-    cond = {**pictured(1), "face_pixel_values": faces}
+    model, faces = animate(), WITH_FACE["face_pixel_values"]
+    cond = {**with_image(1), "face_pixel_values": faces}
 
     def frames(count=2):
         out = []
         for _ in range(count):  # as the pipeline does: a new tensor of the same values each step
-            blank = {**pictured(2), "face_pixel_values": faces * 0 - 1}
+            blank = {**with_image(2), "face_pixel_values": faces * 0 - 1}
             out += steps(model, cond, blank, **POSE)
         return out
 
     plain = frames()
     with counted(model) as calls, prompt_kv(model, PromptKVCache()):
         assert equal(frames(), plain)
-    assert asked(calls, model, *CROSS_KV) == {2}
+    assert counts(calls, model, *CROSS_KV) == {2}
     # 5 frames in batches of 2, 2 and 1; of the blank ones the first two are the same
     assert {name: calls[name] for name in FACES} == dict(zip(FACES, (3 + 2, 2, 2, 2), strict=True))
 
 
-def test_another_face_video_is_seen_and_one_that_is_written_to():
-    model, same = animate(), {**POSE, **pictured(1)}
+def test_another_or_overwritten_face_video_is_noticed():
+    model, same = animate(), {**POSE, **with_image(1)}
 
     def frames():
-        first, second = (drawn(1, 3, 5, 16, 16, seed=seed) for seed in (6, 7))
+        first, second = (draw(1, 3, 5, 16, 16, seed=seed) for seed in (6, 7))
         out = steps(model, *({"face_pixel_values": f} for f in (first, second)), **same)
         first[:, :, -1] = 0.5
         return out + steps(model, {"face_pixel_values": first}, **same)
@@ -245,8 +247,8 @@ def test_another_face_video_is_seen_and_one_that_is_written_to():
     assert not torch.equal(plain[0], plain[6])
 
 
-def test_embeddings_that_are_written_to_are_read_again():
-    model = made()
+def test_overwritten_embeddings_are_noticed():
+    model = build()
 
     def edited(mode):
         with mode():
@@ -260,36 +262,36 @@ def test_embeddings_that_are_written_to_are_read_again():
         with counted(model) as calls, prompt_kv(model, PromptKVCache()):
             assert equal(edited(mode), plain)
         assert not torch.equal(plain[0], plain[3])
-        assert asked(calls, model, *CROSS_KV, "text_embedder") == {2}
+        assert counts(calls, model, *CROSS_KV, "text_embedder") == {2}
 
 
-def test_what_inference_mode_has_filled_serves_outside_of_it_and_the_reverse():
-    model, memory, prompt = made(), PromptKVCache(), told(1)
+def test_entries_are_shared_between_inference_mode_and_outside():
+    model, cache, prompt = build(), PromptKVCache(), with_text(1)
     plain = steps(model, prompt)
     for first, second in ((torch.inference_mode, nullcontext), (nullcontext, torch.inference_mode)):
-        memory.clear()
-        with counted(model) as calls, prompt_kv(model, memory):
+        cache.clear()
+        with counted(model) as calls, prompt_kv(model, cache):
             for mode in (first, second):
                 with mode():
                     assert equal(steps(model, prompt), plain)
-        assert asked(calls, model, *CROSS_KV) == {1}
+        assert counts(calls, model, *CROSS_KV) == {1}
 
 
-def test_a_memory_that_is_used_again_knows_and_a_cleared_one_does_not():
-    model, memory = made(), PromptKVCache()
-    plain = steps(model, told(1))
+def test_a_cache_can_be_reused_until_it_is_cleared():
+    model, cache = build(), PromptKVCache()
+    plain = steps(model, with_text(1))
     for expected in (1, 0):
-        with counted(model) as calls, prompt_kv(model, memory):
-            assert equal(steps(model, told(1)), plain)  # equal embeddings in another tensor
-        assert asked(calls, model, *CROSS_KV) == {expected}
-    memory.clear()
-    assert memory.nbytes == 0
-    with counted(model) as calls, prompt_kv(model, memory):
-        steps(model, told(1))
-    assert asked(calls, model, *CROSS_KV) == {1}
+        with counted(model) as calls, prompt_kv(model, cache):
+            assert equal(steps(model, with_text(1)), plain)  # equal embeddings in another tensor
+        assert counts(calls, model, *CROSS_KV) == {expected}
+    cache.clear()
+    assert cache.nbytes == 0
+    with counted(model) as calls, prompt_kv(model, cache):
+        steps(model, with_text(1))
+    assert counts(calls, model, *CROSS_KV) == {1}
 
 
-def test_an_equal_tensor_is_known_by_itself_the_next_time():
+def test_an_equal_tensor_is_recognized_by_identity_the_next_time():
     lru, first, second = LRUCache(), text(1), text(1)
     entry = lru.get([first], 2, [])
     assert not entry.keys[0].is_same(second)
@@ -297,32 +299,32 @@ def test_an_equal_tensor_is_known_by_itself_the_next_time():
     assert entry.keys[0].is_same(second)  # without synchronizing the device
 
 
-def test_its_bytes_are_those_of_keys_values_and_embeddings_and_they_are_bounded():
-    model, memory = made(), PromptKVCache()
+def test_its_bytes_are_those_of_keys_values_and_embeddings_and_are_bounded():
+    model, cache = build(), PromptKVCache()
     blocks, tokens, dim, size = 2, 7, 24, 4
-    with prompt_kv(model, memory):
+    with prompt_kv(model, cache):
         for seed in range(MAX_PROMPTS + 3):
-            steps(model, told(seed))
+            steps(model, with_text(seed))
             kept = min(seed + 1, MAX_PROMPTS)
-            assert memory.nbytes == kept * (2 * blocks + 1) * tokens * dim * size
+            assert cache.nbytes == kept * (2 * blocks + 1) * tokens * dim * size
 
 
-def test_the_prompt_that_was_unused_longest_is_forgotten_first():
-    model = made()
+def test_the_least_recently_used_prompt_is_evicted_first():
+    model = build()
     with counted(model) as calls, prompt_kv(model, PromptKVCache()):
         for seed in [*range(MAX_PROMPTS), 0, MAX_PROMPTS, 0]:
-            steps(model, told(seed))
-    assert asked(calls, model, *CROSS_KV) == {MAX_PROMPTS + 1}
+            steps(model, with_text(seed))
+    assert counts(calls, model, *CROSS_KV) == {MAX_PROMPTS + 1}
 
 
-def test_a_transformer_that_is_gone_is_not_held():
-    model, memory = made(), PromptKVCache()
-    with prompt_kv(model, memory):
-        steps(model, told(1))
-    assert memory.nbytes > 0
+def test_a_deleted_transformer_is_not_kept_alive():
+    model, cache = build(), PromptKVCache()
+    with prompt_kv(model, cache):
+        steps(model, with_text(1))
+    assert cache.nbytes > 0
     del model
     gc.collect()
-    assert memory.nbytes == 0
+    assert cache.nbytes == 0
 
 
 def scaled(model):
@@ -341,78 +343,82 @@ def fused(model):
 
 
 @pytest.mark.parametrize("change", [scaled, replaced, fused])
-def test_projections_that_have_changed_do_not_serve_what_they_had_computed(change):
-    model, memory = made(), PromptKVCache()
-    with counted(model) as calls, prompt_kv(model, memory):
-        before = steps(model, told(1))
+def test_changed_projections_invalidate_the_cache(change):
+    model, cache = build(), PromptKVCache()
+    with counted(model) as calls, prompt_kv(model, cache):
+        before = steps(model, with_text(1))
         change(model)
-        ours = steps(model, told(1))
-    assert equal(ours, steps(model, told(1)))
+        ours = steps(model, with_text(1))
+    assert equal(ours, steps(model, with_text(1)))
     assert change is fused or not equal(ours, before)
     assert calls["blocks.0.attn2.norm_k"] == 2
 
 
 @pytest.mark.parametrize(
     ("make", "kinds", "more"),
-    [(made, told, {}), (lambda: made(**PICTURED), pictured, {}), (animate, pictured, FACED)],
+    [
+        (build, with_text, {}),
+        (lambda: build(**WITH_IMAGE), with_image, {}),
+        (animate, with_image, WITH_FACE),
+    ],
     ids=["text", "image", "face"],
 )
-def test_fused_projections_are_computed_once_too(make, kinds, more):
+def test_fused_projections_are_cached_too(make, kinds, more):
     model = make()
     model.fuse_qkv_projections()
     plain = steps(model, kinds(1), kinds(2), **more)
-    memory = PromptKVCache()
-    with counted(model) as calls, prompt_kv(model, memory):
+    cache = PromptKVCache()
+    with counted(model) as calls, prompt_kv(model, cache):
         assert equal(steps(model, kinds(1), kinds(2), **more), plain)
-    assert asked(calls, model, "attn2.to_kv") == {2}
-    assert asked(calls, model, "attn2.to_added_kv") == ({1} if kinds is pictured else set())
-    assert asked(calls, model, "face_adapter.0.to_kv") == ({1} if more else set())
-    values = [kv.value for entry in memory.of(model).text.entries for kv in entry.blocks]
+    assert counts(calls, model, "attn2.to_kv") == {2}
+    assert counts(calls, model, "attn2.to_added_kv") == ({1} if kinds is with_image else set())
+    assert counts(calls, model, "face_adapter.0.to_kv") == ({1} if more else set())
+    values = [kv.value for entry in cache.of(model).text.entries for kv in entry.blocks]
     for value in values:  # a copy, not a view of keys and values together
         assert value is not None
         assert value.untyped_storage().nbytes() == value.nbytes
 
 
-def test_the_kernel_that_was_chosen_is_kept(monkeypatch):
-    model, used = made(), []
+def test_the_attention_backend_is_kept(monkeypatch):
+    model, used = build(), []
     for block in model.blocks:  # the model's own method would choose it for all of diffusers
         block.attn2.set_attention_backend("_native_math")
-    plain = steps(model, told(1))
+    plain = steps(model, with_text(1))
     math = AttentionBackendName._NATIVE_MATH
     kernel = _AttentionBackendRegistry._backends[math]
 
-    def seen(**given):
-        used.append(given["key"].shape[1])
-        return kernel(**given)
+    def seen(**inputs):
+        used.append(inputs["key"].shape[1])
+        return kernel(**inputs)
 
     monkeypatch.setitem(_AttentionBackendRegistry._backends, math, seen)
     with prompt_kv(model, PromptKVCache()):
-        assert equal(steps(model, told(1)), plain)
+        assert equal(steps(model, with_text(1)), plain)
     assert used == [7] * 3 * 2  # every cross-attention, with the prompt's tokens
 
 
-@pytest.mark.parametrize("kinds", [told, pictured])
-def test_padded_tokens_are_not_seen(kinds):
-    model = made(**({} if kinds is told else PICTURED)).double()
+@pytest.mark.parametrize("kinds", [with_text, with_image])
+def test_padding_is_masked(kinds):
+    model = build(**({} if kinds is with_text else WITH_IMAGE)).double()
     branches = [{k: v.double() for k, v in kinds(seed).items()} for seed in (1, 2)]
     plain = steps(model, *branches)
-    memory = PromptKVCache()
-    with prompt_kv(model, memory, align=16):
+    cache = PromptKVCache()
+    with prompt_kv(model, cache, align=16):
         ours = steps(model, *branches)
     assert max((a - b).abs().max().item() for a, b in zip(ours, plain, strict=True)) < 1e-12
-    entries = [entry for lru in memory.of(model) for entry in lru.entries]
+    entries = [entry for lru in cache.of(model) for entry in lru.entries]
     keys = [kv.key for entry in entries for kv in entry.blocks]
     tokens = {key.shape[1] for key in keys if key is not None}
-    assert tokens == ({16} if kinds is told else {512, 16})
+    assert tokens == ({16} if kinds is with_text else {512, 16})
 
 
-def test_one_timestep_for_all_tokens_is_embedded_in_a_few_rows():
+def test_a_timestep_shared_by_all_tokens_is_embedded_in_a_few_rows():
     pipeline = tiny_pipeline()
     pipeline.register_to_config(expand_timesteps=True)
     model, rows = pipeline.transformer, []
 
-    def see(_module, given):
-        rows.append(given[0].shape[1])
+    def see(_module, inputs):
+        rows.append(inputs[0].shape[1])
 
     plain = run(pipeline, side=256)
     hook = model.condition_embedder.time_proj.register_forward_pre_hook(see)
@@ -424,11 +430,11 @@ def test_one_timestep_for_all_tokens_is_embedded_in_a_few_rows():
     assert rows == [2 * 16 * 16] * 6 + [TIMESTEP_ROWS] * 6
 
 
-def test_a_whole_timestep_passes_where_timesteps_are_said_to_be_uniform():
-    model = made()
-    plain = steps(model, told(1))
+def test_a_single_timestep_is_accepted_as_uniform():
+    model = build()
+    plain = steps(model, with_text(1))
     with prompt_kv(model, PromptKVCache(), uniform_timesteps=True):
-        assert equal(steps(model, told(1)), plain)
+        assert equal(steps(model, with_text(1)), plain)
 
 
 def sequential(model):
@@ -445,21 +451,21 @@ def block(model):
 
 @pytest.mark.parametrize("offload", [sequential, leaf, block])
 @pytest.mark.parametrize("first", [True, False])
-def test_offloaded_weights_are_loaded_when_they_are_needed(offload, first):
-    model = made(**PICTURED)
-    plain = steps(model, pictured(1), pictured(2))
+def test_offloaded_weights_are_loaded_when_needed(offload, first):
+    model = build(**WITH_IMAGE)
+    plain = steps(model, with_image(1), with_image(2))
     if first:
         offload(model)
     with counted(model) as calls, prompt_kv(model, PromptKVCache()):
         if not first:
             offload(model)
-        assert equal(steps(model, pictured(1), pictured(2)), plain)
-        assert asked(calls, model, "blocks.0.attn2.to_k") == {2}
-    assert equal(steps(model, pictured(1), pictured(2)), plain)
+        assert equal(steps(model, with_image(1), with_image(2)), plain)
+        assert counts(calls, model, "blocks.0.attn2.to_k") == {2}
+    assert equal(steps(model, with_image(1), with_image(2)), plain)
 
 
-def test_weights_that_are_not_needed_leave_and_come_back():
-    model, first, second = made(**PICTURED), pictured(1), pictured(2)
+def test_unused_weights_are_offloaded_and_restored():
+    model, first, second = build(**WITH_IMAGE), with_image(1), with_image(2)
     second["encoder_hidden_states_image"] = image(10, count=1)
     plain = steps(model, first), steps(model, second)
     attn = model.blocks[1].attn2
@@ -485,8 +491,8 @@ def test_weights_that_are_not_needed_leave_and_come_back():
 
 @pytest.mark.parametrize("offload_to", [None, CPU])
 @pytest.mark.parametrize("faced", [False, True])
-def test_leaving_restores_the_transformer_also_after_an_error(offload_to, faced):
-    model, more = (animate(), {**pictured(1), **FACED}) if faced else (made(), {})
+def test_the_transformer_is_restored_even_after_an_error(offload_to, faced):
+    model, more = (animate(), {**with_image(1), **WITH_FACE}) if faced else (build(), {})
     processors, modules = dict(model.attn_processors), dict(model.named_modules())
     weights = {name: weight.data_ptr() for name, weight in model.named_parameters()}
 
@@ -495,10 +501,10 @@ def test_leaving_restores_the_transformer_also_after_an_error(offload_to, faced)
 
     def use():
         with prompt_kv(model, PromptKVCache(), uniform_timesteps=True, offload_to=offload_to):
-            steps(model, {**more, **told(1, tokens=512)})
+            steps(model, {**more, **with_text(1, tokens=512)})
             assert dict(model.named_modules()) != modules
             model.blocks[1].ffn.register_forward_pre_hook(fail)
-            steps(model, {**more, **told(2, tokens=512)})
+            steps(model, {**more, **with_text(2, tokens=512)})
 
     with pytest.raises(MemoryError):
         use()
@@ -506,9 +512,9 @@ def test_leaving_restores_the_transformer_also_after_an_error(offload_to, faced)
     assert {name: weight.data_ptr() for name, weight in model.named_parameters()} == weights
 
 
-def test_a_forward_that_failed_half_way_leaves_nothing_wrong_behind():
+def test_a_failed_forward_does_not_corrupt_the_cache():
     model = animate()
-    plain = steps(model, pictured(1), **FACED)
+    plain = steps(model, with_image(1), **WITH_FACE)
 
     def fail(*_):
         raise MemoryError
@@ -517,13 +523,13 @@ def test_a_forward_that_failed_half_way_leaves_nothing_wrong_behind():
         for part in (model.motion_encoder, model.face_adapter[0], model.blocks[1].ffn):
             hook = part.register_forward_hook(fail)
             with pytest.raises(MemoryError):
-                steps(model, pictured(1), **FACED)
+                steps(model, with_image(1), **WITH_FACE)
             hook.remove()
-        assert equal(steps(model, pictured(1), **FACED), plain)
+        assert equal(steps(model, with_image(1), **WITH_FACE), plain)
 
 
-def test_it_is_entered_once():
-    model = made()
+def test_it_can_be_entered_only_once():
+    model = build()
     with prompt_kv(model, PromptKVCache()):
         before = dict(model.attn_processors)
         with (
@@ -534,17 +540,17 @@ def test_it_is_entered_once():
         assert dict(model.attn_processors) == before
 
 
-def test_other_latents_are_turned_by_their_own_table():
-    model = made()
-    plain = [steps(model, told(1), frames=frames) for frames in (3, 2, 3)]
+def test_latents_of_another_shape_get_their_own_rotary_table():
+    model = build()
+    plain = [steps(model, with_text(1), frames=frames) for frames in (3, 2, 3)]
     with counted(model) as calls, prompt_kv(model, PromptKVCache()):
-        ours = [steps(model, told(1), frames=frames) for frames in (3, 2, 3)]
+        ours = [steps(model, with_text(1), frames=frames) for frames in (3, 2, 3)]
     assert all(map(equal, ours, plain))
     assert calls["rope"] == 2
 
 
 def compiled(model, backend):
-    """Velocities of two prompts, and of three with `prompt_kv`; graphs made for each."""
+    """Velocities without and with `prompt_kv`, and the graphs compiled for each."""
     torch.compiler.reset()
     graphs = []
 
@@ -553,23 +559,23 @@ def compiled(model, backend):
         return graph.forward if backend == "eager" else compile_fx(graph, inputs)
 
     model.compile_repeated_blocks(fullgraph=True, backend=counting)
-    plain, alone = steps(model, told(1), told(2), told(3)), len(graphs)
+    plain, alone = steps(model, with_text(1), with_text(2), with_text(3)), len(graphs)
     with prompt_kv(model, PromptKVCache(), offload_to=CPU):
-        ours = steps(model, told(1), told(2), told(3))
+        ours = steps(model, with_text(1), with_text(2), with_text(3))
     return plain, ours, alone, len(graphs) - alone
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_blocks_that_are_compiled_one_by_one_share_two_graphs(backend):
-    plain, ours, alone, added = compiled(made(num_layers=5), backend)
+def test_compiled_blocks_share_two_graphs(backend):
+    plain, ours, alone, added = compiled(build(num_layers=5), backend)
     assert equal(ours, plain)
     assert (alone, added) == (1, 2)  # one fills, one reads
 
 
 @pytest.mark.parametrize("faced", [False, True])
-def test_once_all_is_known_no_values_are_looked_at(monkeypatch, faced):
-    model, branch = animate() if faced else made(**PICTURED), pictured(1)
-    more = FACED if faced else {}
+def test_cache_hits_compare_no_values(monkeypatch, faced):
+    model, branch = animate() if faced else build(**WITH_IMAGE), with_image(1)
+    more = WITH_FACE if faced else {}
 
     def wait(*_):
         raise AssertionError("a CUDA graph cannot wait for a comparison")
@@ -582,7 +588,7 @@ def test_once_all_is_known_no_values_are_looked_at(monkeypatch, faced):
 
 @pytest.mark.gpu
 def test_a_step_is_replayed_as_a_cuda_graph():
-    model = made().cuda()
+    model = build().cuda()
     cond, uncond = (text(seed).cuda() for seed in (1, 2))
     latents, timestep = torch.zeros(1, 4, 3, 4, 4).cuda(), torch.zeros(1).cuda()
 
@@ -590,16 +596,16 @@ def test_a_step_is_replayed_as_a_cuda_graph():
         velocities = [model(latents, timestep, t, return_dict=False)[0] for t in (cond, uncond)]
         return velocities[1] + 4.0 * (velocities[0] - velocities[1])
 
-    def given(index):
-        latents.copy_(drawn(1, 4, 3, 4, 4, seed=index))
+    def set_inputs(index):
+        latents.copy_(draw(1, 4, 3, 4, 4, seed=index))
         timestep.fill_(900.0 - 100.0 * index)
 
     plain = []
     for index in range(3):
-        given(index)
+        set_inputs(index)
         plain.append(step())
-    memory = PromptKVCache()
-    with prompt_kv(model, memory):
+    cache = PromptKVCache()
+    with prompt_kv(model, cache):
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -609,9 +615,9 @@ def test_a_step_is_replayed_as_a_cuda_graph():
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             velocity = step()
-        held = memory.nbytes
+        nbytes = cache.nbytes
         for index, expected in enumerate(plain):
-            given(index)
+            set_inputs(index)
             graph.replay()
             assert torch.equal(velocity, expected)
-        assert memory.nbytes == held
+        assert cache.nbytes == nbytes

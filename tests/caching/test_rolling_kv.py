@@ -1,4 +1,4 @@
-"""Rolling keys and values against a reference that keeps nothing, in float64."""
+"""The rolling KV cache against full recomputation, in float64."""
 
 from dataclasses import dataclass
 
@@ -41,7 +41,7 @@ def transformer():
 
 @pytest.fixture(scope="module")
 def plain():
-    """Another of the same weights, that recomputes everything."""
+    """A stock model of the same weights, to recompute everything."""
     model = tiny()
     model.condition_embedder.timesteps_proj = DoubleTimesteps()  # diffusers' own are float32
     return model
@@ -54,7 +54,7 @@ def drawn(*shape, seed):
 
 @dataclass(frozen=True)
 class View:
-    """Latent frames that one forward of a chunk sees, oldest first, and their positions."""
+    """Latent frames that one forward of a chunk attends to, oldest first, and their positions."""
 
     own: tuple[int, ...]
     frames: tuple[int, ...]
@@ -63,20 +63,20 @@ class View:
 
 def views(sizes, window, rope):
     """(first forward, later forwards) of every chunk, by lists of latent frames alone."""
-    held: list[int] = []
+    cached: list[int] = []
     out, at = [], 0
     for size in sizes:
         own = list(range(at, at + size))
         at += size
         if window.trim == "before":
             keep = window.window - size
-            if len(held) > keep:
-                held = held[: window.sink] + held[len(held) - (keep - window.sink) :]
-            forwards = [held + own, held + own]
+            if len(cached) > keep:
+                cached = cached[: window.sink] + cached[len(cached) - (keep - window.sink) :]
+            forwards = [cached + own, cached + own]
         else:
-            held = held[max(0, len(held) - window.window) :]
-            forwards = [held + own, (held + own)[-window.window :]]
-        held = held + own
+            cached = cached[max(0, len(cached) - window.window) :]
+            forwards = [cached + own, (cached + own)[-window.window :]]
+        cached = cached + own
         out.append([View(tuple(own), tuple(f), placed(f, window, rope)) for f in forwards])
     return out
 
@@ -112,7 +112,7 @@ def turned(x, frames, head_dim):
 
 
 class Recomputed:
-    """Self-attention of all chunks so far at once, each over exactly the frames it may see."""
+    """Self-attention of all chunks so far at once, each over exactly its visible frames."""
 
     def __init__(self, seen):
         self.seen = seen
@@ -158,10 +158,14 @@ def compare(transformer, plain, sizes, window, rope):
             model.begin(Span(index, at, size))
             for forward, timestep in enumerate((800.0, 300.0)):
                 noisy = drawn(1, 4, size, SIDE, SIDE, seed=100 * index + forward + 1)
-                told = torch.tensor([times + [timestep] * size * PER_FRAME], dtype=torch.float64)
+                timesteps = torch.tensor(
+                    [times + [timestep] * size * PER_FRAME], dtype=torch.float64
+                )
                 latents = torch.cat([*cleans, noisy], 2)
                 past = [chunk[1] for chunk in seen[:index]]  # a clean pass is a later forward
-                expected = recomputed(plain, latents, told, [*past, seen[index][forward]], text)
+                expected = recomputed(
+                    plain, latents, timesteps, [*past, seen[index][forward]], text
+                )
                 error = model.velocity(noisy, timestep) - expected
                 worst = max(worst, error.abs().max().item())
             cleans.append(drawn(1, 4, size, SIDE, SIDE, seed=-index - 1))
@@ -179,7 +183,7 @@ def compare(transformer, plain, sizes, window, rope):
     trim=st.sampled_from(["before", "after"]),
     rope=st.sampled_from(["absolute", "relative", "sink"]),
 )
-def test_a_rolled_window_computes_what_recomputing_everything_does(  # noqa: PLR0913
+def test_a_rolling_window_equals_recomputing_everything(  # noqa: PLR0913
     transformer, plain, sizes, frames, sink, trim, rope
 ):
     assume(frames >= sink + max(sizes))
@@ -188,7 +192,7 @@ def test_a_rolled_window_computes_what_recomputing_everything_does(  # noqa: PLR
     assert compare(transformer, plain, sizes, window, rope) < 1e-12
 
 
-def test_past_latent_frame_1024_a_rollout_goes_on(transformer, plain):
+def test_a_rollout_continues_past_latent_frame_1024(transformer, plain):
     window = WindowConfig(4, 0, 2, PER_FRAME)
     far, near = (shown(transformer, window, first=first) for first in (5000, 0))
     assert (far - near).abs().max() < 1e-9  # rotary positions are relative
@@ -209,7 +213,7 @@ def shown(transformer, window, *, first):
     return velocity
 
 
-def test_a_chunk_that_failed_half_way_is_begun_again_as_if_nothing_had_happened(transformer):
+def test_a_chunk_that_failed_can_begin_again(transformer):
     window = WindowConfig(4, 1, 2, PER_FRAME)
     whole = shown(transformer, window, first=0)
 
@@ -231,7 +235,7 @@ def test_a_chunk_that_failed_half_way_is_begun_again_as_if_nothing_had_happened(
     assert torch.equal(velocity, whole)
 
 
-def test_leaving_restores_the_transformer_also_after_an_error(transformer):
+def test_the_transformer_is_restored_even_after_an_error(transformer):
     before = dict(transformer.attn_processors)
     parts = (transformer.rope, transformer.condition_embedder)
     timesteps = transformer.condition_embedder.timesteps_proj
@@ -252,9 +256,9 @@ def test_two_rollouts_and_two_branches_do_not_mix(transformer):
     window = WindowConfig(4, 0, 2, PER_FRAME)
     prompts = PromptPair(drawn(1, 3, 8, seed=7), drawn(1, 3, 8, seed=8))
 
-    def run(scale, told):
+    def run(scale, pair):
         with causal(transformer, window, guidance_scale=scale) as model:
-            model.set_prompt(told)
+            model.set_prompt(pair)
             for index in range(2):
                 model.begin(Span(index, 2 * index, 2))
                 chunk = drawn(1, 4, 2, SIDE, SIDE, seed=index)
@@ -269,7 +273,7 @@ def test_two_rollouts_and_two_branches_do_not_mix(transformer):
     assert torch.equal(run(3.0, prompts), uncond + 3.0 * (cond - uncond))
 
 
-def test_what_is_held_does_not_grow(transformer):
+def test_the_cache_does_not_grow(transformer):
     kv = RollingKV(
         WindowConfig(6, sink=1, chunk=2, tokens_per_frame=1), blocks=1, batch=1, heads=1,
         head_dim=2, dtype=torch.float32, device=torch.device("cpu"),
@@ -293,14 +297,14 @@ def test_a_chunk_that_does_not_fit_is_refused():
         kv.begin(3)
 
 
-def test_two_experts_share_the_steps_and_both_remember(transformer):
+def test_two_experts_share_the_steps_and_both_cache_every_chunk(transformer):
     torch.manual_seed(1)  # noqa: TID251 - diffusers takes no generator
     other = WanTransformer3DModel.from_config(transformer.config).double().eval()
     window = WindowConfig(4, 0, 2, PER_FRAME)
 
-    def run(models, **told):
+    def run(models, **options):
         velocities = []
-        with causal(models, window, **told) as model:
+        with causal(models, window, **options) as model:
             model.set_prompt(PromptPair(drawn(1, 3, 8, seed=7), drawn(1, 3, 8, seed=8)))
             for index in range(3):
                 model.begin(Span(index, 2 * index, 2))

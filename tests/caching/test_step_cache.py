@@ -1,4 +1,4 @@
-"""cache-dit's step cache, on real tiny models: what it must not change, and what it says it did."""
+"""cache-dit's step cache on tiny real models: exactness, stats and cleanup."""
 
 import logging
 import os
@@ -37,8 +37,8 @@ def run(transformer, settings, *, steps=tiny.STEPS, guided=True, seed=0):
         return tiny.denoise(transformer, steps=steps, guided=guided, seed=seed), session.uses()
 
 
-def reused(uses, branch="cond"):
-    return [use.step for use in uses if use.reused and use.branch == branch]
+def reused(stats, branch="cond"):
+    return [use.step for use in stats if use.reused and use.branch == branch]
 
 
 def fail_midway(transformer, settings):
@@ -68,17 +68,17 @@ def split(pipeline):
     ],
     ids=["t2v", "t2v unguided", "i2v", "vace", "hunyuan", "hunyuan guided"],
 )
-def test_a_threshold_that_nothing_meets_changes_no_bit(build, guided):
+def test_a_threshold_that_nothing_meets_changes_nothing(build, guided):
     transformer = build()
     plain = tiny.denoise(transformer, guided=guided)
-    latents, uses = run(transformer, NEVER, guided=guided)
+    latents, stats = run(transformer, NEVER, guided=guided)
     assert torch.equal(latents, plain)
-    assert len(uses) == tiny.STEPS * (2 if guided else 1)
-    assert any(use.residual for use in uses)  # it was measured, and found too large
+    assert len(stats) == tiny.STEPS * (2 if guided else 1)
+    assert any(use.residual for use in stats)  # it was measured, and was too large
 
 
 @pytest.mark.parametrize("expand_timesteps", [False, True])
-def test_it_changes_no_bit_in_the_pipeline_either(expand_timesteps):
+def test_it_changes_nothing_in_the_pipeline_either(expand_timesteps):
     pipeline = tiny.pipeline(expand_timesteps=expand_timesteps)
     plain = tiny.generate(pipeline)
     with step_cache(pipeline.transformer, NEVER, steps=tiny.STEPS, guided=True):
@@ -98,23 +98,23 @@ def test_each_of_two_experts_has_its_own_steps():
         ):
             latents = tiny.generate(pipeline)
         assert torch.equal(latents, plain) == (settings is NEVER)
-        uses = first.uses() + second.uses()
-        assert [use.step for use in uses] == [step for step in range(tiny.STEPS) for _ in "ab"]
+        stats = first.uses() + second.uses()
+        assert [use.step for use in stats] == [step for step in range(tiny.STEPS) for _ in "ab"]
     warm = ALWAYS.cachedit_max_warmup_steps
-    assert reused(uses) == [*range(warm, early), *range(early + warm, tiny.STEPS)]
+    assert reused(stats) == [*range(warm, early), *range(early + warm, tiny.STEPS)]
 
 
 # --- the pitfalls of caching.md, by their numbers ----------------------------------------------
 
 
-def test_1_a_second_generation_equals_the_first_bit_for_bit():
+def test_1_a_second_generation_equals_the_first():
     transformer = tiny.wan()
-    first, uses = run(transformer, dbcache())
+    first, stats = run(transformer, dbcache())
     run(transformer, dbcache(), seed=1)
-    again, uses_again = run(transformer, dbcache())
+    again, stats_again = run(transformer, dbcache())
     assert torch.equal(again, first)
-    assert uses_again == uses
-    assert reused(uses)
+    assert stats_again == stats
+    assert reused(stats)
 
 
 def test_1_a_generation_of_more_steps_than_announced_is_stopped():
@@ -126,7 +126,7 @@ def test_1_a_generation_of_more_steps_than_announced_is_stopped():
         tiny.denoise(transformer)
 
 
-def test_2_two_pipelines_of_one_process_know_nothing_of_each_other():
+def test_2_two_pipelines_of_one_process_are_independent():
     one, other = tiny.pipeline(), tiny.pipeline(experts=2)
     other.boundary_ratio = None
     plain = tiny.generate(one)
@@ -150,7 +150,7 @@ def test_3_settings_of_an_earlier_generation_are_gone():
     assert torch.equal(run(transformer, ALWAYS)[0], plain)
 
 
-def test_3_a_step_cache_inside_another_is_an_error_and_not_ignored():
+def test_3_a_step_cache_inside_another_is_an_error():
     transformer = tiny.wan()
     with (
         step_cache(transformer, dbcache(), steps=tiny.STEPS, guided=True),
@@ -175,27 +175,27 @@ def test_4_taylorseer_has_its_order_after_so_many_computed_steps_and_not_before(
 
 
 def test_5_cond_and_uncond_reuse_the_same_steps():
-    _, uses = run(tiny.wan(), dbcache(cachedit_residual_threshold=0.11))
-    assert reused(uses) == reused(uses, "uncond")
-    assert 0 < len(reused(uses)) < tiny.STEPS - 3
-    by_step = [[use.residual for use in two] for _, two in groupby(uses, lambda use: use.step)]
+    _, stats = run(tiny.wan(), dbcache(cachedit_residual_threshold=0.11))
+    assert reused(stats) == reused(stats, "uncond")
+    assert 0 < len(reused(stats)) < tiny.STEPS - 3
+    by_step = [[use.residual for use in two] for _, two in groupby(stats, lambda use: use.step)]
     assert all(cond == uncond for cond, uncond in by_step)
 
 
 def test_6_no_budget_of_the_run_ends_the_reuse():
-    latents, uses = run(tiny.wan(), ALWAYS, steps=20)
-    assert reused(uses) == list(range(3, 20))
+    latents, stats = run(tiny.wan(), ALWAYS, steps=20)
+    assert reused(stats) == list(range(3, 20))
     assert torch.isfinite(latents).all()
 
 
 @pytest.mark.parametrize("most", [1, 2, 4])
 def test_6_no_more_than_so_many_steps_are_reused_in_a_row(most):
-    _, uses = run(tiny.wan(), ALWAYS.model_copy(update={"cachedit_max_continuous": most}))
-    cond = [use.reused for use in uses if use.branch == "cond"][3:]
+    _, stats = run(tiny.wan(), ALWAYS.model_copy(update={"cachedit_max_continuous": most}))
+    cond = [use.reused for use in stats if use.branch == "cond"][3:]
     assert max(len(list(group)) for hit, group in groupby(cond) if hit) == most
 
 
-def test_7_vace_takes_at_most_one_last_block():
+def test_7_vace_allows_at_most_one_last_block():
     transformer = tiny.vace()
     plain = tiny.denoise(transformer)
     one = NEVER.model_copy(update={"cachedit_bn": 1})
@@ -220,7 +220,7 @@ def test_7_an_unknown_transformer_is_refused_and_a_subclass_inherits():
 
 
 @pytest.mark.parametrize("build", [tiny.wan, tiny.vace, tiny.hunyuan], ids=["wan", "vace", "hy"])
-def test_8_it_leaves_nothing_behind(build):
+def test_8_the_transformer_is_restored(build):
     transformer, settings = build(), dbcache(cachedit_max_warmup_steps=4, taylorseer=True)
     before, keys = tiny.traces(transformer), list(transformer.state_dict())
     plain = tiny.denoise(transformer)
@@ -249,10 +249,10 @@ def test_9_stdout_stays_empty(capfd: pytest.CaptureFixture[str], caplog: pytest.
         tiny.denoise(transformer, steps=9)
         log.info("not heard")
         log.error("heard")
-    said = capfd.readouterr()
-    assert said.out == ""
-    assert "heard" in said.err
-    assert "not heard" not in said.err
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert "heard" in output.err
+    assert "not heard" not in output.err
 
 
 @pytest.mark.slow
@@ -289,37 +289,37 @@ def test_9_stdout_stays_empty_in_a_process_that_logs_all():
         (tiny.hunyuan, False, dbcache(cachedit_residual_threshold=0.3), {2 + 2, 2 + 5, 5 + 5}),
     ],
 )
-def test_10_uses_tell_each_forward_as_it_was(build, guided, settings, ran):
+def test_10_stats_describe_each_forward(build, guided, settings, ran):
     transformer, blocks = build(), tiny.Blocks()
     with blocks.counted(transformer):
-        _, uses = run(transformer, settings, guided=guided)
-    assert [use.blocks for use in uses] == blocks.of_forwards
-    assert {use.blocks_all for use in uses} == {max(blocks.of_forwards)}
+        _, stats = run(transformer, settings, guided=guided)
+    assert [use.blocks for use in stats] == blocks.of_forwards
+    assert {use.blocks_all for use in stats} == {max(blocks.of_forwards)}
     assert set(blocks.of_forwards) == ran
     branches = ["cond", "uncond"] if guided else ["cond"]
     expected = [(step, branch) for step in range(tiny.STEPS) for branch in branches]
-    assert [(use.step, use.branch) for use in uses] == expected
-    assert not any(use.reused or use.residual for use in uses if use.step < 3)
-    assert all(use.reused == (use.blocks < use.blocks_all) for use in uses)
+    assert [(use.step, use.branch) for use in stats] == expected
+    assert not any(use.reused or use.residual for use in stats if use.step < 3)
+    assert all(use.reused == (use.blocks < use.blocks_all) for use in stats)
 
 
 @pytest.mark.parametrize("order", [None, 1, 2])
 @pytest.mark.parametrize("guided", [False, True])
-def test_11_it_holds_the_bytes_that_the_plan_shows(order, guided):
+def test_11_its_bytes_are_those_of_the_plan(order, guided):
     transformer = tiny.wan()
     seer = {"taylorseer": True, "taylorseer_order": order} if order else {}
     settings = NEVER.model_copy(update=seer)
     with step_cache(transformer, settings, steps=tiny.STEPS, guided=guided):
         tiny.denoise(transformer, guided=guided)
         (context,) = transformer._context_manager._cached_context_manager.values()
-        held = list(context.buffers.values())
+        tensors = list(context.buffers.values())
         for calibrator in filter(None, (context.calibrator, context.cfg_calibrator)):
             for state in calibrator.states.values():
-                held += state.state["dY_prev"] + state.state["dY_current"]
+                tensors += state.state["dY_prev"] + state.state["dY_current"]
     assert not context.buffers  # given back at the end
     tokens = 2 * 4 * 4
-    found = sum(t.nbytes for t in held if t is not None and t.shape[1] == tokens)
-    assert found == step_cache_bytes(
+    nbytes = sum(t.nbytes for t in tensors if t is not None and t.shape[1] == tokens)
+    assert nbytes == step_cache_bytes(
         tokens=tokens,
         dim=24,
         branches=2 if guided else 1,
@@ -329,19 +329,19 @@ def test_11_it_holds_the_bytes_that_the_plan_shows(order, guided):
 
 
 @pytest.mark.parametrize("order", [None, 1])
-def test_it_holds_of_two_lists_and_of_the_text_what_the_plan_shows(order):
+def test_its_bytes_for_two_lists_and_the_text_are_those_of_the_plan(order):
     transformer = tiny.hunyuan()
     seer = {"taylorseer": True, "taylorseer_order": order} if order else {}
     with step_cache(transformer, NEVER.model_copy(update=seer), steps=tiny.STEPS, guided=False):
         tiny.denoise(transformer, guided=False)
-        held = []
+        tensors = []
         for context in transformer._context_manager._cached_context_manager.values():
-            held += context.buffers.values()
+            tensors += context.buffers.values()
             for calibrator in filter(None, (context.calibrator, context.encoder_calibrator)):
                 for state in calibrator.states.values():
-                    held += state.state["dY_prev"] + state.state["dY_current"]
-    found = sum(t.nbytes for t in held if t is not None and t.ndim == 3)
-    assert found == 2 * step_cache_bytes(
+                    tensors += state.state["dY_prev"] + state.state["dY_current"]
+    nbytes = sum(t.nbytes for t in tensors if t is not None and t.ndim == 3)
+    assert nbytes == 2 * step_cache_bytes(
         tokens=2 * 4 * 4,
         text=7,
         dim=32,
