@@ -13,10 +13,10 @@ from typing import Annotated, Any
 import typer
 from pydantic.fields import FieldInfo
 
+from wancli.catalog.tasks import TASKS
 from wancli.config.resolve import Layer, fields_of, flag, panel
 from wancli.config.settings import Settings
 from wancli.errors import UsageError, shortened
-from wancli.planning.input_files import _OPTIONS
 from wancli.planning.inputs import InputFiles
 
 Command = Callable[..., Any]  # a function of keyword arguments, one per flag
@@ -307,18 +307,55 @@ def folder(output_dir: Path | None) -> Path:
     return output_dir or Path(os.environ.get("WANCLI_OUTPUT_DIR") or ".")
 
 
+def _file(flag_: str, help_: str, *short: str) -> Any:
+    panel_ = "Pictures and videos"
+    return typer.Option(flag_, *short, metavar="FILE", rich_help_panel=panel_, help=help_)
+
+
+INPUT_OPTIONS: dict[str, Any] = {
+    "image": Annotated[Path | None, _file("--image", "First frame.", "-i")],
+    "last_image": Annotated[Path | None, _file("--last-image", "Last frame.")],
+    "video": Annotated[
+        Path | None, _file("--video", "Video to transform; VACE: video to be guided by.")
+    ],
+    "mask": Annotated[Path | None, _file("--mask", "Mask video; white areas are generated.")],
+    "ref_image": Annotated[
+        list[Path] | None,
+        _file("--ref-image", "Reference picture of a subject; VACE: repeatable."),
+    ],
+    "pose_video": Annotated[
+        Path | None, _file("--pose-video", "Wan-Animate: pose video to follow.")
+    ],
+    "face_video": Annotated[
+        Path | None, _file("--face-video", "Wan-Animate: square face video to follow.")
+    ],
+    "background_video": Annotated[
+        Path | None,
+        _file("--background-video", "Wan-Animate: video whose --mask is replaced by --ref-image."),
+    ],
+    "task": Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            rich_help_panel="Pictures and videos",
+            help=f"Task: {', '.join(TASKS)}. (default: from the files)",
+        ),
+    ],
+}
+
+
 def takes_inputs(command: Command) -> Command:
     """Add the flags of input pictures and videos; the command gets `inputs` and `task`."""
 
     @functools.wraps(command)
     def run(**values: Any) -> Any:
-        files = {name: values.pop(name) for name in _OPTIONS}
+        files = {name: values.pop(name) for name in INPUT_OPTIONS}
         task, references = files.pop("task"), tuple(files.pop("ref_image") or ())
         return command(inputs=InputFiles(**files, ref_image=references), task=task, **values)
 
     only = inspect.Parameter.KEYWORD_ONLY
     extra = [
         inspect.Parameter(name, only, default=None, annotation=annotation)
-        for name, annotation in _OPTIONS.items()
+        for name, annotation in INPUT_OPTIONS.items()
     ]
     return with_parameters(run, command, without=("inputs", "task"), extra=extra)

@@ -1,56 +1,16 @@
-"""Input pictures and videos: flags, checks before anything loads, and lookup from a record."""
+"""Input pictures and videos: checks before anything loads, and lookup from a record."""
 
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from wancli.catalog.tasks import TASKS, TEXT
+from wancli.catalog.tasks import TEXT
 from wancli.config.settings import Video
 from wancli.errors import InputError, UsageError
 from wancli.planning.inputs import VIDEOS, InputFiles
 from wancli.planning.plan import Plan
 from wancli.utils.files import digest
-
-PANEL = "Pictures and videos"
-
-
-def _file(spelling: str, help_: str, *short: str) -> Any:
-    return typer.Option(spelling, *short, metavar="FILE", rich_help_panel=PANEL, help=help_)
-
-
-_OPTIONS: dict[str, Any] = {
-    "image": Annotated[Path | None, _file("--image", "Picture that the video begins with.", "-i")],
-    "last_image": Annotated[Path | None, _file("--last-image", "Picture that it ends with.")],
-    "video": Annotated[
-        Path | None, _file("--video", "Video to make another of; VACE: to be held to.")
-    ],
-    "mask": Annotated[Path | None, _file("--mask", "Video that is white where something is made.")],
-    "ref_image": Annotated[
-        list[Path] | None,
-        _file("--ref-image", "Picture of who or what is to be seen; VACE: repeatable."),
-    ],
-    "pose_video": Annotated[
-        Path | None, _file("--pose-video", "Wan-Animate: skeletons to move as.")
-    ],
-    "face_video": Annotated[
-        Path | None, _file("--face-video", "Wan-Animate: square faces to look as.")
-    ],
-    "background_video": Annotated[
-        Path | None,
-        _file("--background-video", "Wan-Animate: video whose --mask is replaced by --ref-image."),
-    ],
-    "task": Annotated[
-        str | None,
-        typer.Option(
-            "--task",
-            rich_help_panel=PANEL,
-            help=f"{', '.join(TASKS)}. (default: what the files are for)",
-        ),
-    ],
-}
 
 
 def check_input_files(inputs: InputFiles, video: Video) -> None:
