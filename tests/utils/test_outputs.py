@@ -156,6 +156,8 @@ def test_a_place_that_cannot_be_written_is_an_output_error():
     for name in ("file/a.mp4", "/proc/none/a.mp4"):
         with pytest.raises(OutputError, match=f"cannot write {name}: "), outputs(name).locked():
             pass
+    with pytest.raises(UsageError, match=r"'a\\nb.mp4' has a control character"):
+        outputs("a\nb.mp4").check()
     with pytest.raises(UsageError, match="256 bytes"):
         outputs("a" * 256).check()
 

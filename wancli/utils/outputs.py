@@ -19,6 +19,7 @@ from wancli.utils.interrupts import tidied
 from wancli.utils.locks import FolderLock, NameLocked
 
 PREVIEW_MARK = ("Software", "wancli --preview-every")  # PNG text that marks a preview
+_CONTROLS = ("Cc", "Zl", "Zp")  # Unicode categories
 Ours = Callable[[Path], bool]  # whether an existing file or folder may be replaced unasked
 
 
@@ -180,6 +181,11 @@ class OutputSet:
             raise UsageError(
                 f"output name {path.name[:40]}… has {length} bytes; {LONGEST_NAME} may be used.",
                 hint="use a shorter name, or cut the prompt: {prompt:40}.mp4",
+            )
+        if any(unicodedata.category(letter) in _CONTROLS for letter in str(path)):
+            raise UsageError(
+                f"output {str(path)!r} has a control character; results are printed one a line.",
+                hint=self.another,
             )
         try:
             info = path.lstat()
