@@ -163,7 +163,7 @@ def test_a_gif_that_does_not_fit_in_memory_is_rejected(tmp_path: Path):
     path = video(tmp_path / "a.mp4")
     with pytest.raises(UsageError, match=r"a GIF of 25 frames of 9000x4500") as raised:
         draw_animation(path, gif=True, width=9000, fps=None)
-    assert "--webp" in raised.value.hint
+    assert "`webp`" in raised.value.hint
 
 
 def test_nothing_is_written_if_one_output_is_rejected(wancli: Wancli, tmp_path: Path):

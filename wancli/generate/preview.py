@@ -1,11 +1,11 @@
 """Preview a video while it is denoised: a small picture beside it, every few steps."""
 
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as iio
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -90,9 +90,9 @@ def _strip(frames: Tensor) -> bytes:
     _, height, width, _ = frames.shape
     scale = max(1, _SIDE // max(height, width))
     row = Image.fromarray(np.concatenate(list(frames.numpy()), axis=1))
-    content, about = io.BytesIO(), PngInfo()
+    picture = row.resize((row.width * scale, row.height * scale), Image.Resampling.BICUBIC)
+    about = PngInfo()
     about.add_text(*PREVIEW_MARK)
-    row.resize((row.width * scale, row.height * scale), Image.Resampling.BICUBIC).save(
-        content, "PNG", pnginfo=about
+    return iio.imwrite(
+        "<bytes>", np.asarray(picture), extension=".png", plugin="pillow", pnginfo=about
     )
-    return content.getvalue()

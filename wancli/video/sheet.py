@@ -1,12 +1,13 @@
-"""Videos as pictures: contact sheets, and animations small enough for a page."""
+"""Contact sheets and small animations (GIF, WebP) of videos."""
 
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -20,16 +21,16 @@ if TYPE_CHECKING:
 _GAP = 8  # pixels between pictures
 _TEXT = 14  # pixels of a line of text
 _PAPER, _INK = "#1b1b1f", "#d8d8de"
-_GIF_TICK_S = 0.01  # what a GIF counts in
-_GIF_FASTEST = 50  # frames per second; shorter than two ticks is shown as ten
-_LONGEST_S = 600  # of a frame; a GIF has 16 bits for its ticks
-_GIF_LARGEST = 2**29  # bytes of frames; Pillow holds them all, one a pixel
+_GIF_TICK_S = 0.01  # unit of durations in a GIF
+_GIF_MAX_FPS = 50  # browsers slow down frames of less than two ticks
+_MAX_FRAME_S = 600  # a GIF has 16 bits for the ticks of a frame
+_GIF_MAX_PIXELS = 2**29  # of all frames, which are in memory at once
 _HINT = "free some space, or choose another place"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The bytes of a file, in pixels, with that many pictures of a video in it."""
+    """An encoded picture: its size in pixels, and the number of video frames it shows."""
 
     content: bytes
     width: int
@@ -37,13 +38,13 @@ class Picture:
     frames: int
 
     def write(self, target: Path, *, overwrite: bool = False) -> None:
-        """Put it into a file. Raises OutputError."""
+        """Write it to a file. Raises OutputError."""
         write_whole(target, self.content, hint=_HINT, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
 class SheetLayout:
-    """Pictures of one video on a sheet; `width` of a picture in pixels."""
+    """Grid of one video's pictures; `width` of a picture in pixels."""
 
     rows: int = 3
     columns: int = 4
@@ -51,9 +52,9 @@ class SheetLayout:
 
 
 def draw_sheet(videos: Sequence[Path], grid: SheetLayout) -> Picture:
-    """A contact sheet of videos as PNG, one below the other. Raises InputError.
+    """Draw a contact sheet of videos, one below the other, as PNG. Raises InputError.
 
-    Pictures are evenly spaced from the first video frame to the last; number and time stand below.
+    Pictures are evenly spaced from the first video frame to the last, with number and time below.
     """
     blocks = [_block(video, grid, named=len(videos) > 1) for video in videos]
     sheet = Image.new(
@@ -63,60 +64,53 @@ def draw_sheet(videos: Sequence[Path], grid: SheetLayout) -> Picture:
     for block, _ in blocks:
         sheet.paste(block, (0, top))
         top += block.height
-    content = io.BytesIO()
-    sheet.save(content, "PNG")
-    return Picture(content.getvalue(), *sheet.size, sum(frames for _, frames in blocks))
+    content = iio.imwrite("<bytes>", np.asarray(sheet), extension=".png", plugin="pillow")
+    return Picture(content, *sheet.size, sum(frames for _, frames in blocks))
 
 
 def draw_animation(video: Path, *, gif: bool, width: int | None, fps: float | None) -> Picture:
-    """A GIF, or else a WebP, that plays again and again.
+    """Encode a video as a GIF or a WebP that loops.
 
-    At `fps` of the video's frames a second, all of them if None. Raises InputError, UsageError.
+    At `fps` frames per second, or the video's rate if None. Raises InputError, UsageError.
     """
     info = probe(video)
-    fastest = min(info.fps, _GIF_FASTEST) if gif else info.fps
+    fastest = min(info.fps, _GIF_MAX_FPS) if gif else info.fps
     rate = fastest if fps is None else fps
     if not 0 < rate <= fastest:
-        what = "a GIF shows at most" if fastest < info.fps else f"{video} has"
-        message = f"--fps {rate:g}: {what} {fastest:g} frames a second."
-        raise UsageError(message, hint=f"--fps {fastest:g}")
-    if 1 / rate > _LONGEST_S:
+        limit = "a GIF shows at most" if fastest < info.fps else f"{video} has"
+        message = f"`fps` {rate:g}: {limit} {fastest:g} frames a second."
+        raise UsageError(message, hint=f"`fps` {fastest:g}")
+    if 1 / rate > _MAX_FRAME_S:
         raise UsageError(
-            f"--fps {rate:g}: a frame would be shown for over {_LONGEST_S} s.", hint="--fps 1"
+            f"`fps` {rate:g}: a frame would be shown for over {_MAX_FRAME_S} s.", hint="`fps` 1"
         )
     size = _fitted(info, width or info.width)
-    taken = [
-        int(i * info.fps / rate + 1e-6) for i in range(max(1, round(info.frames * rate / info.fps)))
-    ]
-    if gif and len(taken) * size[0] * size[1] > _GIF_LARGEST:
+    count = max(1, round(info.frames * rate / info.fps))
+    if gif and count * size[0] * size[1] > _GIF_MAX_PIXELS:
         raise UsageError(
-            f"a GIF of {len(taken)} frames of {size[0]}x{size[1]} is too large.",
-            hint="--webp, or a smaller --width or --fps",
+            f"a GIF of {count} frames of {size[0]}x{size[1]} is too large.",
+            hint="`webp`, or a smaller `width` or `fps`",
         )
+    numbers = [int(i * info.fps / rate + 1e-6) for i in range(count)]
     tick = _GIF_TICK_S if gif else 0.001
-    ends = [round(i / rate / tick) for i in range(len(taken) + 1)]  # so that rounding cannot add up
+    ends = [round(i / rate / tick) for i in range(count + 1)]  # so that rounding errors cancel
     durations = [round(1000 * tick * (b - a)) for a, b in pairwise(ends)]
-    pictures = (
-        picture.resize(size, Image.Resampling.LANCZOS) for picture in _taken(video, info, taken)
-    )
-    first, content = next(pictures), io.BytesIO()
-    first.save(
-        content,
-        "GIF" if gif else "WEBP",
-        save_all=True,
-        append_images=pictures,
-        duration=durations,
-        loop=0,
-    )
-    return Picture(content.getvalue(), *size, len(taken))
+    content = io.BytesIO()
+    extension = ".gif" if gif else ".webp"
+    file: Any = iio.imopen(content, "w", extension=extension, plugin="pillow")
+    with file:
+        for frame in _frames_at(video, info, numbers):
+            picture = frame.resize(size, Image.Resampling.LANCZOS)
+            file.write(np.asarray(picture), duration=durations, loop=0)
+    return Picture(content.getvalue(), *size, count)
 
 
 def _block(video: Path, grid: SheetLayout, *, named: bool) -> tuple[Image.Image, int]:
-    """One video's part of a sheet, and how many pictures are on it."""
+    """The block of one video on a sheet, and its number of pictures."""
     info = probe(video)
     size = _fitted(info, grid.width)
     count = min(grid.rows * grid.columns, info.frames)
-    taken = np.linspace(0, info.frames - 1, count).round().astype(int).tolist()
+    numbers = np.linspace(0, info.frames - 1, count).round().astype(int).tolist()
     columns = min(grid.columns, count)
     rows = -(-count // columns)
     cell = (size[0] + _GAP, size[1] + _TEXT + _GAP)
@@ -125,16 +119,17 @@ def _block(video: Path, grid: SheetLayout, *, named: bool) -> tuple[Image.Image,
     draw, font = ImageDraw.Draw(block), ImageFont.load_default(_TEXT - 2)
     if named:
         draw.text((_GAP, _GAP), video.name, _INK, font)
-    for place, (number, picture) in enumerate(zip(taken, _taken(video, info, taken), strict=True)):
-        left = _GAP + place % columns * cell[0]
-        top = _GAP + head + place // columns * cell[1]
+    pictures = zip(numbers, _frames_at(video, info, numbers), strict=True)
+    for index, (number, picture) in enumerate(pictures):
+        left = _GAP + index % columns * cell[0]
+        top = _GAP + head + index // columns * cell[1]
         block.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, top))
         draw.text((left, top + size[1]), f"{number}  {number / info.fps:.2f} s", _INK, font)
     return block, count
 
 
-def _taken(video: Path, info: VideoInfo, numbers: Sequence[int]) -> Iterator[Image.Image]:
-    """Those video frames, in order, one at a time."""
+def _frames_at(video: Path, info: VideoInfo, numbers: Sequence[int]) -> Iterator[Image.Image]:
+    """The video frames of these numbers, in order, one at a time."""
     frames: Iterator[NDArray[np.uint8]] = stream_frames(video, info=info, chunk=1)
     wanted = iter(numbers)
     next_one = next(wanted, None)
@@ -147,5 +142,5 @@ def _taken(video: Path, info: VideoInfo, numbers: Sequence[int]) -> Iterator[Ima
 
 
 def _fitted(info: VideoInfo, width: int) -> tuple[int, int]:
-    """Width and height in pixels, of the video's shape."""
+    """(width, height) in pixels, with the aspect ratio of the video."""
     return width, max(1, round(info.height * width / info.width))
