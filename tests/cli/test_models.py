@@ -217,7 +217,7 @@ def test_pull_downloads_what_is_not_here_and_nothing_twice(
     files = [path.relative_to(tiny_model) for path in tiny_model.rglob("*") if path.is_file()]
     assert all((snapshot / file).read_bytes() == (tiny_model / file).read_bytes() for file in files)
     (whole,) = (tiny_model / "vae").glob("*.safetensors")
-    assert f"me/wan: {whole.stat().st_size / 1000:.3g} kB to download" in err
+    assert f"me/wan: {whole.stat().st_size / 2**10:,.1f} KiB to download" in err
 
 
 def test_gated_missing_and_other_repositories_are_told_apart(

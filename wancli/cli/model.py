@@ -16,6 +16,7 @@ from wancli.cost.capacity import check_default_capacity
 from wancli.errors import InputError, ModelError, UsageError
 from wancli.records.tensor_files import checkpoint_files
 from wancli.utils.outputs import OutputFile, OutputSet
+from wancli.utils.units import gib
 
 if TYPE_CHECKING:
     from wancli.models.inspect import ModelInfo
@@ -44,7 +45,7 @@ def list_(output_options: OutputOptions) -> None:
             continue
         if output_options.json:
             screen.json(entry)
-        size = size_text(entry["bytes"]) if entry["bytes"] else ""
+        size = gib(entry["bytes"]) if entry["bytes"] else ""
         rows.append((spec.name, entry["task"], entry["state"], size, spec.description))
     if not output_options.json:
         screen.table("name", "task", "here", "size", "description", rows=rows, right=("size",))
@@ -69,7 +70,7 @@ def pull(name: Model, output_options: OutputOptions) -> None:
     needed = bytes_to_download(spec.repo)
     if needed:
         check_space(spec.repo, needed)
-        screen.say(f"{spec.repo}: {size_text(needed)} to download")
+        screen.say(f"{spec.repo}: {gib(needed)} to download")
     with screen.transfer(needed) as tell:
         folder = download(spec.repo, tell)
     if missing := missing_files(folder):
@@ -105,7 +106,7 @@ def info(name: Model, output_options: OutputOptions) -> None:
                 p.kind,
                 f"{p.parameters:,}" if p.parameters else "",
                 ", ".join(p.dtypes),
-                size_text(p.bytes) if p.bytes else "",
+                gib(p.bytes) if p.bytes else "",
             )
             for p in model.parts
         ]
@@ -138,14 +139,14 @@ def rm(
         )
     if not repo_folder(spec.repo).exists():
         raise absent(name, hint="wancli model list")
-    question = f"delete {spec.repo}, {size_text(cached_bytes(spec.repo))}?"
+    question = f"delete {spec.repo}, {gib(cached_bytes(spec.repo))}?"
     if not yes and not screen.confirm(question, otherwise=f"wancli model rm {name} --yes"):
         screen.say("kept")
         return
     from wancli.models.hub import delete
 
     freed = delete(spec.repo)
-    screen.say(f"{size_text(freed)} freed")
+    screen.say(f"{gib(freed)} freed")
     if output_options.json:
         screen.json({"name": spec.name, "repo": spec.repo, "deleted": True, "freed_bytes": freed})
 
@@ -208,16 +209,6 @@ def convert(
         screen.json({**summary, "config": converted.config})
     else:
         screen.result(str(out))
-
-
-def size_text(size: int) -> str:
-    """Bytes in decimal units: 5.7 GB."""
-    value = float(size)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
 
 
 def _list_entry(spec: ModelSpec) -> dict[str, Any] | None:
@@ -307,6 +298,6 @@ def _facts(model: "ModelInfo") -> list[tuple[str, ...]]:
         "blocks": f"{spec.layers} of dim {spec.dim}" if spec.layers else "",
         "experts": str(spec.experts),
         "parameters": f"{model.parameters:,}" if model.parts else "",
-        "size": size_text(model.bytes) if model.bytes else "",
+        "size": gib(model.bytes) if model.bytes else "",
     }
     return [(name, fact) for name, fact in facts.items() if fact]
