@@ -155,21 +155,24 @@ def _roll(
         )  # fmt: skip
         written = finish(writer, record, job.settings) if writer else None
         rows = timings_log.ends()
-    if job.latents and (
-        written is None or store.holds(len(job.plan.spans))
-    ):  # else an error follows
-        chunks = [latents for _, latents in context]
-        chunks += [store.chunk(span.index) for span in job.plan.spans]
-        save_latents(
-            torch.cat([x.cpu() for x in chunks], 2), job.latents, record.as_json(),
-            overwrite=job.latents in job.replaced,
-        )  # fmt: skip
+    # With a video but without its chunks there is nothing to save: `roll` reports that.
+    if job.latents and (written is None or store.holds(len(job.plan.spans))):
+        _save_latents(job.latents, job, [latents for _, latents in context], store, record)
     timings |= {"total_s": perf_counter() - since, "chunks": rows}
     output = output_json(written) if written else {"path": str(job.latents)}
     output = {**output, "rollout": str(job.store)}
     record = replace(record, output=output, timings=rounded(timings))
     write_record(record, job.video or job.latents or job.store, job.replaced)
     return record
+
+
+def _save_latents(
+    path: Path, job: RolloutJob, context: list[Tensor], store: RolloutStore, record: RunRecord
+) -> None:
+    """Save the latents of the context and all chunks as one file. Raises OutputError."""
+    chunks = [*context, *(store.chunk(span.index) for span in job.plan.spans)]
+    latents = torch.cat([chunk.cpu() for chunk in chunks], 2)
+    save_latents(latents, path, record.as_json(), overwrite=path in job.replaced)
 
 
 class _Run:
