@@ -98,7 +98,7 @@ CASES: dict[str, tuple[tuple[str, ...], bytes, int, str]] = {
     "a deep script": (SCRIPT, b"at = " + b"[" * 100_000, 4, "nested"),
     "a script of a number": (SCRIPT, b"at = 1", 4, "no list"),
     "a deep bench": (BENCH, b"seeds = " + b"[" * 100_000, 4, "nested"),
-    "a bench of numbers": (BENCH, b"prompts = [1]", 4, "no bench"),
+    "a bench of numbers": (BENCH, b"prompts = [1]", 4, "is not a bench"),
     "a bench in another code": (BENCH, b"prompts = ['\xff']", 4, "UTF-8"),
     "a deep preset": (("preset", "validate", "x.toml"), b"a = " + b"[" * 100_000, 2, "nested"),
     "a preset of NUL": (
