@@ -251,7 +251,7 @@ def test_a_lora_in_the_original_naming_is_refused(wancli: Wancli, model: Path):
     save_file({**tensors, f"{layer}.lora_B.weight": torch.ones(96, 2)}, "x.safetensors")
     said = wancli(*asked(model, "--lora", "x.safetensors"))
     assert said.code == 4
-    assert "HunyuanVideo's own naming" in said.err
+    assert "HunyuanVideo's original naming" in said.err
 
 
 def test_a_step_cache_is_measured_on_it(wancli: Wancli, model: Path):

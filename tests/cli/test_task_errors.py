@@ -87,7 +87,7 @@ def test_what_does_not_go_together_is_refused(
     ("args", "error"),
     [
         (("--model", I2V, "--image", "none.png"), "image 'none.png' not found"),
-        (("--model", I2V, "--image", "v.mp4"), "cannot read v.mp4"),
+        (("--model", I2V, "--image", "v.mp4"), "v.mp4 is no"),
         (("--model", I2V, "--image", "cut.png"), "cannot read cut.png"),
         (("--model", T2V, "--video", "p.mp4"), "video 'p.mp4' not found"),
         (("--model", T2V, "--video", "cut.mp4"), "cut.mp4"),
