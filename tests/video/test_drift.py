@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from wancli.video.drift import MEASURES, DriftMeter
-from wancli.video.measures import change, look, median_slope
+from wancli.video.measures import change, frame_statistics, median_slope
 
 FPS = 16
 CHUNK = 12  # video frames
@@ -49,7 +49,7 @@ def plain(*color: int) -> Clip:
 
 
 def named(frame: Clip) -> dict[str, float]:
-    return dict(zip(LOOKS, look(frame), strict=True))
+    return dict(zip(LOOKS, frame_statistics(frame), strict=True))
 
 
 def test_luma_is_bt_709() -> None:

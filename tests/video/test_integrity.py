@@ -69,11 +69,11 @@ def test_a_flipped_bit_is_detected_anywhere(video: Path, tmp_path: Path):
     [
         (lambda content: content[:-1], "its packets are not those"),
         (lambda content: content[: len(content) // 2], "its packets are not those"),
-        (lambda content: content + b"\0", "as they were written, but not the rest"),
+        (lambda content: content + b"\0", "are intact, but not the rest"),
         (lambda content: content[:-2000] + bytes(2000), "its packets are not those"),
         (lambda content: bytes(len(content)), "it is not an MP4 file"),
         (lambda content: b"", "it is not an MP4 file"),
-        (lambda content: content[:200], "it is cut short"),
+        (lambda content: content[:200], "it is truncated"),
     ],
 )
 def test_the_damage_of_a_video_is_described(
@@ -89,7 +89,7 @@ def test_the_digest_of_packets_survives_a_stream_copy(video: Path, tmp_path: Pat
     path = tmp_path / "b.mp4"
     run_ffmpeg("-i", f"file:{video}", "-c", "copy", "-metadata", "title=x", f"file:{path}")
     assert packets_sha256(path) == packets_sha256(video)
-    assert "its packets are as they were written" in checked(path).why
+    assert "its packets are intact" in checked(path).why
 
 
 def test_a_video_of_an_earlier_version_is_decoded(tmp_path: Path):

@@ -222,7 +222,7 @@ def test_a_truncated_index_is_an_error_and_truncated_frames_leave_the_comment(
     content = video.read_bytes()
     path = tmp_path / "cut.mp4"
     path.write_bytes(content[: content.index(b"\xa9cmt")])
-    with pytest.raises(InputError, match="cut short"):
+    with pytest.raises(InputError, match="truncated"):
         read_comment(path)
     path.write_bytes(content[:-10])
     assert read_comment(path) == "a comment"

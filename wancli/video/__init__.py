@@ -1,1 +1,1 @@
-"""Videos on disk: written, read back, compared."""
+"""Write, read and compare videos, and measure their drift."""

@@ -1,4 +1,4 @@
-"""How far two videos, or two latents, are apart. Imports no torch at the top."""
+"""Quality of one video, or of latents, against another. Imports no torch at the top."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ CHUNK = 4  # video frames at once
 
 @dataclass(frozen=True)
 class Measured:
-    """One measure over a video: its mean, and the video frame (from 0) that is farthest off."""
+    """One measure over a video: its mean, its worst value, and that video frame (from 0)."""
 
     mean: float
     worst: float
@@ -32,7 +32,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Quality:
-    """A video against another of the same size; what says levels is of 0 to 255."""
+    """A video against another of the same size; levels are 0 to 255."""
 
     frames: int
     ssim: Measured
@@ -43,7 +43,7 @@ class Quality:
 
     @property
     def psnr_db(self) -> float | None:
-        """Of the squared error of all video frames together; None where nothing differs."""
+        """PSNR of the squared error over all video frames; None without a difference."""
         return psnr(self.mse.mean)
 
     def as_json(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class LatentQuality:
 
     max_abs: float
     relative: float | None  # norm of the difference over that of the first; None for all zeros
-    psnr_db: float | None  # over the range of the first; None where nothing differs
+    psnr_db: float | None  # over the range of the first; None without a difference
     equal: bool
 
     def as_json(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class LatentQuality:
 
 
 class QualityMeter:
-    """Takes two videos chunk by chunk; remembers one video frame and some numbers of each."""
+    """Compares two videos chunk by chunk; holds one video frame and a few numbers per frame."""
 
     def __init__(self) -> None:
         self._ssim: list[float] = []
@@ -77,7 +77,7 @@ class QualityMeter:
         self._last: Tensor | None = None
 
     def add(self, one: "Frames", other: "Frames") -> None:
-        """Take the next video frames of both, uint8 [T, H, W, 3]. Raises UsageError."""
+        """Compare the next video frames of both, uint8 [T, H, W, 3]. Raises UsageError."""
         import torch
 
         if not str(one.dtype).endswith("uint8") or not str(other.dtype).endswith("uint8"):
@@ -86,9 +86,9 @@ class QualityMeter:
             raise problem
         for first in range(0, len(one), CHUNK):
             pair = [torch.as_tensor(frames[first : first + CHUNK]) for frames in (one, other)]
-            self._take(*(frames.permute(0, 3, 1, 2).float() for frames in pair))
+            self._add_chunk(*(frames.permute(0, 3, 1, 2).float() for frames in pair))
 
-    def _take(self, one: "Tensor", other: "Tensor") -> None:
+    def _add_chunk(self, one: "Tensor", other: "Tensor") -> None:
         import torch
         from pytorch_msssim import ssim
 
@@ -96,14 +96,14 @@ class QualityMeter:
         self._max = max(self._max, int(difference.abs().max()))
         self._ssim += ssim(one, other, data_range=255, size_average=False, win_size=WINDOW).tolist()
         self._mse += difference.square().mean((1, 2, 3), dtype=torch.float64).tolist()
-        # The difference of the changes is the change of the difference.
+        # The difference of the changes equals the change of the difference.
         before = [] if self._last is None else [self._last]
         changes = torch.cat([*before, difference]).diff(dim=0).abs()
         self._temporal += changes.mean((1, 2, 3), dtype=torch.float64).tolist()
         self._last = difference[-1:]
 
     def quality(self) -> Quality:
-        """What all of it comes to. Raises UsageError for no video frames."""
+        """The quality over everything added. Raises UsageError without video frames."""
         if not self._mse:
             raise UsageError("there are no video frames to compare.", hint="wancli compare A B")
         return Quality(
@@ -126,7 +126,7 @@ def compare_videos(one: "Frames", other: "Frames") -> Quality:
 def compare_files(one: Path, other: Path) -> Quality:
     """Compare videos on disk, of any length, a few video frames at a time.
 
-    Raises UsageError, and InputError for what cannot be read.
+    Raises UsageError, and InputError for an unreadable file.
     """
     from wancli.video.read import probe, stream_frames
 
@@ -149,41 +149,43 @@ def compare_latents(one: "Tensor", other: "Tensor") -> LatentQuality:
     if one.shape != other.shape:
         raise UsageError(
             f"the latents are {_times(one.shape)} and {_times(other.shape)}.",
-            hint="make both with the same model, --num-frames and --size",
+            hint="make both with the same model, `num_frames` and `size`",
         )
-    usual = one.double()
-    difference = usual - other.double()
-    norm, distance = float(usual.norm()), float(difference.norm())
+    reference = one.double()
+    difference = reference - other.double()
+    norm, distance = float(reference.norm()), float(difference.norm())
     return LatentQuality(
         max_abs=float(difference.abs().max()),
         relative=distance / norm if norm else None,
-        psnr_db=psnr(float(difference.square().mean()), peak=float(usual.max() - usual.min())),
+        psnr_db=psnr(
+            float(difference.square().mean()), peak=float(reference.max() - reference.min())
+        ),
         equal=distance == 0,
     )
 
 
 def psnr(mse: float, *, peak: float = 255) -> float | None:
-    """In dB; None for no error, which JSON cannot say otherwise."""
+    """PSNR in dB; None for no error, since JSON has no infinity."""
     return 10 * math.log10(peak**2 / mse) if mse and peak else None
 
 
 def _mismatch(one: tuple[int, ...], other: tuple[int, ...]) -> UsageError | None:
-    """What forbids to compare videos of these shapes, [T, H, W, 3]."""
+    """The error that videos of these shapes, [T, H, W, 3], cannot be compared; None if they can."""
     frames, height, width, _ = one
     if frames != other[0]:
         return UsageError(
             f"the videos have {frames} and {other[0]} video frames.",
-            hint="make both with the same --num-frames",
+            hint="make both with the same `num_frames`",
         )
     if one != other:
         return UsageError(
             f"the videos are {width}x{height} and {other[2]}x{other[1]}.",
-            hint=f"make both with --size {width}x{height}",
+            hint=f"make both with `size` {width}x{height}",
         )
     if min(height, width) < WINDOW:
         return UsageError(
             f"the videos are {width}x{height}: SSIM needs {WINDOW} pixels a side.",
-            hint="compare their latents (--save-latents)",
+            hint="compare their latents (`save_latents`)",
         )
     return None
 
@@ -191,9 +193,9 @@ def _mismatch(one: tuple[int, ...], other: tuple[int, ...]) -> UsageError | None
 def _measured(
     values: Sequence[float], *, worst: Callable[..., float] = max, first: int = 0
 ) -> Measured:
-    """Mean and worst of one value a video frame, from video frame `first` on."""
-    found = worst(values)
-    return Measured(fmean(values), found, first + values.index(found))
+    """Mean and worst of one value per video frame, from video frame `first` on."""
+    extreme = worst(values)
+    return Measured(fmean(values), extreme, first + values.index(extreme))
 
 
 def _times(shape: Sequence[int]) -> str:

@@ -1,7 +1,7 @@
-"""Drift of a rollout, measured chunk by chunk while it runs; no model judges.
+"""Measure the drift of a rollout chunk by chunk while it runs, without a learned model.
 
 Every video frame gives a row of measures. A chunk is the mean of its rows, and so are the first and
-the last seconds, which therefore do not depend on how the video was cut into chunks.
+last seconds, which therefore do not depend on the chunk length.
 """
 
 import math
@@ -20,7 +20,7 @@ from wancli.video.measures import (
     Values,
     change,
     channel_statistics,
-    look,
+    frame_statistics,
     mean_rows,
     median_slope,
     noise,
@@ -32,15 +32,15 @@ from wancli.video.measures import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-WINDOW_S = 5.0  # of the first and the last seconds, which are compared
-FIRST_CHUNKS = 3  # what every chunk is compared with
-STILL = 0.1  # a change between video frames that nobody sees, in 8-bit levels
-TOLD = 3.0  # units of change over the whole video from which on a trend is told
+WINDOW_S = 5.0  # the first and last seconds that are compared
+FIRST_CHUNKS = 3  # the reference for every chunk
+STILL = 0.1  # an invisible change between video frames, in 8-bit levels
+NOTABLE = 3.0  # units of change over the whole video from which a trend is reported
 BAD_SEAM = 2.0
-PAUSE_S = 1.0  # of no motion up to the end from which on it has stopped
-GROWN = 0.05  # share of pixels that went dark or bright from which on it is told
+PAUSE_S = 1.0  # without motion at the end, from which it counts as stopped
+GROWN = 0.05  # increase in the share of dark or bright pixels from which it is reported
 
-# The unit a change is told in is the noise between chunks, but 2 % of the value and this at least.
+# The unit of a change is the noise between chunks, but at least 2 % of the value and this.
 LEAST_UNIT = {
     "luma": 0.01,
     "dark": 0.01,
@@ -50,48 +50,48 @@ LEAST_UNIT = {
     "contrast": 0.005,
     "detail": 1.0,
     "motion": STILL,
-    "seam": 1 / 3,  # BAD_SEAM is TOLD of them from 1
+    "seam": 1 / 3,  # BAD_SEAM is NOTABLE units above 1
     "latent_shift": 0.1,
     "latent_std": 0.02,
 }
 MEASURES = tuple(
     LEAST_UNIT
-)  # the columns of a row: seven of a look, two of changes, two of latents
+)  # the columns of a row: seven of `frame_statistics`, two of changes, two of latents
 
 
 @dataclass(frozen=True)
 class ChunkDrift:
-    """One chunk in numbers; nan for what it cannot say, such as motion in one video frame."""
+    """Measures of one chunk; nan if undefined, such as motion in a single video frame."""
 
     index: int
     first_frame: int  # video frame
     frames: int
     start_s: float
     luma: float  # mean, BT.709, 0 to 1
-    dark: float  # share of pixels with a luma under 2 %
-    bright: float  # and over 98 %
+    dark: float  # share of pixels with luma under 2 %
+    bright: float  # share of pixels with luma over 98 %
     saturation: float  # 0 to 1
     colourfulness: float  # 0 is gray, 33 moderate, 109 extreme
     contrast: float  # RMS: standard deviation of luma, 0 to 1
     detail: float  # variance of luma's Laplacian, 8-bit levels squared
-    motion: float  # mean change from video frame to video frame in the chunk, 8-bit levels
-    seam: float  # change from the chunk before, over the median change inside; about 1 is good
-    latent_shift: float  # how far channel means are from the first chunks', in their deviations
+    motion: float  # mean change between consecutive video frames of the chunk, 8-bit levels
+    seam: float  # change from the previous chunk over the median change inside; about 1 is good
+    latent_shift: float  # channel means minus those of the first chunks, in their deviations
     latent_std: float  # deviation of the channels over that of the first chunks
 
     def as_json(self) -> dict[str, Any]:
-        """Four digits of every measure, None for nan."""
+        """Measures with four significant digits, None for nan."""
         tidied = {name: tidy(getattr(self, name)) for name in MEASURES}
         return {**asdict(self), "start_s": round(self.start_s, 3), **tidied}
 
 
 class DriftMeter:
-    """Measures chunks as they come. Holds one video frame, 10 s of rows, and 120 bytes a chunk."""
+    """Measures chunks one by one. Holds one video frame, 10 s of rows, and 120 bytes a chunk."""
 
     def __init__(self, fps: float) -> None:
         self.fps = fps
         self.frames = 0
-        self._chunks = array("d")  # their fields, one after the other
+        self._chunks = array("d")  # fields of all chunks, concatenated
         self._frame: NDArray[np.uint8] | None = None  # the last one
         self._moves: list[float] = []  # changes inside the last chunk
         self._latents: list[Values] = []  # statistics of the first chunks
@@ -108,29 +108,29 @@ class DriftMeter:
         moves = [change(one, other) for one, other in pairwise(frames)]
         seams = [self._seam(frames[0], moves), *(math.nan for _ in moves)]
         rows = np.empty((len(frames), len(MEASURES)))
-        rows[:, :7] = [look(frame) for frame in frames]
+        rows[:, :7] = [frame_statistics(frame) for frame in frames]
         rows[:, 7:9] = list(zip([math.nan, *moves], seams, strict=True))
         rows[:, 9:] = self._shift_and_spread(latents)
         start_s, values = self.frames / self.fps, mean_rows(rows).tolist()
         chunk = ChunkDrift(index, self.frames, len(frames), start_s, *values)
         self._chunks.extend(astuple(chunk))
         self._frame, self._moves = frames[-1].copy(), moves  # a view would hold the whole chunk
-        self._remember(rows)
+        self._add_rows(rows)
         return chunk
 
     @property
     def chunks(self) -> list[ChunkDrift]:
-        """All that were measured."""
+        """All chunks measured so far."""
         rows = np.reshape(self._chunks, (-1, len(fields(ChunkDrift)))).tolist()
         return [ChunkDrift(*map(int, row[:3]), *row[3:]) for row in rows]
 
     def summary(self) -> dict[str, Any]:
-        """All of it as JSON: first against last seconds, slopes, worst chunks, notes, chunks."""
-        window = min(self._window, math.ceil(self.frames / 2))  # of a short video, its halves
+        """Everything as JSON: first and last seconds, slopes, worst chunks, notes, chunks."""
+        window = min(self._window, math.ceil(self.frames / 2))  # short video: its halves
         first, last = self._first[:window], list(self._last)[-window:]
         chunks = self.chunks
         series = {name: _Series(name, chunks, self.fps) for name in MEASURES}
-        told = {
+        summary = {
             "fps": self.fps,
             "frames": self.frames,
             "duration_s": round(self.frames / self.fps, 3),
@@ -143,12 +143,12 @@ class DriftMeter:
             "worst": {name: worst for name, s in series.items() if (worst := s.worst())},
             "chunks": [chunk.as_json() for chunk in chunks],
         }
-        return {**told, "notes": _notes(series, told) if chunks else []}
+        return {**summary, "notes": _notes(series, summary) if chunks else []}
 
     def _seam(self, frame: NDArray[np.uint8], moves: list[float]) -> float:
-        """The change to `frame`, over the usual one in the livelier of the two chunks.
+        """The change to `frame` over the median one in the livelier of the two chunks.
 
-        nan for the first chunk, and where nothing moves.
+        nan for the first chunk, and without motion.
         """
         usual = max((float(np.median(m)) for m in (self._moves, moves) if m), default=math.nan)
         across = math.nan if self._frame is None else change(self._frame, frame)
@@ -161,7 +161,7 @@ class DriftMeter:
             self._latents.append(statistics)
         return shift_and_spread(statistics, np.mean(self._latents, 0))
 
-    def _remember(self, rows: Values) -> None:
+    def _add_rows(self, rows: Values) -> None:
         self.frames += len(rows)
         self._first.extend(row.copy() for row in rows[: self._window - len(self._first)])
         self._last.extend(row.copy() for row in rows[-self._window :])
@@ -176,31 +176,31 @@ class _Series:
         self.name = name
         self.chunks = chunks
         self.values = np.array([getattr(chunk, name) for chunk in chunks])
-        # The middle of a chunk, where a steady trend passes through its mean.
+        # At the middle of a chunk, where a linear trend equals its mean.
         self.minutes = np.array([c.first_frame + (c.frames - 1) / 2 for c in chunks]) / fps / 60
 
     @cached_property
     def usual(self) -> float:
-        """What every chunk is compared with."""
+        """The reference value: the mean of the first chunks, 1 for seams."""
         finite = self.values[np.isfinite(self.values)][:FIRST_CHUNKS]
         return 1.0 if self.name == "seam" else float(finite.mean()) if len(finite) else math.nan
 
     @cached_property
     def unit(self) -> float:
-        """The noise between chunks, but 2 % of the usual value and a least unit."""
-        if self.name == "seam":  # some bad ones are no noise: what is good is known
+        """The noise between chunks, but at least 2 % of the usual value and LEAST_UNIT."""
+        if self.name == "seam":  # bad seams are not noise, and a good one is known
             return LEAST_UNIT[self.name]
         return max(noise(self.values), LEAST_UNIT[self.name], 0.02 * abs(self.usual))
 
     @cached_property
     def slope(self) -> float:
-        """Per minute."""
+        """The median slope per minute."""
         return median_slope(self.minutes, self.values)
 
     @property
     def drifts(self) -> bool:
-        """Whether the slope amounts to something over the video."""
-        return abs(self.slope) * float(np.ptp(self.minutes)) > TOLD * self.unit
+        """Whether the change over the whole video is notable."""
+        return abs(self.slope) * float(np.ptp(self.minutes)) > NOTABLE * self.unit
 
     def worst(self) -> dict[str, Any] | None:
         """The chunk farthest from the usual value, in units of change."""
@@ -221,22 +221,22 @@ def _by_name(row: Values) -> dict[str, float | None]:
     return {name: tidy(value) for name, value in zip(MEASURES, row, strict=True)}
 
 
-def _notes(series: Mapping[str, _Series], told: Mapping[str, Any]) -> list[str]:
-    """What to look at, in plain words; exposure and motion first, and always together."""
-    exposure = _trend(series["luma"], "exposure", told)
-    notes = [f"{exposure}; {_motion(series['motion'], told)}"]
+def _notes(series: Mapping[str, _Series], summary: Mapping[str, Any]) -> list[str]:
+    """Findings in plain words; exposure and motion first, always together."""
+    exposure = _trend(series["luma"], "exposure", summary)
+    notes = [f"{exposure}; {_motion(series['motion'], summary)}"]
     for name in ("saturation", "contrast", "detail", "latent_std"):
         if series[name].drifts:
-            notes.append(_trend(series[name], name.replace("_", " "), told))
+            notes.append(_trend(series[name], name.replace("_", " "), summary))
     for name in ("dark", "bright"):
-        first, last = told["first"][name], told["last"][name]
+        first, last = summary["first"][name], summary["last"][name]
         if last - first > GROWN:
             notes.append(f"{name} pixels grow from {first:.0%} to {last:.0%} of the picture")
     return [*notes, *_seams(series["seam"])]
 
 
-def _trend(series: _Series, word: str, told: Mapping[str, Any]) -> str:
-    first, last = told["first"][series.name], told["last"][series.name]
+def _trend(series: _Series, word: str, summary: Mapping[str, Any]) -> str:
+    first, last = summary["first"][series.name], summary["last"][series.name]
     if first is None or last is None:
         return f"{word} unknown"
     if not series.drifts:
@@ -245,14 +245,14 @@ def _trend(series: _Series, word: str, told: Mapping[str, Any]) -> str:
     return f"{word} {verb} {_short(abs(series.slope))} a minute, {_short(first)} to {_short(last)}"
 
 
-def _motion(series: _Series, told: Mapping[str, Any]) -> str:
-    """Whether it moves to the end. A frozen video is steady in all else."""
+def _motion(series: _Series, summary: Mapping[str, Any]) -> str:
+    """Motion up to the end: a frozen video is steady in all other measures."""
     moving = np.flatnonzero(series.values > max(STILL, 0.1 * series.usual))
     if np.isfinite(series.values).any() and not len(moving):
         return "nothing moves"
     if len(moving) and (series.minutes[-1] - series.minutes[moving[-1]]) * 60 >= PAUSE_S:
         return f"motion stops after chunk {series.chunks[moving[-1]].index}"
-    return _trend(series, "motion", told)
+    return _trend(series, "motion", summary)
 
 
 def _seams(series: _Series) -> list[str]:
@@ -268,5 +268,5 @@ def _seams(series: _Series) -> list[str]:
 
 
 def _short(value: float) -> str:
-    """Two significant digits, and no exponent."""
+    """Two significant digits without an exponent."""
     return f"{float(f'{value:.2g}'):,.10g}"

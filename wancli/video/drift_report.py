@@ -1,4 +1,4 @@
-"""The summary of a `DriftMeter` as one HTML page: no script, nothing from outside."""
+"""Drift report: the summary of a `DriftMeter` as one HTML page without scripts or links."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from wancli.errors import UsageError
 from wancli.utils.files import write_whole
 from wancli.utils.html import templates
-from wancli.video.drift import TOLD
+from wancli.video.drift import NOTABLE
 
 WIDE, NARROW, HEIGHT = 980, 476, 352  # pixels of a chart
 LEFT, RIGHT, TOP, BOTTOM, GAP = 50, 10, 20, 38, 34  # around panels; a label stands in the gap
@@ -24,16 +24,16 @@ Point = tuple[float, float]  # pixels
 
 @dataclass(frozen=True)
 class Measure:
-    """How one measure is drawn and written."""
+    """Label, unit and axis of one measure."""
 
     name: str  # in the summary
     label: str
     unit: str
-    least_span: float  # of its axis, or noise would fill it
+    least_span: float  # of its axis, so that noise does not fill it
     from_zero: bool = False
 
     def text(self, value: float | None, *, sign: str = "") -> str:
-        """A number, with decimals to a hundredth of the span."""
+        """A number with decimals to a hundredth of the span."""
         if value is None:
             return NONE
         decimals = max(0, 2 - math.floor(math.log10(self.least_span)))
@@ -83,7 +83,7 @@ TABLE = (
 
 @dataclass(frozen=True)
 class Axis:
-    """Values on pixels, in round steps."""
+    """Maps values to pixels, with ticks at round steps."""
 
     low: float
     high: float
@@ -92,15 +92,15 @@ class Axis:
     step: float
 
     def at(self, value: float) -> float:
-        """Where a value lies, in pixels."""
+        """The position of a value in pixels."""
         share = (value - self.low) / (self.high - self.low)
         return round(self.start + share * (self.end - self.start), 1)
 
     @property
     def ticks(self) -> list[tuple[float, str]]:
-        """Pixels and words of the steps."""
+        """Position and label of each tick."""
         decimals = max(0, -math.floor(math.log10(self.step)))
-        # 0.3 / 0.05 is over 6, and 6 is meant.
+        # Tolerance for rounding: 0.3 / 0.05 is slightly over 6.
         first = math.ceil(self.low / self.step - 1e-9)
         last = math.floor(self.high / self.step + 1e-9)
         values = [i * self.step for i in range(first, last + 1)]
@@ -109,7 +109,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Where the chunks lie along a chart of some width."""
+    """Positions of the chunks along a chart."""
 
     chunks: Sequence[Chunk]
     fps: float
@@ -118,23 +118,23 @@ class Timeline:
 
     @property
     def minutes(self) -> bool:
-        """Whether seconds would be large numbers."""
+        """Whether the axis is in minutes."""
         return self.duration_s > 150
 
     @property
     def axis(self) -> Axis:
-        """In seconds or minutes."""
+        """The time axis in seconds or minutes."""
         high = self.duration_s / (60 if self.minutes else 1)
         end = self.width - RIGHT
         return Axis(0, high, LEFT, end, _round_step(high / (self.width // 90)))
 
     def at(self, chunk: Chunk, share: float) -> float:
-        """Where a share of the chunk is over, in pixels."""
+        """The position of a fraction of the chunk in pixels."""
         seconds = chunk["start_s"] + share * chunk["frames"] / self.fps
         return self.axis.at(seconds / (60 if self.minutes else 1))
 
     def bands(self, measures: Sequence[Measure]) -> list[dict[str, Any]]:
-        """Chunks, or as many of them together as it takes to tell bands apart."""
+        """Bands of one chunk, or of several if they would be too narrow."""
         pixels = (self.width - LEFT - RIGHT) / len(self.chunks)
         size = _whole_step(BAND / pixels)
         every = _whole_step(NUMBER / pixels / size)
@@ -153,15 +153,15 @@ class Timeline:
 def write_report(
     summary: Mapping[str, Any], path: Path, *, title: str, overwrite: bool = False
 ) -> None:
-    """Write what `DriftMeter.summary` says as a page, whole or not at all.
+    """Write `DriftMeter.summary` as a page, atomically.
 
-    Raises UsageError for a name that is no page's, OutputError for a place that cannot be written.
+    Raises UsageError for a name that does not end in .html, OutputError if it cannot be written.
     """
     if path.suffix.lower() != ".html":
-        raise UsageError(f"report {str(path)!r} does not end in .html.", hint="--report FILE.html")
-    # A prompt from a shell can hold what is not UTF-8.
+        raise UsageError(f"report {str(path)!r} does not end in .html.", hint="`report` FILE.html")
+    # A prompt from a shell may not be UTF-8.
     page = _page(summary, title=title).encode(errors="replace")
-    hint = "choose another place: --report FILE.html"
+    hint = "choose another place: `report` FILE.html"
     write_whole(path, page, hint=hint, overwrite=overwrite)
 
 
@@ -169,11 +169,11 @@ def _page(summary: Mapping[str, Any], *, title: str) -> str:
     environment = templates(Path(__file__).parent)
     charts = [_draw(chart, summary) for chart in CHARTS] if summary["chunks"] else []
     template = environment.get_template("drift_report.html.jinja")
-    return template.render(title=title, summary=summary, charts=charts, table=TABLE, far=TOLD)
+    return template.render(title=title, summary=summary, charts=charts, table=TABLE, far=NOTABLE)
 
 
 def _draw(chart: Chart, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """A chart in pixels, as the template takes it."""
+    """The variables of the template for a chart, in pixels."""
     line = Timeline(summary["chunks"], summary["fps"], summary["duration_s"], chart.width)
     count = len(chart.measures)
     height = (HEIGHT - TOP - BOTTOM) / count - GAP
@@ -205,7 +205,7 @@ def _panel(
         None if value is None else (line.at(chunk, 0.5), axis.at(value))
         for chunk, value in zip(line.chunks, values, strict=True)
     ]
-    far = worst is not None and worst["distance"] >= TOLD
+    far = worst is not None and worst["distance"] >= NOTABLE
     return {
         "measure": measure,
         "top": ends[1],
@@ -222,7 +222,7 @@ def _panel(
 
 
 def _ring(chunk: Chunk, at: Point, axis: Axis, *, usual: float) -> dict[str, Any]:
-    """Around a point, with its chunk on the side where the line does not come from."""
+    """A ring around a point, labelled on the side away from the line."""
     x, y = at
     below = axis.at(usual) < y < axis.start - 18 or y < axis.end + 12
     return {"x": x, "y": y, "words": f"chunk {chunk['index']}", "dy": 18 if below else -9}
@@ -238,7 +238,7 @@ def _value_axis(measure: Measure, values: Sequence[float], ends: tuple[float, fl
 
 
 def _round_step(least: float) -> float:
-    """The first of 1, 2, 5, 10, 20 and so on that is enough."""
+    """The first of 1, 2, 5, 10, 20 and so on (times any power of ten) that is at least `least`."""
     power = 10.0 ** math.floor(math.log10(least))
     return next(times * power for times in (1, 2, 5, 10) if times * power >= least * (1 - 1e-9))
 
@@ -248,30 +248,30 @@ def _whole_step(least: float) -> int:
 
 
 def _thin(points: Sequence[Point | None]) -> list[Point | None]:
-    """The lowest and the highest of every few, so that no peak is lost."""
+    """Keep the lowest and highest of every few points, so that no peak is lost."""
     size = math.ceil(2 * len(points) / MOST_POINTS) if len(points) > MOST_POINTS else 1
     out: list[Point | None] = []
     for first in range(0, len(points), size):
-        known = [point for point in points[first : first + size] if point]
-        low, high = (pick(known, key=lambda p: p[1], default=None) for pick in (min, max))
+        finite = [point for point in points[first : first + size] if point]
+        low, high = (pick(finite, key=lambda p: p[1], default=None) for pick in (min, max))
         out.extend(sorted({p for p in (low, high) if p}) or [None])
     return out
 
 
 def _path(points: Sequence[Point | None]) -> str:
-    """As SVG's `d`, broken where nothing is known."""
+    """SVG path data (`d`), with gaps at missing points."""
     pairs = zip([None, *points], points, strict=False)
-    # h0 makes a dot of a point that stands alone.
+    # h0 draws an isolated point as a dot.
     return "".join(f"{'L' if before else 'M'}{p[0]},{p[1]}h0" for before, p in pairs if p)
 
 
 def _tip(group: Sequence[Chunk], measures: Sequence[Measure]) -> str:
-    """What the pointer is told over some chunks, a line each."""
+    """The tooltip of some chunks, one line per measure."""
     first, last = group[0], group[-1]
     chunks = f"chunk {first['index']}" + (f" to {last['index']}" if last is not first else "")
     lines = [f"{chunks}, from {first['start_s']:.1f} s"]
     for measure in measures:
-        known = [chunk[measure.name] for chunk in group if chunk[measure.name] is not None]
-        ends = sorted({measure.text(value) for value in (min(known), max(known))}) if known else []
+        values = [chunk[measure.name] for chunk in group if chunk[measure.name] is not None]
+        ends = sorted({measure.text(v) for v in (min(values), max(values))}) if values else []
         lines.append(f"{measure.label}: {' to '.join(ends) or 'unknown'}")
     return "\n".join(lines)

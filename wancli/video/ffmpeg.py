@@ -1,4 +1,4 @@
-"""The ffmpeg that imageio-ffmpeg ships: run, fed with frames, and understood when it fails."""
+"""Run the ffmpeg of imageio-ffmpeg, feed it frames, and report its errors."""
 
 import errno
 import os
@@ -19,21 +19,21 @@ from wancli.errors import SetupError
 if TYPE_CHECKING:
     from wancli.config.settings import Output
 
-# Only lines of ffmpeg itself start so; a comment that it prints is indented differently.
+# Only ffmpeg's own messages start like this; a comment that it prints is indented differently.
 _FAULT = re.compile(r"^(?:\[[^]]*\] )*\[(?:error|fatal|panic)\] (.*\S)", re.M)
 
-# H.264 halves chroma, so sides are made even; untagged video would be shown as BT.601, 40/255 off.
-# Tags are set by a filter of their own, and last: `scale` sets them only from ffmpeg 7.1 on.
+# 4:2:0 needs even sides; untagged video would be shown as BT.601, up to 40/255 off.
+# A last filter sets the tags: `scale` does so only from ffmpeg 7.1 on.
 _BT709 = "setparams=color_primaries=bt709:color_trc=bt709"
 _TO_YUV = (
     "pad=ceil(iw/2)*2:ceil(ih/2)*2,scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,"
     f"{_BT709}:colorspace=bt709:range=tv"
 )
 _TAG_RGB = f"{_BT709}:colorspace=gbr:range=pc"
-# How an MP4 says it, in its `colr` box: primaries, transfer, matrix, and whether the range is full.
+# The `colr` box of an MP4: primaries, transfer, matrix, full range.
 _COLR_YUV = struct.pack(">8s3HB", b"colrnclx", 1, 1, 1, 0)
 _COLR_RGB = struct.pack(">8s3HB", b"colrnclx", 1, 1, 0, 0x80)
-# Every frame on the disk as soon as it is encoded, in a file that plays wherever it ends.
+# Every frame is on disk as soon as it is encoded, in a file that plays wherever it ends.
 LIVE = ["-movflags", "+frag_every_frame+empty_moov+default_base_moof", "-flush_packets", "1"]
 
 
@@ -41,30 +41,30 @@ def ffmpeg_exe() -> str:
     """The ffmpeg that imageio-ffmpeg ships, or $IMAGEIO_FFMPEG_EXE. Raises SetupError."""
     import imageio_ffmpeg  # pulls in numpy, 0.1 s
 
-    found: str | None = None
+    exe: str | None = None
     with suppress(RuntimeError):
-        found = shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
-    if found is None:
+        exe = shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
+    if exe is None:
         hint = "pip install --force-reinstall imageio-ffmpeg, and unset IMAGEIO_FFMPEG_EXE"
         raise SetupError("ffmpeg not found.", hint=hint)
-    return found
+    return exe
 
 
 def run_ffmpeg(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """Run to the end. Its own session, so that Ctrl-C in the terminal reaches only us."""
+    """Run ffmpeg in its own session, so that Ctrl-C in the terminal reaches only wancli."""
     return subprocess.run(
         [ffmpeg_exe(), "-hide_banner", "-nostdin", *arguments],
         input=stdin,
         capture_output=True,
         start_new_session=True,
-        # Keep SIGXFSZ ignored as Python has it: a file limit is then an error with a name.
+        # Keep SIGXFSZ ignored, as in Python: a file size limit is then an ordinary error.
         restore_signals=False,
         check=False,
     )
 
 
 def why(log: bytes, *, returncode: int) -> str:
-    """The reason of a failure in a few words, from ffmpeg's log at `level+`."""
+    """The reason for a failure in a few words, from ffmpeg's log at `level+`."""
     faults = _FAULT.findall(log.decode(errors="replace"))
     known = {os.strerror(number) for number in errno.errorcode}
     tails = [fault.rpartition(": ")[2] for fault in faults]
@@ -76,19 +76,19 @@ def why(log: bytes, *, returncode: int) -> str:
 
 
 def check_written(log: bytes, *, returncode: int) -> None:
-    """Raise OSError where ffmpeg could not write, from its log at `level+error`.
+    """Raise OSError if ffmpeg could not write, judging by its log at `level+error`.
 
-    Before 7.0 it ends with 0 when there was no room for the end of a file, and only says so.
+    Before 7.0 it exits with 0 when the disk is full at the end of a file, and only logs it.
     """
     if returncode or _FAULT.search(log.decode(errors="replace")):
         raise OSError(why(log, returncode=returncode))
 
 
 def ffmetadata(metadata: Mapping[str, str]) -> bytes:
-    """Metadata as an input of ffmpeg (`-f ffmetadata`). `comment` comes last, and stays exact.
+    """Metadata as an input of ffmpeg (`-f ffmetadata`). `comment` is last, and exact.
 
-    A backslash before a line's end continues the line even when it is itself escaped. So no newline
-    ends the input, and other values that end in a backslash (a prompt as `title`) get a space.
+    A backslash before a newline continues the line even if it is itself escaped. So the input ends
+    without a newline, and other values that end in a backslash (a prompt as `title`) get a space.
     """
     lines = [";FFMETADATA1"]
     for key, value in sorted(metadata.items(), key=lambda item: item[0] == "comment"):
@@ -99,26 +99,26 @@ def ffmetadata(metadata: Mapping[str, str]) -> bytes:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How frames become H.264."""
+    """Settings of the H.264 encoder."""
 
     crf: int = 18
     lossless: bool = False
     preset: str = "medium"
 
     def arguments(self) -> list[str]:
-        """The encoder's part of an ffmpeg command."""
-        if self.lossless:  # RGB 4:4:4: bit-exact, at any size
+        """The encoder's arguments of an ffmpeg command."""
+        if self.lossless:  # RGB 4:4:4: bit-exact at any size
             return ["-vf", _TAG_RGB, "-c:v", "libx264rgb", "-crf", "0", "-preset", self.preset]
         return ["-vf", _TO_YUV, "-c:v", "libx264", "-crf", str(self.crf), "-preset", self.preset]
 
     @classmethod
     def of(cls, output: "Output") -> Self:
-        """As the settings say."""
+        """The encoding of the output settings."""
         return cls(crf=output.crf, lossless=output.lossless)
 
 
 def check_encoder(encoding: Encoding) -> None:
-    """Encode one frame as videos will be, before any model loads. Raises SetupError."""
+    """Encode one frame, before any model loads. Raises SetupError."""
     _try_encoder(ffmpeg_exe(), encoding)
 
 
@@ -140,12 +140,12 @@ def _try_encoder(exe: str, encoding: Encoding) -> None:
 
 
 class Encoder:
-    """An ffmpeg that takes raw frames. Its failures are OSErrors that carry its reason."""
+    """An ffmpeg process that encodes raw frames. Raises OSError with ffmpeg's reason."""
 
     def __init__(self, raw: list[str], out: list[str], *, metadata: Mapping[str, str]) -> None:
         command = [ffmpeg_exe(), "-hide_banner", "-v", "level+error", "-y"]
         command += ["-f", "rawvideo", "-pix_fmt", "rgb24", *raw, "-i", "pipe:0"]
-        # A file, since a pipe that nobody reads would fill and stop ffmpeg.
+        # A file, since an unread pipe would fill up and block ffmpeg.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
         with tempfile.TemporaryFile() as header:
             header.write(ffmetadata(metadata))
@@ -158,14 +158,14 @@ class Encoder:
                 stdout=subprocess.DEVNULL,
                 stderr=self._log,
                 pass_fds=[header.fileno()],
-                start_new_session=True,  # Ctrl-C in the terminal reaches only us
+                start_new_session=True,  # as in run_ffmpeg
                 restore_signals=False,  # as in run_ffmpeg
             )
-        assert self._process.stdin is not None  # noqa: S101 - it was asked for
+        assert self._process.stdin is not None  # noqa: S101 - for mypy
         self._stdin = self._process.stdin
 
     def feed(self, frame: bytes) -> None:
-        """Hand over one frame, rgb24."""
+        """Write one frame, rgb24."""
         try:
             left = memoryview(frame)
             while left:
@@ -175,14 +175,14 @@ class Encoder:
             raise
 
     def finish(self) -> None:
-        """Wait for the last frame to be encoded."""
+        """Close the input and wait until everything is encoded."""
         self._stdin.close()
         code = self._process.wait()
         self._log.seek(0)
         check_written(self._log.read(), returncode=code)
 
     def stop(self, *, patience_s: float) -> None:
-        """End ffmpeg, after `patience_s` to encode what it was given."""
+        """Kill ffmpeg, after `patience_s` to encode its remaining frames."""
         self._stdin.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(patience_s)

@@ -1,8 +1,8 @@
-"""Whether a video is as it was written: by digests in its record, without decoding it.
+"""Verify a video by the digests in its record, without decoding it.
 
-`packets_sha256` is of the encoded packets, and outlives a copy of the stream into another file.
-`file_sha256` is of every byte of the file, where its own digits in the record count as zeros: it is
-put in last, in place, as a checksum in a header is.
+`packets_sha256` covers the encoded packets, and survives a copy of the stream into another file.
+`file_sha256` covers every byte of the file, with its own digits in the record counted as zeros: it
+is written in place at the end, like a checksum in a header.
 """
 
 import hashlib
@@ -15,32 +15,32 @@ from wancli.errors import InputError
 from wancli.video import read
 
 WHOLE, DAMAGED, NO_DIGEST = "whole", "damaged", "no digest"
-UNSEALED = "0" * 64  # what a record has for `file_sha256` until `seal`
+UNSEALED = "0" * 64  # `file_sha256` of a record before `seal`
 _OWN = b'"file_sha256": "'
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was found: a status, and why it is not WHOLE."""
+    """The result of a check, and the reason if it is not WHOLE."""
 
     status: str  # WHOLE, DAMAGED or NO_DIGEST
     why: str = ""
 
 
 def check_video(path: Path, record: Mapping[str, Any]) -> Check:
-    """Hold a video to a record of it, from inside or beside it.
+    """Check a video against its record.
 
-    A record without digests is of an earlier version: then the video is decoded.
+    A record without digests is from an earlier version: the video is then decoded.
     """
-    told = record.get("output")
-    told = told if isinstance(told, dict) else {}
+    output = record.get("output")
+    output = output if isinstance(output, dict) else {}
     try:
-        if "file_sha256" not in told:
-            return _decoded(path, told)
-        if file_sha256(path) == told["file_sha256"]:
+        if "file_sha256" not in output:
+            return _check_decoded(path, output)
+        if file_sha256(path) == output["file_sha256"]:
             return Check(WHOLE)
-        if read.packets_sha256(path) == told.get("packets_sha256"):
-            return Check(DAMAGED, "its packets are as they were written, but not the rest of it")
+        if read.packets_sha256(path) == output.get("packets_sha256"):
+            return Check(DAMAGED, "its packets are intact, but not the rest of the file")
         return Check(DAMAGED, "its packets are not those that were written")
     except InputError as error:
         return Check(DAMAGED, str(error).replace(f"{path} is", "it is").rstrip("."))
@@ -49,7 +49,7 @@ def check_video(path: Path, record: Mapping[str, Any]) -> Check:
 
 
 def file_sha256(path: Path) -> str:
-    """Of all bytes; its own digits in the record count as zeros. Raises InputError, OSError."""
+    """SHA-256 of a file, with its own digits in the record as zeros. Raises InputError, OSError."""
     own, digest = _own_digits(path), hashlib.sha256()
     with path.open("rb") as file:
         if own is not None:
@@ -61,7 +61,7 @@ def file_sha256(path: Path) -> str:
 
 
 def seal(path: Path) -> str:
-    """Put the file's digest into its record, if that has a place for it; InputError, OSError."""
+    """Write the file's digest into its record, if it has one. Raises InputError, OSError."""
     own, digest = _own_digits(path), file_sha256(path)
     if own is not None:
         with path.open("r+b") as file:
@@ -71,14 +71,14 @@ def seal(path: Path) -> str:
 
 
 def _own_digits(path: Path) -> int | None:
-    """Where in the file its record has `file_sha256`; in no string, since those escape quotes."""
+    """Offset in the file of the record's `file_sha256`: no string holds the key unescaped."""
     start, comment = read.find_comment(path)
-    before, found, after = comment.partition(_OWN)
-    return start + len(before) + len(_OWN) if found and len(after) >= len(UNSEALED) else None
+    before, key, after = comment.partition(_OWN)
+    return start + len(before) + len(_OWN) if key and len(after) >= len(UNSEALED) else None
 
 
-def _decoded(path: Path, told: Mapping[str, Any]) -> Check:
+def _check_decoded(path: Path, output: Mapping[str, Any]) -> Check:
     frames, md5 = read.decoded_md5(path)
-    if told.get("framemd5", md5) != md5:
+    if output.get("framemd5", md5) != md5:
         return Check(DAMAGED, "its video frames are not those that were written")
     return Check(NO_DIGEST, f"an earlier version wrote it; {frames} video frames decode")

@@ -21,8 +21,8 @@ from wancli.utils.reading import unreadable
 def save_latents(
     latents: Tensor, path: Path, record: Mapping[str, Any], *, overwrite: bool = False
 ) -> None:
-    """Write latents [1, C, F, H, W] whole or not at all. Raises OutputError."""
-    hint = "choose another place: --save-latents FILE"
+    """Write latents [1, C, F, H, W] atomically. Raises OutputError."""
+    hint = "choose another place: `save_latents` FILE"
     write_whole(path, _packed(latents, record), hint=hint, overwrite=overwrite)
 
 
@@ -33,26 +33,23 @@ def _packed(latents: Tensor, record: Mapping[str, Any]) -> bytes:
 
 @contextmanager
 def keeping(latents: Tensor | None, path: Path, record: Mapping[str, Any]) -> Iterator[None]:
-    """When decoding or writing fails in the block the latents are kept, and the error says where.
+    """If decoding or writing fails in the block, save the latents and say where in the error.
 
-    The hint of a RunError has flags under which they decode.
+    The hint of a RunError has the flags to decode them with.
     """
     try:
         yield
     except (OutputError, RunError) as error:
-        kept = None if latents is None else keep_latents(latents, path, record)
-        if kept is None:
+        saved = None if latents is None else keep_latents(latents, path, record)
+        if saved is None:
             raise
         flags = f" {error.hint}" if isinstance(error, RunError) else ""
-        hint = f"latents kept: wancli decode {kept} -o NAME.mp4{flags}"
+        hint = f"latents kept: wancli decode {saved} -o NAME.mp4{flags}"
         raise type(error)(str(error), hint=hint) from error
 
 
 def keep_latents(latents: Tensor, path: Path, record: Mapping[str, Any]) -> Path | None:
-    """Save latents beside the video that could not be written, or else in the temporary folder.
-
-    Under a name that is free.
-    """
+    """Save latents under a free name beside the failed video, or else in the temporary folder."""
     name, content = f"{path.stem[:80]}.latents.safetensors", _packed(latents, record)
     for folder in (path.parent, Path(tempfile.gettempdir())):
         with suppress(OutputError):
@@ -61,7 +58,7 @@ def keep_latents(latents: Tensor, path: Path, record: Mapping[str, Any]) -> Path
 
 
 def read_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
-    """Latents [1, C, F, H, W] and their record. Raises InputError."""
+    """Read latents [1, C, F, H, W] and their record. Raises InputError."""
     latents_shape(path)
     record = latents_record(path)
     try:

@@ -1,4 +1,4 @@
-"""What numbers say of a video frame, of two, of latents, and of a series. Pure functions."""
+"""Statistics of video frames, of latents, and of series. Pure functions."""
 
 import math
 from typing import Any
@@ -10,14 +10,14 @@ Frame = NDArray[np.uint8]  # [H, W, 3]
 Values = NDArray[np.float64]
 
 BT709 = (0.2126, 0.7152, 0.0722)
-MOST_CHUNKS = 500  # of a series whose pairs are all compared
+MAX_CHUNKS = 500  # of a series of which all pairs are compared
 
 
-def look(frame: Frame) -> tuple[float, ...]:
-    """Of [H, W, 3]: luma, dark, bright, saturation, colourfulness, contrast and detail.
+def frame_statistics(frame: Frame) -> tuple[float, ...]:
+    """Luma, dark, bright, saturation, colourfulness, contrast and detail of [H, W, 3].
 
     Colourfulness is eq. 1 to 3 of Hasler and Suesstrunk 2003, "Measuring colourfulness in natural
-    images". Saturation is HSV's with pixels weighted by their value: that of near black is noise.
+    images". Saturation is HSV's with pixels weighted by their value, since near black it is noise.
     """
     planes = np.ascontiguousarray(frame.transpose(2, 0, 1), dtype=np.float32)
     red, green, blue = planes
@@ -36,18 +36,18 @@ def look(frame: Frame) -> tuple[float, ...]:
 
 
 def change(one: Frame, other: Frame) -> float:
-    """Mean absolute difference, in 8-bit levels."""
+    """Mean absolute difference in 8-bit levels."""
     return float((np.maximum(one, other) - np.minimum(one, other)).mean())
 
 
 def channel_statistics(latents: Values) -> Values:
-    """Mean and standard deviation of every channel [2, C], of [1, C, F, H, W]."""
+    """Mean and standard deviation of every channel, [2, C], of latents [1, C, F, H, W]."""
     channels = latents[0].reshape(latents.shape[1], -1)
     return np.stack([channels.mean(1), channels.std(1)])
 
 
 def shift_and_spread(statistics: Values, usual: Values) -> tuple[float, float]:
-    """How far the channels' means lie from `usual` (RMS, in its deviations); how they spread."""
+    """RMS shift of the channel means from `usual` in its deviations; ratio of the deviations."""
     (mean, deviation), (usual_mean, usual_deviation) = statistics, usual
     unit = np.maximum(usual_deviation, 1e-6)
     shift = np.sqrt(np.mean(((mean - usual_mean) / unit) ** 2))
@@ -55,34 +55,34 @@ def shift_and_spread(statistics: Values, usual: Values) -> tuple[float, float]:
 
 
 def mean_rows(rows: Values) -> Values:
-    """Mean of every column over what is finite in it; nan where nothing is."""
+    """Mean of the finite values of every column; nan if there are none."""
     finite = np.isfinite(rows)
     return share(np.where(finite, rows, 0).sum(0), finite.sum(0))
 
 
 def share(total: Values, count: NDArray[np.int64]) -> Values:
-    """One over the other; nan where there is nothing to share."""
+    """`total` / `count`; nan where `count` is 0."""
     out: Values = np.full(total.shape, np.nan)
     np.divide(total, count, out=out, where=count > 0)
     return out
 
 
 def median_slope(x: Values, y: Values) -> float:
-    """Theil-Sen: the median slope over all pairs of finite points; nan for fewer than two."""
+    """Theil-Sen estimator: the median slope over pairs of finite points; nan for fewer than two."""
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     if len(x) < 2:
         return math.nan
-    some = np.unique(np.linspace(0, len(x) - 1, min(len(x), MOST_CHUNKS)).round().astype(int))
+    some = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_CHUNKS)).round().astype(int))
     one, other = (some[i] for i in np.triu_indices(len(some), 1))
     return float(np.median((y[other] - y[one]) / (x[other] - x[one])))
 
 
 def noise(values: Values) -> float:
-    """Standard deviation around any straight trend, robust: from the median second difference."""
+    """Robust standard deviation around a linear trend, from the median second difference."""
     bends = np.abs(np.diff(values[np.isfinite(values)], 2))
     return 1.4826 / math.sqrt(6) * float(np.median(bends)) if len(bends) else 0.0
 
 
 def tidy(value: float) -> Any:
-    """Four significant digits; None for what JSON cannot say."""
+    """Four significant digits; None for nan and infinity."""
     return float(f"{value:.4g}") if math.isfinite(value) else None

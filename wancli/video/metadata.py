@@ -1,4 +1,4 @@
-"""The record that travels inside a video file."""
+"""The output section of a record."""
 
 from dataclasses import asdict
 from typing import Any
@@ -7,6 +7,6 @@ from wancli.video.write import WrittenVideo
 
 
 def output_json(written: WrittenVideo) -> dict[str, Any]:
-    """What a record says of a written file."""
-    told = {"path": str(written.path), "duration_s": round(written.duration_s, 3)}
-    return {**asdict(written), **told, "complete": True}
+    """The output section of a record for a written file."""
+    fields = {"path": str(written.path), "duration_s": round(written.duration_s, 3)}
+    return {**asdict(written), **fields, "complete": True}

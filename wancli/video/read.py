@@ -1,4 +1,4 @@
-"""What a video file holds: its record, its facts, its frames. Imports no numpy at the top."""
+"""Read videos: their record, size, length and frames. Imports no numpy at the top."""
 
 import hashlib
 import os
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# What may open an MP4; anything else is another kind of file.
+# Boxes that an MP4 may start with.
 _FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp"}
 _LARGEST_COMMENT = 16 * 2**20
 _CUT_HINT = "its writing was interrupted; make it again, or copy it again"
 
-# Only lines of ffmpeg itself start so; a comment that it prints is indented differently.
+# Only ffmpeg's own messages start like this; a comment that it prints is indented differently.
 _STREAM = re.compile(r"^\[info\]   Stream #.*?: Video: .*?, (\d+)x(\d+)[ ,].*?([\d.]+) fps", re.M)
 
-# Chroma is half size on disk; without these the way back to RGB repeats samples (error 7, not 3).
+# Without these flags, upsampling chroma repeats samples (an error of 7 levels, not 3).
 _SCALE = "scale=flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 _RGB = ("-vf", _SCALE, "-f", "rawvideo", "-pix_fmt", "rgb24")
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Pixels, video frames per second (as ffmpeg prints it, two decimals), decoded video frames."""
+    """Size in pixels, frame rate (as ffmpeg prints it, two decimals), and number of frames."""
 
     width: int
     height: int
@@ -42,26 +42,26 @@ class VideoInfo:
 
 
 def probe(path: Path) -> VideoInfo:
-    """Size, rate and length, counted by decoding all of it. Raises InputError."""
+    """Size, rate and length, counted by decoding everything. Raises InputError."""
     done = _decode(path, "-f", "framemd5")
     width, height, fps = _stream(path, done)
     return VideoInfo(width, height, fps, frames=len(_hashes(path, done)))
 
 
 def read_frames(path: Path) -> "NDArray[np.uint8]":
-    """All video frames, uint8 [T, H, W, 3]; BT.709 as tagged. Raises InputError."""
+    """Read all video frames, uint8 [T, H, W, 3], by their colour tags. Raises InputError."""
     import numpy as np
 
     done = _decode(path, *_RGB)
     width, height, _ = _stream(path, done)
-    # The copy can be written to, which torch.from_numpy insists on.
+    # torch.from_numpy needs a writable array.
     return np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3).copy()
 
 
 def stream_frames(
     path: Path, *, info: VideoInfo, chunk: int
 ) -> Generator["NDArray[np.uint8]", None, None]:
-    """The video frames of a video that was probed, `chunk` at a time, uint8 [T, H, W, 3].
+    """Read the video frames of a probed video, `chunk` at a time, uint8 [T, H, W, 3].
 
     Raises InputError.
     """
@@ -69,14 +69,14 @@ def stream_frames(
 
     left, size = info.frames, info.height * info.width * 3
     command = [ffmpeg_exe(), "-hide_banner", "-nostdin", *_decoding(path, *_RGB)]
-    # No log: probe() decoded all of it before, and said what is wrong with it.
+    # No log: probe() has decoded everything, and reported errors.
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # as in run_ffmpeg
     ) as process:
-        assert process.stdout is not None  # noqa: S101 - it was asked for
+        assert process.stdout is not None  # noqa: S101 - for mypy
         try:
             while left:
                 count = min(chunk, left)
@@ -85,17 +85,17 @@ def stream_frames(
                 left -= count
                 yield np.frombuffer(data, np.uint8).reshape(-1, info.height, info.width, 3).copy()
         finally:
-            process.kill()  # who stops looking needs no more
+            process.kill()  # the caller may stop early
 
 
 def decoded_md5(path: Path) -> tuple[int, str]:
-    """Video frames that decode, and one MD5 over the MD5 of each. Raises InputError."""
+    """Number of decoded video frames, and one MD5 over their MD5s. Raises InputError."""
     hashes = _hashes(path, _decode(path, "-f", "framemd5"))
     return len(hashes), hashlib.md5("\n".join(hashes).encode(), usedforsecurity=False).hexdigest()
 
 
 def read_comment(path: Path) -> str | None:
-    """The `comment` inside an MP4, finished or killed while streaming; None when it has none.
+    """The `comment` of an MP4, finished or killed while streaming; None without one.
 
     Reads a few headers, never the frames. Raises InputError for a file that is missing, is not an
     MP4, or lost its index.
@@ -105,17 +105,14 @@ def read_comment(path: Path) -> str | None:
 
 
 def find_comment(path: Path) -> tuple[int, bytes]:
-    """Where the comment's text starts in the file, and its bytes; 0 where there is none.
-
-    Raises InputError, as `read_comment` does.
-    """
+    """Offset of the comment's text in the file, and its bytes; 0 without one. Raises InputError."""
     with _open(path) as file:
         boxes = _top_boxes(file)
         if not boxes or boxes[0].kind not in _FIRST_BOXES:
             raise InputError(f"{path} is not an MP4 file.", hint="give an .mp4 that wancli wrote")
         moov = next((box for box in boxes if box.kind == b"moov"), None)
         if moov is None or moov.end > _size(file):
-            raise InputError(f"{path} is cut short: its index is missing.", hint=_CUT_HINT)
+            raise InputError(f"{path} is truncated: its index is missing.", hint=_CUT_HINT)
         data = _inside(file, moov, (b"udta", b"meta", b"ilst", b"\xa9cmt", b"data"))
         if data is None or not 8 <= data.end - data.start <= _LARGEST_COMMENT:
             return 0, b""
@@ -125,10 +122,10 @@ def find_comment(path: Path) -> tuple[int, bytes]:
 
 
 def packets_sha256(path: Path) -> str:
-    """SHA-256 over the encoded packets: what `ffmpeg -i PATH -c copy -f hash -` prints.
+    """SHA-256 of the encoded packets: the output of `ffmpeg -i PATH -c copy -f hash -`.
 
-    Of a file with one stream, whose packets follow one another, finished or streamed. A copy of the
-    stream into another MP4 keeps it. Raises InputError.
+    For a file with one stream and contiguous packets, finished or streamed. Survives a copy of the
+    stream into another MP4. Raises InputError.
     """
     digest = hashlib.sha256()
     with _open(path) as file:
@@ -140,7 +137,7 @@ def packets_sha256(path: Path) -> str:
 
 
 def update(digest: "hashlib._Hash", file: BinaryIO, count: int | None = None) -> None:
-    """Feed a digest with so many bytes of a file, or with all that are left."""
+    """Feed a digest with `count` bytes of a file, or with the rest."""
     left = _size(file) if count is None else count
     while block := file.read(min(left, 2**20)):
         digest.update(block)
@@ -148,7 +145,7 @@ def update(digest: "hashlib._Hash", file: BinaryIO, count: int | None = None) ->
 
 
 def holds_fragments(path: Path) -> bool:
-    """Whether a streamed file got as far as its first video frame, so that it plays."""
+    """Whether a streamed file holds its first video frame, and so plays."""
     try:
         with open_file(path) as file:
             return any(box.kind == b"moof" for box in _top_boxes(file))
@@ -157,8 +154,8 @@ def holds_fragments(path: Path) -> bool:
 
 
 def _decode(path: Path, *output: str) -> subprocess.CompletedProcess[bytes]:
-    """Decode every video frame into `output` on stdout; info log on stderr."""
-    _refuse_cut(path)
+    """Decode every video frame to stdout by the arguments `output`; info log on stderr."""
+    _check_complete(path)
     done = run_ffmpeg(*_decoding(path, *output))
     if done.returncode:
         reason = why(done.stderr, returncode=done.returncode)
@@ -167,42 +164,42 @@ def _decode(path: Path, *output: str) -> subprocess.CompletedProcess[bytes]:
 
 
 def _decoding(path: Path, *output: str) -> list[str]:
-    """The arguments of ffmpeg."""
+    """ffmpeg's arguments for decoding."""
     source = ["-v", "level+info", "-fflags", "+discardcorrupt", "-i", f"file:{path.absolute()}"]
-    taken = ["-map", "0:v:0", "-map_metadata", "-1", "-fps_mode", "passthrough"]
-    return [*source, *taken, *output, "pipe:1"]
+    mapping = ["-map", "0:v:0", "-map_metadata", "-1", "-fps_mode", "passthrough"]
+    return [*source, *mapping, *output, "pipe:1"]
 
 
 def _stream(path: Path, done: subprocess.CompletedProcess[bytes]) -> tuple[int, int, float]:
-    """Width, height and rate as decoded: the last stream ffmpeg names is its output."""
+    """Decoded width, height and rate: ffmpeg names its output stream last."""
     streams = _STREAM.findall(done.stderr.decode(errors="replace"))
     if not streams or not done.stdout:
         raise InputError(f"{path} holds no video frames.", hint=_CUT_HINT)
     width, height, fps = streams[-1]
     if not float(fps):
-        raise InputError(f"{path} says no frame rate.", hint=_CUT_HINT)
+        raise InputError(f"{path} has no frame rate.", hint=_CUT_HINT)
     return int(width), int(height), float(fps)
 
 
 def _hashes(path: Path, done: subprocess.CompletedProcess[bytes]) -> list[str]:
-    """The MD5 of each video frame, of which there is at least one. Raises InputError."""
+    """The MD5 of each video frame. Raises InputError without frames."""
     lines = [line for line in done.stdout.decode().splitlines() if line and line[0] != "#"]
     if not lines:
         raise InputError(f"{path} holds no video frames.", hint=_CUT_HINT)
     return [line.rpartition(",")[2].strip() for line in lines]
 
 
-def _refuse_cut(path: Path) -> None:
-    """InputError for a plain MP4 that lost its tail: ffmpeg would return fewer frames and succeed.
+def _check_complete(path: Path) -> None:
+    """Raise InputError for a truncated MP4, of which ffmpeg would silently decode fewer frames.
 
-    One killed while streaming is as whole as it will get, and passes.
+    Passes a fragmented file that was killed while streaming.
     """
     with _open(path) as file:
         boxes = _top_boxes(file)
         kinds = {box.kind for box in boxes}
         plain = bool(boxes) and boxes[0].kind == b"ftyp" and b"moof" not in kinds
         if plain and (b"moov" not in kinds or boxes[-1].end > _size(file)):
-            raise InputError(f"{path} is cut short.", hint=_CUT_HINT)
+            raise InputError(f"{path} is truncated.", hint=_CUT_HINT)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -216,7 +213,7 @@ def _open(path: Path) -> BinaryIO:
 
 @dataclass(frozen=True)
 class _Box:
-    """One box of an MP4: where its payload starts and, as it claims, ends (bytes in the file)."""
+    """One box of an MP4: offsets of its payload's start and claimed end."""
 
     kind: bytes
     start: int
@@ -224,14 +221,14 @@ class _Box:
 
 
 def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[_Box]:
-    """The boxes between two offsets, up to the first that makes no sense."""
+    """The boxes between two offsets, up to the first invalid one."""
     while start + 8 <= end:
         file.seek(start)
         size, kind = struct.unpack(">I4s", file.read(8))
         head = 8
         if size == 1 and start + 16 <= end:  # 64-bit size
             size, head = struct.unpack(">Q", file.read(8))[0], 16
-        elif size == 0:  # to the end
+        elif size == 0:  # extends to the end
             size = end - start
         if size < head:
             return
@@ -244,7 +241,7 @@ def _top_boxes(file: BinaryIO) -> list[_Box]:
 
 
 def _inside(file: BinaryIO, box: _Box, names: tuple[bytes, ...]) -> _Box | None:
-    """The box at the end of a path of names, if it lies whole within the others."""
+    """The box at a path of names, if it lies entirely within the others."""
     for name in names:
         start = box.start + (4 if box.kind == b"meta" else 0)  # meta has a version and flags
         inner = next((b for b in _boxes(file, start, box.end) if b.kind == name), None)

@@ -1,4 +1,4 @@
-"""Videos written so that a file under its final name is whole, or is not there."""
+"""Write videos atomically: a file under its final name is complete and verified."""
 
 import errno
 import os
@@ -22,21 +22,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_SHOWN_WITHIN_S = 1.0  # after the first frames; else with the next
+_SHOW_WITHIN_S = 1.0  # after the first frames; otherwise with the next ones
 
 _ADVICE = {
-    os.strerror(errno.ENOSPC): "free some space, or use another disk: --output-dir DIR",
-    os.strerror(errno.ENAMETOOLONG): "use a shorter name: --output NAME.mp4",
+    os.strerror(errno.ENOSPC): "free some space, or use another disk: `output_dir` DIR",
+    os.strerror(errno.ENAMETOOLONG): "use a shorter name: `output` NAME.mp4",
 }
-_ANY_ADVICE = "run the same command again, or use another place: --output-dir DIR"
+_ANY_ADVICE = "run the same command again, or use another place: `output_dir` DIR"
 
 
 @dataclass(frozen=True)
 class WrittenVideo:
-    """A verified file: bytes on disk, video frames, seconds, and digests.
-
-    Those of `framemd5`, and those that video/integrity.py tells of.
-    """
+    """A verified file: bytes on disk, video frames, seconds, and the digests of integrity.py."""
 
     path: Path
     bytes: int
@@ -48,34 +45,34 @@ class WrittenVideo:
 
 
 def framemd5(path: Path) -> str:
-    """One MD5 over those of all decoded video frames: equal when the frames are. Raises InputError.
+    """One MD5 over those of all decoded video frames: equal if the frames are. Raises InputError.
 
-    Frame rates and containers do not enter; only the last column of `-f framemd5` does.
+    Only the last column of `-f framemd5` counts, not frame rates and containers.
     """
     return read.decoded_md5(path)[1]
 
 
 def check_name(path: Path) -> None:
-    """Raise UsageError for a name that is no video's."""
+    """Raise UsageError for a name that is not valid for a video."""
     if path.suffix.lower() != ".mp4":
         hint = f"use {path.with_suffix('.mp4')}" if path.name else "use a name such as out.mp4"
         raise UsageError(f"output {str(path)!r} does not end in .mp4.", hint=hint)
     if (length := len(os.fsencode(path.name))) > LONGEST_NAME:
-        message = f"output name {path.name[:40]}… has {length} bytes; {LONGEST_NAME} may be used."
+        message = f"output name {path.name[:40]}… has {length} bytes; the limit is {LONGEST_NAME}."
         raise UsageError(message, hint="use a shorter name, or cut the prompt: {prompt:40}.mp4")
 
 
 def check_destination(path: Path) -> None:
-    """Make the folder, and try it.
+    """Create the folder, and try to write to it.
 
-    Raises UsageError for a name that cannot be, OutputError for a place that cannot be written.
+    Raises UsageError for an invalid name, OutputError for an unwritable folder.
     """
     check_name(path)
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder", hint=f"use {path / 'out.mp4'}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A try tells more than mode bits: root ignores them, and disks can be read-only.
+        # More reliable than mode bits: root ignores them, and disks can be read-only.
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
@@ -83,24 +80,24 @@ def check_destination(path: Path) -> None:
 
 
 class VideoWriter:
-    """Video frames in, one whole MP4 out:
+    """Writes video frames to one MP4:
 
         with VideoWriter(path, size=(832, 480), fps=16, encoding=Encoding()) as writer:
             writer.write(frames)
             record["output"] = writer.digests()
             written = writer.finish({"comment": json.dumps(record)})
 
-    A record is complete only after the last frame, and ffmpeg takes metadata at the start. So
-    frames go into a part, which `finish` copies, with the metadata, to a second one, verifies,
+    A record is complete only after the last frame, but ffmpeg reads metadata at the start. So
+    frames go into a part file, which `finish` copies, with the metadata, to a second one, verifies,
     seals and renames. Leaving the block without `finish` aborts.
 
-    The part is hidden, and removed on failure. When `streaming` it becomes NAME.part.mp4 with the
-    first frames; it has `metadata`, can be watched as it grows, survives any kill, and is left by
-    aborts and failures. Where a file has the name of either already, that is an error, unless its
-    path is among those to be `replaced`.
+    The part is hidden, and removed on failure. With `streaming` it becomes NAME.part.mp4 after the
+    first frames: it has `metadata`, can be watched as it grows, survives any kill, and is kept by
+    aborts and failures. An existing file with either name is an error, unless its path is in
+    `replaced`.
     """
 
-    def __init__(  # noqa: PLR0913 - all that a video file is
+    def __init__(  # noqa: PLR0913 - all properties of a video file
         self,
         path: Path,
         *,
@@ -116,7 +113,7 @@ class VideoWriter:
         self._replaced = replaced
         unwind_from_here()
         self.frames = 0
-        self._packets = ""  # their digest, once they are all there
+        self._packets = ""  # their digest, after the last frame
         self._closed = False
         self._final = path.absolute()  # the process may change its folder
         self._part, self._whole = part_name(self._final), part_name(self._final)
@@ -130,7 +127,7 @@ class VideoWriter:
                     metadata=metadata or {},
                 )
         except (SetupError, UsageError) as error:
-            # By now frames have cost hours; who catches OutputError to save them must see this.
+            # Frames may have cost hours; callers catch OutputError to save them.
             raise OutputError(str(error), hint=error.hint) from error
         except OSError as error:
             raise _failure(path, error) from error
@@ -154,9 +151,9 @@ class VideoWriter:
                 self._show_part()
 
     def digests(self) -> dict[str, str]:
-        """What a record says of the file, for its check; after the last frame. Raises OutputError.
+        """The digests for the record, after the last frame. Raises OutputError.
 
-        The one of the whole file follows, when there is one.
+        `finish` replaces the placeholder for that of the file.
         """
         with self._reporting():
             if not self.frames:
@@ -164,12 +161,12 @@ class VideoWriter:
             if not self._packets:
                 self._encoder.finish()
                 if self.streaming:
-                    self._shows_part()  # in the place of one that an earlier run left
+                    self._shows_part()  # replaces the part of an earlier run
                 self._packets = read.packets_sha256(self._part)
         return {"packets_sha256": self._packets, "file_sha256": UNSEALED}
 
     def finish(self, metadata: Mapping[str, str]) -> WrittenVideo:
-        """Put the verified video under its final name, with `metadata`. Raises OutputError."""
+        """Verify the video and move it to its final name, with `metadata`. Raises OutputError."""
         packets = self.digests()["packets_sha256"]
         with self._reporting():
             _copy(self._part, self._whole, metadata=metadata)
@@ -188,11 +185,11 @@ class VideoWriter:
         return WrittenVideo(self.path, size, self.frames, seconds, md5, packets, digest)
 
     def abort(self) -> None:
-        """End ffmpeg within a second; the final name stays as it was. Safe to call again."""
+        """Stop ffmpeg within a second, leaving the final name untouched. Safe to call again."""
         if self._closed:
             return
         self._closed = True
-        # ffmpeg still holds a few frames; a part that stays should have them.
+        # ffmpeg still holds a few frames, which a part that is kept should include.
         self._encoder.stop(patience_s=0.5 if self.streaming else 0.0)
         remove(self._whole)
         with suppress(OSError):
@@ -201,26 +198,26 @@ class VideoWriter:
         remove(self._part)
 
     def _shows_part(self) -> bool:
-        """Whether the part is at NAME.part.mp4, where it is put once it plays."""
+        """Whether the part is at NAME.part.mp4; moves it there once it plays."""
         shown = stream_part(self._final)
         if self._part == shown:
             return True
         if not read.holds_fragments(self._part):
             return False
         overwrite = stream_part(self.path) in self._replaced
-        place(self._part, shown, overwrite=overwrite)  # ffmpeg goes on writing into it
+        place(self._part, shown, overwrite=overwrite)  # ffmpeg keeps writing to it
         self._part = shown
         return True
 
     def _show_part(self) -> None:
-        until = time.monotonic() + _SHOWN_WITHIN_S
-        # A fragment is complete when the next frame has come.
+        until = time.monotonic() + _SHOW_WITHIN_S
+        # A fragment is complete once the next frame is encoded.
         while not self._shows_part() and self.frames > 1 and time.monotonic() < until:
             time.sleep(0.005)
 
     @contextmanager
     def _reporting(self) -> Iterator[None]:
-        """Whatever goes wrong inside aborts, and becomes one OutputError."""
+        """Abort on any error in the block, and raise it as OutputError."""
         if self._closed:
             raise ValueError("this writer is closed")
         try:
@@ -231,7 +228,7 @@ class VideoWriter:
 
 
 def _copy(part: Path, whole: Path, *, metadata: Mapping[str, str]) -> None:
-    """The encoded stream of `part`, untouched, with its index in front and `metadata` in it."""
+    """Copy the encoded stream of `part` with its index in front and `metadata`."""
     done = run_ffmpeg(
         *("-v", "level+error", "-y", "-i", f"file:{part}"),
         *("-f", "ffmetadata", "-i", "pipe:0", "-map", "0:v:0", "-map_metadata", "1"),
@@ -242,17 +239,17 @@ def _copy(part: Path, whole: Path, *, metadata: Mapping[str, str]) -> None:
 
 
 def _verify(whole: Path, *, frames: int, comment: str) -> str:
-    """Read a file back; its `framemd5`, or an OSError that says what is missing."""
-    found, md5 = read.decoded_md5(whole)
-    if found != frames:
-        raise OSError(f"only {found} of {frames} video frames read back")
+    """Read a file back and return its `framemd5`. Raises OSError if anything is missing."""
+    decoded, md5 = read.decoded_md5(whole)
+    if decoded != frames:
+        raise OSError(f"only {decoded} of {frames} video frames read back")
     if (read.read_comment(whole) or "") != comment:
         raise OSError("its record does not read back as it was written")
     return md5
 
 
 def _failure(path: Path, error: Exception, *, part: Path | None = None) -> OutputError:
-    """One line with the reason; the hint names the part, where one was left."""
+    """One line with the reason; the hint names the part if one was left."""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     hint = _ADVICE.get(reason, _ANY_ADVICE)
     if part and part.exists():
@@ -261,7 +258,7 @@ def _failure(path: Path, error: Exception, *, part: Path | None = None) -> Outpu
 
 
 def _sync(path: Path) -> None:
-    """Onto the disk, file or folder; here a full quota or a dying disk shows."""
+    """fsync a file or folder; reports a full quota or a failing disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
