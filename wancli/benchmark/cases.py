@@ -1,4 +1,4 @@
-"""What a bench measured, and what that comes to. `bench.json` holds it; imports no torch."""
+"""The measurements of a bench and their summary, as in `bench.json`. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -35,7 +35,7 @@ class BenchInputs:
 
 @dataclass(frozen=True)
 class Case:
-    """What every variant makes."""
+    """A prompt and a seed that every variant renders."""
 
     prompt: str
     seed: int
@@ -76,7 +76,7 @@ class SpeedUp:
 
 @dataclass(frozen=True)
 class Summary:
-    """What the runs of one arm come to. Quality is None for the baseline."""
+    """Summary of the runs of one arm. Quality is None for the baseline."""
 
     denoise_s: float  # median
     total_s: float  # median
@@ -116,7 +116,7 @@ class NoiseFloor:
 
 @dataclass(frozen=True)
 class Bench:
-    """All of it."""
+    """A whole bench."""
 
     created: str  # ISO 8601, UTC
     command: str
@@ -145,7 +145,7 @@ class Bench:
 
 
 def summarize(runs: Sequence[Run], baseline: Sequence[Run]) -> Summary:
-    """What `runs` of one arm come to beside the baseline's of the same prompts and seeds."""
+    """Summarize runs of one arm against those of the baseline, by prompt and seed."""
     usual = {run.case: run for run in baseline}
     uses = [use for run in runs for use in run.uses]
     peaks = [run.peak_gib for run in runs if run.peak_gib is not None]
