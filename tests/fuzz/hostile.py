@@ -12,7 +12,7 @@ from tests.fuzz.child import File, Null
 from tests.fuzz.judge import Fault
 from tests.fuzz.spoiling import Kind
 
-EACH = 2_000
+EACH = 200
 KINDS: tuple[Kind, ...] = (
     record, record_inside, preset, bench, script, latents, video, picture, model, rollout, lora,
     noise, checkpoint, cache, special,

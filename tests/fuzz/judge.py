@@ -103,6 +103,8 @@ def files(
 def ours(name: str) -> bool:
     """Whether a new file has a name that is meant to stay."""
     name = name.removeprefix("home/.config")
+    if re.fullmatch(r"/wancli/presets/[^./][^/]*\.toml", name):  # `preset save new.part`
+        return True
     return not _RUBBISH.search(name.partition("/")[2]) and not name.startswith("tmp/")
 
 
