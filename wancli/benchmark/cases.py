@@ -61,7 +61,7 @@ class Run:
 
     @property
     def case(self) -> tuple[str, int]:
-        """What every arm makes once: prompt and seed."""
+        """The prompt and seed that every arm renders once."""
         return self.prompt, self.seed
 
 

@@ -29,7 +29,7 @@ from wancli.video.compare import Quality, compare_latents, compare_videos
 
 @dataclass
 class RenderedRun:
-    """What one variant made of one case: frames uint8 [T, H, W, 3], latents [1, C, F, H, W]."""
+    """One case rendered by one variant: frames uint8 [T, H, W, 3], latents [1, C, F, H, W]."""
 
     run: Run
     frames: NDArray[Any]
@@ -54,7 +54,7 @@ class Measurer:
 
     @property
     def machine(self) -> dict[str, str]:
-        """What it is measured on."""
+        """The machine it is measured on."""
         found = resolve_machine(self.baseline.settings.machine)
         named = ("device", "dtype", "attention_backend")
         return {name: getattr(found, name) for name in named} | versions()
@@ -73,13 +73,13 @@ class Measurer:
             ]
 
     def usual(self, case: Case) -> RenderedRun:
-        """What the baseline makes of a case; made once."""
+        """The baseline's render of a case, made once."""
         if case not in self._usual:
             self._usual[case] = self._make(self.baseline, case, "to compare with")
         return self._usual[case]
 
     def made(self, variant: Variant, case: Case) -> RenderedRun:
-        """What a variant makes of a case, beside the baseline's, with no video written."""
+        """A variant's render of a case compared with the baseline's; writes no video."""
         usual, made = self.usual(case), self._make(variant, case, variant.flags)
         made.run = _beside(made, usual)
         return made

@@ -56,7 +56,7 @@ def _fixed(value: float | None, decimals: int) -> str:
 
 
 def _sources(runs: Sequence[Run], folder: Path) -> tuple[dict[str, str], bool]:
-    """What each video is called in the page, by its path; whether they are inside it."""
+    """The source of each video in the page, by path; whether they are embedded."""
     files = {run.video: folder / run.video for run in runs}
     for file in files.values():
         if not file.is_file():
@@ -69,7 +69,7 @@ def _sources(runs: Sequence[Run], folder: Path) -> tuple[dict[str, str], bool]:
 
 
 def _notes(bench: Bench) -> Iterator[str]:
-    """What it comes to, in sentences."""
+    """The results in sentences."""
     for arm in bench.arms[1:]:
         yield from _notes_on(arm)
     if bench.identity is False:

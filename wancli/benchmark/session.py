@@ -40,7 +40,7 @@ SHARED = ("model", "machine", "video", "output")  # by all variants: one loaded 
 
 @dataclass(frozen=True)
 class Goals:
-    """What must hold at the end, and what is looked for."""
+    """Thresholds for the exit code, and the target of tuning."""
 
     least_ssim: float | None = None  # of any video frame of a lossy variant
     most_ratio: float | None = None  # of a variant's denoising time to the baseline's

@@ -25,7 +25,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was tried, and the best of it; None where no reuse at all is close enough."""
+    """The thresholds that were tried, and the best; None if no reuse is close enough."""
 
     points: tuple[Point, ...]
     best: Point | None

@@ -1,4 +1,4 @@
-"""What a video shows, said from its pixels alone: the examiner of the demo model.
+"""Judge what a video shows from its pixels alone: the examiner of the demo model.
 
 It knows the world's palette and outlines, never the prompt. Every attribute can come out as `NONE`:
 a judge that always picks the nearest word calls mush a success. The limits lie between what true
@@ -38,7 +38,7 @@ UNIT_AREA = {"circle": math.pi, "square": 1.76**2, "triangle": 3 * math.sqrt(3) 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is seen. Every word is the world's or `NONE`."""
+    """A verdict. Every word is the world's or `NONE`."""
 
     color: str
     shape: str

@@ -1,4 +1,4 @@
-"""What an evaluation says: as JSON, as a table and as contact sheets."""
+"""Reports of an evaluation: JSON, a table and contact sheets."""
 
 import logging
 import math
@@ -94,7 +94,7 @@ class Use:
 
 
 def missed_goals(uses: Sequence[Use], decibels: Sequence[float]) -> list[str]:
-    """What is under its goal, in words."""
+    """The figures below their goals, in words."""
     out = [
         f"{use.name}: {name} {use.percent()[name]:.1f} %, goal {goal:g} %"
         for use in uses

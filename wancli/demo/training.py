@@ -1,4 +1,4 @@
-"""What both trainings share: the optimizer, the schedule, checkpoints and curves."""
+"""Shared by both trainings: the optimizer, the schedule, checkpoints and curves."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -73,7 +73,7 @@ def save_checkpoint(path: Path, **state: Any) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """What `save_checkpoint` wrote, or None on a first run."""
+    """The state that `save_checkpoint` wrote, or None on a first run."""
     return torch.load(path, weights_only=True) if path.exists() else None
 
 

@@ -39,7 +39,7 @@ CONTEXT_NOISE = 0.1  # at most: a rollout's own past is never quite clean
 
 
 class Model(nn.Module):
-    """What is trained together."""
+    """The modules that are trained together."""
 
     def __init__(self, transformer: WanTransformer3DModel, text_encoder: UMT5EncoderModel) -> None:
         super().__init__()

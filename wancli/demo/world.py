@@ -83,7 +83,7 @@ FILLERS = ("a nice video of", "cinematic shot,", "best quality", "beautiful", "s
 
 @dataclass(frozen=True)
 class Combination:
-    """What a prompt says."""
+    """The attributes that a prompt names."""
 
     color: str
     shape: str

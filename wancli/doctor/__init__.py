@@ -1,1 +1,1 @@
-"""What this machine can run, tried and measured."""
+"""Checks and measurements of this machine."""

@@ -1,4 +1,4 @@
-"""What is here, what is missing, and the command that mends it: tried, not believed."""
+"""Checks of packages, devices, disks and ffmpeg, each with the command that fixes it."""
 
 import importlib
 import os

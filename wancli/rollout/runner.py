@@ -243,7 +243,7 @@ class _Run:
 
 
 def _reuse(job: RolloutJob, timings: TimingLog) -> dict[str, Any]:
-    """What the step cache saved; empty without one."""
+    """Savings of the step cache; empty without one."""
     method = job.settings.step_cache.step_cache
     return {} if method == "none" else {"method": method, **reuse(timings)}
 
