@@ -257,5 +257,5 @@ def test_video_that_is_not_finite_is_refused_before_clamping(value: float, way: 
     made = StreamingDecoder(vae) if way == "streamed" else partial(decode, vae)
     with pytest.raises(RunError, match="not finite") as caught:
         made(torch.zeros(1, 4, 1, 2, 2))
-    assert caught.value.hint == "--vae-dtype float32"
+    assert caught.value.hint == "`vae_dtype float32`"
     assert not vae.decoder._forward_hooks

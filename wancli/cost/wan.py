@@ -84,17 +84,23 @@ def rollout_forwards(spec: ModelSpec, plan: RolloutPlan) -> Mapping[Forward, int
     """
     branches, per_frame = 2 if plan.guided else 1, plan.shape.tokens_per_frame
     window, after = plan.window.window, plan.window.trim == "after"
-    counts: Counter[Forward] = Counter()
     chunks = [(span, 0) for span in plan.context]
     chunks += list(zip(plan.spans, plan.steps, strict=True))
-    for number, (span, steps) in enumerate(chunks):
-        clean = spec.experts if number < len(chunks) - 1 else 0
-        later = min(span.end, window)
-        first = min(span.first_frame, window) + span.frames if after else later
-        for frames, count in ((first, 1), (later, steps + clean - 1)):
-            tokens = span.frames * per_frame
-            forward = Forward(tokens, frames * per_frame, spec.text_length, reuses_prompt_kv=True)
-            counts[forward] += branches * count
+    # There may be a million chunks; once the window is full they are all alike.
+    alike = Counter(
+        (span.frames, min(span.first_frame, window), min(span.end, window), steps)
+        for span, steps in chunks[:-1]
+    )
+    last, steps = chunks[-1]
+    kinds = [(kind, spec.experts, times) for kind, times in alike.items()]
+    kinds += [((last.frames, min(last.first_frame, window), min(last.end, window), steps), 0, 1)]
+    counts: Counter[Forward] = Counter()
+    for (frames, before, later, steps), clean, times in kinds:
+        first = before + frames if after else later
+        for reach, count in ((first, 1), (later, steps + clean - 1)):
+            tokens = frames * per_frame
+            forward = Forward(tokens, reach * per_frame, spec.text_length, reuses_prompt_kv=True)
+            counts[forward] += branches * count * times
     return counts
 
 
