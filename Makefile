@@ -60,7 +60,7 @@ $(OLDEST)/.ready: pyproject.toml constraints.txt tests/oldest.py
 	@$(OLDEST)/bin/python -m pip install --quiet -c $(OLDEST)/constraints.txt --no-build-isolation -e '.[dev,gpu]'
 	@touch $@
 
-fuzz: $(READY) ## Try the whole campaign of hostile input, kills and full disks: half an hour
+fuzz: $(READY) ## Try the whole campaign of hostile input, kills and full disks: most of an hour
 	@echo "fuzz: docs/reliability.md says what is tried, and what counts as a failure"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz
 

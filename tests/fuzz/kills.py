@@ -16,7 +16,7 @@ from tests.fuzz.materials import CHUNKED, SMALL
 from tests.fuzz.place import Listing, added, harmed
 from tests.fuzz.warm import Ended
 
-SIZE = 300
+SIZE = 120
 TINY = ("--model", "tiny", *SMALL, "--num-frames", "5")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STREAMS = (Null, File, File)
