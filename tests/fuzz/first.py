@@ -62,7 +62,8 @@ def attempt(case: Case) -> Iterator[Fault]:
         yield Fault("words", f"{code} without a word", f"{where}\n{said[-500:]}")
     if "\x1b" in said or "unexpected" in said:
         yield Fault("words", "an escape, or unexpected", f"{where}\n{said[-500:]}")
-    yield from judge.files(Ended(2, b"", b"", 0), case.place, before)
+    # One that was done in time has written what it should; all others have written nothing.
+    yield from judge.files(Ended(2 if code else 0, b"", b"", 0), case.place, before)
 
 
 def _without_script(said: str) -> str:

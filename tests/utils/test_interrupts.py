@@ -111,10 +111,10 @@ def test_nohup_is_obeyed(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after_s", [0.15, 0.3, 0.6, 1, 1.5, 2, 3, 4])
+@pytest.mark.parametrize("after_s", [0.3, 0.6, 1, 1.5, 2, 3, 4])
 def test_in_the_first_seconds_of_a_command_it_is_clean(after_s, tiny_model, tmp_path):
     command = [sys.executable, "-m", "wancli", "generate", "x", "--model", str(tiny_model)]
-    command += ["--size", "32x32", "--frames", "5", "--steps", "9000", "-q"]
+    command += ["--size", "32x32", "--frames", "5", "--steps", "1000", "-q"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     with pytest.raises(subprocess.TimeoutExpired):
         process.communicate(timeout=after_s)

@@ -240,13 +240,13 @@ def test_processes_that_come_and_go_never_share_a_name_and_leave_nothing(tmp_pat
     program = """
         import os, sys, time
         from pathlib import Path
-        from wancli.utils.locks import FolderLock, Held
+        from wancli.utils.locks import FolderLock, NameLocked
         for turn in range(400):
             lock = FolderLock(Path())
             assert lock.works
             try:
                 lock.acquire(f"name{turn % 2}")
-            except Held:
+            except NameLocked:
                 pass
             else:
                 mark = Path(f"mark{turn % 2}")
