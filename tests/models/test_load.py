@@ -30,7 +30,7 @@ def test_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu():
 
 def test_a_missing_device_is_refused():
     assert pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(SetupError, match="--device cuda:99"):
+    with pytest.raises(SetupError, match="`device cuda:99`"):
         pick_device("cuda:99")
 
 
