@@ -73,7 +73,7 @@ CASES: dict[str, tuple[tuple[str, ...], bytes, int, str]] = {
     "a larger picture than Pillow likes": (IMAGE, png(10_000, 10_000), 4, "pixels"),
     "a cut picture": (IMAGE, png(96, 96)[:-40], 4, "x"),
     "a picture without rows": (IMAGE, png(96, 96), 4, "x"),
-    "not a picture": (IMAGE, b"GIF89a", 4, "no picture"),
+    "not a picture": (IMAGE, b"GIF89a", 4, "not a picture"),
     "a program": (IMAGE, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 4, "not a picture"),
     "latents with a huge header": (LATENTS, HUGE, 4, "safetensors"),
     "latents of whole numbers": (LATENTS, tensors({"latents": [3, 8, 6, 6]}, "I32"), 4, "I32"),
