@@ -25,7 +25,7 @@ PROMPT = "a red circle moving right on a black background"
 
 def main() -> int:
     """Measure, print every try, and the ratios; 1 where a goal is missed."""
-    parser = argparse.ArgumentParser(prog="python -m bench.threads", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.threads", description=__doc__)
     parser.add_argument("--tries", type=int, default=10)
     parser.add_argument("--places", nargs="+", choices=PLACES, default=list(PLACES))
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))

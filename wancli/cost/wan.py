@@ -86,16 +86,20 @@ def rollout_forwards(spec: ModelSpec, plan: RolloutPlan) -> Mapping[Forward, int
     window, after = plan.window.window, plan.window.trim == "after"
     chunks = [(span, 0) for span in plan.context]
     chunks += list(zip(plan.spans, plan.steps, strict=True))
+    last = len(chunks) - 1
     # There may be a million chunks; once the window is full they are all alike.
     alike = Counter(
-        (span.frames, min(span.first_frame, window), min(span.end, window), steps)
-        for span, steps in chunks[:-1]
+        (
+            span.frames,
+            min(span.first_frame, window),
+            min(span.end, window),
+            steps,
+            spec.experts if number < last else 0,
+        )
+        for number, (span, steps) in enumerate(chunks)
     )
-    last, steps = chunks[-1]
-    kinds = [(kind, spec.experts, times) for kind, times in alike.items()]
-    kinds += [((last.frames, min(last.first_frame, window), min(last.end, window), steps), 0, 1)]
     counts: Counter[Forward] = Counter()
-    for (frames, before, later, steps), clean, times in kinds:
+    for (frames, before, later, steps, clean), times in alike.items():
         first = before + frames if after else later
         for reach, count in ((first, 1), (later, steps + clean - 1)):
             tokens = frames * per_frame
