@@ -22,7 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from wancli.catalog.geometry import Span, WindowConfig
 from wancli.demo.causal import Layout, causal_velocity, slots
-from wancli.rollout.denoiser import CausalDenoiser, PromptPair, causal
+from wancli.rollouts.denoiser import CausalDenoiser, PromptPair, causal
 
 DIM, HEADS, LAYERS, FFN, TEXT = 384, 3, 6, 2240, 512
 CHUNK, PER_FRAME = 3, 132  # latent frames, tokens per frame: 396 tokens per chunk

@@ -13,12 +13,12 @@ FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.r
 # Each may import those before it. The light ones answer in milliseconds: they never import torch.
 LIGHT = ("errors", "utils", "catalog", "config", "records")
 ORDER = (
-    *LIGHT, "video", "planning", "cost", "sampling", "caching", "models", "generate", "rollout",
+    *LIGHT, "video", "planning", "cost", "caching", "models", "generation", "rollouts",
     "doctor", "benchmark", "demo", "cli", "__main__",
 )  # fmt: skip
 LIGHT_PACKAGES = {*LIGHT, "planning", "cost", "cli", "__init__", "__main__"}
 HEAVY = {"torch", "diffusers", "transformers", "numpy", "cache_dit", "huggingface_hub"}
-ONLY_IMPORTER = {"cache_dit": "caching/step_cache.py", "ray": "generate/ray.py"}
+ONLY_IMPORTER = {"cache_dit": "caching/step_cache.py", "ray": "generation/ray.py"}
 PRINTING = {"cli/screen.py", "cli/streams.py"}
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from wancli.caching.rolling_attention import ROPE_THETA
 from wancli.caching.rolling_kv import RollingKV
 from wancli.catalog.geometry import Span, WindowConfig
-from wancli.rollout.denoiser import PromptPair, causal
+from wancli.rollouts.denoiser import PromptPair, causal
 
 SIDE = 4  # latents: 2 x 2 tokens a latent frame
 PER_FRAME = 4

@@ -105,7 +105,7 @@ def test_an_unexpected_error_is_one_line_too(wancli: Wancli, monkeypatch: pytest
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("wancli.generate.batch.make_plan", broken)
+    monkeypatch.setattr("wancli.generation.batch.make_plan", broken)
     said = wancli(*GENERATE)
     assert said.code == 1
     assert "ZeroDivisionError" in complaint(said)[0]

@@ -192,7 +192,7 @@ def test_a_failed_save_keeps_latents_that_decode_to_the_same_frames(
     wancli(*small(tiny_model), "--seed", 1, "-o", "whole.mp4")
     Path("a.latents.safetensors").write_text("mine")
     with monkeypatch.context() as patch:
-        patch.setattr("wancli.generate.batch.check_encoder", lambda _: None)  # it broke later
+        patch.setattr("wancli.generation.batch.check_encoder", lambda _: None)  # it broke later
         patch.setattr("wancli.video.ffmpeg.ffmpeg_exe", lambda: "/bin/false")
         failed = wancli(*small(tiny_model), "--seed", 1, "-o", "a.mp4", "--json")
     assert failed.code == 6

@@ -271,7 +271,7 @@ def test_tensors_that_are_not_finite_are_refused(tmp_path: Path, name: str):
     import torch
     from safetensors.torch import save_file
 
-    from wancli.rollout.context import read_tensors
+    from wancli.rollouts.context import read_tensors
 
     save_file({name: torch.tensor([1.0, torch.inf])}, tmp_path / "x")
     with pytest.raises(InputError, match=f"{name} is not finite"):
@@ -279,7 +279,7 @@ def test_tensors_that_are_not_finite_are_refused(tmp_path: Path, name: str):
 
 
 def test_a_file_that_is_named_like_a_chunk_is_none(tmp_path: Path):
-    from wancli.rollout.store import RolloutStore
+    from wancli.rollouts.store import RolloutStore
 
     for name in ("chunk-abc", "chunk-", "chunk--00001", "chunk-1", "chunk-000007"):
         (tmp_path / f"{name}.safetensors").touch()

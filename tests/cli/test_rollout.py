@@ -401,7 +401,7 @@ def test_a_transformer_alone_rolls_out_from_tensors(wancli: Wancli, tiny_model: 
 def test_decoding_beside_the_next_chunk_gives_the_same_frames(
     wancli: Wancli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from wancli.rollout import runner as roll
+    from wancli.rollouts import runner as roll
 
     wancli(*small(tiny_model, "--chunks", 3, "-o", "a.mp4"))
     plain = roll.roll

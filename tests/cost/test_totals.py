@@ -29,7 +29,7 @@ from wancli.models.load import load_pipeline
 from wancli.planning.inputs import NO_INPUTS, add_required_inputs
 from wancli.planning.offload import OFFLOADS
 from wancli.planning.plan import RolloutPlan, make_plan, make_rollout_plan
-from wancli.rollout.denoiser import PromptPair, causal
+from wancli.rollouts.denoiser import PromptPair, causal
 
 TINY = Transformer(
     layers=2, heads=2, head_dim=12, ffn=32, in_channels=4, out_channels=4, text_dim=16, freq_dim=16

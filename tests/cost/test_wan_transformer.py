@@ -30,7 +30,7 @@ from wancli.cost.wan_transformer import (
     transformer_parameters,
     wide_parameters,
 )
-from wancli.rollout.denoiser import PromptPair, causal
+from wancli.rollouts.denoiser import PromptPair, causal
 
 NAMED = {n: a for n, a in vars(architectures).items() if isinstance(a, Architecture)}
 PUBLISHED = {

@@ -13,7 +13,7 @@ from wancli.catalog.geometry import Span, WindowConfig
 from wancli.errors import PlanError
 from wancli.models.offload import OffloadHook, OffloadManager, ResidentHook, offload_to, place
 from wancli.models.vae import StreamingDecoder
-from wancli.rollout.denoiser import PromptPair, causal
+from wancli.rollouts.denoiser import PromptPair, causal
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 

@@ -25,7 +25,7 @@ from wancli.config.settings import Machine
 from wancli.errors import PlanError
 from wancli.models.load import load_pipeline
 from wancli.models.optimize import check_speed, compile_blocks, fuse_qkv, speed_up
-from wancli.rollout.denoiser import PromptPair, causal
+from wancli.rollouts.denoiser import PromptPair, causal
 
 CPU = torch.device("cpu")
 

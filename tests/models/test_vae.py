@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.fakes import tiny_vae
 from wancli.errors import RunError
-from wancli.generate.denoise import decode
+from wancli.generation.denoise import decode
 from wancli.models.vae import (
     StreamingDecoder,
     denormalize,

@@ -12,7 +12,15 @@ from torch import Tensor
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Wancli
 from tests.fakes import tiny_clip, tiny_folder, tiny_image
-from tests.generate.test_offload import CACHES, CPU, GIVEN, every_way, loaded_for, same, settings_of
+from tests.generation.test_offload import (
+    CACHES,
+    CPU,
+    GIVEN,
+    every_way,
+    loaded_for,
+    same,
+    settings_of,
+)
 from tests.hunyuan import tiny_hunyuan, tiny_hunyuan_folder
 from wancli.catalog.specs import SPECS
 from wancli.catalog.tasks import ANIMATE, VACE
@@ -20,8 +28,8 @@ from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Machine, RolloutSettings, Settings
 from wancli.config.tuned import tuned_for
 from wancli.errors import PlanError, SettingsError, UsageError
-from wancli.generate.denoise import clip_frames, denoise
-from wancli.generate.prompts import encode_prompt
+from wancli.generation.denoise import clip_frames, denoise
+from wancli.generation.prompts import encode_prompt
 from wancli.models.load import Loaded, transformers_of
 from wancli.models.offload import offload_to
 from wancli.models.optimize import speed_up
@@ -29,7 +37,7 @@ from wancli.planning.inputs import NO_INPUTS
 from wancli.planning.plan import make_plan
 from wancli.planning.rules_machine import check_device_kind
 from wancli.records.record import Request
-from wancli.rollout.resume import check_same
+from wancli.rollouts.resume import check_same
 
 SMALL = ("--steps", 2, "--frames", 5, "--size", "320x64", "--seed", 1, "-q")
 HUNYUAN = ("--model", "hunyuanvideo")

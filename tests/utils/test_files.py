@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from wancli.errors import OutputError
-from wancli.rollout.store import RolloutStore
+from wancli.rollouts.store import RolloutStore
 from wancli.utils.files import is_part, part_name, remove_parts, write_beside, write_whole
 from wancli.video.latents import keep_latents, save_latents
 

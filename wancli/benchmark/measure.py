@@ -14,10 +14,10 @@ from wancli.benchmark.cases import BenchInputs, Case, Run, Variant
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import TASKS
 from wancli.config.settings import Settings
-from wancli.generate.conditioning import read_pictures
-from wancli.generate.denoise import StepResult, clip_frames, denoise
-from wancli.generate.prompts import encode_prompt
-from wancli.generate.runner import write_video
+from wancli.generation.conditioning import read_pictures
+from wancli.generation.denoise import StepResult, clip_frames, denoise
+from wancli.generation.prompts import encode_prompt
+from wancli.generation.runner import write_video
 from wancli.models.load import Loaded, load_pipeline, resolve_machine
 from wancli.models.memory import fits_in_memory, peak_memory, reset_peak_memory
 from wancli.models.timer import Timer

@@ -31,7 +31,7 @@ from wancli.config.layers import settings_layers
 from wancli.config.resolve import Layer, resolve
 from wancli.config.seeds import parse_seeds
 from wancli.config.settings import Settings
-from wancli.generate.batch import GenerateRequest, OutputFiles, plan_videos
+from wancli.generation.batch import GenerateRequest, OutputFiles, plan_videos
 from wancli.planning.inputs import InputFiles
 
 Count = Annotated[

@@ -25,11 +25,11 @@ from wancli.config.resolve import Layer, resolve
 from wancli.config.seeds import parse_seeds
 from wancli.config.settings import Settings
 from wancli.errors import InputError
-from wancli.generate.batch import GenerateRequest, OutputFiles, plan_videos
+from wancli.generation.batch import GenerateRequest, OutputFiles, plan_videos
 from wancli.planning.context import ContextFiles
 from wancli.planning.input_files import find_recorded_files
 from wancli.records.record import parse_record, read_record_file, settings_of
-from wancli.rollout.session import RolloutRequest, RolloutSession
+from wancli.rollouts.session import RolloutRequest, RolloutSession
 
 
 @takes_output_options

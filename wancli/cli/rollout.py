@@ -31,7 +31,7 @@ from wancli.planning.context import ContextFiles
 from wancli.planning.earlier_rollout import find_rollout, stored_request
 from wancli.planning.prompts import parse_change, read_script
 from wancli.records.record import settings_of
-from wancli.rollout.session import RolloutRequest, RolloutSession
+from wancli.rollouts.session import RolloutRequest, RolloutSession
 
 START, SCRIPT, RESEARCH, AGAIN = "Start", "Prompts", "Research", "Resuming"
 PROMPT_KV = ("prompt_kv", "kv_align", "free_kv_weights")  # rollouts always compute a prompt once

@@ -75,7 +75,7 @@ def decode(
     outputs.add(OutputFile(output, "--output"), *sidecar_files(output))
     screen = Screen(output_options)
     with outputs.locked():
-        from wancli.generate.runner import decode_file
+        from wancli.generation.runner import decode_file
 
         with screen.progress() as report:
             record = decode_file(latents, output, report, overrides, replaced=outputs.replaced)

@@ -36,7 +36,7 @@ from wancli.demo.transformer import (
     shifted,
 )
 from wancli.demo.world import Combination, describe
-from wancli.sampling.flow import few_step, few_step_levels, guide
+from wancli.generation.flow import few_step, few_step_levels, guide
 
 RANK = 16
 GUIDANCE = 2.5  # of the teacher; the student has it built in

@@ -43,15 +43,15 @@ from wancli.demo.report import (
 )
 from wancli.demo.world import Scene, combinations, render, sample_scene
 from wancli.errors import WancliError
-from wancli.generate.denoise import decode, denoise
-from wancli.generate.prompts import encode_prompt
+from wancli.generation.denoise import decode, denoise
+from wancli.generation.noise import IndexedNoise
+from wancli.generation.prompts import encode_prompt
 from wancli.models.load import Loaded, load_pipeline
 from wancli.models.vae import to_pixels
 from wancli.planning.plan import RolloutPlan, make_plan, make_rollout_plan
-from wancli.rollout.denoiser import PromptPair
-from wancli.rollout.loop import Chunk, ChunkPrompt, ContextBuffer, RolloutInputs, rollout
-from wancli.rollout.sampler import ChunkSampler, causal_denoiser
-from wancli.sampling.noise import IndexedNoise
+from wancli.rollouts.denoiser import PromptPair
+from wancli.rollouts.loop import Chunk, ChunkPrompt, ContextBuffer, RolloutInputs, rollout
+from wancli.rollouts.sampler import ChunkSampler, causal_denoiser
 
 PROMPTS = 208  # every combination that is held out, once
 PART = 16  # clips that one process makes at a time

@@ -28,7 +28,7 @@ from wancli.demo.parts import (
 )
 from wancli.demo.training import Log, Optimizer, batches, load_checkpoint, rate, save_checkpoint
 from wancli.demo.world import describe
-from wancli.sampling.flow import add_noise
+from wancli.generation.flow import add_noise
 
 FRAMES = 9  # latent frames of a clip
 BATCH = 16

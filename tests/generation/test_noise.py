@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from wancli.catalog.geometry import Span
-from wancli.sampling.noise import IndexedNoise, StreamNoise
+from wancli.generation.noise import IndexedNoise, StreamNoise
 
 SHAPE = (2, 4, 4)
 SPANS = (Span(0, 0, 3), Span(1, 3, 3), Span(2, 6, 1))

@@ -15,7 +15,8 @@ from wancli.catalog.geometry import Span
 from wancli.catalog.specs import ModelSpec
 from wancli.config.settings import RolloutSettings
 from wancli.errors import InputError, OutputError, RunError
-from wancli.generate.runner import finish
+from wancli.generation.noise import IndexedNoise, Noise, StreamNoise
+from wancli.generation.runner import finish
 from wancli.models.load import Loaded, load_pipeline
 from wancli.models.memory import fits_in_memory, give_back, peak_memory
 from wancli.models.timer import Timer
@@ -24,22 +25,21 @@ from wancli.planning.prompts import PromptSchedule
 from wancli.records.progress import Phase, Report, Step
 from wancli.records.record import UNFINISHED, Request, RunRecord, rounded, write_record
 from wancli.records.write import start_record, versions
-from wancli.rollout.context import (
+from wancli.rollouts.context import (
     InitialContext,
     PromptEncoder,
     ResearchTensors,
     read_context,
     read_noise,
 )
-from wancli.rollout.denoiser import CausalDenoiser
-from wancli.rollout.loop import Chunk, ContextBuffer, KVCommitted, RolloutInputs, rollout
-from wancli.rollout.loop import StepDone as ChunkStep
-from wancli.rollout.resume import start_rollout
-from wancli.rollout.sampler import ChunkSampler, causal_denoiser
-from wancli.rollout.sink import ChunkOutput, VideoSink
-from wancli.rollout.store import CONTEXT, TIMES_FILE, RolloutStore, chunk_name
-from wancli.rollout.timings import ChunkTiming, TimingLog, rates, reuse, summed
-from wancli.sampling.noise import IndexedNoise, Noise, StreamNoise
+from wancli.rollouts.denoiser import CausalDenoiser
+from wancli.rollouts.loop import Chunk, ContextBuffer, KVCommitted, RolloutInputs, rollout
+from wancli.rollouts.loop import StepDone as ChunkStep
+from wancli.rollouts.resume import start_rollout
+from wancli.rollouts.sampler import ChunkSampler, causal_denoiser
+from wancli.rollouts.sink import ChunkOutput, VideoSink
+from wancli.rollouts.store import CONTEXT, TIMES_FILE, RolloutStore, chunk_name
+from wancli.rollouts.timings import ChunkTiming, TimingLog, rates, reuse, summed
 from wancli.utils.interrupts import Interrupted
 from wancli.video.drift import DriftMeter
 from wancli.video.ffmpeg import Encoding

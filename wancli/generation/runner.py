@@ -15,10 +15,10 @@ from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import TASKS
 from wancli.config.resolve import Layer, Resolved, check_tuned, resolve
 from wancli.config.settings import Settings
-from wancli.generate.conditioning import read_pictures
-from wancli.generate.denoise import StepResult, clip_frames, decode, denoise
-from wancli.generate.preview import Previews, previews
-from wancli.generate.prompts import Prompt, encode_prompt
+from wancli.generation.conditioning import read_pictures
+from wancli.generation.denoise import StepResult, clip_frames, decode, denoise
+from wancli.generation.preview import Previews, previews
+from wancli.generation.prompts import Prompt, encode_prompt
 from wancli.models.load import Loaded, load_pipeline, load_vae, resolve_machine
 from wancli.models.memory import fits_in_memory, peak_memory
 from wancli.models.timer import Timer

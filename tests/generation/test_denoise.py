@@ -5,8 +5,8 @@ from diffusers.video_processor import VideoProcessor
 
 from tests.fakes import tiny_pipeline, tiny_vae
 from wancli.config.settings import Sampling
-from wancli.generate.denoise import decode
-from wancli.sampling.schedulers import make_scheduler
+from wancli.generation.denoise import decode
+from wancli.generation.schedulers import make_scheduler
 
 
 def test_decoded_frames_are_those_of_diffusers_rounded_to_uint8():

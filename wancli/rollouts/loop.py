@@ -10,8 +10,8 @@ from typing import Protocol
 from torch import Tensor
 
 from wancli.catalog.geometry import Span, WindowConfig
-from wancli.rollout.denoiser import PromptPair
-from wancli.sampling.flow import Denoised, Velocity
+from wancli.generation.flow import Denoised, Velocity
+from wancli.rollouts.denoiser import PromptPair
 
 
 class Denoiser(Protocol):

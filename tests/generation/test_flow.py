@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from wancli.caching.rolling_attention import ExactTimesteps
-from wancli.sampling.flow import add_noise, few_step, few_step_levels, sigma_table, to_clean
+from wancli.generation.flow import add_noise, few_step, few_step_levels, sigma_table, to_clean
 
 PARITY = Path(__file__).parents[1] / "parity"
 

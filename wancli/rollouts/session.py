@@ -33,8 +33,8 @@ from wancli.video.ffmpeg import Encoding, check_encoder
 
 if TYPE_CHECKING:
     from wancli.catalog.specs import ModelSpec
-    from wancli.rollout.resume import ResumePoint
-    from wancli.rollout.runner import RolloutJob
+    from wancli.rollouts.resume import ResumePoint
+    from wancli.rollouts.runner import RolloutJob
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class RolloutSession:
         # Huge pages: memory returned after each chunk is reused at a cost of 1-4 %, not up to 20.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read at torch's first allocation
         from wancli.records.write import failed_record
-        from wancli.rollout import resume, runner
-        from wancli.rollout.store import RolloutStore
+        from wancli.rollouts import resume, runner
+        from wancli.rollouts.store import RolloutStore
 
         store, request = RolloutStore(job.store), job.request
         replaces = self.options.overwrite and not self.options.continues and bool(store.chunks())
@@ -272,8 +272,8 @@ class RolloutSession:
     def _job(
         self, request: Request, video: Path | None, latents: Path | None, store: Path
     ) -> "RolloutJob":
-        from wancli.rollout.context import InitialContext, ResearchTensors
-        from wancli.rollout.runner import RolloutJob
+        from wancli.rollouts.context import InitialContext, ResearchTensors
+        from wancli.rollouts.runner import RolloutJob
 
         starts = self.options.starts
         return RolloutJob(

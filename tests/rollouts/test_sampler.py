@@ -8,7 +8,7 @@ import torch
 from diffusers import UniPCMultistepScheduler
 
 from wancli.config.settings import Sampling
-from wancli.rollout.sampler import make_solver
+from wancli.rollouts.sampler import make_solver
 
 SCHEDULES = json.loads((Path(__file__).parents[1] / "parity" / "solver_schedules.json").read_text())
 

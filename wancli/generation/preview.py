@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from wancli.errors import OutputError
-from wancli.generate.denoise import StepResult
+from wancli.generation.denoise import StepResult
 from wancli.models.latent_rgb import LatentRgb, fit_rgb
 from wancli.records.progress import PreviewEvent, Report
 from wancli.utils.files import remove, write_whole

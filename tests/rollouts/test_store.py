@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from wancli.errors import OutputError
-from wancli.rollout.store import RolloutStore
+from wancli.rollouts.store import RolloutStore
 
 
 def latents(value: float) -> Tensor:

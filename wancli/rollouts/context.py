@@ -16,8 +16,8 @@ from wancli.models.vae import encode_image, encode_video
 from wancli.planning.plan import RolloutPlan
 from wancli.planning.prompts import PromptSchedule
 from wancli.records.tensor_files import header_of
-from wancli.rollout.denoiser import PromptPair
-from wancli.rollout.loop import ChunkPrompt
+from wancli.rollouts.denoiser import PromptPair
+from wancli.rollouts.loop import ChunkPrompt
 from wancli.utils.reading import unreadable
 from wancli.video.images import read_image
 from wancli.video.read import read_frames

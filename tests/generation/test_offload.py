@@ -17,9 +17,9 @@ from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import ANIMATE, ENDS, IMAGE, TEXT, VACE, VIDEO
 from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Settings
-from wancli.generate.caches import caches
-from wancli.generate.denoise import clip_frames, denoise
-from wancli.generate.prompts import encode_prompt
+from wancli.generation.caches import caches
+from wancli.generation.denoise import clip_frames, denoise
+from wancli.generation.prompts import encode_prompt
 from wancli.models.load import Loaded
 from wancli.models.offload import offload_to
 from wancli.models.vae import encode

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wancli.errors import PlanError, UsageError, shortened
-from wancli.rollout.store import RolloutStore
+from wancli.rollouts.store import RolloutStore
 
 # May differ from the first run: it changes no pixel, or a rollout does not read it.
 UNREAD = ("sampling.strength", "sampling.true_cfg_scale", "video.segment_frames")

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from tests.fakes import tiny_vae
-from wancli.generate.denoise import StepResult
-from wancli.generate.preview import Previews, predict_clean, previews
+from wancli.generation.denoise import StepResult
+from wancli.generation.preview import Previews, predict_clean, previews
 from wancli.records.progress import Event, PreviewEvent
 from wancli.utils.outputs import preview_file
 

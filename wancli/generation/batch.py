@@ -29,7 +29,7 @@ from wancli.video.ffmpeg import Encoding, check_encoder
 from wancli.video.integrity import DAMAGED
 
 if TYPE_CHECKING:
-    from wancli.generate.runner import Runner
+    from wancli.generation.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class PlannedVideos:
             say_warnings(self.warnings, observer)
             since = perf_counter()  # loading includes importing the libraries
             check_reachable(self.spec.repo)
-            from wancli.generate.runner import Runner
+            from wancli.generation.runner import Runner
 
             settings = self.capacity.with_offload(request.resolved.settings)
             resolved = replace(request.resolved, settings=settings)
@@ -144,7 +144,7 @@ def _make(
     todo: Sequence[_PlannedVideo], runner: "Runner", inputs: InputFiles, files: OutputFiles,
     replaced: frozenset[Path], observer: Observer,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    from wancli.generate.runner import Job
+    from wancli.generation.runner import Job
     from wancli.records.write import failed_record
 
     records: list[dict[str, Any]] = []

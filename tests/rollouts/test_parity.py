@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from wancli.catalog.geometry import Span, WindowConfig, lay_out
 from wancli.config.settings import Sampling
-from wancli.rollout.denoiser import PromptPair, causal
-from wancli.rollout.loop import Chunk, ChunkPrompt, ContextBuffer, RolloutInputs, rollout
-from wancli.rollout.sampler import make_solver
-from wancli.sampling.flow import few_step, few_step_levels, solve
-from wancli.sampling.noise import StreamNoise
+from wancli.generation.flow import few_step, few_step_levels, solve
+from wancli.generation.noise import StreamNoise
+from wancli.rollouts.denoiser import PromptPair, causal
+from wancli.rollouts.loop import Chunk, ChunkPrompt, ContextBuffer, RolloutInputs, rollout
+from wancli.rollouts.sampler import make_solver
 
 PARITY = Path(__file__).parents[1] / "parity"
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from wancli.catalog.tasks import TASKS, Task
 from wancli.config.settings import Settings
 from wancli.errors import RunError
-from wancli.generate.caches import caches
-from wancli.generate.prompts import Prompt
+from wancli.generation.caches import caches
+from wancli.generation.prompts import Prompt
+from wancli.generation.schedulers import make_scheduler
 from wancli.models.load import Loaded
 from wancli.models.vae import denormalize, require_finite, to_pixels
 from wancli.planning.plan import Plan
 from wancli.records.record import ForwardStats
-from wancli.sampling.schedulers import make_scheduler
 
 
 @dataclass(frozen=True)

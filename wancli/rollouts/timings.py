@@ -14,8 +14,8 @@ from wancli.catalog.geometry import Span
 from wancli.errors import OutputError
 from wancli.models.timer import Timer
 from wancli.records.record import ForwardStats, reuse_json
-from wancli.rollout.sink import ChunkOutput
-from wancli.rollout.store import HINT
+from wancli.rollouts.sink import ChunkOutput
+from wancli.rollouts.store import HINT
 from wancli.utils.files import remove
 
 MAX_ROWS = 500  # at either end, that a record repeats; only the file has all

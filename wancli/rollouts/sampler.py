@@ -12,12 +12,8 @@ from torch import Tensor
 from wancli.catalog.geometry import Span
 from wancli.config.settings import RolloutSettings, Sampling
 from wancli.errors import ModelError
-from wancli.generate.caches import split_steps, step_caches
-from wancli.models.load import Loaded
-from wancli.planning.plan import RolloutPlan, chunk_steps, timesteps
-from wancli.records.record import ForwardStats
-from wancli.rollout.denoiser import CausalDenoiser, causal
-from wancli.sampling.flow import (
+from wancli.generation.caches import split_steps, step_caches
+from wancli.generation.flow import (
     TRAIN_STEPS,
     Denoised,
     Velocity,
@@ -26,8 +22,12 @@ from wancli.sampling.flow import (
     many_step_sigmas,
     solve,
 )
-from wancli.sampling.noise import Noise
-from wancli.sampling.schedulers import make_scheduler
+from wancli.generation.noise import Noise
+from wancli.generation.schedulers import make_scheduler
+from wancli.models.load import Loaded
+from wancli.planning.plan import RolloutPlan, chunk_steps, timesteps
+from wancli.records.record import ForwardStats
+from wancli.rollouts.denoiser import CausalDenoiser, causal
 
 
 def causal_denoiser(

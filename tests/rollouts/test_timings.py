@@ -11,8 +11,8 @@ import torch
 from wancli.catalog.geometry import Span
 from wancli.errors import OutputError
 from wancli.models.timer import Timer
-from wancli.rollout.sink import ChunkOutput
-from wancli.rollout.timings import ChunkTiming, TimingLog, rates, summed
+from wancli.rollouts.sink import ChunkOutput
+from wancli.rollouts.timings import ChunkTiming, TimingLog, rates, summed
 
 
 def row(index: int, *, generated: bool = True) -> ChunkTiming:

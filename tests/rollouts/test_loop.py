@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from wancli.catalog.geometry import Span, WindowConfig, lay_out
-from wancli.rollout.denoiser import PromptPair
-from wancli.rollout.loop import (
+from wancli.generation.flow import Denoised, Velocity
+from wancli.rollouts.denoiser import PromptPair
+from wancli.rollouts.loop import (
     Chunk,
     ChunkPrompt,
     ContextBuffer,
@@ -18,7 +19,6 @@ from wancli.rollout.loop import (
     StepDone,
     rollout,
 )
-from wancli.sampling.flow import Denoised, Velocity
 
 
 @dataclass

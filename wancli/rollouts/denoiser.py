@@ -14,7 +14,7 @@ from wancli.caching.rolling_attention import RolloutState, use_kv_cache
 from wancli.caching.rolling_kv import RollingKV
 from wancli.catalog.geometry import Span, WindowConfig
 from wancli.config.settings import RopePolicy
-from wancli.sampling.flow import guide
+from wancli.generation.flow import guide
 
 
 @dataclass(frozen=True)

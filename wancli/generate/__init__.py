@@ -1,1 +1,0 @@
-"""Generate clips with diffusers' pipelines: encode, denoise, decode, write, record."""

@@ -1,0 +1,1 @@
+"""Clips by diffusers' pipelines: flow matching, noise, prompts, denoising, video and record."""

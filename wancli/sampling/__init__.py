@@ -1,1 +1,0 @@
-"""Flow matching, its schedulers and its noise."""
