@@ -84,15 +84,17 @@ def where(err: str) -> str:
 
 
 def files(
-    ended: Ended, place: Place, before: Listing, *, may: Collection[str] = (), dry: bool = False
-) -> Iterator[Fault]:
-    """Faults in what is there now: `may` be replaced are names under the place."""
+    ended: Ended, place: Place, before: Listing, *, may: Collection[str] = (),
+    chosen: Collection[str] = (), dry: bool = False,
+) -> Iterator[Fault]:  # fmt: skip
+    """Faults in what is there: names that `may` be replaced; outputs that the line has `chosen`."""
+    hidden = {Path(name).stem for name in chosen if Path(name).name.startswith(".")}
     after = place.look()
     for name, how in harmed(before, after, may=may):
         yield Fault(how, pattern(name), name)
     new = [name for name in added(before, after) if not name.startswith(CACHES)]
     for name in new:
-        if not ours(name):
+        if not ours(name) and Path(name).stem not in hidden:
             yield Fault("rubbish", pattern(name), name)
         elif "/replaced-" not in name and (fault := whole(place.root / name)):  # set aside
             yield Fault("not whole", f"{pattern(name)}: {fault}", name)

@@ -81,7 +81,9 @@ def judged(case: Case, line: Line) -> Iterator[Fault]:
     )  # fmt: skip
     yield from judge.talk(ended, streams=streams)
     dry = "--dry-run" in line.arguments or line.command in READERS
-    yield from judge.files(ended, case.place, before, may=replaceable(line), dry=dry)
+    yield from judge.files(
+        ended, case.place, before, may=replaceable(line), chosen=line.writes, dry=dry
+    )
     if streams == (Null, File, File) or streams == (File, File, File):
         # "-hot" is -h and more of one letter: Click stops at the first.
         helped = any(word == "--help" or word.startswith("-h") for word in line.arguments)
