@@ -1,7 +1,7 @@
-"""Seconds per chunk of a rollout: our KV cache, a concatenating one, and full recomputation.
+"""Seconds per chunk with the rolling K/V cache, a concatenated cache and no cache.
 
 `make bench-rollout`. All arms alternate chunk by chunk in one process with the same weights, and
-their outputs are compared. Five forwards per chunk: four steps and the clean pass.
+their outputs are compared. A chunk has five forwards: four steps and the clean pass.
 """
 
 import argparse
@@ -29,7 +29,7 @@ CHUNK, PER_FRAME = 3, 132  # latent frames, tokens per frame: 396 tokens per chu
 HEIGHT, WIDTH = 22, 24  # latents
 TIMESTEPS = (1000.0, 937.5, 833.3333, 625.0)
 
-say = logging.getLogger("wancli.bench").info
+logger = logging.getLogger("wancli.bench")
 
 
 def make_transformer(dtype: torch.dtype) -> Any:
@@ -42,13 +42,13 @@ def make_transformer(dtype: torch.dtype) -> Any:
     return model.to(dtype).eval()
 
 
-class Concatenated:
-    """Self-attention with a concatenated cache, as in diffusers PR #13569.
+class ConcatenatedAttention:
+    """Self-attention with a concatenated K/V cache, as in diffusers PR #13569.
 
-    Appends on a chunk's first forward, overwrites the end on the others, trims the stored cache.
+    A chunk's first forward appends to the cache, the others overwrite its end; then it is trimmed.
     """
 
-    def __init__(self, state: "Concatenating") -> None:
+    def __init__(self, state: "ConcatenatedState") -> None:
         self.state = state
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
@@ -75,22 +75,22 @@ class Concatenated:
 
 
 @dataclass
-class Concatenating:
-    """State shared by the layers."""
+class ConcatenatedState:
+    """State shared by all layers."""
 
     window: int  # tokens
     appends: bool = True
 
 
-class Shifted(torch.nn.Module):
-    """The transformer's own rotary table, from latent frame `first` on."""
+class ShiftedRope(torch.nn.Module):
+    """The transformer's rotary embedding from latent frame `first`."""
 
     def __init__(self, rope: Any) -> None:
         super().__init__()
         self.rope, self.first = rope, 0
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin for the chunk's latents [B, C, F, H, W]."""
+        """cos and sin of latents [B, C, F, H, W]."""
         frames = latents.shape[2]
         longer = torch.empty(1, 1, self.first + frames, *latents.shape[3:], device="meta")
         cos, sin = (table.to(latents.device) for table in self.rope(longer))
@@ -107,7 +107,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @dataclass
 class Arm:
-    """One way to compute a chunk, with its times and outputs."""
+    """A method to compute a chunk, with its times and outputs."""
 
     name: str
     chunk: Callable[[int, list[Tensor], Tensor], Tensor]
@@ -116,7 +116,7 @@ class Arm:
 
 
 def cached(model: CausalDenoiser) -> Callable[[int, list[Tensor], Tensor], Tensor]:
-    """Our rolling KV cache."""
+    """Denoise with the rolling K/V cache."""
 
     def chunk(index: int, noisy: list[Tensor], clean: Tensor) -> Tensor:
         model.begin(Span(index, index * CHUNK, CHUNK))
@@ -131,11 +131,11 @@ def cached(model: CausalDenoiser) -> Callable[[int, list[Tensor], Tensor], Tenso
 def concatenating(
     transformer: Any, text: Tensor, window: int
 ) -> Callable[[int, list[Tensor], Tensor], Tensor]:
-    """A cache that every layer concatenates and slices in every forward."""
-    state, rope = Concatenating(window), Shifted(transformer.rope)
+    """Denoise with a cache that every layer concatenates and slices in every forward."""
+    state, rope = ConcatenatedState(window), ShiftedRope(transformer.rope)
     transformer.rope = rope
     processors = {
-        name: Concatenated(state) if ".attn1." in name else processor
+        name: ConcatenatedAttention(state) if ".attn1." in name else processor
         for name, processor in transformer.attn_processors.items()
     }
     transformer.set_attn_processor(processors)
@@ -157,7 +157,7 @@ def concatenating(
 
 
 def recomputing(transformer: Any, text: Tensor) -> Callable[[int, list[Tensor], Tensor], Tensor]:
-    """All chunks so far in every forward, with an explicit mask; needs no clean pass."""
+    """Recompute all chunks in every forward, under a block-causal mask; needs no clean pass."""
     past: list[Tensor] = []
 
     def chunk(index: int, noisy: list[Tensor], clean: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ def recomputing(transformer: Any, text: Tensor) -> Callable[[int, list[Tensor], 
             slots(clean=index, noisy=range(index, index + 1), chunk=CHUNK),
             tokens_per_frame=PER_FRAME,
         )
-        with layout.seen_by(transformer):
+        with layout.applied_to(transformer):
             for latents, timestep in zip(noisy, TIMESTEPS, strict=True):
                 sigmas = torch.full((1, CHUNK), timestep / 1000)
                 velocity = causal_velocity(transformer, before, latents, sigmas, text)
@@ -213,7 +213,7 @@ def compare(*, chunks: int, window: int, dtype: torch.dtype) -> list[Arm]:
 
 def report(arms: list[Arm], *, window: int) -> None:
     """Print seconds per chunk, sums, ratios to ours, and differences of the outputs."""
-    say("%18s%s%9s%8s  largest difference", "seconds", "".join(
+    logger.info("%18s%s%9s%8s  largest difference", "seconds", "".join(
         f"{i + 1:6}" for i in range(len(arms[0].seconds))), "sum", "ratio")  # fmt: skip
     ours, after = arms[0], arms[1]
     for arm in arms:
@@ -225,27 +225,31 @@ def report(arms: list[Arm], *, window: int) -> None:
         ratio = sum(arm.seconds) / sum(ours.seconds)
         row = "".join(f"{s:6.2f}" for s in arm.seconds)
         against = f"to {same_window.name}: {worst:.1e}" if arm is not same_window else ""
-        say("%18s%s%9.2f%8.2f  %s", arm.name, row, sum(arm.seconds), ratio, against)
+        logger.info("%18s%s%9.2f%8.2f  %s", arm.name, row, sum(arm.seconds), ratio, against)
 
 
 def main() -> None:
-    """Run and print every combination of options."""
+    """Measure every combination of options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rollout", description=__doc__)
     parser.add_argument("--chunks", type=int, default=12)
-    parser.add_argument("--windows", type=int, nargs="*", default=[0, 6], help="0 is all")
+    parser.add_argument(
+        "--windows", type=int, nargs="*", default=[0, 6], help="latent frames; 0: no limit"
+    )
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     options = parser.parse_args()
     dtype = getattr(torch, options.dtype)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     diffusers_logging.set_verbosity_error()
-    say("torch %s, %s", torch.__version__, platform.processor() or platform.machine())
+    logger.info("torch %s, %s", torch.__version__, platform.processor() or platform.machine())
     compare(chunks=1, window=0, dtype=dtype)  # warm
     for threads in options.threads:
         torch.set_num_threads(threads)
         for window in options.windows:
             history = f"window {window}" if window else "full history"
-            say("\n%d thread%s, %s, %s", threads, "s" * (threads > 1), history, options.dtype)
+            logger.info(
+                "\n%d thread%s, %s, %s", threads, "s" * (threads > 1), history, options.dtype
+            )
             arms = compare(chunks=options.chunks, window=window, dtype=dtype)
             report(arms, window=window)
 

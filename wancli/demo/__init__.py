@@ -1,1 +1,1 @@
-"""The embedded demo model: the world it draws, the recipe that trains it, and its evaluation."""
+"""The packaged demo model: its world, the recipe that trains it, and its evaluation."""

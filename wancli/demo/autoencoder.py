@@ -1,13 +1,13 @@
-"""Train the demo's AutoencoderKLWan: the Wan 2.2 shape, 8x8 pixels and 4 video frames a latent.
+"""Train the demo's AutoencoderKLWan: the Wan 2.2 shape, 8x8 pixels and 4 video frames per latent.
 
-It learns on crops of 13 video frames (4 latent frames): the causal convolutions have three states
-(first, second, later), and fewer frames would leave the later ones untrained. An encoder that saw
-no more can still drift on long clips (gray turned navy after 17 frames, 34 dB fell to 11), while
-the decoder stays put; so every fourth step has longer clips, and a short second stage trains the
-encoder alone on clips as long as those of the data set.
+It trains on crops of 13 video frames (4 latent frames): the causal convolutions have three states
+(first, second, later), and fewer frames leave the later ones untrained. An encoder trained on no
+more can drift on long clips (gray turned navy after 17 frames, 34 dB fell to 11); the decoder does
+not. So every fourth step has longer clips, and a short second stage trains the encoder alone on
+clips as long as those of the data set.
 
-Half of the clips are decoded from latents with noise, so that what a transformer gets a little
-wrong still becomes a clean outline (RAE, arXiv:2510.11690; l-DeTok, arXiv:2507.15856).
+Half of the clips are decoded from noisy latents, so that small errors of the transformer still give
+a clean outline (RAE, arXiv:2510.11690; l-DeTok, arXiv:2507.15856).
 """
 
 import random
@@ -26,23 +26,23 @@ from wancli.demo.world import SIDE, combinations, render, sample_scene
 CHANNELS = 8
 CROP = 64  # pixels
 KL_WEIGHT = 1e-4
-LATENT_NOISE = 0.3  # at most, in standard deviations of the latents
+LATENT_NOISE = 0.3  # maximum, in standard deviations of the latents
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Part of the training; each has its own curve and checkpoint in the work folder."""
+    """A stage of the training, with its own curve and checkpoint in the work folder."""
 
     name: str
     steps: int
-    clips: Sequence[int]  # video frames of a clip, step by step in turn
-    frames: int  # video frames of a batch, at most
+    clips: Sequence[int]  # video frames of a clip, cycled over the steps
+    frames: int  # maximum video frames of a batch
     muon_lr: float
     adam_lr: float
     encoder_only: bool = False
 
     def shape(self, step: int) -> tuple[int, int]:
-        """How many clips the step takes, and their video frames."""
+        """Number of clips of a step, and video frames of each."""
         clip = self.clips[step % len(self.clips)]
         return self.frames // clip, clip
 
@@ -54,7 +54,7 @@ STAGES = (
 
 
 def make_autoencoder(**statistics: Any) -> AutoencoderKLWan:
-    """An untrained one; `statistics` are latents_mean and latents_std once they are known."""
+    """Untrained autoencoder; `statistics` are latents_mean and latents_std, once measured."""
     return AutoencoderKLWan(
         base_dim=32,
         z_dim=CHANNELS,
@@ -73,7 +73,7 @@ def make_autoencoder(**statistics: Any) -> AutoencoderKLWan:
 
 
 def crops(seed: int, count: int, *, frames: int) -> Tensor:
-    """[count, 3, frames, CROP, CROP] in [-1, 1], of scenes that are trained on."""
+    """Crops of training scenes, [count, 3, frames, CROP, CROP] in [-1, 1]."""
     rng = random.Random(seed)
     choices = combinations(held_out=False)
     video = render([sample_scene(rng, choices) for _ in range(count)], frames=frames)
@@ -85,14 +85,14 @@ def crops(seed: int, count: int, *, frames: int) -> Tensor:
 
 
 def is_matrix(p: Tensor) -> bool:
-    """Whether Muon takes it: two dimensions once flattened, neither of them thin."""
+    """Whether Muon optimizes it: flattened to two dimensions, neither is thin."""
     return p.ndim >= 2 and p.shape[0] > 1 and p[0].numel() > 8
 
 
 def train_autoencoder(
     work: Path, *, device: str = "cpu", stages: Sequence[Stage] = STAGES
 ) -> AutoencoderKLWan:
-    """Train, or go on training, and return it. `work` holds the checkpoints and the curves."""
+    """Train or resume; `work` holds checkpoints and curves. Returns the autoencoder."""
     with torch.random.fork_rng():
         torch.random.manual_seed(0)  # diffusers takes no generator
         vae = make_autoencoder().to(device)
@@ -133,23 +133,23 @@ def _train(vae: AutoencoderKLWan, stage: Stage, work: Path, device: str) -> None
 
 
 def autoencoder_losses(vae: AutoencoderKLWan, video: Tensor, seed: int) -> dict[str, Tensor]:
-    """L1 + 5 * L2 + KL, weighted; video [B, 3, F, H, W]."""
+    """Weighted L1, L2 and KL losses of video [B, 3, F, H, W]."""
     generator = torch.Generator(video.device).manual_seed(seed)
     with torch.autocast(video.device.type, dtype=torch.bfloat16):
         posterior = vae.encode(video).latent_dist
-        latents = with_noise(posterior.sample(generator), generator)
-        again = vae.decode(latents).sample.float()
+        latents = add_latent_noise(posterior.sample(generator), generator)
+        decoded = vae.decode(latents).sample.float()
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     return {
-        "l1": nn.functional.l1_loss(again, video),
-        "l2": 5 * nn.functional.mse_loss(again, video),
+        "l1": nn.functional.l1_loss(decoded, video),
+        "l2": 5 * nn.functional.mse_loss(decoded, video),
         "kl": KL_WEIGHT * kl,
     }
 
 
-def with_noise(latents: Tensor, generator: torch.Generator) -> Tensor:
-    """[B, C, F, H, W] with noise on half of the clips, each with its own share of it."""
+def add_latent_noise(latents: Tensor, generator: torch.Generator) -> Tensor:
+    """Add noise to half of the clips of [B, C, F, H, W], each with a random scale."""
     std = latents.detach().float().std((0, 2, 3, 4), keepdim=True)
     device = latents.device
     draws = torch.rand(len(latents), 1, 1, 1, 1, generator=generator, device=device)
@@ -159,8 +159,8 @@ def with_noise(latents: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.inference_mode()
 def autoencoder_psnr(vae: AutoencoderKLWan, video: Tensor) -> float:
-    """Mean PSNR in dB over clips of video [B, 3, F, H, W] in [-1, 1], there and back."""
+    """Mean reconstruction PSNR in dB over clips of video [B, 3, F, H, W] in [-1, 1]."""
     with torch.autocast(video.device.type, dtype=torch.bfloat16):
-        again = vae.decode(vae.encode(video).latent_dist.mode()).sample.float().clamp(-1, 1)
-    error = (again - video).square().mean((1, 2, 3, 4))
+        decoded = vae.decode(vae.encode(video).latent_dist.mode()).sample.float().clamp(-1, 1)
+    error = (decoded - video).square().mean((1, 2, 3, 4))
     return float((10 * torch.log10(4 / error)).mean())

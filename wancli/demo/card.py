@@ -1,4 +1,4 @@
-"""The model card: its numbers are measured, counted or read from the recipe, never typed."""
+"""The model card. Its numbers are measured, counted or read from the recipe."""
 
 import json
 import math
@@ -32,8 +32,8 @@ pipeline_tag: text-to-video
 # The demo model of wancli
 
 A Wan text-to-video model of {millions:.1f} million parameters that draws one moving shape. Its
-classes and its folder are those of the released Wan models, so that `wancli` can be tried and
-tested on any machine. It is good for nothing else.
+classes and folder layout are those of the released Wan models, so that `wancli` can be tried and
+tested on any machine. It has no other use.
 
 ## The world
 
@@ -55,10 +55,10 @@ the fourth. Training prompts also use synonyms and other orders, leave words out
 {training}
 ## Evaluation
 
-Percent of videos that show what their prompt asks. The prompts are held out, one seed each. The
-examiner, `wancli/demo/judge.py`, sees the pixels and never the prompt. `reconstruction` is true
-clips through the VAE: what is lost before any sampling. `outline` is the overlap (intersection over
-union) of what is drawn with the ideal shape of its size and pose, the median over videos.
+Percent of videos that match their prompt. The prompts are held out, with one seed each. The judge,
+`wancli/demo/judge.py`, sees the pixels and never the prompt. `reconstruction` is rendered clips
+through the VAE: the loss before any sampling. `outline` is the overlap (intersection over union) of
+the drawn object with the ideal shape of its size and pose, the median over videos.
 
 {table}
 
@@ -66,26 +66,26 @@ VAE on {clips} of those clips: {mean:.1f} dB, worst {worst:.1f} dB.
 
 {goals}
 
-Made by `{command}`, model revision `{revision}`.
+Written by `{command}`, model revision `{revision}`.
 
 ## Schedules
 
 The preset `demo` uses {scheduler}, {steps} steps, guidance scale {guidance_scale:g} and shift
 {flow_shift:g}: the row `generate`. In the row `rollout` a video is chunks of {chunk} latent frames,
-each made from the clean ones before it by the same solver and guidance. `first` is the colour in
-the first video frame by itself, where a chunk without a past is most likely to go wrong.
+each generated from the clean ones before it with the same solver and guidance. `first` is the color
+in the first video frame, where errors are most likely: its chunk has no context.
 
 ## Limits
 
-- It knows the words of its world; any other is `<unk>`. It draws one object.
-- It learned {frames} video frames of {side}x{side} pixels; anything else is beyond what it saw.
+- It knows the words of its world; any other word is `<unk>`. It draws one object.
+- It was trained on {frames} video frames of {side}x{side} pixels and on no other size.
 {weakest}
-- {videos} videos leave a share of 90 % in doubt by {doubt:.1f} points (one standard error).
+- With {videos} videos, the standard error of a share of 90 % is {standard_error:.1f} points.
 """
 
 
 def make_card(report: Mapping[str, Any], *, work: Path | None) -> str:
-    """Markdown; `work` is the folder of the training, for its steps and times."""
+    """The card in Markdown; `work` is the training folder, for steps and times."""
     axes = {"color": COLORS, "shape": SHAPES, "motion": MOTIONS, "background": BACKGROUNDS}
     videos = len(report["uses"]["generate"]["videos"])
     return CARD.format(
@@ -109,7 +109,7 @@ def make_card(report: Mapping[str, Any], *, work: Path | None) -> str:
         chunk=CHUNK,
         weakest=_weakest(report["uses"]),
         videos=videos,
-        doubt=100 * math.sqrt(0.9 * 0.1 / videos),
+        standard_error=100 * math.sqrt(0.9 * 0.1 / videos),
         **report["psnr_db"],
         **report["settings"]["sampling"],
     )
@@ -141,40 +141,43 @@ def _weakest(uses: Mapping[str, Any]) -> str:
     for name in GOALS:
         shares = [uses[name]["percent_by_word"][a] for a in ("shape", "motion")]
         words = [min(share.items(), key=lambda word: word[1]) for share in shares]
-        said = ", ".join(f"{word} ({share:.0f} %)" for word, share in words)
-        lines.append(f"- `{name}` is least often right about: {said}.")
+        weakest = ", ".join(f"{word} ({share:.0f} %)" for word, share in words)
+        lines.append(f"- `{name}` fails most often at: {weakest}.")
     return "\n".join(lines)
 
 
 def _training(work: Path) -> str:
-    """A section on steps and times, as far as the curves in `work` tell."""
+    """The section on steps and times, from the curves in `work`."""
     clips, steps, distilled, stages = (
-        _lines(work / f"{name}.jsonl") for name in ("latents", "transformer", "distill", "stages")
+        _read_curve(work / f"{name}.jsonl")
+        for name in ("latents", "transformer", "distill", "stages")
     )
     vae = [
-        f"{lines[-1]['step']:,} steps of crops of {_either(stage.clips)} video frames, "
-        f"{stage.frames} a step"
+        f"{lines[-1]['step']:,} steps of crops of {_alternatives(stage.clips)} video frames, "
+        f"{stage.frames} per step"
         for stage in STAGES
-        if (lines := _lines(work / f"{stage.name}.jsonl"))
+        if (lines := _read_curve(work / f"{stage.name}.jsonl"))
     ]
     done = (
         vae and f"- VAE: {', then '.join(vae)}",
         clips and f"- latents: {clips[-1]['clips']:,} clips of {CLIP} video frames",
-        steps and f"- the rest: {steps[-1]['step'] + 1:,} steps of {BATCH} clips",
-        distilled and f"- four steps: {distilled[-1]['step'] + 1:,} steps of {BATCH} clips",
+        steps
+        and f"- transformer and text encoder: {steps[-1]['step'] + 1:,} steps of {BATCH} clips",
+        distilled and f"- four-step LoRA: {distilled[-1]['step'] + 1:,} steps of {BATCH} clips",
     )
     minutes = [line["minutes"] for line in stages]
-    whole = len(minutes) == len(done) + 1  # one run, never resumed
-    spent = [f", {b - a:.0f} minutes" for a, b in pairwise(minutes)] if whole else [""] * len(done)
-    rows = [f"{what}{time}" for what, time in zip(done, spent, strict=True) if what]
+    uninterrupted = len(minutes) == len(done) + 1
+    times = [f", {b - a:.0f} minutes" for a, b in pairwise(minutes)]
+    times = times if uninterrupted else [""] * len(done)
+    rows = [f"{stage}{time}" for stage, time in zip(done, times, strict=True) if stage]
     return "\n".join(["", "## Training", "", "`python -m wancli.demo.train`:", "", *rows, ""])
 
 
-def _either(values: Sequence[int]) -> str:
+def _alternatives(values: Sequence[int]) -> str:
     """13 or 33."""
     return " or ".join(str(value) for value in sorted({*values}))
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """A curve; empty where it is not there."""
+def _read_curve(path: Path) -> list[dict[str, Any]]:
+    """Lines of a curve; empty if it does not exist."""
     return [json.loads(line) for line in path.open()] if path.is_file() else []

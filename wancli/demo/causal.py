@@ -1,8 +1,8 @@
-"""One transformer, two uses: clean and noisy latent frames side by side in one forward.
+"""Teacher forcing for the demo: clean and noisy latent frames side by side in one forward.
 
-Teacher forcing for chunk-by-chunk models (as in Self-Forcing, arXiv:2506.08009, and CausVid,
-arXiv:2412.07772): clean chunks attend to clean chunks up to their own, noisy chunks to the clean
-chunks before them and to themselves. A rolling K/V cache computes the same at inference.
+As in Self-Forcing (arXiv:2506.08009) and CausVid (arXiv:2412.07772), clean chunks attend to clean
+chunks up to their own, noisy chunks to the clean chunks before them and to themselves. At
+inference, a rolling K/V cache computes the same.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
-Reach = tuple[slice, list[slice]]  # rows of queries, and the rows of keys they see
+QuerySpan = tuple[slice, list[slice]]  # rows of queries, and rows of the keys they attend to
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Slot:
 
 
 def slots(*, clean: int, noisy: range, chunk: int) -> list[Slot]:
-    """`clean` finished chunks, then the `noisy` ones, each of `chunk` latent frames."""
+    """Slots of the first `clean` chunks, then of the `noisy` ones; `chunk` is in latent frames."""
 
     def frames(chunks: range, *, clean: bool) -> list[Slot]:
         return [Slot(c * chunk + i, c, clean) for c in chunks for i in range(chunk)]
@@ -36,24 +36,24 @@ def slots(*, clean: int, noisy: range, chunk: int) -> list[Slot]:
     return frames(range(clean), clean=True) + frames(noisy, clean=False)
 
 
-def may_attend(layout: Sequence[Slot]) -> Tensor:
-    """[frames, frames], True where the row's latent frame may attend to the column's."""
+def attention_mask(layout: Sequence[Slot]) -> Tensor:
+    """[frames, frames], True where the row's latent frame attends to the column's."""
 
-    def sees(query: Slot, key: Slot) -> bool:
+    def attends(query: Slot, key: Slot) -> bool:
         if key.clean:
             return key.chunk < query.chunk or (query.clean and key.chunk == query.chunk)
         return not query.clean and key.chunk == query.chunk
 
-    return torch.tensor([[sees(query, key) for key in layout] for query in layout])
+    return torch.tensor([[attends(query, key) for key in layout] for query in layout])
 
 
-def reaches(layout: Sequence[Slot], tokens_per_frame: int) -> list[Reach]:
-    """`may_attend` as (queries, keys) slices of tokens: no mask, a third of its arithmetic."""
+def query_spans(layout: Sequence[Slot], tokens_per_frame: int) -> list[QuerySpan]:
+    """`attention_mask` as (queries, keys) slices of tokens, at a third of its FLOPs."""
 
     def tokens(frames: Sequence[int]) -> slice:
         return slice(frames[0] * tokens_per_frame, (frames[-1] + 1) * tokens_per_frame)
 
-    mask, out = may_attend(layout), []
+    mask, out = attention_mask(layout), []
     runs = groupby(enumerate(layout), lambda frame: (frame[1].chunk, frame[1].clean))
     for (_, clean), group in runs:
         queries = [index for index, _ in group]
@@ -64,13 +64,13 @@ def reaches(layout: Sequence[Slot], tokens_per_frame: int) -> list[Reach]:
 
 
 class DenseAttention:
-    """Wan attention spelled out, for training: 1.5 times faster there than the fused CPU kernel.
+    """Unfused Wan attention, 1.5 times faster in training than the fused CPU kernel.
 
-    `reach` says which keys each run of queries sees; None is all of them.
+    `spans` are the keys of each run of queries; None is all keys.
     """
 
-    def __init__(self, reach: Sequence[Reach] | None = None) -> None:
-        self.reach = reach
+    def __init__(self, spans: Sequence[QuerySpan] | None = None) -> None:
+        self.spans = spans
 
     def __call__(
         self,
@@ -90,7 +90,7 @@ class DenseAttention:
         everything = slice(0, key.shape[1])
         parts = [
             _attend(query[:, rows], *(torch.cat([x[:, k] for k in keys], 1) for x in (key, value)))
-            for rows, keys in self.reach or [(slice(0, query.shape[1]), [everything])]
+            for rows, keys in self.spans or [(slice(0, query.shape[1]), [everything])]
         ]
         out: Tensor = attn.to_out[0](torch.cat(parts, 1).flatten(2))
         return out
@@ -114,7 +114,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class PlacedRope(nn.Module):
-    """The transformer's own rotary embedding, at the layout's positions."""
+    """The transformer's rotary embedding at the layout's positions."""
 
     def __init__(self, rope: nn.Module, positions: Sequence[int]) -> None:
         super().__init__()
@@ -129,17 +129,17 @@ class PlacedRope(nn.Module):
 
 
 class Layout:
-    """A sequence of slots and the parts that let a transformer see it, made once."""
+    """A sequence of slots, and the attention and RoPE that lay it out in a transformer."""
 
     def __init__(self, layout: Sequence[Slot] | None, *, tokens_per_frame: int) -> None:
         self.slots = layout
-        reach = reaches(layout, tokens_per_frame) if layout else None
-        self.self_attention = DenseAttention(reach)
+        spans = query_spans(layout, tokens_per_frame) if layout else None
+        self.self_attention = DenseAttention(spans)
         self.cross_attention = DenseAttention()
 
     @contextmanager
-    def seen_by(self, transformer: WanTransformer3DModel, *, first: int = 0) -> Iterator[None]:
-        """Lay the sequence out, from latent frame `first`; on exit all is as it was."""
+    def applied_to(self, transformer: WanTransformer3DModel, *, first: int = 0) -> Iterator[None]:
+        """Lay out the sequence from latent frame `first`; restores the transformer on exit."""
         processors, rope = dict(transformer.attn_processors), transformer.rope
         ours = {
             n: self.self_attention if ".attn1." in n else self.cross_attention for n in processors
@@ -161,7 +161,7 @@ def causal_velocity(
     sigmas: Tensor,
     embeddings: Tensor,
 ) -> Tensor:
-    """Velocity of the noisy part, [B, C, noisy F, H, W], inside `Layout.seen_by`.
+    """Velocity [B, C, noisy F, H, W] of the noisy frames, within `Layout.applied_to`.
 
     clean [B, C, F', H, W]; sigmas [B, noisy F], one per latent frame; embeddings [B, text, D].
     """

@@ -1,4 +1,4 @@
-"""Clips of the world as latents, encoded once in shards so that an interruption costs little."""
+"""Latents of rendered clips, encoded once, in shards to resume from."""
 
 import random
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from torch import Tensor
 from wancli.demo.training import Log
 from wancli.demo.world import MOTIONS, Combination, combinations, render, sample_scene
 
-CLIP = 45  # video frames: 12 latent frames, of which training takes 9 in a row
-SHARD = 250
-# What is hard to draw is drawn twice as often: corners, and those that turn.
+CLIP = 45  # video frames: 12 latent frames, of which training uses 9 consecutive ones
+SHARD = 250  # clips
+# Drawn twice as often, because they are hardest: corners, and those that turn.
 HARD_SHAPE, HARD_MOTION = "square", "spinning"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Latents [N, C, F, H, W], normalised, and what each clip shows."""
+    """Normalised latents [N, C, F, H, W], and the scene of each clip."""
 
     latents: Tensor
     scenes: list[Combination]
@@ -29,9 +29,9 @@ class Dataset:
 
 @torch.inference_mode()
 def encode_clips(vae: AutoencoderKLWan, work: Path, *, clips: int, device: str = "cpu") -> Dataset:
-    """Render and encode `clips` clips, or read the shards that are already in `work`."""
+    """Render and encode `clips` clips; existing shards in `work` are read instead."""
     choices, log = combinations(held_out=False), Log(work / "latents.jsonl")
-    choices += [what for what in choices if what.shape == HARD_SHAPE]
+    choices += [combination for combination in choices if combination.shape == HARD_SHAPE]
     motions = [*MOTIONS, HARD_MOTION]
     shards, scenes = [], []
     for shard in range(-(-clips // SHARD)):
@@ -49,8 +49,8 @@ def encode_clips(vae: AutoencoderKLWan, work: Path, *, clips: int, device: str =
             part.replace(path)
             log.write(clips=(shard + 1) * SHARD)
         shards.append(torch.load(path, weights_only=True))
-        scenes += [scene.what for scene in drawn]
+        scenes += [scene.combination for scene in drawn]
     latents = torch.cat(shards)
-    std, mean = torch.std_mean(latents[:1000], (0, 2, 3, 4), keepdim=True)  # however many follow
+    std, mean = torch.std_mean(latents[:1000], (0, 2, 3, 4), keepdim=True)  # of any number of clips
     normal = (latents - mean) / std
     return Dataset(normal, scenes, mean.flatten().tolist(), std.flatten().tolist())

@@ -1,9 +1,9 @@
 """Distill the demo into four steps without guidance: a LoRA, by consistency distillation.
 
-Consistency models (arXiv:2303.01469), of a guided teacher (LCM, arXiv:2310.04378), as a LoRA
-(arXiv:2311.05556): wherever a step of the guided solver leads, the clean prediction stays the same.
-Half of the causal steps look at the student's own rollouts, which go on for many chunks, so that it
-learns to go on from what it makes itself (Self-Forcing, arXiv:2506.08009).
+Consistency models (arXiv:2303.01469) of a guided teacher (LCM, arXiv:2310.04378), as a LoRA
+(arXiv:2311.05556): the clean prediction is trained to stay the same along a step of the guided
+solver. Half of the causal steps use the student's own rollouts of many chunks, so that it learns to
+continue its own output (Self-Forcing, arXiv:2506.08009).
 """
 
 import copy
@@ -29,28 +29,28 @@ from wancli.demo.transformer import (
     SHIFT,
     Batch,
     Model,
-    Views,
+    TrainingForward,
     by_frame,
     draw_batch,
     draw_times,
-    shifted,
+    to_sigmas,
 )
 from wancli.demo.world import Combination, describe
 from wancli.generation.flow import few_step, few_step_levels, guide
 
 RANK = 16
-GUIDANCE = 2.5  # of the teacher; the student has it built in
+GUIDANCE = 2.5  # of the teacher; distilled into the student
 SOLVER_STEPS = 20  # of the teacher
 TIMESTEPS = (1000, 750, 500, 250)
-OWN_SHARE = 0.5  # of the causal steps
-LONGEST = 12  # chunks of an own rollout, before another begins
+ROLLOUT_SHARE = 0.5  # of the causal steps
+MAX_CHUNKS = 12  # of one rollout of the student
 RATE = 1e-3
 EMA = 0.98
-SOFT = 0.03  # errors below count by their square, above by their size
+SOFT = 0.03  # pseudo-Huber: quadratic below, linear above
 
 
-class LowRank:
-    """Corrections up @ down to the matrices of a transformer's blocks: a LoRA in training."""
+class TrainableLora:
+    """A LoRA on all linear layers of a transformer's blocks: weight = base + up @ down."""
 
     def __init__(self, transformer: WanTransformer3DModel) -> None:
         transformer.requires_grad_(requires_grad=False)
@@ -76,13 +76,13 @@ class LowRank:
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Put the corrected matrices into the transformer."""
+        """Write base + up @ down into the transformer."""
         for layer, base, down, up in self._pairs():
             layer.weight.copy_(base + up @ down)
 
     @torch.no_grad()
-    def take_gradients(self) -> None:
-        """Of the merged matrices, to the factors."""
+    def collect_gradients(self) -> None:
+        """Turn the gradients of the merged matrices into gradients of the factors."""
         for layer, _, down, up in self._pairs():
             gradient, layer.weight.grad = layer.weight.grad, None
             if gradient is not None:
@@ -94,7 +94,7 @@ class LowRank:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the factors and merge them."""
         for name, factor in self.factors.items():
             factor.copy_(state[name])
         self.merge()
@@ -102,20 +102,20 @@ class LowRank:
 
 @dataclass
 class Rollouts:
-    """Videos that the student goes on with, chunk after chunk."""
+    """Videos that the student extends, chunk after chunk."""
 
     prompts: list[str]
-    latents: Tensor  # [B, C, F, H, W], the last FRAMES of them
-    first: int = 0  # latent frame that they begin at
+    latents: Tensor  # [B, C, F, H, W], at most the last FRAMES latent frames
+    first: int = 0  # index of the first of them
 
     @property
     def end(self) -> int:
-        """Latent frame that comes next."""
+        """Index of the next latent frame."""
         return self.first + self.latents.shape[2]
 
 
-def begin_rollouts(scenes: Sequence[Combination], seed: int, like: Tensor) -> Rollouts:
-    """New prompts, and no chunk yet; `like` [B, C, F, H, W] says how large."""
+def start_rollouts(scenes: Sequence[Combination], seed: int, like: Tensor) -> Rollouts:
+    """Empty rollouts with new prompts, of the shape of `like` [B, C, F, H, W]."""
     rng = random.Random(seed)
     prompts = [describe(rng.choice(scenes), rng) for _ in range(len(like))]
     return Rollouts(prompts, like[:, :, :0])
@@ -123,104 +123,104 @@ def begin_rollouts(scenes: Sequence[Combination], seed: int, like: Tensor) -> Ro
 
 @dataclass
 class Distillation:
-    """Who is taught, by whom, and how they see."""
+    """Student, teacher, and their forwards."""
 
     student: WanTransformer3DModel
     teacher: WanTransformer3DModel
     text_encoder: Any
-    views: Views
+    forward: TrainingForward
     tokens_per_frame: int
 
     def __post_init__(self) -> None:
         self.levels = few_step_levels(TIMESTEPS, shift=SHIFT, warp=True)
         self.next_chunk = [
             Layout(
-                slots(clean=known, noisy=range(known, known + 1), chunk=CHUNK),
+                slots(clean=past, noisy=range(past, past + 1), chunk=CHUNK),
                 tokens_per_frame=self.tokens_per_frame,
             )
-            for known in range(FRAMES // CHUNK)
+            for past in range(FRAMES // CHUNK)
         ]
 
     @torch.no_grad()
-    def go_on(self, rollouts: Rollouts, seed: int) -> Rollouts:
-        """One more chunk by the student, as the product makes it: from pure noise, few steps."""
-        text = self.views.read(self.text_encoder, rollouts.prompts)
-        known = rollouts.latents[:, :, CHUNK - FRAMES :]
-        layout = self.next_chunk[known.shape[2] // CHUNK]
+    def extend(self, rollouts: Rollouts, seed: int) -> Rollouts:
+        """Append a chunk by the student, as in inference: a few steps from pure noise."""
+        text = self.forward.embed_prompts(self.text_encoder, rollouts.prompts)
+        context = rollouts.latents[:, :, CHUNK - FRAMES :]
+        layout = self.next_chunk[context.shape[2] // CHUNK]
         generator = torch.Generator().manual_seed(seed)
-        shape = (*known.shape[:2], CHUNK, *known.shape[3:])
+        shape = (*context.shape[:2], CHUNK, *context.shape[3:])
 
         def velocity(latents: Tensor, timestep: float) -> Tensor:
             sigmas = torch.full((len(latents), CHUNK), timestep / 1000, device=latents.device)
-            first = rollouts.end - known.shape[2]
+            first = rollouts.end - context.shape[2]
             with (
                 torch.autocast(latents.device.type, dtype=torch.bfloat16),
-                layout.seen_by(self.student, first=first),
+                layout.applied_to(self.student, first=first),
             ):
-                return causal_velocity(self.student, known, latents, sigmas, text).float()
+                return causal_velocity(self.student, context, latents, sigmas, text).float()
 
         *_, last = few_step(
             velocity,
-            lambda _: torch.randn(shape, generator=generator).to(known.device),
+            lambda _: torch.randn(shape, generator=generator).to(context.device),
             self.levels,
         )
         latents = torch.cat([rollouts.latents, last.latents], 2)[:, :, -FRAMES:]
         return replace(rollouts, latents=latents, first=rollouts.end + CHUNK - latents.shape[2])
 
-    def error(self, batch: Batch) -> Tensor:
-        """How far the student's clean prediction moves along one step of the guided teacher."""
+    def loss(self, batch: Batch) -> Tensor:
+        """Consistency loss: change of the clean prediction along one step of the guided teacher."""
         nearer = replace(batch, times=batch.times - 1 / SOLVER_STEPS)
-        sigmas, after = (by_frame(shifted(at.times)) for at in (batch, nearer))
+        sigmas, after = (by_frame(to_sigmas(at.times)) for at in (batch, nearer))
         noisy = batch.noisy()
         with torch.no_grad():
-            text, nothing = (
-                self.views.read(self.text_encoder, prompts)
+            text, empty = (
+                self.forward.embed_prompts(self.text_encoder, prompts)
                 for prompts in (batch.prompts, [""] * len(batch.prompts))
             )
             cond, uncond = (
-                self.views.velocity(self.teacher, batch, noisy, told).float()
-                for told in (text, nothing)
+                self.forward.velocity(self.teacher, batch, noisy, embeddings).float()
+                for embeddings in (text, empty)
             )
             stepped = noisy + (after - sigmas) * guide(cond, uncond, GUIDANCE)
-            velocity = self.views.velocity(self.student, nearer, stepped, text)
+            velocity = self.forward.velocity(self.student, nearer, stepped, text)
             target = stepped - after * velocity.float()
-        ours = noisy - sigmas * self.views.velocity(self.student, batch, noisy, text).float()
-        error = (ours - target)[:, :, batch.unjudged :]
+        ours = noisy - sigmas * self.forward.velocity(self.student, batch, noisy, text).float()
+        error = (ours - target)[:, :, batch.masked :]
         return ((error.square() + SOFT**2).sqrt() - SOFT).mean()
 
 
-def own_batch(rollouts: Rollouts, seed: int) -> Batch:
-    """A causal batch of what the student made."""
+def rollout_batch(rollouts: Rollouts, seed: int) -> Batch:
+    """A causal batch of the student's rollouts."""
     generator, clean = torch.Generator().manual_seed(seed), rollouts.latents
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
     times = draw_times(len(clean), generator, causal=True).to(clean.device)
     return Batch(
         rollouts.prompts, clean, noise, times, clean[:, :, :-CHUNK],
-        offset=rollouts.first, unjudged=CHUNK if rollouts.first else 0,
+        offset=rollouts.first, masked=CHUNK if rollouts.first else 0,
     )  # fmt: skip
 
 
-def on_solver_steps(batch: Batch) -> Batch:
-    """The batch at the times of the teacher's solver."""
+def snap_to_solver(batch: Batch) -> Batch:
+    """Round the batch's times up to the teacher's steps."""
     return replace(batch, times=(batch.times * SOLVER_STEPS).ceil() / SOLVER_STEPS)
 
 
 def distill(
     work: Path, model: Model, data: Dataset, *, steps: int, device: str = "cpu"
 ) -> dict[str, Tensor]:
-    """Train, or go on training; returns the averaged LoRA. `work` holds checkpoint and curve."""
+    """Train or resume; returns the averaged LoRA. `work` holds checkpoint and curve."""
     teacher = model.transformer.to(device).eval()
     student = copy.deepcopy(teacher)
     rows, columns = data.latents.shape[-2:]
     tokens_per_frame = rows * columns // 4
-    views = Views(tokens_per_frame=tokens_per_frame, device=device)
+    forward = TrainingForward(tokens_per_frame=tokens_per_frame, device=device)
     text_encoder = model.text_encoder.to(device)
-    job = Distillation(student, teacher, text_encoder, views, tokens_per_frame)
-    lora = LowRank(student)
+    distillation = Distillation(student, teacher, text_encoder, forward, tokens_per_frame)
+    lora = TrainableLora(student)
     optimizer = torch.optim.AdamW(lora.factors.values(), lr=RATE, weight_decay=0.0)
     average = {name: factor.clone() for name, factor in lora.state_dict().items()}
     some = data.latents[:1].expand(BATCH, -1, -1, -1, -1).to(device)
-    rollouts = begin_rollouts(data.scenes, 0, some)
+    rollouts = start_rollouts(data.scenes, 0, some)
     log, path, first = Log(work / "distill.jsonl"), work / "distill.pt", 0
     if state := load_checkpoint(path):
         lora.load_state_dict(state["lora"])
@@ -228,17 +228,17 @@ def distill(
         average, rollouts, first = state["average"], Rollouts(**state["rollouts"]), state["step"]
     for step, seed in batches(first, steps):
         batch = draw_batch(data, seed, causal_share=CAUSAL_SHARE, device=device)
-        own = batch.causal and random.Random(seed + 1).random() < OWN_SHARE
+        own = batch.causal and random.Random(seed + 1).random() < ROLLOUT_SHARE
         if own:
-            if rollouts.end >= LONGEST * CHUNK:
-                rollouts = begin_rollouts(data.scenes, seed, some)
-            rollouts = job.go_on(rollouts, seed + 2)
+            if rollouts.end >= MAX_CHUNKS * CHUNK:
+                rollouts = start_rollouts(data.scenes, seed, some)
+            rollouts = distillation.extend(rollouts, seed + 2)
             while rollouts.latents.shape[2] < FRAMES:
-                rollouts = job.go_on(rollouts, seed + 2 + rollouts.end)
-            batch = own_batch(rollouts, seed)
-        loss = job.error(on_solver_steps(batch))
+                rollouts = distillation.extend(rollouts, seed + 2 + rollouts.end)
+            batch = rollout_batch(rollouts, seed)
+        loss = distillation.loss(snap_to_solver(batch))
         loss.backward()  # type: ignore[no-untyped-call]
-        lora.take_gradients()
+        lora.collect_gradients()
         nn.utils.clip_grad_norm_(lora.factors.values(), 1.0)
         optimizer.param_groups[0]["lr"] = RATE * rate(step, steps, hold=0.4)
         optimizer.step()
@@ -256,7 +256,7 @@ def distill(
 
 
 def write_lora(lora: dict[str, Tensor], path: Path) -> None:
-    """As safetensors that `--lora` takes; half precision, under 1 MB."""
+    """Write safetensors for `--lora`; half precision, under 1 MB."""
     path.parent.mkdir(parents=True, exist_ok=True)
     halves = {f"transformer.{name}": t.half().contiguous().cpu() for name, t in lora.items()}
     save_file(halves, path)

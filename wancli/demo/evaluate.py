@@ -1,7 +1,7 @@
-"""How good the demo model is, from pixels alone. `python -m wancli.demo.evaluate`.
+"""Evaluate the demo model from pixels alone: `python -m wancli.demo.evaluate`.
 
-The prompts are combinations that training never saw, one seed each, in both uses: `generate` as the
-product does it, and chunk after chunk. The exit code is 1 where a goal is missed.
+The prompts are held-out combinations with one seed each, rendered by `generate` and by `rollout`.
+The exit code is 1 if a goal is missed.
 """
 
 import argparse
@@ -28,16 +28,16 @@ from wancli.catalog.specs import DEMO_FOLDER
 from wancli.config.presets import find_preset, layers
 from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import RolloutSettings, Settings
-from wancli.demo import steady
+from wancli.demo import stability
 from wancli.demo.card import make_card
 from wancli.demo.judge import judge
 from wancli.demo.report import (
     COLUMNS,
     LONG,
     EvaluationCase,
-    Use,
+    UseResult,
+    log_report,
     make_report,
-    tell,
     write_sheets,
     write_text,
 )
@@ -53,36 +53,36 @@ from wancli.rollouts.denoiser import PromptPair
 from wancli.rollouts.loop import Chunk, ChunkPrompt, ContextBuffer, RolloutInputs, rollout
 from wancli.rollouts.sampler import ChunkSampler, causal_denoiser
 
-PROMPTS = 208  # every combination that is held out, once
-PART = 16  # clips that one process makes at a time
-CLIP = {"chunks": 3}  # 33 video frames, as `generate` makes
-CLIPS = 48  # that the VAE reconstructs
+PROMPTS = 208  # every held-out combination once
+PART = 16  # clips per task of a process
+CLIP = {"chunks": 3}  # 33 video frames, as for `generate`
+CLIPS = 48  # reconstructed by the VAE
 
-say = logging.getLogger("wancli.demo").info
+logger = logging.getLogger("wancli.demo")
 
 
 def make_cases(count: int, seed: int) -> list[EvaluationCase]:
-    """Held-out combinations in an order that mixes them, each with a seed of its own."""
-    mixed = combinations(held_out=True)
-    random.Random(0).shuffle(mixed)
-    return [EvaluationCase(mixed[i % len(mixed)], seed + i) for i in range(count)]
+    """Held-out combinations in random order, each with its own seed."""
+    shuffled = combinations(held_out=True)
+    random.Random(0).shuffle(shuffled)
+    return [EvaluationCase(shuffled[i % len(shuffled)], seed + i) for i in range(count)]
 
 
-def generated(
+def generate_all(
     loaded: Loaded, settings: Settings, cases: Sequence[EvaluationCase]
 ) -> Iterator[Tensor]:
-    """Uint8 [T, H, W, 3] of each case, by the product's own functions."""
+    """Yield uint8 [T, H, W, 3] of each case, as `wancli generate` renders it."""
     plan = make_plan(settings, loaded.spec)
     for case in cases:
-        prompt = encode_prompt(loaded, case.what.prompt, settings.sampling)
-        made = denoise(loaded, prompt, settings, plan, seed=case.seed, on_step=lambda _: None)
-        yield torch.from_numpy(decode(loaded.pipeline.vae, made.latents))
+        prompt = encode_prompt(loaded, case.combination.prompt, settings.sampling)
+        clip = denoise(loaded, prompt, settings, plan, seed=case.seed, on_step=lambda _: None)
+        yield torch.from_numpy(decode(loaded.pipeline.vae, clip.latents))
 
 
-def rolled_out(
+def roll_out_all(
     loaded: Loaded, settings: RolloutSettings, cases: Sequence[EvaluationCase]
 ) -> Iterator[Tensor]:
-    """Uint8 [T, H, W, 3] of each case, chunk after chunk, by the product's own loop."""
+    """Yield uint8 [T, H, W, 3] of each case, as `wancli rollout` renders it."""
     plan = make_rollout_plan(settings, loaded.spec)
     for case in cases:
         latents = roll_out(loaded, settings, plan, case)
@@ -92,8 +92,8 @@ def rolled_out(
 def roll_out(
     loaded: Loaded, settings: RolloutSettings, plan: RolloutPlan, case: EvaluationCase
 ) -> Tensor:
-    """Latents [1, C, F, H, W]."""
-    prompt = encode_prompt(loaded, case.what.prompt, settings.sampling)
+    """Roll out a case to latents [1, C, F, H, W]."""
+    prompt = encode_prompt(loaded, case.combination.prompt, settings.sampling)
     uncond = prompt.embeddings.get("negative_prompt_embeds")
     pair = ChunkPrompt(PromptPair(prompt.embeddings["prompt_embeds"], uncond))
     noise = IndexedNoise({0: case.seed}, (plan.shape.channels, plan.shape.height, plan.shape.width))
@@ -111,16 +111,16 @@ def roll_out(
 
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKLWan, scene: Scene) -> tuple[Tensor, float]:
-    """A whole clip there and back, uint8 [T, H, W, 3], and its PSNR in dB."""
+    """Encode and decode a clip: uint8 [T, H, W, 3], and its PSNR in dB."""
     video = render([scene]).to(vae.device)
-    again = vae.decode(vae.encode(video).latent_dist.mode()).sample.clamp(-1, 1)
-    psnr = 10 * torch.log10(4 / (again - video).square().mean())
-    return to_pixels(again)[0], float(psnr)
+    decoded = vae.decode(vae.encode(video).latent_dist.mode()).sample.clamp(-1, 1)
+    psnr = 10 * torch.log10(4 / (decoded - video).square().mean())
+    return to_pixels(decoded)[0], float(psnr)
 
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """Some cases of one use, small enough to share the work out among processes."""
+    """Some cases of one use, as a unit of work for a process."""
 
     use: str
     about: str
@@ -128,68 +128,72 @@ class EvaluationTask:
 
 
 @cache
-def load_demo(model: str, chosen: str) -> tuple[Loaded, RolloutSettings]:
-    """The model under the settings of the preset that is `chosen`, once a process."""
-    preset = [*layers(find_preset(chosen)), Layer("--model", {"model": model})]
-    settings = resolve([*preset, Layer("evaluate", {"rollout": CLIP})], RolloutSettings).settings
+def load_demo(model: str, preset: str) -> tuple[Loaded, RolloutSettings]:
+    """Load the model and the settings of a preset, once per process."""
+    preset_layers = [*layers(find_preset(preset)), Layer("--model", {"model": model})]
+    settings = resolve(
+        [*preset_layers, Layer("evaluate", {"rollout": CLIP})], RolloutSettings
+    ).settings
     return load_pipeline(find_spec(settings.model), settings.machine), settings
 
 
-def examine(model: str, preset: str, task: EvaluationTask) -> Use:
-    """Make the task's videos and judge them."""
+def evaluate_task(model: str, preset: str, task: EvaluationTask) -> UseResult:
+    """Render and judge a task's videos."""
     loaded, settings = load_demo(model, preset)
     if task.use == LONG:
-        return examine_long(loaded, settings, task)
-    made = generated if task.use == "generate" else rolled_out
-    videos = made(loaded, settings, task.cases)
-    return watch(task.use, task.about, task.cases, videos)
+        return evaluate_long(loaded, settings, task)
+    render_all = generate_all if task.use == "generate" else roll_out_all
+    videos = render_all(loaded, settings, task.cases)
+    return judge_all(task.use, task.about, task.cases, videos)
 
 
-def examine_long(loaded: Loaded, settings: RolloutSettings, task: EvaluationTask) -> Use:
-    """Make long rollouts, judge their last part, and compare it with the first."""
-    layer = Layer("long", {"rollout": {"chunks": steady.CHUNKS}})
+def evaluate_long(loaded: Loaded, settings: RolloutSettings, task: EvaluationTask) -> UseResult:
+    """Render long rollouts, judge their last part, and compare it with the first."""
+    layer = Layer("long", {"rollout": {"chunks": stability.CHUNKS}})
     longer = resolve([Layer("evaluate", settings.model_dump()), layer], RolloutSettings).settings
     changes = []
 
     def ends() -> Iterator[Tensor]:
-        for case, video in zip(task.cases, rolled_out(loaded, longer, task.cases), strict=True):
-            changes.append(steady.change(video, case.what.color))
-            yield steady.last_part(video)
+        for case, video in zip(task.cases, roll_out_all(loaded, longer, task.cases), strict=True):
+            changes.append(stability.change(video, case.combination.color))
+            yield stability.last_part(video)
 
-    return replace(watch(task.use, task.about, task.cases, ends()), changes=changes)
+    return replace(judge_all(task.use, task.about, task.cases, ends()), changes=changes)
 
 
-def watch(name: str, about: str, cases: Sequence[EvaluationCase], videos: Iterator[Tensor]) -> Use:
-    """Judge each case's video, uint8 [T, H, W, 3], as it comes."""
-    began, verdicts, strips = time.monotonic(), [], []
+def judge_all(
+    name: str, about: str, cases: Sequence[EvaluationCase], videos: Iterator[Tensor]
+) -> UseResult:
+    """Judge the videos of the cases, uint8 [T, H, W, 3] each."""
+    started, verdicts, strips = time.monotonic(), [], []
     for video in videos:
         verdicts.append(judge(video))
         columns = torch.linspace(0, len(video) - 1, COLUMNS).round().long()
         strips.append(torch.cat([*video[columns]], 1))
-    seconds = (time.monotonic() - began) / len(cases)
-    return Use(name, about, cases, verdicts, strips, seconds)
+    seconds = (time.monotonic() - started) / len(cases)
+    return UseResult(name, about, cases, verdicts, strips, seconds)
 
 
-def examine_all(model: str, preset: str, tasks: Sequence[EvaluationTask]) -> list[Use]:
-    """Every use whole: on a CPU in one process a core, since one clip is too small for two."""
+def evaluate_all(model: str, preset: str, tasks: Sequence[EvaluationTask]) -> list[UseResult]:
+    """Evaluate all tasks, on a CPU in one process per core; returns one result per use."""
     count = 1 if load_demo(model, preset)[0].device.type != "cpu" else os.cpu_count() or 1
     spawn = multiprocessing.get_context("spawn")
-    parts: dict[str, list[Use]] = {}
+    parts: dict[str, list[UseResult]] = {}
     with ProcessPoolExecutor(count, spawn, torch.set_num_threads, (1,)) as pool:
-        for done in pool.map(partial(examine, model, preset), tasks):
+        for done in pool.map(partial(evaluate_task, model, preset), tasks):
             parts.setdefault(done.name, []).append(done)
             videos = sum(len(part.cases) for part in parts[done.name])
-            say("%s: %d videos", done.name, videos)
-    return [_joined(uses) for uses in parts.values()]
+            logger.info("%s: %d videos", done.name, videos)
+    return [_merged(uses) for uses in parts.values()]
 
 
-def _joined(uses: Sequence[Use]) -> Use:
+def _merged(uses: Sequence[UseResult]) -> UseResult:
     def flat(name: str) -> list[Any]:
         return [item for use in uses for item in getattr(use, name)]
 
     seconds = fmean(use.seconds for use in uses)
     cases, verdicts, strips, changes = map(flat, ("cases", "verdicts", "strips", "changes"))
-    return Use(
+    return UseResult(
         uses[0].name, uses[0].about, cases, verdicts, strips, seconds=seconds, changes=changes
     )
 
@@ -197,27 +201,27 @@ def _joined(uses: Sequence[Use]) -> Use:
 def make_tasks(
     settings: RolloutSettings, cases: Sequence[EvaluationCase], *, long: int
 ) -> list[EvaluationTask]:
-    """All that is to be made, in parts; of the first `long` cases long rollouts, too."""
-    sampling, chosen = settings.sampling, settings.rollout
+    """Split the cases of each use into tasks; the first `long` cases are also long rollouts."""
+    sampling, chunked = settings.sampling, settings.rollout
     parts = [cases[i : i + PART] for i in range(0, len(cases), PART)]
     steps, shift = f"{sampling.steps} steps", f"shift {sampling.flow_shift:g}"
-    of_chunk = f"at {chosen.steps_list}" if chosen.sampler == "few-step" else steps
+    chunk_steps = f"at {chunked.steps_list}" if chunked.sampler == "few-step" else steps
     about = {
         "generate": f"{sampling.scheduler}, {steps}, {shift}",
-        "rollout": f"chunks of {chosen.chunk_frames}, {chosen.sampler}, {of_chunk}, {shift}",
+        "rollout": f"chunks of {chunked.chunk_frames}, {chunked.sampler}, {chunk_steps}, {shift}",
     }
-    ends = f"the last {steady.END:.0%} of {steady.CHUNKS} chunks"
-    lasting = [EvaluationTask(LONG, ends, [case]) for case in cases[:long]]
+    ends = f"the last {stability.END:.0%} of {stability.CHUNKS} chunks"
+    long_tasks = [EvaluationTask(LONG, ends, [case]) for case in cases[:long]]
     return [
-        EvaluationTask(use, words, part) for use, words in about.items() for part in parts
-    ] + lasting
+        EvaluationTask(use, text, part) for use, text in about.items() for part in parts
+    ] + long_tasks
 
 
-def examine_vae(loaded: Loaded, seed: int) -> tuple[Use, list[float]]:
-    """Whole fresh clips of held-out scenes there and back: what is seen, and PSNR in dB of each."""
+def evaluate_vae(loaded: Loaded, seed: int) -> tuple[UseResult, list[float]]:
+    """Judge clips of held-out scenes after the VAE, with the PSNR in dB of each."""
     choices, seeds = combinations(held_out=True), range(seed, seed + CLIPS)
     scenes = [sample_scene(random.Random(s), choices) for s in seeds]
-    cases = [EvaluationCase(scene.what, s) for scene, s in zip(scenes, seeds, strict=True)]
+    cases = [EvaluationCase(scene.combination, s) for scene, s in zip(scenes, seeds, strict=True)]
     decibels = list[float]()
 
     def clips() -> Iterator[Tensor]:
@@ -226,53 +230,55 @@ def examine_vae(loaded: Loaded, seed: int) -> tuple[Use, list[float]]:
             decibels.append(psnr)
             yield video
 
-    return watch("reconstruction", "true clips through the VAE", cases, clips()), decibels
+    return judge_all("reconstruction", "rendered clips through the VAE", cases, clips()), decibels
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m wancli.demo.evaluate", description=__doc__)
     parser.add_argument("--model", default="demo", help="known name or folder")
-    parser.add_argument("--preset", default="demo", help="how it is made: demo or demo-4step")
-    parser.add_argument("--prompts", type=int, default=PROMPTS, help="videos of each use")
-    parser.add_argument("--long", type=int, default=0, help=f"rollouts of {steady.CHUNKS} chunks")
-    parser.add_argument("--seed", type=int, default=0, help="of the first prompt")
-    parser.add_argument("--sheet", type=Path, help="folder for contact sheets")
-    parser.add_argument("--json", type=Path, help="file for all numbers and verdicts")
+    parser.add_argument("--preset", default="demo", help="demo or demo-4step")
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="videos per use")
+    parser.add_argument(
+        "--long", type=int, default=0, help=f"number of rollouts of {stability.CHUNKS} chunks"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first prompt")
+    parser.add_argument("--sheet", type=Path, help="write contact sheets to this folder")
+    parser.add_argument("--json", type=Path, help="write all figures and verdicts to this file")
     card = DEMO_FOLDER / "README.md"
     parser.add_argument("--card", type=Path, nargs="?", const=card, help="write the model card")
-    parser.add_argument("--work", type=Path, help="training folder: its curves go into the card")
+    parser.add_argument("--work", type=Path, help="training folder, for the curves in the card")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Evaluate; 0 where every goal is met, 1 where one is missed, or the code of an error."""
+    """Evaluate; returns 0, 1 if a goal is missed, or the exit code of an error."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return run(parse())
     except WancliError as error:
-        say("%s\nhint: %s", error, error.hint)
+        logger.error("%s\nhint: %s", error, error.hint)
         return error.exit_code
 
 
-def run(given: argparse.Namespace) -> int:
-    """Evaluate, and write what was asked for."""
-    told = ("model", "preset", "prompts", "long", "seed")
-    words = [f"--{name.replace('_', '-')} {getattr(given, name)}" for name in told]
-    loaded, settings = load_demo(given.model, given.preset)
-    cases = make_cases(given.prompts, given.seed)
-    whole, decibels = examine_vae(loaded, given.seed)
-    tasks = make_tasks(settings, cases, long=given.long)
-    uses = [whole, *examine_all(given.model, given.preset, tasks)]
-    command = " ".join(["python -m wancli.demo.evaluate", *words])
+def run(options: argparse.Namespace) -> int:
+    """Evaluate, and write the requested files."""
+    names = ("model", "preset", "prompts", "long", "seed")
+    flags = [f"--{name} {getattr(options, name)}" for name in names]
+    loaded, settings = load_demo(options.model, options.preset)
+    cases = make_cases(options.prompts, options.seed)
+    reconstruction, decibels = evaluate_vae(loaded, options.seed)
+    tasks = make_tasks(settings, cases, long=options.long)
+    uses = [reconstruction, *evaluate_all(options.model, options.preset, tasks)]
+    command = " ".join(["python -m wancli.demo.evaluate", *flags])
     report = make_report(loaded, settings, uses, decibels, command=command)
-    tell(report)
-    if given.json:
-        write_text(given.json, json.dumps(report, indent=1) + "\n")
-    if given.sheet:
-        write_sheets(given.sheet, uses)
-    if given.card:
-        write_text(given.card, make_card(report, work=given.work))
+    log_report(report)
+    if options.json:
+        write_text(options.json, json.dumps(report, indent=1) + "\n")
+    if options.sheet:
+        write_sheets(options.sheet, uses)
+    if options.card:
+        write_text(options.card, make_card(report, work=options.work))
     return 1 if report["goals"]["missed"] else 0
 
 

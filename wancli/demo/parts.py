@@ -11,14 +11,14 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from wancli.demo.autoencoder import CHANNELS
 from wancli.demo.world import BACKGROUNDS, COLORS, FILLERS, MOTIONS, SHAPES, SYNONYMS, TEMPLATES
 
-TEXT_LENGTH = 64  # tokens; pads are zero vectors and are attended, as in Wan
+TEXT_LENGTH = 64  # tokens; padding is zero vectors and is attended to, as in Wan
 TEXT_DIM = 64
 HEADS, HEAD_DIM, LAYERS = 4, 32, 8
 CHUNK = 3  # latent frames of a causal chunk
 
 
 def make_transformer() -> WanTransformer3DModel:
-    """Random weights, the last layer zero: it starts by predicting no velocity at all."""
+    """Transformer with random weights and a zero last layer: its first velocity is zero."""
     with torch.random.fork_rng():
         torch.random.manual_seed(1)  # diffusers takes no generator
         transformer = WanTransformer3DModel(
@@ -38,7 +38,7 @@ def make_transformer() -> WanTransformer3DModel:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per known word, lower case; any other word is <unk>."""
+    """Tokenizer with one token per word of the world, lower case; any other word is <unk>."""
     phrases = (*COLORS, *BACKGROUNDS, *SHAPES, *MOTIONS, *TEMPLATES, *FILLERS)
     phrases += tuple(word for words in SYNONYMS.values() for word in words)
     text = " ".join(phrases).format(color="", shape="", motion="", background="")
@@ -57,7 +57,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_text_encoder(vocabulary: int) -> UMT5EncoderModel:
-    """Random weights; it is trained together with the transformer."""
+    """Text encoder with random weights, trained together with the transformer."""
     with torch.random.fork_rng():
         torch.random.manual_seed(2)
         return UMT5EncoderModel(
@@ -74,7 +74,7 @@ def make_text_encoder(vocabulary: int) -> UMT5EncoderModel:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, each [B, TEXT_LENGTH], as WanPipeline makes them."""
+    """Token ids and mask, each [B, TEXT_LENGTH], as in WanPipeline."""
     batch = tokenizer(
         list(prompts), padding="max_length", max_length=TEXT_LENGTH, truncation=True,
         return_tensors="pt",
@@ -83,6 +83,6 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> tupl
 
 
 def embed(text_encoder: UMT5EncoderModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """[B, TEXT_LENGTH, TEXT_DIM], zero where there is no token, as WanPipeline pads them."""
+    """Embeddings [B, TEXT_LENGTH, TEXT_DIM], zero at padding, as in WanPipeline."""
     states: Tensor = text_encoder(ids, mask).last_hidden_state
     return states * mask[..., None]

@@ -15,86 +15,86 @@ from torch import Tensor
 from wancli.catalog.local import revision
 from wancli.config.settings import Settings
 from wancli.demo.judge import Verdict
-from wancli.demo.steady import LIMIT, Change, mean_sizes
+from wancli.demo.stability import LIMIT, Change, mean_changes
 from wancli.demo.world import Combination
 from wancli.models.load import Loaded
 from wancli.utils.files import write_whole
 
-GOALS = {  # percent right, of the uses that the model is trained for
+GOALS = {  # percent correct
     "generate": {"color": 100.0, "background": 100.0, "shape": 97.0, "motion": 97.0},
     "rollout": {"color": 100.0, "background": 100.0, "shape": 95.0, "motion": 97.0},
 }
-OUTLINE_GOAL = 0.95  # overlap with the ideal outline, in the same uses
+OUTLINE_GOAL = 0.95  # overlap with the ideal outline, for the same uses
 PSNR_GOAL = 34.0  # dB
 LONG = "long rollout"
 WORDS = ("color", "background", "shape", "motion")
-SHARES = (*WORDS, "first", "all")  # first: the colour in the first video frame by itself
+SHARES = (*WORDS, "first", "all")  # first: the color in the first video frame alone
 SHEET = 8  # prompts on a contact sheet
 COLUMNS = 9  # video frames of each
 
-say = logging.getLogger("wancli.demo").info
+logger = logging.getLogger("wancli.demo")
 
 
 @dataclass(frozen=True)
 class EvaluationCase:
-    """One video that was asked for."""
+    """A prompt and a seed to render."""
 
-    what: Combination
+    combination: Combination
     seed: int
 
 
 @dataclass(frozen=True)
-class Use:
-    """One way to make videos, and what the examiner saw in them."""
+class UseResult:
+    """Videos of one use (`generate`, `rollout`, ...) and their verdicts."""
 
     name: str
     about: str
     cases: Sequence[EvaluationCase]
     verdicts: Sequence[Verdict]
-    strips: Sequence[Tensor]  # uint8 [H, COLUMNS * W, 3], one a video
+    strips: Sequence[Tensor]  # uint8 [H, COLUMNS * W, 3], one per video
     seconds: float  # per video
     changes: Sequence[Change] = ()  # of long rollouts
 
     def percent(self) -> dict[str, float]:
-        """Videos that show what was asked, by attribute and in all of them at once."""
-        agreed = [v.agrees(c.what) for v, c in zip(self.verdicts, self.cases, strict=True)]
-        right = {name: [a[name] for a in agreed] for name in agreed[0]}
-        right["all"] = [all(a.values()) for a in agreed]
+        """Percent of videos that match their prompt, by attribute and in all attributes."""
+        matches = [v.agrees(c.combination) for v, c in zip(self.verdicts, self.cases, strict=True)]
+        right = {name: [match[name] for match in matches] for name in matches[0]}
+        right["all"] = [all(match.values()) for match in matches]
         pairs = zip(self.verdicts, self.cases, strict=True)
-        right["first"] = [v.first == c.what.color for v, c in pairs]
+        right["first"] = [v.first == c.combination.color for v, c in pairs]
         return {name: 100 * fmean(right[name]) for name in SHARES}
 
     def percent_by_word(self, attribute: str) -> dict[str, float]:
-        """Videos where this attribute is right, by the word that was asked for."""
+        """Percent of videos with the right attribute, by its word in the prompt."""
         hits: dict[str, list[bool]] = {}
         for verdict, case in zip(self.verdicts, self.cases, strict=True):
-            word = getattr(case.what, attribute)
+            word = getattr(case.combination, attribute)
             hits.setdefault(word, []).append(getattr(verdict, attribute) == word)
         return {word: 100 * fmean(hit) for word, hit in sorted(hits.items())}
 
     def outline(self) -> float:
-        """Overlap with the ideal outline, the median over videos."""
+        """Median overlap with the ideal outline."""
         return median(verdict.overlap for verdict in self.verdicts)
 
     def as_json(self) -> dict[str, Any]:
-        """The numbers, then every video's verdict."""
+        """Figures, then the verdict of every video."""
         videos = []
         for verdict, case in zip(self.verdicts, self.cases, strict=True):
-            seen = {k: v if v != math.inf else None for k, v in asdict(verdict).items()}
-            videos.append({"prompt": case.what.prompt, "seed": case.seed, "seen": seen})
+            entry = {k: v if v != math.inf else None for k, v in asdict(verdict).items()}
+            videos.append({"prompt": case.combination.prompt, "seed": case.seed, "seen": entry})
         return {
             "about": self.about,
             "percent": self.percent(),
             "outline": self.outline(),
-            "change_percent": mean_sizes(self.changes) if self.changes else {},
+            "change_percent": mean_changes(self.changes) if self.changes else {},
             "percent_by_word": {a: self.percent_by_word(a) for a in WORDS},
             "seconds_per_video": self.seconds,
             "videos": videos,
         }
 
 
-def missed_goals(uses: Sequence[Use], decibels: Sequence[float]) -> list[str]:
-    """The figures below their goals, in words."""
+def missed_goals(uses: Sequence[UseResult], decibels: Sequence[float]) -> list[str]:
+    """Figures that miss their goals, in words."""
     out = [
         f"{use.name}: {name} {use.percent()[name]:.1f} %, goal {goal:g} %"
         for use in uses
@@ -110,7 +110,7 @@ def missed_goals(uses: Sequence[Use], decibels: Sequence[float]) -> list[str]:
         f"{use.name}: {name} changes by {size:.1f} %, goal {LIMIT:g} %"
         for use in uses
         if use.changes
-        for name, size in mean_sizes(use.changes).items()
+        for name, size in mean_changes(use.changes).items()
         if size > LIMIT
     ]
     mean = fmean(decibels)
@@ -120,12 +120,12 @@ def missed_goals(uses: Sequence[Use], decibels: Sequence[float]) -> list[str]:
 def make_report(
     loaded: Loaded,
     settings: Settings,
-    uses: Sequence[Use],
+    uses: Sequence[UseResult],
     decibels: Sequence[float],
     *,
     command: str,
 ) -> dict[str, Any]:
-    """Everything measured, as JSON."""
+    """All measurements, as JSON."""
     return {
         "command": command,
         "model": settings.model,
@@ -144,7 +144,7 @@ def make_report(
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The shares of right videos, a line a use."""
+    """Table of the percent of correct videos, one line per use."""
     heads = ("% right", "videos", *SHARES, "outline", "s/video")
     lines = ["".join(f"{head:>12}" for head in heads)]
     for name, use in report["uses"].items():
@@ -153,25 +153,25 @@ def table(report: Mapping[str, Any]) -> str:
         measured = f"{use['outline']:12.3f}{seconds:12.1f}  {use['about']}"
         lines.append(f"{name:>12}{len(use['videos']):12}{shares}{measured}")
         if changes := use["change_percent"]:
-            told = ", ".join(f"{what} {size:.1f} %" for what, size in changes.items())
-            lines.append(f"{'':>12}  changes from its start to its end: {told}")
+            listed = ", ".join(f"{name} {size:.1f} %" for name, size in changes.items())
+            lines.append(f"{'':>12}  change from start to end: {listed}")
     return "\n".join(lines)
 
 
 def psnr_line(report: Mapping[str, Any]) -> str:
-    """How well the VAE alone does."""
+    """Reconstruction PSNR of the VAE, as a line."""
     return "VAE: {mean:.1f} dB, worst {worst:.1f} dB of {clips} clips".format(**report["psnr_db"])
 
 
-def tell(report: Mapping[str, Any]) -> None:
-    """Log the table and what was missed."""
-    say("%s\n%s", table(report), psnr_line(report))
+def log_report(report: Mapping[str, Any]) -> None:
+    """Log the table and the missed goals."""
+    logger.info("%s\n%s", table(report), psnr_line(report))
     for miss in report["goals"]["missed"]:
-        say("missed: %s", miss)
+        logger.info("missed: %s", miss)
 
 
-def write_sheets(folder: Path, uses: Sequence[Use]) -> None:
-    """PNGs of `SHEET` videos each, named by use and by the first row's place in the report."""
+def write_sheets(folder: Path, uses: Sequence[UseResult]) -> None:
+    """Write PNGs of `SHEET` videos each, named by use and index of the first video."""
     folder.mkdir(parents=True, exist_ok=True)
     for use in uses:
         for first in range(0, len(use.strips), SHEET):
@@ -180,7 +180,7 @@ def write_sheets(folder: Path, uses: Sequence[Use]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write whole or not at all. Raises OutputError."""
+    """Write a file whole or not at all. Raises OutputError."""
     write_whole(path, text.encode(), hint="choose another place", overwrite=True)
 
 

@@ -1,6 +1,6 @@
-"""The recipe: from nothing to the model folder in the package. `python -m wancli.demo.train`.
+"""Train the demo model and write its folder: `python -m wancli.demo.train`.
 
-Every stage resumes: an interrupted run goes on where its last checkpoint was.
+An interrupted run resumes from the last checkpoint of its stage.
 """
 
 import argparse
@@ -24,7 +24,7 @@ CLIPS = 4000
 TRANSFORMER_STEPS = 16000
 DISTILL_STEPS = 800
 
-say = logging.getLogger("wancli.demo").info
+logger = logging.getLogger("wancli.demo")
 
 
 def train(
@@ -39,31 +39,28 @@ def train(
     """Train all parts and write the model folder; `work` holds checkpoints, latents and curves."""
     began = time.monotonic()
 
-    def tell(stage: str) -> None:
+    def log_stage(stage: str) -> None:
         minutes = (time.monotonic() - began) / 60
-        say("%5.1f min  %s", minutes, stage)
+        logger.info("%5.1f min  %s", minutes, stage)
         Log(work / "stages.jsonl").write(minutes=minutes)
 
-    tell(f"autoencoder, {' and '.join(f'{s.steps} steps ({s.name}.jsonl)' for s in STAGES)}")
+    log_stage(f"autoencoder, {' and '.join(f'{s.steps} steps ({s.name}.jsonl)' for s in STAGES)}")
     vae = train_autoencoder(work, device=device)
-    tell(f"latents of {CLIPS} clips")
+    log_stage(f"latents of {CLIPS} clips")
     data = encode_clips(vae, work, clips=CLIPS, device=device)
-    tell(f"transformer, {transformer_steps} steps; curve: {work}/transformer.jsonl")
+    log_stage(f"transformer, {transformer_steps} steps; curve: {work}/transformer.jsonl")
     model = train_transformer(
         work, data, steps=transformer_steps, device=device, compile_blocks=compile_blocks
     )
     export(model, vae, data, out)
-    tell(f"written: {out}; four steps, {distill_steps} steps; curve: {work}/distill.jsonl")
+    log_stage(f"written: {out}; distillation, {distill_steps} steps; curve: {work}/distill.jsonl")
     lora = distill(work, model, data, steps=distill_steps, device=device)
     write_lora(lora, out.parent / "loras" / "demo-4step.safetensors")
-    tell(f"written: {out.parent / 'loras'}")
+    log_stage(f"written: {out.parent / 'loras'}")
 
 
 def export(model: Model, vae: AutoencoderKLWan, data: Dataset, out: Path) -> None:
-    """Write the folder that WanPipeline.from_pretrained loads; half precision, 10 MB.
-
-    The model stays as it is: what is written is a copy.
-    """
+    """Write a copy for WanPipeline.from_pretrained; half precision, 10 MB."""
     packed = make_autoencoder(latents_mean=data.mean, latents_std=data.std)
     packed.load_state_dict(vae.state_dict())
     transformer, text_encoder = copy.deepcopy((model.transformer, model.text_encoder))
@@ -74,7 +71,7 @@ def export(model: Model, vae: AutoencoderKLWan, data: Dataset, out: Path) -> Non
     )
     WanPipeline(
         tokenizer=tokenizer,
-        text_encoder=text_encoder.cpu(),  # float32: transformers loads it as it is stored
+        text_encoder=text_encoder.cpu(),  # float32: transformers keeps the stored dtype
         transformer=transformer.cpu().half(),
         vae=packed.half(),
         scheduler=scheduler,
@@ -90,16 +87,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=TRANSFORMER_STEPS, help="transformer steps")
     parser.add_argument("--distill-steps", type=int, default=DISTILL_STEPS, help="of the LoRA")
     parser.add_argument("--no-compile", action="store_true", help="without a C++ compiler")
-    given = parser.parse_args()
+    options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    given.work.mkdir(parents=True, exist_ok=True)
+    options.work.mkdir(parents=True, exist_ok=True)
     train(
-        given.work,
-        given.out,
-        device=given.device,
-        compile_blocks=not given.no_compile,
-        transformer_steps=given.steps,
-        distill_steps=given.distill_steps,
+        options.work,
+        options.out,
+        device=options.device,
+        compile_blocks=not options.no_compile,
+        transformer_steps=options.steps,
+        distill_steps=options.distill_steps,
     )
 
 

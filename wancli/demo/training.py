@@ -1,4 +1,4 @@
-"""Shared by both trainings: the optimizer, the schedule, checkpoints and curves."""
+"""Optimizer, learning rate schedule, checkpoints and curves of all trainings."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -41,19 +41,19 @@ class Optimizer:
         return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Resume from `state_dict`."""
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
 
 
 def rate(step: int, steps: int, *, warmup: int = 50, hold: float = 0.5) -> float:
-    """Share of the peak rate: a short warmup, constant, then down to 2 % over what is left."""
+    """Fraction of the peak learning rate: short warmup, constant, then linear decay to 2 %."""
     left = (steps - step) / max(1.0, steps * (1 - hold))
     return min(1.0, (step + 1) / warmup, max(0.02, left))
 
 
 class Log:
-    """Curves as JSON lines, one file a training; a line says where the run is."""
+    """A training curve: a file of JSON lines."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +78,6 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 def batches(first: int, steps: int) -> Iterator[tuple[int, int]]:
-    """(step, seed of its data) from `first` on: the same data after an interruption."""
+    """Yield (step, seed of its data) from `first` on: resuming gives the same data."""
     for step in range(first, steps):
         yield step, 1_000_003 * (step + 1)

@@ -1,8 +1,8 @@
 """Train the demo's transformer and text encoder: bidirectional and causal steps, flow matching.
 
-velocity = noise - clean; sigmas uniform, then shifted by 3. A bidirectional step has one sigma a
-clip (`generate`), a causal one a sigma a chunk, beside the clean chunks (`rollout`). A batch has
-sigmas from every part of their range, which makes its gradient less a matter of chance.
+velocity = noise - clean; sigmas are uniform, then shifted by 3. A bidirectional step has one sigma
+per clip (`generate`), a causal one a sigma per chunk, next to the clean chunks (`rollout`). The
+sigmas of a batch are stratified over their range, which lowers the variance of the gradient.
 """
 
 import random
@@ -35,11 +35,11 @@ BATCH = 16
 SHIFT = 3.0
 CAUSAL_SHARE = 0.5
 EMA = 0.999
-CONTEXT_NOISE = 0.1  # at most: a rollout's own past is never quite clean
+CONTEXT_NOISE = 0.1  # maximum: the context of a rollout is never quite clean
 
 
 class Model(nn.Module):
-    """The modules that are trained together."""
+    """Transformer and text encoder, which are trained together."""
 
     def __init__(self, transformer: WanTransformer3DModel, text_encoder: UMT5EncoderModel) -> None:
         super().__init__()
@@ -49,10 +49,10 @@ class Model(nn.Module):
 def train_transformer(
     work: Path, data: Dataset, *, steps: int, device: str = "cpu", compile_blocks: bool = True
 ) -> Model:
-    """Train, or go on training; returns the averaged weights. `work` holds checkpoint and curve."""
+    """Train or resume; returns the averaged weights. `work` holds checkpoint and curve."""
     rows, columns = data.latents.shape[-2:]
-    views = Views(tokens_per_frame=rows * columns // 4, device=device)
-    model = Model(make_transformer(), make_text_encoder(len(views.tokenizer))).to(device)
+    forward = TrainingForward(tokens_per_frame=rows * columns // 4, device=device)
+    model = Model(make_transformer(), make_text_encoder(len(forward.tokenizer))).to(device)
     optimizer = _optimizer(model)
     log, path, first = Log(work / "transformer.jsonl"), work / "transformer.pt", 0
     average = {k: v.clone() for k, v in model.state_dict().items()}
@@ -64,11 +64,11 @@ def train_transformer(
         model.transformer.compile_repeated_blocks(dynamic=False)
     for step, seed in batches(first, steps):
         batch = draw_batch(data, seed, causal_share=CAUSAL_SHARE, device=device)
-        text = views.read(model.text_encoder, batch.prompts)
-        loss = batch.error(views.velocity(model.transformer, batch, batch.noisy(), text))
+        text = forward.embed_prompts(model.text_encoder, batch.prompts)
+        loss = batch.loss(forward.velocity(model.transformer, batch, batch.noisy(), text))
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step(rate(step, steps, hold=0.4))
-        _follow(average, model, min(EMA, (1 + step) / (10 + step)))
+        _update_average(average, model, min(EMA, (1 + step) / (10 + step)))
         log.write(step=step, causal=batch.causal, loss=loss.item())
         if (step + 1) % 250 == 0 or step + 1 == steps:
             save_checkpoint(
@@ -81,100 +81,100 @@ def train_transformer(
 
 @dataclass
 class Batch:
-    """The data of one training step: clips, noise, and how much of it."""
+    """Data of one training step: clips, noise and sigmas."""
 
     prompts: list[str]
     clean: Tensor  # [B, C, F, H, W]
     noise: Tensor
     times: Tensor  # [B, F] in (0, 1]: sigmas before the shift
-    context: Tensor | None = None  # [B, C, F - CHUNK, H, W] in a causal step: the chunks before
-    offset: int = 0  # latent frame that the first one is at
-    unjudged: int = 0  # first latent frames that teach nothing
+    context: Tensor | None = None  # [B, C, F - CHUNK, H, W] in a causal step: past chunks
+    offset: int = 0  # index of the first latent frame
+    masked: int = 0  # first latent frames that are excluded from the loss
 
     @property
     def causal(self) -> bool:
-        """Whether chunks see only what was before them."""
+        """Whether chunks attend only to earlier ones."""
         return self.context is not None
 
     def noisy(self) -> Tensor:
-        """[B, C, F, H, W]."""
-        return add_noise(self.clean, self.noise, by_frame(shifted(self.times)))
+        """Noisy latents [B, C, F, H, W]."""
+        return add_noise(self.clean, self.noise, by_frame(to_sigmas(self.times)))
 
-    def error(self, velocity: Tensor) -> Tensor:
-        """Mean square over what is judged; velocity [B, C, F, H, W]."""
+    def loss(self, velocity: Tensor) -> Tensor:
+        """Mean squared error of velocity [B, C, F, H, W], without masked latent frames."""
         error = velocity.float() - (self.noise - self.clean)
-        return error[:, :, self.unjudged :].square().mean()
+        return error[:, :, self.masked :].square().mean()
 
 
 def draw_batch(data: Dataset, seed: int, *, causal_share: float, device: str) -> Batch:
-    """A batch of the data set, all of it drawn from `seed`."""
+    """Draw a batch of the data set from `seed`."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     causal = rng.random() < causal_share
-    # The first latent frame of a VAE is special, and a window that has rolled never sees it.
+    # The VAE's first latent frame is special, and is no longer in a window that has rolled.
     start = rng.choice((0, 0, 1, 2, 3)) if causal else 0
     chosen = [rng.randrange(len(data.scenes)) for _ in range(BATCH)]
     prompts = [describe(data.scenes[i], rng) for i in chosen]
     clean = data.latents[chosen][:, :, start : start + FRAMES]
     noise = torch.randn(clean.shape, generator=generator)
     times = draw_times(BATCH, generator, causal=causal)
-    context = dirty(clean[:, :, :-CHUNK], generator).to(device) if causal else None
+    context = add_context_noise(clean[:, :, :-CHUNK], generator).to(device) if causal else None
     return Batch(
         prompts, clean.to(device), noise.to(device), times.to(device), context,
         offset=start + rng.randint(0, 60) if start else 0,
-        # RoPE knows only distances: a first chunk without a past looks the same wherever it is
-        # from, so only true beginnings may teach what a beginning looks like.
-        unjudged=CHUNK if start else 0,
+        # RoPE is relative: a chunk without context looks the same wherever it is from, so only
+        # real beginnings may train the first chunk.
+        masked=CHUNK if start else 0,
     )  # fmt: skip
 
 
 def draw_times(clips: int, generator: torch.Generator, *, causal: bool) -> Tensor:
-    """[clips, FRAMES], one a clip or one a chunk, spread evenly over (0, 1]."""
+    """Stratified times [clips, FRAMES] over (0, 1], one per clip or, if causal, per chunk."""
     chunks = FRAMES // CHUNK if causal else 1
     order = torch.stack([torch.randperm(clips, generator=generator) for _ in range(chunks)], 1)
     times = (order + 1 - torch.rand(clips, chunks, generator=generator)) / clips
     return times.repeat_interleave(FRAMES // chunks, 1)
 
 
-def dirty(clean: Tensor, generator: torch.Generator) -> Tensor:
-    """[B, C, F, H, W] with up to CONTEXT_NOISE of noise."""
+def add_context_noise(clean: Tensor, generator: torch.Generator) -> Tensor:
+    """Mix up to CONTEXT_NOISE of noise into [B, C, F, H, W]."""
     share = torch.rand(len(clean), 1, 1, 1, 1, generator=generator) * CONTEXT_NOISE
     return clean + share * torch.randn(clean.shape, generator=generator)
 
 
-def shifted(times: Tensor) -> Tensor:
-    """Sigmas."""
+def to_sigmas(times: Tensor) -> Tensor:
+    """Shift times to sigmas."""
     return SHIFT * times / (1 + (SHIFT - 1) * times)
 
 
 def by_frame(values: Tensor) -> Tensor:
-    """[B, F] as [B, 1, F, 1, 1]."""
+    """View [B, F] as [B, 1, F, 1, 1]."""
     return values[:, None, :, None, None]
 
 
-class Views:
-    """The two ways of training to look at a clip, and what the text encoder makes of prompts."""
+class TrainingForward:
+    """Forwards in training: prompt embeddings, and bidirectional or causal velocity."""
 
     def __init__(self, *, tokens_per_frame: int, device: str) -> None:
         self.tokenizer, self.device = make_tokenizer(), device
         chunks = FRAMES // CHUNK
-        seen = slots(clean=chunks - 1, noisy=range(chunks), chunk=CHUNK)
+        causal = slots(clean=chunks - 1, noisy=range(chunks), chunk=CHUNK)
         self.layouts = {
             False: Layout(None, tokens_per_frame=tokens_per_frame),
-            True: Layout(seen, tokens_per_frame=tokens_per_frame),
+            True: Layout(causal, tokens_per_frame=tokens_per_frame),
         }
 
-    def read(self, text_encoder: UMT5EncoderModel, prompts: Sequence[str]) -> Tensor:
-        """[B, TEXT_LENGTH, TEXT_DIM]."""
+    def embed_prompts(self, text_encoder: UMT5EncoderModel, prompts: Sequence[str]) -> Tensor:
+        """Prompt embeddings [B, TEXT_LENGTH, TEXT_DIM]."""
         ids, mask = tokenize(self.tokenizer, prompts)
         with torch.autocast(self.device, dtype=torch.bfloat16):
             return embed(text_encoder, ids.to(self.device), mask.to(self.device))
 
     def velocity(self, transformer: Any, batch: Batch, noisy: Tensor, text: Tensor) -> Tensor:
-        """[B, C, F, H, W] of noisy latents at the batch's sigmas."""
-        sigmas = shifted(batch.times)
+        """Velocity [B, C, F, H, W] of noisy latents at the batch's sigmas."""
+        sigmas = to_sigmas(batch.times)
         with (
             torch.autocast(self.device, dtype=torch.bfloat16),
-            self.layouts[batch.causal].seen_by(transformer, first=batch.offset),
+            self.layouts[batch.causal].applied_to(transformer, first=batch.offset),
         ):
             if batch.context is not None:
                 return causal_velocity(transformer, batch.context, noisy, sigmas, text)
@@ -185,14 +185,14 @@ class Views:
 def _optimizer(model: Model) -> Optimizer:
     blocks = [*model.transformer.blocks.parameters()]
     matrices = [p for p in blocks if p.ndim == 2]
-    taken = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in taken]
+    matrix_ids = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in matrix_ids]
     return Optimizer(matrices, rest, muon_lr=0.02, adam_lr=2e-3)
 
 
 @torch.no_grad()
-def _follow(average: dict[str, Tensor], model: Model, keep: float) -> None:
-    """Move the averaged weights towards the model's."""
+def _update_average(average: dict[str, Tensor], model: Model, keep: float) -> None:
+    """Exponential moving average of the model's weights."""
     current = model.state_dict()
     names = [name for name, value in average.items() if value.is_floating_point()]
     torch._foreach_lerp_([average[n] for n in names], [current[n] for n in names], 1 - keep)

@@ -1,6 +1,6 @@
-"""Whether a long rollout stays what it was: its last chunks beside its first ones.
+"""Drift of a long rollout: its last chunks against its first ones.
 
-A model that goes on from its own chunks can drift: pictures get brighter, shapes grow or slow down.
+A model that continues its own chunks can drift: frames get brighter, shapes grow or slow down.
 """
 
 from collections.abc import Sequence
@@ -12,27 +12,27 @@ from torch import Tensor
 from wancli.demo.judge import measure
 
 CHUNKS = 100
-END = 0.1  # of the video, at its start and at its end
+END = 0.1  # fraction of the video that is compared, at both ends
 LIMIT = 5.0  # percent
-STILL = 0.02  # sides per second; below, nothing moves
+STILL = 0.02  # sides per second; below, an object counts as still
 
 
 @dataclass(frozen=True)
 class Change:
-    """From the first part of a video to the last, in percent."""
+    """Change from the first part of a video to the last, in percent."""
 
     exposure: float
     area: float
-    speed: float | None  # None of what stays where it is
+    speed: float | None  # None for a still object
 
 
 def last_part(video: Tensor) -> Tensor:
-    """Of frames [T, ...]."""
+    """Last part of frames [T, ...]."""
     return video[-round(len(video) * END) :]
 
 
 def change(video: Tensor, color: str) -> Change:
-    """How uint8 [T, H, W, 3] with an object of that colour has changed at its end."""
+    """Change of uint8 [T, H, W, 3] with an object of that color."""
     last = last_part(video)
     before, after = measure(video[: len(last)], color), measure(last, color)
     return Change(
@@ -42,10 +42,10 @@ def change(video: Tensor, color: str) -> Change:
     )
 
 
-def mean_sizes(changes: Sequence[Change]) -> dict[str, float]:
-    """By what changes, the mean over videos of how much, in percent, up or down."""
-    told = [asdict(one) for one in changes]
-    sizes = {name: [abs(one[name]) for one in told if one[name] is not None] for name in told[0]}
+def mean_changes(changes: Sequence[Change]) -> dict[str, float]:
+    """Mean absolute change of each measure over videos, in percent."""
+    rows = [asdict(one) for one in changes]
+    sizes = {name: [abs(row[name]) for row in rows if row[name] is not None] for name in rows[0]}
     return {name: fmean(values) for name, values in sizes.items() if values}
 
 
