@@ -90,7 +90,7 @@ bench-rollout: $(READY) ## Time the rolling cache against a concatenating one an
 bench-memory: $(READY) ## Show that a long rollout does not grow
 	@$(BIN)/python -m benchmarks.memory
 
-bench-forwards: $(READY) ## Time a forward as it is, compiled, fused and in 8 bits
+bench-forwards: $(READY) ## Time a forward: plain, compiled, fused and quantized
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.forwards
 
 bench-cache: $(READY) ## Say what each cache costs and wins on the demo model

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Scripts that measure wancli; not part of the package."""

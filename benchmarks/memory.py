@@ -1,7 +1,4 @@
-"""Resident memory of a long rollout, from chunk 20 to chunk 200 of a real command.
-
-`make bench-memory`.
-"""
+"""Resident memory of a long `wancli rollout`, from chunk 20 to chunk 200: `make bench-memory`."""
 
 import argparse
 import subprocess
@@ -46,7 +43,7 @@ def main() -> int:
 
 
 def resident(process: int) -> tuple[float, float]:
-    """Resident memory in MiB: now, and its peak."""
+    """Resident memory and its peak in MiB."""
     fields = dict(
         line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines()
     )
@@ -57,9 +54,9 @@ def resident(process: int) -> tuple[float, float]:
 def around(
     mark: int, samples: dict[int, list[tuple[float, float]]], *, radius: int, end: int
 ) -> tuple[float, float]:
-    """Minimum around chunk `mark`, because decoding peaks briefly, and the peak so far; in MiB.
+    """Minimum memory around chunk `mark` (decoding peaks briefly), and the peak so far, in MiB.
 
-    Ignores what follows the last chunk, the writing of the record.
+    Excludes the end, when the record is written.
     """
     near = [s for c in range(mark - radius, min(mark + radius, end)) for s in samples.get(c, [])]
     before = [s for c in range(min(mark + 1, end)) for s in samples.get(c, [])]

@@ -1,4 +1,4 @@
-"""A video the way diffusers' own examples make it: the reference of `benchmarks/generate.py`.
+"""Generate a video as in diffusers' examples: the reference of `benchmarks/generate.py`.
 
 python benchmarks/plain_diffusers.py REQUEST.json LATENTS.safetensors VIDEO.mp4
 """
@@ -13,22 +13,22 @@ from diffusers import UniPCMultistepScheduler, WanPipeline
 from diffusers.utils import export_to_video
 from safetensors.torch import save_file
 
-told = json.loads(Path(sys.argv[1]).read_text())
-sampling, video = told["sampling"], told["video"]
+request = json.loads(Path(sys.argv[1]).read_text())
+sampling, video = request["sampling"], request["video"]
 guided = sampling["guidance_scale"] > 1
 
-pipe = WanPipeline.from_pretrained(told["model"], dtype=torch.float32)
+pipe = WanPipeline.from_pretrained(request["model"], dtype=torch.float32)
 pipe.set_progress_bar_config(disable=True)
 pipe.scheduler = UniPCMultistepScheduler.from_config(
     pipe.scheduler.config, flow_shift=sampling["flow_shift"]
 )
 with torch.no_grad():
-    # Apart from the call below, so that the denoising is timed alone.
+    # Outside the call below, so that only denoising is timed.
     positive, negative = pipe.encode_prompt(
-        told["prompt"],
+        request["prompt"],
         sampling["negative_prompt"],
         do_classifier_free_guidance=guided,
-        max_sequence_length=told["text_length"],
+        max_sequence_length=request["text_length"],
     )
     started = perf_counter()
     latents = pipe(
@@ -39,12 +39,12 @@ with torch.no_grad():
         num_frames=video["num_frames"],
         width=video["width"],
         height=video["height"],
-        generator=torch.Generator().manual_seed(told["seed"]),
+        generator=torch.Generator().manual_seed(request["seed"]),
         output_type="latent",
     ).frames
     denoise_s = perf_counter() - started
 
-    # As the pipeline itself decodes.
+    # As in the pipeline.
     shape = (1, -1, 1, 1, 1)
     mean, std = (
         torch.tensor(values).view(shape)
