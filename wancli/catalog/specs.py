@@ -213,14 +213,14 @@ SPECS = {
         ModelSpec(
             "self-forcing",
             "gueraf/Self-Forcing-diffusers",
-            "Self-Forcing (arXiv:2506.08009) on Wan 2.1 1.3B: 4 steps a chunk, for rollouts.",
+            "Self-Forcing (arXiv:2506.08009) on Wan 2.1 1.3B: 4 steps per chunk, for rollouts.",
             causal=True,
             architecture=WAN_1_3B,
         ),
         ModelSpec(
             "self-forcing-a14b",
             "rand0nmr/SFWan2.2-T2V-A14B-Diffusers",
-            "Self-Forcing on Wan 2.2 A14B, two experts: 8 steps a chunk, for rollouts.",
+            "Self-Forcing on Wan 2.2 A14B, two experts: 8 steps per chunk, for rollouts.",
             experts=2,
             causal=True,
             architecture=WAN_14B,
