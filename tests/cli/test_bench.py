@@ -16,6 +16,7 @@ from wancli.benchmark.measure import Measurer
 from wancli.benchmark.session import BenchRequest, BenchSession, Goals, VariantFlags
 from wancli.catalog.tasks import ANIMATE, IMAGE
 from wancli.cli.bench_variants import flags_layers
+from wancli.cli.options import flag
 from wancli.config.resolve import Layer
 from wancli.planning.inputs import InputFiles
 from wancli.video.read import read_comment
@@ -152,10 +153,10 @@ def test_pictures_go_into_a_bench_as_into_a_video(
     }
     inputs = InputFiles(**paths)
     exact = VariantFlags("exact", "--no-prompt-kv", flags_layers("exact", "--no-prompt-kv"))
-    asking = BenchRequest(["a red circle"], "7", [exact], inputs, None)
+    asking = BenchRequest(["a red circle"], "7", [exact], flag, inputs)
     benching = BenchSession(asking, [Layer("flag", flags)], Goals())
     here = (benching.spec, benching.baseline, tmp_path, lambda event: None, BenchInputs(inputs))
-    ours = Measurer(*here).usual(benching.cases[0]).latents
+    ours = Measurer(*here).baseline_run(benching.cases[0]).latents
     said = wancli("generate", *asked, "--seed", 7, "-o", "a.mp4", "--save-latents", "z.safetensors")
     assert said.code == 0, said.err
     made = load_file("z.safetensors")["latents"].transpose(0, 1)[None]
@@ -165,7 +166,7 @@ def test_pictures_go_into_a_bench_as_into_a_video(
 @pytest.mark.parametrize(
     ("args", "error", "hint"),
     [
-        ((), "no variant is given", "--variant"),
+        ((), "there is no variant", "--variant"),
         (("--variant", "--use-cachedit"), "has no name", "fast:"),
         (("--variant", "empty:"), "'empty' has no flags", "--use-cachedit"),
         (("--variant", "a: --cfg-gate 3", "--target-ssim", 0.9), "need --tune", "--tune"),

@@ -1,1 +1,1 @@
-"""A/B comparison of variants against a baseline: wall time and quality, per prompt."""
+"""A/B comparison of variants against a baseline: speed and quality, per prompt."""

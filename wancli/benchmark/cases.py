@@ -1,4 +1,4 @@
-"""The measurements of a bench and their summary, as in `bench.json`. Imports no torch."""
+"""Measurements of a benchmark and their summary, as in `bench.json`. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +16,7 @@ SCHEMA = "wancli.bench/1"
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to make the videos. The first of several is the baseline."""
+    """Settings to measure under a name. The first variant is the baseline."""
 
     name: str
     flags: str  # as typed
@@ -27,7 +27,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class BenchInputs:
-    """Pictures and videos that all cases begin with, and what records say of them."""
+    """Input pictures and videos of all cases, and their entry in the records."""
 
     inputs: InputFiles = NO_INPUTS
     recorded: Mapping[str, Any] = field(default_factory=dict)
@@ -43,31 +43,29 @@ class Case:
 
 @dataclass(frozen=True)
 class Run:
-    """One video: an arm, a prompt and a seed. Seconds are the median where it was repeated."""
+    """Measurements of one video: an arm, a prompt and a seed."""
 
     arm: str
     prompt: str
     seed: int
-    video: str  # path from the folder of the report
+    video: str  # path relative to the report
     denoise_s: float
     decode_s: float
-    total_s: float  # prompt to frames; no loading, no writing
-    uses: tuple[
-        ForwardStats, ...
-    ] = ()  # of every forward, in order; one that is skipped has 0 blocks
+    total_s: float  # prompt to frames, without loading and writing
+    uses: tuple[ForwardStats, ...] = ()  # of every forward, in order; a skipped one has 0 blocks
     peak_gib: float | None = None
-    quality: Quality | None = None  # against the baseline's; None for its own
-    latents: LatentQuality | None = None  # the same
+    quality: Quality | None = None  # against the baseline; None for the baseline
+    latents: LatentQuality | None = None  # likewise
 
     @property
     def case(self) -> tuple[str, int]:
-        """The prompt and seed that every arm renders once."""
+        """Prompt and seed."""
         return self.prompt, self.seed
 
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """Seconds of the baseline over those of an arm, paired by prompt and seed."""
+    """Ratios of the baseline's seconds to an arm's, paired by prompt and seed."""
 
     median: float
     least: float
@@ -89,7 +87,7 @@ class Summary:
     peak_gib: float | None  # highest
     ssim: float | None  # mean over runs
     ssim_worst: float | None  # over all video frames of all runs
-    psnr_db: float | None  # of the squared error of all runs; None where nothing differs
+    psnr_db: float | None  # of the mean squared error over runs; None if nothing differs
     temporal_levels: float | None  # mean over runs
     equal_video: bool | None  # every pixel of every run
     equal_latents: bool | None  # every value of every run
@@ -97,7 +95,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to make the videos. The first of a bench is the baseline."""
+    """A variant with its results. The first arm is the baseline."""
 
     name: str
     flags: str  # as typed
@@ -107,7 +105,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """The baseline against itself with another seed: how far apart two samples are anyway."""
+    """Similarity of the baseline's videos under different seeds."""
 
     ssim: float  # mean over pairs
     ssim_worst: float  # over all video frames of all pairs
@@ -116,7 +114,7 @@ class NoiseFloor:
 
 @dataclass(frozen=True)
 class Bench:
-    """A whole bench."""
+    """Results of a benchmark."""
 
     created: str  # ISO 8601, UTC
     command: str
@@ -125,18 +123,18 @@ class Bench:
     settings: Mapping[str, Any]  # size, frames, steps, shift, guidance
     arms: tuple[Arm, ...]
     runs: tuple[Run, ...]
-    floor: NoiseFloor | None = None  # None for a single seed
-    target_ssim: float | None = None  # least SSIM of the worst video frame that was asked for
-    chosen: str | None = None  # arm that --tune settled on
+    floor: NoiseFloor | None = None  # None while runs are being measured
+    target_ssim: float | None = None  # required minimum over video frames
+    chosen: str | None = None  # best arm after tuning
 
     @property
     def identity(self) -> bool | None:
-        """Whether the latents of every exact arm equal the baseline's; None where none was seen."""
+        """Whether the latents of every exact arm equal the baseline's; None if not measured."""
         exact = [arm.summary.equal_latents for arm in self.arms[1:] if not arm.lossy]
         return all(exact) if exact and None not in exact else None
 
     def as_json(self) -> dict[str, Any]:
-        """For `bench.json` and the report."""
+        """The content of `bench.json`."""
         runs = [
             {**asdict(run), "quality": run.quality.as_json() if run.quality else None}
             for run in self.runs
@@ -145,34 +143,34 @@ class Bench:
 
 
 def summarize(runs: Sequence[Run], baseline: Sequence[Run]) -> Summary:
-    """Summarize runs of one arm against those of the baseline, by prompt and seed."""
-    usual = {run.case: run for run in baseline}
+    """Summarize an arm's runs against the baseline's, paired by prompt and seed."""
+    reference = {run.case: run for run in baseline}
     uses = [use for run in runs for use in run.uses]
     peaks = [run.peak_gib for run in runs if run.peak_gib is not None]
-    found = [run.quality for run in runs if run.quality]
+    qualities = [run.quality for run in runs if run.quality]
     latents = [run.latents.equal for run in runs if run.latents]
-    flicker = [quality.temporal_levels.mean for quality in found if quality.temporal_levels]
+    flicker = [quality.temporal_levels.mean for quality in qualities if quality.temporal_levels]
     return Summary(
         denoise_s=median(run.denoise_s for run in runs),
         total_s=median(run.total_s for run in runs),
-        denoise_speed_up=_speed_up([usual[run.case].denoise_s / run.denoise_s for run in runs]),
-        total_speed_up=_speed_up([usual[run.case].total_s / run.total_s for run in runs]),
+        denoise_speed_up=_speed_up([reference[run.case].denoise_s / run.denoise_s for run in runs]),
+        total_speed_up=_speed_up([reference[run.case].total_s / run.total_s for run in runs]),
         blocks=sum(use.blocks for use in uses),
         blocks_all=sum(use.blocks_all for use in uses),
         forwards_reused=sum(use.reused for use in uses),
         forwards=len(uses),
         peak_gib=max(peaks, default=None),
-        ssim=fmean(quality.ssim.mean for quality in found) if found else None,
-        ssim_worst=min((quality.ssim.worst for quality in found), default=None),
-        psnr_db=psnr(fmean(quality.mse.mean for quality in found)) if found else None,
+        ssim=fmean(quality.ssim.mean for quality in qualities) if qualities else None,
+        ssim_worst=min((quality.ssim.worst for quality in qualities), default=None),
+        psnr_db=psnr(fmean(quality.mse.mean for quality in qualities)) if qualities else None,
         temporal_levels=fmean(flicker) if flicker else None,
-        equal_video=all(quality.equal for quality in found) if found else None,
+        equal_video=all(quality.equal for quality in qualities) if qualities else None,
         equal_latents=all(latents) if latents else None,
     )
 
 
-def floor_of(qualities: Sequence[Quality]) -> NoiseFloor | None:
-    """The floor of the baseline's videos of one prompt against each other; None for no pair."""
+def noise_floor(qualities: Sequence[Quality]) -> NoiseFloor | None:
+    """Noise floor from comparisons of two seeds of a prompt; None without any."""
     if not qualities:
         return None
     return NoiseFloor(

@@ -1,4 +1,4 @@
-"""Make every prompt and seed once in every arm, in one process, interleaved, and compare."""
+"""Render every case with every variant, interleaved in one process, and compare the results."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ from wancli.video.compare import Quality, compare_latents, compare_videos
 
 @dataclass
 class RenderedRun:
-    """One case rendered by one variant: frames uint8 [T, H, W, 3], latents [1, C, F, H, W]."""
+    """A case rendered by a variant: frames uint8 [T, H, W, 3], latents [1, C, F, H, W]."""
 
     run: Run
     frames: NDArray[Any]
@@ -37,87 +37,89 @@ class RenderedRun:
 
 
 class Measurer:
-    """A loaded model that makes cases, and keeps what the baseline made of them."""
+    """A loaded model that renders cases, and keeps the baseline's renders to compare with."""
 
     def __init__(
-        self, spec: ModelSpec, baseline: Variant, folder: Path, report: Report, given: BenchInputs
+        self, spec: ModelSpec, baseline: Variant, folder: Path, report: Report, inputs: BenchInputs
     ) -> None:
         self.spec, self.baseline, self.folder, self._report = spec, baseline, folder, report
-        self._usual: dict[Case, RenderedRun] = {}
-        self._prompts: list[str] = []  # numbered in the names of files
+        self._baseline_runs: dict[Case, RenderedRun] = {}
+        self._prompts: list[str] = []  # file names have their index
         report(Phase("load"))
         task, video = baseline.plan.task, baseline.settings.video
         self.loaded: Loaded = load_pipeline(spec, baseline.settings.machine, task=task)
         size = (video.width, video.height)
-        self._pictures = read_pictures(TASKS[task], given.inputs, size=size)
-        self._recorded = given.recorded
+        self._pictures = read_pictures(TASKS[task], inputs.inputs, size=size)
+        self._recorded_inputs = inputs.recorded
 
     @property
     def machine(self) -> dict[str, str]:
-        """The machine it is measured on."""
-        found = resolve_machine(self.baseline.settings.machine)
-        named = ("device", "dtype", "attention_backend")
-        return {name: getattr(found, name) for name in named} | versions()
+        """Device, dtype, attention backend and versions."""
+        machine = resolve_machine(self.baseline.settings.machine)
+        names = ("device", "dtype", "attention_backend")
+        return {name: getattr(machine, name) for name in names} | versions()
 
     def measure(self, variants: Sequence[Variant], cases: Sequence[Case]) -> Iterator[list[Run]]:
-        """Warm every variant up, then give the runs of each case; their order takes turns."""
+        """Warm up every variant, then yield the runs of each case; the variants' order rotates."""
         for variant in variants:
-            self._make(variant, cases[0], "warmup")
+            self._render(variant, cases[0], "warmup")
         for turn, case in enumerate(cases):
             first = turn % len(variants)
             order = [*variants[first:], *variants[:first]]
-            what = f"{turn + 1} of {len(cases)}"
-            made = {variant.name: self._make(variant, case, what) for variant in order}
+            label = f"{turn + 1} of {len(cases)}"
+            rendered = {variant.name: self._render(variant, case, label) for variant in order}
             yield [
-                self._compared(made[v.name], v, case, number) for number, v in enumerate(variants)
+                self._write(rendered[variant.name], variant, case, index)
+                for index, variant in enumerate(variants)
             ]
 
-    def usual(self, case: Case) -> RenderedRun:
-        """The baseline's render of a case, made once."""
-        if case not in self._usual:
-            self._usual[case] = self._make(self.baseline, case, "to compare with")
-        return self._usual[case]
+    def baseline_run(self, case: Case) -> RenderedRun:
+        """The baseline's render of a case, rendered once."""
+        if case not in self._baseline_runs:
+            self._baseline_runs[case] = self._render(self.baseline, case, "reference")
+        return self._baseline_runs[case]
 
-    def made(self, variant: Variant, case: Case) -> RenderedRun:
-        """A variant's render of a case compared with the baseline's; writes no video."""
-        usual, made = self.usual(case), self._make(variant, case, variant.flags)
-        made.run = _beside(made, usual)
-        return made
+    def compare(self, variant: Variant, case: Case) -> RenderedRun:
+        """Render a case and compare it with the baseline; writes no video."""
+        reference, rendered = self.baseline_run(case), self._render(variant, case, variant.flags)
+        rendered.run = _compared(rendered, reference)
+        return rendered
 
-    def floor(self, cases: Sequence[Case]) -> list[Quality]:
-        """The baseline's videos of one prompt against each other: of two seeds, and of no others.
+    def compare_seeds(self, cases: Sequence[Case]) -> list[Quality]:
+        """Compare two seeds of each prompt under the baseline.
 
-        A prompt with one seed gets another, of which nothing else is measured.
+        A prompt with one seed is rendered with the next one, too.
         """
-        found = []
+        qualities = []
         for prompt in dict.fromkeys(case.prompt for case in cases):
-            known = [case for case in cases if case.prompt == prompt][:2]
-            if len(known) == 1:
-                known.append(replace(known[0], seed=known[0].seed + 1))
-            one, other = (self.usual(case).frames for case in known)
-            found.append(compare_videos(one, other))
-        return found
+            pair = [case for case in cases if case.prompt == prompt][:2]
+            if len(pair) == 1:
+                pair.append(replace(pair[0], seed=pair[0].seed + 1))
+            one, other = (self.baseline_run(case).frames for case in pair)
+            qualities.append(compare_videos(one, other))
+        return qualities
 
-    def _compared(self, made: RenderedRun, variant: Variant, case: Case, number: int) -> Run:
+    def _write(self, rendered: RenderedRun, variant: Variant, case: Case, index: int) -> Run:
+        """Write the video, and compare it with the baseline."""
         if case.prompt not in self._prompts:
             self._prompts.append(case.prompt)
         prompt = f"{self._prompts.index(case.prompt)}-{_safe(case.prompt)}"
-        video = f"videos/{prompt}-{case.seed}-{number}-{_safe(variant.name)}.mp4"
-        told = self._recorded
-        request = Request(case.prompt, case.seed, variant.settings, {}, inputs=told)
+        video = f"videos/{prompt}-{case.seed}-{index}-{_safe(variant.name)}.mp4"
+        inputs = self._recorded_inputs
+        request = Request(case.prompt, case.seed, variant.settings, {}, inputs=inputs)
         record = start_record(request, command="bench", created=datetime.now(UTC))
         record = replace(record, status="ok")
-        settings = _shown_by_browsers(variant.settings)
-        whole = made.latents if variant.plan.segments == 1 else None
-        write_video(made.frames, self.folder / video, record, settings, whole)
+        settings = _playable_in_browsers(variant.settings)
+        latents = rendered.latents if variant.plan.segments == 1 else None
+        write_video(rendered.frames, self.folder / video, record, settings, latents)
         if variant is self.baseline:
-            self._usual[case] = made
-            return replace(made.run, video=video)
-        return replace(_beside(made, self._usual[case]), video=video)
+            self._baseline_runs[case] = rendered
+            return replace(rendered.run, video=video)
+        return replace(_compared(rendered, self._baseline_runs[case]), video=video)
 
-    def _make(self, variant: Variant, case: Case, what: str) -> RenderedRun:
+    def _render(self, variant: Variant, case: Case, label: str) -> RenderedRun:
         loaded, settings, plan = self.loaded, variant.settings, variant.plan
-        self._report(Phase(f"{variant.name}, seed {case.seed}, {what}"))
+        self._report(Phase(f"{variant.name}, seed {case.seed}, {label}"))
 
         def on_step(step: StepResult) -> None:
             self._report(Step(step.index, plan.steps, step.sigma))
@@ -140,20 +142,20 @@ class Measurer:
             denoise_s=clock.seconds("denoise"),
             decode_s=clock.seconds("decode"),
             total_s=clock.seconds("encode", "denoise", "decode"),
-            uses=tuple(denoised.uses),
+            uses=tuple(denoised.stats),
             peak_gib=max(peak_memory(loaded.device).values(), default=None),
         )
         return RenderedRun(run, frames, denoised.latents)
 
 
-def _beside(made: RenderedRun, usual: RenderedRun) -> Run:
-    quality = compare_videos(usual.frames, made.frames)
-    latents = compare_latents(usual.latents, made.latents)
-    return replace(made.run, quality=quality, latents=latents)
+def _compared(rendered: RenderedRun, reference: RenderedRun) -> Run:
+    quality = compare_videos(reference.frames, rendered.frames)
+    latents = compare_latents(reference.latents, rendered.latents)
+    return replace(rendered.run, quality=quality, latents=latents)
 
 
-def _shown_by_browsers(settings: Settings) -> Settings:
-    """The same with H.264 in YUV: the report shows videos, and measures raw frames."""
+def _playable_in_browsers(settings: Settings) -> Settings:
+    """The settings without lossless RGB, which browsers cannot play."""
     output = settings.output.model_copy(update={"lossless": False})
     return settings.model_copy(update={"output": output})
 

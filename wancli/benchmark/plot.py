@@ -1,4 +1,4 @@
-"""Speed-up against likeness, in pixels: what the report draws of a bench's arms."""
+"""Layout of the report's plot of speed-up against similarity, in pixels."""
 
 import math
 from collections.abc import Sequence
@@ -8,34 +8,34 @@ from typing import Any
 from wancli.benchmark.cases import Arm, Bench
 
 WIDTH, HEIGHT = 720, 380  # pixels of the plot
-LEFT, RIGHT, TOP, BOTTOM = 56, 24, 46, 48  # around it
-LEAST_SSIM, LEAST_SPEED = 0.02, 0.5  # least spans of its axes, or noise would fill them
-FAR = 3  # spans below the rest, from where the floor is told and not shown
-LONGEST = 22  # letters of a label
-LETTER, ASCENT, DESCENT = 9, 12, 4  # pixels of a label: a letter across, above and below its line
-DOT = 7  # half of a dot, with air around it
-HEADING = 20  # where the heading above it ends
-# From a dot to the line under its name: above it, below it, and so on outwards.
-AWAY = [away + way * 16 * k for k in range(12) for away, way in ((-10, -1), (20, 1))]
+LEFT, RIGHT, TOP, BOTTOM = 56, 24, 46, 48  # margins
+MIN_SSIM_SPAN, MIN_SPEED_SPAN = 0.02, 0.5  # of the axes, so that noise does not fill them
+FAR = 3  # spans below the arms: a noise floor further down is named at the bottom instead
+MAX_LABEL = 22  # letters
+LETTER, ASCENT, DESCENT = 9, 12, 4  # pixels of a label: width of a letter, above and below the line
+DOT = 7  # radius of a dot with its margin
+HEADING = 20  # bottom of the heading
+# Offsets of a label's baseline from its dot: above, below, and so on outwards.
+OFFSETS = [start + sign * 16 * k for k in range(12) for start, sign in ((-10, -1), (20, 1))]
 
 
 @dataclass(frozen=True)
 class PlotAxis:
-    """Values on pixels, in round steps."""
+    """Scale from values to pixels, with ticks at round values."""
 
     ticks: tuple[float, ...]
     start: float
     end: float
 
     def at(self, value: float) -> float:
-        """Where a value lies, in pixels; the nearest end for one that is beyond."""
+        """Pixel of a value, clamped to the axis."""
         low, high = self.ticks[0], self.ticks[-1]
         share = (min(max(value, low), high) - low) / (high - low)
         return round(self.start + share * (self.end - self.start), 1)
 
     @property
     def labels(self) -> list[tuple[float, str]]:
-        """Pixels and words of the steps."""
+        """Pixel and text of each tick."""
         step = self.ticks[1] - self.ticks[0]
         decimals = max(0, math.ceil(-math.log10(step) - 1e-9))
         return [(self.at(value), f"{value:.{decimals}f}") for value in self.ticks]
@@ -43,24 +43,24 @@ class PlotAxis:
 
 @dataclass(frozen=True)
 class Box:
-    """Pixels that are taken."""
+    """A rectangle, in pixels."""
 
     left: float
     top: float
     right: float
     bottom: float
 
-    def meets(self, other: "Box") -> bool:
-        """Whether they share any."""
-        across = self.left < other.right and other.left < self.right
-        return across and self.top < other.bottom and other.top < self.bottom
+    def overlaps(self, other: "Box") -> bool:
+        """Whether the rectangles overlap."""
+        in_x = self.left < other.right and other.left < self.right
+        return in_x and self.top < other.bottom and other.top < self.bottom
 
 
 def plot_of(bench: Bench) -> dict[str, Any]:
-    """Denoising speed-up against the SSIM of the worst video frame, as the template takes it."""
-    across, up, shown = _across(bench), *_up(bench)
-    points = [_point(arm, across, up) for arm in bench.arms]
-    _label(points)
+    """Denoising speed-up against the SSIM of the worst video frame, for the template."""
+    x_axis, (y_axis, floor_shown) = _speed_axis(bench), _ssim_axis(bench)
+    points = [_point(arm, x_axis, y_axis) for arm in bench.arms]
+    _place_labels(points)
     front = _front(bench.arms)
     line = sorted((point["x"], point["y"]) for point in points if point["arm"] in front)
     floor = bench.floor.ssim_worst if bench.floor else None
@@ -71,85 +71,86 @@ def plot_of(bench: Bench) -> dict[str, Any]:
         "right": WIDTH - RIGHT,
         "top": TOP,
         "bottom": HEIGHT - BOTTOM,
-        "across": across.labels,
-        "up": up.labels,
+        "x_ticks": x_axis.labels,
+        "y_ticks": y_axis.labels,
         "points": points,
         "front": " ".join(f"{x},{y}" for x, y in line),
-        "floor": None if floor is None else {"y": up.at(floor), "value": floor, "below": not shown},
-        "target": None if bench.target_ssim is None else up.at(bench.target_ssim),
+        "floor": None
+        if floor is None
+        else {"y": y_axis.at(floor), "value": floor, "below": not floor_shown},
+        "target": None if bench.target_ssim is None else y_axis.at(bench.target_ssim),
     }
 
 
-def _across(bench: Bench) -> PlotAxis:
-    """Of speed-ups, that of the baseline among them."""
+def _speed_axis(bench: Bench) -> PlotAxis:
+    """Axis of the speed-ups, including the baseline's 1."""
     speeds = [arm.summary.denoise_speed_up for arm in bench.arms]
     low = min(1.0, *(speed.least for speed in speeds))
-    high = max(low + LEAST_SPEED, *(speed.most for speed in speeds))
+    high = max(low + MIN_SPEED_SPAN, *(speed.most for speed in speeds))
     return _axis(low, high, ends=(LEFT, WIDTH - RIGHT))
 
 
-def _up(bench: Bench) -> tuple[PlotAxis, bool]:
-    """Of SSIM, up to 1; and whether the floor lies on it, or too far below to show the rest."""
-    lowest = min(1 - LEAST_SSIM, bench.target_ssim or 1.0, *map(_worst, bench.arms))
+def _ssim_axis(bench: Bench) -> tuple[PlotAxis, bool]:
+    """Axis of SSIM up to 1, and whether it reaches down to the noise floor."""
+    lowest = min(1 - MIN_SSIM_SPAN, bench.target_ssim or 1.0, *map(_worst, bench.arms))
     floor = bench.floor.ssim_worst if bench.floor else 1.0
-    shown = 1 - floor <= FAR * (1 - lowest)
-    lowest = min(lowest, floor) if shown else lowest
-    return _axis(lowest, 1.0, ends=(HEIGHT - BOTTOM, TOP)), shown
+    floor_shown = 1 - floor <= FAR * (1 - lowest)
+    lowest = min(lowest, floor) if floor_shown else lowest
+    return _axis(lowest, 1.0, ends=(HEIGHT - BOTTOM, TOP)), floor_shown
 
 
 def _axis(low: float, high: float, *, ends: tuple[float, float]) -> PlotAxis:
-    """Round steps from `low` or less to `high` or more."""
-    least = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(least))
-    step = next(k * power for k in (1, 2, 5, 10) if k * power >= least * (1 - 1e-9))
+    """Axis with at most 6 round steps that cover `low` to `high`."""
+    min_step = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(min_step))
+    step = next(k * power for k in (1, 2, 5, 10) if k * power >= min_step * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return PlotAxis(tuple(round(i * step, 10) for i in range(first, last + 1)), *ends)
 
 
-def _point(arm: Arm, across: PlotAxis, up: PlotAxis) -> dict[str, Any]:
+def _point(arm: Arm, x_axis: PlotAxis, y_axis: PlotAxis) -> dict[str, Any]:
     speed = arm.summary.denoise_speed_up
-    x, y = across.at(speed.median), up.at(_worst(arm))
-    words = arm.name if len(arm.name) <= LONGEST else f"{arm.name[: LONGEST - 1]}…"
+    x, y = x_axis.at(speed.median), y_axis.at(_worst(arm))
+    label = arm.name if len(arm.name) <= MAX_LABEL else f"{arm.name[: MAX_LABEL - 1]}…"
     return {
         "arm": arm.name,
         "x": x,
         "y": y,
-        "bar": (across.at(speed.least), across.at(speed.most)),
-        "words": words,
-        "way": -1 if x + LETTER * len(words) > WIDTH else 1,  # of its name
-        "tip": f"{arm.name}\n{speed.median:.2f}\N{MULTIPLICATION SIGN} "
+        "bar": (x_axis.at(speed.least), x_axis.at(speed.most)),
+        "label": label,
+        "direction": -1 if x + LETTER * len(label) > WIDTH else 1,  # of the label from the dot
+        "tooltip": f"{arm.name}\n{speed.median:.2f}\N{MULTIPLICATION SIGN} "
         f"({speed.least:.2f} to {speed.most:.2f})\nworst video frame {_worst(arm):.4f}",
     }
 
 
-def _label(points: Sequence[dict[str, Any]]) -> None:
-    """Give every point the nearest line above or below it where its name covers nothing."""
-    taken = [Box(p["x"] - DOT, p["y"] - DOT, p["x"] + DOT, p["y"] + DOT) for p in points]
+def _place_labels(points: Sequence[dict[str, Any]]) -> None:
+    """Place each label on the nearest line above or below its point where it covers nothing."""
+    occupied = [Box(p["x"] - DOT, p["y"] - DOT, p["x"] + DOT, p["y"] + DOT) for p in points]
     for point in sorted(points, key=lambda p: (p["y"], p["x"])):
-        ends = sorted((point["x"], point["x"] + (LETTER * len(point["words"])) * point["way"]))
-        places = [
-            Box(ends[0], point["y"] + away - ASCENT, ends[1], point["y"] + away + DESCENT)
-            for away in AWAY
-        ]
+        width = LETTER * len(point["label"]) * point["direction"]
+        left, right = sorted((point["x"], point["x"] + width))
+        baselines = [point["y"] + offset for offset in OFFSETS]
+        places = [Box(left, y - ASCENT, right, y + DESCENT) for y in baselines]
         free = [
             box
             for box in places
-            if box.top > HEADING and not any(box.meets(other) for other in taken)
+            if box.top > HEADING and not any(box.overlaps(other) for other in occupied)
         ]
-        taken.append((free or places)[0])
-        point["label"] = taken[-1].bottom - DESCENT
+        occupied.append((free or places)[0])
+        point["label_y"] = occupied[-1].bottom - DESCENT
 
 
 def _front(arms: Sequence[Arm]) -> set[str]:
-    """Names of those that no other beats in both."""
-    at = {arm.name: (arm.summary.denoise_speed_up.median, _worst(arm)) for arm in arms}
+    """Names of the arms on the Pareto front."""
+    points = {arm.name: (arm.summary.denoise_speed_up.median, _worst(arm)) for arm in arms}
     return {
         name
-        for name, (speed, ssim) in at.items()
-        if not any(o[0] >= speed and o[1] >= ssim and o != (speed, ssim) for o in at.values())
+        for name, (speed, ssim) in points.items()
+        if not any(p[0] >= speed and p[1] >= ssim and p != (speed, ssim) for p in points.values())
     }
 
 
 def _worst(arm: Arm) -> float:
-    """SSIM of the worst video frame; the baseline is its own measure."""
+    """SSIM of the worst video frame; 1 for the baseline."""
     return 1.0 if arm.summary.ssim_worst is None else arm.summary.ssim_worst

@@ -10,7 +10,7 @@ from typer.exceptions import TyperException
 
 from wancli.benchmark.session import BenchRequest, VariantFlags
 from wancli.cli.lazy import dashed
-from wancli.cli.options import CachePreset, takes_settings
+from wancli.cli.options import CachePreset, flag, takes_settings
 from wancli.config.presets import find_preset, step_cache_layer
 from wancli.config.resolve import Layer
 from wancli.errors import InputError, UsageError, missing
@@ -44,7 +44,7 @@ def read_bench_request(
     if tune and not named:
         named = [("cachedit", "--use-cachedit")]
     flags = [VariantFlags(name, text, flags_layers(name, text)) for name, text in named]
-    return BenchRequest(list(dict.fromkeys(texts)), seeds, flags)
+    return BenchRequest(list(dict.fromkeys(texts)), seeds, flags, flag)
 
 
 def flags_layers(name: str, flags: str) -> list[Layer]:

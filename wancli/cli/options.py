@@ -14,7 +14,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from wancli.catalog.tasks import TASKS
-from wancli.config.resolve import Layer, fields_of, flag, panel
+from wancli.config.resolve import Layer, fields_of, panel
 from wancli.config.settings import Settings
 from wancli.errors import UsageError, shortened
 from wancli.planning.inputs import InputFiles
@@ -67,6 +67,11 @@ _OUTPUT_OPTIONS: dict[str, Any] = {
     "verbose": typer.Option("--verbose", "-v", help="Print what the libraries log, too."),
     "no_color": typer.Option("--no-color", help="Print without color."),
 }
+
+
+def flag(name: str) -> str:
+    """Flag of a setting: `flow_shift` is `--flow-shift`."""
+    return "--" + name.replace("_", "-")
 
 
 _SETTING = re.compile(r"`([a-z]\w*)((?: [^`]+)?)`")
@@ -208,7 +213,7 @@ def _option(table: str | None, name: str, field: FieldInfo) -> inspect.Parameter
     option = typer.Option(
         spelling,
         *SPELLINGS.get(name, ()),
-        help=f"{field.description}{_default(field.default)}",
+        help=with_flags(f"{field.description}{_default(field.default)}"),
         show_default=False,
         rich_help_panel=panel(table),
     )

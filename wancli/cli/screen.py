@@ -45,7 +45,7 @@ class Screen:
     def say(self, text: str) -> None:
         """Print a line on stderr, unless --quiet."""
         if not self.options.quiet:
-            self.err.print(text, markup=False)
+            self.err.print(with_flags(text), markup=False)
 
     def warn(self, text: str, *, hint: str) -> None:
         """Print a warning and a hint, also with --quiet."""

@@ -45,11 +45,6 @@ def fields_of(settings: type[Settings]) -> Iterator[tuple[str | None, str, Field
             yield None, name, info
 
 
-def flag(name: str) -> str:
-    """Flag of a setting: `flow_shift` is `--flow-shift`."""
-    return "--" + name.replace("_", "-")
-
-
 def panel(table: str | None) -> str:
     """Heading of a table in `--help`."""
     return {"prompt_kv": "Prompt K/V"}.get(
