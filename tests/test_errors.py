@@ -1,11 +1,17 @@
-"""Hints suggest similar names, or nothing."""
+"""Hints suggest similar names, or nothing; messages below the command line name settings."""
 
+import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import wancli
 from wancli.catalog.specs import SPECS
 from wancli.errors import closest, missing
+
+PACKAGE = Path(wancli.__file__).parent
 
 
 @pytest.mark.parametrize(
@@ -44,3 +50,22 @@ def test_only_a_file_of_a_similar_name_is_suggested(
 )
 def test_only_a_model_of_a_similar_name_is_suggested(typed: str, expected: str | None):
     assert closest(typed, SPECS) == expected
+
+
+def messages(module: Path) -> Iterator[str]:
+    """Text in errors, notes and warnings, without f-string values."""
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func).rpartition(".")[2]
+            texts = node.args if name.endswith("Error") or name in ("say", "warn") else []
+            for text in [*texts, *(k.value for k in node.keywords if k.arg == "hint")]:
+                parts = [part for part in ast.walk(text) if isinstance(part, ast.Constant)]
+                yield "".join(part.value for part in parts if isinstance(part.value, str))
+
+
+def test_messages_below_the_command_line_name_settings_and_not_flags():
+    modules = [path for path in PACKAGE.rglob("*.py") if path.parent.name != "cli"]
+    texts = [(path.name, text) for path in modules for text in messages(path)]
+    assert len(texts) > 300
+    typed = re.compile(r"(wancli|pip) .*|`[^`]*`")  # commands, and settings with their values
+    assert [t for t in texts if re.search(r"--[a-z]", typed.sub("", t[1]))] == []

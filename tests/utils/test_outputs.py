@@ -16,7 +16,7 @@ from wancli.utils.files import part_name
 from wancli.utils.locks import FILE, FolderLock, as_typed
 from wancli.utils.outputs import OutputFile, OutputSet
 
-A_FILE = [OutputFile(Path("a.mp4"), "--output")]
+A_FILE = [OutputFile(Path("a.mp4"), "`output`")]
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_a_file_that_is_there_takes_overwrite_and_may_be_replaced_then():
     Path("a.mp4").write_text("mine")
     with pytest.raises(UsageError, match=r"a\.mp4 exists\.") as caught:
         outputs("a.mp4").check()
-    assert caught.value.hint == "--overwrite, or another --output"
+    assert caught.value.hint == "`overwrite`, or another `output`"
     asked = outputs("a.mp4", "b.json", overwrite=True)
     asked.check()
     assert asked.replaced == {Path("a.mp4"), Path("b.json")}

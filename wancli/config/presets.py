@@ -232,7 +232,7 @@ def save_preset(
     return path
 
 
-def preset_file(name: str, *, overwrite: bool = False, hint: str = "add --overwrite") -> Path:
+def preset_file(name: str, *, overwrite: bool = False, hint: str = "add `overwrite`") -> Path:
     """File of a new preset. Raises PresetError for an invalid or existing name."""
     if not name or name != Path(name).name or name.startswith(".") or name.endswith(".toml"):
         raise PresetError(f"'{name}' is not a preset name.", hint="a plain word: my-preset")

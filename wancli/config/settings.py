@@ -41,7 +41,7 @@ class Sampling(Group):
         1.0,
         ge=0,
         le=100,
-        description="Classifier-free guidance scale of HunyuanVideo, whose --guidance-scale is an "
+        description="Classifier-free guidance scale of HunyuanVideo, whose `guidance_scale` is an "
         "input of the model (embedded guidance); 1 or less turns it off.",
     )
     strength: float = Field(
@@ -229,7 +229,7 @@ class Rollout(Group):
     )
     sampler: Literal["few-step", "unipc"] = Field(
         "few-step",
-        description="Sampler: few-step (--steps-list) or unipc (--steps, --guidance-scale).",
+        description="Sampler: few-step (`steps_list`) or unipc (`steps`, `guidance_scale`).",
     )
     steps_list: str = Field(
         "1000,750,500,250",
@@ -239,10 +239,10 @@ class Rollout(Group):
     first_chunk_steps: str = Field(
         "",
         pattern=f"{STEPS_LIST}|^$",
-        description="Timesteps of the first chunk. (default: --steps-list)",
+        description="Timesteps of the first chunk. (default: `steps_list`)",
     )
     warp_steps: bool = Field(
-        default=True, description="Apply --flow-shift to the listed timesteps."
+        default=True, description="Apply `flow_shift` to the listed timesteps."
     )
     context_noise: float = Field(
         0.0,

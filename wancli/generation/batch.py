@@ -224,10 +224,10 @@ def _outputs(
     outputs = OutputSet(overwrite=files.overwrite, reads=[*inputs, *loras])
     for item in todo:
         ours = partial(_comes_from, digest=item.request.hash) if files.skip_existing else nobodys
-        outputs.add(OutputFile(item.output, "--output", ours))
+        outputs.add(OutputFile(item.output, "`output`", ours))
         outputs.add(*sidecar_files(item.output, previews=bool(files.preview_every)))
         if item.latents:
-            outputs.add(OutputFile(item.latents, "--save-latents"))
+            outputs.add(OutputFile(item.latents, "`save_latents`"))
     if files.perf:
-        outputs.add(OutputFile(files.perf, "--perf-json"))
+        outputs.add(OutputFile(files.perf, "`perf_json`"))
     return outputs

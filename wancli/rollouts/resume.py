@@ -30,7 +30,8 @@ def start_rollout(store: RolloutStore, request: Mapping[str, Any], *, overwrite:
     """
     if store.chunks() and not overwrite:
         raise UsageError(
-            f"{store.folder} already holds a rollout.", hint="--resume, --overwrite or other names"
+            f"{store.folder} already holds a rollout.",
+            hint="`resume`, `overwrite` or other names",
         )
     store.clear()
     store.write_request(request)

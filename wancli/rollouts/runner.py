@@ -280,7 +280,7 @@ def _noise(job: RolloutJob) -> Noise:
         )
     except ValueError as error:
         raise InputError(
-            f"{job.tensors.noise}: {error}.", hint="see `noise_file` in --help"
+            f"{job.tensors.noise}: {error}.", hint="see `noise_file` in wancli rollout --help"
         ) from None
 
 

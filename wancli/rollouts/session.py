@@ -251,22 +251,22 @@ class RolloutSession:
             overwrite=options.overwrite, reads=[*options.starts.named().values(), *loras]
         )
         ours = partial(is_of_rollout, before=self.before) if options.continues else nobodys
-        for path, flag in ((video, "--output"), (latents, "--save-latents")):
+        for path, role in ((video, "`output`"), (latents, "`save_latents`")):
             if path:
-                outputs.add(OutputFile(path, flag, ours))
+                outputs.add(OutputFile(path, role, ours))
         outputs.add(*sidecar_files(video or latents or store), *rollout_files(store, video))
         if options.report:
-            outputs.add(OutputFile(options.report, "--report"))
+            outputs.add(OutputFile(options.report, "`report`"))
         return outputs
 
     def _check_earlier(self, job: "RolloutJob") -> None:
         """Raise UsageError if another rollout would be lost."""
         free = self.options.overwrite or self.options.continues
         if not free and any(job.store.glob("chunk-*.safetensors")):
-            again = f"wancli rollout --resume -o {job.video}" if job.video else "--resume"
+            again = f"wancli rollout --resume -o {job.video}" if job.video else "`resume`"
             raise UsageError(
                 f"{job.store} already holds a rollout.",
-                hint=f"{again}, --overwrite or other names",
+                hint=f"{again}, `overwrite` or other names",
             )
 
     def _job(

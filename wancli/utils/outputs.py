@@ -1,7 +1,7 @@
 """Outputs of one command: checked before anything loads, and locked against other processes.
 
-A file that wancli did not write is replaced only with `--overwrite`, and anything but a regular
-file never; no two outputs are the same file, and no output is an input.
+A file that wancli did not write is replaced only with `overwrite`, and anything but a regular file
+never; no two outputs are the same file, and no output is an input.
 """
 
 import os
@@ -52,9 +52,9 @@ class OutputFile:
     """A file or folder that a command writes."""
 
     path: Path
-    role: str  # the flag that names it, or its relation to another output
+    role: str  # the setting that names it, in backticks, or its relation to another output
     ours: Ours = nobodys
-    named: bool = True  # by the user, so that --overwrite applies
+    named: bool = True  # by the user, so that `overwrite` applies
     folder: bool = False
 
 
@@ -64,7 +64,7 @@ class OutputSet:
 
     overwrite: bool = False
     reads: Iterable[Path] = ()
-    another: str = "another --output"  # hint for an unusable name
+    another: str = "another `output`"  # hint for an unusable name
     _all: dict[str, OutputFile] = field(default_factory=dict)  # by key
     _folders: dict[str, OutputFile] = field(default_factory=dict)
     _existing: dict[str, OutputFile] = field(default_factory=dict)  # by device and inode
@@ -172,7 +172,7 @@ class OutputSet:
                 hint=self.another,
             )
         elif not self.overwrite:
-            raise UsageError(f"{path} exists.", hint=f"--overwrite, or {self.another}")
+            raise UsageError(f"{path} exists.", hint=f"`overwrite`, or {self.another}")
 
     def _look_at(self, output: OutputFile) -> int | None:
         """The `stat` mode of an existing file, or None. Raises UsageError, OutputError."""
