@@ -110,7 +110,7 @@ def test_the_step_cache_is_notified_of_skipped_forwards(outer, experts):
                 sessions.append(stack.enter_context(cache))
             if outer == "cache":
                 stack.enter_context(cfg_gate(pipeline, GATE, sessions))
-            return tiny.generate(pipeline), [u for s in sessions for u in s.uses()]
+            return tiny.generate(pipeline), [u for s in sessions for u in s.stats()]
 
     never = CACHE.model_copy(update={"cachedit_residual_threshold": 1e-9})
     assert torch.equal(both(never)[0], generate(pipeline, GATE)[0])
@@ -135,12 +135,12 @@ def test_the_hooks_of_diffusers_work_under_the_gate(method):
         cfg_gate(pipeline, GATE, [session]) as gate,
     ):
         tiny.generate(pipeline)
-    assert [(use.step, use.branch) for use in session.uses()] == [
+    assert [(use.step, use.branch) for use in session.stats()] == [
         (step, branch)
         for step in range(tiny.STEPS)
         for branch in (("cond",) if step in gate.skipped else ("cond", "uncond"))
     ]
-    assert any(use.reused for use in session.uses() if use.step >= GATE)
+    assert any(use.reused for use in session.stats() if use.step >= GATE)
 
 
 @pytest.mark.parametrize("experts", [1, 2])

@@ -27,7 +27,7 @@ def cached(transformer, method, *, threshold=None, guided=True, steps=tiny.STEPS
 
 
 def reused(session, branch):
-    return [use.step for use in session.uses() if use.reused and use.branch == branch]
+    return [use.step for use in session.stats() if use.reused and use.branch == branch]
 
 
 def test_every_method_on_offer_is_tested():
@@ -40,7 +40,7 @@ def test_skipped_blocks_are_reported(method):
     plain = tiny.denoise(transformer)
     with cached(transformer, method) as session, blocks.counted(transformer):
         latents = tiny.denoise(transformer)
-    uses = session.uses()
+    uses = session.stats()
     assert [use.blocks for use in uses] == blocks.of_forwards
     assert set(blocks.of_forwards) == {LEAST[method], tiny.LAYERS}
     assert {use.blocks_all for use in uses} == {tiny.LAYERS}
@@ -76,7 +76,7 @@ def test_a_second_generation_equals_the_first(method):
     for seed in (0, 1, 0):
         with cached(transformer, method) as session:
             latents.append(tiny.denoise(transformer, seed=seed))
-        stats.append(session.uses())
+        stats.append(session.stats())
     assert torch.equal(latents[0], latents[2])
     assert stats[0] == stats[2]
 
@@ -142,7 +142,7 @@ def test_it_works_in_the_pipeline_for_both_experts(method):
         tiny.generate(pipeline, steps=24)
     assert reused(first, "cond")
     assert reused(second, "cond")
-    assert not second.uses()[0].reused
+    assert not second.stats()[0].reused
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_hunyuan_reuses_and_reports_blocks_of_both_lists():
         blocks.counted(transformer),
     ):
         latents = tiny.denoise(transformer)
-    assert [use.blocks for use in session.uses()] == blocks.of_forwards
+    assert [use.blocks for use in session.stats()] == blocks.of_forwards
     assert set(blocks.of_forwards) == {1, 2 * tiny.LAYERS}
     error = (latents - plain).abs().max()
     assert 0 < error < 0.1 * plain.abs().max()
@@ -206,7 +206,7 @@ def test_hunyuan_reuses_its_own_output():
         transformer.cache_context("cond"),
     ):
         computed, again = (transformer(**inputs, return_dict=False)[0] for _ in range(2))
-    assert [use.reused for use in session.uses()] == [False, True]
+    assert [use.reused for use in session.stats()] == [False, True]
     assert torch.allclose(again, computed, atol=1e-6)
 
 

@@ -34,7 +34,7 @@ ALWAYS = dbcache(cachedit_residual_threshold=1.0, cachedit_max_continuous=0)
 
 def run(transformer, settings, *, steps=tiny.STEPS, guided=True, seed=0):
     with step_cache(transformer, settings, steps=steps, guided=guided) as session:
-        return tiny.denoise(transformer, steps=steps, guided=guided, seed=seed), session.uses()
+        return tiny.denoise(transformer, steps=steps, guided=guided, seed=seed), session.stats()
 
 
 def reused(stats, branch="cond"):
@@ -98,7 +98,7 @@ def test_each_of_two_experts_has_its_own_steps():
         ):
             latents = tiny.generate(pipeline)
         assert torch.equal(latents, plain) == (settings is NEVER)
-        stats = first.uses() + second.uses()
+        stats = first.stats() + second.stats()
         assert [use.step for use in stats] == [step for step in range(tiny.STEPS) for _ in "ab"]
     warm = ALWAYS.cachedit_max_warmup_steps
     assert reused(stats) == [*range(warm, early), *range(early + warm, tiny.STEPS)]
@@ -363,4 +363,4 @@ def test_no_step_cache_is_no_step_cache():
         assert tiny.traces(transformer) == before
         tiny.denoise(transformer)
         session.skip()
-    assert session.uses() == []
+    assert session.stats() == []

@@ -16,7 +16,7 @@ SOME = tiny.SOME
 
 def run(transformer, settings):
     with step_cache(transformer, settings, steps=tiny.STEPS, guided=True) as session:
-        return tiny.denoise(transformer), session.uses()
+        return tiny.denoise(transformer), session.stats()
 
 
 def reused(uses):

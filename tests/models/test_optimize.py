@@ -156,7 +156,7 @@ def cached(model: Any) -> Tensor:
         step_cache(model, SOME, steps=STEPS, guided=True) as session,
     ):
         latents = denoise(model)
-    assert any(use.reused for use in session.uses())
+    assert any(use.reused for use in session.stats())
     return latents
 
 

@@ -125,7 +125,7 @@ def test_a_step_cache_reuses_the_same_steps_as_unquantized(kind: str):
             quantize(model, kind)
         with step_cache(model, SOME, steps=STEPS, guided=True) as session:
             denoise(model)
-        reused.append([use.reused for use in session.uses()])
+        reused.append([use.reused for use in session.stats()])
     assert reused[0] == reused[1]
     assert any(reused[0])
 

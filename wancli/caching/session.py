@@ -28,7 +28,7 @@ class Session:
         self._left, self._read_stats, self._advance = forwards, read_stats, advance
         self._stats: list[ForwardStats] = []
 
-    def uses(self) -> list[ForwardStats]:
+    def stats(self) -> list[ForwardStats]:
         """Stats of the forwards so far, in order."""
         return list(self._stats)
 

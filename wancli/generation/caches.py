@@ -37,22 +37,23 @@ class Caches:
         """Size of the prompt projections that are off the device now."""
         return sum(offloader.nbytes for offloader in self.offloaders)
 
-    def uses(self) -> list[ForwardStats]:
+    def stats(self) -> list[ForwardStats]:
         """Statistics of each branch of each step, in order, including skipped forwards."""
-        recorded = {(use.step, use.branch): use for s in self.sessions for use in s.uses()}
+        forwards = (forward for session in self.sessions for forward in session.stats())
+        recorded = {(forward.step, forward.branch): forward for forward in forwards}
         skipped = self.gate.skipped if self.gate else ()
-        uses, step = [], 0
+        stats, step = [], 0
         for transformer, steps in self.split:
             blocks = sum(len(getattr(transformer, name)) for name in self.block_lists)
             for index in range(step, step + steps):
                 for branch in ("cond", "uncond") if self.guided else ("cond",):
                     full = ForwardStats(index, branch, blocks, blocks, reused=False)
-                    use = recorded.get((index, branch), full)
+                    forward = recorded.get((index, branch), full)
                     if branch == "uncond" and index in skipped:
-                        use = ForwardStats(index, branch, 0, blocks, reused=True)
-                    uses.append(use)
+                        forward = ForwardStats(index, branch, 0, blocks, reused=True)
+                    stats.append(forward)
             step += steps
-        return uses
+        return stats
 
 
 @contextmanager

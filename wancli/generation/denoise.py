@@ -32,7 +32,7 @@ class DenoisedClip:
     """
 
     latents: Tensor
-    uses: list[ForwardStats]
+    stats: list[ForwardStats]
     prompt_kv_bytes: int
     freed_bytes: int  # of weights off the device while denoising
     frames: NDArray[np.uint8] | None = None
@@ -107,7 +107,7 @@ def denoise(
             hint="`dtype` float32, or a lower `guidance_scale`",
         )
     frames = _levels(output) if task.segmented else None
-    return DenoisedClip(latents, cached.uses(), prompt.memory.nbytes, freed, frames)
+    return DenoisedClip(latents, cached.stats(), prompt.memory.nbytes, freed, frames)
 
 
 def _levels(video: Tensor) -> NDArray[np.uint8]:

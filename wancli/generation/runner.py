@@ -114,9 +114,9 @@ class Runner:
             with keeping(whole, job.output, record.as_json()):
                 frames = clip_frames(loaded, denoised)
             clock.mark("decode")
-        cache = _cache(self.settings, self.plan, denoised.uses)
-        timings = _timings(job, clock, denoised.uses, sigmas, load_s=load_s)
-        timings |= {"uses": [asdict(use) for use in denoised.uses]} if cache else {}
+        cache = _cache(self.settings, self.plan, denoised.stats)
+        timings = _timings(job, clock, denoised.stats, sigmas, load_s=load_s)
+        timings |= {"uses": [asdict(forward) for forward in denoised.stats]} if cache else {}
         memory: dict[str, Any] = peak_memory(loaded.device) | {
             "offload": self.settings.machine.offload,
             "prompt_kv_gib": denoised.prompt_kv_bytes / 2**30,
@@ -167,10 +167,10 @@ def _save(latents: Tensor, job: Job, record: RunRecord) -> None:
 
 
 def _timings(
-    job: Job, clock: Timer, uses: Sequence[ForwardStats], sigmas: list[float], *, load_s: float
+    job: Job, clock: Timer, stats: Sequence[ForwardStats], sigmas: list[float], *, load_s: float
 ) -> dict[str, Any]:
     """Seconds of each phase up to the video frames; time, sigma and forwards of each step."""
-    forwards = [sum(u.step == step and u.blocks > 0 for u in uses) for step in range(len(sigmas))]
+    forwards = [sum(s.step == step and s.blocks > 0 for s in stats) for step in range(len(sigmas))]
     return {
         "load_s": load_s,
         "encode_prompt_s": clock.seconds("encode"),
@@ -183,7 +183,7 @@ def _timings(
     }
 
 
-def _cache(settings: Settings, plan: Plan, uses: Sequence[ForwardStats]) -> dict[str, Any]:
+def _cache(settings: Settings, plan: Plan, stats: Sequence[ForwardStats]) -> dict[str, Any]:
     """The lossy caches and what they reused; empty without one."""
     method = settings.step_cache.step_cache
     methods: list[str] = [method] if method != "none" else []
@@ -191,7 +191,7 @@ def _cache(settings: Settings, plan: Plan, uses: Sequence[ForwardStats]) -> dict
         methods.append(f"cfg-gate {plan.gate}")
     if not methods:
         return {}
-    return {"method": " and ".join(methods), **reuse_json(uses)}
+    return {"method": " and ".join(methods), **reuse_json(stats)}
 
 
 def decode_file(

@@ -68,13 +68,13 @@ class ForwardStats:
     residual: float | None = None  # relative change compared to the threshold, if any
 
 
-def reuse_json(uses: Sequence[ForwardStats]) -> dict[str, int]:
+def reuse_json(stats: Sequence[ForwardStats]) -> dict[str, int]:
     """Totals over forwards, for the record."""
     return {
-        "forwards": len(uses),
-        "reused": sum(use.reused for use in uses),
-        "blocks": sum(use.blocks for use in uses),
-        "blocks_all": sum(use.blocks_all for use in uses),
+        "forwards": len(stats),
+        "reused": sum(forward.reused for forward in stats),
+        "blocks": sum(forward.blocks for forward in stats),
+        "blocks_all": sum(forward.blocks_all for forward in stats),
     }
 
 

@@ -89,7 +89,7 @@ class ChunkSampler:
         settings, model = self.settings.step_cache, self.loaded.spec.name
         with step_caches(split, settings, model, guided=self.plan.guided) as sessions:
             yield from solve(velocity, noise, scheduler)
-        self.stats = [stats for session in sessions for stats in session.uses()]
+        self.stats = [stats for session in sessions for stats in session.stats()]
 
 
 def make_solver(config: Any, sampling: Sampling, *, device: torch.device) -> Any:
