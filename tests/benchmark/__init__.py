@@ -1,1 +1,1 @@
-"""Tests of wancli.benchmark."""
+"""TODO"""

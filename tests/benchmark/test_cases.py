@@ -35,7 +35,7 @@ def quality(worst: float) -> Quality:
 
 
 def uses(*reused: int) -> tuple[ForwardStats, ...]:
-    """Four steps of two branches; the steps `reused` of cond are reused."""
+    """Of four steps with two branches; some steps of cond are reused."""
     return tuple(
         ForwardStats(step, branch, 8 if step in reused and branch == "cond" else 30, 30,
             reused=step in reused and branch == "cond", residual=0.0525 if step else None)
@@ -48,7 +48,7 @@ def run(arm: str, prompt: str, seed: int) -> Run:
     seconds = ARMS[arm] + seed / 4
     same = arm == "exact"
     latents = LatentQuality(0 if same else 1.5, 0 if same else 0.0777, None, equal=same)
-    lossy = quality(WORST.get(arm, 0.99) + seed / 1000)
+    found = quality(WORST.get(arm, 0.99) + seed / 1000)
     return Run(
         arm,
         prompt,
@@ -58,20 +58,20 @@ def run(arm: str, prompt: str, seed: int) -> Run:
         decode_s=1.25,
         total_s=seconds + 2,
         uses=uses(2, 3) if arm == "fast" else uses(),
-        quality=None if arm == "baseline" else replace(lossy, equal=same),
+        quality=None if arm == "baseline" else replace(found, equal=same),
         latents=None if arm == "baseline" else latents,
     )
 
 
 def bench_of(prompts: Sequence[str] = ("a red circle", "a blue square")) -> Bench:
     runs = [run(arm, prompt, seed) for prompt in prompts for seed in (0, 1) for arm in ARMS]
-    baseline = [r for r in runs if r.arm == "baseline"]
+    usual = [made for made in runs if made.arm == "baseline"]
     arms = [
         Arm(
             name,
             "" if name == "baseline" else f"--flag-of {name}",
             lossy=name in WORST,
-            summary=summarize([r for r in runs if r.arm == name], baseline),
+            summary=summarize([made for made in runs if made.arm == name], usual),
         )
         for name in ARMS
     ]
@@ -88,39 +88,38 @@ def bench_of(prompts: Sequence[str] = ("a red circle", "a blue square")) -> Benc
 
 
 def test_a_summary_pairs_runs_by_prompt_and_seed():
-    baseline = [run("baseline", p, s) for p in "xy" for s in (0, 1)]
-    fast = [replace(r, arm="fast", denoise_s=r.denoise_s / k, quality=quality(0.9),
+    usual = [run("baseline", p, s) for p in "xy" for s in (0, 1)]
+    fast = [replace(made, arm="fast", denoise_s=made.denoise_s / k, quality=quality(0.9),
                     latents=LatentQuality(1, 0.1, 20, equal=k == 1))
-            for r, k in zip(reversed(baseline), (1, 2, 3, 4), strict=True)]  # fmt: skip
-    summary = summarize(fast, baseline)
-    assert summary.denoise_speed_up == SpeedUp(2.5, 1, 4)
-    assert summary.equal_latents is False
-    assert summary.ssim == pytest.approx(0.95)
-    assert summary.psnr_db == pytest.approx(psnr(4))
-    unchanged = summarize(baseline, baseline)
-    assert unchanged.denoise_speed_up == SpeedUp(1, 1, 1)
-    assert unchanged.ssim is None
-    assert unchanged.equal_latents is None
+            for made, k in zip(reversed(usual), (1, 2, 3, 4), strict=True)]  # fmt: skip
+    told = summarize(fast, usual)
+    assert told.denoise_speed_up == SpeedUp(2.5, 1, 4)
+    assert told.equal_latents is False
+    assert told.ssim == pytest.approx(0.95)
+    assert told.psnr_db == pytest.approx(psnr(4))
+    assert summarize(usual, usual).denoise_speed_up == SpeedUp(1, 1, 1)
+    assert summarize(usual, usual).ssim is None
+    assert summarize(usual, usual).equal_latents is None
 
 
 def test_a_summary_has_the_worst_of_all_and_the_mean_of_means():
-    baseline = [run("baseline", p, 0) for p in "xyz"]
-    runs = [replace(r, quality=quality(worst), peak_gib=gib) for r, worst, gib in
-            zip(baseline, (0.9, 0.5, 0.8), (1.0, 3.0, None), strict=True)]  # fmt: skip
-    summary = summarize(runs, baseline)
-    assert summary.ssim_worst == 0.5
-    assert summary.ssim == pytest.approx((0.95 + 0.75 + 0.9) / 3)
-    # PSNR of the mean error, not mean PSNR
-    assert summary.psnr_db == pytest.approx(psnr(40 * (0.1 + 0.5 + 0.2) / 3))
-    assert summary.peak_gib == 3.0
-    assert summary.blocks == summary.blocks_all == 3 * 8 * 30
+    usual = [run("baseline", p, 0) for p in "xyz"]
+    found = [replace(made, quality=quality(worst), peak_gib=gib) for made, worst, gib in
+             zip(usual, (0.9, 0.5, 0.8), (1.0, 3.0, None), strict=True)]  # fmt: skip
+    told = summarize(found, usual)
+    assert told.ssim_worst == 0.5
+    assert told.ssim == pytest.approx((0.95 + 0.75 + 0.9) / 3)
+    # the error is pooled, and its logarithm taken once
+    assert told.psnr_db == pytest.approx(psnr(40 * (0.1 + 0.5 + 0.2) / 3))
+    assert told.peak_gib == 3.0
+    assert told.blocks == told.blocks_all == 3 * 8 * 30
 
 
 def test_reused_forwards_and_computed_blocks_are_counted():
     fast = run("fast", "x", 0)
-    summary = summarize([fast], [run("baseline", "x", 0)])
-    assert (summary.forwards_reused, summary.forwards) == (2, 8)
-    assert (summary.blocks, summary.blocks_all) == (6 * 30 + 2 * 8, 8 * 30)
+    told = summarize([fast], [run("baseline", "x", 0)])
+    assert (told.forwards_reused, told.forwards) == (2, 8)
+    assert (told.blocks, told.blocks_all) == (6 * 30 + 2 * 8, 8 * 30)
 
 
 def test_the_noise_floor_has_the_mean_of_pairs_and_the_worst_of_all():
@@ -129,18 +128,18 @@ def test_the_noise_floor_has_the_mean_of_pairs_and_the_worst_of_all():
 
 
 def test_a_bench_is_strict_json():
-    record = json.loads(json.dumps(bench_of().as_json(), allow_nan=False))
-    assert record["schema"] == "wancli.bench/1"
-    assert record["identity"] is True
-    assert record["runs"][0]["quality"] is None
-    assert record["runs"][1]["quality"]["psnr_db"]["frame"] == 5
-    assert record["runs"][2]["uses"][4]["reused"] is True
-    assert set(record["arms"][2]["summary"]) == set(Summary.__dataclass_fields__)
+    told = json.loads(json.dumps(bench_of().as_json(), allow_nan=False))
+    assert told["schema"] == "wancli.bench/1"
+    assert told["identity"] is True
+    assert told["runs"][0]["quality"] is None
+    assert told["runs"][1]["quality"]["psnr_db"]["frame"] == 5
+    assert told["runs"][2]["uses"][4]["reused"] is True
+    assert set(told["arms"][2]["summary"]) == set(Summary.__dataclass_fields__)
 
 
 def test_identity_is_unknown_without_an_exact_measured_variant():
     bench = bench_of()
     lossy = replace(bench, arms=(bench.arms[0], bench.arms[2]))
     assert lossy.identity is None
-    unmeasured = replace(bench.arms[1], summary=replace(bench.arms[1].summary, equal_latents=None))
-    assert replace(bench, arms=(bench.arms[0], unmeasured)).identity is None
+    unseen = replace(bench.arms[1], summary=replace(bench.arms[1].summary, equal_latents=None))
+    assert replace(bench, arms=(bench.arms[0], unseen)).identity is None

@@ -11,13 +11,13 @@ from wancli.benchmark.cases import NoiseFloor, SpeedUp
 
 
 def plot_of(page: str) -> ElementTree.Element:
-    match = re.search(r'<svg class="plot".*?</svg>', page, re.S)
-    assert match
-    return ElementTree.fromstring(match[0])
+    found = re.search(r'<svg class="plot".*?</svg>', page, re.S)
+    assert found
+    return ElementTree.fromstring(found[0])
 
 
 def dots(page: str) -> dict[str, tuple[float, float]]:
-    """Position of each variant in the plot, by the first line of its tooltip."""
+    """Where each variant lies in the plot, by the first line of what it tells the pointer."""
     circles = list(plot_of(page).iter("circle"))
     return {
         str(circle[0].text).splitlines()[0]: (
@@ -31,13 +31,13 @@ def dots(page: str) -> dict[str, tuple[float, float]]:
 def test_the_plot_shows_speed_against_the_worst_frame(tmp_path):
     at = dots(written(bench_of(), tmp_path))
     assert list(at) == list(ARMS)
-    x = {name: x for name, (x, _) in at.items()}
+    across = {name: x for name, (x, _) in at.items()}
     up = {name: -y for name, (_, y) in at.items()}
-    assert x["slow"] < x["baseline"] < x["exact"] < x["fast"]
+    assert across["slow"] < across["baseline"] < across["exact"] < across["fast"]
     assert up["fast"] < up["slow"] < up["exact"] < up["baseline"]
     # linear: a ratio of 2 is as far from 1 as a ratio of 1 from 0
     speed = {arm.name: arm.summary.denoise_speed_up.median for arm in bench_of().arms}
-    one, two = x["exact"] - x["baseline"], x["fast"] - x["baseline"]
+    one, two = across["exact"] - across["baseline"], across["fast"] - across["baseline"]
     assert one / two == pytest.approx((speed["exact"] - 1) / (speed["fast"] - 1), abs=0.005)
 
 
@@ -51,7 +51,7 @@ def test_the_pareto_front_passes_undominated_variants(tmp_path):
 
 
 def floor_line(page: str) -> float:
-    (line,) = [line for line in plot_of(page).iter("line") if line.attrib["class"] == "dashed"]
+    (line,) = [found for found in plot_of(page).iter("line") if found.attrib["class"] == "dashed"]
     return float(line.attrib["y1"])
 
 

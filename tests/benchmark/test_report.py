@@ -18,7 +18,7 @@ HOSTILE = "<script>alert('x')</script> \"quoted\" {{ 7 * 7 }} </style>"
 
 
 class Page(HTMLParser):
-    """Text and tags of an HTML page. Fails if a tag is not closed."""
+    """What a page holds: its text, its tags with their attributes, and what it runs."""
 
     VOID = frozenset({"meta", "input", "br", "link", "img"})
 
@@ -55,12 +55,13 @@ class Page(HTMLParser):
 
 
 def written(bench: Bench, folder: Path, *, video: bytes = b"a small video") -> str:
-    """Write the videos and the page of a bench; return the page."""
-    for file in {folder / measured.video for measured in bench.runs}:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(video)
+    """The page, after all videos of the bench were put in place."""
+    for made in bench.runs:
+        (folder / made.video).parent.mkdir(parents=True, exist_ok=True)
+        (folder / made.video).write_bytes(video)
     page = write_report(bench, folder)
     assert sorted(entry.name for entry in folder.iterdir()) == ["report.html", "videos"]
+    # Typed with a keyboard
     return page.read_text(encoding="utf-8").replace("\N{MULTIPLICATION SIGN}", "x")
 
 
@@ -68,27 +69,24 @@ def test_a_page_shows_all_numbers(tmp_path):
     bench = bench_of()
     text = Page(written(bench, tmp_path)).text
     for arm in bench.arms:
-        summary = arm.summary
+        told = arm.summary
         assert arm.name in text
         assert arm.flags in text
-        assert f"{summary.denoise_s:.2f} s" in text
-        assert f"{summary.total_s:.2f} s" in text
-        assert f"{summary.blocks} of {summary.blocks_all}" in text
-        assert f"{summary.forwards_reused} of {summary.forwards}" in text
+        assert f"{told.denoise_s:.2f} s" in text
+        assert f"{told.total_s:.2f} s" in text
+        assert f"{told.blocks} of {told.blocks_all}" in text
+        assert f"{told.forwards_reused} of {told.forwards}" in text
         if arm.lossy:
+            assert f"{told.ssim:.4f} {told.ssim_worst:.4f} {told.psnr_db:.2f} dB 2.12" in text
             assert (
-                f"{summary.ssim:.4f} {summary.ssim_worst:.4f} {summary.psnr_db:.2f} dB 2.12" in text
+                f"{told.denoise_speed_up.median:.2f}x {told.denoise_speed_up.least:.2f} to" in text
             )
-            assert (
-                f"{summary.denoise_speed_up.median:.2f}x {summary.denoise_speed_up.least:.2f} to"
-                in text
-            )
-    for r in bench.runs:
-        times = f"denoising {r.denoise_s:.2f} s decoding 1.25 s end to end {r.total_s:.2f} s"
+    for made in bench.runs:
+        times = f"denoising {made.denoise_s:.2f} s decoding 1.25 s end to end {made.total_s:.2f} s"
         assert times in text
-        if r.quality and not r.quality.equal:
-            assert f"{r.quality.ssim.mean:.4f}" in text
-            assert f"{r.quality.ssim.worst:.4f} 5" in text
+        if made.quality and not made.quality.equal:
+            assert f"{made.quality.ssim.mean:.4f}" in text
+            assert f"{made.quality.ssim.worst:.4f} 5" in text
             assert "7.77 % off" in text
     assert "another seed 0.7011 0.6022" in text
     assert "SSIM (11x11 Gaussian, per channel)" in text
@@ -106,15 +104,15 @@ def test_a_lossy_variant_is_a_different_sample_and_an_exact_one_is_equal(tmp_pat
 
 def test_an_exact_variant_that_differs_is_reported(tmp_path):
     bench = bench_of()
-    note = "An exact variant is not exact"
+    told = "An exact variant is not exact"
     assert bench.identity is True
-    assert note not in Page(written(bench, tmp_path)).text
+    assert told not in Page(written(bench, tmp_path)).text
     baseline, exact, *others = bench.arms
     exact = replace(exact, summary=replace(exact.summary, equal_latents=False))
     bench = replace(bench, arms=(baseline, exact, *others))
     assert bench.identity is False
     text = Page(written(bench, tmp_path)).text
-    assert note in text
+    assert told in text
     assert "the latents are equal" not in text
 
 
@@ -126,7 +124,7 @@ def test_missing_reuse_is_reported_for_lossy_variants_only(tmp_path):
 def test_prompts_names_and_flags_are_text(tmp_path):
     bench = bench_of(prompts=[HOSTILE])
     arms = [replace(arm, name=f"{arm.name}{HOSTILE}", flags=HOSTILE) for arm in bench.arms]
-    runs = [replace(run, arm=f"{run.arm}{HOSTILE}") for run in bench.runs]
+    runs = [replace(made, arm=f"{made.arm}{HOSTILE}") for made in bench.runs]
     bench = replace(
         bench,
         arms=tuple(arms),
@@ -140,16 +138,14 @@ def test_prompts_names_and_flags_are_text(tmp_path):
     page, plain = Page(text), Page(written(bench_of(prompts=["x"]), tmp_path))
     assert text.count("<script") == 1
     assert page.text.count(HOSTILE) > 10
-    assert {caption["title"] for caption in page.all("figcaption")} == {
-        f"{a}{HOSTILE}" for a in ARMS
-    }
-    # As many of these tags as the page of a harmless bench
+    assert {found["title"] for found in page.all("figcaption")} == {f"{a}{HOSTILE}" for a in ARMS}
+    # Not a tag more than of a harmless bench, but for the words of flags and the machine
     for tag in ("script", "style", "video", "circle", "section", "figure", "svg"):
         assert len(page.all(tag)) == len(plain.all(tag)), tag
-    assert all(not name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert all(not name.startswith("on") for _, found in page.tags for name in found)
 
 
-def test_a_prompt_that_is_not_utf_8_is_reported(tmp_path):
+def test_a_prompt_that_is_not_utf_8_does_not_stop_a_report(tmp_path):
     assert "caf?" in written(bench_of(prompts=["caf\udce9"]), tmp_path)
 
 
@@ -162,7 +158,7 @@ def test_a_page_loads_nothing_from_outside(tmp_path):
     assert "name=viewport" in text.replace('"', "")
 
 
-def test_small_videos_are_embedded_in_the_page(tmp_path):
+def test_small_videos_are_inside_the_page(tmp_path):
     bench = bench_of()
     page = Page(written(bench, tmp_path, video=b"\0 bytes of a video"))
     videos = page.all("video")
@@ -174,7 +170,7 @@ def test_small_videos_are_embedded_in_the_page(tmp_path):
     assert "The videos are embedded in this page" in page.text
 
 
-def test_large_videos_stay_separate_files(tmp_path, monkeypatch):
+def test_large_videos_stay_beside_the_page(tmp_path, monkeypatch):
     bench = bench_of()
     odd = "videos/50% of #1?.mp4"
     bench = replace(bench, runs=(replace(bench.runs[0], video=odd), *bench.runs[1:]))
@@ -187,27 +183,27 @@ def test_large_videos_stay_separate_files(tmp_path, monkeypatch):
     assert all(not url.scheme and not url.netloc and not url.query for url in named)
     assert not any(url.fragment for url in named)
     places = [(tmp_path / unquote(url.path)).resolve() for url in named]
-    assert places == [(tmp_path / run.video).resolve() for run in bench.runs]
+    assert places == [(tmp_path / made.video).resolve() for made in bench.runs]
     assert all(place.is_file() for place in places)
     assert "keep them together" in page.text
 
 
 def test_a_row_has_one_control_for_its_videos(tmp_path):
     page = Page(written(bench_of(), tmp_path))
-    rows = [row for row in page.all("div") if row.get("class") == "row"]
+    rows = [found for found in page.all("div") if found.get("class") == "row"]
     assert len(rows) == 4  # two prompts, two seeds
-    assert {row["data-fps"] for row in rows} == {"16"}
-    scrubs = [entry for entry in page.all("input") if entry["type"] == "range"]
-    assert [scrub["max"] for scrub in scrubs] == ["8"] * 4
+    assert {found["data-fps"] for found in rows} == {"16"}
+    scrubs = [found for found in page.all("input") if found["type"] == "range"]
+    assert [found["max"] for found in scrubs] == ["8"] * 4
     assert len(page.all("canvas")) == 4 * 3  # all but the baseline's
     assert all("muted" in video for video in page.all("video"))
-    jumps = [b["data-frame"] for b in page.all("button") if "data-frame" in b]
+    jumps = [found["data-frame"] for found in page.all("button") if "data-frame" in found]
     assert jumps == ["5"] * 4 * len(WORST)
 
 
-def test_a_strip_shows_the_blocks_each_forward_computed(tmp_path):
+def test_a_strip_shows_what_every_forward_computed(tmp_path):
     bench = bench_of(prompts=["x"])
-    bench = replace(bench, runs=tuple(run for run in bench.runs if run.arm != "exact"))
+    bench = replace(bench, runs=tuple(made for made in bench.runs if made.arm != "exact"))
     text = written(bench, tmp_path)
     strips = [
         ElementTree.fromstring(svg)
@@ -243,7 +239,7 @@ def test_a_minimal_bench_has_a_page(tmp_path):
     assert "single run" not in written(bench_of(), tmp_path)
 
 
-def test_a_missing_video_is_named(tmp_path):
+def test_a_video_that_is_missing_is_named(tmp_path):
     with pytest.raises(InputError, match="videos/baseline-0-12.mp4' not found"):
         write_report(bench_of(), tmp_path)
     assert list(tmp_path.iterdir()) == []

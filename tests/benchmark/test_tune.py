@@ -1,4 +1,4 @@
-"""The tuner with a measurer whose SSIM and blocks fall as thresholds rise."""
+"""The tuner on a measurer with a known answer: SSIM falls and blocks fall as thresholds rise."""
 
 from dataclasses import replace
 from typing import Any, cast
@@ -27,16 +27,16 @@ def variant(threshold: float) -> Variant:
     return Variant("fast", "", settings, make_plan(Settings(), find_spec("demo")), lossy=True)
 
 
-class FakeMeasurer:
-    """SSIM of the worst frame is 1 - threshold, and another 0.02 less for prompt b."""
+class Known:
+    """SSIM of the worst frame is 1 - the threshold, and of prompt b another 0.02 less."""
 
     spec = find_spec("demo")
 
     def __init__(self, *, exact: bool = True, residuals: tuple[float, ...] = RESIDUALS) -> None:
-        self.exact, self.residuals, self.renders = exact, residuals, 0
+        self.exact, self.residuals, self.asked = exact, residuals, 0
 
     def compare(self, variant: Variant, case: Case) -> RenderedRun:
-        self.renders += 1
+        self.asked += 1
         threshold = variant.settings.step_cache.cachedit_residual_threshold
         worst = 1 - threshold - (0.02 if case.prompt == "b" and threshold > NO_REUSE else 0)
         zero = Measured(0.0, 0.0, 0)
@@ -49,45 +49,47 @@ class FakeMeasurer:
         latents = LatentQuality(0.0, 0.0, None, equal=True)
         run = Run("fast", case.prompt, case.seed, "", 1.0, 1.0, 2.0, uses, None, quality, latents)
         off = variant.settings.step_cache.step_cache == "none"
-        rendered = torch.zeros(1) if self.exact or off else torch.ones(1)
-        return RenderedRun(run, np.zeros((1, 1, 1, 3), np.uint8), rendered)
+        made = torch.zeros(1) if self.exact or off else torch.ones(1)
+        return RenderedRun(run, np.zeros((1, 1, 1, 3), np.uint8), made)
 
 
-def tuned(measurer: FakeMeasurer, target: float) -> Any:
-    return tune(cast("Measurer", measurer), variant, CASES, target=target)
+def tuned(known: Known, target: float) -> Any:
+    return tune(cast("Measurer", known), variant, CASES, target=target)
 
 
-def test_tuning_finds_the_largest_threshold_that_keeps_every_frame():
-    best = tuned(FakeMeasurer(), 0.90).best
+def test_the_largest_threshold_whose_worst_frame_is_close_enough_is_found():
+    best = tuned(Known(), 0.90).best
     assert best.ssim >= 0.90
-    assert 0.06 < best.threshold < 0.08  # 0.08 is 0.90 exactly, without the margin
+    assert 0.06 < best.threshold < 0.08  # 0.08 would be 0.90 exactly, but for the margin
     assert best.blocks < 0.95
 
 
 def test_every_case_counts_and_the_worst_of_them_decides():
-    assert tuned(FakeMeasurer(), 0.90).best.ssim == pytest.approx(
-        1 - tuned(FakeMeasurer(), 0.90).best.threshold - 0.02
+    assert tuned(Known(), 0.90).best.ssim == pytest.approx(
+        1 - tuned(Known(), 0.90).best.threshold - 0.02
     )
 
 
 def test_tuning_bisects():
-    measurer = FakeMeasurer()
-    tuned(measurer, 0.90)
-    assert measurer.renders <= 1 + len(CASES) * (1 + 6)
+    known = Known()
+    tuned(known, 0.90)
+    assert known.asked <= 1 + len(CASES) * (1 + 6)
 
 
-def test_no_threshold_is_chosen_if_none_is_close_enough():
-    assert tuned(FakeMeasurer(), 0.999).best is None
+def test_nothing_is_chosen_where_nothing_is_close_enough():
+    assert tuned(Known(), 0.999).best is None
 
 
-def test_a_cache_that_changes_the_latents_without_reuse_is_an_error():
+def test_a_model_that_the_cache_changes_even_where_it_reuses_nothing_is_refused():
     with pytest.raises(RunError, match="even when it reuses nothing"):
-        tuned(FakeMeasurer(exact=False), 0.90)
+        tuned(Known(exact=False), 0.90)
 
 
 def test_warmup_over_all_steps_is_reported():
+    known = Known()
+    known.residuals = ()
     with pytest.raises(RunError, match="warmup"):
-        tuned(FakeMeasurer(residuals=()), 0.90)
+        tuned(known, 0.90)
 
 
 def test_a_cache_without_residuals_is_tried_on_an_even_scale():
@@ -95,17 +97,17 @@ def test_a_cache_without_residuals_is_tried_on_an_even_scale():
         cache = StepCache(step_cache="seacache", cachedit_residual_threshold=threshold)
         return replace(variant(threshold), settings=Settings(step_cache=cache))
 
-    best = tune(cast("Measurer", FakeMeasurer()), seacache, CASES, target=0.90).best
+    best = tune(cast("Measurer", Known()), seacache, CASES, target=0.90).best
     assert best is not None
     assert 0.06 < best.threshold < 0.08
 
 
 def test_thresholds_include_the_measured_residuals():
-    points = tuned(FakeMeasurer(residuals=(0.5, 0.5, 0.25)), 0.6).points
+    points = tuned(Known(residuals=(0.5, 0.5, 0.25)), 0.6).points
     assert {round(point.threshold, 2) for point in points} <= {0.25, 0.5, 0.75, 1.0}
     assert 0.25 in {round(point.threshold, 2) for point in points}
 
 
 def test_thresholds_above_all_residuals_are_tried():
-    points = tuned(FakeMeasurer(residuals=(0.1, 0.2)), 0.1).points
+    points = tuned(Known(residuals=(0.1, 0.2)), 0.1).points
     assert points[-1].threshold == pytest.approx(0.2 * 1.5**3 * 1.001, rel=1e-3)

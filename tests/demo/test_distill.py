@@ -1,4 +1,4 @@
-"""A few steps of the demo's distillation: it resumes exactly, and trains a LoRA."""
+"""The distillation of the demo, a few steps of it: it resumes exactly, and learns a LoRA."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def few_layers(monkeypatch):
 
 
 def make_model() -> Model:
-    """An untrained model with a last layer that is not zero."""
+    """Untrained, but for a last layer that says something."""
     transformer = make_transformer()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -40,13 +40,13 @@ def make_model() -> Model:
     return Model(transformer, make_text_encoder(len(make_tokenizer())))
 
 
-def make_distillation(model: Model) -> Distillation:
-    """A distillation of the model into itself, on 4x4 latents."""
-    forward = TrainingForward(tokens_per_frame=4, device="cpu")
-    return Distillation(model.transformer, model.transformer, model.text_encoder, forward, 4)
+def make_job(model: Model) -> Distillation:
+    """Teacher and student are the same, on 4x4 latents."""
+    views = TrainingForward(tokens_per_frame=4, device="cpu")
+    return Distillation(model.transformer, model.transformer, model.text_encoder, views, 4)
 
 
-def test_an_interrupted_distillation_resumes_exactly(tmp_path, data, monkeypatch):
+def test_an_interrupted_distillation_ends_as_if_it_had_not_been(tmp_path, data, monkeypatch):
     monkeypatch.setattr(recipe, "BATCH", 2)
     monkeypatch.setattr(recipe, "CAUSAL_SHARE", 1.0)
     monkeypatch.setattr(recipe, "ROLLOUT_SHARE", 1.0)
@@ -57,25 +57,25 @@ def test_an_interrupted_distillation_resumes_exactly(tmp_path, data, monkeypatch
     assert_same(*(load_checkpoint(tmp_path / work / "distill.pt") for work in ("whole", "cut")))
 
 
-def test_gradients_of_the_factors_equal_autograds():
+def test_gradients_of_the_factors_are_those_of_autograd():
     transformer = make_transformer()
     lora = TrainableLora(transformer)
     name, layer = next(iter(lora.layers.items()))
     down, up = (lora.factors[f"{name}.lora_{which}.weight"] for which in "AB")
     torch.nn.init.normal_(up, generator=torch.Generator().manual_seed(0))
     lora.merge()
-    x = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(1))
-    layer(x).square().sum().backward()
+    given = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(1))
+    layer(given).square().sum().backward()
     lora.collect_gradients()
     exact = [factor.detach().clone().requires_grad_() for factor in (down, up)]
     weight = lora.base[name] + exact[1] @ exact[0]
-    torch.nn.functional.linear(x, weight, layer.bias.detach()).square().sum().backward()
-    for factor, reference in zip((down, up), exact, strict=True):
-        torch.testing.assert_close(factor.grad, reference.grad)
+    torch.nn.functional.linear(given, weight, layer.bias.detach()).square().sum().backward()
+    for ours, theirs in zip((down, up), exact, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
     assert layer.weight.grad is None
 
 
-def test_the_written_lora_can_be_merged(tmp_path):
+def test_what_is_written_is_a_lora_that_the_product_merges(tmp_path):
     student = make_transformer()
     lora = TrainableLora(student)
     generator = torch.Generator().manual_seed(0)
@@ -98,30 +98,30 @@ def test_the_whole_lora_is_under_a_megabyte(tmp_path, monkeypatch):
     assert path.stat().st_size < 1e6
 
 
-def test_rollouts_of_the_student_grow_to_a_window_that_then_rolls(data):
-    distillation, like = make_distillation(make_model()), data.latents[:2]
+def test_own_rollouts_grow_to_a_window_and_move_on_with_it(data):
+    job, like = make_job(make_model()), data.latents[:2]
     rollouts = start_rollouts(data.scenes, 0, like)
-    windows = []
+    seen = []
     for seed in range(4):
-        rollouts = distillation.extend(rollouts, seed)
-        windows.append((rollouts.first, rollouts.latents.shape[2]))
-    assert windows == [(0, CHUNK), (0, 2 * CHUNK), (0, FRAMES), (CHUNK, FRAMES)]
+        rollouts = job.extend(rollouts, seed)
+        seen.append((rollouts.first, rollouts.latents.shape[2]))
+    assert seen == [(0, CHUNK), (0, 2 * CHUNK), (0, FRAMES), (CHUNK, FRAMES)]
     batch = rollout_batch(rollouts, 0)
     assert (batch.offset, batch.masked) == (CHUNK, CHUNK)
     assert batch.context is not None
     assert torch.equal(batch.context, rollouts.latents[:, :, :-CHUNK])
 
 
-def test_a_consistent_model_has_no_loss(data):
-    distillation = make_distillation(make_model())
+def test_a_model_that_already_agrees_with_itself_has_no_error(data):
+    job = make_job(make_model())
     with torch.no_grad():
-        distillation.student.proj_out.weight.zero_()
-        distillation.student.proj_out.bias.zero_()  # zero velocity: steps change nothing
+        job.student.proj_out.weight.zero_()
+        job.student.proj_out.bias.zero_()  # velocity 0 everywhere: each step stays where it is
     batch = snap_to_solver(draw_batch(data, 0, causal_share=0.0, device="cpu"))
-    assert distillation.loss(batch).item() == 0.0
+    assert job.loss(batch).item() == 0.0
 
 
-def test_distillation_uses_the_times_of_the_solver(data):
+def test_times_of_the_distillation_are_those_of_the_solver(data):
     batch = draw_batch(data, 0, causal_share=1.0, device="cpu")
     sigmas = to_sigmas(snap_to_solver(batch).times)
     table = to_sigmas(torch.arange(1, recipe.SOLVER_STEPS + 1) / recipe.SOLVER_STEPS)

@@ -1,4 +1,4 @@
-"""The evaluation's report on videos with known verdicts."""
+"""What the evaluation says of videos whose verdicts are known."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,29 +8,29 @@ from wancli.demo.report import LONG, EvaluationCase, UseResult, missed_goals
 from wancli.demo.stability import Change
 from wancli.demo.world import Combination
 
-PROMPTED = Combination("red", "square", "spinning", "navy")
-RIGHT = Verdict(**vars(PROMPTED), first="red", overlap=0.96)
+WHAT = Combination("red", "square", "spinning", "navy")
+RIGHT = Verdict(**vars(WHAT), first="red", overlap=0.96)
 
 
 def use(name: str, *verdicts: Verdict, changes: Sequence[Change] = ()) -> UseResult:
-    cases = [EvaluationCase(PROMPTED, seed) for seed in range(len(verdicts))]
+    cases = [EvaluationCase(WHAT, seed) for seed in range(len(verdicts))]
     return UseResult(name, "", cases, verdicts, [], seconds=1.0, changes=changes)
 
 
-def test_correct_and_sharp_videos_miss_no_goal() -> None:
+def test_what_is_right_and_sharp_misses_nothing() -> None:
     assert missed_goals([use("generate", RIGHT), use("rollout", RIGHT)], [34.0]) == []
 
 
 def test_a_goal_is_missed_by_use_and_attribute() -> None:
-    shapeless = replace(RIGHT, shape=NONE)
-    verdicts = [shapeless] + 24 * [RIGHT]  # 96 %: enough in rollouts
+    lost = replace(RIGHT, shape=NONE)
+    verdicts = [lost] + 24 * [RIGHT]  # 96 %: enough in rollouts
     uses = [use("generate", *verdicts), use("rollout", *verdicts)]
     assert missed_goals(uses, [34.0]) == ["generate: shape 96.0 %, goal 97 %"]
 
 
-def test_rough_outlines_and_a_weak_vae_miss_their_goals() -> None:
-    rough = use("rollout", replace(RIGHT, overlap=0.9))
-    assert missed_goals([rough], [33.0]) == [
+def test_lumpy_outlines_and_a_weak_vae_are_missed() -> None:
+    lumpy = use("rollout", replace(RIGHT, overlap=0.9))
+    assert missed_goals([lumpy], [33.0]) == [
         "rollout: outline 0.900, goal 0.95", "VAE: 33.0 dB, goal 34 dB",
     ]  # fmt: skip
 

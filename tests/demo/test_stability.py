@@ -1,4 +1,4 @@
-"""Drift measures of rollouts that drift, and of one that does not."""
+"""What the evaluation says of rollouts that drift, and of one that does not."""
 
 from dataclasses import replace
 
@@ -6,46 +6,46 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.demo.test_judge import MOVING, STILL, scene, video_of
+from tests.demo.test_judge import MOVING, STILL, film, scene
 from wancli.demo.stability import Change, change, last_part, mean_changes
 
 FRAMES = 100
 ROUND = replace(MOVING, shape="circle")  # its outline has no phase on the pixel grid
 
 
-def test_a_clean_render_does_not_drift() -> None:
-    steady = change(video_of(scene(MOVING), frames=FRAMES), "red")
+def test_a_true_render_does_not_change() -> None:
+    steady = change(film(scene(MOVING), frames=FRAMES), "red")
     assert [abs(size) < 1 for size in (steady.exposure, steady.area)] == [True, True]
     assert steady.speed == pytest.approx(0, abs=1)
 
 
-def test_a_still_object_has_no_speed() -> None:
-    assert change(video_of(scene(STILL), frames=FRAMES), "red").speed is None
+def test_what_stays_in_its_place_has_no_speed() -> None:
+    assert change(film(scene(STILL), frames=FRAMES), "red").speed is None
 
 
-def ending_as(end: Tensor) -> Tensor:
-    """A steady video with the second half of `end`."""
-    video = video_of(scene(ROUND), frames=FRAMES)
+def becoming(end: Tensor) -> Tensor:
+    """A video that begins as a steady one and ends as `end`."""
+    video = film(scene(ROUND), frames=FRAMES)
     video[FRAMES // 2 :] = end[FRAMES // 2 :]
     return video
 
 
-def test_a_shape_that_shrinks_and_slows_down_is_measured() -> None:
+def test_a_shape_that_shrinks_and_slows_down_is_seen() -> None:
     slower = replace(scene(ROUND), radius=0.18, speed=0.12)
-    drift = change(ending_as(video_of(slower, frames=FRAMES)), "red")
-    assert drift.area == pytest.approx(100 * (0.9**2 - 1), abs=1)
-    assert drift.speed == pytest.approx(-50, abs=2)
+    seen = change(becoming(film(slower, frames=FRAMES)), "red")
+    assert seen.area == pytest.approx(100 * (0.9**2 - 1), abs=1)
+    assert seen.speed == pytest.approx(-50, abs=2)
 
 
-def test_a_video_that_gets_brighter_is_measured() -> None:
-    brighter = (video_of(scene(ROUND), frames=FRAMES).float() * 1.1).clamp_max(255).byte()
-    assert 5 < change(ending_as(brighter), "red").exposure < 11
+def test_a_picture_that_gets_brighter_is_seen() -> None:
+    brighter = (film(scene(ROUND), frames=FRAMES).float() * 1.1).clamp_max(255).byte()
+    assert 5 < change(becoming(brighter), "red").exposure < 11
 
 
-def test_a_lost_object_has_changed_by_100_percent() -> None:
-    gone = video_of(replace(scene(ROUND), radius=-1.0), frames=FRAMES)
-    drift = change(ending_as(gone), "red")
-    assert (drift.area, drift.speed) == (-100, -100)
+def test_an_object_that_is_lost_has_changed_whole() -> None:
+    gone = film(replace(scene(ROUND), radius=-1.0), frames=FRAMES)
+    seen = change(becoming(gone), "red")
+    assert (seen.area, seen.speed) == (-100, -100)
 
 
 def test_the_last_part_is_a_tenth() -> None:

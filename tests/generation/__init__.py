@@ -1,1 +1,1 @@
-"""Tests of wancli.generate."""
+"""TODO"""
