@@ -68,7 +68,7 @@ def test_given_latent_frames_come_first_and_have_negative_numbers():
 def test_given_latent_frames_that_fill_no_chunk_are_refused():
     with pytest.raises(PlanError) as caught:
         lay_out(1, chunk_frames=3, context=7)
-    assert caught.value.hint == "give 6 of them"
+    assert caught.value.hint == "use 6 of them"
 
 
 def test_a_hundred_thousand_chunks_are_laid_out_at_once():

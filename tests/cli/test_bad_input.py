@@ -65,7 +65,7 @@ def complaint(said: Said) -> tuple[str, str]:
         ((*GENERATE, "--kv-align", "wide"), "--kv-align 'wide'", "auto"),
         (("rollout", "a", "--use-cachedit", "--sampler", "few-step"), "4 steps a chunk", "drop it"),
         (("rollout", "a", "--step-cache", "seacache"), "diffusers' own loop", "--use-cachedit"),
-        (("rollout", "a", "--cfg-gate", 0.5), "does not go with rollouts", "drop it"),
+        (("rollout", "a", "--cfg-gate", 0.5), "does not work with rollouts", "drop it"),
         ((*GENERATE, "--device", "tpu"), "--device 'tpu'", "cuda"),
         ((*GENERATE, "--scheduler", "magic"), "--scheduler 'magic'", "unipc"),
         ((*GENERATE, "--guidance-scale-2", 3), "two experts", "drop --guidance-scale-2"),

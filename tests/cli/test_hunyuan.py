@@ -158,17 +158,17 @@ def test_the_plan_is_of_the_folder(wancli: Wancli, model: Path):
 @pytest.mark.parametrize(
     ("flags", "error", "hint"),
     [
-        (("--scheduler", "dpm++"), "--scheduler dpm++ does not go with", "--scheduler euler or"),
+        (("--scheduler", "dpm++"), "--scheduler dpm++ does not work with", "--scheduler euler or"),
         (("--negative-prompt", "x"), "a negative prompt does nothing", "--true-cfg-scale 6"),
-        (("--prompt-kv",), "--prompt-kv: what this model makes", "drop it"),
-        (("--free-kv-weights",), "--free-kv-weights does not go with", "drop --free-kv-weights"),
-        (("--kv-align", 64), "--kv-align 64 does not go with", "drop --kv-align"),
+        (("--prompt-kv",), "--prompt-kv does not work with this model", "drop it"),
+        (("--free-kv-weights",), "--free-kv-weights does not work with", "drop --free-kv-weights"),
+        (("--kv-align", 64), "--kv-align 64 does not work with", "drop --kv-align"),
         (("--cfg-gate", 0.5), "--cfg-gate needs guidance; --true-cfg-scale is 1", "drop"),
-        (("--step-cache", "seacache"), "seacache would go wrong on Hunyuan", "--use-cachedit"),
+        (("--step-cache", "seacache"), "seacache gives wrong results on Hunyuan", "--use-cachedit"),
         (("--use-cachedit", "--cachedit-fn", 20), "none of 20 blocks", "--cachedit-fn 5"),
         (("--strength", 0.5), "--strength does nothing in hunyuan-text", "drop"),
         (("--guidance-scale-2", 3), "needs a model with two experts", "drop"),
-        (("--image", "a.png"), "--image does not go with hunyuanvideo", "--model wan2.2-ti2v-5b"),
+        (("--image", "a.png"), "--image does not work with hunyuanvideo", "--model wan2.2-ti2v-5b"),
         (("--num-frames", 80), "--num-frames 80 is not 4k+1", "77 or 81"),
     ],
 )

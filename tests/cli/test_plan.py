@@ -110,5 +110,5 @@ def test_a_dry_run_rejects_missing_files(wancli: Wancli):
     assert wancli("plan", "--model", "wan2.1-i2v-14b-480p", "-i", "none.png").code == 4
     said = wancli("plan", "--model", "wan2.1-t2v-1.3b", "-i", "none.png")
     assert said.code == 2
-    assert "--image does not go with" in said.err
+    assert "--image does not work with" in said.err
     assert wancli("plan", "--model", "wan2.2-animate-14b", "--task", "vace").code == 2

@@ -83,7 +83,7 @@ def test_rollouts_are_fused_and_in_8_bits_but_not_compiled():
         make_rollout_plan(settings, find_spec("demo"))
 
     rollout(quantize="fp8", fuse_qkv=True)
-    with pytest.raises(PlanError, match="does not go with rollouts"):
+    with pytest.raises(PlanError, match="does not work with rollouts"):
         rollout(compile=True)
 
 

@@ -126,8 +126,8 @@ def lay_out(
     lone, rest = min(alone, context), max(0, context - alone)
     if rest % chunk_frames:
         raise PlanError(
-            f"{context} given latent frames do not fill chunks of {chunk_frames}.",
-            hint=f"give {alone + rest // chunk_frames * chunk_frames or chunk_frames} of them",
+            f"a context of {context} latent frames does not fill chunks of {chunk_frames}.",
+            hint=f"use {alone + rest // chunk_frames * chunk_frames or chunk_frames} of them",
         )
     sizes = [1] * lone + [chunk_frames] * (rest // chunk_frames)
     before = len(sizes)

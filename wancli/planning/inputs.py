@@ -50,7 +50,7 @@ def choose_task(spec: ModelSpec, inputs: InputFiles, forced: str | None = None) 
         )
     if forced is not None and forced not in spec.tasks:
         raise PlanError(
-            f"`task` {forced} does not go with {spec.name}: {_is(spec)}.",
+            f"`task` {forced} does not work with {spec.name}: {_is(spec)}.",
             hint=_models(spec, names, [TASKS[forced]]),
         )
     possible = [TASKS[name] for name in ([forced] if forced else spec.tasks)]
@@ -104,11 +104,13 @@ def _mismatch(
         if not any(name in task.inputs for task in possible):
             reason = "" if forced else f": {_is(spec)}"
             hint = f"drop `{name}`" if forced else _models(spec, names, list(TASKS.values()))
-            return PlanError(f"`{name}` does not go with {who}{reason}.", hint=hint)
+            return PlanError(f"`{name}` does not work with {who}{reason}.", hint=hint)
     fitting = [task for task in possible if set(names) <= set(task.inputs)]
     if not fitting:
         together = " and ".join(f"`{name}`" for name in names)
-        return PlanError(f"{together} are of different tasks.", hint="give the files of one task")
+        return PlanError(
+            f"{together} belong to different tasks.", hint="give the files of one task"
+        )
     task = min(fitting, key=lambda task: len(set(task.needs) - set(names)))
     lacking = [f"`{name}`" for name in task.needs if name not in names]
     hint = f"{lacking[0]} FILE"
@@ -119,11 +121,11 @@ def _mismatch(
 
 def _check_combination(task: Task, inputs: InputFiles) -> None:
     if inputs.mask and not (inputs.video or task.name == ANIMATE):
-        raise PlanError("`mask` says which parts of a `video` are made.", hint="`video` FILE")
+        raise PlanError("`mask` marks the areas of a `video` to generate.", hint="`video` FILE")
     if task.name == ANIMATE and bool(inputs.mask) != bool(inputs.background_video):
         raise PlanError(
-            "`background_video` and `mask` go together: who is replaced, and before what.",
-            hint="give both, or neither",
+            "`background_video` needs `mask`, and `mask` needs `background_video`.",
+            hint="set both, or neither",
         )
     if task.name == ANIMATE and len(inputs.ref_image) > 1:
         raise PlanError(f"animate takes one `ref_image`, not {len(inputs.ref_image)}.", hint="one")

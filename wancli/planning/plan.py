@@ -239,7 +239,7 @@ def _check_rollout(chosen: Rollout) -> None:
         )
     if chosen.trim == "after" and chosen.sink_frames:
         raise PlanError(
-            "`trim` after has no sinks; `sink_frames` goes with `trim` before.",
+            "`trim` after has no sinks; `sink_frames` needs `trim` before.",
             hint="drop `sink_frames`, or `trim` before",
         )
     if chosen.rope == "sink" and not chosen.sink_frames:
@@ -252,22 +252,20 @@ def _check_caches(settings: RolloutSettings, spec: ModelSpec) -> None:
     if method != "none" and chosen.sampler == "few-step":
         count = len(timesteps(chosen.steps_list))
         raise PlanError(
-            f"`step_cache` {method} does not go with few-step rollouts: {count} steps a chunk have "
-            "nothing to reuse.",
+            f"`step_cache` {method} does not work with few-step rollouts: {count} steps a chunk "
+            "have nothing to reuse.",
             hint="drop it",
         )
     if method not in ("none", "cachedit"):
         raise PlanError(
-            f"`step_cache` {method} knows only diffusers' own loop, and not that of rollouts.",
+            f"`step_cache` {method} works only in diffusers' own loop, not in rollouts.",
             hint="`use_cachedit`",
         )
     check_step_cache(settings.step_cache, steps=settings.sampling.steps, layers=spec.layers)
     if settings.step_cache.cfg_gate is not None:
-        raise PlanError("`cfg_gate` does not go with rollouts.", hint="drop it")
+        raise PlanError("`cfg_gate` does not work with rollouts.", hint="drop it")
     if settings.machine.attention_backend not in ("auto", "native"):
-        raise PlanError(
-            "`attention_backend` does not reach the attention of rollouts.", hint="drop it"
-        )
+        raise PlanError("`attention_backend` does not apply to rollouts.", hint="drop it")
 
 
 def _check_prompt_kv(chosen: PromptKV) -> None:

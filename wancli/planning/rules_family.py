@@ -15,8 +15,8 @@ def check_family(settings: Settings, spec: ModelSpec, family: Family) -> None:
     sampling = settings.sampling
     if sampling.scheduler not in family.schedulers:
         raise PlanError(
-            f"`scheduler` {sampling.scheduler} does not go with {spec.name}: its pipeline gives "
-            "the sigmas, and that solver makes its own.",
+            f"`scheduler` {sampling.scheduler} does not work with {spec.name}: its pipeline sets "
+            "the sigmas, and this solver computes its own.",
             hint=f"`scheduler` {' or '.join(family.schedulers)}",
         )
     if family.guidance == "true_cfg_scale":
@@ -32,7 +32,7 @@ def check_family_flags(resolved: Resolved[Any], family: Family) -> None:
     explicit = resolved.sources.get("prompt_kv.prompt_kv") == "flag"
     if explicit and resolved.settings.prompt_kv.prompt_kv and not family.prompt_kv:
         raise PlanError(
-            "`prompt_kv`: what this model makes of a prompt is another thing in every step.",
+            "`prompt_kv` does not work with this model: its prompt K/V change in every step.",
             hint="drop it",
         )
 
@@ -40,8 +40,8 @@ def check_family_flags(resolved: Resolved[Any], family: Family) -> None:
 def _check_true_cfg(sampling: Sampling, spec: ModelSpec) -> None:
     if sampling.negative_prompt and sampling.true_cfg_scale <= 1:
         raise PlanError(
-            f"a negative prompt does nothing in {spec.name} without guidance by it.",
-            hint="`true_cfg_scale` 6, which takes two forwards a step, or `negative_prompt` ''",
+            f"a negative prompt does nothing in {spec.name} without `true_cfg_scale`.",
+            hint="`true_cfg_scale` 6 (two forwards per step), or `negative_prompt` ''",
         )
     shapes, scale = spec.architecture, sampling.guidance_scale
     if isinstance(shapes, HunyuanVideo) and not shapes.transformer.guidance and scale > 1:
@@ -56,7 +56,7 @@ def _check_no_prompt_kv(chosen: PromptKV, model: str) -> None:
     option = "`free_kv_weights`" if chosen.free_kv_weights else option
     if option:
         raise PlanError(
-            f"{option} does not go with {model}: its prompt has no K/V that last.",
+            f"{option} does not work with {model}: its prompt K/V change in every step.",
             hint=f"drop {option.split()[0]}",
         )
 

@@ -47,7 +47,7 @@ def check_generation(settings: Settings, transformer: str) -> None:
     machine, method = settings.machine, settings.step_cache.step_cache
     if machine.quantize != "none" and settings.prompt_kv.free_kv_weights:
         raise PlanError(
-            "`free_kv_weights` does not go with `quantize`: torchao's weights cannot be emptied.",
+            "`free_kv_weights` does not work with `quantize`: torchao's weights cannot be emptied.",
             hint="drop `free_kv_weights`",
         )
     if not machine.compile:
@@ -70,7 +70,7 @@ def check_rollout(machine: Machine) -> None:
     """Raise PlanError for compilation, which rollouts do not support."""
     if machine.compile:
         raise PlanError(
-            "`compile` does not go with rollouts: every block would be a graph of its own, and "
+            "`compile` does not work with rollouts: every block would be a graph of its own, and "
             "again for every length of the window.",
             hint="`no_compile`",
         )

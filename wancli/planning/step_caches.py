@@ -104,7 +104,7 @@ def check_step_cache(settings: StepCache, *, steps: int, model: str = "", layers
         return
     if steps < LEAST_STEPS:
         raise PlanError(
-            f"a step cache has nothing to reuse in {steps} steps; it takes {LEAST_STEPS} or more.",
+            f"a step cache has nothing to reuse in {steps} steps; it needs {LEAST_STEPS}.",
             hint="`steps` 20, or drop the step cache",
         )
     if method == "cachedit":
@@ -132,8 +132,8 @@ def check_step_cache_task(settings: StepCache, task: Task) -> None:
     check_hook(method, spec)
     if not task.tells_branches or (method != "first-block" and not task.tells_steps):
         raise PlanError(
-            f"`step_cache` {method} does not go with {task.name}: its pipeline does not say which "
-            f"{'step' if task.tells_branches else 'branch'} it is at.",
+            f"`step_cache` {method} does not work with {task.name}: its pipeline does not report "
+            f"the {'step' if task.tells_branches else 'branch'}.",
             hint="`use_cachedit`",
         )
 
@@ -142,14 +142,15 @@ def check_hook(method: str, spec: StepCacheSpec) -> None:
     """Raise PlanError for a step cache of diffusers that is wrong on this transformer."""
     if method not in spec.hooks:
         raise PlanError(
-            f"`step_cache` {method} would go wrong on {spec.transformer}.", hint="`use_cachedit`"
+            f"`step_cache` {method} gives wrong results on {spec.transformer}.",
+            hint="`use_cachedit`",
         )
 
 
 def _too_many(bn: int, most: int) -> PlanError:
     return PlanError(
-        f"`cachedit_bn` {bn}: this model adds a hint to some blocks, and would give the last {bn} "
-        "the hints of others.",
+        f"`cachedit_bn` {bn}: this model adds a hint to some blocks, and the last {bn} would get "
+        "those of others.",
         hint=f"`cachedit_bn` {most}",
     )
 
@@ -188,13 +189,12 @@ def gate_step(settings: Settings, task: Task, *, steps: int, segments: int = 1) 
         return None
     if not task.tells_branches:
         raise PlanError(
-            f"`cfg_gate` does not go with {task.name}: its pipeline does not say which branch it "
-            "is at.",
+            f"`cfg_gate` does not work with {task.name}: its pipeline does not report the branch.",
             hint="drop `cfg_gate`",
         )
     if segments > 1:
         raise PlanError(
-            f"`cfg_gate` does not go with {segments} segments: what it reuses is of one.",
+            f"`cfg_gate` does not work with {segments} segments: it reuses guidance within one.",
             hint="drop `cfg_gate`",
         )
     scale: float = getattr(settings.sampling, setting)
