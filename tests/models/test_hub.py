@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 
 from wancli.catalog.hub_cache import cache_folder
 from wancli.errors import ModelError, OutputError, WancliError
-from wancli.models.hub import check_space, explained
+from wancli.models.hub import check_space, hub_errors
 
 RESPONSE = Response(403, request=Request("GET", "https://huggingface.co/api/models/a/b"))
 
@@ -38,7 +38,7 @@ RESPONSE = Response(403, request=Request("GET", "https://huggingface.co/api/mode
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_hub_errors_are_one_line_and_exit_4(error: Exception, told: str, hint: str):
-    with pytest.raises(ModelError) as raised, explained("a/b"):
+    with pytest.raises(ModelError) as raised, hub_errors("a/b"):
         raise error
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -48,18 +48,18 @@ def test_hub_errors_are_one_line_and_exit_4(error: Exception, told: str, hint: s
 
 def test_an_unreachable_hub_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    with pytest.raises(ModelError, match="the hub cannot be reached"), explained("a/b"):
+    with pytest.raises(ModelError, match="the hub cannot be reached"), hub_errors("a/b"):
         raise LocalEntryNotFoundError("no")
 
 
 def test_a_full_disk_is_an_output_error_and_other_errors_pass():
-    with pytest.raises(OutputError, match="No space left") as raised, explained("a/b"):
+    with pytest.raises(OutputError, match="No space left") as raised, hub_errors("a/b"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert "HF_HOME" in raised.value.hint
-    with pytest.raises(OutputError, match="Not a directory") as raised, explained("a/b"):
+    with pytest.raises(OutputError, match="Not a directory") as raised, hub_errors("a/b"):
         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     assert "HF_HOME" in raised.value.hint
-    with pytest.raises(OSError, match="no"), explained("a/b"):
+    with pytest.raises(OSError, match="no"), hub_errors("a/b"):
         raise OSError(errno.EIO, "no")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from wancli.models.memory import give_back
+from wancli.models.memory import trim_heap
 
 MIB = 2**20
 
@@ -18,13 +18,13 @@ def resident() -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
 def test_freed_heap_is_returned_to_the_system():
-    give_back()
+    trim_heap()
     before = resident()
     blocks = [b"x" * 60_000 for _ in range(2000)]
     in_use = blocks[::100]
     del blocks
     held = resident()
-    give_back()
+    trim_heap()
     after = resident()
     assert held - before > 80 * MIB  # the holes are kept: this is what is to be given back
     assert after - before < 20 * MIB

@@ -9,7 +9,7 @@ import pytest
 
 from tests.video.test_write import QUICK, noise, smooth, write, writer_to
 from wancli.errors import InputError, OutputError, SetupError
-from wancli.video.ffmpeg import Encoding, ffmpeg_exe, run_ffmpeg, why
+from wancli.video.ffmpeg import Encoding, failure_reason, ffmpeg_exe, run_ffmpeg
 from wancli.video.read import (
     VideoInfo,
     decoded_md5,
@@ -265,4 +265,4 @@ def test_a_missing_ffmpeg_is_a_setup_error(tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 def test_a_failure_is_described_in_a_few_words(log: bytes, code: int, reason: str) -> None:
-    assert why(log, returncode=code) == reason
+    assert failure_reason(log, returncode=code) == reason

@@ -24,7 +24,7 @@ from wancli.planning.plan import Plan, check_unused_settings, make_plan
 from wancli.records.naming import name_output
 from wancli.records.progress import Observer, say_warnings
 from wancli.records.record import Request, write_json
-from wancli.utils.outputs import OutputFile, OutputSet, nobodys, preview_file
+from wancli.utils.outputs import OutputFile, OutputSet, not_ours, preview_file
 from wancli.video.ffmpeg import Encoding, check_encoder
 from wancli.video.integrity import DAMAGED
 
@@ -223,7 +223,7 @@ def _outputs(
     loras = [find_lora(text).path for text in request.resolved.settings.machine.lora]
     outputs = OutputSet(overwrite=files.overwrite, reads=[*inputs, *loras])
     for item in todo:
-        ours = partial(_comes_from, digest=item.request.hash) if files.skip_existing else nobodys
+        ours = partial(_comes_from, digest=item.request.hash) if files.skip_existing else not_ours
         outputs.add(OutputFile(item.output, "`output`", ours))
         outputs.add(*sidecar_files(item.output, previews=bool(files.preview_every)))
         if item.latents:

@@ -50,7 +50,7 @@ def download(repo: str, on_bytes: OnBytes | None = None) -> Path:
     a full disk.
     """
     stop = Event()
-    with explained(repo), ThreadPoolExecutor(1) as background:
+    with hub_errors(repo), ThreadPoolExecutor(1) as background:
         work = background.submit(
             snapshot_download,
             repo,
@@ -70,7 +70,7 @@ def bytes_to_download(repo: str) -> int | None:
 
     Raises ModelError, also for a repository without a pipeline.
     """
-    with explained(repo):
+    with hub_errors(repo):
         try:
             files = snapshot_download(
                 repo,
@@ -125,7 +125,7 @@ def delete(repo: str) -> int:
 
 
 @contextmanager
-def explained(where: str) -> Iterator[None]:
+def hub_errors(where: str) -> Iterator[None]:
     """Turn errors of huggingface_hub into ModelError or OutputError with a hint."""
     try:
         yield

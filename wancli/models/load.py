@@ -19,11 +19,11 @@ from wancli.catalog.tasks import EXPERTS, TASKS, TEXT
 from wancli.config.precision import vae_dtype
 from wancli.config.settings import Machine
 from wancli.errors import CapacityError, ModelError, SetupError, WancliError, first_line, no_device
-from wancli.models.hub import download, explained
+from wancli.models.hub import download, hub_errors
 from wancli.models.lora import merge_loras
 from wancli.models.offload import place
 from wancli.models.optimize import check_speed, speed_up
-from wancli.models.random_weights import random_part, random_rest
+from wancli.models.random_weights import random_components, random_part
 from wancli.planning.lora import find_lora
 
 
@@ -58,7 +58,7 @@ def load_pipeline(
     # Random weights are drawn on the device, unless they are offloaded or quantized afterwards.
     resident = machine.offload in ("auto", "none") and machine.quantize == "none"
     at = device if resident else torch.device("cpu")
-    with _quiet(), _explained(spec):
+    with _quiet(), load_errors(spec):
         ready: dict[str, Any] = {"vae": None}
         if "vae" in parts:
             ready["vae"] = _vae(spec, machine, at)
@@ -68,7 +68,7 @@ def load_pipeline(
             ready["image_encoder"] = _image_encoder(spec, at)
         pipeline_class = getattr(diffusers, classes.pipeline)
         if "text_encoder" in parts and spec.random:
-            pipeline = pipeline_class(**random_rest(spec, dtype=dtype, device=at), **ready)
+            pipeline = pipeline_class(**random_components(spec, dtype=dtype, device=at), **ready)
         elif "text_encoder" in parts:
             pipeline = pipeline_class.from_pretrained(
                 str(spec.folder), dtype=dtype, local_files_only=True, **ready
@@ -103,7 +103,7 @@ def transformers_of(pipeline: Any) -> list[Any]:
 def load_vae(spec: ModelSpec, machine: Machine) -> tuple[Any, torch.device]:
     """Load the VAE alone, and return it with its device."""
     spec, device = _on_disk(spec, ("vae",)), pick_device(machine.device)
-    with _quiet(), _explained(spec):
+    with _quiet(), load_errors(spec):
         return _vae(spec, machine, device).to(device), device
 
 
@@ -142,7 +142,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def _on_disk(spec: ModelSpec, parts: Collection[str]) -> ModelSpec:
     """The spec with its folder: hub models are downloaded, files are checked."""
     if spec.on_hub:
-        with _explained(spec):
+        with load_errors(spec):
             folder = download(spec.repo)
         spec = spec_of_folder(folder, name=spec.name, repo=spec.repo)
     check_files(spec, parts)
@@ -205,11 +205,11 @@ def _checked_part(
 
 
 @contextmanager
-def _explained(spec: ModelSpec) -> Iterator[None]:
+def load_errors(spec: ModelSpec) -> Iterator[None]:
     """Turn errors of the libraries into WancliErrors with a hint."""
     where = spec.repo or str(spec.folder or spec.name)
     try:
-        with explained(where):
+        with hub_errors(where):
             yield
     except torch.cuda.OutOfMemoryError:
         raise CapacityError(

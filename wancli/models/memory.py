@@ -30,7 +30,7 @@ def reset_peak_memory(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Return freed heap to the system, so that resident memory is memory in use.
 
     glibc keeps freed blocks, and fragmentation made a rollout 100 to 350 MiB larger at random.

@@ -49,7 +49,9 @@ def random_part(
     return model.eval()
 
 
-def random_rest(spec: ModelSpec, *, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+def random_components(
+    spec: ModelSpec, *, dtype: torch.dtype, device: torch.device
+) -> dict[str, Any]:
     """The components of a pipeline beside transformers, VAE and image encoder."""
     kind = getattr(transformers, CLASSES["text_encoder"])
     rest = {

@@ -50,7 +50,7 @@ def choose_task(spec: ModelSpec, inputs: InputFiles, forced: str | None = None) 
         )
     if forced is not None and forced not in spec.tasks:
         raise PlanError(
-            f"`task` {forced} does not work with {spec.name}: {_is(spec)}.",
+            f"`task` {forced} does not work with {spec.name}: {_kind(spec)}.",
             hint=_models(spec, names, [TASKS[forced]]),
         )
     possible = [TASKS[name] for name in ([forced] if forced else spec.tasks)]
@@ -102,7 +102,7 @@ def _mismatch(
     who = f"`task` {forced}" if forced else spec.name
     for name in names:
         if not any(name in task.inputs for task in possible):
-            reason = "" if forced else f": {_is(spec)}"
+            reason = "" if forced else f": {_kind(spec)}"
             hint = f"drop `{name}`" if forced else _models(spec, names, list(TASKS.values()))
             return PlanError(f"`{name}` does not work with {who}{reason}.", hint=hint)
     fitting = [task for task in possible if set(names) <= set(task.inputs)]
@@ -131,7 +131,7 @@ def _check_combination(task: Task, inputs: InputFiles) -> None:
         raise PlanError(f"animate takes one `ref_image`, not {len(inputs.ref_image)}.", hint="one")
 
 
-def _is(spec: ModelSpec) -> str:
+def _kind(spec: ModelSpec) -> str:
     return f"it is {' and '.join(spec.tasks)}"
 
 

@@ -18,7 +18,7 @@ from wancli.errors import InputError, OutputError, RunError
 from wancli.generation.noise import IndexedNoise, Noise, StreamNoise
 from wancli.generation.runner import finish
 from wancli.models.load import Loaded, load_pipeline
-from wancli.models.memory import fits_in_memory, give_back, peak_memory
+from wancli.models.memory import fits_in_memory, peak_memory, trim_heap
 from wancli.models.timer import Timer
 from wancli.planning.plan import RolloutPlan
 from wancli.planning.prompts import PromptSchedule
@@ -234,7 +234,7 @@ class _Run:
         self._timer, self._sigmas = Timer(self._device), []
         if len(self._open) > 1:  # all before the last are fully timed
             self._timings.add(self._open.pop(0))
-        give_back()
+        trim_heap()
 
     def finish(self) -> None:
         """Log the timings of the last chunks, once everything is done."""

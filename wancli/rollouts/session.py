@@ -28,7 +28,7 @@ from wancli.records.progress import Observer, say_warnings
 from wancli.records.record import Request
 from wancli.utils.files import digest
 from wancli.utils.interrupts import Interrupted
-from wancli.utils.outputs import OutputFile, OutputSet, nobodys
+from wancli.utils.outputs import OutputFile, OutputSet, not_ours
 from wancli.video.ffmpeg import Encoding, check_encoder
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ class RolloutSession:
         outputs = OutputSet(
             overwrite=options.overwrite, reads=[*options.starts.named().values(), *loras]
         )
-        ours = partial(is_of_rollout, before=self.before) if options.continues else nobodys
+        ours = partial(is_of_rollout, before=self.before) if options.continues else not_ours
         for path, role in ((video, "`output`"), (latents, "`save_latents`")):
             if path:
                 outputs.add(OutputFile(path, role, ours))

@@ -62,11 +62,11 @@ class VideoSink:
         if self._pool is None:
             self._write(span, latents, output)
         else:
-            self.settle()
+            self.wait()
             self._pending = self._pool.submit(self._write, span, latents, output)
         return output
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Wait for the chunk that is being decoded."""
         if self._pending:
             self._pending.result()
@@ -85,5 +85,5 @@ class VideoSink:
 
     def drift(self) -> dict[str, Any]:
         """Drift from the first chunks to the last, for the record."""
-        self.settle()
+        self.wait()
         return self._meter.summary()

@@ -42,7 +42,7 @@ def _named_after(video: Path, suffix: str) -> Path:
     return video.with_name(cut_name(video.stem, LONGEST_NAME - len(suffix)) + suffix)
 
 
-def nobodys(_path: Path) -> bool:
+def not_ours(_path: Path) -> bool:
     """False: no existing file may be replaced unasked."""
     return False
 
@@ -53,7 +53,7 @@ class OutputFile:
 
     path: Path
     role: str  # the setting that names it, in backticks, or its relation to another output
-    ours: Ours = nobodys
+    ours: Ours = not_ours
     named: bool = True  # by the user, so that `overwrite` applies
     folder: bool = False
 

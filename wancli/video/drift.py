@@ -150,9 +150,9 @@ class DriftMeter:
 
         nan for the first chunk, and without motion.
         """
-        usual = max((float(np.median(m)) for m in (self._moves, moves) if m), default=math.nan)
+        reference = max((float(np.median(m)) for m in (self._moves, moves) if m), default=math.nan)
         across = math.nan if self._frame is None else change(self._frame, frame)
-        return across / max(usual, STILL) if max(across, usual) >= STILL else math.nan
+        return across / max(reference, STILL) if max(across, reference) >= STILL else math.nan
 
     def _shift_and_spread(self, latents: "Tensor | NDArray[Any]") -> tuple[float, float]:
         array = latents if isinstance(latents, np.ndarray) else latents.float().numpy(force=True)
@@ -180,17 +180,17 @@ class _Series:
         self.minutes = np.array([c.first_frame + (c.frames - 1) / 2 for c in chunks]) / fps / 60
 
     @cached_property
-    def usual(self) -> float:
+    def reference(self) -> float:
         """The reference value: the mean of the first chunks, 1 for seams."""
         finite = self.values[np.isfinite(self.values)][:FIRST_CHUNKS]
         return 1.0 if self.name == "seam" else float(finite.mean()) if len(finite) else math.nan
 
     @cached_property
     def unit(self) -> float:
-        """The noise between chunks, but at least 2 % of the usual value and LEAST_UNIT."""
+        """The noise between chunks, but at least 2 % of the reference value and LEAST_UNIT."""
         if self.name == "seam":  # bad seams are not noise, and a good one is known
             return LEAST_UNIT[self.name]
-        return max(noise(self.values), LEAST_UNIT[self.name], 0.02 * abs(self.usual))
+        return max(noise(self.values), LEAST_UNIT[self.name], 0.02 * abs(self.reference))
 
     @cached_property
     def slope(self) -> float:
@@ -203,8 +203,8 @@ class _Series:
         return abs(self.slope) * float(np.ptp(self.minutes)) > NOTABLE * self.unit
 
     def worst(self) -> dict[str, Any] | None:
-        """The chunk farthest from the usual value, in units of change."""
-        distances = np.abs(self.values - self.usual) / self.unit
+        """The chunk farthest from the reference value, in units of change."""
+        distances = np.abs(self.values - self.reference) / self.unit
         if not np.isfinite(distances).any():
             return None
         chunk = self.chunks[(at := int(np.nanargmax(distances)))]
@@ -212,7 +212,7 @@ class _Series:
             "chunk": chunk.index,
             "start_s": round(chunk.start_s, 3),
             "value": tidy(self.values[at]),
-            "usual": tidy(self.usual),
+            "usual": tidy(self.reference),
             "distance": tidy(distances[at]),
         }
 
@@ -247,7 +247,7 @@ def _trend(series: _Series, word: str, summary: Mapping[str, Any]) -> str:
 
 def _motion(series: _Series, summary: Mapping[str, Any]) -> str:
     """Motion up to the end: a frozen video is steady in all other measures."""
-    moving = np.flatnonzero(series.values > max(STILL, 0.1 * series.usual))
+    moving = np.flatnonzero(series.values > max(STILL, 0.1 * series.reference))
     if np.isfinite(series.values).any() and not len(moving):
         return "nothing moves"
     if len(moving) and (series.minutes[-1] - series.minutes[moving[-1]]) * 60 >= PAUSE_S:

@@ -199,8 +199,8 @@ def _panel(
     measure: Measure, line: Timeline, worst: Mapping[str, Any] | None, ends: tuple[float, float]
 ) -> dict[str, Any]:
     values = [chunk[measure.name] for chunk in line.chunks]
-    usual = [worst["usual"]] if worst else []
-    axis = _value_axis(measure, [v for v in (*values, *usual) if v is not None], ends)
+    reference = [worst["usual"]] if worst else []
+    axis = _value_axis(measure, [v for v in (*values, *reference) if v is not None], ends)
     points = [
         None if value is None else (line.at(chunk, 0.5), axis.at(value))
         for chunk, value in zip(line.chunks, values, strict=True)
@@ -210,21 +210,21 @@ def _panel(
         "measure": measure,
         "top": ends[1],
         "ticks": axis.ticks,
-        "usual": [axis.at(value) for value in usual],
+        "usual": [axis.at(value) for value in reference],
         "path": _path(_thin(points)),
         "dots": [p for p in points if p] if len(points) <= MOST_DOTS else [],
         "rings": [
-            _ring(chunk, point, axis, usual=worst["usual"])
+            _ring(chunk, point, axis, reference=worst["usual"])
             for chunk, point in zip(line.chunks, points, strict=True)
             if far and worst and point and chunk["index"] == worst["chunk"]
         ],
     }
 
 
-def _ring(chunk: Chunk, at: Point, axis: Axis, *, usual: float) -> dict[str, Any]:
+def _ring(chunk: Chunk, at: Point, axis: Axis, *, reference: float) -> dict[str, Any]:
     """A ring around a point, labelled on the side away from the line."""
     x, y = at
-    below = axis.at(usual) < y < axis.start - 18 or y < axis.end + 12
+    below = axis.at(reference) < y < axis.start - 18 or y < axis.end + 12
     return {"x": x, "y": y, "words": f"chunk {chunk['index']}", "dy": 18 if below else -9}
 
 

@@ -63,7 +63,7 @@ def run_ffmpeg(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProce
     )
 
 
-def why(log: bytes, *, returncode: int) -> str:
+def failure_reason(log: bytes, *, returncode: int) -> str:
     """The reason for a failure in a few words, from ffmpeg's log at `level+`."""
     faults = _FAULT.findall(log.decode(errors="replace"))
     known = {os.strerror(number) for number in errno.errorcode}
@@ -81,7 +81,7 @@ def check_written(log: bytes, *, returncode: int) -> None:
     Before 7.0 it exits with 0 when the disk is full at the end of a file, and only logs it.
     """
     if returncode or _FAULT.search(log.decode(errors="replace")):
-        raise OSError(why(log, returncode=returncode))
+        raise OSError(failure_reason(log, returncode=returncode))
 
 
 def ffmetadata(metadata: Mapping[str, str]) -> bytes:
@@ -129,7 +129,7 @@ def _try_encoder(exe: str, encoding: Encoding) -> None:
         *(*encoding.arguments(), *LIVE, "-fps_mode", "passthrough", "-f", "mp4", "pipe:1"),
         stdin=bytes(16 * 16 * 3),
     )
-    reason = why(done.stderr, returncode=done.returncode) if done.returncode else ""
+    reason = failure_reason(done.stderr, returncode=done.returncode) if done.returncode else ""
     if not reason and (_COLR_RGB if encoding.lossless else _COLR_YUV) not in done.stdout:
         reason = "it does not tag colours as BT.709"
     if reason:

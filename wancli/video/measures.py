@@ -46,11 +46,11 @@ def channel_statistics(latents: Values) -> Values:
     return np.stack([channels.mean(1), channels.std(1)])
 
 
-def shift_and_spread(statistics: Values, usual: Values) -> tuple[float, float]:
-    """RMS shift of the channel means from `usual` in its deviations; ratio of the deviations."""
-    (mean, deviation), (usual_mean, usual_deviation) = statistics, usual
-    unit = np.maximum(usual_deviation, 1e-6)
-    shift = np.sqrt(np.mean(((mean - usual_mean) / unit) ** 2))
+def shift_and_spread(statistics: Values, reference: Values) -> tuple[float, float]:
+    """RMS shift of channel means, in deviations of `reference`; ratio of the deviations."""
+    (mean, deviation), (reference_mean, reference_deviation) = statistics, reference
+    unit = np.maximum(reference_deviation, 1e-6)
+    shift = np.sqrt(np.mean(((mean - reference_mean) / unit) ** 2))
     return float(shift), float(np.mean(deviation / unit))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from wancli.errors import InputError, missing
 from wancli.utils.reading import open_file, unreadable
-from wancli.video.ffmpeg import ffmpeg_exe, run_ffmpeg, why
+from wancli.video.ffmpeg import failure_reason, ffmpeg_exe, run_ffmpeg
 
 if TYPE_CHECKING:
     import numpy as np
@@ -158,7 +158,7 @@ def _decode(path: Path, *output: str) -> subprocess.CompletedProcess[bytes]:
     _check_complete(path)
     done = run_ffmpeg(*_decoding(path, *output))
     if done.returncode:
-        reason = why(done.stderr, returncode=done.returncode)
+        reason = failure_reason(done.stderr, returncode=done.returncode)
         raise InputError(f"cannot read {path}: {reason}", hint="give a video that ffmpeg can play")
     return done
 
