@@ -187,7 +187,7 @@ def test_an_unreadable_folder_stops_only_commands_that_need_it(arguments, expect
 
 
 def test_a_pipe_that_is_full_is_waited_for():
-    from wancli.cli.streams import _Results
+    from wancli.cli.streams import _Stdout
 
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -196,6 +196,6 @@ def test_a_pipe_that_is_full_is_waited_for():
         [sys.executable, "-c", script], stdin=reader, stdout=subprocess.PIPE, text=True
     )
     os.close(reader)
-    with io.BufferedWriter(_Results(writer, "w")) as file:
+    with io.BufferedWriter(_Stdout(writer, "w")) as file:
         file.write(b"x" * 300_000)
     assert done.communicate(timeout=20)[0] == "300000\n"

@@ -53,7 +53,7 @@ def _copies(wancli: Wancli, files: Path) -> None:
         (T2V, ("--task", "image-to-video", *IMAGE), "--task image-to-video does not go", I2V),
         (T2V, ("--task", "text-to-video", *CLIP), "--video does not work with --task", "drop"),
         (T2V, ("--task", "video-to-video"), "--task video-to-video needs --video", "--video FILE"),
-        (T2V, ("--task", "image-to"), "--task 'image-to' is no task", "'image-to-video'"),
+        (T2V, ("--task", "image-to"), "--task 'image-to' is not a task", "'image-to-video'"),
         (T2V, ("--strength", 0.5), "--strength does nothing in text-to-video", "drop"),
         (I2V, (*IMAGE, "--segment-frames", 5), "does nothing in image-to-video", "drop"),
         (ANIMATE, (*REF, *POSED, "--frames", 1), "more than one video frame", "--num-frames"),

@@ -41,11 +41,11 @@ def open_streams() -> None:
             del os.environ[side]
     codecs.register_error(_ESCAPED, _escape)
     sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stdout = _text(_Results(1, "w", closefd=False), sys.stdout)
-    sys.stderr = _text(_Talk(2, "w", closefd=False), sys.stderr)
+    sys.stdout = _text(_Stdout(1, "w", closefd=False), sys.stdout)
+    sys.stderr = _text(_Stderr(2, "w", closefd=False), sys.stderr)
 
 
-class _Results(io.FileIO):
+class _Stdout(io.FileIO):
     """Standard output; a failed write is an error, once."""
 
     _broken = False
@@ -67,7 +67,7 @@ class _Results(io.FileIO):
             ) from None
 
 
-class _Talk(io.FileIO):
+class _Stderr(io.FileIO):
     """Standard error; a failed write is ignored."""
 
     _broken = False

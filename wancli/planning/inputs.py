@@ -46,7 +46,7 @@ def choose_task(spec: ModelSpec, inputs: InputFiles, forced: str | None = None) 
         near = closest(forced, TASKS)
         known = ", ".join(TASKS)
         raise SettingsError(
-            f"`task` {forced!r} is no task.", hint=f"'{near}'; known: {known}" if near else known
+            f"`task` {forced!r} is not a task.", hint=f"'{near}'; known: {known}" if near else known
         )
     if forced is not None and forced not in spec.tasks:
         raise PlanError(

@@ -38,7 +38,9 @@ def find_lora(text: str) -> Lora:
         if not isfinite(lora.scale):
             raise ValueError
     except ValueError:
-        raise SettingsError(f"`lora` {text}: {scale!r} is no scale.", hint=f"{path}=0.8") from None
+        raise SettingsError(
+            f"`lora` {text}: {scale!r} is not a scale.", hint=f"{path}=0.8"
+        ) from None
     if not lora.path.is_file():
         raise missing("LoRA", lora.path)
     return lora
@@ -77,5 +79,5 @@ def _check_kind(path: Path) -> None:
         check_tensors(path)
     except (OSError, ValueError):
         raise InputError(
-            f"{path} is no LoRA, or is broken.", hint="give a .safetensors or .pt file"
+            f"{path} is not a LoRA, or is broken.", hint="give a .safetensors or .pt file"
         ) from None

@@ -96,7 +96,7 @@ def read_script(path: Path) -> list[PromptChange]:
     except (OSError, ValueError) as error:
         raise unreadable(path, error, hint=_HINT) from None
     if not isinstance(rows, list):
-        raise InputError(f"{path}: 'at' is no list of tables.", hint=_HINT)
+        raise InputError(f"{path}: 'at' is not a list of tables.", hint=_HINT)
     return [_change(row, number, path) for number, row in enumerate(rows, 1)]
 
 

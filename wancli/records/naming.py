@@ -13,7 +13,7 @@ DEFAULT = "{prompt:40}-{seed}.mp4"
 FIELDS = ("prompt", "seed", "model", "steps", "width", "height")
 
 
-class _Words(string.Formatter):
+class _NameFormatter(string.Formatter):
     """Truncates fields to their width and makes them safe for file names: `{prompt:40}`."""
 
     def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -44,7 +44,7 @@ def name_output(
         stem, dot, suffix = text.rpartition(".")
         text = f"{stem}-{{seed}}{dot}{suffix}" if dot else f"{text}-{{seed}}"
     try:
-        name = _Words().vformat(text, (), fields)
+        name = _NameFormatter().vformat(text, (), fields)
     except ValueError as error:
         raise UsageError(f"output template {text!r}: {error}.", hint=DEFAULT) from None
     path = with_name(user_path(name))
@@ -54,5 +54,5 @@ def name_output(
 def with_name(path: Path) -> Path:
     """The path, if it names a file. Raises UsageError for `.` and the like."""
     if path.name in ("", ".."):
-        raise UsageError(f"'{path}' is no name of a file.", hint="a name such as x.mp4")
+        raise UsageError(f"'{path}' is not a file name.", hint="a name such as x.mp4")
     return path

@@ -22,13 +22,13 @@ def _from_the_first(seeds: list[tuple[int, int]]) -> list[tuple[int, int]]:
 Seeds = Annotated[list[tuple[Chunk, Seed]], AfterValidator(_from_the_first)]
 
 
-class _Read(BaseModel):
+class _Schema(BaseModel):
     """Base of all; extra keys are allowed, since a record holds more than is read back."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
 
-class File(_Read):
+class File(_Schema):
     """An input file of a request."""
 
     name: str
@@ -36,7 +36,7 @@ class File(_Read):
     path: str | None = None
 
 
-class Inputs(_Read):
+class Inputs(_Schema):
     """Inputs of a request beside prompt, seed and settings."""
 
     task: str | None = None
@@ -53,7 +53,7 @@ class Inputs(_Read):
     only_new: bool = False
 
 
-class StoredRequest(_Read):
+class StoredRequest(_Schema):
     """A request; its settings are checked when they are resolved."""
 
     prompt: str
@@ -64,13 +64,13 @@ class StoredRequest(_Read):
     inputs: Inputs = Inputs()
 
 
-class Length(_Read):
+class Length(_Schema):
     """Length of a rollout."""
 
     num_frames: Count
 
 
-class Chunks(_Read):
+class Chunks(_Schema):
     """Chunks of a rollout."""
 
     chunks: Count
@@ -84,7 +84,7 @@ class StoredRolloutRequest(StoredRequest):
     rollout: Chunks
 
 
-class Record(_Read):
+class Record(_Schema):
     """The outcome of a request."""
 
     id: str

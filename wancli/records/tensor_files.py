@@ -49,7 +49,7 @@ def latents_shape(path: Path) -> tuple[int, int, int, int]:
     latents = header_of(path, "latents", hint=LATENTS_HINT).tensors["latents"]
     if not latents.real or len(latents.shape) != 4 or 0 in latents.shape:
         raise InputError(
-            f"{path}: {latents.dtype} {[*latents.shape]} are no latents [F, C, H, W].",
+            f"{path}: {latents.dtype} {[*latents.shape]} are not latents [F, C, H, W].",
             hint=LATENTS_HINT,
         )
     frames, channels, height, width = latents.shape

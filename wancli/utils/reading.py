@@ -105,7 +105,7 @@ def parse_json(text: str) -> dict[str, Any]:
     with _parsing("JSON"):
         value = json.loads(text)
     if not isinstance(value, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     _check_values(value)
     return value
 
@@ -129,7 +129,7 @@ def read_header(path: Path) -> Header:
         header = parse_json(_decoded(file.read(length)))
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ValueError("not safetensors: its metadata is no text")
+        raise ValueError("not safetensors: its metadata is not text")
     tensors = {name: _stored(name, entry) for name, entry in header.items()}
     ordered = sorted((stored.begin, stored.end) for stored in tensors.values())
     bounds = [(0, 0), *ordered, (size - 8 - length, 0)]
