@@ -425,7 +425,7 @@ def test_decoding_beside_the_next_chunk_gives_the_same_frames(
         (("--steps-list", "250,500"), 2, "does not fall", "1000,750"),
         (("--trim", "after", "--sink-frames", 1), 2, "has no sinks", "--trim before"),
         (("--rope", "sink"), 2, "needs --sink-frames", "--sink-frames 3"),
-        (("--resume", "-o", "no.mp4"), 4, "no rollout to go on with", "without --resume"),
+        (("--resume", "-o", "no.mp4"), 4, "no rollout to resume", "without --resume"),
         (("--seed", "1,2"), 2, "one seed", "--seed 7"),
         (("--no-video",), 2, "--save-latents", "x.safetensors"),
         (("--image", "cat.png"), 4, "'cat.png' not found", "check the path"),

@@ -70,7 +70,7 @@ def _copies(wancli: Wancli, files: Path) -> None:
         (A14B, (*IMAGE, "--boundary-ratio", 1), "--boundary-ratio 1", "low-noise"),
         (T2V, (*CLIP, *SHORT, "--frames", 9), "has 5 video frames, the video 9", "--num-frames 5"),
         (VACE, (*CLIP, "--mask", "long.mp4", *SHORT), "--mask long.mp4 has 9", "cut it to 5"),
-        (T2V, (*CLIP, "--frames", 5), "has 8 video frames a second, the video 16", "--fps 8"),
+        (T2V, (*CLIP, "--frames", 5), "has 8 video frames per second, the video 16", "--fps 8"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

@@ -74,7 +74,7 @@ def test_what_is_no_regular_file_is_refused_even_to_overwrite(kind: str):
         MAKERS[kind](Path("a.mp4"))
     except PermissionError:
         pytest.skip("devices take root")
-    with pytest.raises(UsageError, match=f"a.mp4 is {kind}, and stays"):
+    with pytest.raises(UsageError, match=f"a.mp4 is {kind} and is not replaced"):
         outputs("a.mp4", overwrite=True).check()
 
 

@@ -171,7 +171,7 @@ def test_quality_is_strict_json(other: np.ndarray):
     [
         (clip(3), clip(4), "have 3 and 4 video frames"),
         (clip(3), clip(3, 32, 24), "are 32x24 and 24x32"),
-        (clip(3, 10, 32), clip(3, 10, 32), "are 32x10: SSIM needs 11 pixels a side"),
+        (clip(3, 10, 32), clip(3, 10, 32), "are 32x10: SSIM needs 11 pixels per side"),
         (clip(0), clip(0), "no video frames"),
     ],
     ids=["length", "size", "small", "empty"],

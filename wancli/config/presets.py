@@ -193,7 +193,7 @@ def step_cache_layer(preset: Preset) -> Layer:
         merged |= layer.tables.get("step_cache", {})
     if "step_cache" not in merged and "cfg_gate" not in merged:
         raise PresetError(
-            f"preset '{preset.name}' turns no step cache on.", hint="wancli preset list"
+            f"preset '{preset.name}' does not turn on a step cache.", hint="wancli preset list"
         )
     tuned_for = {key: value for layer in chain for key, value in layer.tuned_for.items()}
     return Layer(f"preset {preset.name}", {"step_cache": merged}, tuned_for)

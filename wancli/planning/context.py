@@ -38,7 +38,7 @@ def context_frames(
     """
     if sum(path is not None for path in (files.image, files.extend, files.initial_latents)) > 1:
         raise PlanError(
-            "`image`, `extend` and `initial_latents` are three ways to start.", hint="give one"
+            "`image`, `extend` and `initial_latents` cannot be combined.", hint="give one"
         )
     if files.extend:
         return clip_frames(files.extend, settings, spec)
@@ -66,7 +66,7 @@ def clip_frames(clip: Path, settings: RolloutSettings, spec: ModelSpec) -> int:
         )
     if abs(info.fps - video.fps) > 0.02:
         raise UsageError(
-            f"{clip} has {info.fps:g} video frames a second, the rollout {video.fps}.",
+            f"{clip} has {info.fps:g} video frames per second, the rollout {video.fps}.",
             hint=f"`fps` {info.fps:g}, or convert the clip",
         )
     chunk = settings.rollout.chunk_frames

@@ -40,7 +40,7 @@ def stored_request(store: Path) -> dict[str, Any]:
         request = parse_json(text)
     except FileNotFoundError:
         raise InputError(
-            f"there is no rollout to go on with: no {path}.", hint="run it without `resume`"
+            f"there is no rollout to resume: no {path}.", hint="run it without `resume`"
         ) from None
     except (OSError, ValueError) as error:
         raise unreadable(path, error, hint="another `output`") from None

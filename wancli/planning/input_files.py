@@ -38,7 +38,7 @@ def _check_clip(name: str, path: Path, video: Video) -> None:
         )
     if abs(info.fps - video.fps) > 0.02:
         raise UsageError(
-            f"{name} {path} has {info.fps:g} video frames a second, the video {video.fps}.",
+            f"{name} {path} has {info.fps:g} video frames per second, the video {video.fps}.",
             hint=f"`fps` {info.fps:g}, or convert it",
         )
 

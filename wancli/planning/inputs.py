@@ -88,7 +88,7 @@ def segments(task: Task, video: Video) -> tuple[int, int]:
     if not task.segmented or 1 < frames <= most:
         return 1, frames
     if frames == 1:
-        raise PlanError(f"{task.name} makes more than one video frame.", hint="`num_frames` 77")
+        raise PlanError(f"{task.name} generates more than one video frame.", hint="`num_frames` 77")
     if (most - 1) % 4:
         near = most // 4 * 4 + 1
         raise PlanError(f"`segment_frames` {most} is not 4k+1.", hint=f"use {near} or {near + 4}")
@@ -150,7 +150,7 @@ def effective_steps(sampling: Sampling, task: Task) -> int:
     steps = int(sampling.steps * sampling.strength)  # as diffusers rounds
     if not steps:
         raise PlanError(
-            f"`strength` {sampling.strength:g} leaves none of {sampling.steps} steps to make.",
+            f"`strength` {sampling.strength:g} leaves none of {sampling.steps} steps to run.",
             hint="`strength` 0.8",
         )
     return steps

@@ -56,7 +56,8 @@ def _check_bench(folder: Path, *, overwrite: bool) -> bool:
     files = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
     if foreign := sorted(set(files) - ours):
         raise UsageError(
-            f"{folder} is not of a bench, and stays: {foreign[0].relative_to(folder)}.",
+            f"{folder} is not a bench report and is not replaced: it holds "
+            f"{foreign[0].relative_to(folder)}.",
             hint="another `output`",
         )
     return True

@@ -149,7 +149,7 @@ def make_rollout_plan(
         )
     if spec.causal is False and not force:
         raise PlanError(
-            f"{spec.name} was not trained to go on from its own chunks: they will drift apart.",
+            f"{spec.name} was not trained to continue its own chunks: they will drift.",
             hint="`model` self-forcing, or `force` to see it",
         )
     check_machine(settings.machine)

@@ -29,7 +29,7 @@ def check_device_kind(machine: Machine, kind: str) -> None:
         )
     if kind != "cuda" and machine.offload not in ("auto", "none"):
         raise PlanError(
-            f"`offload` {machine.offload} saves the memory of a CUDA GPU; that of `device` "
+            f"`offload` {machine.offload} frees the memory of a CUDA GPU; that of `device` "
             f"{device} is the RAM itself.",
             hint="`offload` none",
         )
@@ -37,7 +37,7 @@ def check_device_kind(machine: Machine, kind: str) -> None:
         raise PlanError("`quantize` fp8 does not work on mps.", hint="`quantize` int8")
     if machine.compile and machine.compile_mode == "reduce-overhead" and kind != "cuda":
         raise PlanError(
-            f"`compile_mode` reduce-overhead is CUDA graphs, and there are none on {kind}.",
+            f"`compile_mode` reduce-overhead uses CUDA graphs, and there are none on {kind}.",
             hint="`compile_mode` default",
         )
 
@@ -59,7 +59,7 @@ def check_generation(settings: Settings, transformer: str) -> None:
         )
     if method == "cachedit" and transformer == "WanVACETransformer3DModel":
         raise PlanError(
-            "`use_cachedit` numbers the blocks of VACE: `compile` would make a graph for each.",
+            "`use_cachedit` numbers the blocks of VACE: `compile` would compile a graph for each.",
             hint="`no_compile`, or `no_use_cachedit`",
         )
     if machine.compile_mode == "reduce-overhead":
@@ -70,7 +70,7 @@ def check_rollout(machine: Machine) -> None:
     """Raise PlanError for compilation, which rollouts do not support."""
     if machine.compile:
         raise PlanError(
-            "`compile` does not work with rollouts: every block would be a graph of its own, and "
+            "`compile` does not work with rollouts: it would compile every block separately, and "
             "again for every length of the window.",
             hint="`no_compile`",
         )
@@ -86,7 +86,7 @@ def _check_compile(machine: Machine) -> None:
     backend = machine.attention_backend
     if backend != "auto" and "native" not in backend:
         raise PlanError(
-            f"`attention_backend` {backend} may break the graph of a block that `compile` makes.",
+            f"`attention_backend` {backend} may break the graphs of `compile`.",
             hint="`attention_backend` native, or `no_compile`",
         )
 

@@ -68,7 +68,7 @@ def check_latents(path: Path, shape: LatentShape, *, frames: int) -> None:
     if actual != wanted:
         raise InputError(
             f"{path}: latents {[*actual]} are not {[*wanted]}.",
-            hint="set `size` as it was when they were made",
+            hint="set the `size` that they were generated with",
         )
 
 
@@ -105,11 +105,11 @@ def check_embeds(path: Path, *, tokens: int, width: int, guided: bool) -> None:
             )
         if width and embeds.shape[-1] != width:
             raise InputError(
-                f"{path}: {name} is {embeds.shape[-1]} wide; the model takes {width}.",
+                f"{path}: {name} is {embeds.shape[-1]} wide; the model needs {width}.",
                 hint="give those of its own text encoder",
             )
         if embeds.shape[-2] > tokens:
             raise InputError(
-                f"{path}: {name} has {embeds.shape[-2]} tokens; the model takes {tokens}.",
+                f"{path}: {name} has {embeds.shape[-2]} tokens; the model needs {tokens}.",
                 hint=f"`text_length` {embeds.shape[-2]}",
             )

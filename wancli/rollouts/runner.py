@@ -209,7 +209,7 @@ class _Run:
         if event.generated:
             if not torch.isfinite(event.latents).all():
                 raise RunError(
-                    f"the latents of chunk {span.index} are not finite: the denoising went wrong.",
+                    f"the latents of chunk {span.index} are not finite: denoising failed.",
                     hint="`dtype float32`, or a lower `guidance_scale`",
                 )
             # If the folder was deleted, finish the video before reporting it.

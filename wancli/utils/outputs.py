@@ -163,7 +163,7 @@ class OutputSet:
             return
         wanted = stat.S_ISDIR if output.folder else stat.S_ISREG
         if not wanted(mode):
-            raise UsageError(f"{path} is {kind_of(mode)}, and stays.", hint=self.another)
+            raise UsageError(f"{path} is {kind_of(mode)} and is not replaced.", hint=self.another)
         if output.ours(path):
             self._replaced.add(path)
         elif not output.named:
@@ -179,12 +179,12 @@ class OutputSet:
         path = output.path
         if (length := len(os.fsencode(path.name))) > LONGEST_NAME:
             raise UsageError(
-                f"output name {path.name[:40]}… has {length} bytes; {LONGEST_NAME} may be used.",
+                f"output name {path.name[:40]}… has {length} bytes; the limit is {LONGEST_NAME}.",
                 hint="use a shorter name, or cut the prompt: {prompt:40}.mp4",
             )
         if any(unicodedata.category(letter) in _CONTROLS for letter in str(path)):
             raise UsageError(
-                f"output {str(path)!r} has a control character; results are printed one a line.",
+                f"output {str(path)!r} has a control character; results are printed one per line.",
                 hint=self.another,
             )
         try:

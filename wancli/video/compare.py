@@ -149,7 +149,7 @@ def compare_latents(one: "Tensor", other: "Tensor") -> LatentQuality:
     if one.shape != other.shape:
         raise UsageError(
             f"the latents are {_times(one.shape)} and {_times(other.shape)}.",
-            hint="make both with the same model, `num_frames` and `size`",
+            hint="generate both with the same model, `num_frames` and `size`",
         )
     reference = one.double()
     difference = reference - other.double()
@@ -175,16 +175,16 @@ def _mismatch(one: tuple[int, ...], other: tuple[int, ...]) -> UsageError | None
     if frames != other[0]:
         return UsageError(
             f"the videos have {frames} and {other[0]} video frames.",
-            hint="make both with the same `num_frames`",
+            hint="generate both with the same `num_frames`",
         )
     if one != other:
         return UsageError(
             f"the videos are {width}x{height} and {other[2]}x{other[1]}.",
-            hint=f"make both with `size` {width}x{height}",
+            hint=f"generate both with `size` {width}x{height}",
         )
     if min(height, width) < WINDOW:
         return UsageError(
-            f"the videos are {width}x{height}: SSIM needs {WINDOW} pixels a side.",
+            f"the videos are {width}x{height}: SSIM needs {WINDOW} pixels per side.",
             hint="compare their latents (`save_latents`)",
         )
     return None
