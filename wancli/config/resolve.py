@@ -11,7 +11,7 @@ from wancli.config.settings import Group, RolloutSettings, Settings
 from wancli.errors import SettingsError, closest, shortened
 
 TUNED_FOR = "tuned_for"  # table of a preset file that is not settings; see Layer
-Kind = TypeVar("Kind", bound=Settings)
+SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Resolved(Generic[Kind]):
+class Resolved(Generic[SettingsT]):
     """Settings, and the source of each value by dotted key."""
 
-    settings: Kind
+    settings: SettingsT
     sources: Mapping[str, str]
     tuned_for: Mapping[str, Any] = field(default_factory=dict)  # by dotted key; see check_tuned
 
@@ -57,7 +57,7 @@ def dotted(table: str | None, name: str) -> str:
     return f"{table}.{name}" if table else name
 
 
-def resolve(layers: Sequence[Layer], settings: type[Kind]) -> Resolved[Kind]:
+def resolve(layers: Sequence[Layer], settings: type[SettingsT]) -> Resolved[SettingsT]:
     """Overlay `layers` on the declared defaults and validate every value.
 
     Tables of another command, which a preset may have, are checked by name and ignored.

@@ -2,21 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from wancli.catalog.random import known_spec
 from wancli.catalog.specs import ModelSpec
 from wancli.config.presets import find_preset, layers
-from wancli.config.resolve import Layer, resolve
+from wancli.config.resolve import Layer, SettingsT, resolve
 from wancli.config.settings import Settings
 from wancli.cost.estimate import Estimate, estimate, resolve_device
 from wancli.cost.totals import generation_cost
 from wancli.errors import SetupError, UsageError
 from wancli.planning.inputs import NO_INPUTS, add_required_inputs
 from wancli.planning.plan import Plan, make_plan
-
-SettingsT = TypeVar("SettingsT", bound=Settings)
-
 
 # Ways to save memory, the least lossy first.
 REMEDIES: tuple[Mapping[str, Any], ...] = (
