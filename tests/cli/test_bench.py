@@ -185,7 +185,11 @@ def test_pictures_go_into_a_bench_as_into_a_video(
         (("--variant", "a: --strength 0.5"), "does nothing in", "--strength"),
         (("--variant", "a: --cfg-gate 3", "--tune"), "no threshold to tune", "--use-cachedit"),
         (("--variant", "a: --cfg-gate 3", "-o", "full"), "full exists", "--overwrite"),
-        (("--variant", "a: --cfg-gate 3", "-o", "full", "--overwrite"), "is not of a", "another"),
+        (
+            ("--variant", "a: --cfg-gate 3", "-o", "full", "--overwrite"),
+            "is not a bench report",
+            "another",
+        ),
         (("nothing-such.toml",), "file 'nothing-such.toml' not found", "check the path"),
         (("nothing.txt",), "file of prompts 'nothing.txt' not found", "check the path"),
         (("bad.toml",), "bad.toml is not a bench", "prompts ="),
