@@ -64,14 +64,14 @@ def _copies(wancli: Wancli, files: Path) -> None:
         (
             T2V,
             (*CLIP, "--step-cache", "first-block"),
-            "does not report the branch",
+            "not report the branch",
             "--use-cachedit",
         ),
         (I2V, (*IMAGE, "--step-cache", "seacache"), "does not report the step", "--use-cachedit"),
         (
             VACE,
             ("--step-cache", "first-block"),
-            "wrong results on WanVACETransformer",
+            "wrong results on WanVACE",
             "--use-cachedit",
         ),
         (VACE, ("--use-cachedit", "--cachedit-bn", 2), "adds a hint", "--cachedit-bn 1"),
