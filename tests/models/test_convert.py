@@ -377,16 +377,21 @@ def test_overwrite_replaces_only_converted_models(tmp_path: Path):
     convert(WEIGHTS, out, config=stated)
     with pytest.raises(UsageError, match="exists"):
         convert(WEIGHTS, out, config=stated)
-    (out / "transformer" / "stale").write_text("stale")
+    stale = out / "transformer" / "diffusion_pytorch_model-00001-of-00002.safetensors"
+    stale.write_text("stale")
     convert(WEIGHTS, out, config=stated, overwrite=True)
-    assert not (out / "transformer" / "stale").exists()
+    assert not stale.exists()
     assert same(written(out), expected())
     with pytest.raises(UsageError, match="would be deleted"):
         convert(out / "transformer", out, config=stated, overwrite=True)
-    (out / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"notes\.txt"):
-        convert(WEIGHTS, out, config=stated, overwrite=True)
-    assert (out / "notes.txt").read_text() == "mine"
+    for name in ("notes.txt", "transformer/notes.txt", "vae/mine/config.json"):
+        mine = out / name
+        mine.parent.mkdir(parents=True, exist_ok=True)
+        mine.write_text("mine")
+        with pytest.raises(UsageError, match=f"holds {name}, which is not of"):
+            convert(WEIGHTS, out, config=stated, overwrite=True)
+        assert mine.read_text() == "mine"
+        mine.unlink()
 
 
 def test_weights_have_the_file_mode_of_the_config(tmp_path: Path):

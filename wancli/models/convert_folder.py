@@ -3,20 +3,31 @@
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from wancli.catalog.local import read_config, spec_of_folder
 from wancli.errors import ModelError, UsageError
+from wancli.utils.files import files_in
 
 _BASE = ("model_index.json", "vae", "text_encoder", "tokenizer", "scheduler")
-_PARTS = {"transformer", *_BASE}
+# Files of a converted model, as diffusers and transformers name them.
+_WEIGHTS = "diffusion_pytorch_model*.safetensors*"  # and the index of shards
+_FILES = {
+    ".": ("model_index.json",),
+    "transformer": ("config.json", _WEIGHTS),
+    "vae": ("config.json", _WEIGHTS),
+    "text_encoder": ("*config.json", "model*.safetensors*"),
+    "tokenizer": ("*token*.json", "*.model", "vocab.*", "merges.txt"),
+    "scheduler": ("scheduler_config.json",),
+}
 
 
 def check_target(out: Path, *, sources: Iterable[Path], overwrite: bool) -> None:
     """Raise UsageError if `out` must not be replaced.
 
-    Only a converted folder may be, and only if no source is inside it.
+    Only a converted folder may be, without other files in it, and only if no source is inside it.
     """
     if out.is_symlink():
         raise UsageError(
@@ -28,9 +39,10 @@ def check_target(out: Path, *, sources: Iterable[Path], overwrite: bool) -> None
         raise UsageError(f"{out} exists.", hint="`overwrite`, or another folder")
     if not out.is_dir():
         raise UsageError(f"{out} is a file and is not replaced.", hint="use another folder")
-    if foreign := sorted({path.name for path in out.iterdir()} - _PARTS):
+    files = (path.relative_to(out) for path in files_in(out))
+    if foreign := sorted(path for path in files if not _is_of_model(path)):
         raise UsageError(
-            f"{out} is not a converted model and is not replaced: it holds {foreign[0]}.",
+            f"{out} holds {foreign[0]}, which is not of a converted model, and is not replaced.",
             hint="use another folder",
         )
     for source in sources:
@@ -38,6 +50,11 @@ def check_target(out: Path, *, sources: Iterable[Path], overwrite: bool) -> None
             raise UsageError(
                 f"{out} holds {source}, which would be deleted.", hint="use another folder"
             )
+
+
+def _is_of_model(path: Path) -> bool:
+    """Whether a path inside a model folder is that of a file of the model."""
+    return any(fnmatchcase(path.name, name) for name in _FILES.get(str(path.parent), ()))
 
 
 def check_base(base: Path, sizes: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from wancli.errors import UsageError, WancliError
 from wancli.planning.earlier_rollout import stored_request
 from wancli.records.record import UNFINISHED, parse_record, read_record_file
 from wancli.records.tensor_files import latents_record
-from wancli.utils.files import is_part
+from wancli.utils.files import files_in, is_part
 from wancli.utils.outputs import PREVIEW_MARK, OutputFile, preview_file, sidecar, stream_part
 
 
@@ -53,8 +53,7 @@ def _check_bench(folder: Path, *, overwrite: bool) -> bool:
         ours = set()
     else:
         ours |= {folder / name for name in ("bench.json", "report.html")}
-    files = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
-    if foreign := sorted(set(files) - ours):
+    if foreign := sorted(set(files_in(folder)) - ours):
         raise UsageError(
             f"{folder} is not a bench report and is not replaced: it holds "
             f"{foreign[0].relative_to(folder)}.",

@@ -178,6 +178,11 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
+def files_in(folder: Path) -> Iterator[Path]:
+    """All files in a folder, at every level; links count as files and are not followed."""
+    return (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+
+
 def cut_name(name: str, length: int) -> str:
     """Truncate a name to at most `length` bytes of UTF-8, at a character boundary."""
     whole = os.fsencode(name)
