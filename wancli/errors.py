@@ -13,6 +13,7 @@ WancliError                     exit 1
 │   └── InputError                        a missing or invalid input file
 ├── CapacityError               exit 5    does not fit in memory
 ├── RunError                    exit 1    the run failed (latents that are not finite)
+│   └── DecodeError                       the VAE's video frames are not finite
 ├── OutputError                 exit 6    the output could not be written or verified
 └── QualityError                exit 7    compare or bench: a threshold is not met
 
@@ -84,6 +85,10 @@ class CapacityError(WancliError):
 
 class RunError(WancliError):
     """The run failed."""
+
+
+class DecodeError(RunError):
+    """The VAE's video frames are unusable. The hint is settings to decode the same latents with."""
 
 
 class OutputError(WancliError):

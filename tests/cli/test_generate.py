@@ -233,7 +233,9 @@ def test_video_that_is_not_finite_ends_the_run_and_its_latents_are_kept(
     assert said.err.strip().endswith(hint)
     again = wancli("decode", "a.latents.safetensors", "-o", "a.mp4")
     rolled = wancli("rollout", PROMPT, "--model", "nan", "--size", "32x32", "-o", "a.mp4")
-    for said in (again, rolled):
+    assert rolled.err.strip().endswith("hint:  --resume with --vae-dtype float32")
+    resumed = wancli("rollout", "--resume", "--vae-dtype", "float32", "-o", "a.mp4")
+    for said in (again, rolled, resumed):
         assert (said.code, "video frames are not finite" in said.err) == (1, True)
     assert not Path("a.mp4").exists()
 

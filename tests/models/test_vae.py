@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.fakes import tiny_vae
-from wancli.errors import RunError
+from wancli.errors import DecodeError
 from wancli.generation.denoise import decode
 from wancli.models.vae import (
     StreamingDecoder,
@@ -255,7 +255,7 @@ def test_video_that_is_not_finite_is_refused_before_clamping(value: float, way: 
     vae = tiny_vae()
     torch.nn.init.constant_(vae.decoder.conv_out.bias, value)
     made = StreamingDecoder(vae) if way == "streamed" else partial(decode, vae)
-    with pytest.raises(RunError, match="not finite") as caught:
+    with pytest.raises(DecodeError, match="not finite") as caught:
         made(torch.zeros(1, 4, 1, 2, 2))
     assert caught.value.hint == "`vae_dtype float32`"
     assert not vae.decoder._forward_hooks

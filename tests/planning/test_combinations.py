@@ -170,18 +170,21 @@ def test_a_video_of_many_options_is_made_again_decoded_and_skipped(wancli: Wancl
 
 
 @pytest.mark.parametrize(
-    ("changed", "goes_on"),
+    ("changed", "inputs", "goes_on"),
     [
-        ({"offload": "group"}, True),
-        ({"vae_dtype": "bfloat16"}, False),
-        ({"quantize": "fp8"}, False),
-        ({"fuse_qkv": True}, False),
-        ({"layers": 2}, False),
+        ({"offload": "group"}, {}, True),
+        ({"vae_dtype": "bfloat16"}, {}, True),
+        ({"vae_dtype": "bfloat16"}, {"image": {}}, False),
+        ({"quantize": "fp8"}, {}, False),
+        ({"fuse_qkv": True}, {}, False),
+        ({"layers": 2}, {}, False),
     ],
 )
-def test_a_rollout_goes_on_only_with_what_changes_no_pixel(changed: dict[str, Any], goes_on: bool):
+def test_a_rollout_goes_on_only_with_what_changes_no_latents(
+    changed: dict[str, Any], inputs: dict[str, Any], goes_on: bool
+):
     before, now = (
-        Request("x", 1, RolloutSettings(machine=Machine(**more)), {}).as_json()
+        Request("x", 1, RolloutSettings(machine=Machine(**more)), {}, inputs=inputs).as_json()
         for more in ({}, changed)
     )
     if goes_on:

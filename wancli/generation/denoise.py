@@ -146,7 +146,7 @@ def clip_frames(loaded: Loaded, denoised: DenoisedClip) -> NDArray[np.uint8]:
 
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
-    """Normalised latents [1, C, F, H, W] to video frames uint8 [T, H, W, 3]. Raises RunError."""
+    """Normalised latents [1, C, F, H, W] to video frames uint8 [T, H, W, 3]. Raises DecodeError."""
     with require_finite(vae):
         video = vae.decode(denormalize(vae, latents), return_dict=False)[0]
     frames: NDArray[np.uint8] = to_pixels(video)[0].numpy()

@@ -16,7 +16,7 @@ from diffusers.utils.torch_utils import get_module_execution_device
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wancli.errors import RunError
+from wancli.errors import DecodeError
 from wancli.models.vae_scaling import latent_normalizer, wide
 
 
@@ -39,16 +39,15 @@ def to_pixels(video: Tensor) -> Tensor:
 
 @contextmanager
 def require_finite(vae: Any) -> Iterator[None]:
-    """Raise RunError if anything the VAE decodes in the block is not finite.
+    """Raise DecodeError if anything the VAE decodes in the block is not finite.
 
     Checked before clamping, which would turn inf into white and NaN into black.
     """
 
     def check(_decoder: Any, _inputs: Any, video: Tensor) -> None:
         if not torch.isfinite(video).all():
-            raise RunError(
-                "the decoded video frames are not finite.",
-                hint="`vae_dtype float32`",
+            raise DecodeError(
+                "the decoded video frames are not finite.", hint="`vae_dtype float32`"
             )
 
     hook = vae.decoder.register_forward_hook(check)
@@ -94,7 +93,7 @@ class StreamingDecoder:
 
     The cache of the causal convolutions lives here, not on the VAE, so that the VAE can decode
     other videos in between. A call that fails leaves the cache unchanged and can be repeated.
-    Raises RunError for video that is not finite.
+    Raises DecodeError for video that is not finite.
     """
 
     def __init__(self, vae: AutoencoderKLWan) -> None:

@@ -12,6 +12,8 @@ from wancli.rollouts.store import RolloutStore
 UNREAD = ("sampling.strength", "sampling.true_cfg_scale", "video.segment_frames")
 FREE = ("output", "sources", "schema", "machine.offload", *UNREAD)
 LONGER = ("rollout.chunks", "video.num_frames")  # may grow
+DECODING = ("machine.vae_dtype",)  # all chunks are decoded again; may change, see `may_redecode`
+ENCODED_STARTS = ("image", "extend")  # inputs that the VAE encodes
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,17 @@ def resume_rollout(
     return ResumePoint(keep, None if rerender is not None else aside, no_digests)
 
 
+def may_redecode(request: Mapping[str, Any]) -> bool:
+    """Whether its finished chunks may be decoded with other settings: no latents are the VAE's."""
+    return not any(name in request.get("inputs", {}) for name in ENCODED_STARTS)
+
+
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], *, keep: int) -> None:
     """Raise UsageError if the first `keep` chunks would come out differently."""
     old, new = dict(_flat(before, keep)), dict(_flat(now, keep))
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    free = LONGER if now["rollout"]["noise"] == "indexed" else ()
+    indexed = now["rollout"]["noise"] == "indexed"
+    free = (*(LONGER if indexed else ()), *(DECODING if may_redecode(before) else ()))
     changed = [key for key in changed if key not in free]
     if changed:
         changes = "; ".join(

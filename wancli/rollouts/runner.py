@@ -14,7 +14,7 @@ from torch import Tensor
 from wancli.catalog.geometry import Span
 from wancli.catalog.specs import ModelSpec
 from wancli.config.settings import RolloutSettings
-from wancli.errors import InputError, OutputError, RunError
+from wancli.errors import DecodeError, InputError, OutputError, RunError
 from wancli.generation.noise import IndexedNoise, Noise, StreamNoise
 from wancli.generation.runner import finish
 from wancli.models.load import Loaded, load_pipeline
@@ -35,7 +35,7 @@ from wancli.rollouts.context import (
 from wancli.rollouts.denoiser import CausalDenoiser
 from wancli.rollouts.loop import Chunk, ContextBuffer, KVCommitted, RolloutInputs, rollout
 from wancli.rollouts.loop import StepDone as ChunkStep
-from wancli.rollouts.resume import start_rollout
+from wancli.rollouts.resume import may_redecode, start_rollout
 from wancli.rollouts.sampler import ChunkSampler, causal_denoiser
 from wancli.rollouts.sink import ChunkOutput, VideoSink
 from wancli.rollouts.store import CONTEXT, TIMES_FILE, RolloutStore, chunk_name
@@ -99,6 +99,9 @@ def roll(
         if RolloutStore(job.store).chunks():
             error.hint = f"finished chunks are kept: {job.resume}"
         raise
+    except DecodeError as error:
+        how = "resume" if may_redecode(job.request.as_json()) else "overwrite"
+        raise DecodeError(str(error), hint=f"`{how}` with {error.hint}") from error
     except OutputError as error:
         gone = not RolloutStore(job.store).holds(0)
         then = "it cannot be resumed: its folder was deleted" if gone else f"then {job.resume}"
@@ -210,7 +213,7 @@ class _Run:
             if not torch.isfinite(event.latents).all():
                 raise RunError(
                     f"the latents of chunk {span.index} are not finite: denoising failed.",
-                    hint="`dtype float32`, or a lower `guidance_scale`",
+                    hint="`overwrite` with `dtype float32` or a lower `guidance_scale`",
                 )
             # If the folder was deleted, finish the video before reporting it.
             if self._sink is None or self._store.holds(0):

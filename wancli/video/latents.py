@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from wancli.errors import InputError, OutputError, RunError
+from wancli.errors import DecodeError, InputError, OutputError
 from wancli.records.tensor_files import LATENTS_HINT, latents_record, latents_shape
 from wancli.utils.files import write_beside, write_whole
 from wancli.utils.reading import unreadable
@@ -33,17 +33,14 @@ def _packed(latents: Tensor, record: Mapping[str, Any]) -> bytes:
 
 @contextmanager
 def keeping(latents: Tensor | None, path: Path, record: Mapping[str, Any]) -> Iterator[None]:
-    """If decoding or writing fails in the block, save the latents and say where in the error.
-
-    The hint of a RunError has the flags to decode them with.
-    """
+    """If decoding or writing fails in the block, save the latents and say where in the error."""
     try:
         yield
-    except (OutputError, RunError) as error:
+    except (OutputError, DecodeError) as error:
         saved = None if latents is None else keep_latents(latents, path, record)
         if saved is None:
             raise
-        flags = f" {error.hint}" if isinstance(error, RunError) else ""
+        flags = f" {error.hint}" if isinstance(error, DecodeError) else ""
         hint = f"latents kept: wancli decode {saved} -o NAME.mp4{flags}"
         raise type(error)(str(error), hint=hint) from error
 
