@@ -1,5 +1,6 @@
 """What a call writes: refused before anything loads, and kept from other processes."""
 
+import fcntl
 import os
 import signal
 import socketserver
@@ -203,6 +204,37 @@ def test_what_a_killed_process_left_is_removed_and_not_what_a_living_one_writes(
         assert len(list(Path().glob(".a.mp4.*"))) == 1
     with outputs("a.mp4").locked():
         assert [path.name for path in Path().iterdir()] == [FILE]
+
+
+def test_names_of_a_killed_process_are_free_while_another_still_writes():
+    with other_process(outputs("a.mp4").locked().__enter__) as number:
+        with other_process(outputs("b.mp4", "c.mp4").locked().__enter__):
+            pass
+        with outputs("d.mp4", "c.mp4").locked():
+            pass
+        with (
+            pytest.raises(UsageError, match=rf"^a\.mp4 is being written by process {number} \("),
+            outputs("b.mp4", "a.mp4").locked(),
+        ):
+            pass
+
+
+def test_many_names_take_no_more_locks_than_one(monkeypatch: pytest.MonkeyPatch):
+    lock, calls = fcntl.lockf, []
+
+    def counted(file: int, *more: int) -> None:
+        calls.append(more)
+        lock(file, *more)
+
+    monkeypatch.setattr(fcntl, "lockf", counted)
+    counts = []
+    for number in (1, 300):
+        calls.clear()
+        asked = OutputSet()
+        asked.add(*(OutputFile(Path(f"{i}.mp4"), f"--{i}") for i in range(number)))
+        with asked.locked():
+            counts.append(len(calls))
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("kind", ["a FIFO", "a symbolic link", "a folder"])

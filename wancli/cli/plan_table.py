@@ -17,6 +17,7 @@ from wancli.utils.disk import free_disk
 from wancli.utils.units import duration, flops, gib
 
 Rows = list[tuple[str, str, str, str]]
+_MOST_OUTPUTS = 100  # in a table
 MEASURE = "speed not measured: wancli doctor --measure"
 
 
@@ -167,6 +168,9 @@ def show_plan(
     for key, source in request.sources.items():
         table, _, name = key.rpartition(".")
         rows.append((table, name, str((values[table] if table else values)[name]), source))
-    rows += [("request", "seed", str(request.seed), "") for request, _ in items]
-    rows += [("request", "output", str(output), "") for _, output in items]
+    shown = items[:_MOST_OUTPUTS]
+    rows += [("request", "seed", str(request.seed), "") for request, _ in shown]
+    rows += [("request", "output", str(output), "") for _, output in shown]
+    if more := len(items) - len(shown):
+        rows.append(("request", "", f"and {more:,} more: --json prints them all", ""))
     screen.table("", "", "value", "from", rows=rows)

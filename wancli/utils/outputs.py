@@ -126,33 +126,21 @@ class OutputSet:
                 missing = [f for f in (folder, *folder.parents) if not f.exists()]
                 stack.callback(_remove_empty, missing)
                 _try(folder, output)
-            folders: dict[Path, FolderLock] = {}
+            folders: dict[Path, dict[str, OutputFile]] = {}
             for key, output in self._all.items():
-                folder = _real(output).parent
-                if folder not in folders:
-                    folders[folder] = FolderLock(folder)
-                    stack.enter_context(tidied(folders[folder].release))
-                try:
-                    folders[folder].acquire(Path(key).name)
-                except NameLocked as holder:
-                    stop = f", or stop it: kill {holder.pid}" if holder.pid else ""
-                    raise UsageError(
-                        f"{output.path} is being written by {holder}.", hint=f"wait for it{stop}"
-                    ) from None
+                folders.setdefault(_real(output).parent, {})[Path(key).name] = output
+            for folder, outputs in list(folders.items()):
+                lock = FolderLock(folder)
+                stack.enter_context(tidied(lock.release))
+                _acquire(lock, outputs)
+                if not lock.works:
+                    del folders[folder]  # parts in it may be those of a running process
             self.check()  # again: another process may have written one of them meanwhile
-            self._remove_parts(folders)  # of killed processes
+            _remove_parts(folders)  # of killed processes
             try:
                 yield
             finally:
-                self._remove_parts(folders)  # left by a signal
-
-    def _remove_parts(self, folders: Mapping[Path, FolderLock]) -> None:
-        finals = [_real(output) for output in self._all.values()]
-        for folder, lock in folders.items():
-            if lock.works:
-                remove_parts(folder, {path.name for path in finals if path.parent == folder})
-                for path in (o.path for o in self._all.values() if o.folder):
-                    remove_parts(path)
+                _remove_parts(folders)  # left by a signal
 
     def _check(self, output: OutputFile) -> None:
         path = output.path
@@ -220,6 +208,26 @@ def _real(output: OutputFile) -> Path:
 
 def _inside(key: str, *, of: str) -> bool:
     return key.startswith(f"{of}{os.sep}")
+
+
+def _acquire(lock: FolderLock, outputs: Mapping[str, OutputFile]) -> None:
+    """Lock the names of all outputs in one folder. Raises UsageError."""
+    try:
+        lock.acquire(*outputs)
+    except NameLocked as holder:
+        stop = f", or stop it: kill {holder.pid}" if holder.pid else ""
+        raise UsageError(
+            f"{outputs[holder.name].path} is being written by {holder}.", hint=f"wait for it{stop}"
+        ) from None
+
+
+def _remove_parts(folders: Mapping[Path, Mapping[str, OutputFile]]) -> None:
+    """Remove the parts of outputs whose names are locked, by folder."""
+    for folder, outputs in folders.items():
+        remove_parts(folder, {_real(output).name for output in outputs.values()})
+        for output in outputs.values():
+            if output.folder:
+                remove_parts(output.path)
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
