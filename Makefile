@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or newer; the rest is set up in .venv, from the versions in constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-oldest fuzz lint format types demo-model bench-generate bench-rollout bench-memory bench-forwards bench-cache bench-threads ci clean
+.PHONY: help setup demo man test test-all test-oldest fuzz lint format types demo-model bench-generate bench-rollout bench-memory bench-forwards bench-cache bench-threads ci clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,6 +38,9 @@ demo: $(READY) ## Write demo.mp4 with the model inside the package
 	@$(BIN)/wancli generate "a red circle moving right on a black background" --seed 1 \
 	  --output demo.mp4 --overwrite
 	@echo "demo: now open demo.mp4. What it was made of: $(BIN)/wancli show demo.mp4"
+
+man: $(READY) ## Write the man page wancli.1; read it with: man ./wancli.1
+	@$(BIN)/python -m wancli.cli.reference man > wancli.1 && echo "man: wrote wancli.1"
 
 test: $(READY) ## Run the tests, all but the slow ones
 	@echo "test: all but the slow ones, two at a time; the slow ones too: make test-all"
@@ -103,5 +106,5 @@ ci: ## What a change must pass, in a fresh environment
 	@bash .ci/run
 
 clean: ## Remove what these targets made: .venv, caches, demo.mp4 (trained checkpoints stay)
-	rm -rf $(VENV) $(OLDEST) build dist bench-cache demo.mp4 demo.json .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist bench-cache demo.mp4 demo.json wancli.1 .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find wancli tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

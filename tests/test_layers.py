@@ -19,7 +19,7 @@ ORDER = (
 LIGHT_PACKAGES = {*LIGHT, "planning", "cost", "cli", "__init__", "__main__"}
 HEAVY = {"torch", "diffusers", "transformers", "numpy", "cache_dit", "huggingface_hub"}
 ONLY_IMPORTER = {"cache_dit": "caching/step_cache.py", "ray": "generation/ray.py"}
-PRINTING = {"cli/screen.py", "cli/streams.py"}
+PRINTING = {"cli/screen.py", "cli/messages.py", "cli/streams.py"}
 
 
 def package_of(name: str) -> str:

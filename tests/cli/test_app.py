@@ -3,7 +3,7 @@
 import pytest
 
 from wancli.cli.app import COMMANDS
-from wancli.cli.options import with_flags
+from wancli.cli.messages import with_flags
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -16,7 +16,7 @@ from wancli.benchmark.measure import Measurer
 from wancli.benchmark.session import BenchRequest, BenchSession, Goals, VariantFlags
 from wancli.catalog.tasks import ANIMATE, IMAGE
 from wancli.cli.bench_variants import flags_layers
-from wancli.cli.options import flag
+from wancli.cli.messages import flag
 from wancli.config.resolve import Layer
 from wancli.planning.inputs import InputFiles
 from wancli.video.read import read_comment

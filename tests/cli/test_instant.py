@@ -24,10 +24,10 @@ print(json.dumps([code or 0, heavy]))
 """
 
 
-def run(*arguments, folder, **variables):
+def run(*arguments, folder, program=WATCHED, **variables):
     """Exit code, heavy modules that were imported, stdout and stderr of `wancli ARGUMENTS`."""
     done = subprocess.run(
-        [sys.executable, "-c", WATCHED, *arguments],
+        [sys.executable, "-c", program, *arguments],
         cwd=folder,
         env=environment(**variables),
         capture_output=True,
@@ -106,6 +106,21 @@ def test_what_only_tells_is_instant(arguments, forked: Run, tmp_path):
     code, heavy, stdout, stderr = forked(*arguments, folder=tmp_path)
     assert (code, heavy) == (0, []), stderr
     assert stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["generate", "--help"], ["rollout", "--help"], ["show", "--help"],
+     ["model", "--help"], ["bench", "--help"], ["generate", "x", "--steps", "abc"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_help_and_usage_errors_draw_without_rich_and_plan_nothing(arguments, tmp_path):
+    """In a process of its own: the one that forks has imported all that is light."""
+    watched = WATCHED.replace(str(HEAVY), str((*HEAVY, "rich", "wancli.cost", "wancli.generation")))
+    assert watched != WATCHED
+    code, heavy, _, stderr = run(*arguments, folder=tmp_path, program=watched)
+    assert heavy == [], stderr
+    assert code == (2 if "abc" in arguments else 0)
 
 
 @pytest.mark.parametrize(

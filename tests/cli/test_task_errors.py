@@ -57,7 +57,7 @@ def _copies(wancli: Wancli, files: Path) -> None:
         (T2V, ("--strength", 0.5), "--strength does nothing in text-to-video", "drop"),
         (I2V, (*IMAGE, "--segment-frames", 5), "does nothing in image-to-video", "drop"),
         (ANIMATE, (*REF, *POSED, "--frames", 1), "more than one video frame", "--num-frames"),
-        (T2V, (*CLIP, "--strength", 0), "--strength 0", "more than 0"),
+        (T2V, (*CLIP, "--strength", 0), "--strength 0", "above 0"),
         (T2V, (*CLIP, "--strength", 1.2), "--strength 1.2", "at most 1"),
         (T2V, (*CLIP, "--strength", 0.01), "leaves none of 50 steps", "--strength 0.8"),
         (T2V, (*CLIP, "--cfg-gate", 0.5), "--cfg-gate does not work with video-to-video", "drop"),

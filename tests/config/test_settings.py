@@ -19,7 +19,7 @@ def test_a_later_layer_wins_and_the_source_says_which():
 def test_a_bad_value_is_named_as_the_user_wrote_it():
     with pytest.raises(SettingsError, match=r"^`steps` 0: input should be") as flagged:
         resolve([Layer("flag", {"sampling": {"steps": 0}})], Settings)
-    assert "at least 1, at most 1000" in flagged.value.hint
+    assert "(1 to 1000)" in flagged.value.hint
     with pytest.raises(SettingsError, match=r"^preset x: sampling.steps 0"):
         resolve([Layer("preset x", {"sampling": {"steps": 0}})], Settings)
 

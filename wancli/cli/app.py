@@ -6,14 +6,17 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
-from wancli.cli.lazy import Entry, dashed, lazy
+from wancli.cli import help_text
+from wancli.cli.lazy import Entry, lazy
+from wancli.cli.messages import dashed, use_color, write_error, write_result
 from wancli.errors import CapacityError, OutputError, SetupError, UsageError, WancliError
 from wancli.utils.interrupts import Interrupted, ignore
 from wancli.utils.threads import choose_threads
@@ -22,7 +25,7 @@ COMMANDS = {
     "generate": Entry("wancli.cli.generate:generate", "Generate a video from a prompt."),
     "rollout": Entry(
         "wancli.cli.rollout:rollout",
-        "Generate a video chunk by chunk, of any length, at constant memory.",
+        "Generate a video of any length, chunk by chunk, in constant memory.",
     ),
     "plan": Entry(
         "wancli.cli.plan:plan", "Estimate what a video needs, and whether it fits; loads nothing."
@@ -53,6 +56,8 @@ COMMANDS = {
     ),
 }
 
+LIBRARIES = ("torch", "diffusers", "transformers", "cache-dit", "torchao")  # of --version -v
+
 # Errors of a full, broken or read-only disk.
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
@@ -60,15 +65,35 @@ app = typer.Typer(
     cls=lazy(COMMANDS),
     pretty_exceptions_enable=False,
     context_settings={
-        "help_option_names": ["-h", "--help"],
+        "help_option_names": list(help_text.NAMES),
         "token_normalize_func": dashed,
     },
 )
 
 
-@app.callback()
-def _wancli() -> None:
+Version = Annotated[
+    bool,
+    typer.Option("--version", "-V", help="Print the version; with -v, of the libraries too."),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", hidden=True)]
+
+
+@app.callback(invoke_without_command=True)
+def _wancli(context: typer.Context, *, version: Version = False, verbose: Verbose = False) -> None:
     """Generate video with the Wan diffusion models from a shell."""
+    if version:
+        _write_versions(["wancli", *(LIBRARIES if verbose else ())])
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        raise UsageError("Missing command.", hint="wancli --help")
+
+
+def _write_versions(packages: Sequence[str]) -> None:
+    """Print the installed versions, a line each; nothing is imported for that."""
+    from wancli.utils.packages import package_version
+
+    for name in packages:
+        write_result(f"{name} {package_version(name) or 'not installed'}")
 
 
 def main() -> None:
@@ -81,7 +106,7 @@ def main() -> None:
         _disable_color()
     try:
         _check_place()
-        code = app(prog_name="wancli", standalone_mode=False) or 0
+        code = app(prog_name="wancli", standalone_mode=False, color=use_color(1)) or 0
         ignore()
         sys.exit(code)
     except TyperException as error:
@@ -118,10 +143,7 @@ def _end(error: WancliError | Interrupted) -> NoReturn:
         sys.exit(error.exit_code)  # the reader, such as `head`, is done
     if os.environ.get("WANCLI_DEBUG") == "1":
         raise error
-    from wancli.cli.options import OutputOptions
-    from wancli.cli.screen import Screen
-
-    Screen(OutputOptions()).error(error)
+    write_error(error, color=use_color(2))
     sys.exit(error.exit_code)
 
 
@@ -158,7 +180,7 @@ def _silence_libraries() -> None:
 
 
 def _disable_color() -> None:
-    """Print Typer's help, which ignores --no-color, without color too."""
+    """Print without color what does not know of --no-color: help, errors, libraries."""
     os.environ["NO_COLOR"] = "1"
     for name in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"):
         os.environ.pop(name, None)

@@ -2,13 +2,10 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wancli.benchmark.cases import Arm, Bench
-from wancli.benchmark.session import BenchSession, Goals
-from wancli.cli.bench_variants import read_bench_request
 from wancli.cli.options import (
     OUTPUT,
     Force,
@@ -20,11 +17,13 @@ from wancli.cli.options import (
     takes_settings,
 )
 from wancli.cli.screen import Screen
-from wancli.config.layers import settings_layers
 from wancli.config.resolve import Layer
 from wancli.config.settings import Settings
 from wancli.errors import UsageError
-from wancli.planning.inputs import InputFiles
+
+if TYPE_CHECKING:
+    from wancli.benchmark.cases import Arm, Bench
+    from wancli.planning.inputs import InputFiles
 
 GOALS, TUNE = "Goals", "Tuning"
 COLUMNS = (
@@ -39,10 +38,16 @@ Variants = Annotated[
     typer.Option("--variant", metavar='"NAME: FLAGS"', help="Variant to measure; repeatable."),
 ]
 Seed = Annotated[
-    str | None, typer.Option("--seed", "-s", help="Seeds: 7, 1,2,5 or 0-9. (default: 0)")
+    str | None,
+    typer.Option(
+        "--seed", "-s", metavar="SEEDS", show_default="0", help="Seed, or seeds: 1,2,5 or 0-9."
+    ),
 ]
 Folder = Annotated[
-    Path, typer.Option("--output", "-o", rich_help_panel=OUTPUT, help="Directory of the report.")
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="DIR", rich_help_panel=OUTPUT, help="Directory of the report."
+    ),
 ]
 Least = Annotated[
     float | None,
@@ -68,13 +73,17 @@ Target = Annotated[
     float | None,
     typer.Option(
         min=0, max=1, rich_help_panel=TUNE,
-        help="Minimum SSIM of any frame, for --tune. (default: 0.95)",
+        show_default="0.95",
+        help="Minimum SSIM of any frame, for --tune.",
     ),
 ]  # fmt: skip
 Save = Annotated[
     str | None,
     typer.Option(
-        "--save-preset", rich_help_panel=TUNE, help="Name of the preset that --tune saves."
+        "--save-preset",
+        metavar="NAME",
+        rich_help_panel=TUNE,
+        help="Name of the preset that --tune saves.",
     ),
 ]
 
@@ -85,7 +94,7 @@ Save = Annotated[
 def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
     overrides: Layer,
-    inputs: InputFiles,
+    inputs: "InputFiles",
     task: str | None,
     output_options: OutputOptions,
     prompts: Prompts,
@@ -107,6 +116,10 @@ def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
 
     wancli bench "a red circle moving right" --variant "fast: --use-cachedit"
     """
+    from wancli.benchmark.session import BenchSession, Goals
+    from wancli.cli.bench_variants import read_bench_request
+    from wancli.config.layers import settings_layers
+
     request = replace(
         read_bench_request(prompts, seed, variant or [], tune=tune), inputs=inputs, task=task
     )
@@ -121,7 +134,7 @@ def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
     session.judge(measured)
 
 
-def _show(bench: Bench, page: Path, screen: Screen) -> None:
+def _show(bench: "Bench", page: Path, screen: Screen) -> None:
     if screen.options.json:
         screen.json({**bench.as_json(), "report": str(page)})
         return
@@ -140,7 +153,7 @@ def _show(bench: Bench, page: Path, screen: Screen) -> None:
     screen.say(f"report: {page}")
 
 
-def _row(arm: Arm) -> tuple[str, ...]:
+def _row(arm: "Arm") -> tuple[str, ...]:
     summary = arm.summary
     same = "equal" if summary.equal_latents else ""
     return (

@@ -9,8 +9,8 @@ import typer
 from typer.exceptions import TyperException
 
 from wancli.benchmark.session import BenchRequest, VariantFlags
-from wancli.cli.lazy import dashed
-from wancli.cli.options import CachePreset, flag, takes_settings
+from wancli.cli.messages import dashed, flag
+from wancli.cli.options import CachePreset, takes_settings
 from wancli.config.presets import find_preset, step_cache_layer
 from wancli.config.resolve import Layer
 from wancli.errors import InputError, UsageError, missing

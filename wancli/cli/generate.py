@@ -1,7 +1,7 @@
 """`wancli generate`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,14 +25,13 @@ from wancli.cli.options import (
     takes_output_options,
     takes_settings,
 )
-from wancli.cli.plan_table import Planned, carry_out
-from wancli.cli.screen import Screen
-from wancli.config.layers import settings_layers
 from wancli.config.resolve import Layer, resolve
-from wancli.config.seeds import parse_seeds
 from wancli.config.settings import Settings
-from wancli.generation.batch import GenerateRequest, OutputFiles, plan_videos
-from wancli.planning.inputs import InputFiles
+
+if TYPE_CHECKING:
+    from wancli.cli.plan_table import Planned
+    from wancli.cli.screen import Screen
+    from wancli.planning.inputs import InputFiles
 
 Count = Annotated[
     int | None,
@@ -54,7 +53,9 @@ Skip = Annotated[
 ]
 Latents = Annotated[
     str | None,
-    typer.Option(rich_help_panel=OUTPUT, help="Write the latents too, as safetensors."),
+    typer.Option(
+        metavar="FILE", rich_help_panel=OUTPUT, help="Write the latents too, as safetensors."
+    ),
 ]
 Perf = Annotated[Path | None, typer.Option(rich_help_panel=OUTPUT, help="Write timings as JSON.")]
 PreviewEvery = Annotated[
@@ -72,9 +73,9 @@ PreviewEvery = Annotated[
 def plan_generate(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
     overrides: Layer,
-    inputs: InputFiles,
+    inputs: "InputFiles",
     task: str | None,
-    screen: Screen,
+    screen: "Screen",
     prompt: Prompt = None,
     prompt_flag: PromptFlag = None,
     preset: PresetName = None,
@@ -89,8 +90,12 @@ def plan_generate(  # noqa: PLR0913 - one parameter per flag that is not a setti
     perf_json: Perf = None,
     preview_every: PreviewEvery = None,
     force: Force = False,
-) -> Planned:
+) -> "Planned":
     """Plan the videos that the flags ask for. Raises what is wrong with them."""
+    from wancli.config.layers import settings_layers
+    from wancli.config.seeds import parse_seeds
+    from wancli.generation.batch import GenerateRequest, OutputFiles, plan_videos
+
     text = read_prompt(prompt, prompt_flag)
     resolved = resolve(settings_layers(screen.warn, overrides, preset, cachedit_preset), Settings)
     files = OutputFiles(
@@ -112,9 +117,12 @@ def plan_generate(  # noqa: PLR0913 - one parameter per flag that is not a setti
 def generate(*, output_options: OutputOptions, dry_run: DryRun = False, **options: Any) -> None:
     """Generate a video from a prompt.
 
-    And from pictures and videos, with models that take them.
+    With models that take them, from pictures and videos too.
 
     wancli generate "a red circle moving right on a black background" --seed 1
     """
+    from wancli.cli.plan_table import carry_out
+    from wancli.cli.screen import Screen
+
     screen = Screen(output_options)
     carry_out(plan_generate(screen=screen, **options), screen, dry_run=dry_run)

@@ -1,6 +1,7 @@
 """Typer's commands and groups as wancli has them: imported when they are called."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -9,16 +10,17 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from wancli.cli.help_text import help_text
 from wancli.errors import UsageError, closest
 
-
-def dashed(name: str) -> str:
-    """Name of an option with dashes: `num_frames` is `num-frames`."""
-    return name.replace("_", "-")
+WORDS = "wancli.words"  # key of what was typed after the command's name, which its help depends on
 
 
 class WancliCommand(TyperCommand):
-    """A command whose `--at CHUNK PROMPT` takes two values; Typer has no repeatable pairs."""
+    """A command with our help, whose `--at CHUNK PROMPT` takes two values.
+
+    Typer has no options that are pairs and repeatable.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse `--at 5 "a prompt"` as `--at "5 a prompt"`, up to `--`."""
@@ -29,7 +31,12 @@ class WancliCommand(TyperCommand):
                 joined[-1] += f" {argument}"
             else:
                 joined.append(argument)
+        ctx.meta[WORDS] = joined
         return super().parse_args(ctx, joined + args[end:])
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help, as plain text."""
+        formatter.write(help_text(self, ctx, ctx.meta[WORDS]))
 
 
 class WancliGroup(TyperGroup):
@@ -37,10 +44,16 @@ class WancliGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments of the group. Exit 2, with the help, where there are none."""
-        if not args and not ctx.resilient_parsing:
-            ctx.get_help()  # which Typer prints by itself
-            raise typer.Exit(2)
-        return super().parse_args(ctx, args)
+        ctx.meta[WORDS] = args
+        if args or ctx.resilient_parsing:
+            return super().parse_args(ctx, args)
+        with suppress(typer.Exit):
+            super().parse_args(ctx, ["--help"])
+        raise typer.Exit(2)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help, as plain text."""
+        formatter.write(help_text(self, ctx, ctx.meta[WORDS]))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Name, command and remaining arguments. Raises UsageError for an unknown name."""

@@ -1,5 +1,6 @@
 """`wancli model`: list, pull, info, path, rm and convert."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,11 +9,10 @@ import typer
 from wancli.catalog.hub_cache import absent, cached_bytes, cached_repos, find_cached, repo_folder
 from wancli.catalog.local import find_spec
 from wancli.catalog.specs import DEMO_FOLDER, RANDOM, SPECS, ModelSpec
-from wancli.cli.lazy import WancliGroup
+from wancli.cli.completion import complete_models
+from wancli.cli.lazy import WancliCommand, WancliGroup
 from wancli.cli.options import OutputOptions, takes_output_options
-from wancli.cli.plan_table import default_json, default_row
 from wancli.cli.screen import Screen
-from wancli.cost.capacity import check_default_capacity
 from wancli.errors import InputError, ModelError, UsageError
 from wancli.records.tensor_files import checkpoint_files
 from wancli.utils.outputs import OutputFile, OutputSet
@@ -26,12 +26,16 @@ app = typer.Typer(
     add_completion=False,
     help="Models: list, download, inspect, delete, and convert checkpoints.",
 )
+command = partial(app.command, cls=WancliCommand)
 Model = Annotated[
-    str, typer.Argument(metavar="NAME", help="A known name, a hub id or a local folder.")
+    str,
+    typer.Argument(
+        autocompletion=complete_models, help="Model: a name (wancli model list), hub id or folder."
+    ),
 ]
 
 
-@app.command("list")
+@command("list")
 @takes_output_options
 def list_(output_options: OutputOptions) -> None:
     """List the known models and those in the hub's cache, with their size on disk."""
@@ -51,7 +55,7 @@ def list_(output_options: OutputOptions) -> None:
         screen.table("name", "task", "here", "size", "description", rows=rows, right=("size",))
 
 
-@app.command()
+@command()
 @takes_output_options
 def pull(name: Model, output_options: OutputOptions) -> None:
     """Download a model from the hub; resumes earlier downloads.
@@ -81,10 +85,12 @@ def pull(name: Model, output_options: OutputOptions) -> None:
     _say_path(screen, spec, folder)
 
 
-@app.command()
+@command()
 @takes_output_options
 def info(name: Model, output_options: OutputOptions) -> None:
     """Describe a model: task, parts, parameters, dtypes, strides, and whether it fits here."""
+    from wancli.cli.plan_table import default_json, default_row
+    from wancli.cost.capacity import check_default_capacity
     from wancli.models.inspect import inspect_model
 
     model, screen = inspect_model(name), Screen(output_options)
@@ -114,14 +120,14 @@ def info(name: Model, output_options: OutputOptions) -> None:
         screen.table("part", "class", "parameters", "dtype", "size", rows=rows, right=columns)
 
 
-@app.command()
+@command()
 @takes_output_options
 def path(name: Model, output_options: OutputOptions) -> None:
     """Print the folder of a downloaded model."""
     _say_path(Screen(output_options), *_local_folder(name))
 
 
-@app.command()
+@command()
 @takes_output_options
 def rm(
     name: Model,
@@ -151,7 +157,7 @@ def rm(
         screen.json({"name": spec.name, "repo": spec.repo, "deleted": True, "freed_bytes": freed})
 
 
-@app.command()
+@command()
 @takes_output_options
 def convert(
     *,
@@ -166,7 +172,9 @@ def convert(
     ] = None,
     base: Annotated[
         Path | None,
-        typer.Option(help="Model folder to copy the VAE, text encoder and tokenizer from."),
+        typer.Option(
+            metavar="DIR", help="Model folder to copy the VAE, text encoder and tokenizer from."
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a folder from an earlier conversion.")

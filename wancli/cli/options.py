@@ -8,19 +8,31 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
 
 from wancli.catalog.tasks import TASKS
-from wancli.config.resolve import Layer, fields_of, panel
+from wancli.cli.completion import complete_from, complete_models, complete_presets
+from wancli.cli.help import GLOBAL, INPUTS, FromSettings
+from wancli.cli.messages import flag, with_flags
+from wancli.config.resolve import Layer, fields_of, limits, panel, when_unset
 from wancli.config.settings import Settings
 from wancli.errors import UsageError, shortened
-from wancli.planning.inputs import InputFiles
 
 Command = Callable[..., Any]  # a function of keyword arguments, one per flag
 
+# Placeholders of values, where the type does not name one.
+METAVARS = {
+    "model": "MODEL",
+    "device": "DEVICE",
+    "attention_backend": "NAME",
+    "lora": "PATH",
+    "steps_list": "LIST",
+    "first_chunk_steps": "LIST",
+    "kv_align": "N",
+}
 # Aliases that are common in the field.
 SPELLINGS = {
     "model": ("-m",),
@@ -29,25 +41,8 @@ SPELLINGS = {
     "num_frames": ("--frames",),
 }
 
+COMPLETIONS = {"model": complete_models, "device": complete_from("auto", "cpu", "cuda", "mps")}
 OF_TASKS = ("strength", "true_cfg_scale", "segment_frames")  # settings that only some tasks have
-
-
-def _shorthand(name: str, kind: Any, option: Any) -> inspect.Parameter:
-    annotation = Annotated[kind | None, option]
-    only = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, only, default=None, annotation=annotation)
-
-
-# Flags that stand for settings.
-_SIZE = typer.Option(
-    "--size", metavar="WxH", help="Width and height in pixels.", rich_help_panel="Video"
-)
-_USE_CACHEDIT = typer.Option(
-    "--use-cachedit/--no-use-cachedit",
-    help="Same as --step-cache cachedit: DBCache, by cache-dit (lossy).",
-    rich_help_panel="Step cache",
-)
-_SHORTHANDS = [_shorthand("size", str, _SIZE), _shorthand("use_cachedit", bool, _USE_CACHEDIT)]
 
 
 @dataclass(frozen=True)
@@ -61,38 +56,34 @@ class OutputOptions:
     brief: bool = False  # of a plan: its cost, without every setting
 
 
+def _global(*flags: str, help_: str) -> Any:
+    return typer.Option(*flags, help=help_, rich_help_panel=GLOBAL)
+
+
 _OUTPUT_OPTIONS: dict[str, Any] = {
-    "json_lines": typer.Option("--json", help="Print one JSON object per line on stdout."),
-    "quiet": typer.Option("--quiet", "-q", help="Print errors only."),
-    "verbose": typer.Option("--verbose", "-v", help="Print what the libraries log, too."),
-    "no_color": typer.Option("--no-color", help="Print without color."),
+    "json_lines": _global("--json", help_="Print one JSON object per line on stdout."),
+    "quiet": _global("--quiet", "-q", help_="Print only errors and results."),
+    "verbose": _global("--verbose", "-v", help_="Also print what the libraries log."),
+    "no_color": _global("--no-color", help_="Print without color."),
 }
 
 
-def flag(name: str) -> str:
-    """Flag of a setting: `flow_shift` is `--flow-shift`."""
-    return "--" + name.replace("_", "-")
-
-
-_SETTING = re.compile(r"`([a-z]\w*)((?: [^`]+)?)`")
-
-
-def with_flags(text: str) -> str:
-    """A message with the settings that it names in backticks as flags: `cfg_gate 0.6`."""
-    return _SETTING.sub(lambda match: flag(match[1]) + match[2], text)
-
-
 def takes_settings(
-    settings: type[Settings], *, without: Collection[str] = (), only: Collection[str] = ()
+    settings: type[Settings],
+    *,
+    without: Collection[str] = (),
+    only: Collection[str] = (),
+    show_defaults: bool = True,
 ) -> Callable[[Command], Command]:
     """Add a flag for every setting; the command gets those that are set as Layer `overrides`.
 
-    `only` limits the settings, and drops the shorthands.
+    `only` limits the settings, and drops the shorthands. `show_defaults` shows in the help what
+    presets make of the settings, for commands that use presets.
     """
     offered = [field for field in fields_of(settings) if field[1] not in without]
     offered = [field for field in offered if not only or field[1] in only]
-    shorthands = [] if only else _SHORTHANDS
-    options = [_option(*field) for field in offered]
+    shorthands = [] if only else _shorthands(show_default=show_defaults)
+    options = [_option(*field, show_default=show_defaults) for field in offered]
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
@@ -111,7 +102,7 @@ def takes_settings(
                     )
             return command(overrides=Layer("flag", tables), **values)
 
-        return with_parameters(run, command, without=("overrides",), extra=[*options, *shorthands])
+        return with_parameters(run, command, without=("overrides",), extra=[*shorthands, *options])
 
     return decorate
 
@@ -158,8 +149,29 @@ def takes_options_of(*builders: Command) -> Callable[[Command], Command]:
 
 def options_of(builder: Command) -> dict[str, inspect.Parameter]:
     """Options of a function that plans a request, by name."""
-    parameters = inspect.signature(builder, eval_str=True).parameters
+    parameters = inspect.signature(builder).parameters
     return {name: option for name, option in parameters.items() if name != "screen"}
+
+
+def _shorthands(*, show_default: bool) -> list[inspect.Parameter]:
+    """Flags that stand for settings."""
+    size = typer.Option(
+        "--size", metavar="WxH", show_default=show_default, rich_help_panel="Video",
+        help="Width and height in pixels.",
+    )  # fmt: skip
+    cachedit = typer.Option(
+        "--use-cachedit/--no-use-cachedit", show_default=False, rich_help_panel="Step cache",
+        help="Same as --step-cache cachedit: DBCache, by cache-dit (lossy).",
+    )  # fmt: skip
+    annotations = {
+        "size": Annotated[str | None, size, FromSettings()],
+        "use_cachedit": Annotated[bool | None, cachedit],
+    }
+    only = inspect.Parameter.KEYWORD_ONLY
+    return [
+        inspect.Parameter(name, only, default=None, annotation=annotation)
+        for name, annotation in annotations.items()
+    ]
 
 
 def _expand_shorthands(
@@ -192,7 +204,7 @@ def with_parameters(
     extra: Sequence[inspect.Parameter] = (),
 ) -> Command:
     """Give `run` the parameters `first`, those of `command` but `without`, and `extra`."""
-    signature = inspect.signature(command, eval_str=True)
+    signature = inspect.signature(command)
     own = [
         parameter
         for name, parameter in signature.parameters.items()
@@ -205,30 +217,30 @@ def with_parameters(
     return run
 
 
-def _option(table: str | None, name: str, field: FieldInfo) -> inspect.Parameter:
+def _option(
+    table: str | None, name: str, field: FieldInfo, *, show_default: bool
+) -> inspect.Parameter:
     kind: Any = field.annotation
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
     plain = kind if kind in (bool, int, float, int | None, float | None) else str
     plain = list[str] if kind == tuple[str, ...] else plain
     spelling = f"{flag(name)}/{flag('no_' + name)}" if kind is bool else flag(name)
     option = typer.Option(
         spelling,
         *SPELLINGS.get(name, ()),
-        help=with_flags(f"{field.description}{_default(field.default)}"),
-        show_default=False,
+        help=with_flags(field.description or ""),
+        metavar=METAVARS.get(name, "NAME" if choices else None),
+        show_default=show_default,
+        autocompletion=COMPLETIONS.get(name, complete_from(*choices) if choices else None),
         rich_help_panel=panel(table),
     )
+    mark = FromSettings(limits(field), with_flags(when_unset(field)))
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[plain | None, option],
+        annotation=Annotated[plain | None, option, mark],
     )
-
-
-def _default(value: object) -> str:
-    if value in (None, "", ()):
-        return ""
-    return f" (default: {('off', 'on')[value] if isinstance(value, bool) else value})"
 
 
 OUTPUT = "Output"
@@ -242,13 +254,22 @@ Prompt = Annotated[
 PromptFlag = Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt, as a flag.")]
 
 
-PresetName = Annotated[str | None, typer.Option(help="Preset to start from: name or file.")]
+PresetName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PRESET",
+        autocompletion=complete_presets,
+        help="Preset to start from: a name (wancli preset list) or a TOML file.",
+    ),
+]
 
 
 CachePreset = Annotated[
     str | None,
     typer.Option(
         "--cachedit-preset",
+        metavar="PRESET",
+        autocompletion=complete_presets,
         rich_help_panel="Step cache",
         help="Preset whose step cache is used, and nothing else.",
     ),
@@ -257,22 +278,27 @@ CachePreset = Annotated[
 
 Seed = Annotated[
     str | None,
-    typer.Option("--seed", "-s", help="Seeds: 7, 1,2,5, 0-9 or random. (default: random)"),
-]
+    typer.Option(
+        "--seed", "-s", metavar="SEEDS", show_default="random",
+        help="Seed, or seeds: 1,2,5 or 0-9.",
+    ),
+]  # fmt: skip
 
 
 Output = Annotated[
     str | None,
     typer.Option(
-        "--output", "-o", rich_help_panel=OUTPUT,
-        help="File, or a template such as {prompt:40}-{seed}.mp4.",
+        "--output", "-o", metavar="FILE", rich_help_panel=OUTPUT,
+        help="File, or template: {prompt:40}-{seed}.mp4.",
     ),
 ]  # fmt: skip
 
 
 Folder = Annotated[
     Path | None,
-    typer.Option(rich_help_panel=OUTPUT, help="Directory for outputs given without a path."),
+    typer.Option(
+        metavar="DIR", rich_help_panel=OUTPUT, help="Directory for outputs given without a path."
+    ),
 ]
 
 
@@ -313,13 +339,16 @@ def folder(output_dir: Path | None) -> Path:
 
 
 def _file(flag_: str, help_: str, *short: str) -> Any:
-    panel_ = "Pictures and videos"
-    return typer.Option(flag_, *short, metavar="FILE", rich_help_panel=panel_, help=help_)
+    return typer.Option(flag_, *short, metavar="FILE", rich_help_panel=INPUTS, help=help_)
 
 
 INPUT_OPTIONS: dict[str, Any] = {
-    "image": Annotated[Path | None, _file("--image", "First frame.", "-i")],
-    "last_image": Annotated[Path | None, _file("--last-image", "Last frame.")],
+    "image": Annotated[
+        Path | None, _file("--image", "Picture to start from: the first frame.", "-i")
+    ],
+    "last_image": Annotated[
+        Path | None, _file("--last-image", "Picture to end with: the last frame.")
+    ],
     "video": Annotated[
         Path | None, _file("--video", "Video to transform; VACE: video to be guided by.")
     ],
@@ -342,8 +371,11 @@ INPUT_OPTIONS: dict[str, Any] = {
         str | None,
         typer.Option(
             "--task",
-            rich_help_panel="Pictures and videos",
-            help=f"Task: {', '.join(TASKS)}. (default: from the files)",
+            metavar="TASK",
+            rich_help_panel=INPUTS,
+            show_default="from the files",
+            autocompletion=complete_from(*TASKS),
+            help=f"Task: {', '.join(TASKS)}.",
         ),
     ],
 }
@@ -354,6 +386,8 @@ def takes_inputs(command: Command) -> Command:
 
     @functools.wraps(command)
     def run(**values: Any) -> Any:
+        from wancli.planning.inputs import InputFiles
+
         files = {name: values.pop(name) for name in INPUT_OPTIONS}
         task, references = files.pop("task"), tuple(files.pop("ref_image") or ())
         return command(inputs=InputFiles(**files, ref_image=references), task=task, **values)

@@ -5,9 +5,7 @@ from typing import Any
 
 from wancli.cli.generate import plan_generate
 from wancli.cli.options import OutputOptions, options_of, takes_options_of, takes_output_options
-from wancli.cli.plan_table import carry_out
 from wancli.cli.rollout import plan_rollout
-from wancli.cli.screen import Screen
 from wancli.errors import UsageError
 
 UNNAMED = "video"  # prompt, which names the file, where there is none
@@ -22,6 +20,9 @@ def plan(*, output_options: OutputOptions, **options: Any) -> None:
 
     wancli plan --model wan2.1-t2v-14b --size 832x480
     """
+    from wancli.cli.plan_table import carry_out
+    from wancli.cli.screen import Screen
+
     is_rollout = options["chunks"] is not None
     build = plan_rollout if is_rollout else plan_generate
     own = options_of(build)

@@ -1,12 +1,14 @@
 """`wancli preset`: named settings."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from wancli.catalog.local import find_spec
-from wancli.cli.lazy import WancliGroup
+from wancli.cli.completion import complete_presets
+from wancli.cli.lazy import WancliCommand, WancliGroup
 from wancli.cli.options import OutputOptions, takes_output_options, takes_settings
 from wancli.cli.screen import Screen
 from wancli.config.layers import warn_of_unreadable_presets
@@ -28,10 +30,13 @@ app = typer.Typer(
     add_completion=False,
     help="Named settings: list, show, check and save them.",
 )
-Name = Annotated[str, typer.Argument(help="Preset: a name or a file.")]
+command = partial(app.command, cls=WancliCommand)
+Name = Annotated[
+    str, typer.Argument(autocompletion=complete_presets, help="Preset: a name or a TOML file.")
+]
 
 
-@app.command("list")
+@command("list")
 @takes_output_options
 def list_(output_options: OutputOptions) -> None:
     """List the presets, where each comes from and what it shadows."""
@@ -52,7 +57,7 @@ def list_(output_options: OutputOptions) -> None:
         screen.table(*used, rows=[row[: len(used)] for row in rows])
 
 
-@app.command()
+@command()
 @takes_output_options
 def show(name: Name, output_options: OutputOptions) -> None:
     """Print all settings of a preset, and where each comes from."""
@@ -73,7 +78,7 @@ def show(name: Name, output_options: OutputOptions) -> None:
     screen.table("", "", "value", "from", rows=rows)
 
 
-@app.command()
+@command()
 @takes_output_options
 def path(name: Name, output_options: OutputOptions) -> None:
     """Print the file of a preset."""
@@ -81,7 +86,7 @@ def path(name: Name, output_options: OutputOptions) -> None:
     screen.json({"path": str(file)}) if output_options.json else screen.result(str(file))
 
 
-@app.command()
+@command()
 @takes_output_options
 def validate(
     file: Annotated[Path, typer.Argument(help="TOML file to check.")],
@@ -94,15 +99,18 @@ def validate(
     )
 
 
-@app.command()
+@command()
 @takes_output_options
-@takes_settings(RolloutSettings)
+@takes_settings(RolloutSettings, show_defaults=False)
 def save(
     *,
     name: Annotated[str, typer.Argument(help="Name to save under.")],
     overrides: Layer,
     output_options: OutputOptions,
-    preset: Annotated[str | None, typer.Option(help="Preset to extend.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="PRESET", autocompletion=complete_presets, help="Preset to extend."),
+    ] = None,
     description: Annotated[str, typer.Option(help="Description, one line.")] = "",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a preset of the same name.")

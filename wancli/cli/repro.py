@@ -1,7 +1,7 @@
 """`wancli repro`: a video reproduced from its own record."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,35 +12,36 @@ from wancli.cli.options import (
     Output,
     OutputOptions,
     Overwrite,
-    PromptFlag,
-    Seed,
     folder,
     read_prompt,
     takes_output_options,
     takes_settings,
 )
-from wancli.cli.plan_table import Planned, carry_out
 from wancli.cli.screen import Screen
 from wancli.config.resolve import Layer, resolve
-from wancli.config.seeds import parse_seeds
 from wancli.config.settings import Settings
 from wancli.errors import InputError
-from wancli.generation.batch import GenerateRequest, OutputFiles, plan_videos
-from wancli.planning.context import ContextFiles
-from wancli.planning.input_files import find_recorded_files
 from wancli.records.record import parse_record, read_record_file, settings_of
-from wancli.rollouts.session import RolloutRequest, RolloutSession
+
+if TYPE_CHECKING:
+    from wancli.cli.plan_table import Planned
+
+NewPrompt = Annotated[str | None, typer.Option("--prompt", "-p", help="Another prompt.")]
+NewSeed = Annotated[
+    str | None,
+    typer.Option("--seed", "-s", metavar="SEEDS", help="Another seed, or seeds: 1,2,5 or 0-9."),
+]
 
 
 @takes_output_options
-@takes_settings(Settings)
+@takes_settings(Settings, show_defaults=False)
 def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
     overrides: Layer,
     output_options: OutputOptions,
     file: Annotated[Path, typer.Argument(help="A wancli video, or its JSON.")],
-    prompt_flag: PromptFlag = None,
-    seed: Seed = None,
+    prompt_flag: NewPrompt = None,
+    seed: NewSeed = None,
     output: Output = None,
     output_dir: Folder = None,
     overwrite: Overwrite = False,
@@ -51,6 +52,13 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
 
     On the same machine the frames are identical, which wancli checks.
     """
+    from wancli.cli.plan_table import carry_out
+    from wancli.config.seeds import parse_seeds
+    from wancli.generation.batch import GenerateRequest, OutputFiles, plan_videos
+    from wancli.planning.context import ContextFiles
+    from wancli.planning.input_files import find_recorded_files
+    from wancli.rollouts.session import RolloutRequest, RolloutSession
+
     record, screen = read_record(file), Screen(output_options)
     request, place = record["request"], folder(output_dir)
     before = None if dry_run else _frames(record, file)  # which --overwrite may replace

@@ -1,10 +1,11 @@
 """`wancli rollout`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wancli.cli.help import INPUTS
 from wancli.cli.options import (
     OF_TASKS,
     OUTPUT,
@@ -22,40 +23,38 @@ from wancli.cli.options import (
     takes_output_options,
     takes_settings,
 )
-from wancli.cli.plan_table import Planned, carry_out
-from wancli.cli.screen import Screen
-from wancli.config.layers import settings_layers
 from wancli.config.resolve import Layer
 from wancli.config.settings import RolloutSettings
-from wancli.planning.context import ContextFiles
-from wancli.planning.earlier_rollout import find_rollout, stored_request
-from wancli.planning.prompts import parse_change, read_script
-from wancli.records.record import settings_of
-from wancli.rollouts.session import RolloutRequest, RolloutSession
 
-START, SCRIPT, RESEARCH, AGAIN = "Start", "Prompts", "Research", "Resuming"
+if TYPE_CHECKING:
+    from wancli.cli.plan_table import Planned
+    from wancli.cli.screen import Screen
+
+RESEARCH, AGAIN = "Research", "Resuming"
 PROMPT_KV = ("prompt_kv", "kv_align", "free_kv_weights")  # rollouts always compute a prompt once
 At = Annotated[
     list[str] | None,
     typer.Option(
-        "--at", rich_help_panel=SCRIPT, metavar="CHUNK PROMPT",
+        "--at", metavar="CHUNK PROMPT",
         help="Change the prompt from this chunk on; repeatable.",
     ),
 ]  # fmt: skip
-Script = Annotated[
-    Path | None, typer.Option(rich_help_panel=SCRIPT, help="TOML or JSONL file of prompt changes.")
-]
+Script = Annotated[Path | None, typer.Option(help="TOML or JSONL file of prompt changes.")]
 Image = Annotated[
-    Path | None, typer.Option("--image", "-i", rich_help_panel=START, help="First frame.")
+    Path | None,
+    typer.Option(
+        "--image", "-i", rich_help_panel=INPUTS, help="Picture to start from: the first frame."
+    ),
 ]
 Extend = Annotated[
-    Path | None, typer.Option(rich_help_panel=START, help="MP4 to continue; all of it is encoded.")
+    Path | None,
+    typer.Option(rich_help_panel=INPUTS, help="MP4 to continue; all of it is encoded first."),
 ]
 OnlyNew = Annotated[
     bool,
     typer.Option(
         "--only-new",
-        rich_help_panel=START,
+        rich_help_panel=INPUTS,
         help="Leave the frames of --image or --extend out of the video.",
     ),
 ]
@@ -86,22 +85,25 @@ NoVideo = Annotated[
 Resume = Annotated[
     bool,
     typer.Option(
-        "--resume", rich_help_panel=AGAIN, help="Continue an interrupted rollout, or extend it."
+        "--resume", rich_help_panel=AGAIN, help="Continue an interrupted rollout, or add chunks."
     ),
 ]
 Rerender = Annotated[
     int | None,
-    typer.Option(min=0, rich_help_panel=AGAIN, help="Render this chunk and all that follow again."),
+    typer.Option(min=0, rich_help_panel=AGAIN, help="Render this chunk and all after it again."),
 ]
-Seed = Annotated[str | None, typer.Option("--seed", "-s", help="One seed. (default: random)")]
+Seed = Annotated[
+    str | None,
+    typer.Option("--seed", "-s", metavar="SEED", show_default="random", help="Seed of the noise."),
+]
 ReportFile = Annotated[
     Path | None,
-    typer.Option("--report", rich_help_panel=OUTPUT, help="Write an HTML report about drift."),
+    typer.Option("--report", rich_help_panel=OUTPUT, help="Write an HTML report on drift."),
 ]
 Force = Annotated[
     bool,
     typer.Option(
-        "--force", help="Run a model that was not trained for it, or does not fit in memory."
+        "--force", help="Run a model not trained for rollout, or one that does not fit in memory."
     ),
 ]
 
@@ -110,7 +112,7 @@ Force = Annotated[
 def plan_rollout(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
     overrides: Layer,
-    screen: Screen,
+    screen: "Screen",
     prompt: Prompt = None,
     prompt_flag: PromptFlag = None,
     preset: PresetName = None,
@@ -132,8 +134,15 @@ def plan_rollout(  # noqa: PLR0913 - one parameter per flag that is not a settin
     overwrite: Overwrite = False,
     report: ReportFile = None,
     force: Force = False,
-) -> Planned:
+) -> "Planned":
     """Plan the rollout that the flags ask for. Raises what is wrong with them."""
+    from wancli.config.layers import settings_layers
+    from wancli.planning.context import ContextFiles
+    from wancli.planning.earlier_rollout import find_rollout, stored_request
+    from wancli.planning.prompts import parse_change, read_script
+    from wancli.records.record import settings_of
+    from wancli.rollouts.session import RolloutRequest, RolloutSession
+
     again = resume or rerender is not None
     needs_prompt = not (again or prompt_embeds)
     text = read_prompt(prompt, prompt_flag) if needs_prompt or prompt or prompt_flag else None
@@ -167,9 +176,12 @@ def plan_rollout(  # noqa: PLR0913 - one parameter per flag that is not a settin
 @takes_output_options
 @takes_options_of(plan_rollout)
 def rollout(*, output_options: OutputOptions, dry_run: DryRun = False, **options: Any) -> None:
-    """Generate a video chunk by chunk, of any length, at constant memory.
+    """Generate a video of any length, chunk by chunk, in constant memory.
 
     wancli rollout "a red circle moving right on a black background" --chunks 20 --seed 1
     """
+    from wancli.cli.plan_table import carry_out
+    from wancli.cli.screen import Screen
+
     screen = Screen(output_options)
     carry_out(plan_rollout(screen=screen, **options), screen, dry_run=dry_run)

@@ -5,29 +5,27 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from random import randrange
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.segment import ControlType, Segment, Segments
-from rich.table import Table
-from rich.text import Text
-
-from wancli.cli.console import open_console
-from wancli.cli.options import OutputOptions, with_flags
-from wancli.cli.streams import printable
+from wancli.cli.messages import with_flags, write_result
+from wancli.cli.options import OutputOptions
 from wancli.cli.terminal_images import Place, find_encode
-from wancli.errors import UsageError, WancliError
-from wancli.records.progress import Event, Phase, Report, Step
-from wancli.records.record import SCHEMA, Request, RunRecord
-from wancli.utils.interrupts import Interrupted, unwind_from_here
+from wancli.errors import UsageError
+from wancli.utils.interrupts import unwind_from_here
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from wancli.records.progress import Event, Report
+    from wancli.records.record import Request, RunRecord
 
 WIDE = 200  # columns of a table in a file
 SHOWN = 10  # rows at either end of a long table
-LONGEST = 2000  # characters of an error or a hint
 LINE_EVERY_S = 10  # seconds between lines of progress without a terminal
 OnBytes = Callable[[int], None]  # bytes downloaded so far
 ROWS = 8  # terminal lines of a preview
@@ -38,9 +36,14 @@ class Screen:
 
     def __init__(self, output_options: OutputOptions) -> None:
         self.options = output_options
-        color = output_options.color is not False and not os.environ.get("NO_COLOR")
-        self.err = open_console(stderr=True, color=color, soft_wrap=True)
-        self._out = partial(open_console, color=color)
+        self._color = output_options.color is not False and not os.environ.get("NO_COLOR")
+
+    @cached_property
+    def err(self) -> "Console":
+        """The console on stderr; opening it imports Rich."""
+        from wancli.cli.console import open_console
+
+        return open_console(stderr=True, color=self._color, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """Print a line on stderr, unless --quiet."""
@@ -49,20 +52,14 @@ class Screen:
 
     def warn(self, text: str, *, hint: str) -> None:
         """Print a warning and a hint, also with --quiet."""
+        from rich.text import Text
+
         text, hint = with_flags(text), with_flags(hint)
         self.err.print(Text.assemble(("warn:", "yellow"), f"  {text}  ", (f"hint: {hint}", "dim")))
 
-    def error(self, error: WancliError | Interrupted) -> None:
-        """Print an error and its hint, a line each."""
-        self.err.print(
-            Text.assemble(("error:", "bold red"), f" {_one_line(with_flags(str(error)))}")
-        )
-        self.err.print(Text.assemble(("hint:", "bold"), f"  {_one_line(with_flags(error.hint))}"))
-
     def result(self, text: str) -> None:
         """Print a line on stdout."""
-        sys.stdout.write(printable(text) + "\n")
-        sys.stdout.flush()
+        write_result(text)
 
     def json(self, value: Mapping[str, Any]) -> None:
         """Print a result as one line of JSON."""
@@ -72,6 +69,11 @@ class Screen:
         self, *columns: str, rows: Sequence[tuple[str, ...]], right: tuple[str, ...] = ()
     ) -> None:
         """Print a table on stdout."""
+        from rich.table import Table
+        from rich.text import Text
+
+        from wancli.cli.console import open_console
+
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in columns:
             table.add_column(
@@ -80,9 +82,9 @@ class Screen:
         for row in rows:
             table.add_row(*map(Text, row))
         wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE
-        self._out(width=wide).print(table)
+        open_console(color=self._color, width=wide).print(table)
 
-    def done(self, record: RunRecord) -> None:
+    def done(self, record: "RunRecord") -> None:
         """Print a finished video: its path or record on stdout, timings on stderr."""
         if record.status == "ok" and not self.options.quiet:
             self._timings(record)
@@ -91,13 +93,15 @@ class Screen:
         else:
             self.result(str(record.output["path"]))
 
-    def failed(self, record: RunRecord) -> None:
+    def failed(self, record: "RunRecord") -> None:
         """Print the record of a failed video with --json; the error follows separately."""
         if self.options.json:
             self.json(record.as_json())
 
-    def skipped(self, request: Request, path: Path) -> None:
+    def skipped(self, request: "Request", path: Path) -> None:
         """Print an existing video that was kept, which is a result too."""
+        from wancli.records.record import SCHEMA
+
         if self.options.json:
             output = {"path": str(path)}
             self.json(
@@ -112,7 +116,7 @@ class Screen:
             self.result(str(path))
 
     @contextmanager
-    def progress(self) -> Iterator[Report]:
+    def progress(self) -> Iterator["Report"]:
         """Show the progress of a runner: a bar on a terminal, else an occasional line."""
         unwind_from_here()
         if self.options.quiet:
@@ -158,7 +162,7 @@ class Screen:
             return None
         return Place(encode, randrange(1, 2**31), columns=columns, rows=rows)
 
-    def _timings(self, record: RunRecord) -> None:
+    def _timings(self, record: "RunRecord") -> None:
         timings = record.timings
         if chunks := timings.get("chunks"):
             self._chunks(chunks)
@@ -194,6 +198,8 @@ class Screen:
 
     def _chunks(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Print the timings of each chunk; of many chunks, the first and last."""
+        from rich.table import Table
+
         table = Table(box=None, pad_edge=False, header_style="bold")
         columns = (
             "chunk",
@@ -223,11 +229,13 @@ class Screen:
 class _Lines:
     """Progress for logs: a line per phase, and one every `LINE_EVERY_S` seconds."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: "Console") -> None:
         self._console, self._since, self._last = console, monotonic(), monotonic()
 
-    def report(self, event: Event) -> None:
+    def report(self, event: "Event") -> None:
         """Print a line for a new phase, or if the last one is old enough."""
+        from wancli.records.progress import Phase, Step
+
         now = monotonic()
         if isinstance(event, Phase):
             self._since = self._last = now
@@ -244,8 +252,10 @@ class _Lines:
             )
 
 
-def _steps_table(steps: Sequence[float], timings: Mapping[str, Any]) -> Table:
+def _steps_table(steps: Sequence[float], timings: Mapping[str, Any]) -> "Table":
     """Timings of each step, and what each branch of a step cache computed."""
+    from rich.table import Table
+
     uses: Sequence[Mapping[str, Any]] = timings.get("uses", ())
     branches = list(dict.fromkeys(use["branch"] for use in uses))
     cells_of = {(use["step"], use["branch"]): _use(use) for use in uses}
@@ -268,7 +278,7 @@ def _use(use: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _bar(console: Console, place: Place | None) -> Iterator[Report]:
+def _bar(console: "Console", place: Place | None) -> Iterator["Report"]:
     """Show a progress bar, with previews above it."""
     from rich.progress import (
         BarColumn,
@@ -277,6 +287,8 @@ def _bar(console: Console, place: Place | None) -> Iterator[Report]:
         TextColumn,
         TimeRemainingColumn,
     )
+
+    from wancli.records.progress import Phase, Step
 
     columns = (
         TextColumn("{task.description:>8}"),
@@ -287,7 +299,7 @@ def _bar(console: Console, place: Place | None) -> Iterator[Report]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
 
-        def report(event: Event) -> None:
+        def report(event: "Event") -> None:
             if isinstance(event, Phase):
                 bar.reset(task, description=event.name, total=None)
             elif isinstance(event, Step):
@@ -298,19 +310,15 @@ def _bar(console: Console, place: Place | None) -> Iterator[Report]:
         yield report
 
 
-def _draw(console: Console, place: Place, png: bytes) -> None:
+def _draw(console: "Console", place: Place, png: bytes) -> None:
     """Write a picture's escape codes; a bar on the console moves below it."""
+    from rich.segment import ControlType, Segment, Segments
+
     control = [(ControlType.CURSOR_UP, 0)]  # marks it as control codes, which are not escaped
     console.print(Segments([Segment(place.draw(png), None, control)]), end="")
 
 
-def _one_line(text: str) -> str:
-    """Text on one line, without the middle of a very long one."""
-    line = " ".join(text.split())
-    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
-
-
-def _transfer_lines(console: Console, total: int | None) -> OnBytes:
+def _transfer_lines(console: "Console", total: int | None) -> OnBytes:
     """Progress of a download for logs; `total` is in bytes."""
     last = monotonic()
 
@@ -325,7 +333,7 @@ def _transfer_lines(console: Console, total: int | None) -> OnBytes:
 
 
 @contextmanager
-def _transfer_bar(console: Console, total: int | None) -> Iterator[OnBytes]:
+def _transfer_bar(console: "Console", total: int | None) -> Iterator[OnBytes]:
     """Progress of a download for terminals."""
     from rich.progress import (
         BarColumn,

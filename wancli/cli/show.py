@@ -54,10 +54,10 @@ def show(
 
 
 @takes_output_options
-@takes_settings(Settings, only=("device", "vae_tiling", "vae_dtype"))
+@takes_settings(Settings, only=("device", "vae_tiling", "vae_dtype"), show_defaults=False)
 def decode(
     *,
-    latents: Annotated[Path, typer.Argument(help="Latents from wancli.")],
+    latents: Annotated[Path, typer.Argument(help="Latents (.safetensors) from wancli.")],
     overrides: Layer,
     output_options: OutputOptions,
     output: Annotated[Path, typer.Option("--output", "-o", help="MP4 to write.")],
@@ -65,7 +65,7 @@ def decode(
 ) -> None:
     """Decode saved latents into a video.
 
-    With the VAE settings of their record, or those of the flags.
+    The VAE settings are those of their record, unless flags change them.
     """
     from wancli.video.write import check_name
 

@@ -1,7 +1,9 @@
 """Layers of settings: model defaults, user configuration, presets, environment, flags."""
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import platformdirs
 
@@ -13,7 +15,8 @@ from wancli.config.presets import (
     step_cache_layer,
     unreadable_places,
 )
-from wancli.config.resolve import Layer
+from wancli.config.resolve import Layer, fields_of, overlay
+from wancli.config.settings import RolloutSettings
 from wancli.errors import Warn
 
 
@@ -53,3 +56,13 @@ def warn_of_unreadable_presets(warn: Warn) -> None:
     """Warn of preset folders that cannot be read."""
     for folder, reason in unreadable_places():
         warn(f"cannot read presets from {folder}: {reason}.", hint=f"chmod u+rx {folder}")
+
+
+def values_of(layers: Sequence[Layer]) -> Mapping[str, Any]:
+    """Value of every setting by name, as the layers and the declared defaults give it."""
+    merged, _ = overlay(layers, RolloutSettings)
+    values = {}
+    for table, name, info in fields_of(RolloutSettings):
+        group = merged.get(table, {}) if table else merged
+        values[name] = group.get(name, info.default)
+    return values

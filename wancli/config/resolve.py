@@ -7,8 +7,9 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from wancli.config.settings import Group, RolloutSettings, Settings
+from wancli.config.settings import Group, RolloutSettings, Settings, WhenUnset
 from wancli.errors import SettingsError, closest, shortened
+from wancli.utils.units import bounds_in_words
 
 TUNED_FOR = "tuned_for"  # table of a preset file that is not settings; see Layer
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -63,19 +64,7 @@ def resolve(layers: Sequence[Layer], settings: type[SettingsT]) -> Resolved[Sett
     Tables of another command, which a preset may have, are checked by name and ignored.
     Raises SettingsError for the first invalid value, under the name that the user set it by.
     """
-    merged: dict[str, Any] = {}
-    sources = {dotted(table, name): "default" for table, name, _ in fields_of(settings)}
-    for layer in layers:
-        check_names(layer)
-        for table, values in layer.tables.items():
-            if table not in settings.model_fields:
-                continue
-            for name, value in values.items() if isinstance(values, Mapping) else [(None, values)]:
-                if name is None:
-                    merged[table] = value
-                else:
-                    merged.setdefault(table, {})[name] = value
-                sources[f"{table}.{name}" if name else table] = layer.source
+    merged, sources = overlay(layers, settings)
     tuned_for: dict[str, Any] = {}
     used = {source for key, source in sources.items() if key.startswith("step_cache.")}
     for layer in layers:
@@ -94,6 +83,26 @@ def resolve(layers: Sequence[Layer], settings: type[SettingsT]) -> Resolved[Sett
         ) from None
     check_tuned(tuned_for, resolved.settings)
     return resolved
+
+
+def overlay(
+    layers: Sequence[Layer], settings: type[Settings]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values by table, not validated, and the source of every setting by dotted key."""
+    merged: dict[str, Any] = {}
+    sources = {dotted(table, name): "default" for table, name, _ in fields_of(settings)}
+    for layer in layers:
+        check_names(layer)
+        for table, values in layer.tables.items():
+            if table not in settings.model_fields:
+                continue
+            for name, value in values.items() if isinstance(values, Mapping) else [(None, values)]:
+                if name is None:
+                    merged[table] = value
+                else:
+                    merged.setdefault(table, {})[name] = value
+                sources[f"{table}.{name}" if name else table] = layer.source
+    return merged, sources
 
 
 def check_tuned(tuned_for: Mapping[str, Any], settings: Settings) -> None:
@@ -166,16 +175,22 @@ def _spelling(where: str, source: str) -> str:
 def _range_hint(settings: type[Settings], where: str) -> str:
     for table, name, info in fields_of(settings):
         if dotted(table, name) == where:
-            return f"`{name}`: {info.description}{_bounds(info)}"
+            bounds = f" ({limits(info)})" if limits(info) else ""
+            return f"`{name}`: {info.description}{bounds}"
     return "wancli generate --help"
 
 
-def _bounds(field: FieldInfo) -> str:
-    words = {"ge": "at least", "gt": "more than", "le": "at most"}
-    limits = [
-        f"{word} {getattr(rule, name)}"
+def limits(field: FieldInfo) -> str:
+    """Bounds of a setting in words: "1 to 1000"; "" without any."""
+    rules = {
+        name: value
         for rule in field.metadata
-        for name, word in words.items()
-        if getattr(rule, name, None) is not None
-    ]
-    return f" ({', '.join(limits)})" if limits else ""
+        for name in ("ge", "gt", "lt", "le")
+        if (value := getattr(rule, name, None)) is not None
+    }
+    return bounds_in_words(**rules)
+
+
+def when_unset(field: FieldInfo) -> str:
+    """What applies where a setting is unset: "the model's"; "" if nothing is said."""
+    return next((rule.words for rule in field.metadata if isinstance(rule, WhenUnset)), "")

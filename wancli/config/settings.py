@@ -5,13 +5,21 @@ its description is its help, its bounds are validated, and its group is a table 
 panel of `--help`.
 """
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_SEED = 2**53  # the largest integer that every JSON reader keeps
 RopePolicy = Literal["absolute", "relative", "sink"]
 STEPS_LIST = r"^\d+(,\d+)*$"
+
+
+@dataclass(frozen=True)
+class WhenUnset:
+    """Marks a setting that is unset by default: what then applies, for its help."""
+
+    words: str
 
 
 class Group(BaseModel):
@@ -21,28 +29,24 @@ class Group(BaseModel):
 
 
 class Sampling(Group):
-    """Denoising."""
+    """Steps, guidance and solver."""
 
     steps: int = Field(50, ge=1, le=1000, description="Denoising steps.")
     guidance_scale: float = Field(
         5.0, ge=0, le=100, description="Guidance scale; 1 or less turns guidance off."
     )
-    guidance_scale_2: float | None = Field(
+    guidance_scale_2: Annotated[float | None, WhenUnset("`guidance_scale`")] = Field(
         None, ge=0, le=100, description="Guidance scale of the low-noise expert (Wan 2.2 A14B)."
     )
-    boundary_ratio: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="Noise level (0-1) below which the low-noise expert runs. (default: the "
-        "model's)",
+    boundary_ratio: Annotated[float | None, WhenUnset("the model's")] = Field(
+        None, gt=0, lt=1, description="Noise level below which the low-noise expert runs."
     )
     true_cfg_scale: float = Field(
         1.0,
         ge=0,
         le=100,
-        description="Classifier-free guidance scale of HunyuanVideo, whose `guidance_scale` is an "
-        "input of the model (embedded guidance); 1 or less turns it off.",
+        description="Classifier-free guidance scale of HunyuanVideo, whose `guidance_scale` is "
+        "embedded guidance; 1 or less turns it off.",
     )
     strength: float = Field(
         0.8, gt=0, le=1, description="Fraction of the steps run in video-to-video; 1 runs all."
@@ -51,7 +55,7 @@ class Sampling(Group):
         5.0,
         gt=0,
         le=100,
-        description="Timestep shift of the sigmas; higher spends more steps at high noise.",
+        description="Shift of the noise schedule; higher spends more steps at high noise.",
     )
     scheduler: Literal["unipc", "dpm++", "euler"] = Field(
         "unipc", description="Solver: unipc, dpm++ or euler."
@@ -60,9 +64,11 @@ class Sampling(Group):
 
 
 class Video(Group):
-    """Video size and length."""
+    """Size, length and frame rate."""
 
-    num_frames: int = Field(81, ge=1, le=100_000, description="Number of video frames.")
+    num_frames: int = Field(
+        81, ge=1, le=100_000, description="Video frames: a multiple of 4, plus 1."
+    )
     width: int = Field(832, ge=16, le=16_384, description="Width in pixels.")
     height: int = Field(480, ge=16, le=16_384, description="Height in pixels.")
     fps: int = Field(16, ge=1, le=240, description="Video frames per second.")
@@ -70,24 +76,24 @@ class Video(Group):
         77,
         ge=5,
         le=100_000,
-        description="Video frames per segment of Wan-Animate, which continues from the last ones.",
+        description="Wan-Animate: video frames per segment; each continues the one before.",
     )
 
 
 class Machine(Group):
-    """Device, precision and memory."""
+    """Device, precision, memory and compilation."""
 
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-        description="Device: auto, cpu, cuda, cuda:N, mps.",
+        description="Device: auto, cpu, cuda, cuda:N or mps.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Precision of weights and activations: auto, float32, bfloat16 or float16.",
     )
-    layers: int | None = Field(
-        None, ge=1, le=1000, description="Limit a random: model to N blocks. (default: all)"
+    layers: Annotated[int | None, WhenUnset("all")] = Field(
+        None, ge=1, le=1000, description="Limit a random: model to N blocks."
     )
     attention_backend: str = Field(
         "auto",
@@ -107,8 +113,8 @@ class Machine(Group):
     )
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = Field(
         "default",
-        description="Mode of torch.compile: default, reduce-overhead (with CUDA graphs) or "
-        "max-autotune (without).",
+        description="Mode of torch.compile: default, reduce-overhead (CUDA graphs) or "
+        "max-autotune (no CUDA graphs).",
     )
     offload: Literal["auto", "none", "model", "group", "sequential"] = Field(
         "auto",
@@ -116,7 +122,7 @@ class Machine(Group):
         "block), sequential (by layer) or auto, the fastest that fits.",
     )
     vae_tiling: bool = Field(
-        default=False, description="Run the VAE in tiles of 256 pixels, which saves memory (lossy)."
+        default=False, description="Run the VAE in tiles of 256 pixels, to save memory (lossy)."
     )
     vae_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
@@ -130,17 +136,17 @@ class Machine(Group):
 
 
 class Output(Group):
-    """Encoding of the MP4."""
+    """Files and their encoding."""
 
     crf: int = Field(
         18, ge=0, le=51, description="H.264 quality; lower is better, and a larger file."
     )
-    lossless: bool = Field(default=False, description="Lossless RGB H.264.")
+    lossless: bool = Field(default=False, description="Encode losslessly (RGB H.264).")
     metadata: bool = Field(default=True, description="Embed the record in the MP4.")
 
 
 class StepCache(Group):
-    """Reuse between denoising steps (lossy)."""
+    """Reuse of work between denoising steps (lossy)."""
 
     step_cache: Literal["none", "cachedit", "first-block", "magcache", "seacache"] = Field(
         "none",
@@ -172,7 +178,7 @@ class StepCache(Group):
         default=False, description="Extrapolate reused outputs (TaylorSeer, arXiv:2503.06923)."
     )
     taylorseer_order: int = Field(1, ge=1, le=4, description="Order of TaylorSeer's expansion.")
-    step_cache_threshold: float | None = Field(
+    step_cache_threshold: Annotated[float | None, WhenUnset("diffusers'")] = Field(
         None, gt=0, le=10, description="Threshold of first-block, magcache and seacache."
     )
     cfg_gate: float | None = Field(
@@ -185,7 +191,7 @@ class StepCache(Group):
 
 
 class PromptKV(Group):
-    """Cross-attention keys and values, computed once per prompt (exact)."""
+    """Reuse of the prompt's keys and values (exact)."""
 
     prompt_kv: bool = Field(
         default=True, description="Compute the prompt's K/V once, not in every step (exact)."
@@ -202,7 +208,7 @@ class PromptKV(Group):
 
 
 class Rollout(Group):
-    """Autoregressive rollout, chunk by chunk."""
+    """Chunks, the attention window and few-step sampling."""
 
     chunks: int = Field(7, ge=1, le=1_000_000, description="Number of chunks.")
     chunk_frames: int = Field(
@@ -236,10 +242,8 @@ class Rollout(Group):
         pattern=STEPS_LIST,
         description="Timesteps of the few-step sampler (denoising_step_list).",
     )
-    first_chunk_steps: str = Field(
-        "",
-        pattern=f"{STEPS_LIST}|^$",
-        description="Timesteps of the first chunk. (default: `steps_list`)",
+    first_chunk_steps: Annotated[str, WhenUnset("`steps_list`")] = Field(
+        "", pattern=f"{STEPS_LIST}|^$", description="Timesteps of the first chunk."
     )
     warp_steps: bool = Field(
         default=True, description="Apply `flow_shift` to the listed timesteps."
@@ -264,8 +268,8 @@ class Rollout(Group):
     blend: int = Field(
         0, ge=0, description="Number of chunks over which a new prompt is blended in."
     )
-    text_length: int | None = Field(
-        None, ge=1, le=4096, description="Maximum number of text tokens. (default: the model's)"
+    text_length: Annotated[int | None, WhenUnset("the model's")] = Field(
+        None, ge=1, le=4096, description="Maximum number of text tokens."
     )
 
 
@@ -277,8 +281,7 @@ class Settings(BaseModel):
     model: str = Field(
         "demo",
         min_length=1,
-        description="Model: a known name, a hub id, a local folder, or random:NAME (random weights "
-        "in that shape).",
+        description="Model: a name (wancli model list), hub id, folder, or random:NAME.",
     )
     sampling: Sampling = Sampling()
     video: Video = Video()

@@ -24,3 +24,14 @@ def duration(spent: float) -> str:
     minutes, left = divmod(round(spent), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {left:02} s"
+
+
+def bounds_in_words(
+    *, ge: float | None = None, gt: float | None = None, lt: float | None = None,
+    le: float | None = None,
+) -> str:  # fmt: skip
+    """Bounds as "1 to 1000" or "above 0, at most 1"; "" without any."""
+    if ge is not None and le is not None:
+        return f"{ge} to {le}"
+    words = {"at least": ge, "above": gt, "below": lt, "at most": le}
+    return ", ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)

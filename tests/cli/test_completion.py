@@ -1,0 +1,71 @@
+"""Shells complete commands, flags, models, presets and choices, and quickly."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.forked import Run
+
+BIN = Path(sys.executable).parent
+TYPED = [
+    ("wancli ge", "generate"),
+    ("wancli preset sh", "show"),
+    ("wancli generate --num-f", "--num-frames"),
+    ("wancli rollout --rolling", "--rolling-window"),
+    ("wancli generate --model wan2.1-t2v-1", "wan2.1-t2v-14b"),
+    ("wancli generate x -m de", "demo"),
+    ("wancli model info wan2.2-t", "wan2.2-ti2v-5b"),
+    ("wancli generate --preset self", "self-forcing"),
+    ("wancli preset show self", "self-forcing-a14b"),
+    ("wancli generate --scheduler ", "dpm++"),
+    ("wancli rollout --rope rel", "relative"),
+    ("wancli generate --task vi", "video-to-video"),
+    ("wancli bench x --device cu", "cuda"),
+]
+
+
+@pytest.mark.parametrize(("typed", "offered"), TYPED)
+def test_bash_is_offered(typed: str, offered: str, forked: Run, tmp_path):
+    last = str(len(typed.split(" ")) - 1)
+    asked = {"_WANCLI_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": last}
+    code, heavy, out, err = forked(folder=tmp_path, **asked)
+    assert (code, heavy, err) == (0, [], "")
+    assert offered in out.split()
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+@pytest.mark.parametrize(("typed", "offered"), TYPED)
+def test_others_are_offered_the_same(shell: str, typed: str, offered: str, forked: Run, tmp_path):
+    asked = {"_WANCLI_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": typed}
+    code, heavy, out, err = forked(folder=tmp_path, **asked, _TYPER_COMPLETE_FISH_ACTION="get-args")
+    assert (code, heavy, err) == (0, [], "")
+    assert offered in out.replace('"', " ").split()
+
+
+def test_bash_itself_completes(tmp_path):
+    """The script that `wancli --show-completion` prints, in a shell with it sourced."""
+    bash = shutil.which("bash")
+    if not bash:
+        pytest.skip("no bash")
+    script = """
+        eval "$(_WANCLI_COMPLETE=source_bash wancli)"
+        COMP_WORDS=(wancli generate --model wan2.1-t2v) COMP_CWORD=3
+        _wancli_completion wancli
+        echo "${COMPREPLY[@]}"
+        complete -p wancli
+    """
+    done = subprocess.run(
+        [bash, "--norc", "-c", script],
+        env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
+    offered, registered = done.stdout.splitlines()
+    assert offered.split() == ["wan2.1-t2v-1.3b", "wan2.1-t2v-14b"]
+    assert registered == "complete -o default -F _wancli_completion wancli"

@@ -1,0 +1,56 @@
+"""Lines of text that need no terminal library: results, and errors with flags in them."""
+
+import os
+import re
+import sys
+
+from wancli.cli.streams import printable
+from wancli.errors import WancliError
+from wancli.utils.interrupts import Interrupted
+
+LONGEST = 2000  # characters of an error or a hint
+_SETTING = re.compile(r"`([a-z]\w*)((?: [^`]+)?)`")
+
+
+def dashed(name: str) -> str:
+    """Name of an option with dashes: `num_frames` is `num-frames`."""
+    return name.replace("_", "-")
+
+
+def flag(name: str) -> str:
+    """Flag of a setting: `flow_shift` is `--flow-shift`."""
+    return f"--{dashed(name)}"
+
+
+def with_flags(text: str) -> str:
+    """A message with the settings that it names in backticks as flags: `cfg_gate 0.6`."""
+    return _SETTING.sub(lambda match: flag(match[1]) + match[2], text)
+
+
+def write_error(error: WancliError | Interrupted, *, color: bool) -> None:
+    """Write an error and its hint on stderr, a line each."""
+    red, bold, off = ("\x1b[1;31m", "\x1b[1m", "\x1b[0m") if color else ("", "", "")
+    sys.stderr.write(
+        f"{red}error:{off} {_one_line(str(error))}\n{bold}hint:{off}  {_one_line(error.hint)}\n"
+    )
+    sys.stderr.flush()
+
+
+def write_result(text: str) -> None:
+    """Write a line on stdout."""
+    sys.stdout.write(printable(text) + "\n")
+    sys.stdout.flush()
+
+
+def use_color(number: int) -> bool:
+    """Whether a standard stream gets colors: a terminal, unless the environment decides."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    capable = os.environ.get("TERM") not in ("dumb", "unknown")
+    return bool(os.environ.get("FORCE_COLOR")) or (capable and os.isatty(number))
+
+
+def _one_line(text: str) -> str:
+    """Text on one line, without the middle of a very long one."""
+    line = printable(" ".join(with_flags(text).split()))
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
