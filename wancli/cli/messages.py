@@ -36,9 +36,10 @@ def write_error(error: WancliError | Interrupted, *, color: bool) -> None:
     sys.stderr.flush()
 
 
-def write_result(text: str) -> None:
+def write_result(text: str, *, bold: bool = False) -> None:
     """Write a line on stdout."""
-    sys.stdout.write(printable(text) + "\n")
+    line = f"\x1b[1m{printable(text)}\x1b[0m" if bold else printable(text)
+    sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 

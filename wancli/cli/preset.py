@@ -48,13 +48,10 @@ def list_(output_options: OutputOptions) -> None:
         model, task = _model(preset)
         if output_options.json:
             screen.json({**_preset_json(preset), "model": model, "task": task, "shadows": shadows})
-        rows.append(
-            (preset.name, task, model, preset.description, preset.place, ", ".join(shadows))
-        )
+        shadowing = f" (shadows {', '.join(shadows)})" if shadows else ""
+        rows.append((preset.name, model, preset.place, task, preset.description + shadowing))
     if not output_options.json:
-        columns = ("name", "task", "model", "description", "from", "shadows")
-        used = columns if any(row[-1] for row in rows) else columns[:-1]
-        screen.table(*used, rows=[row[: len(used)] for row in rows])
+        screen.table("name", "model", "from", "task", "description", rows=rows)
 
 
 @command()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,9 @@ from random import randrange
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from wancli.cli.messages import with_flags, write_result
+from wancli.cli.messages import use_color, with_flags, write_result
 from wancli.cli.options import OutputOptions
+from wancli.cli.table import table_lines
 from wancli.cli.terminal_images import Place, find_encode
 from wancli.errors import UsageError
 from wancli.utils.interrupts import unwind_from_here
@@ -68,21 +70,13 @@ class Screen:
     def table(
         self, *columns: str, rows: Sequence[tuple[str, ...]], right: tuple[str, ...] = ()
     ) -> None:
-        """Print a table on stdout."""
-        from rich.table import Table
-        from rich.text import Text
-
-        from wancli.cli.console import open_console
-
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in columns:
-            table.add_column(
-                column, justify="right" if column in right else "left", overflow="fold"
-            )
-        for row in rows:
-            table.add_row(*map(Text, row))
-        wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE
-        open_console(color=self._color, width=wide).print(table)
+        """Print a table on stdout; columns in `right` are numbers."""
+        here = sys.stdout.isatty() or "COLUMNS" in os.environ
+        width = shutil.get_terminal_size().columns if here else WIDE
+        bold = any(columns) and self._color and use_color(1)
+        for line in table_lines(columns, rows, right=right, width=width):
+            write_result(line, bold=bold)
+            bold = False  # only the header
 
     def done(self, record: "RunRecord") -> None:
         """Print a finished video: its path or record on stdout, timings on stderr."""
@@ -121,7 +115,7 @@ class Screen:
         unwind_from_here()
         if self.options.quiet:
             yield lambda event: None
-        elif self.err.is_terminal:
+        elif self._moves:
             with _bar(self.err, self._place(ROWS)) as report:
                 yield report
         else:
@@ -133,7 +127,7 @@ class Screen:
         unwind_from_here()
         if self.options.quiet:
             yield lambda done: None
-        elif self.err.is_terminal:
+        elif self._moves:
             with _transfer_bar(self.err, total) as update:
                 yield update
         else:
@@ -150,6 +144,11 @@ class Screen:
         """Show a picture as large as the terminal allows, if it supports pictures."""
         if place := self._place(self.err.height):
             _draw(self.err, place, png)
+
+    @property
+    def _moves(self) -> bool:
+        """Whether bars may move the cursor; --no-color prints no escape codes at all."""
+        return self.err.is_terminal and self.options.color is not False
 
     def _place(self, rows: int) -> Place | None:
         """Place for a picture of at most `rows` lines; None if pictures are not shown."""
