@@ -1,12 +1,16 @@
 """`wancli plan` says what a run would take, and refuses what cannot be."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Wancli
 from tests.fakes import tiny_image
+from wancli.catalog.specs import SPECS
+from wancli.cost.devices import find_cpu, planned_device
+from wancli.cost.estimate import Rates, write_rates
 
 HUGE = ("--size", "16384x16384", "--num-frames", 4001)
 
@@ -112,3 +116,51 @@ def test_a_dry_run_rejects_missing_files(wancli: Wancli):
     assert said.code == 2
     assert "--image does not work with" in said.err
     assert wancli("plan", "--model", "wan2.2-animate-14b", "--task", "vace").code == 2
+
+
+def test_a_plan_for_a_gpu_that_is_not_here(wancli: Wancli):
+    arguments = ("plan", "--model", "wan2.1-t2v-14b", "--gpu")
+    cost = json.loads(wancli(*arguments, "24GB", "--json").out)["cost"]
+    assert (cost["device"]["total"], cost["device"]["here"]) == (24 * 2**30, False)
+    assert (cost["offload"], cost["fits"]["group"], cost["ram"]) == ("group", True, None)
+    assert cost["seconds"] is None
+    text = wancli(*arguments, "rtx4090").out
+    assert "NVIDIA GeForce RTX 4090" in text
+    assert "for offloaded weights" in text
+    assert "measure on that GPU" in text
+    assert wancli(*arguments, "1GB").code == 5
+    said = wancli(*arguments, "24GB", "--device", "cpu")
+    assert (said.code, "--gpu plans for" in said.err) == (2, True)
+    assert json.loads(wancli("plan", "--chunks", 3, "--gpu", "h200", "--json").out)["cost"][
+        "device"
+    ]["name"].endswith("H200")
+
+
+def test_a_gpu_alone_plans_every_model(wancli: Wancli, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    said = wancli("plan", "--gpu", "24GB")
+    assert said.code == 0
+    fits = {line.split()[0]: line for line in said.out.splitlines()[1:]}
+    assert fits["demo"].endswith("yes")
+    assert "yes, group offload, " in fits["wan2.1-t2v-14b"]
+    assert max(map(len, said.out.splitlines())) <= 80
+    entries = [
+        json.loads(line) for line in wancli("plan", "--gpu", "6GB", "--json").out.splitlines()
+    ]
+    assert {entry["model"] for entry in entries} == set(SPECS)
+    assert any(not entry["fits"] and entry["remedy"].startswith("--") for entry in entries)
+    here = wancli("plan", "--models", "--json")
+    assert json.loads(here.out.splitlines()[0])["device"] == find_cpu().name
+    said = wancli("plan", "--models", "--steps", 3)
+    assert (said.code, "--steps has no effect" in said.err) == (2, True)
+
+
+def test_times_are_those_of_a_gpu_measured_elsewhere(wancli: Wancli, tmp_path: Path):
+    rates = Rates(
+        {"bfloat16": 4e14, "float32": 4e13}, {"bfloat16": 3e14, "float32": 3e13}, 2e13, 1e13, 2e12
+    )
+    here = planned_device("h200")
+    write_rates(replace(here, name=here.name), rates)
+    said = wancli("plan", "--gpu", "h200")
+    assert "time" in said.out.splitlines()[0]
+    assert "no times" in wancli("plan", "--gpu", "h100").err

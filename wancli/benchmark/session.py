@@ -20,8 +20,9 @@ from wancli.benchmark.cases import (
     noise_floor,
     summarize,
 )
-from wancli.catalog.local import check_files, find_spec
+from wancli.catalog.local import check_files
 from wancli.catalog.vocabulary import vocabulary_warnings
+from wancli.config.layers import find_model
 from wancli.config.presets import preset_file
 from wancli.config.resolve import Layer, resolve
 from wancli.config.seeds import parse_seeds
@@ -84,8 +85,8 @@ class BenchSession:
 
     def __init__(self, request: BenchRequest, layers: list[Layer], goals: Goals) -> None:
         self.goals, self._layers, self._flag = goals, layers, request.flag
-        self.base = resolve(layers, Settings).settings
-        self.spec = find_spec(self.base.model, layers=self.base.machine.layers)
+        resolved = resolve(layers, Settings)
+        self.base, self.spec = resolved.settings, find_model(resolved)
         self._inputs = request.inputs
         self._task = choose_task(self.spec, request.inputs, request.task).name
         self.baseline = self._variant(VariantFlags(BASELINE, "", []))

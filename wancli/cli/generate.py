@@ -31,6 +31,7 @@ from wancli.config.settings import Settings
 if TYPE_CHECKING:
     from wancli.cli.plan_table import Planned
     from wancli.cli.screen import Screen
+    from wancli.cost.devices import Device
     from wancli.planning.inputs import InputFiles
 
 Count = Annotated[
@@ -76,6 +77,7 @@ def plan_generate(  # noqa: PLR0913 - one parameter per flag that is not a setti
     inputs: "InputFiles",
     task: str | None,
     screen: "Screen",
+    gpu: "Device | None" = None,
     prompt: Prompt = None,
     prompt_flag: PromptFlag = None,
     preset: PresetName = None,
@@ -109,7 +111,7 @@ def plan_generate(  # noqa: PLR0913 - one parameter per flag that is not a setti
     )
     seeds = parse_seeds(seed, num_videos)
     request = GenerateRequest("generate", text, seeds, resolved, force, inputs, task)
-    return plan_videos(request, files, assume_inputs=screen.options.brief)
+    return plan_videos(request, files, assume_inputs=screen.options.brief, gpu=gpu)
 
 
 @takes_output_options

@@ -132,7 +132,7 @@ def takes_output_options(command: Command) -> Command:
 
 
 def takes_options_of(*builders: Command) -> Callable[[Command], Command]:
-    """Add the options of functions that plan requests, all but their `screen`."""
+    """Add the options of functions that plan requests, all but what they need besides flags."""
     options: dict[str, inspect.Parameter] = {}
     for builder in builders:
         options |= options_of(builder)
@@ -150,7 +150,7 @@ def takes_options_of(*builders: Command) -> Callable[[Command], Command]:
 def options_of(builder: Command) -> dict[str, inspect.Parameter]:
     """Options of a function that plans a request, by name."""
     parameters = inspect.signature(builder).parameters
-    return {name: option for name, option in parameters.items() if name != "screen"}
+    return {n: option for n, option in parameters.items() if n not in ("screen", "gpu")}
 
 
 def _shorthands(*, show_default: bool) -> list[inspect.Parameter]:

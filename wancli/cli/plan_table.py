@@ -6,11 +6,11 @@ from typing import Any, Protocol
 
 from wancli.catalog.hub_cache import cache_folder, repo_folder
 from wancli.catalog.specs import ModelSpec
+from wancli.cli.options import with_flags
 from wancli.cli.screen import Screen
-from wancli.cost.capacity import CapacityCheck
+from wancli.cost.capacity import CapacityCheck, DefaultCapacity
 from wancli.cost.devices import find_cpu
 from wancli.cost.estimate import Estimate
-from wancli.planning.offload import OFFLOADS
 from wancli.records.progress import Observer, say_warnings
 from wancli.records.record import Request
 from wancli.utils.disk import free_disk
@@ -19,6 +19,7 @@ from wancli.utils.units import duration, flops, gib
 Rows = list[tuple[str, str, str, str]]
 _MOST_OUTPUTS = 100  # in a table
 MEASURE = "speed not measured: wancli doctor --measure"
+MEASURE_THERE = "speed not known: measure on that GPU"
 
 
 def default_row(capacity: CapacityCheck) -> str:
@@ -51,15 +52,68 @@ def default_json(capacity: CapacityCheck) -> dict[str, Any]:
     }
 
 
+def models_rows(checks: Sequence[DefaultCapacity]) -> list[tuple[str, ...]]:
+    """A row per model: name, size, memory, time, and whether it fits or what would help."""
+    return [
+        (
+            check.model,
+            f"{check.video.width}x{check.video.height}, {check.video.num_frames}",
+            gib(estimate.needed),
+            duration(estimate.total_s) if estimate.total_s else "",
+            _fits(check.capacity),
+        )
+        for check in checks
+        if (estimate := check.capacity.estimate)
+    ]
+
+
+def _fits(capacity: CapacityCheck) -> str:
+    """`yes`, how, or `no` and the flags that would help."""
+    estimate = capacity.estimate
+    if estimate is None:
+        return "not known"
+    if estimate.sufficient:
+        ram = "" if estimate.device.here else f", {gib(estimate.ram)} RAM"
+        return "yes" if estimate.offload == "none" else f"yes, {estimate.offload} offload{ram}"
+    if estimate.needed <= estimate.device.total:
+        return f"no: needs {gib(sum(estimate.cost.weights.values()))} RAM"
+    return f"no; yes with {with_flags(capacity.remedy)}" if capacity.remedy else "no"
+
+
+def models_json(check: DefaultCapacity) -> dict[str, Any]:
+    """The same for `--json`."""
+    video = check.video
+    size = {"width": video.width, "height": video.height, "num_frames": video.num_frames}
+    here = default_json(check.capacity)["here"] or {}
+    return {"model": check.model, **size, **here, "remedy": with_flags(check.capacity.remedy)}
+
+
+def show_models(checks: Sequence[DefaultCapacity], screen: Screen) -> None:
+    """Print which models fit."""
+    if screen.options.json:
+        for check in checks:
+            screen.json(models_json(check))
+        return
+    if device := next((c.capacity.estimate.device for c in checks if c.capacity.estimate), None):
+        screen.say(f"{device.name}, {gib(device.total)}; each model with its own preset")
+    rows = models_rows(checks)
+    timed = any(row[3] for row in rows)
+    time = ("time",) if timed else ()
+    rows = rows if timed else [(*row[:3], row[4]) for row in rows]
+    screen.table("model", "size, frames", "needs", *time, "fits", rows=rows, right=("needs", *time))
+    if device and not timed:
+        screen.say(f"no times: {MEASURE if device.here else MEASURE_THERE}")
+
+
 def cost_json(estimate: Estimate | None, spec: ModelSpec, output: Path) -> dict[str, Any]:
     """The cost for `--json`; null where the model's shape is unknown."""
     if estimate is None:
         return {"cost": None}
-    ram = find_cpu()
+    ram = find_cpu() if estimate.device.here else None
     disk = {"output_free": free_disk(output), "download_free": free_disk(cache_folder())}
     downloads = spec.on_hub and not is_downloaded(spec)
     cost = estimate.as_json() | {"downloads": downloads, "disk": disk}
-    return {"cost": cost | {"ram": {"total": ram.total, "free": ram.free}}}
+    return {"cost": cost | {"ram": ram and {"total": ram.total, "free": ram.free}}}
 
 
 def cost_rows(estimate: Estimate | None, spec: ModelSpec, output: Path) -> Rows:
@@ -75,7 +129,8 @@ def cost_rows(estimate: Estimate | None, spec: ModelSpec, output: Path) -> Rows:
     for phase, work in cost.work.items():
         time = duration(spent[phase]) if spent else ""
         rows.append(("work", phase, flops(work.flops), time))
-    total = f"about {duration(estimate.total_s)}" if estimate.total_s else MEASURE
+    unknown = MEASURE if device.here else MEASURE_THERE
+    total = f"about {duration(estimate.total_s)}" if estimate.total_s else unknown
     rows.append(("work", "in all", flops(cost.flops), total))
     rows += [("memory", f"weights of {n}", gib(size), "") for n, size in cost.weights.items()]
     rows += [("memory", n, gib(size), "") for n, size in cost.cache_bytes.items() if size]
@@ -83,13 +138,21 @@ def cost_rows(estimate: Estimate | None, spec: ModelSpec, output: Path) -> Rows:
     for offload, fits in estimate.fits.items():
         verdict = "fits" if fits else "does not fit"
         verdict += ": chosen" if offload == estimate.offload and len(estimate.fits) > 1 else ""
-        how = "" if offload == "none" else f", {offload} offload"
-        rows.append((f"at once{how}", OFFLOADS[offload], gib(cost.resident(offload)), verdict))
-    rows.append((device.kind, device.name, gib(device.total), f"{gib(device.free)} free"))
+        rows.append(("at once", f"offload {offload}", gib(cost.resident(offload)), verdict))
+    return rows + _device_rows(estimate) + _disk_rows(estimate, spec, output)
+
+
+def _device_rows(estimate: Estimate) -> Rows:
+    """Memory of the device and RAM, or what a GPU that is only planned for needs beside it."""
+    device, ram = estimate.device, find_cpu()
+    if not device.here:
+        rows = [(device.kind, device.name, gib(device.total), "")]
+        needed = ("RAM", "for offloaded weights", gib(estimate.ram), "needed")
+        return rows if estimate.offload == "none" else [*rows, needed]
+    rows = [(device.kind, device.name, gib(device.total), f"{gib(device.free)} free")]
     if device.kind == "cuda":
-        ram = find_cpu()
         rows.append(("RAM", "", gib(ram.total), f"{gib(ram.free)} free"))
-    return rows + _disk_rows(estimate, spec, output)
+    return rows
 
 
 def is_downloaded(spec: ModelSpec) -> bool:

@@ -29,6 +29,7 @@ from wancli.config.settings import RolloutSettings
 if TYPE_CHECKING:
     from wancli.cli.plan_table import Planned
     from wancli.cli.screen import Screen
+    from wancli.cost.devices import Device
 
 RESEARCH, AGAIN = "Research", "Resuming"
 PROMPT_KV = ("prompt_kv", "kv_align", "free_kv_weights")  # rollouts always compute a prompt once
@@ -113,6 +114,7 @@ def plan_rollout(  # noqa: PLR0913 - one parameter per flag that is not a settin
     *,
     overrides: Layer,
     screen: "Screen",
+    gpu: "Device | None" = None,
     prompt: Prompt = None,
     prompt_flag: PromptFlag = None,
     preset: PresetName = None,
@@ -170,7 +172,7 @@ def plan_rollout(  # noqa: PLR0913 - one parameter per flag that is not a settin
         layers = [Layer(base.name, settings_of({"request": before})), overrides]
     else:
         layers = settings_layers(screen.warn, overrides, preset)
-    return RolloutSession(request, layers, before=before, base=base)
+    return RolloutSession(request, layers, before=before, base=base, gpu=gpu)
 
 
 @takes_output_options

@@ -7,7 +7,9 @@ from typing import Any
 
 import platformdirs
 
+from wancli.catalog.local import find_spec
 from wancli.catalog.random import known_spec
+from wancli.catalog.specs import ModelSpec
 from wancli.config.presets import (
     find_preset,
     layers,
@@ -15,9 +17,9 @@ from wancli.config.presets import (
     step_cache_layer,
     unreadable_places,
 )
-from wancli.config.resolve import Layer, fields_of, overlay
+from wancli.config.resolve import Layer, Resolved, SettingsT, fields_of, overlay
 from wancli.config.settings import RolloutSettings
-from wancli.errors import Warn
+from wancli.errors import ModelError, PresetError, Warn
 
 
 def settings_layers(
@@ -25,8 +27,7 @@ def settings_layers(
 ) -> list[Layer]:
     """Layers over the declared defaults: model default, user, preset, environment, flags."""
     warn_of_unreadable_presets(warn)
-    named = preset or os.environ.get("WANCLI_PRESET") or None
-    from_preset = layers(find_preset(named)) if named else []
+    from_preset = _preset_layers(preset)
     if cache_preset:
         from_preset.append(step_cache_layer(find_preset(cache_preset)))
     environment = {"model": os.environ["WANCLI_MODEL"]} if os.environ.get("WANCLI_MODEL") else {}
@@ -35,6 +36,28 @@ def settings_layers(
     spec = known_spec(model)
     defaults = layers(find_preset(spec.name)) if spec else []
     return [*(replace(layer, source="model default") for layer in defaults), *chosen]
+
+
+def find_model(resolved: Resolved[SettingsT]) -> ModelSpec:
+    """The spec of the model in settings. Raises ModelError with the model's source, PlanError."""
+    settings, source = resolved.settings, resolved.sources["model"]
+    try:
+        return find_spec(settings.model, layers=settings.machine.layers)
+    except ModelError as error:
+        if source in ("flag", "default"):
+            raise
+        raise ModelError(f"{source}: {error}", hint=error.hint) from None
+
+
+def _preset_layers(preset: str | None) -> list[Layer]:
+    """The layers of `preset`, or of the one that WANCLI_PRESET names. Raises PresetError."""
+    if preset:
+        return layers(find_preset(preset))
+    named = os.environ.get("WANCLI_PRESET")
+    try:
+        return layers(find_preset(named)) if named else []
+    except PresetError as error:
+        raise PresetError(f"WANCLI_PRESET: {error}", hint=error.hint) from None
 
 
 def user_layers(warn: Warn) -> list[Layer]:

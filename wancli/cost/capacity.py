@@ -1,21 +1,22 @@
-"""Whether a request fits this machine, and which flags would make it fit."""
+"""Whether a request fits this machine, or a GPU that is planned for, and which flags would help."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from wancli.catalog.random import known_spec
-from wancli.catalog.specs import ModelSpec
+from wancli.catalog.specs import SPECS, ModelSpec
 from wancli.config.presets import find_preset, layers
 from wancli.config.resolve import Layer, SettingsT, resolve
-from wancli.config.settings import Settings
+from wancli.config.settings import Settings, Video
+from wancli.cost.devices import Device
 from wancli.cost.estimate import Estimate, estimate, resolve_device
 from wancli.cost.totals import generation_cost
 from wancli.errors import SetupError, UsageError
 from wancli.planning.inputs import NO_INPUTS, add_required_inputs
 from wancli.planning.plan import Plan, make_plan
 
-# Ways to save memory, the least lossy first.
+# Ways to save memory, the least lossy first; then smaller sizes.
 REMEDIES: tuple[Mapping[str, Any], ...] = (
     {"dtype": "bfloat16"},
     {"vae_tiling": True},
@@ -24,6 +25,11 @@ REMEDIES: tuple[Mapping[str, Any], ...] = (
     {"quantize": "int8"},
     {"dtype": "bfloat16", "quantize": "int8"},
     {"dtype": "bfloat16", "quantize": "int8", "vae_tiling": True},
+)
+SMALLER = tuple(
+    {"width": width, "height": height, **machine}
+    for width, height in ((832, 480), (640, 352), (448, 256))
+    for machine in ({}, {"vae_tiling": True}, {"dtype": "bfloat16"}, REMEDIES[-1])
 )
 
 
@@ -55,6 +61,15 @@ class CapacityCheck:
             self.estimate.check(self.spec.name, self.remedy)
 
 
+@dataclass(frozen=True)
+class DefaultCapacity:
+    """A model's check with its own preset, and the video of that preset."""
+
+    model: str
+    video: Video
+    capacity: CapacityCheck
+
+
 def check_capacity(
     settings: SettingsT,
     spec: ModelSpec,
@@ -69,12 +84,18 @@ def check_capacity(
 
 
 def generation_estimator(
-    spec: ModelSpec, plan: Callable[[Settings], Plan], offloads: Sequence[str] | None = None
+    spec: ModelSpec,
+    plan: Callable[[Settings], Plan],
+    offloads: Sequence[str] | None = None,
+    gpu: Device | None = None,
 ) -> Callable[[Settings], Estimate | None]:
-    """A function that estimates a video on this machine; `offloads` overrides the plan's."""
+    """A function that estimates a video on this machine, or on `gpu`.
+
+    `offloads` overrides the plan's.
+    """
 
     def estimator(settings: Settings) -> Estimate | None:
-        planned, (device, wide) = plan(settings), resolve_device(settings.machine)
+        planned, (device, wide) = plan(settings), resolve_device(settings.machine, gpu)
         cost = generation_cost(settings, spec, planned, wide=wide)
         modes = planned.offloads if offloads is None else offloads
         return estimate(cost, settings.machine, device, modes) if cost else None
@@ -82,29 +103,69 @@ def generation_estimator(
     return estimator
 
 
-def check_default_capacity(model: str, spec: ModelSpec) -> CapacityCheck:
+def check_default_capacity(
+    model: str, spec: ModelSpec, gpu: Device | None = None
+) -> DefaultCapacity:
     """Check one video with the model's own preset, with any pictures it requires."""
     known = known_spec(model)
     preset = layers(find_preset(known.name)) if known else []
     settings = resolve([*preset, Layer("model", {"model": model})], Settings).settings
-    estimator = generation_estimator(
-        spec, lambda s: make_plan(s, spec, add_required_inputs(spec, NO_INPUTS))
-    )
+    inputs = add_required_inputs(spec, NO_INPUTS)
+    estimator = generation_estimator(spec, lambda s: make_plan(s, spec, inputs), gpu=gpu)
     try:
-        return CapacityCheck(spec, estimator(settings))
+        capacity = check_capacity(settings, spec, estimator, force=False)
     except UsageError:  # a local folder without a preset
-        return CapacityCheck(spec, None)
+        capacity = CapacityCheck(spec, None)
+    return DefaultCapacity(model, settings.video, capacity)
+
+
+def check_models(gpu: Device | None = None) -> list[DefaultCapacity]:
+    """Every known model with its own preset, on this machine or on `gpu`."""
+    return [check_default_capacity(name, spec, gpu) for name, spec in SPECS.items()]
 
 
 def _remedy(settings: SettingsT, estimator: Callable[[SettingsT], Estimate | None]) -> str:
     """The first flags under which the request would fit; "" if none suffice."""
-    for changes in REMEDIES:
-        machine = settings.machine.model_copy(update=changes)
-        try:
-            result = estimator(settings.model_copy(update={"machine": machine}))
-        except (UsageError, SetupError):  # incompatible, or a package is missing
-            continue
-        if result and result.sufficient:
-            flags = {f"`{name}`": value for name, value in changes.items()}
-            return " ".join(n if value is True else f"{n} {value}" for n, value in flags.items())
-    return ""
+    if _fits(settings, SMALLER[-1], estimator) is False:  # then nothing does
+        return ""
+    fitting = (c for c in (*REMEDIES, *SMALLER) if _fits(settings, c, estimator))
+    return _flags(next(fitting, {}))
+
+
+def _fits(
+    settings: SettingsT,
+    changes: Mapping[str, Any],
+    estimator: Callable[[SettingsT], Estimate | None],
+) -> bool | None:
+    """Whether a request fits with other settings; None if they are incompatible, or larger."""
+    changed = _changed(settings, changes)
+    before, after = settings.video, changed.video
+    if after.width * after.height > before.width * before.height:
+        return None
+    try:
+        result = estimator(changed)
+    except (UsageError, SetupError):  # SetupError: a package is missing
+        return None
+    return result.sufficient if result else None
+
+
+def _changed(settings: SettingsT, changes: Mapping[str, Any]) -> SettingsT:
+    """The settings with other values of `machine` and `video`."""
+    groups = {
+        table: group.model_copy(
+            update={n: v for n, v in changes.items() if n in type(group).model_fields}
+        )
+        for table, group in (("machine", settings.machine), ("video", settings.video))
+    }
+    return settings.model_copy(update=groups)
+
+
+def _flags(changes: Mapping[str, Any]) -> str:
+    """Settings and their values as errors name them."""
+    words = [
+        f"`{name}`" if value is True else f"`{name}` {value}"
+        for name, value in changes.items()
+        if name not in ("width", "height")
+    ]
+    size = [f"`size` {changes['width']}x{changes['height']}"] if "width" in changes else []
+    return " ".join([*size, *words])

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from wancli.catalog.gpus import find_gpu
 from wancli.config.settings import Machine
 from wancli.errors import no_device
 from wancli.utils.packages import package_version
@@ -26,6 +27,7 @@ class Device:
     total: int
     free: int
     driver: str = ""
+    here: bool = True  # in this machine, not only planned for
 
     @property
     def key(self) -> str:
@@ -43,6 +45,12 @@ def find_gpus() -> list[Device]:
     if visible is None or not visible.replace(",", "").replace(" ", "").isdigit():
         return [] if visible in ("", "-1") else gpus
     return [gpus[int(n)] for n in visible.split(",") if int(n) < len(gpus)]
+
+
+def planned_device(gpu: str) -> Device:
+    """A GPU to plan for, by size (`24GB`) or by name (`rtx4090`). Raises UsageError."""
+    name, size = find_gpu(gpu)
+    return Device("cuda", name, size, size, here=False)
 
 
 def find_cpu() -> Device:

@@ -11,7 +11,7 @@ from wancli.config.precision import is_wide, vae_dtype
 from wancli.config.settings import Machine
 from wancli.cost.devices import Device, find_cpu, find_device
 from wancli.cost.totals import Cost
-from wancli.errors import CapacityError
+from wancli.errors import CapacityError, PlanError
 from wancli.planning.offload import OFFLOADS
 from wancli.planning.rules_machine import check_device_kind
 from wancli.utils.disk import user_cache
@@ -101,12 +101,15 @@ def estimate(
     *,
     ram: int | None = None,
 ) -> Estimate:
-    """Check a cost against a device, choosing from `offloads`; `ram` is this machine's by default.
+    """Check a cost against a device, choosing from `offloads`.
 
-    Only CUDA GPUs offload: other devices compute in RAM.
+    `ram` is this machine's by default, and what the weights need beside a device that is only
+    planned for. Only CUDA GPUs offload: other devices compute in RAM.
     """
-    ram = find_cpu().total if ram is None else ram
-    in_ram = ram >= sum(cost.weights.values())
+    weights = sum(cost.weights.values())
+    if ram is None:
+        ram = find_cpu().total if device.here else weights
+    in_ram = ram >= weights
     modes = list(OFFLOADS) if device.kind == "cuda" else ["none"]
     fits = {n: cost.resident(n) <= device.total and (n == "none" or in_ram) for n in modes}
     possible = [offload for offload in modes if offload in offloads]
@@ -119,12 +122,17 @@ def estimate(
     return Estimate(cost, machine, device, chosen, fits, possible, ram, spent)
 
 
-def resolve_device(machine: Machine) -> tuple[Device, bool]:
-    """The device that the settings select, and whether it computes in float32.
+def resolve_device(machine: Machine, gpu: Device | None = None) -> tuple[Device, bool]:
+    """The device that the settings select, or `gpu`, and whether it computes in float32.
 
     Raises PlanError for settings that the device does not support.
     """
-    device = find_device(machine)
+    if gpu and machine.device.partition(":")[0] not in ("auto", gpu.kind):
+        raise PlanError(
+            f"`gpu` plans for {gpu.name}, not for `device` {machine.device}.",
+            hint="drop one of the two",
+        )
+    device = gpu or find_device(machine)
     check_device_kind(machine, device.kind)
     return device, is_wide(machine, device.kind)
 
@@ -152,11 +160,16 @@ def phase_seconds(
 
 
 def read_rates(device: Device) -> Rates | None:
-    """Rates that `wancli doctor --measure` saved for this device and torch, if any."""
+    """Rates that `wancli doctor --measure` saved for this device and torch, if any.
+
+    For a device that is only planned for, under any torch.
+    """
     try:
         devices = read_json(user_cache() / RATES_FILE)
-        return TypeAdapter(Rates).validate_python(devices[device.key])
-    except (OSError, ValueError, KeyError):
+        anywhere = [key for key in devices if str(key).startswith(f"{device.name}, torch ")]
+        key = device.key if device.here else anywhere[-1]
+        return TypeAdapter(Rates).validate_python(devices[key])
+    except (OSError, ValueError, LookupError, TypeError):
         return None
 
 

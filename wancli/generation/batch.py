@@ -8,12 +8,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from wancli.catalog.hub_cache import check_reachable
-from wancli.catalog.local import check_files, find_spec, revision
+from wancli.catalog.local import check_files, revision
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.vocabulary import vocabulary_warnings
+from wancli.config.layers import find_model
 from wancli.config.resolve import Resolved
 from wancli.config.settings import Settings
 from wancli.cost.capacity import CapacityCheck, check_capacity, generation_estimator
+from wancli.cost.devices import Device
 from wancli.errors import PlanError, UsageError, WancliError
 from wancli.planning.existing import check_existing
 from wancli.planning.input_files import check_input_files, inputs_json
@@ -105,14 +107,16 @@ class PlannedVideos:
 
 
 def plan_videos(
-    request: GenerateRequest, files: OutputFiles, *, assume_inputs: bool = False
-) -> PlannedVideos:
+    request: GenerateRequest, files: OutputFiles, *, assume_inputs: bool = False,
+    gpu: Device | None = None,
+) -> PlannedVideos:  # fmt: skip
     """Check a request and name its videos. Raises WancliError.
 
-    With `assume_inputs`, input files that the model needs may be missing.
+    With `assume_inputs`, input files that the model needs may be missing. With `gpu`, the plan is
+    for that GPU and not for this machine.
     """
     settings = request.resolved.settings
-    spec = find_spec(settings.model, layers=settings.machine.layers)
+    spec = find_model(request.resolved)
     inputs = (
         add_required_inputs(spec, request.inputs, request.task) if assume_inputs else request.inputs
     )
@@ -135,7 +139,9 @@ def plan_videos(
             warnings,
         )  # fmt: skip
         todo.append(_name_files(video, files, several=len(request.seeds) > 1))
-    estimated = generation_estimator(spec, lambda s: make_plan(s, spec, inputs, task=request.task))
+    estimated = generation_estimator(
+        spec, lambda s: make_plan(s, spec, inputs, task=request.task), gpu=gpu
+    )
     capacity = check_capacity(settings, spec, estimated, force=request.force)
     return PlannedVideos(request, files, spec, plan, todo, capacity, warnings)
 

@@ -9,12 +9,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from wancli.catalog.hub_cache import check_reachable
-from wancli.catalog.local import check_files, find_spec, revision
+from wancli.catalog.local import check_files, revision
 from wancli.catalog.vocabulary import vocabulary_warnings
+from wancli.config.layers import find_model
 from wancli.config.resolve import Layer, Resolved, resolve
 from wancli.config.seeds import parse_seeds
 from wancli.config.settings import RolloutSettings
 from wancli.cost.capacity import CapacityCheck, check_capacity
+from wancli.cost.devices import Device
 from wancli.cost.estimate import Estimate, estimate, resolve_device
 from wancli.cost.totals import rollout_cost
 from wancli.errors import UsageError, WancliError
@@ -67,14 +69,17 @@ class RolloutSession:
 
     def __init__(
         self, options: RolloutRequest, layers: list[Layer], *,
-        before: Mapping[str, Any], base: Path | None = None,
+        before: Mapping[str, Any], base: Path | None = None, gpu: Device | None = None,
     ) -> None:  # fmt: skip
-        """`before` is the request of the rollout to continue, `base` its folder."""
-        self.options, self.before, self.base = options, before, base
+        """`before` is the request of the rollout to continue, `base` its folder.
+
+        With `gpu`, it is planned for that GPU and not for this machine.
+        """
+        self.options, self.before, self.base, self._gpu = options, before, base, gpu
         self.resolved: Resolved[RolloutSettings] = resolve(layers, RolloutSettings)
         check_unused_settings(self.resolved)
         settings = self.resolved.settings
-        self.spec: ModelSpec = find_spec(settings.model, layers=settings.machine.layers)
+        self.spec: ModelSpec = find_model(self.resolved)
         self._context = context_frames(options.starts, settings, self.spec, before)
         self.plan = self._plan(settings)
         check_context_files(options.starts, self.plan, settings, self.spec)
@@ -209,7 +214,7 @@ class RolloutSession:
 
     def _estimated(self, settings: RolloutSettings) -> Estimate | None:
         plan = self.plan if settings == self.resolved.settings else self._plan(settings)
-        device, wide = resolve_device(settings.machine)
+        device, wide = resolve_device(settings.machine, self._gpu)
         cost = rollout_cost(settings, self.spec, plan, wide=wide)
         return estimate(cost, settings.machine, device, plan.offloads) if cost else None
 
