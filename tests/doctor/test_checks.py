@@ -7,15 +7,21 @@ import torch
 
 from wancli.doctor import checks
 from wancli.doctor.attention import attention_backends
-from wancli.doctor.checks import Finding, disks, ffmpeg, imports, required_packages
+from wancli.doctor.checks import (
+    Finding,
+    check_disks,
+    check_ffmpeg,
+    check_imports,
+    check_packages,
+)
 from wancli.doctor.measure import DTYPES, measure
 
 
 def test_installed_packages_meet_their_requirements():
-    found = list(required_packages())
+    found = list(check_packages())
     assert {"torch", "diffusers", "typer"} <= {finding.name for finding in found}
     assert [finding for finding in found if finding.fatal] == []
-    assert list(imports()) == []
+    assert list(check_imports()) == []
 
 
 @pytest.mark.parametrize(
@@ -26,24 +32,24 @@ def test_a_package_is_checked_against_its_required_version(
     asked: str, state: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(checks, "requires", lambda _: [asked, "x>1; extra == 'dev'"])
-    (found,) = required_packages()
+    (found,) = check_packages()
     assert found.state == state
     assert found.fatal == (state != "ok")
-    assert found.mend == ("" if state == "ok" else f"pip install '{asked}'")
+    assert found.fix == ("" if state == "ok" else f"pip install '{asked}'")
 
 
 def test_a_library_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "broken_build.py").write_text("raise OSError('libcudart.so.12: not found')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(checks, "IMPORTED", ("torch", "broken_build"))
-    (found,) = imports()
+    (found,) = check_imports()
     assert found.fatal
     assert "libcudart" in found.value
-    assert "broken_build" in found.mend
+    assert "broken_build" in found.fix
 
 
 def test_ffmpeg_is_checked_by_encoding():
-    found = ffmpeg()
+    found = check_ffmpeg()
     assert found.state == "ok"
     assert "3 frames read back" in found.value
 
@@ -53,11 +59,11 @@ def test_an_ffmpeg_that_cannot_encode_is_found(tmp_path: Path, monkeypatch: pyte
     program.write_text("#!/bin/sh\nexit 3\n")
     program.chmod(0o755)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
-    assert ffmpeg().fatal
+    assert check_ffmpeg().fatal
     program.unlink()
-    found = ffmpeg()
+    found = check_ffmpeg()
     assert found.fatal
-    assert "imageio-ffmpeg" in found.mend
+    assert "imageio-ffmpeg" in found.fix
 
 
 def test_disk_space_is_checked_where_files_will_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -65,7 +71,7 @@ def test_disk_space_is_checked_where_files_will_go(tmp_path: Path, monkeypatch: 
     blobs = tmp_path / "hub" / "models--a--b" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "x").write_bytes(b"0" * 2**20)
-    found = {finding.name: finding for finding in disks(tmp_path / "not" / "made")}
+    found = {finding.name: finding for finding in check_disks(tmp_path / "not" / "made")}
     assert str(tmp_path / "not" / "made") in found["output"].value
     assert found["models cached"].value == "1.0 MiB"
 
@@ -73,7 +79,7 @@ def test_disk_space_is_checked_where_files_will_go(tmp_path: Path, monkeypatch: 
 def test_working_backends_match_attention():
     found = {finding.name: finding for finding in attention_backends(torch.device("cpu"))}
     assert found["native"].state == found["_native_math"].state == "ok"
-    assert "sage" in found["not here"].value
+    assert "sage" in found["unavailable"].value
     assert not any(finding.fatal for finding in found.values())
 
 

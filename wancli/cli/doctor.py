@@ -1,17 +1,22 @@
-"""`wancli doctor`: what this machine can run, and how to fix the rest."""
+"""`wancli doctor`: which models this machine can run, and how to fix what is broken."""
 
-from dataclasses import asdict
-from typing import Annotated
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wancli.cli.options import Folder, OutputOptions, folder, takes_output_options
+from wancli.cli.options import Folder, OutputOptions, folder, takes_output_options, with_flags
+from wancli.cli.plan_table import models_json, show_models
 from wancli.cli.screen import Screen
 from wancli.config.settings import Machine
+from wancli.cost.capacity import check_models
 from wancli.cost.devices import find_device
 from wancli.cost.estimate import Rates, write_rates
 from wancli.errors import SetupError
 from wancli.utils.units import gib
+
+if TYPE_CHECKING:
+    from wancli.doctor.checks import Finding
 
 Measure = Annotated[
     bool,
@@ -27,52 +32,72 @@ def doctor(
 ) -> None:
     """Check what this machine can run, and how to fix the rest.
 
-    Exit 4 if generate cannot run.
+    First, whether each known model fits with its own preset, how long it takes if this machine was
+    measured, and what would make it fit; then packages, devices, disks, ffmpeg and attention
+    kernels. Exit 4 if generate cannot run.
 
     wancli doctor --measure
     """
-    from wancli.doctor.checks import find_all
+    from wancli.doctor.checks import run_checks
 
     screen, place = Screen(output_options), folder(output_dir)
-    screen.say("checking this machine; this takes some seconds")
-    rates = _measured(screen) if measure else None
-    findings = list(find_all(place))
+    rates = _measure(screen) if measure else None
+    models = check_models()
+    if not output_options.json:
+        show_models(models, screen)
+    screen.say("checking packages, devices and disks; this takes some seconds")
+    findings = list(run_checks(place))
     broken = [finding for finding in findings if finding.fatal]
     if not broken:
         from wancli.doctor.attention import attention_backends
         from wancli.models.load import pick_device
 
         findings += attention_backends(pick_device("auto"))
+    findings = [_with_flags(finding) for finding in findings]
     if output_options.json:
-        report = {"ok": not broken, "findings": [asdict(finding) for finding in findings]}
-        screen.json(report | ({"rates": asdict(rates)} if rates else {}))
+        checked = {
+            "models": [models_json(check) for check in models],
+            "findings": [asdict(finding) for finding in findings],
+        }
+        screen.json({"ok": not broken, **checked, **({"rates": asdict(rates)} if rates else {})})
     else:
-        rows = [(f.group, f.name, f.value, _word(f.state), f.mend) for f in findings]
-        screen.table("", " ", "found", "", "how to fix it", rows=rows)
+        groups = ["", *(finding.group for finding in findings)]
+        rows = [
+            ("" if f.group == before else f.group, f.name, _value(f), f.fix)
+            for before, f in zip(groups, findings, strict=False)
+        ]
+        screen.table("check", "", "", "how to fix it", rows=rows)
     if broken:
         names = ", ".join(finding.name for finding in broken)
-        raise SetupError(f"generate cannot run on this machine: {names}.", hint=broken[0].mend)
+        raise SetupError(f"generate cannot run on this machine: {names}.", hint=broken[0].fix)
 
 
-def _measured(screen: Screen) -> Rates:
+def _measure(screen: Screen) -> Rates:
     """Measure the speed of this machine, save it and print it."""
     from wancli.doctor.measure import measure
     from wancli.models.load import pick_device
 
     device = pick_device("auto")
+    screen.say("measuring this machine; this takes some seconds")
     rates = measure(device)
     write_rates(find_device(Machine(device=device.type)), rates)
     for name, rate in rates.matmul.items():
         attention = rates.attention[name] / 1e12
-        screen.say(f"{name}: products {rate / 1e12:.3g} TFLOP/s, attention {attention:.3g} TFLOP/s")
+        screen.say(f"{name}: matmul {rate / 1e12:.3g} TFLOP/s, attention {attention:.3g} TFLOP/s")
     convolution = rates.convolution / 1e12
     small = rates.small_convolution / 1e12
     screen.say(
         f"convolution {convolution:.3g} TFLOP/s, small {small:.3g} TFLOP/s, "
-        f"copying {gib(rates.copy)}/s"
+        f"copy {gib(rates.copy)}/s"
     )
     return rates
 
 
-def _word(state: str) -> str:
-    return "" if state == "note" else state
+def _value(finding: "Finding") -> str:
+    """A finding's value as printed: a state other than ok comes first."""
+    words = [] if finding.state in ("ok", "note") else [finding.state]
+    return ": ".join([*words, finding.value] if finding.value else words)
+
+
+def _with_flags(finding: "Finding") -> "Finding":
+    return replace(finding, value=with_flags(finding.value), fix=with_flags(finding.fix))

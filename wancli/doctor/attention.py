@@ -1,4 +1,4 @@
-"""Which of diffusers' attention backends run here: each is given a tiny tensor."""
+"""Which of diffusers' attention backends run here: each attends to a tiny tensor."""
 
 import warnings
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 
 from wancli.doctor.checks import Finding
 
-TOLERANCE = 0.05  # of numbers about 1; kernels of 8 bits are this far off
+TOLERANCE = 0.05  # absolute, of values around 1; 8-bit kernels are this far off
 
 
 def attention_backends(device: torch.device) -> Iterator[Finding]:
-    """Those that give what plain attention gives; and, as one note, those that do not run."""
+    """Compare every backend with plain attention; those that do not run are one note."""
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
@@ -24,22 +24,21 @@ def attention_backends(device: torch.device) -> Iterator[Finding]:
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
-                found = dispatch_attention_fn(query, key, value, backend=backend).float()
-        except Exception:  # noqa: BLE001 - each kernel has its own way to say that it is not there
+                output = dispatch_attention_fn(query, key, value, backend=backend).float()
+        except Exception:  # noqa: BLE001 - each missing kernel raises something else
             absent.append(backend.value)
             continue
-        error = float((found - expected).abs().max())
-        told = f"runs, within {error:.0e}"
+        error = float((output - expected).abs().max())
         if error <= TOLERANCE:
-            yield Finding("attention", backend.value, told)
+            yield Finding("attention", backend.value, f"runs, within {error:.0e}")
         else:
             yield Finding("attention", backend.value, f"is {error:.1g} off", "broken", "do not use")
     if absent:
-        yield Finding("attention", "not here", ", ".join(absent), "note")
+        yield Finding("attention", "unavailable", ", ".join(absent), "note")
 
 
 def _plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Attention [B, S, H, D] in float32, by its definition."""
+    """Attention [B, S, H, D] in float32, by definition."""
     q, k, v = (x.float().transpose(1, 2) for x in (query, key, value))
     scores = torch.softmax(q @ k.transpose(2, 3) / q.shape[-1] ** 0.5, dim=-1)
     return (scores @ v).transpose(1, 2)

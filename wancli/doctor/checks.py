@@ -26,25 +26,25 @@ from wancli.utils.units import gib
 State = Literal["ok", "missing", "broken", "note"]
 IMPORTED = ("torch", "diffusers", "transformers", "safetensors", "accelerate")
 OPTIONAL = {  # package: what it is for
-    "torchao": "--quantize",
+    "torchao": "`quantize`",
     "nvidia-ml-py": "GPU memory without nvidia-smi",
     "kernels": "attention kernels from the hub",
-    "flash-attn": "--attention-backend flash",
-    "sageattention": "--attention-backend sage",
-    "xformers": "--attention-backend xformers",
+    "flash-attn": "`attention_backend` flash",
+    "sageattention": "`attention_backend` sage",
+    "xformers": "`attention_backend` xformers",
 }
-LITTLE_DISK = 2**30  # bytes; a model takes more
+LITTLE_DISK = 2**30  # bytes; a model needs more
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; `mend` is what to type where it is not well."""
+    """The result of one check; `fix` is what to type where it failed."""
 
     group: str
     name: str
     value: str
     state: State = "ok"
-    mend: str = ""
+    fix: str = ""
     needed: bool = False  # generate cannot run without it
 
     @property
@@ -53,55 +53,56 @@ class Finding:
         return self.needed and self.state in ("missing", "broken")
 
 
-def find_all(output: Path) -> Iterator[Finding]:
-    """Everything; `output` is the folder that videos would go to."""
+def run_checks(output: Path) -> Iterator[Finding]:
+    """Run all checks; `output` is the directory of videos."""
     yield Finding("versions", "python", platform.python_version())
     yield Finding("versions", "wancli", package_version("wancli") or "not installed")
-    yield from required_packages()
-    yield from imports()
+    yield from check_packages()
+    yield from check_imports()
     for name, purpose in OPTIONAL.items():
-        found = package_version(name)
-        mend = "" if found else f"pip install {name}"
-        yield Finding("optional", name, found or purpose, "ok" if found else "note", mend)
-    yield from devices()
-    yield from disks(output)
-    yield ffmpeg()
-    yield from folders()
+        version = package_version(name)
+        fix = "" if version else f"pip install {name}"
+        value = version or f"for {purpose}"
+        yield Finding("optional", name, value, "ok" if version else "note", fix)
+    yield from check_devices()
+    yield from check_disks(output)
+    yield check_ffmpeg()
+    yield from list_folders()
 
 
-def required_packages() -> Iterator[Finding]:
-    """Those that wancli asks for, against the versions that it asks for."""
+def check_packages() -> Iterator[Finding]:
+    """Compare the installed versions of required packages with wancli's requirements."""
     from packaging.requirements import Requirement
 
     try:
-        asked = [Requirement(text) for text in requires("wancli") or ()]
+        requirements = [Requirement(text) for text in requires("wancli") or ()]
     except PackageNotFoundError:
         return
-    for requirement in asked:
+    for requirement in requirements:
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
-        found, mend = package_version(requirement.name), f"pip install '{requirement}'"
-        if not found:
-            yield Finding("versions", requirement.name, "", "missing", mend, needed=True)
-        elif not requirement.specifier.contains(found, prereleases=True):
-            yield Finding("versions", requirement.name, found, "broken", mend, needed=True)
+        version, fix = package_version(requirement.name), f"pip install '{requirement}'"
+        if not version:
+            yield Finding("versions", requirement.name, "", "missing", fix, needed=True)
+        elif not requirement.specifier.contains(version, prereleases=True):
+            yield Finding("versions", requirement.name, version, "broken", fix, needed=True)
         else:
-            yield Finding("versions", requirement.name, found, needed=True)
+            yield Finding("versions", requirement.name, version, needed=True)
 
 
-def imports() -> Iterator[Finding]:
-    """The libraries that do the work load; only what does not is found."""
+def check_imports() -> Iterator[Finding]:
+    """Import the libraries that do the work; yields those that fail."""
     for name in IMPORTED:
         try:
             importlib.import_module(name)
-        except Exception as error:  # noqa: BLE001 - nobody has listed what a broken build raises
-            said = f"{type(error).__name__}: {error}".splitlines()[0]
-            mend = f"pip install --force-reinstall {name}"
-            yield Finding("versions", f"import {name}", said, "broken", mend, needed=True)
+        except Exception as error:  # noqa: BLE001 - a broken build can raise anything
+            message = f"{type(error).__name__}: {error}".splitlines()[0]
+            fix = f"pip install --force-reinstall {name}"
+            yield Finding("versions", f"import {name}", message, "broken", fix, needed=True)
 
 
-def devices() -> Iterator[Finding]:
-    """GPUs, whether torch can use them, and memory."""
+def check_devices() -> Iterator[Finding]:
+    """GPUs, whether torch can use them, CPU, memory and threads, and measured rates."""
     gpus, cpu = find_gpus(), find_cpu()
     for gpu in gpus:
         memory = f"{gib(gpu.total)}, {gib(gpu.free)} free"
@@ -112,18 +113,18 @@ def devices() -> Iterator[Finding]:
         import torch
 
         if gpus and not torch.cuda.is_available():
-            mend = "pip install torch, from an index with a CUDA build for this driver"
-            yield Finding("GPU", "torch", "cannot use CUDA here", "broken", mend)
+            fix = "pip install torch, from an index with a CUDA build for this driver"
+            yield Finding("GPU", "torch", "cannot use CUDA here", "broken", fix)
     yield Finding("memory", cpu.name, f"{gib(cpu.total)}, {gib(cpu.free)} free")
     yield Finding("memory", "CPU threads", thread_settings())
     measured = read_rates((gpus or [cpu])[0])
     when = f"measured {measured.measured}" if measured else "never measured"
-    mend = "" if measured else "wancli doctor --measure"
-    yield Finding("memory", "rates", when, "ok" if measured else "note", mend)
+    fix = "" if measured else "wancli doctor --measure"
+    yield Finding("memory", "rates", when, "ok" if measured else "note", fix)
 
 
-def disks(output: Path) -> Iterator[Finding]:
-    """Room where files will go, and whether they may."""
+def check_disks(output: Path) -> Iterator[Finding]:
+    """Free space and write permission of the directories that wancli writes to."""
     for name, path, variable in (
         ("output", output, "WANCLI_OUTPUT_DIR"),
         ("hub cache", cache_folder(), "HF_HOME"),
@@ -132,8 +133,8 @@ def disks(output: Path) -> Iterator[Finding]:
         free, there = free_disk(path), existing(path)
         value = f"{path.absolute()}: {gib(free)} free"
         if not os.access(there, os.W_OK):
-            mend = f"chmod u+w {there}, or set {variable}"
-            yield Finding("disk", name, f"{value}, not writable", "broken", mend, name == "output")
+            fix = f"chmod u+w {there}, or set {variable}"
+            yield Finding("disk", name, f"{value}, not writable", "broken", fix, name == "output")
         elif free < LITTLE_DISK:
             yield Finding("disk", name, value, "note", f"free some space, or set {variable}")
         else:
@@ -142,8 +143,8 @@ def disks(output: Path) -> Iterator[Finding]:
     yield Finding("disk", "models cached", gib(size))
 
 
-def ffmpeg() -> Finding:
-    """A tiny video, written as every other, and read back."""
+def check_ffmpeg() -> Finding:
+    """Encode a tiny video as any other, and read it back."""
     try:
         import numpy as np
 
@@ -152,23 +153,21 @@ def ffmpeg() -> Finding:
 
         for encoding in (Encoding(), Encoding(lossless=True)):
             check_encoder(encoding)
-        words = run_ffmpeg("-version").stdout.decode(errors="replace").split()
+        words = [*run_ffmpeg("-version").stdout.decode(errors="replace").split(), "?", "?", "?"]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "tiny.mp4"
             with VideoWriter(path, size=(32, 32), fps=8, encoding=Encoding()) as writer:
                 writer.write(np.zeros((3, 32, 32, 3), np.uint8))
                 frames = writer.finish({}).frames
-        said = (
-            f"{words[2] if len(words) > 2 else '?'} encodes, tags BT.709, {frames} frames read back"
-        )
-        return Finding("video", "ffmpeg", f"{said}: {ffmpeg_exe()}", needed=True)
+        value = f"{words[2]} encodes, tags BT.709, {frames} frames read back: {ffmpeg_exe()}"
+        return Finding("video", "ffmpeg", value, needed=True)
     except (WancliError, ImportError, OSError) as error:
-        mend = error.hint if isinstance(error, WancliError) else "pip install imageio-ffmpeg numpy"
-        return Finding("video", "ffmpeg", str(error), "broken", mend, needed=True)
+        fix = error.hint if isinstance(error, WancliError) else "pip install imageio-ffmpeg numpy"
+        return Finding("video", "ffmpeg", str(error), "broken", fix, needed=True)
 
 
-def folders() -> Iterator[Finding]:
-    """Where settings and presets of the user's are looked for."""
+def list_folders() -> Iterator[Finding]:
+    """The user's configuration and presets, and this Python."""
     config = platformdirs.user_config_path("wancli")
     for name, path in (("config", config / "config.toml"), ("presets", config / "presets")):
         there = "" if path.exists() else " (none yet)"

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies, attends, convolves and copies: some seconds of each."""
+"""Measure the throughput of this machine: matmuls, attention, convolutions and copies."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -15,14 +15,14 @@ from wancli.cost.wan_vae import CACHE_FRAMES, CAUSAL
 
 ROUNDS = 3
 DTYPES = ("float32", "bfloat16", "float16")
-# Channels, frames and side of what a VAE's residual blocks are given, from its latents on. The last
-# is over 32 MiB, which a CPU's memory has to be found for anew each time, as in a real video.
+# Channels, frames and side of the inputs of a VAE's residual blocks, from its latents on. The last
+# is over 32 MiB, for which a CPU allocates memory anew each time, as in a real video.
 LAYERS = ((384, 1, 32), (192, 2, 48), (96, 4, 160))
 SMALL_LAYERS = ((64, 1, 12), (64, 2, 24), (32, 4, 48))
 
 
 def measure(device: torch.device, *, budget_s: float = 0.3) -> Rates:
-    """The rates of a device, each the median of three rounds of `budget_s` after a warmup."""
+    """Measure a device's rates, each the median of three rounds of `budget_s` after a warmup."""
     large = device.type != "cpu"
     side, tokens = (8192, 16_384) if large else (1024, 1024)
     dtypes = DTYPES if large else DTYPES[:2]
@@ -50,22 +50,22 @@ def measure(device: torch.device, *, budget_s: float = 0.3) -> Rates:
 def _convolution_rate(
     device: torch.device, budget_s: float, layers: Sequence[tuple[int, int, int]]
 ) -> float:
-    """FLOPs per second of a VAE's residual blocks, one after the other, as they decode.
+    """FLOPs per second of a VAE's residual blocks, one after the other, as in decoding.
 
-    What they do beside, norm, activation and remembering, is in it.
+    The time includes their norms, activations and caching.
     """
 
     def random(*shape: int) -> Tensor:
         return torch.randn(1, *shape, device=device)
 
-    given = [
+    inputs = [
         (WanResidualBlock(c, c).to(device), random(c, frames, side, side),
          random(c, CACHE_FRAMES, side, side))
         for c, frames, side in layers
     ]  # fmt: skip
 
     def call() -> None:
-        for block, video, before in given:
+        for block, video, before in inputs:
             block(video, feat_cache=[before, before], feat_idx=[0])
 
     work = sum(2 * 2 * CAUSAL * c**2 * frames * side**2 for c, frames, side in layers)
@@ -82,6 +82,7 @@ def _attention(query: Tensor) -> Callable[[], Tensor]:
 
 @torch.no_grad()
 def _per_second(device: torch.device, budget_s: float, call: Callable[[], object]) -> float:
+    """Calls per second, the median of `ROUNDS` rounds of `budget_s`."""
     call()
     _wait(device)
     since = perf_counter()
@@ -99,6 +100,7 @@ def _per_second(device: torch.device, budget_s: float, call: Callable[[], object
 
 
 def _wait(device: torch.device) -> None:
+    """Wait until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
