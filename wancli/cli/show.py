@@ -1,6 +1,8 @@
 """`wancli show` and `wancli decode`: the record in a file, and latents as a video."""
 
 import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +24,39 @@ from wancli.utils.outputs import OutputFile, OutputSet
 from wancli.video.integrity import NO_DIGEST, WHOLE, Check, check_video
 
 CHECK_SCHEMA = "wancli.check/1"
+# Lines of the summary; a part is left out if the record lacks one of its values.
+_SUMMARY = {
+    "prompt": ("{request.prompt}",),
+    "model": ("{request.model}", "revision {request.model_revision}"),
+    "video": (
+        "{request.video.width}x{request.video.height}",
+        "{output.frames} frames",
+        "{output.duration_s} s at {request.video.fps} frames per second",
+    ),
+    "sampling": (
+        "seed {request.seed}",
+        "{request.sampling.steps} steps",
+        "{request.sampling.scheduler}",
+        "guidance {request.sampling.guidance_scale}",
+        "shift {request.sampling.flow_shift}",
+    ),
+    "step cache": ("{cache.method}", "{cache.reused} of {cache.forwards} forwards reused"),
+    "made": ("{created}", "wancli {command}", "{status}", "{error.message}"),
+    "memory": ("RAM {memory.ram_peak_gib} GiB", "VRAM {memory.vram_peak_gib} GiB"),
+}
+_ROLLOUT_SUMMARY = {
+    "sampling": (
+        "seed {request.seed}",
+        "{request.rollout.sampler}",
+        "shift {request.sampling.flow_shift}",
+    ),
+    "rollout": (
+        "{request.rollout.chunks} chunks of {request.rollout.chunk_frames} latent frames",
+        "window {request.rollout.rolling_window}",
+        "sinks {request.rollout.sink_frames}",
+    ),
+}
+_FIELD = re.compile(r"\{([\w.]+)\}")
 
 
 @takes_output_options
@@ -35,9 +70,13 @@ def show(
         bool,
         typer.Option("--check", help="Check instead whether the videos are intact."),
     ] = False,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Print the whole record instead of a summary.")
+    ] = False,
 ) -> None:
     """Print the record inside a video: how it was generated.
 
+    A summary; --all prints the rest. Numbers are rounded, with --json they are exact.
     --check tells whether each file is whole, damaged (exit code 4), or has no digest because an
     earlier version wrote it; only those are decoded.
     """
@@ -50,7 +89,8 @@ def show(
         if output_options.json:
             screen.json(record)
         else:
-            screen.table("", "", "value" if len(files) == 1 else str(file), rows=_rows(record))
+            rows = _all_rows(record) if all_ else _summary_rows(record)
+            screen.table("", "", rows=rows if len(files) == 1 else [("file", str(file)), *rows])
 
 
 @takes_output_options
@@ -122,9 +162,51 @@ def _check_file(file: Path) -> Check:
     return check_video(video, record) if record else Check("no record")
 
 
-def _rows(value: Any, *path: str) -> list[tuple[str, ...]]:
-    """Rows (table, key, value) of a record."""
-    if isinstance(value, dict):
-        return [row for key, inner in value.items() for row in _rows(inner, *path, key)]
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return [(".".join(path[:-1]), path[-1], text)]
+def _all_rows(table: Mapping[str, Any], *path: str) -> list[tuple[str, str]]:
+    """Rows (key, value) of a record, each table under its name."""
+    values = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    rows = [(f"[{'.'.join(path)}]", "")] if path and values else []
+    rows += [(f"  {key}" if path else key, _text(value)) for key, value in values.items()]
+    tables = {key: inner for key, inner in table.items() if isinstance(inner, Mapping)}
+    return rows + [row for key, inner in tables.items() for row in _all_rows(inner, *path, key)]
+
+
+def _summary_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Rows (name, text) of what one asks first; what the record lacks is left out."""
+    timings, sources = _at(record, "timings"), _at(record, "request.sources")
+    spent = timings if isinstance(timings, Mapping) else {}
+    seconds = [f"{n.removesuffix('_s')} {_text(s)} s" for n, s in spent.items() if n.endswith("_s")]
+    origins = sources if isinstance(sources, Mapping) else {}
+    flags = [str(key).rpartition(".")[2] for key, source in origins.items() if source == "flag"]
+    others = dict.fromkeys(str(source) for source in origins.values() if source != "flag")
+    changed = [f"flags {', '.join(flags)}"] if flags else []
+    lines = _SUMMARY | (_ROLLOUT_SUMMARY if "rollout" in record["request"] else {})
+    texts = {name: _filled(parts, record) for name, parts in lines.items()}
+    texts |= {"settings from": "; ".join([*changed, *others]), "time": ", ".join(seconds)}
+    return [(name, text) for name, text in texts.items() if text]
+
+
+def _filled(parts: Sequence[str], record: Mapping[str, Any]) -> str:
+    """The parts of a line whose values are all in the record."""
+    lines = []
+    for part in parts:
+        values = {path: _at(record, path) for path in _FIELD.findall(part)}
+        if all(value not in (None, "", [], {}) for value in values.values()):
+            lines.append(_FIELD.sub(lambda match: _text(values[match[1]]), part))  # noqa: B023
+    return ", ".join(lines)
+
+
+def _at(record: Any, path: str) -> Any:
+    """The value at a dotted path, or None."""
+    for key in path.split("."):
+        record = record.get(key) if isinstance(record, Mapping) else None
+    return record
+
+
+def _text(value: Any) -> str:
+    """Text, or another value as JSON, with numbers rounded to four significant digits."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_text, value))}]"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
