@@ -105,6 +105,27 @@ def test_a_sheet_and_animations_come_from_one_call(wancli: Wancli):
     assert wancli("preview", "a.mp4", *arguments).out == "s.png\ng.gif\nw.webp\n"
 
 
+def test_a_picture_of_the_same_video_is_replaced_until_somebody_changes_it(wancli: Wancli):
+    video(Path("a.mp4"), [40] * 5)
+    arguments = ("a.mp4", "--sheet", "a.png", "--gif", "a.gif", "--webp", "a.webp")
+    assert wancli("preview", *arguments).code == 0
+    before = Path("a.png").read_bytes()
+    Path("a.mp4").unlink()
+    video(Path("a.mp4"), [200] * 5)  # rendered again
+    assert wancli("preview", *arguments).code == 0
+    assert Path("a.png").read_bytes() != before
+    Path("b.mp4").write_bytes(Path("a.mp4").read_bytes())
+    said = wancli("preview", "b.mp4", "--sheet", "a.png")
+    assert (said.code, "a.png exists" in said.err) == (2, True)
+    for name in ("a.png", "a.gif", "a.webp"):
+        mine = Path(name).read_bytes() + b"mine"
+        Path(name).write_bytes(mine)
+        said = wancli("preview", *arguments)
+        assert (said.code, f"{name} exists" in said.err) == (2, True)
+        assert Path(name).read_bytes() == mine
+        Path(name).unlink()
+
+
 def test_frames_are_decoded_one_at_a_time(tmp_path: Path):
     import tracemalloc
 

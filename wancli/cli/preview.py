@@ -1,6 +1,7 @@
 """`wancli preview`: contact sheets, GIFs and WebPs of videos."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ from wancli.cli.options import OutputOptions, Overwrite, takes_output_options
 from wancli.cli.screen import Screen
 from wancli.errors import InputError, UsageError, missing
 from wancli.utils.outputs import OutputFile, OutputSet
+from wancli.video.signature import is_signed
 
 if TYPE_CHECKING:
     from wancli.video.sheet import Picture
@@ -62,14 +64,17 @@ def preview(  # noqa: PLR0913 - one parameter per flag
 ) -> None:
     """Make a contact sheet, a GIF or an animated WebP of videos.
 
+    A picture that it made of the same videos before, and nobody changed since, is replaced.
+
     wancli preview red.mp4 --gif red.gif
     """
     animations = [path for path in (gif, webp) if path]
     _check_videos(files, animations=bool(animations))
     sheets = _sheets(files, sheet, animations=bool(animations))
     outputs = OutputSet(overwrite=overwrite, reads=files, another="another name")
-    outputs.add(*(_output(path, "--sheet", ".png") for path in sheets))
-    outputs.add(*(_output(p, f"--{n}", f".{n}") for n, p in (("gif", gif), ("webp", webp)) if p))
+    outputs.add(*(_output(path, "--sheet", ".png", videos) for path, videos in sheets.items()))
+    moving = (("gif", gif), ("webp", webp))
+    outputs.add(*(_output(p, f"--{name}", f".{name}", files) for name, p in moving if p))
     if fps is not None and not animations:
         raise UsageError("`fps` is for animations only.", hint="`gif NAME.gif` or `webp NAME.webp`")
     with outputs.locked():
@@ -79,8 +84,8 @@ def preview(  # noqa: PLR0913 - one parameter per flag
         # Draw all before writing any: a video may be damaged at its end.
         drawn = [(target, videos, draw_sheet(videos, grid)) for target, videos in sheets.items()]
         for target in animations:
-            moving = draw_animation(files[0], gif=target == gif, width=width, fps=fps)
-            drawn.append((target, files, moving))
+            animation = draw_animation(files[0], gif=target == gif, width=width, fps=fps)
+            drawn.append((target, files, animation))
         for target, videos, picture in drawn:
             picture.write(target, overwrite=target in outputs.replaced)
             _say(Screen(output_options), picture, target, videos)
@@ -116,11 +121,11 @@ def _check_videos(files: Sequence[Path], *, animations: bool) -> None:
         )
 
 
-def _output(path: Path, role: str, suffix: str) -> OutputFile:
+def _output(path: Path, role: str, suffix: str, videos: Sequence[Path]) -> OutputFile:
     if path.suffix.lower() != suffix:
         hint = f"use {path.with_suffix(suffix)}" if path.name else f"use a name such as x{suffix}"
         raise UsageError(f"output {str(path)!r} does not end in {suffix}.", hint=hint)
-    return OutputFile(path, role)
+    return OutputFile(path, role, ours=partial(is_signed, videos=videos))
 
 
 def _say(screen: Screen, picture: "Picture", target: Path, videos: Sequence[Path]) -> None:

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from wancli.errors import UsageError
 from wancli.utils.files import write_whole
 from wancli.video.read import VideoInfo, probe, stream_frames
+from wancli.video.signature import sign
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,7 +31,7 @@ _HINT = "free some space, or choose another place"
 
 @dataclass(frozen=True)
 class Picture:
-    """An encoded picture: its size in pixels, and the number of video frames it shows."""
+    """An encoded and signed picture: its size in pixels, and how many video frames it shows."""
 
     content: bytes
     width: int
@@ -65,7 +66,7 @@ def draw_sheet(videos: Sequence[Path], grid: SheetLayout) -> Picture:
         sheet.paste(block, (0, top))
         top += block.height
     content = iio.imwrite("<bytes>", np.asarray(sheet), extension=".png", plugin="pillow")
-    return Picture(content, *sheet.size, sum(frames for _, frames in blocks))
+    return Picture(sign(content, videos), *sheet.size, sum(frames for _, frames in blocks))
 
 
 def draw_animation(video: Path, *, gif: bool, width: int | None, fps: float | None) -> Picture:
@@ -102,7 +103,7 @@ def draw_animation(video: Path, *, gif: bool, width: int | None, fps: float | No
         for frame in _frames_at(video, info, numbers):
             picture = frame.resize(size, Image.Resampling.LANCZOS)
             file.write(np.asarray(picture), duration=durations, loop=0)
-    return Picture(content.getvalue(), *size, count)
+    return Picture(sign(content.getvalue(), [video]), *size, count)
 
 
 def _block(video: Path, grid: SheetLayout, *, named: bool) -> tuple[Image.Image, int]:
