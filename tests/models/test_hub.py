@@ -1,8 +1,10 @@
 import errno
 import json
 import os
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from wancli.catalog.hub_cache import cache_folder
+from wancli.catalog.hub_cache import cache_folder, check_reachable, hub_answers
 from wancli.errors import ModelError, OutputError, WancliError
 from wancli.models.hub import check_space, hub_errors
 
@@ -100,3 +102,25 @@ def test_the_cache_is_that_of_huggingface_hub(monkeypatch: pytest.MonkeyPatch):
         for name, value in case.items():
             monkeypatch.setenv(name, value)
         assert str(cache_folder()) == theirs, case
+
+
+def test_a_hub_behind_a_firewall_is_given_up_soon(monkeypatch: pytest.MonkeyPatch):
+    """A socket with a full backlog drops further connections, as a firewall does."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("wancli.catalog.hub_cache.CONNECT_S", 0.1)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.socket() as server, ExitStack() as clients:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert hub_answers()
+        for _ in range(4):
+            client = clients.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(server.getsockname())
+        assert not hub_answers()
+        with pytest.raises(ModelError, match="the hub cannot be reached"):
+            check_reachable("some-owner/some-model")
+    monkeypatch.setenv("HF_ENDPOINT", "http://nowhere.invalid")
+    assert not hub_answers()

@@ -6,12 +6,14 @@ The layout is huggingface_hub's: models--OWNER--NAME with refs/main (a commit), 
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from wancli.errors import ModelError
 from wancli.utils.reading import read_text, user_path
 
+CONNECT_S = 4  # seconds in which a hub within reach accepts a connection
 _PREFIX = "models--"
 _REVISION = re.compile(r"\w[\w.-]{0,127}", re.ASCII)  # a single path component
 
@@ -81,8 +83,36 @@ def is_offline() -> bool:
 
 def check_reachable(repo: str) -> None:
     """Raise ModelError for a hub model that is not cached while offline; `repo` may be ""."""
-    if repo and is_offline() and not cached_revision(repo):
+    if repo and not cached_revision(repo) and not hub_answers():
         raise unreachable(repo)
+
+
+def hub_answers() -> bool:
+    """Whether the hub, or the proxy in between, accepts a connection within `CONNECT_S`.
+
+    huggingface_hub's client has no timeout: where a firewall drops packets it waits for minutes.
+    """
+    import socket  # here, since these take 20 ms that most commands do not need
+    from threading import Event, Thread
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies, proxy_bypass
+
+    if is_offline():
+        return False
+    hub = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    proxy = None if proxy_bypass(hub.hostname or "") else getproxies().get(hub.scheme)
+    place = urlsplit(proxy) if proxy else hub
+    address = (place.hostname or "", place.port or (443 if place.scheme == "https" else 80))
+    answers = Event()
+
+    def connect() -> None:
+        with suppress(OSError), socket.create_connection(address, CONNECT_S):
+            answers.set()
+
+    attempt = Thread(target=connect, daemon=True)  # looking the name up may block, too
+    attempt.start()
+    attempt.join(CONNECT_S)
+    return answers.is_set()
 
 
 def unreachable(model: str, *, how: str = "") -> ModelError:

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wancli.catalog.hub_cache import absent, cached_bytes, cached_repos, find_cached, repo_folder
+from wancli.catalog.hub_cache import (
+    absent,
+    cached_bytes,
+    cached_repos,
+    check_reachable,
+    find_cached,
+    repo_folder,
+)
 from wancli.catalog.local import find_spec
 from wancli.catalog.specs import DEMO_FOLDER, RANDOM, SPECS, ModelSpec
 from wancli.cli.completion import complete_models
@@ -71,6 +78,7 @@ def pull(name: Model, output_options: OutputOptions) -> None:
     from wancli.models.hub import bytes_to_download, check_space, download
     from wancli.models.inspect import missing_files
 
+    check_reachable(spec.repo)
     needed = bytes_to_download(spec.repo)
     if needed:
         check_space(spec.repo, needed)
@@ -99,7 +107,7 @@ def info(name: Model, output_options: OutputOptions) -> None:
     if model.missing:
         some = ", ".join(model.missing[:3])
         screen.warn(f"{name} lacks {some}.", hint=f"wancli model pull {name}")
-    capacity = check_default_capacity(name, model.spec)
+    capacity = check_default_capacity(name, model.spec).capacity
     if output_options.json:
         screen.json(model.as_json() | default_json(capacity))
         return

@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 )
 from tqdm import tqdm
 
-from wancli.catalog.hub_cache import absent, cache_folder, repo_folder, unreachable
+from wancli.catalog.hub_cache import absent, cache_folder, hub_answers, repo_folder, unreachable
 from wancli.errors import ModelError, OutputError, first_line
 from wancli.utils.disk import existing, free_disk
 
@@ -56,6 +56,7 @@ def download(repo: str, on_bytes: OnBytes | None = None) -> Path:
             repo,
             allow_patterns=list(PATTERNS),
             cache_dir=cache_folder(),
+            local_files_only=not hub_answers(),
             tqdm_class=_bars(on_bytes, stop) if on_bytes else None,
         )
         try:
@@ -70,6 +71,8 @@ def bytes_to_download(repo: str) -> int | None:
 
     Raises ModelError, also for a repository without a pipeline.
     """
+    if not hub_answers():
+        return None
     with hub_errors(repo):
         try:
             files = snapshot_download(
