@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from wancli.utils.packages import silence_torchao
 from wancli.utils.threads import choose_threads
 
 choose_threads()  # as the command line does; torch is imported by the tests
+silence_torchao()
 
 
 @dataclass(frozen=True)

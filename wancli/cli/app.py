@@ -19,6 +19,7 @@ from wancli.cli.lazy import Entry, lazy
 from wancli.cli.messages import dashed, use_color, write_error, write_result
 from wancli.errors import CapacityError, OutputError, SetupError, UsageError, WancliError
 from wancli.utils.interrupts import Interrupted, ignore
+from wancli.utils.packages import silence_torchao
 from wancli.utils.threads import choose_threads
 
 COMMANDS = {
@@ -99,6 +100,7 @@ def _write_versions(packages: Sequence[str]) -> None:
 def main() -> None:
     """Run the command line and exit; an error prints a line and a hint."""
     choose_threads()
+    silence_torchao()
     flags = set(takewhile(lambda argument: argument != "--", sys.argv[1:]))
     if not {"-v", "--verbose"} & flags:
         _silence_libraries()
@@ -172,8 +174,7 @@ def _unexpected(error: Exception) -> WancliError:
 
 def _silence_libraries() -> None:
     """Hide warnings that are meant for the developers of the libraries."""
-    for name in ("torchao", "torch.utils._pytree"):  # which diffusers imports where it finds it
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -1,5 +1,6 @@
 """Versions of installed packages, without importing them."""
 
+import logging
 import re
 from importlib.metadata import PackageNotFoundError, version
 
@@ -22,3 +23,8 @@ def check_package(name: str, least: tuple[int, ...], *, needed_by: str) -> None:
         raise SetupError(f"{needed_by} needs {name}.", hint=hint)
     if tuple(int(part) for part in re.findall(r"\d+", installed)[: len(least)]) < least:
         raise SetupError(f"{needed_by} needs {name} {needed}, not {installed}.", hint=hint)
+
+
+def silence_torchao() -> None:
+    """Hide what torchao logs when diffusers imports it: warnings about kernels that nobody uses."""
+    logging.getLogger("torchao").setLevel(logging.ERROR)
