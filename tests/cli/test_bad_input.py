@@ -85,8 +85,9 @@ def complaint(said: Said) -> tuple[str, str]:
         ((*GENERATE, "--step", 3), "No such option: --step", "--steps"),
         ((*GENERATE, "--steps", "abc"), "'--steps'", "wancli generate --help"),
         ((*GENERATE, "-N", 0), "'--num-videos'", "wancli generate --help"),
-        ((*GENERATE, "more"), "unexpected extra argument", "wancli generate --help"),
-        (("rollout", "a", "--", "--at", 3, "b"), "unexpected extra argument", "wancli rollout"),
+        (("generate", "red", "circle"), "unexpected argument 'circle'", "generate 'red circle'"),
+        (("rollout", "a", "--", "--at", 3, "b"), "unexpected argument '--at'", "quote the prompt"),
+        (("compare", "a", "b", "c"), "unexpected argument 'c'", "wancli compare --help"),
         (("genrate",), "No such command 'genrate'", "'generate'"),
         (("show",), "Missing argument", "wancli show --help"),
     ],
@@ -118,6 +119,20 @@ def test_an_unknown_model_suggests_a_similar_one(wancli: Wancli):
     said = wancli(*GENERATE, "--model", "wan2.1-t2v-13b")
     assert said.code == 4
     assert "did you mean 'wan2.1-t2v-1" in complaint(said)[1]
+
+
+@pytest.mark.parametrize("command", ["generate", "rollout", "plan"])
+def test_a_variable_that_is_wrong_is_named(
+    wancli: Wancli, monkeypatch: pytest.MonkeyPatch, command: str
+):
+    monkeypatch.setenv("WANCLI_MODEL", "nope")
+    said = wancli(command, "x")
+    assert said.code == 4
+    assert complaint(said)[0] == "WANCLI_MODEL: model 'nope' not found."
+    monkeypatch.setenv("WANCLI_PRESET", "nothing")
+    said = wancli(command, "x")
+    assert said.code == 2
+    assert complaint(said)[0] == "WANCLI_PRESET: preset 'nothing' not found."
 
 
 def test_a_folder_without_a_model_is_rejected(wancli: Wancli, tmp_path: Path):

@@ -1,5 +1,6 @@
 """Typer's commands and groups as wancli has them: imported when they are called."""
 
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ class WancliCommand(TyperCommand):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse `--at 5 "a prompt"` as `--at "5 a prompt"`, up to `--`."""
+        """Parse `--at 5 "a prompt"` as `--at "5 a prompt"`, up to `--`.
+
+        Raises UsageError for arguments left over, such as the second word of a prompt.
+        """
         end = args.index("--") if "--" in args else len(args)
         joined: list[str] = []
         for argument in args[:end]:
@@ -32,7 +36,17 @@ class WancliCommand(TyperCommand):
             else:
                 joined.append(argument)
         ctx.meta[WORDS] = joined
-        return super().parse_args(ctx, joined + args[end:])
+        ctx.allow_extra_args = True  # Typer's own error cannot tell that quotes are missing
+        left = super().parse_args(ctx, joined + args[end:])
+        if left and not ctx.resilient_parsing:
+            prompt = ctx.params.get("prompt")
+            words = shlex.quote(" ".join([prompt, *left])) if isinstance(prompt, str) else ""
+            hint = f"quote the prompt: {ctx.command_path} {words}"
+            raise UsageError(
+                f"unexpected argument {left[0]!r}.",
+                hint=hint if words else f"{ctx.command_path} --help",
+            )
+        return left
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help, as plain text."""
