@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wancli.cli.options import Folder, OutputOptions, folder, takes_output_options, with_flags
+from wancli.cli.messages import with_flags
+from wancli.cli.options import Folder, OutputOptions, folder, takes_output_options
 from wancli.cli.plan_table import models_json, show_models
 from wancli.cli.screen import Screen
 from wancli.config.settings import Machine

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from wancli.catalog.hub_cache import cache_folder, repo_folder
 from wancli.catalog.specs import ModelSpec
-from wancli.cli.options import with_flags
+from wancli.cli.messages import with_flags
 from wancli.cli.screen import Screen
 from wancli.cost.capacity import CapacityCheck, DefaultCapacity
 from wancli.cost.devices import find_cpu

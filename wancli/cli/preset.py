@@ -49,9 +49,9 @@ def list_(output_options: OutputOptions) -> None:
         if output_options.json:
             screen.json({**_preset_json(preset), "model": model, "task": task, "shadows": shadows})
         shadowing = f" (shadows {', '.join(shadows)})" if shadows else ""
-        rows.append((preset.name, model, preset.place, task, preset.description + shadowing))
+        rows.append((preset.name, model, preset.place, preset.description + shadowing))
     if not output_options.json:
-        screen.table("name", "model", "from", "task", "description", rows=rows)
+        screen.table("name", "model", "from", "description", rows=rows)
 
 
 @command()
