@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from wancli.errors import OutputError, UsageError
@@ -56,6 +57,11 @@ class OutputFile:
     ours: Ours = not_ours
     named: bool = True  # by the user, so that `overwrite` applies
     folder: bool = False
+
+    @cached_property
+    def real(self) -> Path:
+        """The path with links resolved."""
+        return Path(os.path.realpath(self.path))
 
 
 @dataclass
@@ -128,7 +134,7 @@ class OutputSet:
                 _try(folder, output)
             folders: dict[Path, dict[str, OutputFile]] = {}
             for key, output in self._all.items():
-                folders.setdefault(_real(output).parent, {})[Path(key).name] = output
+                folders.setdefault(output.real.parent, {})[Path(key).name] = output
             for folder, outputs in list(folders.items()):
                 lock = FolderLock(folder)
                 stack.enter_context(tidied(lock.release))
@@ -201,11 +207,6 @@ def _places(path: Path) -> set[str]:
     return {f"{info.st_dev}:{info.st_ino}"}
 
 
-def _real(output: OutputFile) -> Path:
-    """The output's path with links resolved."""
-    return Path(os.path.realpath(output.path))
-
-
 def _inside(key: str, *, of: str) -> bool:
     return key.startswith(f"{of}{os.sep}")
 
@@ -224,7 +225,7 @@ def _acquire(lock: FolderLock, outputs: Mapping[str, OutputFile]) -> None:
 def _remove_parts(folders: Mapping[Path, Mapping[str, OutputFile]]) -> None:
     """Remove the parts of outputs whose names are locked, by folder."""
     for folder, outputs in folders.items():
-        remove_parts(folder, {_real(output).name for output in outputs.values()})
+        remove_parts(folder, {output.real.name for output in outputs.values()})
         for output in outputs.values():
             if output.folder:
                 remove_parts(output.path)
