@@ -1,0 +1,171 @@
+"""README.md and docs/ say what the program does: their commands parse, plan and run."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.documents import (
+    MARKS,
+    ROOT,
+    Block,
+    all_blocks,
+    anchors,
+    blocks,
+    links,
+    pages,
+)
+from tests.forked import Run, forking
+from tests.shell import Shell, shell
+from wancli.catalog.specs import SPECS
+from wancli.cli.app import COMMANDS
+from wancli.cli.reference import markdown
+from wancli.config.presets import validate_file
+
+LANGUAGES = {"sh", "toml", "python", "mermaid", ""}
+PLANNED = ("generate", "rollout", "repro", "plan")
+PICTURES = ("cat.png", "day.png", "night.png", "person.png")
+CLIPS = {  # video frames, and how many a second
+    "cat": (81, 16), "mask": (81, 16),
+    "pose": (77, 30), "face": (77, 30), "street": (77, 30), "person": (77, 30),
+}  # fmt: skip
+
+
+def ids(block: Block) -> str:
+    return block.place
+
+
+def test_a_block_says_what_it_is_and_how_it_is_tested():
+    wrong = [b.place for b in all_blocks() if b.language not in LANGUAGES or b.mark not in MARKS]
+    assert wrong == []
+    skipped = [b.place for b in all_blocks() if b.mark == "skip" and b.commands]
+    assert skipped == []
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", [*pages(), "CONTRIBUTING.md"])
+def test_links_between_pages_lead_somewhere(page: str):
+    broken = [
+        f"{target}#{anchor}"
+        for target, anchor in links(page)
+        if not (ROOT / target).exists() or (anchor and anchor not in anchors(target))
+    ]
+    assert broken == []
+
+
+def test_the_readme_names_every_known_model():
+    readme, models = ((ROOT / name).read_text() for name in ("README.md", "docs/models.md"))
+    for name, spec in SPECS.items():
+        assert f"`{name}`" in readme
+        assert f"| `{name}` |" in models
+        assert spec.repo in models
+
+
+def test_flags_of_every_command_in_the_documents_exist():
+    """Parsed as the command line does, and not called."""
+    from typer.exceptions import TyperException
+
+    loaded = {name: entry.load(name) for name, entry in COMMANDS.items()}
+    wrong = []
+    for block in all_blocks():
+        for name, *arguments in block.commands:
+            if name.startswith("--"):
+                continue
+            command = loaded[name]
+            if subcommands := getattr(command, "commands", None):
+                command = subcommands[arguments.pop(0)]
+            try:
+                command.make_context(name, arguments)
+            except TyperException as error:
+                wrong.append(f"{block.place}: wancli {name}: {error.format_message()}")
+    assert wrong == []
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pictures and videos that the documents name."""
+    import numpy as np
+    from PIL import Image
+
+    from wancli.video.ffmpeg import Encoding
+    from wancli.video.write import VideoWriter
+
+    folder = tmp_path_factory.mktemp("documents")
+    for name in PICTURES:
+        Image.new("RGB", (48, 32)).save(folder / name)
+    for name, (frames, fps) in CLIPS.items():
+        path = folder / f"{name}.mp4"
+        with VideoWriter(path, size=(48, 32), fps=fps, encoding=Encoding(), replaced=[]) as writer:
+            writer.write(np.zeros((frames, 32, 48, 3), np.uint8))
+            writer.finish({})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def forked() -> Iterator[Run]:
+    with forking() as run:
+        yield run
+
+
+@pytest.mark.parametrize("block", [b for b in all_blocks() if b.mark == "plan"], ids=ids)
+def test_a_command_that_needs_weights_can_be_planned(block: Block, forked: Run, files: Path):
+    for name, *arguments in block.commands:
+        if name in PLANNED:
+            dry = [] if name == "plan" else ["--dry-run"]
+            code, _, _, err = forked(name, *arguments, *dry, "--force", folder=files)
+            assert code == 0, f"{block.place}: wancli {name} {arguments}: {err}"
+
+
+def cards() -> list[tuple[int, list[str], list[float]]]:
+    """(GB of the card, flags, [GiB on the GPU, GiB in RAM]) of the README's rows."""
+    row = re.compile(r"^\| (\d+) GB \| `(.*)` \|.*\| ([\d.]+) GiB \| ([\d.]+)(?: GiB)? \|$", re.M)
+    found = row.findall((ROOT / "README.md").read_text())
+    return [(int(gb), flags.split(), [float(gpu), float(ram)]) for gb, flags, gpu, ram in found]
+
+
+def test_the_readme_has_the_bytes_of_the_plan(forked: Run, tmp_path: Path):
+    for gb, flags, printed in cards():
+        settings = (*flags, "--dtype", "bfloat16", "--force", "--json")  # as on a GPU
+        _, _, out, _ = forked("plan", *settings, folder=tmp_path)
+        planned = json.loads(out)
+        cost, modes = planned["cost"], planned["plan"]["offloads"]
+        mode = next(mode for mode in modes if cost["resident"][mode] <= gb * 2**30)
+        waiting = 0 if mode == "none" else sum(cost["weights"].values())
+        assert [round(n / 2**30, 1) for n in (cost["resident"][mode], waiting)] == printed, flags
+
+
+def test_toml_in_the_documents_is_valid(tmp_path: Path):
+    for block in all_blocks():
+        if block.language == "toml" and (block.file or "presets/").startswith("presets/"):
+            path = tmp_path / "x.toml"
+            path.write_text(block.text)
+            validate_file(path)
+
+
+@pytest.fixture(scope="module")
+def bash(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    with shell(tmp_path_factory.mktemp("shell")) as run:
+        yield run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [p for p in pages() if any(b.runs for b in blocks(p))])
+def test_the_blocks_of_a_page_run_one_after_the_other(page: str, bash: Shell, tmp_path: Path):
+    for block in blocks(page):
+        if name := block.file or ("block.py" if block.language == "python" else None):
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text)
+        if block.runs:
+            done = bash(block.text if block.language == "sh" else "python block.py", tmp_path)
+            assert done.returncode == 0, f"{block.place}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_reference_is_what_the_program_writes():
+    """`make reference` writes it anew."""
+    assert (ROOT / "docs/cli.md").read_text() == f"{markdown()}\n"
