@@ -1,10 +1,11 @@
 # Needs make and Python 3.11 or newer; the rest is set up in .venv, from the versions in constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo man test test-all test-oldest fuzz lint format types demo-model bench-generate bench-rollout bench-memory bench-forwards bench-cache bench-threads ci clean
+.PHONY: help setup demo man reference docs test test-all test-oldest fuzz lint format types demo-model bench-generate bench-rollout bench-memory bench-forwards bench-cache bench-threads ci clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS := $(VENV)/.docs
 OLDEST := .venv-oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
@@ -41,6 +42,18 @@ demo: $(READY) ## Write demo.mp4 with the model inside the package
 
 man: $(READY) ## Write the man page wancli.1; read it with: man ./wancli.1
 	@$(BIN)/python -m wancli.cli.reference man > wancli.1 && echo "man: wrote wancli.1"
+
+reference: $(READY) ## Write docs/cli.md, the reference of every command, from the program
+	@$(BIN)/python -m wancli.cli.reference > docs/cli.md && echo "reference: wrote docs/cli.md"
+
+docs: $(DOCS) ## Build README.md and docs/ as a site, in site/
+	@echo "docs: mkdocs build --strict; then open site/index.html"
+	@$(BIN)/python -m mkdocs build --strict --quiet
+
+$(DOCS): $(READY) pyproject.toml constraints.txt
+	@echo "docs: installing the generator of the site"
+	@$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[docs]'
+	@touch $@
 
 test: $(READY) ## Run the tests, all but the slow ones
 	@echo "test: all but the slow ones, two at a time; the slow ones too: make test-all"
@@ -106,5 +119,5 @@ ci: ## What a change must pass, in a fresh environment
 	@bash .ci/run
 
 clean: ## Remove what these targets made: .venv, caches, demo.mp4 (trained checkpoints stay)
-	rm -rf $(VENV) $(OLDEST) build dist bench-cache demo.mp4 demo.json wancli.1 .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist site bench-cache demo.mp4 demo.json wancli.1 .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find wancli tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
