@@ -127,7 +127,7 @@ class LRUCache:
 
 
 def version(tensor: Tensor) -> int:
-    """How often autograd has seen it written to; 0 for inference tensors, which do not count."""
+    """Autograd's count of writes to a tensor; 0 for inference tensors, which have none."""
     return 0 if tensor.is_inference() else tensor._version
 
 

@@ -50,7 +50,7 @@ class ModelInfo:
         return sum(part.bytes for part in self.parts)
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """All fields, with totals and missing files."""
         spec = asdict(self.spec) | {"folder": str(self.spec.folder) if self.spec.folder else None}
         totals = {"parameters": self.parameters, "bytes": self.bytes}
         parts = [asdict(part) for part in self.parts]

@@ -75,7 +75,7 @@ class TimingLog:
             self._file.close()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """All rows, from the first; call it once all are added."""
+        """Iterate over all rows, once all are added."""
         self._file.seek(0)
         return map(json.loads, self._file)
 

@@ -47,7 +47,7 @@ class Quality:
         return psnr(self.mse.mean)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, and PSNR."""
+        """All fields, and PSNR."""
         worst = {"worst": psnr(self.mse.worst), "frame": self.mse.frame}
         return {**asdict(self), "psnr_db": {"mean": self.psnr_db, **worst}}
 
@@ -62,7 +62,7 @@ class LatentQuality:
     equal: bool
 
     def as_json(self) -> dict[str, Any]:
-        """Everything."""
+        """All fields."""
         return asdict(self)
 
 
