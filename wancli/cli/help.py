@@ -64,7 +64,6 @@ class HelpGroup:
 
     title: str
     rows: Sequence[HelpRow]
-    about: str = ""
 
     @property
     def key(self) -> str:
@@ -152,7 +151,7 @@ def describe(command: Any, ctx: Any, defaults: Defaults) -> CommandHelp:
         rows = [HelpRow(n, (c.help or "").partition("\n")[0]) for n, c in subcommands.items()]
         groups.append(HelpGroup(COMMANDS, rows))
     for title, options in _by_group([it for it in parameters if not it.is_argument]).items():
-        groups.append(HelpGroup(title, [it.row() for it in options], _about(title)))
+        groups.append(HelpGroup(title, [it.row() for it in options]))
     return CommandHelp(
         path=ctx.command_path,
         usage=" ".join([ctx.command_path, "[OPTIONS]", *pieces]),
@@ -229,7 +228,7 @@ def _by_group(options: Sequence[_Parameter]) -> Mapping[str, Sequence[_Parameter
     return ordered | {title: those for title, those in groups.items() if those} | last
 
 
-def _about(title: str) -> str:
+def about(title: str) -> str:
     """A line about a group, without a period."""
     if title in ABOUT:
         return ABOUT[title]
@@ -251,7 +250,7 @@ def _with_help_rows(groups: Sequence[HelpGroup]) -> Sequence[HelpGroup]:
     if not groups or groups[-1].title in (ARGUMENTS, COMMANDS):
         return [*groups, HelpGroup(OPTIONS, rows)]
     last = groups[-1]
-    return [*groups[:-1], HelpGroup(last.title, [*last.rows, *rows], last.about)]
+    return [*groups[:-1], HelpGroup(last.title, [*last.rows, *rows])]
 
 
 def _shown(value: Any) -> str:

@@ -21,6 +21,7 @@ from wancli.cli.help import (
     CommandHelp,
     HelpGroup,
     HelpRow,
+    about,
     describe,
     typed_defaults,
 )
@@ -84,7 +85,7 @@ def _group_lines(group: HelpGroup, width: int) -> Iterator[str]:
 def _more_lines(described: CommandHelp, groups: Sequence[HelpGroup], width: int) -> Iterator[str]:
     """The names of the groups that are not shown, and how to see them."""
     yield from ("", _bold(f"More ({described.path} --help GROUP, or --help-all):"))
-    rows = [HelpRow(group.key, group.about) for group in groups]
+    rows = [HelpRow(group.key, about(group.title)) for group in groups]
     yield from _row_lines(rows, width, column=None)
 
 

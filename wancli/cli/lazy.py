@@ -1,5 +1,6 @@
 """Typer's commands and groups as wancli has them: imported when they are called."""
 
+import gc
 import shlex
 from collections.abc import Mapping
 from contextlib import suppress
@@ -47,6 +48,11 @@ class WancliCommand(TyperCommand):
                 hint=hint if words else f"{ctx.command_path} --help",
             )
         return left
+
+    def invoke(self, ctx: Any) -> Any:
+        """Call the command, with garbage collection."""
+        gc.enable()
+        return super().invoke(ctx)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help, as plain text."""
