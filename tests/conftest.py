@@ -1,4 +1,4 @@
-"""What tests share: a tiny model folder, and the command line in this process."""
+"""Fixtures for all tests: a tiny model folder, and the command line run in this process."""
 
 import gc
 import os
@@ -16,19 +16,19 @@ silence_torchao()
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a command left behind."""
+class Result:
+    """Exit code, stdout and stderr of a command."""
 
     code: int
     out: str
     err: str
 
 
-Wancli = Callable[..., Said]
+Wancli = Callable[..., Result]
 
 
 def pytest_configure() -> None:
-    """What is imported stays: looking through it for what does not takes seconds."""
+    """Imported modules are never collected, and scanning them would take seconds."""
     gc.disable()
 
 
@@ -39,7 +39,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No user's presets, no environment of wancli's, a terminal of a known width."""
+    """No user presets, no WANCLI_ variables, a terminal of a known width."""
     for name in [n for n in os.environ if n.startswith("WANCLI_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
@@ -64,7 +64,7 @@ def wancli(
 
     monkeypatch.chdir(tmp_path)
 
-    def run(*args: object) -> Said:
+    def run(*args: object) -> Result:
         monkeypatch.setattr("sys.argv", ["wancli", *map(str, args)])
         capfd.readouterr()
         code: object = 0
@@ -73,6 +73,6 @@ def wancli(
         except SystemExit as exit_:
             code = exit_.code or 0
         out, err = capfd.readouterr()
-        return Said(int(str(code)), out, err)
+        return Result(int(str(code)), out, err)
 
     return run

@@ -1,4 +1,4 @@
-"""Real classes at sizes for a test: random weights, true behaviour."""
+"""Diffusers' own classes at test sizes: random weights, real behaviour."""
 
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ SIZES: dict[str, Any] = {
     "num_layers": 2,
     "rope_max_seq_len": 64,
 }
-PICTURED = {"in_channels": 12, "image_dim": 8, "added_kv_proj_dim": 24}
-FACED = {
+WITH_IMAGE = {"in_channels": 12, "image_dim": 8, "added_kv_proj_dim": 24}
+WITH_FACE = {
     "latent_channels": 4,
     "inject_face_latents_blocks": 2,
     "motion_encoder_size": 16,
@@ -49,12 +49,12 @@ FACED = {
     "face_encoder_num_heads": 2,
     "motion_encoder_batch_size": 2,
 }
-# What the transformer of a task has more; image tokens are 5 a picture.
-OF_TASK: dict[str, dict[str, Any]] = {
-    IMAGE: PICTURED,
-    ENDS: {**PICTURED, "pos_embed_seq_len": 10},
+# What a task adds to its transformer; an image is 5 tokens.
+TASK_SIZES: dict[str, dict[str, Any]] = {
+    IMAGE: WITH_IMAGE,
+    ENDS: {**WITH_IMAGE, "pos_embed_seq_len": 10},
     VACE: {"vace_layers": [0], "vace_in_channels": 4 + 4 + 64},
-    ANIMATE: {**PICTURED, **FACED},
+    ANIMATE: {**WITH_IMAGE, **WITH_FACE},
 }
 
 
@@ -79,7 +79,7 @@ def tiny_transformer(seed: int = 0, task: str = TEXT, **more: Any) -> WanTransfo
     kind = getattr(diffusers, TASKS[task].transformer)
     with torch.random.fork_rng():
         torch.random.manual_seed(seed)  # diffusers takes no generator
-        return kind(**{**SIZES, **OF_TASK.get(task, {}), **more}).eval()
+        return kind(**{**SIZES, **TASK_SIZES.get(task, {}), **more}).eval()
 
 
 def tiny_vae() -> AutoencoderKLWan:
@@ -112,7 +112,7 @@ def tiny_image_encoder() -> dict[str, Any]:
 def tiny_pipeline(
     task: str = TEXT, *, experts: int = 1, by_token: bool = False, **more: Any
 ) -> Any:
-    """`by_token` is TI2V-5B's way: every token has a timestep. `more` is of the transformer."""
+    """`by_token` gives every token a timestep, as TI2V-5B does. `more` goes to the transformer."""
     with torch.random.fork_rng():
         torch.random.manual_seed(0)
         text_encoder = UMT5EncoderModel(
@@ -123,14 +123,14 @@ def tiny_pipeline(
         parts |= {"transformer_2": tiny_transformer(1, task, **more), "boundary_ratio": 0.5}
     if by_token:
         parts["expand_timesteps"] = True
-    pictured = parts["transformer"].config.get("image_dim") is not None
+    takes_image = parts["transformer"].config.get("image_dim") is not None
     return getattr(diffusers, TASKS[task].pipeline)(
-        tokenizer=tiny_tokenizer(512 if pictured else 16),  # beside an image diffusers takes 512
+        tokenizer=tiny_tokenizer(512 if takes_image else 16),  # with an image, diffusers takes 512
         text_encoder=text_encoder,
         vae=tiny_vae(),
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
         **parts,
-        **(tiny_image_encoder() if pictured else {}),
+        **(tiny_image_encoder() if takes_image else {}),
     )
 
 
@@ -141,7 +141,7 @@ def tiny_folder(path: Path, task: str = TEXT, **more: Any) -> Path:
 
 
 def tiny_image(path: Path, seed: int, size: tuple[int, int] = (48, 32)) -> Path:
-    """A picture of coarse noise."""
+    """An image of coarse noise."""
     Image.fromarray(_noise(seed, 1, size)[0]).save(path)
     return path
 
@@ -154,7 +154,7 @@ def tiny_clip(
     size: tuple[int, int] = (48, 32),
     comment: str = "",
 ) -> Path:
-    """A video of coarse noise, 8 video frames a second."""
+    """A video of coarse noise at 8 fps."""
     with VideoWriter(path, size=size, fps=8, encoding=Encoding(), replaced=[path]) as writer:
         writer.write(_noise(seed, frames, size))
         writer.finish({"comment": comment})

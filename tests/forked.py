@@ -1,7 +1,7 @@
-"""Command lines, each in a fork of one fresh process that has imported our light modules.
+"""Runs each command line in a fork of one fresh process that has imported our light modules.
 
-What a process of its own does beside is to start python and to import them: most of the time of a
-command that only tells. `python -m tests.forked` reads a command line a line, and answers each.
+That saves starting Python and importing them, most of the time of a command that only prints.
+`python -m tests.forked` reads one command line per line and answers each.
 """
 
 import importlib
@@ -27,7 +27,7 @@ Run = Callable[..., Answer]
 
 @contextmanager
 def forking() -> Iterator[Run]:
-    """What runs command lines in forks, of one process as long as this lasts."""
+    """Yield a function that runs command lines in forks of one process."""
     command = [sys.executable, "-m", "tests.forked"]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
@@ -36,8 +36,8 @@ def forking() -> Iterator[Run]:
         assert answers is not None
 
         def run(*arguments: str, folder: Path, **variables: str) -> Answer:
-            asked = [arguments, str(folder), environment(**variables)]
-            print(json.dumps(asked), file=asks, flush=True)
+            request = [arguments, str(folder), environment(**variables)]
+            print(json.dumps(request), file=asks, flush=True)
             code, heavy, out, err = json.loads(answers.readline())
             return code, heavy, out, err
 
@@ -45,32 +45,32 @@ def forking() -> Iterator[Run]:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Ours and these, without colors."""
+    """Our environment plus `variables`, without colors."""
     return {name: text for name, text in os.environ.items() if name != "FORCE_COLOR"} | variables
 
 
 def main() -> None:
-    """Answer until there is no more to read."""
+    """Answer requests until stdin is closed."""
     for folder in ("wancli", *(f"wancli/{name}" for name in LIGHT)):
         for file in sorted((ROOT / folder).glob("[!_]*.py")):
             importlib.import_module(f"{folder}/{file.stem}".replace("/", "."))
     for line in sys.stdin:
         arguments, folder, variables = json.loads(line)
-        with TemporaryDirectory() as place:
-            out, err, told = (Path(place, name) for name in ("out", "err", "told"))
+        with TemporaryDirectory() as temporary:
+            out, err, outcome = (Path(temporary, name) for name in ("out", "err", "outcome"))
             if not (child := os.fork()):
                 os.chdir(folder)
                 os.environ.clear()
                 os.environ.update(variables)
-                _run(arguments, out, err, told)
+                _run(arguments, out, err, outcome)
             os.waitpid(child, 0)
-            answer = [*json.loads(told.read_text()), out.read_text(), err.read_text()]
+            answer = [*json.loads(outcome.read_text()), out.read_text(), err.read_text()]
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
 
-def _run(arguments: list[str], out: Path, err: Path, told: Path) -> NoReturn:
-    """Be `wancli ARGUMENTS`, and no more."""
+def _run(arguments: list[str], out: Path, err: Path, outcome: Path) -> NoReturn:
+    """Run `wancli ARGUMENTS` and exit."""
     from wancli.__main__ import main as wancli
 
     for number, path in enumerate((Path(os.devnull), out, err)):
@@ -89,7 +89,7 @@ def _run(arguments: list[str], out: Path, err: Path, told: Path) -> NoReturn:
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    told.write_text(json.dumps([code, [name for name in HEAVY if name in sys.modules]]))
+    outcome.write_text(json.dumps([code, [name for name in HEAVY if name in sys.modules]]))
     os._exit(0)
 
 

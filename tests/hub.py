@@ -1,4 +1,4 @@
-"""A hub on this machine, and what it leaves in the cache: for tests without a network."""
+"""A local Hugging Face hub, and its cache layout: for tests without a network."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def put_in_cache(folder: Path, *, repo: str, cache: Path) -> Path:
-    """Lay the files of `folder` down as huggingface_hub does; the snapshot."""
+    """Copy `folder` into a cache laid out as huggingface_hub's; returns the snapshot."""
     base = cache / f"models--{repo.replace('/', '--')}"
     snapshot = base / "snapshots" / COMMIT
     (base / "blobs").mkdir(parents=True)
@@ -38,14 +38,14 @@ def etag(file: Path) -> str:
 
 @dataclass
 class Hub:
-    """What is served under which name, and what was asked for."""
+    """Which folders are served as which repositories, and the requests received."""
 
     repos: dict[str, Path] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     endpoint: str = ""
-    wait_s: float = 0  # after each MiB of a file
-    sending: bool = False  # a file of more than that
-    asked: list[str] = field(default_factory=list)  # paths, in order
+    wait_s: float = 0  # pause after each MiB of a file
+    sending: bool = False  # a file larger than that is on its way
+    requests: list[str] = field(default_factory=list)  # paths, in order
 
 
 class _Server(ThreadingHTTPServer):
@@ -66,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         hub, path = self.server.hub, unquote(urlsplit(self.path).path)
-        hub.asked.append(path)
+        hub.requests.append(path)
         repo = "/".join(path.removeprefix("/api/models").strip("/").split("/")[:2])
         if repo in hub.gated:
             self._refuse(403, "GatedRepo")
@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if not body:
             return
-        with suppress(OSError):  # nobody listens any more
+        with suppress(OSError):  # the client has gone
             for first in range(0, len(content), 2**20):
                 self.wfile.write(content[first : first + 2**20])
                 self.server.hub.sending |= first > 0
@@ -116,7 +116,7 @@ def _tree(folder: Path) -> list[dict[str, object]]:
 
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
-    """Answer as huggingface.co does, on a port of this machine."""
+    """Serve as huggingface.co does, on a local port."""
     server = _Server(("127.0.0.1", 0), _Handler)
     server.hub, hub.endpoint = hub, f"http://127.0.0.1:{server.server_port}"
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

@@ -1,4 +1,4 @@
-"""Constraints for pip: the lowest versions that pyproject.toml allows, and its tools as tested."""
+"""Constraints for pip: the lowest versions that pyproject.toml allows, and tested tools."""
 
 import tomllib
 from pathlib import Path
@@ -7,14 +7,14 @@ ROOT = Path(__file__).parents[1]
 
 
 def constraints() -> list[str]:
-    """`name>=1.2` as `name==1.2`; what has no lower bound, a tool, as in constraints.txt."""
+    """`name>=1.2` becomes `name==1.2`; tools, which have no lower bound, as in constraints.txt."""
     described = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project = described["project"]
-    asked = [*described["build-system"]["requires"], *project["dependencies"]]
-    asked += [text for extra in project["optional-dependencies"].values() for text in extra]
+    required = [*described["build-system"]["requires"], *project["dependencies"]]
+    required += [text for extra in project["optional-dependencies"].values() for text in extra]
     tested = (ROOT / "constraints.txt").read_text().splitlines()
-    lowest = [text.replace(">=", "==") for text in asked if ">=" in text]
-    return lowest + [line for line in tested if line.partition("==")[0] in asked]
+    lowest = [text.replace(">=", "==") for text in required if ">=" in text]
+    return lowest + [line for line in tested if line.partition("==")[0] in required]
 
 
 if __name__ == "__main__":

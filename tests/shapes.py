@@ -1,4 +1,4 @@
-"""Diffusers' own classes at any size on the meta device, and what a run of them allocates."""
+"""Diffusers' own classes at any size on the meta device, and the memory that a run allocates."""
 
 import weakref
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from wancli.catalog.wan import Autoencoder, Transformer
 
 
 def transformer(t: Transformer, *, dtype: torch.dtype = torch.float32) -> Any:
-    """The class that has that shape, without weights; what diffusers keeps wide stays wide."""
+    """A model of that shape without weights; layers that diffusers keeps in float32 stay so."""
     kind: Any = WanTransformer3DModel
     if t.vace_blocks:
         kind = WanVACETransformer3DModel
@@ -38,26 +38,26 @@ def transformer(t: Transformer, *, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def inputs(t: Transformer, *, frames: int = 3, height: int = 4, width: int = 6) -> dict[str, Any]:
-    """What its forward takes of latents of that size, and 512 text tokens."""
+    """Inputs of one forward for latents of that size and 512 text tokens."""
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(*shape, device="meta")
 
-    given = {
+    tensors = {
         "hidden_states": empty(1, t.in_channels, frames, height, width),
         "timestep": empty(1),
         "encoder_hidden_states": empty(1, 512, t.text_dim),
     }
     if t.vace_blocks:
-        given["control_hidden_states"] = empty(1, t.vace_channels, frames, height, width)
+        tensors["control_hidden_states"] = empty(1, t.vace_channels, frames, height, width)
     if t.image_dim:
         images = 2 if t.image_positions else 1
-        given["encoder_hidden_states_image"] = empty(images, 257, t.image_dim)
+        tensors["encoder_hidden_states_image"] = empty(images, 257, t.image_dim)
     if t.face:
         size = t.face.size
-        given["pose_hidden_states"] = empty(1, t.out_channels, frames - 1, height, width)
-        given["face_pixel_values"] = empty(1, 3, 4 * (frames - 1) - 3, size, size)
-    return given
+        tensors["pose_hidden_states"] = empty(1, t.out_channels, frames - 1, height, width)
+        tensors["face_pixel_values"] = empty(1, 3, 4 * (frames - 1) - 3, size, size)
+    return tensors
 
 
 def vae(shape: Autoencoder) -> AutoencoderKLWan:
@@ -72,13 +72,17 @@ def parameters(model: nn.Module) -> int:
 
 def flops(call: Callable[[], object]) -> int:
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:  # the CPU's own is not counted
+    with (
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        counter,
+    ):  # the CPU's own kernel is not counted
         call()
     return counter.get_total_flops()
 
 
 def peak_bytes(model: nn.Module, call: Callable[[], object]) -> int:
-    """Most bytes of tensors that live at once while `call` runs, beside the model's own."""
+    """Peak bytes of the tensors alive while `call` runs, without the model's own."""
     ledger = _Ledger(model)
     with torch.no_grad(), _Fused(), ledger:
         call()
@@ -86,7 +90,7 @@ def peak_bytes(model: nn.Module, call: Callable[[], object]) -> int:
 
 
 def moved(call: Callable[[], object]) -> int:
-    """Bytes that `call` reads and writes in all but products, attention, convolutions and views."""
+    """Bytes that `call` reads and writes, except in matmuls, attention, convolutions and views."""
     meter = _Meter()
     with torch.no_grad(), _Fused(), meter:
         call()
@@ -94,7 +98,7 @@ def moved(call: Callable[[], object]) -> int:
 
 
 class _Meter(TorchDispatchMode):
-    """Adds up inputs and outputs of every operation."""
+    """Adds up the inputs and outputs of every operation."""
 
     heavy = ("mm", "bmm", "addmm", "convolution")
 
@@ -107,19 +111,19 @@ class _Meter(TorchDispatchMode):
     ) -> object:
         out = func(*args, **(kwargs or {}))
         name = str(func).split(".")[1]
-        given, made = (
+        operands, results = (
             [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
             for tree in ((args, kwargs), out)
         )
-        own = {x.untyped_storage()._cdata for x in given}
-        view = any(x.untyped_storage()._cdata in own for x in made) and not name.endswith("_")
+        own = {x.untyped_storage()._cdata for x in operands}
+        view = any(x.untyped_storage()._cdata in own for x in results) and not name.endswith("_")
         if not view and name not in self.heavy:
-            self.bytes += sum(x.numel() * x.element_size() for x in [*given, *made])
+            self.bytes += sum(x.numel() * x.element_size() for x in [*operands, *results])
         return out
 
 
 class _Ledger(TorchDispatchMode):
-    """Counts every storage from the operation that makes it until the last reference is gone."""
+    """Counts every storage from the operation that creates it until its last reference is gone."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -146,7 +150,7 @@ class _Ledger(TorchDispatchMode):
 
 
 class _Fused(TorchFunctionMode):
-    """Attention as a fused kernel does it: the meta device has only the one that holds scores."""
+    """Attention as a fused kernel: the meta device only has the one that materializes scores."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None

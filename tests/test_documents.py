@@ -124,8 +124,8 @@ def test_a_command_that_needs_weights_can_be_planned(block: Block, forked: Run, 
 def cards() -> list[tuple[int, list[str], list[float]]]:
     """(GB of the card, flags, [GiB on the GPU, GiB in RAM]) of the README's rows."""
     row = re.compile(r"^\| (\d+) GB \| `(.*)` \|.*\| ([\d.]+) GiB \| ([\d.]+)(?: GiB)? \|$", re.M)
-    found = row.findall((ROOT / "README.md").read_text())
-    return [(int(gb), flags.split(), [float(gpu), float(ram)]) for gb, flags, gpu, ram in found]
+    rows = row.findall((ROOT / "README.md").read_text())
+    return [(int(gb), flags.split(), [float(gpu), float(ram)]) for gb, flags, gpu, ram in rows]
 
 
 def test_the_readme_has_the_bytes_of_the_plan(forked: Run, tmp_path: Path):

@@ -15,24 +15,24 @@ PACKAGE = Path(wancli.__file__).parent
 
 
 @pytest.mark.parametrize(
-    ("typed", "there", "expected"),
+    ("typed", "existing", "expected"),
     [
         ("cat.pgn", "cat.png", True),
         ("cta.png", "cat.png", True),
         ("Cat.PNG", "cat.png", True),
         ("clip1.mp4", "clip.mp4", True),
-        ("a.mp4", "b.mp4", False),  # alike only in their ending
+        ("a.mp4", "b.mp4", False),  # only the suffix is alike
         ("none.mp4", "x.mp4", False),
         ("dog.png", "cat.png", False),
         ("red.mp4", "red.json", False),
     ],
 )
-def test_only_a_file_of_a_similar_name_is_suggested(
-    tmp_path: Path, typed: str, there: str, expected: bool
+def test_only_a_file_with_a_similar_name_is_suggested(
+    tmp_path: Path, typed: str, existing: str, expected: bool
 ):
-    (tmp_path / there).touch()
-    meant = f"did you mean '{tmp_path / there}'?"
-    assert missing("file", tmp_path / typed).hint == (meant if expected else "check the path")
+    (tmp_path / existing).touch()
+    suggestion = f"did you mean '{tmp_path / existing}'?"
+    assert missing("file", tmp_path / typed).hint == (suggestion if expected else "check the path")
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_only_a_file_of_a_similar_name_is_suggested(
         ("sdxl-turbo", None),
     ],
 )
-def test_only_a_model_of_a_similar_name_is_suggested(typed: str, expected: str | None):
+def test_only_a_model_with_a_similar_name_is_suggested(typed: str, expected: str | None):
     assert closest(typed, SPECS) == expected
 
 

@@ -91,7 +91,7 @@ def test_only_the_screen_prints(trees):
     assert {name: calls for name, calls in spelt.items() if calls} == {}
 
 
-def test_a_class_has_a_name_of_its_own(trees):
+def test_class_names_are_unique(trees):
     classes = [
         node.name for tree in trees.values() for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
@@ -99,7 +99,7 @@ def test_a_class_has_a_name_of_its_own(trees):
     assert sorted(name for name in set(classes) if classes.count(name) > 1) == []
 
 
-def test_the_package_has_few_rooms_that_say_what_they_are_for():
+def test_the_package_has_few_entries_and_each_folder_a_docstring():
     entries = [p for p in PACKAGE.iterdir() if p.name != "__pycache__"]
     assert len(entries) <= 20, sorted(p.name for p in entries)
     for folder in (p for p in entries if p.is_dir()):
@@ -127,7 +127,7 @@ def diagram(trees: dict[str, ast.Module]) -> str:
     return "\n".join(lines)
 
 
-def test_the_picture_of_the_architecture_is_current(trees):
+def test_the_architecture_diagram_is_current(trees):
     drawn = re.search(r"```mermaid\n(.*?)\n```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     assert drawn is not None
     assert drawn[1] == diagram(trees)
@@ -144,10 +144,10 @@ def test_the_picture_of_the_architecture_is_current(trees):
         "from wancli import planning, errors",
     ],
 )
-def test_a_wrong_import_is_seen_in_every_spelling(line):
+def test_an_upward_import_is_detected_in_every_spelling(line):
     assert upward(ast.parse(line), package="config") != []
 
 
 @pytest.mark.parametrize("line", ["print(1)", "sys.stdout.write('x')", "typer.echo('x')"])
-def test_printing_is_seen_in_every_spelling(line):
+def test_printing_is_detected_in_every_spelling(line):
     assert prints(ast.parse(line)) != []

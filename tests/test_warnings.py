@@ -1,4 +1,4 @@
-"""What pytest makes of warnings: ours are errors, those of libraries are not."""
+"""Warnings about our code are errors under pytest; those of libraries are not."""
 
 import warnings
 
@@ -12,7 +12,7 @@ def test_a_warning_about_our_code_is_an_error(module):
 
 
 @pytest.mark.parametrize("module", ["torch.profiler.profiler", "wancli_like_library"])
-def test_a_warning_inside_a_library_is_none(module):
+def test_a_warning_inside_a_library_is_not_an_error(module):
     with warnings.catch_warnings(record=True) as seen:
         warnings.warn_explicit("about itself", UserWarning, "x.py", 1, module=module)
     assert len(seen) == 1

@@ -1,4 +1,4 @@
-"""The CFG gate: fewer uncond forwards, exactly by the formula, and a restored pipeline."""
+"""The CFG gate skips uncond forwards exactly by its formula, and restores the pipeline."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -13,7 +13,7 @@ from wancli.config.settings import StepCache
 
 GATE = 5
 SCALE = 5.0
-CACHE = tiny.SOME
+STEP_CACHE = tiny.DBCACHE
 
 
 def generate(pipeline, first):
@@ -22,7 +22,7 @@ def generate(pipeline, first):
 
 
 @torch.no_grad()
-def by_hand(pipeline, first, *, switch=tiny.STEPS):
+def apply_formula(pipeline, first, *, switch=tiny.STEPS):
     """The formula: cond + (scale - 1) * delta, as uncond + scale * (cond - uncond)."""
     scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     scheduler.set_timesteps(tiny.STEPS)
@@ -60,11 +60,11 @@ def test_a_gate_that_is_never_reached_changes_nothing(experts, first):
 
 
 @pytest.mark.parametrize("first", [0, 1, GATE, tiny.STEPS - 1])
-def test_it_equals_the_formula_and_runs_no_other_forward(first):
+def test_it_equals_the_formula_and_skips_the_other_forwards(first):
     pipeline, blocks = tiny.pipeline(), tiny.Blocks()
     with blocks.counted(pipeline.transformer):
         latents, gate = generate(pipeline, first)
-    assert torch.equal(latents, by_hand(pipeline, first))
+    assert torch.equal(latents, apply_formula(pipeline, first))
     computed = max(first, 1)  # the first step has no delta to reuse
     assert len(blocks.of_forwards) == tiny.STEPS + computed
     assert gate.skipped == list(range(computed, tiny.STEPS))
@@ -72,13 +72,13 @@ def test_it_equals_the_formula_and_runs_no_other_forward(first):
 
 
 @pytest.mark.parametrize("first", [2, 7])
-def test_delta_is_never_reused_across_the_switch_of_experts(first):
+def test_the_delta_is_never_reused_across_the_switch_of_experts(first):
     pipeline, blocks = tiny.pipeline(experts=2), tiny.Blocks()
     switch = switch_of(pipeline)
     assert switch > 2
     with blocks.counted(pipeline.transformer_2):
         latents, _ = generate(pipeline, first)
-    assert torch.equal(latents, by_hand(pipeline, first, switch=switch))
+    assert torch.equal(latents, apply_formula(pipeline, first, switch=switch))
     late = tiny.STEPS - switch
     assert len(blocks.of_forwards) == late + max(1, first - switch)
 
@@ -112,10 +112,10 @@ def test_the_step_cache_is_notified_of_skipped_forwards(outer, experts):
                 stack.enter_context(cfg_gate(pipeline, GATE, sessions))
             return tiny.generate(pipeline), [u for s in sessions for u in s.stats()]
 
-    never = CACHE.model_copy(update={"cachedit_residual_threshold": 1e-9})
+    never = STEP_CACHE.model_copy(update={"cachedit_residual_threshold": 1e-9})
     assert torch.equal(both(never)[0], generate(pipeline, GATE)[0])
 
-    latents, stats = both(CACHE)
+    latents, stats = both(STEP_CACHE)
     ungated = {*range(GATE)} | ({switch} if experts == 2 else set())
     assert [(use.step, use.branch) for use in stats] == [
         (step, branch)
@@ -161,7 +161,7 @@ def fail(pipeline):
         raise ZeroDivisionError
 
 
-def test_other_attributes_are_those_of_the_transformer():
+def test_the_gated_transformer_has_the_attributes_of_the_original():
     pipeline = tiny.pipeline()
     transformer = pipeline.transformer
     with cfg_gate(pipeline, GATE):

@@ -1,4 +1,4 @@
-"""diffusers' own step caches on Wan: they reuse, separate branches and are removed again."""
+"""diffusers' own step caches on Wan reuse steps, keep branches apart, and are removed again."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from wancli.planning.step_caches import MAG_RATIOS, STEP_CACHES
 
 RATIOS = MAG_RATIOS["wan2.1-t2v-1.3b"]
 THRESHOLDS = {"first-block": 0.1, "magcache": 0.06, "seacache": 0.25}
-LEAST = {"first-block": 1, "magcache": 0, "seacache": 0}
+REUSED_BLOCKS = {"first-block": 1, "magcache": 0, "seacache": 0}
 every_method = pytest.mark.parametrize("method", THRESHOLDS)
 
 
@@ -30,7 +30,7 @@ def reused(session, branch):
     return [use.step for use in session.stats() if use.reused and use.branch == branch]
 
 
-def test_every_method_on_offer_is_tested():
+def test_every_available_method_is_tested():
     assert set(STEP_CACHES["WanTransformer3DModel"].hooks) == set(THRESHOLDS)
 
 
@@ -42,7 +42,7 @@ def test_skipped_blocks_are_reported(method):
         latents = tiny.denoise(transformer)
     uses = session.stats()
     assert [use.blocks for use in uses] == blocks.of_forwards
-    assert set(blocks.of_forwards) == {LEAST[method], tiny.LAYERS}
+    assert set(blocks.of_forwards) == {REUSED_BLOCKS[method], tiny.LAYERS}
     assert {use.blocks_all for use in uses} == {tiny.LAYERS}
     assert [use.reused for use in uses] == [use.blocks < tiny.LAYERS for use in uses]
     assert [(u.step, u.branch) for u in uses] == [
@@ -53,7 +53,7 @@ def test_skipped_blocks_are_reported(method):
 
 
 @every_method
-def test_a_threshold_that_nothing_meets_changes_nothing(method):
+def test_a_threshold_that_is_never_met_changes_nothing(method):
     transformer = tiny.wan()
     plain = tiny.denoise(transformer)
     with cached(transformer, method, threshold=1e-9) as session:
@@ -92,7 +92,7 @@ def test_the_transformer_is_restored(method):
         fail_midway(transformer, method)
     assert not transformer.is_cache_enabled
     assert torch.equal(tiny.denoise(transformer), plain)
-    vars(transformer).pop("_diffusers_hook")  # of the plain loop's own cache_context
+    vars(transformer).pop("_diffusers_hook")  # left by cache_context of the plain loop
     assert tiny.traces(transformer) == before
 
 
@@ -113,8 +113,8 @@ def test_cond_does_not_depend_on_uncond(method):
             for index in range(tiny.STEPS):
                 for branch in branches:
                     sigma = 1 - index / tiny.STEPS
-                    where = {"step_index": index, "sigma": sigma, "num_inference_steps": tiny.STEPS}
-                    with transformer.cache_context(branch, **where):
+                    step = {"step_index": index, "sigma": sigma, "num_inference_steps": tiny.STEPS}
+                    with transformer.cache_context(branch, **step):
                         (velocity,) = transformer(
                             hidden_states=tiny.draw(1, 4, 2, 8, 8) * (1 + 0.1 * sigma),
                             timestep=torch.tensor([1000 * sigma]),
@@ -126,12 +126,12 @@ def test_cond_does_not_depend_on_uncond(method):
         assert all(reused(session, branch) for branch in branches)
         return velocities
 
-    alone, beside = cond_velocities("cond"), cond_velocities("cond", "uncond")
-    assert all(torch.equal(one, other) for one, other in zip(alone, beside, strict=True))
+    alone, guided = cond_velocities("cond"), cond_velocities("cond", "uncond")
+    assert all(torch.equal(one, other) for one, other in zip(alone, guided, strict=True))
 
 
 @every_method
-def test_it_works_in_the_pipeline_for_both_experts(method):
+def test_both_experts_of_a_pipeline_reuse_steps(method):
     pipeline = tiny.pipeline(experts=2)
     pipeline.scheduler.set_timesteps(24)
     early = int((pipeline.scheduler.timesteps >= 500).sum())
@@ -154,7 +154,7 @@ def test_it_works_in_the_pipeline_for_both_experts(method):
     ids=["first-block", "magcache"],
 )
 def test_reuse_on_the_same_input_is_exact_on_wan_and_wrong_on_vace(config):
-    """Why VACE supports none: its hints are added again to a reused output that has them."""
+    """Why VACE supports none: its hints are added to a reused output that already has them."""
     error = {}
     for name, transformer in {"wan": tiny.wan(), "vace": tiny.vace()}.items():
         inputs = tiny.inputs_of(transformer, "cond") | {
@@ -174,7 +174,7 @@ def test_reuse_on_the_same_input_is_exact_on_wan_and_wrong_on_vace(config):
     [(tiny.vace, "first-block"), (tiny.vace, "magcache"), (tiny.vace, "seacache"),
      (tiny.hunyuan, "magcache"), (tiny.hunyuan, "seacache")],
 )  # fmt: skip
-def test_a_method_that_is_wrong_on_a_transformer_is_refused(build, method):
+def test_a_method_that_is_wrong_for_a_transformer_is_rejected(build, method):
     with pytest.raises(PlanError) as caught, cached(build(), method):
         raise AssertionError("entered")
     assert caught.value.hint == "`use_cachedit`"
@@ -210,7 +210,7 @@ def test_hunyuan_reuses_its_own_output():
     assert torch.allclose(again, computed, atol=1e-6)
 
 
-def test_seacache_is_refused_where_it_would_do_nothing():
+def test_seacache_is_rejected_where_it_would_do_nothing():
     with (
         pytest.raises(PlanError, match="text-to-video"),
         cached(tiny.wan(**tiny.I2V), "seacache"),
@@ -219,7 +219,7 @@ def test_seacache_is_refused_where_it_would_do_nothing():
 
 
 @pytest.mark.parametrize("method", ["first-block", "magcache"])
-def test_image_to_video_works_too(method):
+def test_image_to_video_reuses_steps(method):
     transformer = tiny.wan(**tiny.I2V)
     with cached(transformer, method, threshold=0.2) as session:
         tiny.denoise(transformer)
@@ -227,8 +227,8 @@ def test_image_to_video_works_too(method):
 
 
 @every_method
-def test_compiled_blocks_are_refused(method):
+def test_compiled_blocks_are_rejected(method):
     transformer = tiny.wan()
-    transformer.compile_repeated_blocks(backend="eager")  # compiles at the first call: never
+    transformer.compile_repeated_blocks(backend="eager")  # would compile at the first call
     with pytest.raises(PlanError, match="must not be compiled"), cached(transformer, method):
         raise AssertionError("entered")

@@ -1,4 +1,4 @@
-"""Prompt K/V: computing a prompt once equals, bit by bit, computing it in every step."""
+"""Prompt K/V: computing a prompt once is bit-identical to computing it in every step."""
 
 import gc
 from collections import Counter
@@ -180,7 +180,7 @@ def test_first_and_last_frame_to_video_caches_both_images():
     assert counts(calls, model, "add_k_proj", "image_embedder") == {1}
 
 
-def test_another_image_with_the_same_prompt_is_noticed():
+def test_another_image_with_the_same_prompt_is_detected():
     model, branch = build(**WITH_IMAGE), with_image(1)
     other = {**branch, "encoder_hidden_states_image": image(10, count=1)}
     plain = steps(model, branch, other)
@@ -192,13 +192,13 @@ def test_another_image_with_the_same_prompt_is_noticed():
 @pytest.mark.parametrize(
     "branch", [with_text(1, tokens=512), {**with_image(1), **with_text(1, tokens=510)}]
 )
-def test_text_that_diffusers_would_take_for_an_image_is_refused(branch):
+def test_text_that_diffusers_would_mistake_for_an_image_is_rejected(branch):
     model = build(**WITH_IMAGE)
     with prompt_kv(model, PromptKVCache()), pytest.raises(ValueError, match=r"image"):
         steps(model, branch)
 
 
-def test_vace_caches_its_own_blocks_too():
+def test_vace_blocks_are_cached_too():
     model, control = vace()
     plain = steps(model, with_text(1), with_text(2), **control)
     with counted(model) as calls, prompt_kv(model, PromptKVCache()):
@@ -231,7 +231,7 @@ def test_animate_encodes_a_face_video_once():
     assert {name: calls[name] for name in FACES} == dict(zip(FACES, (3 + 2, 2, 2, 2), strict=True))
 
 
-def test_another_or_overwritten_face_video_is_noticed():
+def test_another_or_overwritten_face_video_is_detected():
     model, same = animate(), {**POSE, **with_image(1)}
 
     def frames():
@@ -247,7 +247,7 @@ def test_another_or_overwritten_face_video_is_noticed():
     assert not torch.equal(plain[0], plain[6])
 
 
-def test_overwritten_embeddings_are_noticed():
+def test_overwritten_embeddings_are_detected():
     model = build()
 
     def edited(mode):
@@ -299,14 +299,14 @@ def test_an_equal_tensor_is_recognized_by_identity_the_next_time():
     assert entry.keys[0].is_same(second)  # without synchronizing the device
 
 
-def test_its_bytes_are_those_of_keys_values_and_embeddings_and_are_bounded():
+def test_its_size_is_that_of_keys_values_and_embeddings_and_is_bounded():
     model, cache = build(), PromptKVCache()
     blocks, tokens, dim, size = 2, 7, 24, 4
     with prompt_kv(model, cache):
         for seed in range(MAX_PROMPTS + 3):
             steps(model, with_text(seed))
-            kept = min(seed + 1, MAX_PROMPTS)
-            assert cache.nbytes == kept * (2 * blocks + 1) * tokens * dim * size
+            cached = min(seed + 1, MAX_PROMPTS)
+            assert cache.nbytes == cached * (2 * blocks + 1) * tokens * dim * size
 
 
 def test_the_least_recently_used_prompt_is_evicted_first():
@@ -355,7 +355,7 @@ def test_changed_projections_invalidate_the_cache(change):
 
 
 @pytest.mark.parametrize(
-    ("make", "kinds", "more"),
+    ("make_model", "with_prompt", "more"),
     [
         (build, with_text, {}),
         (lambda: build(**WITH_IMAGE), with_image, {}),
@@ -363,15 +363,17 @@ def test_changed_projections_invalidate_the_cache(change):
     ],
     ids=["text", "image", "face"],
 )
-def test_fused_projections_are_cached_too(make, kinds, more):
-    model = make()
+def test_fused_projections_are_cached_too(make_model, with_prompt, more):
+    model = make_model()
     model.fuse_qkv_projections()
-    plain = steps(model, kinds(1), kinds(2), **more)
+    plain = steps(model, with_prompt(1), with_prompt(2), **more)
     cache = PromptKVCache()
     with counted(model) as calls, prompt_kv(model, cache):
-        assert equal(steps(model, kinds(1), kinds(2), **more), plain)
+        assert equal(steps(model, with_prompt(1), with_prompt(2), **more), plain)
     assert counts(calls, model, "attn2.to_kv") == {2}
-    assert counts(calls, model, "attn2.to_added_kv") == ({1} if kinds is with_image else set())
+    assert counts(calls, model, "attn2.to_added_kv") == (
+        {1} if with_prompt is with_image else set()
+    )
     assert counts(calls, model, "face_adapter.0.to_kv") == ({1} if more else set())
     values = [kv.value for entry in cache.of(model).text.entries for kv in entry.blocks]
     for value in values:  # a copy, not a view of keys and values together
@@ -381,7 +383,7 @@ def test_fused_projections_are_cached_too(make, kinds, more):
 
 def test_the_attention_backend_is_kept(monkeypatch):
     model, used = build(), []
-    for block in model.blocks:  # the model's own method would choose it for all of diffusers
+    for block in model.blocks:  # the model's own method would set it globally
         block.attn2.set_attention_backend("_native_math")
     plain = steps(model, with_text(1))
     math = AttentionBackendName._NATIVE_MATH
@@ -397,10 +399,10 @@ def test_the_attention_backend_is_kept(monkeypatch):
     assert used == [7] * 3 * 2  # every cross-attention, with the prompt's tokens
 
 
-@pytest.mark.parametrize("kinds", [with_text, with_image])
-def test_padding_is_masked(kinds):
-    model = build(**({} if kinds is with_text else WITH_IMAGE)).double()
-    branches = [{k: v.double() for k, v in kinds(seed).items()} for seed in (1, 2)]
+@pytest.mark.parametrize("with_prompt", [with_text, with_image])
+def test_padding_is_masked(with_prompt):
+    model = build(**({} if with_prompt is with_text else WITH_IMAGE)).double()
+    branches = [{k: v.double() for k, v in with_prompt(seed).items()} for seed in (1, 2)]
     plain = steps(model, *branches)
     cache = PromptKVCache()
     with prompt_kv(model, cache, align=16):
@@ -409,7 +411,7 @@ def test_padding_is_masked(kinds):
     entries = [entry for lru in cache.of(model) for entry in lru.entries]
     keys = [kv.key for entry in entries for kv in entry.blocks]
     tokens = {key.shape[1] for key in keys if key is not None}
-    assert tokens == ({16} if kinds is with_text else {512, 16})
+    assert tokens == ({16} if with_prompt is with_text else {512, 16})
 
 
 def test_a_timestep_shared_by_all_tokens_is_embedded_in_a_few_rows():
@@ -479,7 +481,7 @@ def test_unused_weights_are_offloaded_and_restored():
 
         assert equal(steps(model, first), plain[0])
         assert freed() == (total, {0})
-        assert equal(steps(model, second, count=1), plain[1][:1])  # back, to fill it
+        assert equal(steps(model, second, count=1), plain[1][:1])  # restored to fill the cache
         assert freed()[0] == 0
         assert equal(steps(model, first, second)[1::2], plain[1])
         assert freed() == (total, {0})
@@ -490,9 +492,9 @@ def test_unused_weights_are_offloaded_and_restored():
 
 
 @pytest.mark.parametrize("offload_to", [None, CPU])
-@pytest.mark.parametrize("faced", [False, True])
-def test_the_transformer_is_restored_even_after_an_error(offload_to, faced):
-    model, more = (animate(), {**with_image(1), **WITH_FACE}) if faced else (build(), {})
+@pytest.mark.parametrize("with_face", [False, True])
+def test_the_transformer_is_restored_even_after_an_error(offload_to, with_face):
+    model, more = (animate(), {**with_image(1), **WITH_FACE}) if with_face else (build(), {})
     processors, modules = dict(model.attn_processors), dict(model.named_modules())
     weights = {name: weight.data_ptr() for name, weight in model.named_parameters()}
 
@@ -528,7 +530,7 @@ def test_a_failed_forward_does_not_corrupt_the_cache():
         assert equal(steps(model, with_image(1), **WITH_FACE), plain)
 
 
-def test_it_can_be_entered_only_once():
+def test_prompt_kv_cannot_be_nested():
     model = build()
     with prompt_kv(model, PromptKVCache()):
         before = dict(model.attn_processors)
@@ -549,7 +551,7 @@ def test_latents_of_another_shape_get_their_own_rotary_table():
     assert calls["rope"] == 2
 
 
-def compiled(model, backend):
+def compile_and_run(model, backend):
     """Velocities without and with `prompt_kv`, and the graphs compiled for each."""
     torch.compiler.reset()
     graphs = []
@@ -567,15 +569,15 @@ def compiled(model, backend):
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_blocks_share_two_graphs(backend):
-    plain, ours, alone, added = compiled(build(num_layers=5), backend)
+    plain, ours, alone, added = compile_and_run(build(num_layers=5), backend)
     assert equal(ours, plain)
-    assert (alone, added) == (1, 2)  # one fills, one reads
+    assert (alone, added) == (1, 2)  # one fills the cache, one reads it
 
 
-@pytest.mark.parametrize("faced", [False, True])
-def test_cache_hits_compare_no_values(monkeypatch, faced):
-    model, branch = animate() if faced else build(**WITH_IMAGE), with_image(1)
-    more = WITH_FACE if faced else {}
+@pytest.mark.parametrize("with_face", [False, True])
+def test_cache_hits_compare_no_values(monkeypatch, with_face):
+    model, branch = animate() if with_face else build(**WITH_IMAGE), with_image(1)
+    more = WITH_FACE if with_face else {}
 
     def wait(*_):
         raise AssertionError("a CUDA graph cannot wait for a comparison")

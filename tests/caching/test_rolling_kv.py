@@ -41,13 +41,13 @@ def transformer():
 
 @pytest.fixture(scope="module")
 def plain():
-    """A stock model of the same weights, to recompute everything."""
+    """A stock model with the same weights, to recompute everything."""
     model = tiny()
     model.condition_embedder.timesteps_proj = DoubleTimesteps()  # diffusers' own are float32
     return model
 
 
-def drawn(*shape, seed):
+def draw(*shape, seed):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
@@ -62,7 +62,7 @@ class View:
 
 
 def views(sizes, window, rope):
-    """(first forward, later forwards) of every chunk, by lists of latent frames alone."""
+    """The views of the first and of later forwards of every chunk, from lists of latent frames."""
     cached: list[int] = []
     out, at = [], 0
     for size in sizes:
@@ -77,11 +77,11 @@ def views(sizes, window, rope):
             cached = cached[max(0, len(cached) - window.window) :]
             forwards = [cached + own, (cached + own)[-window.window :]]
         cached = cached + own
-        out.append([View(tuple(own), tuple(f), placed(f, window, rope)) for f in forwards])
+        out.append([View(tuple(own), tuple(f), rope_positions(f, window, rope)) for f in forwards])
     return out
 
 
-def placed(frames, window, rope):
+def rope_positions(frames, window, rope):
     if rope == "relative":
         return tuple(range(len(frames)))
     if rope == "sink":
@@ -103,7 +103,7 @@ def angles(frame, head_dim):
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def turned(x, frames, head_dim):
+def rotate(x, frames, head_dim):
     """Rotate [1, len(frames) * PER_FRAME, heads, head_dim] by its latent frames' positions."""
     theta = torch.cat([angles(f, head_dim) for f in frames])[None, :, None]
     a, b = x[..., 0::2], x[..., 1::2]
@@ -125,8 +125,8 @@ class Recomputed:
         for view in self.seen:
             rows = tokens(view.frames)
             where = dict(zip(view.frames, view.positions, strict=True))
-            query = turned(q[:, tokens(view.own)], [where[f] for f in view.own], q.shape[-1])
-            key = turned(k[:, rows], view.positions, q.shape[-1])
+            query = rotate(q[:, tokens(view.own)], [where[f] for f in view.own], q.shape[-1])
+            key = rotate(k[:, rows], view.positions, q.shape[-1])
             scores = torch.einsum("blhd,bmhd->bhlm", query, key) * q.shape[-1] ** -0.5
             out.append(torch.einsum("bhlm,bmhd->blhd", scores.softmax(-1), v[:, rows]).flatten(2))
         return attn.to_out[0](torch.cat(out, 1))
@@ -137,18 +137,20 @@ def tokens(frames):
 
 
 @torch.no_grad()
-def recomputed(plain, latents, timesteps, seen, text):
-    """Velocity of the last chunk, with everything before it computed anew."""
+def recompute(plain, latents, timesteps, seen, text):
+    """Velocity of the last chunk, with everything before it recomputed."""
     processors = plain.attn_processors
-    ours = {n: Recomputed(seen) if ".attn1." in n else p for n, p in processors.items()}
-    plain.set_attn_processor(ours)
+    processors_with_recomputation = {
+        n: Recomputed(seen) if ".attn1." in n else p for n, p in processors.items()
+    }
+    plain.set_attn_processor(processors_with_recomputation)
     out = plain(latents, timesteps, text, return_dict=False)[0]
     return out[:, :, -len(seen[-1].own) :]
 
 
 def compare(transformer, plain, sizes, window, rope):
     """Largest difference of any forward's velocity from the recomputed one."""
-    text, seen = drawn(1, 3, 8, seed=7), views(sizes, window, rope)
+    text, seen = draw(1, 3, 8, seed=7), views(sizes, window, rope)
     cleans: list[torch.Tensor] = []
     times: list[float] = []
     worst, at = 0.0, 0
@@ -157,18 +159,16 @@ def compare(transformer, plain, sizes, window, rope):
         for index, size in enumerate(sizes):
             model.begin(Span(index, at, size))
             for forward, timestep in enumerate((800.0, 300.0)):
-                noisy = drawn(1, 4, size, SIDE, SIDE, seed=100 * index + forward + 1)
+                noisy = draw(1, 4, size, SIDE, SIDE, seed=100 * index + forward + 1)
                 timesteps = torch.tensor(
                     [times + [timestep] * size * PER_FRAME], dtype=torch.float64
                 )
                 latents = torch.cat([*cleans, noisy], 2)
                 past = [chunk[1] for chunk in seen[:index]]  # a clean pass is a later forward
-                expected = recomputed(
-                    plain, latents, timesteps, [*past, seen[index][forward]], text
-                )
+                expected = recompute(plain, latents, timesteps, [*past, seen[index][forward]], text)
                 error = model.velocity(noisy, timestep) - expected
                 worst = max(worst, error.abs().max().item())
-            cleans.append(drawn(1, 4, size, SIDE, SIDE, seed=-index - 1))
+            cleans.append(draw(1, 4, size, SIDE, SIDE, seed=-index - 1))
             model.commit(cleans[-1], 20.0)
             times += [20.0] * size * PER_FRAME
             at += size
@@ -183,7 +183,7 @@ def compare(transformer, plain, sizes, window, rope):
     trim=st.sampled_from(["before", "after"]),
     rope=st.sampled_from(["absolute", "relative", "sink"]),
 )
-def test_a_rolling_window_equals_recomputing_everything(  # noqa: PLR0913
+def test_a_rolling_window_equals_full_recomputation(  # noqa: PLR0913
     transformer, plain, sizes, frames, sink, trim, rope
 ):
     assume(frames >= sink + max(sizes))
@@ -194,37 +194,37 @@ def test_a_rolling_window_equals_recomputing_everything(  # noqa: PLR0913
 
 def test_a_rollout_continues_past_latent_frame_1024(transformer, plain):
     window = WindowConfig(4, 0, 2, PER_FRAME)
-    far, near = (shown(transformer, window, first=first) for first in (5000, 0))
+    far, near = (third_velocity(transformer, window, first=first) for first in (5000, 0))
     assert (far - near).abs().max() < 1e-9  # rotary positions are relative
-    latents, text = drawn(1, 4, 1026, SIDE, SIDE, seed=0), drawn(1, 3, 8, seed=7)
-    with pytest.raises(RuntimeError):  # as diffusers itself would end
+    latents, text = draw(1, 4, 1026, SIDE, SIDE, seed=0), draw(1, 3, 8, seed=7)
+    with pytest.raises(RuntimeError):  # as diffusers itself fails
         plain(latents, torch.tensor([0.0]), text)
 
 
-def shown(transformer, window, *, first):
-    """Velocity of a third chunk, when the first began at latent frame `first`."""
+def third_velocity(transformer, window, *, first):
+    """Velocity of the third chunk of a rollout that starts at latent frame `first`."""
     with causal(transformer, window) as model:
-        model.set_prompt(PromptPair(drawn(1, 3, 8, seed=7)))
+        model.set_prompt(PromptPair(draw(1, 3, 8, seed=7)))
         for index in range(3):
             model.begin(Span(index, first + 2 * index, 2))
-            chunk = drawn(1, 4, 2, SIDE, SIDE, seed=index)
+            chunk = draw(1, 4, 2, SIDE, SIDE, seed=index)
             velocity = model.velocity(chunk, 500.0)
             model.commit(chunk, 0.0)
     return velocity
 
 
-def test_a_chunk_that_failed_can_begin_again(transformer):
+def test_a_failed_chunk_can_be_restarted(transformer):
     window = WindowConfig(4, 1, 2, PER_FRAME)
-    whole = shown(transformer, window, first=0)
+    whole = third_velocity(transformer, window, first=0)
 
     def fail(*_):
         raise MemoryError
 
     with causal(transformer, window) as model:
-        model.set_prompt(PromptPair(drawn(1, 3, 8, seed=7)))
+        model.set_prompt(PromptPair(draw(1, 3, 8, seed=7)))
         for index in range(3):
             model.begin(Span(index, 2 * index, 2))
-            chunk = drawn(1, 4, 2, SIDE, SIDE, seed=index)
+            chunk = draw(1, 4, 2, SIDE, SIDE, seed=index)
             hook = transformer.blocks[1].ffn.register_forward_pre_hook(fail)
             with pytest.raises(MemoryError):
                 model.velocity(2 * chunk, 900.0)
@@ -252,16 +252,16 @@ def test_the_transformer_is_restored_even_after_an_error(transformer):
     assert transformer.condition_embedder.timesteps_proj is timesteps
 
 
-def test_two_rollouts_and_two_branches_do_not_mix(transformer):
+def test_rollouts_and_branches_are_independent(transformer):
     window = WindowConfig(4, 0, 2, PER_FRAME)
-    prompts = PromptPair(drawn(1, 3, 8, seed=7), drawn(1, 3, 8, seed=8))
+    prompts = PromptPair(draw(1, 3, 8, seed=7), draw(1, 3, 8, seed=8))
 
     def run(scale, pair):
         with causal(transformer, window, guidance_scale=scale) as model:
             model.set_prompt(pair)
             for index in range(2):
                 model.begin(Span(index, 2 * index, 2))
-                chunk = drawn(1, 4, 2, SIDE, SIDE, seed=index)
+                chunk = draw(1, 4, 2, SIDE, SIDE, seed=index)
                 velocity = model.velocity(chunk, 500.0)
                 model.commit(chunk, 0.0)
         return velocity
@@ -288,7 +288,7 @@ def test_the_cache_does_not_grow(transformer):
     assert len(addresses) == 1
 
 
-def test_a_chunk_that_does_not_fit_is_refused():
+def test_a_chunk_that_does_not_fit_is_rejected():
     kv = RollingKV(
         WindowConfig(4, sink=2, chunk=3, tokens_per_frame=1), blocks=1, batch=1, heads=1,
         head_dim=2, dtype=torch.float32, device=torch.device("cpu"),
@@ -297,7 +297,7 @@ def test_a_chunk_that_does_not_fit_is_refused():
         kv.begin(3)
 
 
-def test_two_experts_share_the_steps_and_both_cache_every_chunk(transformer):
+def test_experts_split_the_steps_and_both_cache_every_chunk(transformer):
     torch.manual_seed(1)  # noqa: TID251 - diffusers takes no generator
     other = WanTransformer3DModel.from_config(transformer.config).double().eval()
     window = WindowConfig(4, 0, 2, PER_FRAME)
@@ -305,17 +305,17 @@ def test_two_experts_share_the_steps_and_both_cache_every_chunk(transformer):
     def run(models, **options):
         velocities = []
         with causal(models, window, **options) as model:
-            model.set_prompt(PromptPair(drawn(1, 3, 8, seed=7), drawn(1, 3, 8, seed=8)))
+            model.set_prompt(PromptPair(draw(1, 3, 8, seed=7), draw(1, 3, 8, seed=8)))
             for index in range(3):
                 model.begin(Span(index, 2 * index, 2))
-                chunk = drawn(1, 4, 2, SIDE, SIDE, seed=index)
+                chunk = draw(1, 4, 2, SIDE, SIDE, seed=index)
                 velocities.append([model.velocity(chunk, t) for t in (900.0, 875.0, 300.0)])
                 model.commit(chunk, 0.0)
         return velocities
 
     both = run((transformer, other), guidance_scale=(3.0, 2.0), boundary=875.0)
     high, low = run(transformer, guidance_scale=3.0), run(other, guidance_scale=2.0)
-    for seen, first, second in zip(both, high, low, strict=True):
-        assert torch.equal(seen[0], first[0])
-        assert torch.equal(seen[1], first[1])
-        assert torch.equal(seen[2], second[2])
+    for velocities, first, second in zip(both, high, low, strict=True):
+        assert torch.equal(velocities[0], first[0])
+        assert torch.equal(velocities[1], first[1])
+        assert torch.equal(velocities[2], second[2])

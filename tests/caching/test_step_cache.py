@@ -18,14 +18,14 @@ from wancli.errors import PlanError
 from wancli.planning.step_caches import step_cache_bytes, taylorseer_steps
 
 
-def dbcache(**changed) -> StepCache:
-    chosen = {
+def dbcache(**changes) -> StepCache:
+    values = {
         "step_cache": "cachedit",
         "cachedit_fn": 2,
         "cachedit_max_warmup_steps": 3,
         "cachedit_residual_threshold": 0.15,
     }
-    return StepCache(**(chosen | changed))
+    return StepCache(**(values | changes))
 
 
 NEVER = dbcache(cachedit_residual_threshold=1e-9)
@@ -53,7 +53,7 @@ def split(pipeline):
     return early, tiny.STEPS - early
 
 
-# --- exact where nothing is reused -------------------------------------------------------------
+# --- exact if nothing is reused ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -68,17 +68,17 @@ def split(pipeline):
     ],
     ids=["t2v", "t2v unguided", "i2v", "vace", "hunyuan", "hunyuan guided"],
 )
-def test_a_threshold_that_nothing_meets_changes_nothing(build, guided):
+def test_a_threshold_that_is_never_met_changes_nothing(build, guided):
     transformer = build()
     plain = tiny.denoise(transformer, guided=guided)
     latents, stats = run(transformer, NEVER, guided=guided)
     assert torch.equal(latents, plain)
     assert len(stats) == tiny.STEPS * (2 if guided else 1)
-    assert any(use.residual for use in stats)  # it was measured, and was too large
+    assert any(use.residual for use in stats)  # measured, and too large
 
 
 @pytest.mark.parametrize("expand_timesteps", [False, True])
-def test_it_changes_nothing_in_the_pipeline_either(expand_timesteps):
+def test_a_threshold_that_is_never_met_changes_nothing_in_a_pipeline(expand_timesteps):
     pipeline = tiny.pipeline(expand_timesteps=expand_timesteps)
     plain = tiny.generate(pipeline)
     with step_cache(pipeline.transformer, NEVER, steps=tiny.STEPS, guided=True):
@@ -104,10 +104,10 @@ def test_each_of_two_experts_has_its_own_steps():
     assert reused(stats) == [*range(warm, early), *range(early + warm, tiny.STEPS)]
 
 
-# --- the pitfalls of caching.md, by their numbers ----------------------------------------------
+# --- pitfalls of step caches -------------------------------------------------------------------
 
 
-def test_1_a_second_generation_equals_the_first():
+def test_a_second_generation_equals_the_first():
     transformer = tiny.wan()
     first, stats = run(transformer, dbcache())
     run(transformer, dbcache(), seed=1)
@@ -117,7 +117,7 @@ def test_1_a_second_generation_equals_the_first():
     assert reused(stats)
 
 
-def test_1_a_generation_of_more_steps_than_announced_is_stopped():
+def test_more_steps_than_announced_are_an_error():
     transformer = tiny.wan()
     with (
         step_cache(transformer, dbcache(), steps=tiny.STEPS - 1, guided=True),
@@ -126,7 +126,7 @@ def test_1_a_generation_of_more_steps_than_announced_is_stopped():
         tiny.denoise(transformer)
 
 
-def test_2_two_pipelines_of_one_process_are_independent():
+def test_two_pipelines_of_one_process_are_independent():
     one, other = tiny.pipeline(), tiny.pipeline(experts=2)
     other.boundary_ratio = None
     plain = tiny.generate(one)
@@ -141,16 +141,16 @@ def test_2_two_pipelines_of_one_process_are_independent():
         assert torch.equal(tiny.generate(one), plain)
 
 
-def test_3_settings_of_an_earlier_generation_are_gone():
+def test_settings_of_an_earlier_generation_do_not_persist():
     transformer = tiny.wan()
     plain, _ = run(transformer, ALWAYS)
-    seer = ALWAYS.model_copy(update={"taylorseer": True, "cachedit_max_warmup_steps": 5})
-    extrapolated, _ = run(transformer, seer)
+    taylorseer = ALWAYS.model_copy(update={"taylorseer": True, "cachedit_max_warmup_steps": 5})
+    extrapolated, _ = run(transformer, taylorseer)
     assert not torch.equal(extrapolated, plain)
     assert torch.equal(run(transformer, ALWAYS)[0], plain)
 
 
-def test_3_a_step_cache_inside_another_is_an_error():
+def test_a_step_cache_cannot_be_nested():
     transformer = tiny.wan()
     with (
         step_cache(transformer, dbcache(), steps=tiny.STEPS, guided=True),
@@ -161,10 +161,10 @@ def test_3_a_step_cache_inside_another_is_an_error():
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_4_taylorseer_has_its_order_after_so_many_computed_steps_and_not_before(order):
+def test_taylorseer_reaches_its_order_after_enough_computed_steps(order):
     def last_step(*, warmup, order):
-        seer = {"taylorseer": True, "taylorseer_order": order} if order else {}
-        settings = ALWAYS.model_copy(update={"cachedit_max_warmup_steps": warmup, **seer})
+        taylorseer = {"taylorseer": True, "taylorseer_order": order} if order else {}
+        settings = ALWAYS.model_copy(update={"cachedit_max_warmup_steps": warmup, **taylorseer})
         return run(tiny.wan(), settings, steps=warmup + 1)[0]
 
     enough = taylorseer_steps(order)
@@ -174,7 +174,7 @@ def test_4_taylorseer_has_its_order_after_so_many_computed_steps_and_not_before(
     assert not torch.equal(ready, last_step(warmup=enough, order=order - 1))
 
 
-def test_5_cond_and_uncond_reuse_the_same_steps():
+def test_cond_and_uncond_reuse_the_same_steps():
     _, stats = run(tiny.wan(), dbcache(cachedit_residual_threshold=0.11))
     assert reused(stats) == reused(stats, "uncond")
     assert 0 < len(reused(stats)) < tiny.STEPS - 3
@@ -182,20 +182,20 @@ def test_5_cond_and_uncond_reuse_the_same_steps():
     assert all(cond == uncond for cond, uncond in by_step)
 
 
-def test_6_no_budget_of_the_run_ends_the_reuse():
+def test_the_number_of_reused_steps_is_not_limited():
     latents, stats = run(tiny.wan(), ALWAYS, steps=20)
     assert reused(stats) == list(range(3, 20))
     assert torch.isfinite(latents).all()
 
 
-@pytest.mark.parametrize("most", [1, 2, 4])
-def test_6_no_more_than_so_many_steps_are_reused_in_a_row(most):
+@pytest.mark.parametrize("most", [1, 4])
+def test_max_continuous_limits_steps_reused_in_a_row(most):
     _, stats = run(tiny.wan(), ALWAYS.model_copy(update={"cachedit_max_continuous": most}))
     cond = [use.reused for use in stats if use.branch == "cond"][3:]
     assert max(len(list(group)) for hit, group in groupby(cond) if hit) == most
 
 
-def test_7_vace_allows_at_most_one_last_block():
+def test_vace_allows_at_most_one_last_block():
     transformer = tiny.vace()
     plain = tiny.denoise(transformer)
     one = NEVER.model_copy(update={"cachedit_bn": 1})
@@ -205,7 +205,7 @@ def test_7_vace_allows_at_most_one_last_block():
     assert caught.value.hint == "`cachedit_bn` 1"
 
 
-def test_7_an_unknown_transformer_is_refused_and_a_subclass_inherits():
+def test_an_unknown_transformer_is_rejected_and_a_subclass_inherits():
     class Special(WanTransformer3DModel):  # type: ignore[misc]
         pass
 
@@ -220,43 +220,43 @@ def test_7_an_unknown_transformer_is_refused_and_a_subclass_inherits():
 
 
 @pytest.mark.parametrize("build", [tiny.wan, tiny.vace, tiny.hunyuan], ids=["wan", "vace", "hy"])
-def test_8_the_transformer_is_restored(build):
+def test_the_transformer_is_restored(build):
     transformer, settings = build(), dbcache(cachedit_max_warmup_steps=4, taylorseer=True)
     before, keys = tiny.traces(transformer), list(transformer.state_dict())
     plain = tiny.denoise(transformer)
     run(transformer, settings)
     with pytest.raises(RuntimeError, match="more forwards"):
         fail_midway(transformer, settings)
-    vars(transformer).pop("_diffusers_hook")  # of the plain loop's own cache_context
+    vars(transformer).pop("_diffusers_hook")  # left by cache_context of the plain loop
     assert tiny.traces(transformer) == before
     assert list(transformer.state_dict()) == keys
     assert torch.equal(tiny.denoise(transformer), plain)
 
 
-def test_8_no_flag_stays_on_the_classes_of_the_library():
+def test_no_flag_stays_on_library_classes():
     from cache_dit.caching.block_adapters.block_adapters import FakeDiffusionPipeline
 
     run(tiny.wan(), dbcache())
     assert "_is_cached" not in vars(FakeDiffusionPipeline)
 
 
-def test_9_stdout_stays_empty(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
+def test_stdout_stays_empty(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
     transformer, log = tiny.wan(), logging.getLogger("CACHE_DIT")
     with (
         caplog.at_level(logging.INFO, log.name),
         step_cache(transformer, ALWAYS, steps=9, guided=True),
     ):
         tiny.denoise(transformer, steps=9)
-        log.info("not heard")
-        log.error("heard")
+        log.info("an info message")
+        log.error("an error message")
     output = capfd.readouterr()
     assert output.out == ""
-    assert "heard" in output.err
-    assert "not heard" not in output.err
+    assert "an error message" in output.err
+    assert "an info message" not in output.err
 
 
 @pytest.mark.slow
-def test_9_stdout_stays_empty_in_a_process_that_logs_all():
+def test_stdout_stays_empty_in_a_process_that_logs_everything():
     script = (
         "from tests.caching import tiny\n"
         "from wancli.caching.step_cache import step_cache\n"
@@ -265,9 +265,9 @@ def test_9_stdout_stays_empty_in_a_process_that_logs_all():
         "settings = StepCache(step_cache='cachedit', cachedit_fn=1)\n"
         "with step_cache(transformer, settings, steps=9, guided=True):\n"
         "    tiny.denoise(transformer, steps=9)\n"
-        "import logging; logging.getLogger('CACHE_DIT').error('heard')\n"
+        "import logging; logging.getLogger('CACHE_DIT').error('an error message')\n"
     )
-    ended = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
@@ -275,12 +275,12 @@ def test_9_stdout_stays_empty_in_a_process_that_logs_all():
         cwd=Path(__file__).parents[2],
         env=os.environ | {"CACHE_DIT_LOG_LEVEL": "info"},
     )
-    assert ended.stdout == ""
-    assert "heard" in ended.stderr
+    assert process.stdout == ""
+    assert "an error message" in process.stderr
 
 
 @pytest.mark.parametrize(
-    ("build", "guided", "settings", "ran"),
+    ("build", "guided", "settings", "computed"),
     [
         (tiny.wan, True, dbcache(), {2, 5}),
         (tiny.wan, True, dbcache(cachedit_bn=2), {4, 5}),
@@ -289,13 +289,13 @@ def test_9_stdout_stays_empty_in_a_process_that_logs_all():
         (tiny.hunyuan, False, dbcache(cachedit_residual_threshold=0.3), {2 + 2, 2 + 5, 5 + 5}),
     ],
 )
-def test_10_stats_describe_each_forward(build, guided, settings, ran):
+def test_stats_describe_each_forward(build, guided, settings, computed):
     transformer, blocks = build(), tiny.Blocks()
     with blocks.counted(transformer):
         _, stats = run(transformer, settings, guided=guided)
     assert [use.blocks for use in stats] == blocks.of_forwards
     assert {use.blocks_all for use in stats} == {max(blocks.of_forwards)}
-    assert set(blocks.of_forwards) == ran
+    assert set(blocks.of_forwards) == computed
     branches = ["cond", "uncond"] if guided else ["cond"]
     expected = [(step, branch) for step in range(tiny.STEPS) for branch in branches]
     assert [(use.step, use.branch) for use in stats] == expected
@@ -305,10 +305,10 @@ def test_10_stats_describe_each_forward(build, guided, settings, ran):
 
 @pytest.mark.parametrize("order", [None, 1, 2])
 @pytest.mark.parametrize("guided", [False, True])
-def test_11_its_bytes_are_those_of_the_plan(order, guided):
+def test_its_size_is_that_of_the_plan(order, guided):
     transformer = tiny.wan()
-    seer = {"taylorseer": True, "taylorseer_order": order} if order else {}
-    settings = NEVER.model_copy(update=seer)
+    taylorseer = {"taylorseer": True, "taylorseer_order": order} if order else {}
+    settings = NEVER.model_copy(update=taylorseer)
     with step_cache(transformer, settings, steps=tiny.STEPS, guided=guided):
         tiny.denoise(transformer, guided=guided)
         (context,) = transformer._context_manager._cached_context_manager.values()
@@ -316,7 +316,7 @@ def test_11_its_bytes_are_those_of_the_plan(order, guided):
         for calibrator in filter(None, (context.calibrator, context.cfg_calibrator)):
             for state in calibrator.states.values():
                 tensors += state.state["dY_prev"] + state.state["dY_current"]
-    assert not context.buffers  # given back at the end
+    assert not context.buffers  # freed at the end
     tokens = 2 * 4 * 4
     nbytes = sum(t.nbytes for t in tensors if t is not None and t.shape[1] == tokens)
     assert nbytes == step_cache_bytes(
@@ -329,10 +329,12 @@ def test_11_its_bytes_are_those_of_the_plan(order, guided):
 
 
 @pytest.mark.parametrize("order", [None, 1])
-def test_its_bytes_for_two_lists_and_the_text_are_those_of_the_plan(order):
+def test_its_size_for_two_block_lists_and_text_is_that_of_the_plan(order):
     transformer = tiny.hunyuan()
-    seer = {"taylorseer": True, "taylorseer_order": order} if order else {}
-    with step_cache(transformer, NEVER.model_copy(update=seer), steps=tiny.STEPS, guided=False):
+    taylorseer = {"taylorseer": True, "taylorseer_order": order} if order else {}
+    with step_cache(
+        transformer, NEVER.model_copy(update=taylorseer), steps=tiny.STEPS, guided=False
+    ):
         tiny.denoise(transformer, guided=False)
         tensors = []
         for context in transformer._context_manager._cached_context_manager.values():
@@ -351,12 +353,12 @@ def test_its_bytes_for_two_lists_and_the_text_are_those_of_the_plan(order):
     )
 
 
-def test_no_block_left_to_reuse_is_refused_when_the_blocks_are_seen_too():
+def test_leaving_no_block_to_reuse_is_rejected_by_the_transformer_too():
     with pytest.raises(PlanError, match="none of 5 blocks"):
         run(tiny.wan(), dbcache(cachedit_fn=6))
 
 
-def test_no_step_cache_is_no_step_cache():
+def test_without_a_step_cache_nothing_is_changed():
     transformer = tiny.wan()
     before = tiny.traces(transformer)
     with step_cache(transformer, StepCache(), steps=tiny.STEPS, guided=True) as session:

@@ -1,4 +1,4 @@
-"""Tiny transformers with blocks enough to leave some out, and loops that denoise with them."""
+"""Tiny transformers with enough blocks to skip some, and loops that denoise with them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from wancli.config.settings import StepCache
 LAYERS = 5
 STEPS = 10
 WAN: dict[str, Any] = {**SIZES, "num_layers": LAYERS}
-SOME = StepCache(
+DBCACHE = StepCache(
     step_cache="cachedit",
     cachedit_fn=2,
     cachedit_max_warmup_steps=3,
@@ -69,7 +69,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def inputs_of(transformer: Any, branch: str) -> dict[str, Tensor]:
-    """What a forward takes besides latents and timestep; the branches differ in the text."""
+    """Inputs of a forward besides latents and timestep; the branches differ in the text."""
     seed = 1 if branch == "cond" else 2
     inputs = {"encoder_hidden_states": draw(1, 7, 16, seed=seed)}
     if isinstance(transformer, HunyuanVideoTransformer3DModel):
@@ -85,17 +85,17 @@ def inputs_of(transformer: Any, branch: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def denoise(transformer: Any, *, steps: int = STEPS, guided: bool = True, seed: int = 0) -> Tensor:
-    """Latents [1, 4, 2, 8, 8] as the pipelines of diffusers make them, by Euler steps."""
+    """Latents [1, 4, 2, 8, 8], denoised in Euler steps as diffusers' pipelines do."""
     latents = draw(1, 4, 2, 8, 8, seed=seed)
-    known = draw(1, transformer.config.in_channels - 4, 2, 8, 8, seed=5)
+    condition = draw(1, transformer.config.in_channels - 4, 2, 8, 8, seed=5)
     sigmas = torch.linspace(1, 0, steps + 1)
     for index, (sigma, following) in enumerate(pairwise(sigmas)):
         velocity = {}
         for branch in ("cond", "uncond") if guided else ("cond",):
-            where = {"step_index": index, "sigma": float(sigma), "num_inference_steps": steps}
-            with transformer.cache_context(branch, **where):
+            step = {"step_index": index, "sigma": float(sigma), "num_inference_steps": steps}
+            with transformer.cache_context(branch, **step):
                 (velocity[branch],) = transformer(
-                    hidden_states=torch.cat([latents, known], 1),
+                    hidden_states=torch.cat([latents, condition], 1),
                     timestep=1000 * sigma.expand(1),
                     return_dict=False,
                     **inputs_of(transformer, branch),
@@ -108,8 +108,8 @@ def denoise(transformer: Any, *, steps: int = STEPS, guided: bool = True, seed: 
 
 
 def pipeline(*, experts: int = 1, expand_timesteps: bool = False) -> WanPipeline:
-    """diffusers' own, without text encoder and VAE."""
-    made = WanPipeline(
+    """diffusers' own pipeline, without text encoder and VAE."""
+    pipe = WanPipeline(
         tokenizer=None,
         text_encoder=None,
         vae=None,
@@ -119,13 +119,13 @@ def pipeline(*, experts: int = 1, expand_timesteps: bool = False) -> WanPipeline
         expand_timesteps=expand_timesteps,
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
     )
-    made.set_progress_bar_config(disable=True)
-    return made
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
-def generate(made: WanPipeline, *, steps: int = STEPS, guidance_scale: float = 5.0) -> Tensor:
+def generate(pipe: WanPipeline, *, steps: int = STEPS, guidance_scale: float = 5.0) -> Tensor:
     """Latents [1, 4, 2, 8, 8]."""
-    latents: Tensor = made(
+    latents: Tensor = pipe(
         prompt_embeds=draw(1, 7, 16, seed=1),
         negative_prompt_embeds=draw(1, 7, 16, seed=2),
         num_inference_steps=steps,
@@ -140,7 +140,7 @@ def generate(made: WanPipeline, *, steps: int = STEPS, guidance_scale: float = 5
 
 
 class Blocks:
-    """How many blocks really ran, told from inside them: hooks on a block see it left out too."""
+    """Counts the blocks that really ran, from inside: hooks on a block also see skipped ones."""
 
     def __init__(self) -> None:
         self.ran = 0

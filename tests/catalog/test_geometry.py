@@ -11,7 +11,7 @@ WAN_21, WAN_22_5B = Strides(), Strides(temporal=4, spatial=16, patch=2)
 @pytest.mark.parametrize(
     ("size", "frames", "strides", "tokens"),
     [((832, 480), 81, WAN_21, 32_760), ((1280, 704), 121, WAN_22_5B, 27_280)],
-)  # the sequence lengths that the models' authors name
+)  # the sequence lengths that the authors publish
 def test_published_sizes_have_the_published_tokens(
     size: tuple[int, int], frames: int, strides: Strides, tokens: int
 ):
@@ -54,23 +54,23 @@ def test_chunks_are_laid_end_to_end():
     assert [span.video_frames(Strides()) for span in spans] == [9, 12, 12]
 
 
-def test_the_first_latent_frame_may_be_a_chunk_by_itself():
+def test_the_first_latent_frame_can_be_its_own_chunk():
     _, spans = lay_out(3, chunk_frames=3, independent_first_frame=True)
     assert [(span.first_frame, span.frames) for span in spans] == [(0, 1), (1, 3), (4, 3)]
 
 
-def test_given_latent_frames_come_first_and_have_negative_numbers():
+def test_context_chunks_come_first_and_have_negative_indices():
     context, spans = lay_out(1, chunk_frames=3, context=7, independent_first_frame=True)
     assert context == (Span(-3, 0, 1), Span(-2, 1, 3), Span(-1, 4, 3))
     assert spans == (Span(0, 7, 3),)
 
 
-def test_given_latent_frames_that_fill_no_chunk_are_refused():
+def test_context_that_does_not_fill_chunks_is_rejected():
     with pytest.raises(PlanError) as caught:
         lay_out(1, chunk_frames=3, context=7)
     assert caught.value.hint == "use 6 of them"
 
 
-def test_a_hundred_thousand_chunks_are_laid_out_at_once():
+def test_a_hundred_thousand_chunks_are_laid_out_quickly():
     _, spans = lay_out(100_000, chunk_frames=3)
     assert spans[-1] == Span(99_999, 299_997, 3)

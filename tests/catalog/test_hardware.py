@@ -1,4 +1,4 @@
-"""Padding is what was asked for, and otherwise only what was measured to help."""
+"""Tokens are padded as requested, or where padding was measured to help."""
 
 import pytest
 
@@ -7,11 +7,11 @@ from wancli.catalog.hardware import HELPED, TILES, tokens_to_align
 
 
 @pytest.mark.parametrize(("choice", "tokens"), [("off", 1), ("1", 1), ("128", 128)])
-def test_what_is_asked_for_is_done_on_any_hardware(choice, tokens):
+def test_an_explicit_alignment_applies_to_any_hardware(choice, tokens):
     assert {tokens_to_align(choice, name) for name in [*TILES, "abacus"]} == {tokens}
 
 
-def test_auto_pads_nowhere_that_it_was_not_measured_to_help(monkeypatch):
+def test_auto_pads_only_where_it_was_measured_to_help(monkeypatch):
     assert {tokens_to_align("auto", name) for name in [*TILES, "abacus"]} == {1}
     assert set(TILES) >= HELPED
     monkeypatch.setattr(hardware, "HELPED", frozenset({"tpu v6e"}))

@@ -1,4 +1,4 @@
-"""What a model of few words says of a prompt with others."""
+"""Warnings about prompt words that a model with a small vocabulary does not know."""
 
 import json
 from datetime import UTC, datetime
@@ -18,12 +18,12 @@ from wancli.records.write import start_record
 DEMO = SPECS["demo"]
 
 
-def test_words_that_the_demo_model_does_not_know_are_named_with_what_it_can_draw():
+def test_unknown_words_are_listed_with_what_the_demo_can_draw():
     (warning,) = vocabulary_warnings(DEMO, ["A cat walks on the grass, a red circle and a cat."])
     assert warning.startswith("demo does not know 'cat', 'walks', 'grass'. It is the demo model")
 
 
-def test_every_word_that_the_demo_model_was_trained_on_is_known_and_what_it_draws_is_said():
+def test_every_word_of_the_training_prompts_is_known():
     prompts = [
         template.format(color=color, shape=shape, motion=motion, background=background)
         for template in world.TEMPLATES
@@ -40,29 +40,29 @@ def test_every_word_that_the_demo_model_was_trained_on_is_known_and_what_it_draw
 
 
 @pytest.mark.parametrize("prompt", ["", "red. circle!?", "RED Circle"])
-def test_marks_and_capitals_are_no_unknown_words(prompt: str):
+def test_punctuation_and_case_are_ignored(prompt: str):
     assert vocabulary_warnings(DEMO, [prompt]) == ()
 
 
-def test_many_words_are_cut_short():
+def test_a_long_list_of_words_is_shortened():
     (warning,) = vocabulary_warnings(DEMO, [" ".join(f"word{n}" for n in range(20))])
     assert "'word7' and 12 more." in warning
 
 
 @pytest.mark.parametrize("name", ["wan2.1-t2v-1.3b", "random:wan2.1-t2v-1.3b"])
-def test_a_model_that_takes_any_word_says_nothing(name: str):
+def test_a_model_with_a_full_tokenizer_gives_no_warning(name: str):
     assert vocabulary_warnings(find_spec(name), ["xyzzy"]) == ()
 
 
 @pytest.mark.parametrize("tokenizer", ["", "{", "[]", '{"model": 1}', '{"model": {"type": "BPE"}}'])
-def test_a_tokenizer_that_is_no_list_of_words_says_nothing(tmp_path: Path, tokenizer: str):
+def test_an_unreadable_tokenizer_gives_no_warning(tmp_path: Path, tokenizer: str):
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.json").write_text(tokenizer)
     assert unknown_words(ModelSpec("x", "", "", folder=tmp_path), ["xyzzy"]) == []
 
 
 @pytest.mark.parametrize("command", ["generate", "rollout"])
-def test_a_command_says_it_before_anything_is_made_and_the_record_holds_it(
+def test_unknown_words_are_warned_about_before_generation_and_recorded(
     wancli: Wancli, command: str
 ):
     result = wancli(command, "a cat and a red circle", "--dry-run", "--seed", 1)

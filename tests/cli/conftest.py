@@ -1,4 +1,4 @@
-"""What tests share: a tiny model of one expert, and of two; command lines in forks."""
+"""Fixtures for tests of commands: tiny models of one and two experts; commands run in forks."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +17,6 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def forked() -> Iterator[Run]:
-    """What runs command lines in processes that start at once."""
+    """Runs command lines in forks, which start at once."""
     with forking() as run:
         yield run

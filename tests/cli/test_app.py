@@ -1,4 +1,4 @@
-"""Commands list themselves, and messages name settings by their flags."""
+"""The list of commands, and messages that name settings by their flags."""
 
 import pytest
 
@@ -7,10 +7,10 @@ from wancli.cli.messages import with_flags
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_line_of_help_is_the_first_of_the_command(name: str):
+def test_the_command_list_shows_the_first_line_of_each_help(name: str):
     entry = COMMANDS[name]
-    said = (entry.load(name).help or "").strip().splitlines()
-    assert said[0] == entry.help
+    lines = (entry.load(name).help or "").strip().splitlines()
+    assert lines[0] == entry.help
 
 
 @pytest.mark.parametrize(

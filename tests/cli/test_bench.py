@@ -1,4 +1,4 @@
-"""`wancli bench`, as a shell calls it, on a tiny random model."""
+"""`wancli bench` as a shell runs it, on a tiny random model."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.cli.test_bad_input import complaint
-from tests.conftest import Said, Wancli
+from tests.conftest import Result, Wancli
 from tests.fakes import tiny_clip, tiny_folder, tiny_image
 from wancli.benchmark.cases import BenchInputs
 from wancli.benchmark.measure import Measurer
@@ -26,7 +26,7 @@ FAST = "--use-cachedit --cachedit-fn 1 --cachedit-max-warmup-steps 2"
 SMALL = ("--device", "cpu", *VIDEO)
 
 
-def bench(wancli: Wancli, model: Path, *args: object) -> Said:
+def bench(wancli: Wancli, model: Path, *args: object) -> Result:
     return wancli("bench", "a red circle", "--model", model, *SMALL, *args)
 
 
@@ -34,133 +34,135 @@ def test_variants_are_measured_beside_the_baseline(wancli: Wancli, tiny_model: P
     fast = f"fast: {FAST} --cachedit-residual-threshold 1"
     named = (fast, "no kv: --no-prompt-kv", "gate: --cfg-gate 0.5")
     variants = [word for text in named for word in ("--variant", text)]
-    said = bench(wancli, tiny_model, *variants, "--json", "-q")
-    assert said.code == 0, said.err
-    told = json.loads(said.out)
-    assert told == json.loads(Path("bench/bench.json").read_text()) | {
+    result = bench(wancli, tiny_model, *variants, "--json", "-q")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert report == json.loads(Path("bench/bench.json").read_text()) | {
         "report": "bench/report.html"
     }
-    usual, fast, exact, gate = told["arms"]
-    assert usual["summary"]["blocks"] == usual["summary"]["blocks_all"] == 2 * 2 * 10
+    baseline, fast, exact, gate = report["arms"]
+    assert baseline["summary"]["blocks"] == baseline["summary"]["blocks_all"] == 2 * 2 * 10
     assert fast["lossy"] is True
     assert fast["summary"]["forwards_reused"] > 0
     assert fast["summary"]["ssim_worst"] < 1
     assert exact["lossy"] is False
     assert exact["summary"]["equal_latents"] is True
-    assert told["identity"] is True
+    assert report["identity"] is True
     assert gate["summary"]["blocks"] == 2 * (10 + 5)
-    assert told["floor"]["pairs"] == 1
-    assert [Path("bench", run["video"]).is_file() for run in told["runs"]] == [True] * 4
+    assert report["floor"]["pairs"] == 1
+    assert [Path("bench", run["video"]).is_file() for run in report["runs"]] == [True] * 4
     assert "fast" in Path("bench/report.html").read_text()
 
 
-def test_the_table_goes_to_stdout_and_the_talk_to_stderr(wancli: Wancli, tiny_model: Path):
-    said = bench(wancli, tiny_model, "--variant", "exact: --no-prompt-kv")
-    assert said.code == 0, said.err
-    header, usual, exact = said.out.strip().splitlines()
+def test_the_table_goes_to_stdout_and_messages_to_stderr(wancli: Wancli, tiny_model: Path):
+    result = bench(wancli, tiny_model, "--variant", "exact: --no-prompt-kv")
+    assert result.code == 0, result.err
+    header, baseline, exact = result.out.strip().splitlines()
     assert header.split()[:3] == ["variant", "denoise", "speed-up"]
-    assert usual.split()[0] == "baseline"
+    assert baseline.split()[0] == "baseline"
     assert "equal" in exact
-    assert "report: bench/report.html" in said.err
-    assert "another seed of the baseline" in said.err
+    assert "report: bench/report.html" in result.err
+    assert "another seed of the baseline" in result.err
 
 
-def test_a_toml_file_holds_all_of_it(wancli: Wancli, tiny_model: Path):
+def test_a_toml_file_defines_prompts_seeds_and_variants(wancli: Wancli, tiny_model: Path):
     Path("all.toml").write_text(
         'prompts = ["a red circle", "a blue circle"]\nseeds = "3-4"\n'
         '[variants]\nexact = "--no-prompt-kv"\n'
     )
-    said = wancli("bench", "all.toml", "--model", tiny_model, *SMALL, "--json", "-q")
-    assert said.code == 0, said.err
-    runs = json.loads(said.out)["runs"]
+    result = wancli("bench", "all.toml", "--model", tiny_model, *SMALL, "--json", "-q")
+    assert result.code == 0, result.err
+    runs = json.loads(result.out)["runs"]
     assert {(run["prompt"], run["seed"]) for run in runs} == {
         (prompt, seed) for prompt in ("a red circle", "a blue circle") for seed in (3, 4)
     }
     assert len(runs) == 2 * 4
 
 
-def test_a_goal_that_is_missed_is_exit_7_and_the_report_stays(wancli: Wancli, tiny_model: Path):
+def test_a_missed_goal_exits_with_7_and_keeps_the_report(wancli: Wancli, tiny_model: Path):
     Path("bench.part").mkdir()
     Path("bench.part/mine").write_text("mine")
     fast = ("--variant", f"fast: {FAST} --cachedit-residual-threshold 1")
-    said = bench(wancli, tiny_model, *fast, "--fail-under-ssim", 1)
-    assert said.code == 7
-    assert "fast: a video frame has SSIM" in said.err
+    result = bench(wancli, tiny_model, *fast, "--fail-under-ssim", 1)
+    assert result.code == 7
+    assert "fast: a video frame has SSIM" in result.err
     assert Path("bench/report.html").is_file()
-    said = bench(wancli, tiny_model, *fast, "--overwrite", "--fail-over-ratio", 0.01)
-    assert said.code == 7
-    assert "of the time, over 0.01" in said.err
+    result = bench(wancli, tiny_model, *fast, "--overwrite", "--fail-over-ratio", 0.01)
+    assert result.code == 7
+    assert "of the time, over 0.01" in result.err
     assert Path("bench.part/mine").read_text() == "mine"
     assert sorted(path.name for path in Path().iterdir()) == ["bench", "bench.part"]
 
 
-def test_tuning_saves_a_preset_that_holds_only_where_it_was_found(wancli: Wancli, tiny_model: Path):
+def test_a_tuned_preset_is_valid_only_for_the_settings_it_was_tuned_for(
+    wancli: Wancli, tiny_model: Path
+):
     tuning = ("--tune", "--target-ssim", 0.5, "--save-preset", "mine")
-    said = bench(wancli, tiny_model, "--variant", f"fast: {FAST}", *tuning)
-    assert said.code == 0, said.err
-    assert "--cachedit-preset mine" in said.err
-    made = ("generate", "a red circle", "--model", tiny_model, "--cachedit-preset", "mine")
-    said = wancli(*made, *SMALL, "--seed", 1, "-o", "a.mp4", "--json")
-    assert said.code == 0, said.err
-    assert json.loads(said.out)["cache"]["reused"] > 0
-    said = wancli(*made, *SMALL, "--steps", 12, "-o", "b.mp4")
-    assert said.code == 2
-    error, hint = complaint(said)
+    result = bench(wancli, tiny_model, "--variant", f"fast: {FAST}", *tuning)
+    assert result.code == 0, result.err
+    assert "--cachedit-preset mine" in result.err
+    command = ("generate", "a red circle", "--model", tiny_model, "--cachedit-preset", "mine")
+    result = wancli(*command, *SMALL, "--seed", 1, "-o", "a.mp4", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["cache"]["reused"] > 0
+    result = wancli(*command, *SMALL, "--steps", 12, "-o", "b.mp4")
+    assert result.code == 2
+    error, hint = complaint(result)
     assert error == "this step cache was tuned for sampling.steps 10, not 12."
     assert "--tune" in hint
 
 
-def test_a_target_that_nothing_reaches_is_exit_7_and_nothing_is_saved(
-    wancli: Wancli, tiny_model: Path
-):
+def test_an_unreachable_target_exits_with_7_and_saves_nothing(wancli: Wancli, tiny_model: Path):
     tuning = ("--tune", "--target-ssim", 1, "--save-preset", "mine")
-    said = bench(wancli, tiny_model, "--variant", f"fast: {FAST}", *tuning)
-    assert said.code == 7
-    assert "no threshold keeps every video frame at SSIM 1" in said.err
+    result = bench(wancli, tiny_model, "--variant", f"fast: {FAST}", *tuning)
+    assert result.code == 7
+    assert "no threshold keeps every video frame at SSIM 1" in result.err
     assert wancli("preset", "show", "mine").code == 2
 
 
 @pytest.mark.parametrize(
-    ("task", "given"),
+    ("task", "files"),
     [
         (IMAGE, {"image": "p.png"}),
         (ANIMATE, {"pose_video": "v.mp4", "face_video": "f.mp4", "ref_image": "p.png"}),
     ],
 )
-def test_pictures_go_into_a_bench_as_into_a_video(
-    wancli: Wancli, tmp_path: Path, task: str, given: dict[str, str]
+def test_a_bench_uses_input_files_as_generate_does(
+    wancli: Wancli, tmp_path: Path, task: str, files: dict[str, str]
 ):
     model = tiny_folder(tmp_path / "model", task)
     tiny_image(Path("p.png"), 1)
     tiny_clip(Path("v.mp4"), 2)
     tiny_clip(Path("f.mp4"), 3, size=(32, 32))
-    files = [w for name, file in given.items() for w in (f"--{name.replace('_', '-')}", file)]
-    asked = ("a red circle", "--model", model, *SMALL, "--fps", 8, "--steps", 4, *files)
-    said = wancli("bench", *asked, "--variant", "exact: --no-prompt-kv", "--json", "-q")
-    assert said.code == 0, said.err
-    told = json.loads(said.out)
-    assert told["arms"][1]["summary"]["equal_latents"] is True
-    video = Path("bench", told["runs"][0]["video"])
+    file_flags = [w for name, file in files.items() for w in (f"--{name.replace('_', '-')}", file)]
+    request = ("a red circle", "--model", model, *SMALL, "--fps", 8, "--steps", 4, *file_flags)
+    result = wancli("bench", *request, "--variant", "exact: --no-prompt-kv", "--json", "-q")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert report["arms"][1]["summary"]["equal_latents"] is True
+    video = Path("bench", report["runs"][0]["video"])
     recorded = json.loads(read_comment(video) or "")["request"]["inputs"]
     assert recorded["task"] == task
-    assert {name for name in recorded if name != "task"} == set(given)
+    assert {name for name in recorded if name != "task"} == set(files)
 
     flags = {"model": str(model), "machine": {"device": "cpu"}}
     flags["video"] = {"width": 32, "height": 32, "num_frames": 5, "fps": 8}
     flags["sampling"] = {"steps": 4, "guidance_scale": 2}
     paths: dict[str, Any] = {
-        n: (Path(f),) if n == "ref_image" else Path(f) for n, f in given.items()
+        n: (Path(f),) if n == "ref_image" else Path(f) for n, f in files.items()
     }
     inputs = InputFiles(**paths)
     exact = VariantFlags("exact", "--no-prompt-kv", flags_layers("exact", "--no-prompt-kv"))
-    asking = BenchRequest(["a red circle"], "7", [exact], flag, inputs)
-    benching = BenchSession(asking, [Layer("flag", flags)], Goals())
-    here = (benching.spec, benching.baseline, tmp_path, lambda event: None, BenchInputs(inputs))
-    ours = Measurer(*here).baseline_run(benching.cases[0]).latents
-    said = wancli("generate", *asked, "--seed", 7, "-o", "a.mp4", "--save-latents", "z.safetensors")
-    assert said.code == 0, said.err
-    made = load_file("z.safetensors")["latents"].transpose(0, 1)[None]
-    assert torch.equal(ours.float(), made)
+    bench_request = BenchRequest(["a red circle"], "7", [exact], flag, inputs)
+    session = BenchSession(bench_request, [Layer("flag", flags)], Goals())
+    arguments = (session.spec, session.baseline, tmp_path, lambda event: None, BenchInputs(inputs))
+    measured = Measurer(*arguments).baseline_run(session.cases[0]).latents
+    result = wancli(
+        "generate", *request, "--seed", 7, "-o", "a.mp4", "--save-latents", "z.safetensors"
+    )
+    assert result.code == 0, result.err
+    generated = load_file("z.safetensors")["latents"].transpose(0, 1)[None]
+    assert torch.equal(measured.float(), generated)
 
 
 @pytest.mark.parametrize(
@@ -195,15 +197,15 @@ def test_pictures_go_into_a_bench_as_into_a_video(
         (("bad.toml",), "bad.toml is not a bench", "prompts ="),
     ],
 )
-def test_bad_input_is_said_before_anything_loads(
+def test_invalid_input_is_rejected_before_anything_loads(
     wancli: Wancli, args: tuple[object, ...], error: str, hint: str
 ):
     Path("full").mkdir()
     Path("full/mine.txt").write_text("mine")
     Path("bad.toml").write_text('prompt = "a"\n')
-    said = wancli("bench", "a red circle", *args)
-    assert said.code in (2, 4)
-    message, advice = complaint(said)
+    result = wancli("bench", "a red circle", *args)
+    assert result.code in (2, 4)
+    message, advice = complaint(result)
     assert error in message
     assert hint in advice
     assert Path("full/mine.txt").read_text() == "mine"

@@ -1,4 +1,4 @@
-"""`wancli compare`, as a shell calls it."""
+"""`wancli compare` as a shell runs it."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def record(*, lossless: bool) -> RunRecord:
     return RunRecord("1", "ok", "generate", "2026-01-01T00:00:00+00:00", request, "abc")
 
 
-def film(
+def write_video(
     name: str,
     *,
     frames: int = 5,
@@ -32,7 +32,7 @@ def film(
     jump: int | None = None,
     lossless: bool = True,
 ) -> str:
-    """A square `at` pixels from the left, going right; in video frame `jump` it is 4 px ahead."""
+    """A square moving right from `at` pixels; in video frame `jump` it is 4 pixels ahead."""
     clip = np.full((frames, size, size, 3), 30, np.uint8)
     for index, frame in enumerate(clip):
         left = at + index + 4 * (index == jump)
@@ -44,17 +44,17 @@ def film(
     return name
 
 
-def latents(name: str, *, frames: int = 2, seed: int = 0) -> str:
+def write_latents(name: str, *, frames: int = 2, seed: int = 0) -> str:
     values = torch.randn(1, 4, frames, 3, 3, generator=torch.Generator().manual_seed(seed))
     save_latents(values, Path(name), record(lossless=True).as_json())
     return name
 
 
 def test_two_videos_give_a_table_that_names_the_ssim_variant(wancli: Wancli):
-    said = wancli("compare", film("a.mp4"), film("b.mp4", at=9))
-    assert said.code == 0
-    assert said.err == ""
-    heading, ssim, decibels, temporal, largest = said.out.splitlines()
+    result = wancli("compare", write_video("a.mp4"), write_video("b.mp4", at=9))
+    assert result.code == 0
+    assert result.err == ""
+    heading, ssim, decibels, temporal, largest = result.out.splitlines()
     assert heading.split() == ["metric", "mean", "worst", "video", "frame"]
     assert ssim.startswith(VARIANT)
     assert decibels.startswith("PSNR, dB")
@@ -63,141 +63,144 @@ def test_two_videos_give_a_table_that_names_the_ssim_variant(wancli: Wancli):
 
 
 def test_json_has_the_values_of_the_table(wancli: Wancli):
-    one, other = film("a.mp4"), film("b.mp4", at=9)
-    told = json.loads(wancli("compare", one, other, "--json").out)
+    one, other = write_video("a.mp4"), write_video("b.mp4", at=9)
+    comparison = json.loads(wancli("compare", one, other, "--json").out)
     row = wancli("compare", one, other).out.splitlines()[1].removeprefix(VARIANT).split()
-    assert row == [
-        f"{told['ssim']['mean']:.6f}", f"{told['ssim']['worst']:.6f}", str(told["ssim"]["frame"])
-    ]  # fmt: skip
-    assert (told["a"], told["b"], told["kind"]) == ("a.mp4", "b.mp4", "video")
-    assert told["schema"] == "wancli.compare/1"
-    assert told["variant"] == VARIANT
-    assert told["frames"] == 5
-    assert told["equal"] is False
+    ssim = comparison["ssim"]
+    assert row == [f"{ssim['mean']:.6f}", f"{ssim['worst']:.6f}", str(ssim["frame"])]
+    assert (comparison["a"], comparison["b"], comparison["kind"]) == ("a.mp4", "b.mp4", "video")
+    assert comparison["schema"] == "wancli.compare/1"
+    assert comparison["variant"] == VARIANT
+    assert comparison["frames"] == 5
+    assert comparison["equal"] is False
     # 16 of 1024 pixels are off by 170
-    assert told["psnr_db"]["mean"] == pytest.approx(10 * np.log10(255**2 / (170**2 / 64)))
+    assert comparison["psnr_db"]["mean"] == pytest.approx(10 * np.log10(255**2 / (170**2 / 64)))
 
 
 def test_a_video_is_identical_to_itself(wancli: Wancli):
-    said = wancli("compare", film("a.mp4", lossless=False), "a.mp4")
-    assert said.code == 0
-    assert said.err == ""
-    assert "identical" in said.out
-    told = json.loads(wancli("compare", "a.mp4", "a.mp4", "--json", "--fail-under-ssim", 1).out)
-    assert told["equal"] is True
-    assert told["psnr_db"] == {"mean": None, "worst": None, "frame": 0}
+    result = wancli("compare", write_video("a.mp4", lossless=False), "a.mp4")
+    assert result.code == 0
+    assert result.err == ""
+    assert "identical" in result.out
+    comparison = json.loads(
+        wancli("compare", "a.mp4", "a.mp4", "--json", "--fail-under-ssim", 1).out
+    )
+    assert comparison["equal"] is True
+    assert comparison["psnr_db"] == {"mean": None, "worst": None, "frame": 0}
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "named"),
+    ("first", "second", "warning"),
     [
         (False, False, "a.mp4 and b.mp4 are compressed"),
         (True, False, "warn:  b.mp4 is compressed"),
         (True, True, None),
     ],
 )
-def test_codec_loss_is_warned_of_once(wancli: Wancli, first: bool, second: bool, named: str | None):
-    said = wancli(
-        "compare", film("a.mp4", lossless=first), film("b.mp4", at=9, lossless=second), "--json"
+def test_codec_loss_gives_one_warning(
+    wancli: Wancli, first: bool, second: bool, warning: str | None
+):
+    result = wancli(
+        "compare",
+        write_video("a.mp4", lossless=first),
+        write_video("b.mp4", at=9, lossless=second),
+        "--json",
     )
-    assert said.code == 0
-    assert json.loads(said.out)["equal"] is False
-    assert (named in said.err and "--lossless" in said.err) if named else said.err == ""
-    assert said.err.count("codec") == bool(named)
+    assert result.code == 0
+    assert json.loads(result.out)["equal"] is False
+    assert (warning in result.err and "--lossless" in result.err) if warning else result.err == ""
+    assert result.err.count("codec") == bool(warning)
 
 
-def test_a_threshold_that_is_not_met_is_exit_7_after_the_result(wancli: Wancli):
-    one, other = film("a.mp4"), film("b.mp4", at=9)
+def test_missing_the_threshold_exits_with_7_after_the_result(wancli: Wancli):
+    one, other = write_video("a.mp4"), write_video("b.mp4", at=9)
     worst = json.loads(wancli("compare", one, other, "--json").out)["ssim"]["worst"]
-    said = wancli("compare", one, other, "--json", "--fail-under-ssim", worst + 1e-6)
-    assert said.code == 7
-    assert json.loads(said.out)["ssim"]["worst"] == worst
-    assert said.err.startswith(f"error: SSIM {worst:.6f} of video frame")
-    assert "\nhint:  " in said.err
+    result = wancli("compare", one, other, "--json", "--fail-under-ssim", worst + 1e-6)
+    assert result.code == 7
+    assert json.loads(result.out)["ssim"]["worst"] == worst
+    assert result.err.startswith(f"error: SSIM {worst:.6f} of video frame")
+    assert "\nhint:  " in result.err
     assert wancli("compare", one, other, "--fail-under-ssim", worst - 1e-6).code == 0
 
 
 def test_the_threshold_applies_to_the_worst_frame(wancli: Wancli):
-    one, other = film("a.mp4", frames=9), film("b.mp4", frames=9, jump=3)
-    told = json.loads(wancli("compare", one, other, "--json").out)
-    between = (told["ssim"]["mean"] + told["ssim"]["worst"]) / 2
-    assert told["ssim"]["frame"] == 3
+    one, other = write_video("a.mp4", frames=9), write_video("b.mp4", frames=9, jump=3)
+    comparison = json.loads(wancli("compare", one, other, "--json").out)
+    between = (comparison["ssim"]["mean"] + comparison["ssim"]["worst"]) / 2
+    assert comparison["ssim"]["frame"] == 3
     assert wancli("compare", one, other, "--fail-under-ssim", between).code == 7
 
 
 def test_latents_are_compared_without_a_codec(wancli: Wancli):
-    one, other = latents("a.safetensors"), latents("b.safetensors", seed=1)
-    said = wancli("compare", one, other)
-    assert (said.code, said.err) == (0, "")
-    assert said.out.splitlines()[1].split() == ["equal", "no"]
-    told = json.loads(wancli("compare", one, other, "--json").out)
-    assert told["kind"] == "latents"
-    assert told["relative"] == pytest.approx(2**0.5, rel=0.3)  # two independent samples
-    told = json.loads(wancli("compare", one, one, "--json").out)
-    assert (told["equal"], told["max_abs"], told["psnr_db"]) == (True, 0, None)
+    one, other = write_latents("a.safetensors"), write_latents("b.safetensors", seed=1)
+    result = wancli("compare", one, other)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.splitlines()[1].split() == ["equal", "no"]
+    comparison = json.loads(wancli("compare", one, other, "--json").out)
+    assert comparison["kind"] == "latents"
+    assert comparison["relative"] == pytest.approx(2**0.5, rel=0.3)  # two independent samples
+    comparison = json.loads(wancli("compare", one, one, "--json").out)
+    assert (comparison["equal"], comparison["max_abs"], comparison["psnr_db"]) == (True, 0, None)
 
 
 @pytest.mark.parametrize(
     ("frames", "size", "error"), [(6, 32, "5 and 6 video frames"), (5, 48, "32x32 and 48x48")]
 )
 def test_videos_of_different_sizes_are_rejected(wancli: Wancli, frames: int, size: int, error: str):
-    said = wancli("compare", film("a.mp4"), film("b.mp4", frames=frames, size=size))
-    assert said.code == 2
-    assert error in complaint(said)[0]
+    result = wancli("compare", write_video("a.mp4"), write_video("b.mp4", frames=frames, size=size))
+    assert result.code == 2
+    assert error in complaint(result)[0]
 
 
 def test_latents_of_different_shapes_are_rejected(wancli: Wancli):
-    said = wancli("compare", latents("a.safetensors"), latents("b.safetensors", frames=3))
-    assert said.code == 2
-    assert "1x4x2x3x3 and 1x4x3x3x3" in complaint(said)[0]
+    result = wancli(
+        "compare", write_latents("a.safetensors"), write_latents("b.safetensors", frames=3)
+    )
+    assert result.code == 2
+    assert "1x4x2x3x3 and 1x4x3x3x3" in complaint(result)[0]
 
 
-def test_a_video_and_latents_are_not_mixed(wancli: Wancli):
+def test_a_video_is_not_compared_with_latents(wancli: Wancli):
     for args in (("a.mp4", "b.safetensors"), ("a.safetensors", "b.mp4")):
-        said = wancli("compare", *args)
-        assert said.code == 2
-        assert "wancli decode" in complaint(said)[1]
+        result = wancli("compare", *args)
+        assert result.code == 2
+        assert "wancli decode" in complaint(result)[1]
 
 
 @pytest.mark.parametrize("threshold", ["nan", "-0.1", "1.01", "95"])
 def test_a_threshold_that_is_not_an_ssim_is_rejected(wancli: Wancli, threshold: str):
-    said = wancli("compare", "a.mp4", "b.mp4", f"--fail-under-ssim={threshold}")
-    assert said.code == 2
-    assert "0.95" in complaint(said)[1]
+    result = wancli("compare", "a.mp4", "b.mp4", f"--fail-under-ssim={threshold}")
+    assert result.code == 2
+    assert "0.95" in complaint(result)[1]
 
 
-def test_latents_have_no_ssim_to_fail_under(wancli: Wancli):
-    said = wancli("compare", "a.safetensors", "b.safetensors", "--fail-under-ssim", 0.9)
-    assert said.code == 2
-    assert "no SSIM" in complaint(said)[0]
+def test_an_ssim_threshold_is_rejected_for_latents(wancli: Wancli):
+    result = wancli("compare", "a.safetensors", "b.safetensors", "--fail-under-ssim", 0.9)
+    assert result.code == 2
+    assert "no SSIM" in complaint(result)[0]
 
 
 @pytest.mark.parametrize("name", ["b.mp4", "b.safetensors"])
 def test_a_missing_file_suggests_a_similar_one(wancli: Wancli, name: str):
-    wrong = name.replace("b.", "bb.")
-    (film if name == "b.mp4" else latents)(name)
-    for args in ((name, wrong), (wrong, name)):
-        said = wancli("compare", *args)
-        assert said.code == 4
-        error, hint = complaint(said)
-        assert f"'{wrong}' not found" in error
+    misspelt = name.replace("b.", "bb.")
+    (write_video if name == "b.mp4" else write_latents)(name)
+    for args in ((name, misspelt), (misspelt, name)):
+        result = wancli("compare", *args)
+        assert result.code == 4
+        error, hint = complaint(result)
+        assert f"'{misspelt}' not found" in error
         assert f"did you mean '{name}'?" in hint
 
 
-@pytest.mark.parametrize("name", ["b.mp4", "b.safetensors"])
+@pytest.mark.parametrize("name", ["x.mp4", "x.safetensors", "folder.mp4", "folder.safetensors"])
 def test_an_unreadable_file_is_named(wancli: Wancli, name: str):
-    Path(name).write_bytes(b"nothing of the kind" * 10)
-    said = wancli("compare", name, name)
-    assert said.code == 4
-    assert name in complaint(said)[0]
-
-
-@pytest.mark.parametrize("name", ["folder.mp4", "folder.safetensors"])
-def test_a_folder_is_no_file_to_compare(wancli: Wancli, name: str):
-    Path(name).mkdir()
-    said = wancli("compare", name, name)
-    assert said.code == 4
-    assert name in complaint(said)[0]
+    if name.startswith("folder"):
+        Path(name).mkdir()
+    else:
+        Path(name).write_bytes(b"nothing of the kind" * 10)
+    result = wancli("compare", name, name)
+    assert result.code == 4
+    assert name in complaint(result)[0]
 
 
 @pytest.mark.parametrize(
@@ -213,5 +216,5 @@ def test_a_folder_is_no_file_to_compare(wancli: Wancli, name: str):
 def test_errors_and_help_load_nothing(
     forked: Run, tmp_path: Path, args: tuple[str, ...], code: int
 ):
-    found, heavy, _, stderr = forked("compare", *args, folder=tmp_path)
-    assert (found, heavy) == (code, []), stderr
+    exit_code, heavy, _, stderr = forked("compare", *args, folder=tmp_path)
+    assert (exit_code, heavy) == (code, []), stderr

@@ -31,8 +31,8 @@ TYPED = [
 @pytest.mark.parametrize(("typed", "offered"), TYPED)
 def test_bash_is_offered(typed: str, offered: str, forked: Run, tmp_path):
     last = str(len(typed.split(" ")) - 1)
-    asked = {"_WANCLI_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": last}
-    code, heavy, out, err = forked(folder=tmp_path, **asked)
+    variables = {"_WANCLI_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": last}
+    code, heavy, out, err = forked(folder=tmp_path, **variables)
     assert (code, heavy, err) == (0, [], "")
     assert offered in out.split()
 
@@ -40,8 +40,10 @@ def test_bash_is_offered(typed: str, offered: str, forked: Run, tmp_path):
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 @pytest.mark.parametrize(("typed", "offered"), TYPED)
 def test_others_are_offered_the_same(shell: str, typed: str, offered: str, forked: Run, tmp_path):
-    asked = {"_WANCLI_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": typed}
-    code, heavy, out, err = forked(folder=tmp_path, **asked, _TYPER_COMPLETE_FISH_ACTION="get-args")
+    variables = {"_WANCLI_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": typed}
+    code, heavy, out, err = forked(
+        folder=tmp_path, **variables, _TYPER_COMPLETE_FISH_ACTION="get-args"
+    )
     assert (code, heavy, err) == (0, [], "")
     assert offered in out.replace('"', " ").split()
 

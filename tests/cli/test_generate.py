@@ -25,21 +25,23 @@ def small(model: Path) -> tuple[object, ...]:
     return ("generate", PROMPT, "--model", model, *SMALL)
 
 
-def test_a_prompt_gives_a_whole_video_its_sidecar_and_its_path(wancli: Wancli, tiny_model: Path):
-    said = wancli(*small(tiny_model), "--seed", 1, "-o", "out/a.mp4")
-    assert said.code == 0, said.err
-    assert said.out == "out/a.mp4\n"
+def test_generate_writes_a_video_and_its_sidecar_and_prints_the_path(
+    wancli: Wancli, tiny_model: Path
+):
+    result = wancli(*small(tiny_model), "--seed", 1, "-o", "out/a.mp4")
+    assert result.code == 0, result.err
+    assert result.out == "out/a.mp4\n"
     info = probe(Path("out/a.mp4"))
     assert (info.width, info.height, info.frames, info.fps) == (32, 32, 5, 8)
     assert sorted(p.name for p in Path("out").iterdir()) == ["a.json", "a.mp4"]
 
 
 def test_latents_are_those_of_a_plain_diffusers_call(wancli: Wancli, tiny_model: Path):
-    said = wancli(
+    result = wancli(
         *small(tiny_model), "--seed", 7, "--guidance-scale", 3, "--flow-shift", 2.5,
         "--negative-prompt", "blue", "--save-latents", "z.safetensors",
     )  # fmt: skip
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     pipeline = WanPipeline.from_pretrained(tiny_model)
     pipeline.scheduler = UniPCMultistepScheduler.from_config(
         pipeline.scheduler.config, flow_shift=2.5
@@ -55,18 +57,18 @@ def test_latents_are_those_of_a_plain_diffusers_call(wancli: Wancli, tiny_model:
 
 
 @pytest.mark.parametrize("scheduler", ["unipc", "dpm++", "euler"])
-def test_every_scheduler_runs_down_the_sigmas(wancli: Wancli, tiny_model: Path, scheduler: str):
-    said = wancli(*small(tiny_model), "--steps", 4, "--scheduler", scheduler, "--json", "-q")
-    record = json.loads(said.out)
+def test_sigmas_decrease_with_every_scheduler(wancli: Wancli, tiny_model: Path, scheduler: str):
+    result = wancli(*small(tiny_model), "--steps", 4, "--scheduler", scheduler, "--json", "-q")
+    record = json.loads(result.out)
     sigmas = record["timings"]["sigmas"]
     assert len(sigmas) == 4
     assert sigmas == sorted(sigmas, reverse=True)
     assert sigmas[0] == pytest.approx(1.0, abs=1e-3)
 
 
-def test_the_json_line_the_sidecar_and_the_video_hold_one_record(wancli: Wancli, tiny_model: Path):
-    said = wancli(*small(tiny_model), "--seed", 3, "--json", "-o", "a.mp4")
-    record = json.loads(said.out)
+def test_json_output_sidecar_and_video_hold_the_same_record(wancli: Wancli, tiny_model: Path):
+    result = wancli(*small(tiny_model), "--seed", 3, "--json", "-o", "a.mp4")
+    record = json.loads(result.out)
     assert record == json.loads(Path("a.json").read_text())
     required = "schema id status command created request hash output timings memory env error"
     assert set(record) == set(required.split())
@@ -84,13 +86,13 @@ def test_the_json_line_the_sidecar_and_the_video_hold_one_record(wancli: Wancli,
 def test_previews_change_neither_the_latents_nor_the_request(wancli: Wancli, tiny_model: Path):
     records = []
     for name, extra in (("plain", ()), ("shown", ("--preview-every", 1))):
-        said = wancli(
+        result = wancli(
             *small(tiny_model), "--steps", 4, "--seed", 7, "-o", f"out/{name}.mp4", "--json",
             "--save-latents", f"{name}.safetensors", *extra,
         )  # fmt: skip
-        assert said.code == 0, said.err
-        records.append(json.loads(said.out))
-        assert ("preview: out/shown.preview.png" in said.err) == (name == "shown")
+        assert result.code == 0, result.err
+        records.append(json.loads(result.out))
+        assert ("preview: out/shown.preview.png" in result.err) == (name == "shown")
     plain, shown = (load_file(f"{name}.safetensors")["latents"] for name in ("plain", "shown"))
     assert torch.equal(plain, shown)
     assert records[0]["hash"] == records[1]["hash"]
@@ -99,7 +101,7 @@ def test_previews_change_neither_the_latents_nor_the_request(wancli: Wancli, tin
     assert sorted(p.suffix for p in Path("out").iterdir()) == [".json", ".json", ".mp4", ".mp4"]
 
 
-def test_show_prints_what_made_the_video(wancli: Wancli, tiny_model: Path):
+def test_show_prints_the_request_of_a_video(wancli: Wancli, tiny_model: Path):
     wancli(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
     shown = wancli("show", "a.mp4")
     assert PROMPT in shown.out
@@ -107,36 +109,38 @@ def test_show_prints_what_made_the_video(wancli: Wancli, tiny_model: Path):
     assert json.loads(wancli("show", "a.json", "--json").out)["output"]["path"] == "a.mp4"
 
 
-def test_repro_makes_the_same_frames_again(wancli: Wancli, tiny_model: Path):
+def test_repro_reproduces_the_frames(wancli: Wancli, tiny_model: Path):
     wancli(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
-    said = wancli("repro", "a.json")
-    assert said.code == 0, said.err
-    assert "identical" in said.err
+    result = wancli("repro", "a.json")
+    assert result.code == 0, result.err
+    assert "identical" in result.err
     assert framemd5(Path("a-repro.mp4")) == framemd5(Path("a.mp4"))
 
 
-def test_repro_over_its_own_file_compares_with_what_was_there(wancli: Wancli, tiny_model: Path):
+def test_repro_over_the_original_compares_with_the_replaced_frames(
+    wancli: Wancli, tiny_model: Path
+):
     wancli(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
     over = ("repro", "a.mp4", "-o", "a.mp4", "--overwrite", "--model", tiny_model)
     assert "identical" in wancli(*over).err
     tiny_clip(Path("a.mp4"), 1, size=(32, 32), comment=read_comment(Path("a.mp4")) or "")
-    said = wancli(*over)
-    assert (said.code, "identical" in said.err) == (0, False)
-    assert "the frames differ from those of a.mp4" in said.err
+    result = wancli(*over)
+    assert (result.code, "identical" in result.err) == (0, False)
+    assert "the frames differ from those of a.mp4" in result.err
 
 
-def test_repro_with_an_override_makes_another_video(wancli: Wancli, tiny_model: Path):
+def test_repro_with_an_override_changes_the_video(wancli: Wancli, tiny_model: Path):
     wancli(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
-    said = wancli("repro", "a.json", "--steps", 3, "--json", "-o", "b.mp4")
-    record = json.loads(said.out)
+    result = wancli("repro", "a.json", "--steps", 3, "--json", "-o", "b.mp4")
+    record = json.loads(result.out)
     assert record["request"]["sampling"]["steps"] == 3
     assert record["request"]["video"]["num_frames"] == 5
-    assert "identical" not in said.err
+    assert "identical" not in result.err
 
 
 def test_several_seeds_load_the_model_once(wancli: Wancli, tiny_model: Path):
-    said = wancli(*small(tiny_model), "--seed", 5, "-N", 3, "--json", "--perf-json", "perf.json")
-    records = [json.loads(line) for line in said.out.splitlines()]
+    result = wancli(*small(tiny_model), "--seed", 5, "-N", 3, "--json", "--perf-json", "perf.json")
+    records = [json.loads(line) for line in result.out.splitlines()]
     assert [r["request"]["seed"] for r in records] == [5, 6, 7]
     assert [r["timings"]["load_s"] > 0 for r in records] == [True, False, False]
     assert len({r["output"]["framemd5"] for r in records}) == 3
@@ -144,7 +148,7 @@ def test_several_seeds_load_the_model_once(wancli: Wancli, tiny_model: Path):
     assert [v["path"] for v in videos] == [r["output"]["path"] for r in records]
 
 
-def test_skip_existing_skips_the_same_request_and_no_other(wancli: Wancli, tiny_model: Path):
+def test_skip_existing_skips_only_the_same_request(wancli: Wancli, tiny_model: Path):
     args = (*small(tiny_model), "--seed", 1, "-o", "a.mp4", "--skip-existing")
     wancli(*args)
     before = Path("a.mp4").stat().st_mtime_ns
@@ -158,30 +162,30 @@ def test_skip_existing_skips_the_same_request_and_no_other(wancli: Wancli, tiny_
     assert Path("a.mp4").stat().st_mtime_ns != before
 
 
-def test_skip_existing_makes_a_damaged_video_again(wancli: Wancli, tiny_model: Path):
+def test_skip_existing_regenerates_a_damaged_video(wancli: Wancli, tiny_model: Path):
     args = (*small(tiny_model), "--seed", 1, "-o", "a.mp4", "--skip-existing")
     wancli(*args)
     path, whole = Path("a.mp4"), Path("a.mp4").read_bytes()
     md5 = framemd5(path)
     path.write_bytes(whole[:-50] + bytes([whole[-50] ^ 1]) + whole[-49:])
-    said = wancli(*args)
-    assert (said.code, said.out) == (0, "a.mp4\n"), said.err
-    assert "a.mp4 is damaged: its packets are not those" in said.err
+    result = wancli(*args)
+    assert (result.code, result.out) == (0, "a.mp4\n"), result.err
+    assert "a.mp4 is damaged: its packets are not those" in result.err
     assert framemd5(path) == md5
 
 
-def test_show_check_says_of_each_file_whether_it_is_whole(wancli: Wancli, tiny_model: Path):
+def test_show_check_reports_the_state_of_each_file(wancli: Wancli, tiny_model: Path):
     wancli(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
-    said = wancli("show", "--check", "a.mp4", "a.json")
-    assert (said.code, said.out) == (0, "whole      a.mp4\nwhole      a.json\n"), said.err
+    result = wancli("show", "--check", "a.mp4", "a.json")
+    assert (result.code, result.out) == (0, "whole      a.mp4\nwhole      a.json\n"), result.err
     content = Path("a.mp4").read_bytes()
     Path("b.mp4").write_bytes(content[:-9])
     Path("c.mp4").write_bytes(bytes(100))
-    said = wancli("show", "--check", "a.mp4", "b.mp4", "c.mp4", "d.mp4", "--json")
-    assert said.code == 4
-    assert "3 of 4 files" in said.err
-    found = [json.loads(line) for line in said.out.splitlines()]
-    assert [(f["path"], f["status"]) for f in found] == [
+    result = wancli("show", "--check", "a.mp4", "b.mp4", "c.mp4", "d.mp4", "--json")
+    assert result.code == 4
+    assert "3 of 4 files" in result.err
+    rows = [json.loads(line) for line in result.out.splitlines()]
+    assert [(f["path"], f["status"]) for f in rows] == [
         ("a.mp4", "whole"), ("b.mp4", "damaged"), ("c.mp4", "no record"), ("d.mp4", "missing"),
     ]  # fmt: skip
 
@@ -192,7 +196,7 @@ def test_a_failed_save_keeps_latents_that_decode_to_the_same_frames(
     wancli(*small(tiny_model), "--seed", 1, "-o", "whole.mp4")
     Path("a.latents.safetensors").write_text("mine")
     with monkeypatch.context() as patch:
-        patch.setattr("wancli.generation.batch.check_encoder", lambda _: None)  # it broke later
+        patch.setattr("wancli.generation.batch.check_encoder", lambda _: None)  # it breaks later
         patch.setattr("wancli.video.ffmpeg.ffmpeg_exe", lambda: "/bin/false")
         failed = wancli(*small(tiny_model), "--seed", 1, "-o", "a.mp4", "--json")
     assert failed.code == 6
@@ -205,38 +209,38 @@ def test_a_failed_save_keeps_latents_that_decode_to_the_same_frames(
 
 def test_decode_turns_saved_latents_into_the_same_frames(wancli: Wancli, tiny_model: Path):
     wancli(*small(tiny_model), "--seed", 1, "-o", "a.mp4", "--save-latents", "z.safetensors")
-    said = wancli("decode", "z.safetensors", "-o", "b.mp4")
-    assert said.code == 0, said.err
+    result = wancli("decode", "z.safetensors", "-o", "b.mp4")
+    assert result.code == 0, result.err
     assert framemd5(Path("a.mp4")) == framemd5(Path("b.mp4"))
     assert json.loads(wancli("show", "b.mp4", "--json").out)["request"]["seed"] == 1
 
 
-def test_latents_that_are_not_finite_end_the_run(wancli: Wancli, tiny_model: Path, tmp_path: Path):
+def test_non_finite_latents_abort_the_run(wancli: Wancli, tiny_model: Path, tmp_path: Path):
     pipeline = WanPipeline.from_pretrained(tiny_model)
     torch.nn.init.constant_(pipeline.transformer.proj_out.bias, float("nan"))
     pipeline.save_pretrained(tmp_path / "nan")
-    said = wancli(*small(tmp_path / "nan"), "-o", "a.mp4")
-    assert said.code == 1
-    assert "not finite" in said.err
+    result = wancli(*small(tmp_path / "nan"), "-o", "a.mp4")
+    assert result.code == 1
+    assert "not finite" in result.err
     assert not Path("a.mp4").exists()
 
 
-def test_video_that_is_not_finite_ends_the_run_and_its_latents_are_kept(
+def test_non_finite_video_aborts_the_run_and_keeps_the_latents(
     wancli: Wancli, tiny_model: Path, tmp_path: Path
 ):
     pipeline = WanPipeline.from_pretrained(tiny_model)
     torch.nn.init.constant_(pipeline.vae.decoder.conv_out.bias, float("nan"))
     pipeline.save_pretrained(tmp_path / "nan")
-    said = wancli(*small(tmp_path / "nan"), "-o", "a.mp4")
-    assert (said.code, "video frames are not finite" in said.err) == (1, True)
+    result = wancli(*small(tmp_path / "nan"), "-o", "a.mp4")
+    assert (result.code, "video frames are not finite" in result.err) == (1, True)
     hint = "wancli decode a.latents.safetensors -o NAME.mp4 --vae-dtype float32"
-    assert said.err.strip().endswith(hint)
+    assert result.err.strip().endswith(hint)
     again = wancli("decode", "a.latents.safetensors", "-o", "a.mp4")
     rolled = wancli("rollout", PROMPT, "--model", "nan", "--size", "32x32", "-o", "a.mp4")
     assert rolled.err.strip().endswith("hint:  --resume with --vae-dtype float32")
     resumed = wancli("rollout", "--resume", "--vae-dtype", "float32", "-o", "a.mp4")
-    for said in (again, rolled, resumed):
-        assert (said.code, "video frames are not finite" in said.err) == (1, True)
+    for result in (again, rolled, resumed):
+        assert (result.code, "video frames are not finite" in result.err) == (1, True)
     assert not Path("a.mp4").exists()
 
 
@@ -245,41 +249,41 @@ def test_two_experts_take_two_guidance_scales(wancli: Wancli, tmp_path: Path):
 
     folder = tiny_folder(tmp_path / "two", experts=2)
     for scale in (1.5, 9):
-        said = wancli(
+        result = wancli(
             *small(folder), "--steps", 4, "--flow-shift", 1, "--seed", 1, "--guidance-scale-2",
             scale, "-o", f"{scale}.mp4", "--save-latents", f"{scale}.safetensors",
         )  # fmt: skip
-        assert said.code == 0, said.err
+        assert result.code == 0, result.err
     low, high = (load_file(f"{scale}.safetensors")["latents"] for scale in (1.5, 9))
     assert not torch.equal(low, high)
 
 
-def test_a_dry_run_says_where_each_value_is_from_and_writes_nothing(
+def test_a_dry_run_prints_the_source_of_each_value_and_writes_nothing(
     wancli: Wancli, tiny_model: Path
 ):
-    said = wancli(*small(tiny_model), "--dry-run", "--seed", 1)
-    assert said.code == 0
-    assert any(line.split()[-3:] == ["steps", "2", "flag"] for line in said.out.splitlines())
+    result = wancli(*small(tiny_model), "--dry-run", "--seed", 1)
+    assert result.code == 0
+    assert any(line.split()[-3:] == ["steps", "2", "flag"] for line in result.out.splitlines())
     plan = json.loads(wancli(*small(tiny_model), "--dry-run", "--json").out)["plan"]
     assert plan["tokens"] == 2 * 2 * 2
     assert plan["forwards"] == 4
     assert list(Path().iterdir()) == []
 
 
-def test_quiet_says_nothing_but_the_result(wancli: Wancli, tiny_model: Path):
-    said = wancli(*small(tiny_model), "-q", "-o", "a.mp4")
-    assert (said.out, said.err) == ("a.mp4\n", "")
+def test_quiet_prints_only_the_result(wancli: Wancli, tiny_model: Path):
+    result = wancli(*small(tiny_model), "-q", "-o", "a.mp4")
+    assert (result.out, result.err) == ("a.mp4\n", "")
 
 
-def test_the_table_names_every_step(wancli: Wancli, tiny_model: Path):
-    said = wancli(*small(tiny_model), "-o", "a.mp4")
+def test_the_step_table_has_a_row_per_step(wancli: Wancli, tiny_model: Path):
+    result = wancli(*small(tiny_model), "-o", "a.mp4")
     head, *steps = [
-        line.split() for line in said.err.splitlines() if "%" in line or "sigma" in line
+        line.split() for line in result.err.splitlines() if "%" in line or "sigma" in line
     ]
     assert head == ["step", "sigma", "forwards", "ms", "share"]
     assert [row[0] for row in steps] == ["1", "2"]
     assert [row[2] for row in steps] == ["2", "2"]
-    assert "peak RAM" in said.err
+    assert "peak RAM" in result.err
 
 
 @pytest.mark.parametrize(
@@ -287,7 +291,7 @@ def test_the_table_names_every_step(wancli: Wancli, tiny_model: Path):
     [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
     ids=["int", "term"],
 )
-def test_a_signal_ends_it_soon_and_leaves_no_half_file(
+def test_a_signal_stops_it_soon_and_leaves_no_files(
     tiny_model: Path, tmp_path: Path, number: signal.Signals, code: int
 ):
     command = [sys.executable, "-m", "wancli", *map(str, small(tiny_model)), "--steps", "900"]

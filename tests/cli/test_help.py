@@ -131,10 +131,10 @@ def test_what_applies_to_an_unset_setting_is_said(wancli: Wancli):
 
 
 def test_defaults_that_a_broken_preset_hides_are_not_made_up(wancli: Wancli):
-    said = wancli("generate", "--preset", "nosuch", "--help")
-    assert said.code == 0
-    assert default_of("--steps", said.out) == ""
-    assert "The defaults are not shown: preset 'nosuch' not found." in said.out
+    result = wancli("generate", "--preset", "nosuch", "--help")
+    assert result.code == 0
+    assert default_of("--steps", result.out) == ""
+    assert "The defaults are not shown: preset 'nosuch' not found." in result.out
 
 
 def test_help_is_bold_where_colors_are_on(wancli: Wancli, monkeypatch):

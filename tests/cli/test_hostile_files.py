@@ -1,4 +1,4 @@
-"""Files that somebody broke, or made to break us: two lines before anything loads."""
+"""Damaged and malicious files: rejected in two lines before anything loads."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cli.test_bad_input import complaint
-from tests.conftest import Said, Wancli
+from tests.conftest import Result, Wancli
 from tests.forked import Run
 from wancli.catalog.hub_cache import cached_revision
 from wancli.catalog.local import find_spec
@@ -35,11 +35,11 @@ def png(width: int, height: int, rows: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def tensors(told: dict[str, list[int]], dtype: str = "F32", **metadata: str) -> bytes:
+def tensors(shapes: dict[str, list[int]], dtype: str = "F32", **metadata: str) -> bytes:
     """A safetensors file of zeros, by shape."""
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
-    for name, shape in told.items():
+    for name, shape in shapes.items():
         first, size = end, 4
         for side in shape:
             size *= side
@@ -52,10 +52,10 @@ def tensors(told: dict[str, list[int]], dtype: str = "F32", **metadata: str) -> 
 def record(command: str = "generate", **more: Any) -> dict[str, Any]:
     kind = RolloutSettings if command == "rollout" else Settings
     resolved = resolve([Layer("flag", {})], kind)
-    asked = Request("a", 1, resolved.settings, resolved.sources)
-    told = RunRecord("id", "ok", command, "now", asked.as_json(), asked.hash).as_json()
-    told["request"] |= more.pop("request", {})
-    return told | more
+    request = Request("a", 1, resolved.settings, resolved.sources)
+    fields = RunRecord("id", "ok", command, "now", request.as_json(), request.hash).as_json()
+    fields["request"] |= more.pop("request", {})
+    return fields | more
 
 
 IMAGE = ("rollout", *PROMPT, "--image", "x")
@@ -80,7 +80,7 @@ CASES: dict[str, tuple[tuple[str, ...], bytes, int, str]] = {
     "latents of another shape": (LATENTS, tensors({"latents": [3, 8, 9, 12]}), 4, "[3, 8, 12, 12]"),
     "no latents": (LATENTS, tensors({"noise": [3, 8, 6, 6]}), 4, "no tensor 'latents'"),
     "noise of another shape": (NOISE, tensors({"noise": [21, 4, 6, 6]}), 4, "[21, 4, 6, 6]"),
-    "a number as noise": (NOISE, tensors({"noise": []}), 4, "noise, F32 []"),
+    "a scalar as noise": (NOISE, tensors({"noise": []}), 4, "noise, F32 []"),
     "embeddings of another width": (EMBEDS, tensors({"prompt_embeds": [4, 9]}), 4, "9 wide"),
     "long embeddings": (EMBEDS, tensors({"prompt_embeds": [99, 64]}), 4, "99 tokens"),
     "a row of embeddings": (EMBEDS, tensors({"prompt_embeds": [64]}), 4, "[64]"),
@@ -99,9 +99,9 @@ CASES: dict[str, tuple[tuple[str, ...], bytes, int, str]] = {
     "a script of a number": (SCRIPT, b"at = 1", 4, "no list"),
     "a deep bench": (BENCH, b"seeds = " + b"[" * 100_000, 4, "nested"),
     "a bench of numbers": (BENCH, b"prompts = [1]", 4, "is not a bench"),
-    "a bench in another code": (BENCH, b"prompts = ['\xff']", 4, "UTF-8"),
+    "a bench in another encoding": (BENCH, b"prompts = ['\xff']", 4, "UTF-8"),
     "a deep preset": (("preset", "validate", "x.toml"), b"a = " + b"[" * 100_000, 2, "nested"),
-    "a preset of NUL": (
+    "a preset with a null byte": (
         ("preset", "validate", "x.toml"), b'extends = "\\u0000.toml"', 2, "null byte"
     ),
     "an empty record": (("show", "x.json"), b"", 4, "no wancli record"),
@@ -111,71 +111,74 @@ CASES: dict[str, tuple[tuple[str, ...], bytes, int, str]] = {
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda name: name.replace(" ", "-"))
-def test_a_hostile_file_is_refused_before_anything_loads(forked: Run, tmp_path: Path, case: str):
+def test_a_hostile_file_is_rejected_before_anything_loads(forked: Run, tmp_path: Path, case: str):
     args, content, code, error = CASES[case]
     for name in ("x", "x.safetensors", "x.toml", "x.json"):
         (tmp_path / name).write_bytes(content)
-    found, heavy, out, err = forked(*args, folder=tmp_path)
-    told = complaint(Said(found, out, err))
-    assert found == code
-    assert error in told[0]
+    exit_code, heavy, out, err = forked(*args, folder=tmp_path)
+    assert exit_code == code
+    assert error in complaint(Result(exit_code, out, err))[0]
     assert "torch" not in heavy
     assert not (tmp_path / "a.mp4").exists()
 
 
 def without(key: str) -> Callable[[dict[str, Any]], Any]:
-    return lambda told: told.pop(key)
+    return lambda fields: fields.pop(key)
 
 
 BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no request": without("request"),
     "no hash": without("hash"),
-    "a list as hash": lambda told: told.update(hash=[]),
-    "a text as request": lambda told: told.update(request="x"),
-    "no output": lambda told: told.update(output=None),
-    "no prompt": lambda told: told["request"].pop("prompt"),
-    "no seed": lambda told: told["request"].pop("seed"),
-    "a seed as text": lambda told: told["request"].update(seed="7"),
-    "half a seed": lambda told: told["request"].update(seed=1.5),
-    "a large seed": lambda told: told["request"].update(seed=10**30),
-    "a prompt of numbers": lambda told: told["request"].update(prompt=[1]),
-    "no model": lambda told: told["request"].update(model=None),
-    "inputs as text": lambda told: told["request"].update(inputs="x"),
-    "a picture without a name": lambda told: told["request"].update(inputs={"image": {}}),
-    "a picture as a list": lambda told: told["request"].update(inputs={"image": []}),
-    "no seed of chunk 0": lambda told: told["request"].update(inputs={"seeds": [[1, 2]]}),
-    "a seed of no chunk": lambda told: told["request"].update(inputs={"seeds": [[0]]}),
-    "a change of no chunk": lambda told: told["request"].update(inputs={"changes": [["a", 1]]}),
+    "a list as hash": lambda fields: fields.update(hash=[]),
+    "a text as request": lambda fields: fields.update(request="x"),
+    "no output": lambda fields: fields.update(output=None),
+    "no prompt": lambda fields: fields["request"].pop("prompt"),
+    "no seed": lambda fields: fields["request"].pop("seed"),
+    "a seed as text": lambda fields: fields["request"].update(seed="7"),
+    "half a seed": lambda fields: fields["request"].update(seed=1.5),
+    "a large seed": lambda fields: fields["request"].update(seed=10**30),
+    "a prompt of numbers": lambda fields: fields["request"].update(prompt=[1]),
+    "no model": lambda fields: fields["request"].update(model=None),
+    "inputs as text": lambda fields: fields["request"].update(inputs="x"),
+    "a picture without a name": lambda fields: fields["request"].update(inputs={"image": {}}),
+    "a picture as a list": lambda fields: fields["request"].update(inputs={"image": []}),
+    "no seed of chunk 0": lambda fields: fields["request"].update(inputs={"seeds": [[1, 2]]}),
+    "a seed of no chunk": lambda fields: fields["request"].update(inputs={"seeds": [[0]]}),
+    "a change of no chunk": lambda fields: fields["request"].update(inputs={"changes": [["a", 1]]}),
 }
 
 
 @pytest.mark.parametrize("damage", BROKEN, ids=lambda name: name.replace(" ", "-"))
-def test_a_broken_record_says_what_is_wrong_with_it(damage: str):
+def test_a_broken_record_is_rejected_with_the_reason(damage: str):
     for command in ("generate", "rollout"):
-        told = record(command)
-        assert parse_record(json.dumps(told), origin="x.json") == told
-        BROKEN[damage](told)
+        fields = record(command)
+        assert parse_record(json.dumps(fields), origin="x.json") == fields
+        BROKEN[damage](fields)
         with pytest.raises(InputError, match=r"^x.json is a broken record: \w[\w.]*: [^\n]*\.$"):
-            parse_record(json.dumps(told), origin="x.json")
+            parse_record(json.dumps(fields), origin="x.json")
 
 
 @pytest.mark.parametrize("command", ["show", "repro"])
-def test_a_broken_record_is_found_before_anything_loads(forked: Run, tmp_path: Path, command: str):
+def test_a_broken_record_is_rejected_before_anything_loads(
+    forked: Run, tmp_path: Path, command: str
+):
     (tmp_path / "x.json").write_text(json.dumps(record(request={"seed": None})))
     code, heavy, out, err = forked(command, "x.json", folder=tmp_path)
     assert (code, heavy) == (4, [])
-    assert "broken record: request.seed" in complaint(Said(code, out, err))[0]
+    assert "broken record: request.seed" in complaint(Result(code, out, err))[0]
 
 
 @pytest.mark.parametrize("table", ["video", "rollout"])
 @pytest.mark.parametrize("value", [None, "x", 1, [], {}, {"chunks": "2"}])
-def test_a_rollout_of_wrong_types_is_not_gone_on_with(wancli: Wancli, table: str, value: object):
-    told = {"schema": ROLLOUT_SCHEMA, **record("rollout")["request"], table: value}
+def test_a_rollout_record_with_wrong_types_is_not_resumed(
+    wancli: Wancli, table: str, value: object
+):
+    fields = {"schema": ROLLOUT_SCHEMA, **record("rollout")["request"], table: value}
     Path("a.rollout").mkdir()
-    Path("a.rollout/rollout.json").write_text(json.dumps(told))
-    said = wancli("rollout", "--resume", "-o", "a.mp4")
-    assert said.code == 4
-    assert f"broken record: {table}" in complaint(said)[0]
+    Path("a.rollout/rollout.json").write_text(json.dumps(fields))
+    result = wancli("rollout", "--resume", "-o", "a.mp4")
+    assert result.code == 4
+    assert f"broken record: {table}" in complaint(result)[0]
 
 
 CONFIGS: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -198,7 +201,9 @@ CONFIGS: dict[str, dict[str, tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_model_whose_numbers_cannot_be_is_refused(tiny_model: Path, tmp_path: Path, name: str):
+def test_a_model_config_with_impossible_values_is_rejected(
+    tiny_model: Path, tmp_path: Path, name: str
+):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     sound = json.loads((model / name).read_text())
     for key, values in CONFIGS[name].items():
@@ -211,7 +216,7 @@ def test_a_model_whose_numbers_cannot_be_is_refused(tiny_model: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", DEEP, b"\xff", b'{"a": 1' + b"0" * 5000 + b"}"])
-def test_a_model_whose_files_are_no_configurations_is_refused(
+def test_a_model_with_unreadable_configs_is_rejected(
     tiny_model: Path, tmp_path: Path, content: bytes
 ):
     model = shutil.copytree(tiny_model, tmp_path / "model")
@@ -220,23 +225,23 @@ def test_a_model_whose_files_are_no_configurations_is_refused(
         find_spec(str(model))
 
 
-def test_what_a_library_cannot_make_a_model_of_is_told(
+def test_a_model_that_diffusers_cannot_load_is_one_error(
     wancli: Wancli, tiny_model: Path, tmp_path: Path
 ):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     (model / "scheduler/scheduler_config.json").write_text('{"_class_name": {"a": []}}')
-    said = wancli("generate", *PROMPT, "--model", model, "--size", "32x32", "--frames", 5, "-q")
-    assert said.code == 4
-    assert "cannot load model" in complaint(said)[0]
+    result = wancli("generate", *PROMPT, "--model", model, "--size", "32x32", "--frames", 5, "-q")
+    assert result.code == 4
+    assert "cannot load model" in complaint(result)[0]
 
 
-@pytest.mark.parametrize("said", [b"\xff", b"x" * 300, b"..", b"a/b", b"a\0b", b""])
-def test_a_broken_reference_in_the_hubs_cache_is_no_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+@pytest.mark.parametrize("content", [b"\xff", b"x" * 300, b"..", b"a/b", b"a\0b", b""])
+def test_a_broken_ref_in_the_hub_cache_is_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     (tmp_path / "models--a--b/refs").mkdir(parents=True)
-    (tmp_path / "models--a--b/refs/main").write_bytes(said)
+    (tmp_path / "models--a--b/refs/main").write_bytes(content)
     assert cached_revision("a/b") == ""
 
 
@@ -254,20 +259,20 @@ SCHEDULER = "scheduler/scheduler_config.json"
         ("vae/config.json", {"latents_mean": ...}, "latents_mean of 16"),
     ],
 )
-def test_what_fails_when_it_is_used_is_tried_before(
+def test_configs_that_would_fail_in_use_are_rejected_on_loading(
     wancli: Wancli, tiny_model: Path, tmp_path: Path, name: str, change: Any, error: str
 ):
     model = shutil.copytree(tiny_model, tmp_path / "model")
-    told = json.loads((model / name).read_text()) | change
-    told = {key: value for key, value in told.items() if value is not ...}
-    (model / name).write_text(json.dumps(told))
-    said = wancli("generate", *PROMPT, "--model", model, "--size", "32x32", "--frames", 5, "-q")
-    assert said.code == 4
-    assert error in complaint(said)[0]
+    config = json.loads((model / name).read_text()) | change
+    config = {key: value for key, value in config.items() if value is not ...}
+    (model / name).write_text(json.dumps(config))
+    result = wancli("generate", *PROMPT, "--model", model, "--size", "32x32", "--frames", 5, "-q")
+    assert result.code == 4
+    assert error in complaint(result)[0]
 
 
 @pytest.mark.parametrize("name", ["noise", "prompt_embeds", "latents"])
-def test_tensors_that_are_not_finite_are_refused(tmp_path: Path, name: str):
+def test_non_finite_tensors_are_rejected(tmp_path: Path, name: str):
     import torch
     from safetensors.torch import save_file
 
@@ -278,7 +283,7 @@ def test_tensors_that_are_not_finite_are_refused(tmp_path: Path, name: str):
         read_tensors(tmp_path / "x", name)
 
 
-def test_a_file_that_is_named_like_a_chunk_is_none(tmp_path: Path):
+def test_files_with_malformed_chunk_names_are_ignored(tmp_path: Path):
     from wancli.rollouts.store import RolloutStore
 
     for name in ("chunk-abc", "chunk-", "chunk--00001", "chunk-1", "chunk-000007"):
@@ -286,7 +291,7 @@ def test_a_file_that_is_named_like_a_chunk_is_none(tmp_path: Path):
     assert RolloutStore(tmp_path).chunks() == [7]
 
 
-def test_broken_presets_are_listed_as_what_they_are(wancli: Wancli):
+def test_broken_presets_are_listed_as_broken(wancli: Wancli):
     broken = {
         "key": "steps = 3", "model": "model = [1]", "loop": 'extends = "loop2"',
         "loop2": 'extends = "loop"', "nowhere": 'model = "none/such/model"',
@@ -295,23 +300,23 @@ def test_broken_presets_are_listed_as_what_they_are(wancli: Wancli):
     Path("presets").mkdir()
     for name, content in broken.items():
         Path(f"presets/{name}.toml").write_text(content)
-    said = wancli("preset", "list", "--json")
-    assert (said.code, said.err) == (0, "")
-    told = {told["name"]: told for told in map(json.loads, said.out.splitlines())}
+    result = wancli("preset", "list", "--json")
+    assert (result.code, result.err) == (0, "")
+    rows = {row["name"]: row for row in map(json.loads, result.out.splitlines())}
     for name in ("key", "model", "tuned"):
-        assert told[name]["description"].startswith("broken: ")
-    assert {told[name]["task"] for name in broken if name not in ("key", "model", "tuned")} == {""}
+        assert rows[name]["description"].startswith("broken: ")
+    assert {rows[name]["task"] for name in broken if name not in ("key", "model", "tuned")} == {""}
     for name in ("model", "tuned"):
         assert wancli("generate", *PROMPT, "--preset", name).code == 2
 
 
-def test_a_chain_of_presets_ends(wancli: Wancli):
+def test_a_long_chain_of_presets_is_rejected(wancli: Wancli):
     Path("presets").mkdir()
     for number in range(40):
         Path(f"presets/p{number}.toml").write_text(f'extends = "p{number + 1}"')
-    said = wancli("preset", "validate", "presets/p0.toml")
-    assert said.code == 2
-    assert "extend one another" in complaint(said)[0]
+    result = wancli("preset", "validate", "presets/p0.toml")
+    assert result.code == 2
+    assert "extend one another" in complaint(result)[0]
 
 
 @pytest.mark.parametrize(
@@ -325,11 +330,11 @@ def test_a_chain_of_presets_ends(wancli: Wancli):
     ids=" ".join,
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["folder", "pipe"])
-def test_what_is_no_file_is_refused_at_once(
+def test_folders_and_pipes_are_rejected_without_waiting(
     forked: Run, tmp_path: Path, args: tuple[str, ...], kind: str
 ):
     for name in ("x", "x.json", "x.toml", "x.txt", "x.safetensors"):
         (tmp_path / name).mkdir() if kind == "folder" else os.mkfifo(tmp_path / name)
     code, _, out, err = forked(*args, folder=tmp_path)
-    complaint(Said(code, out, err))
+    complaint(Result(code, out, err))
     assert code in (2, 4)

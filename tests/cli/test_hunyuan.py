@@ -1,4 +1,4 @@
-"""HunyuanVideo through `wancli generate`, on a tiny real model: the latents are diffusers' own."""
+"""HunyuanVideo through `wancli generate`, on a tiny real model: latents equal diffusers' own."""
 
 import json
 from pathlib import Path
@@ -23,8 +23,8 @@ from wancli.video.read import read_comment, read_frames
 PROMPT = "a red circle moving right"
 STEPS = 12
 CACHED = ("--use-cachedit", "--cachedit-fn", 1, "--cachedit-max-warmup-steps", 2)
-# How it is denoised: our flags, diffusers' words.
-WAYS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
+# Our flags, and the same in diffusers' arguments.
+CASES: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
     "euler": ((), {}),
     "unipc": (("--scheduler", "unipc"), {}),
     "negative": (
@@ -47,7 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_hunyuan_folder(tmp_path_factory.mktemp("hunyuan"))
 
 
-def asked(model: Path, *more: object) -> tuple[object, ...]:
+def arguments(model: Path, *more: object) -> tuple[object, ...]:
     return (
         "generate", PROMPT, "--model", model, "--steps", STEPS, "--frames", 5, "--size", "32x48",
         "--fps", 8, "--seed", 7, "--flow-shift", 7, "--guidance-scale", 6, "--scheduler", "euler",
@@ -55,48 +55,48 @@ def asked(model: Path, *more: object) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def by_hand(model: Path, *, unipc: bool = False, **told: Any) -> Any:
-    """A plain call of diffusers: its scheduler has the shift already."""
+def call_diffusers(model: Path, *, unipc: bool = False, **overrides: Any) -> Any:
+    """Output of a plain diffusers call; the folder's scheduler already has the shift."""
     pipeline = HunyuanVideoPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
     if unipc:
         pipeline.scheduler = UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=7.0
         )
-    given = {"guidance_scale": 6.0, "output_type": "latent", **told}
+    settings = {"guidance_scale": 6.0, "output_type": "latent", **overrides}
     return pipeline(
         PROMPT, num_inference_steps=STEPS, width=32, height=48, num_frames=5,
-        generator=torch.Generator().manual_seed(7), **given,
+        generator=torch.Generator().manual_seed(7), **settings,
     ).frames  # fmt: skip
 
 
-def made(wancli: Wancli, model: Path, *more: object) -> tuple[dict[str, Any], Tensor]:
+def generate(wancli: Wancli, model: Path, *more: object) -> tuple[dict[str, Any], Tensor]:
     """The record and the latents of one generation."""
-    run = asked(model, "--save-latents", "z.safetensors", "--overwrite", "--json", *more)
-    said = wancli(*run)
-    assert said.code == 0, said.err
+    command = arguments(model, "--save-latents", "z.safetensors", "--overwrite", "--json", *more)
+    result = wancli(*command)
+    assert result.code == 0, result.err
     latents = load_file("z.safetensors")["latents"]  # [F, C, H, W]
-    return json.loads(said.out), latents.transpose(0, 1)[None]
+    return json.loads(result.out), latents.transpose(0, 1)[None]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_latents_are_those_of_a_plain_diffusers_call(wancli: Wancli, model: Path, way: str):
-    flags, told = WAYS[way]
-    record, latents = made(wancli, model, *flags)
-    assert torch.equal(latents, by_hand(model, unipc=way == "unipc", **told))
-    assert record["timings"]["forwards"] == [2 if "true_cfg_scale" in told else 1] * STEPS
+@pytest.mark.parametrize("case", CASES)
+def test_latents_equal_those_of_a_plain_diffusers_call(wancli: Wancli, model: Path, case: str):
+    flags, overrides = CASES[case]
+    record, latents = generate(wancli, model, *flags)
+    assert torch.equal(latents, call_diffusers(model, unipc=case == "unipc", **overrides))
+    assert record["timings"]["forwards"] == [2 if "true_cfg_scale" in overrides else 1] * STEPS
     assert record["memory"]["prompt_kv_gib"] == 0
 
 
-def test_frames_are_those_of_a_plain_diffusers_call(wancli: Wancli, model: Path):
-    made(wancli, model, "--lossless")
-    plain = by_hand(model, output_type="pt")[0].permute(0, 2, 3, 1)
+def test_frames_equal_those_of_a_plain_diffusers_call(wancli: Wancli, model: Path):
+    generate(wancli, model, "--lossless")
+    plain = call_diffusers(model, output_type="pt")[0].permute(0, 2, 3, 1)
     ours = torch.from_numpy(read_frames(Path("a.mp4")).copy())
     assert torch.equal(ours, (plain * 255).round().to(torch.uint8))
 
 
-def test_the_table_has_the_sigmas_that_the_pipeline_uses(wancli: Wancli, model: Path):
-    record, _ = made(wancli, model)
+def test_the_record_has_the_sigmas_of_the_pipeline(wancli: Wancli, model: Path):
+    record, _ = generate(wancli, model)
     line = [1 - i / STEPS for i in range(STEPS)]
     expected = [7 * s / (1 + 6 * s) for s in line]
     assert record["timings"]["sigmas"] == pytest.approx(expected, abs=1e-4)
@@ -109,7 +109,7 @@ def test_the_table_has_the_sigmas_that_the_pipeline_uses(wancli: Wancli, model: 
      (("--step-cache", "first-block", "--step-cache-threshold", 10), 1)],
 )  # fmt: skip
 def test_a_step_cache_reuses_steps(wancli: Wancli, model: Path, flags: Any, least: int):
-    record, _ = made(wancli, model, *flags)
+    record, _ = generate(wancli, model, *flags)
     uses = record["timings"]["uses"]
     assert record["cache"]["reused"] > 0
     assert {use["blocks"] for use in uses if use["reused"]} == {least}
@@ -117,24 +117,24 @@ def test_a_step_cache_reuses_steps(wancli: Wancli, model: Path, flags: Any, leas
     assert {use["blocks_all"] for use in uses} == {5}
 
 
-def test_a_gate_leaves_uncond_forwards_out(wancli: Wancli, model: Path):
-    record, _ = made(wancli, model, "--true-cfg-scale", 3, "--cfg-gate", 4)
+def test_uncond_forwards_are_skipped_after_the_gate(wancli: Wancli, model: Path):
+    record, _ = generate(wancli, model, "--true-cfg-scale", 3, "--cfg-gate", 4)
     assert record["timings"]["forwards"] == [2] * 4 + [1] * (STEPS - 4)
 
 
-def test_it_is_made_again_from_its_record_and_decoded_from_its_latents(wancli: Wancli, model: Path):
-    record, _ = made(wancli, model)
+def test_repro_and_decode_give_the_same_frames(wancli: Wancli, model: Path):
+    record, _ = generate(wancli, model)
     again = wancli("repro", "a.json", "-o", "b.mp4")
     assert "identical: every frame equals" in again.err
     assert wancli("decode", "z.safetensors", "-o", "d.mp4", "-q").code == 0
     decoded = json.loads(read_comment(Path("d.mp4")) or "")
     assert decoded["hash"] == record["hash"]
-    told = json.loads(Path("d.json").read_text())
-    assert told["output"]["framemd5"] == record["output"]["framemd5"]
+    decoded_record = json.loads(Path("d.json").read_text())
+    assert decoded_record["output"]["framemd5"] == record["output"]["framemd5"]
 
 
-def test_pictures_of_it_can_be_shown_while_it_is_denoised(wancli: Wancli, model: Path):
-    record, latents = made(wancli, model, "--preview-every", 4)
+def test_previews_are_drawn_during_denoising(wancli: Wancli, model: Path):
+    record, latents = generate(wancli, model, "--preview-every", 4)
     assert record["timings"]["preview_s"] > 0
     vae, _ = load_vae(find_spec(str(model)), Machine(device="cpu"))
     colors = fit_rgb(vae)(latents)
@@ -142,17 +142,17 @@ def test_pictures_of_it_can_be_shown_while_it_is_denoised(wancli: Wancli, model:
     assert colors.float().std() > 0
 
 
-def test_the_plan_is_of_the_folder(wancli: Wancli, model: Path):
-    said = wancli(*asked(model), "--dry-run", "--json")
-    told = json.loads(said.out)
+def test_a_plan_counts_the_parameters_in_the_folder(wancli: Wancli, model: Path):
+    result = wancli(*arguments(model), "--dry-run", "--json")
+    report = json.loads(result.out)
     pipeline = HunyuanVideoPipeline.from_pretrained(model)
     parts = {n: p for n, p in pipeline.components.items() if isinstance(p, torch.nn.Module)}
-    assert told["cost"]["parameters"] == {
+    assert report["cost"]["parameters"] == {
         name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()
     }
-    assert told["plan"]["task"] == HUNYUAN_TEXT
-    assert (told["plan"]["prompt_kv"], told["plan"]["guided"]) == (False, False)
-    assert told["cost"]["tokens"] == 2 * 3 * 2 + 256
+    assert report["plan"]["task"] == HUNYUAN_TEXT
+    assert (report["plan"]["prompt_kv"], report["plan"]["guided"]) == (False, False)
+    assert report["cost"]["tokens"] == 2 * 3 * 2 + 256
 
 
 @pytest.mark.parametrize(
@@ -172,50 +172,52 @@ def test_the_plan_is_of_the_folder(wancli: Wancli, model: Path):
         (("--num-frames", 80), "--num-frames 80 is not 4k+1", "77 or 81"),
     ],
 )
-def test_what_it_has_no_place_for_is_refused(
+def test_unsupported_options_are_rejected(
     wancli: Wancli, flags: tuple[object, ...], error: str, hint: str
 ):
-    said = wancli("generate", "a cat", "--model", "hunyuanvideo", *flags)
-    heard, told = complaint(said)
-    assert said.code == 2
-    assert error in heard
-    assert hint in told
+    result = wancli("generate", "a cat", "--model", "hunyuanvideo", *flags)
+    message, advice = complaint(result)
+    assert result.code == 2
+    assert error in message
+    assert hint in advice
 
 
-def test_wan_has_no_true_guidance_scale_of_its_own(wancli: Wancli):
-    said = wancli("generate", "a cat", "--true-cfg-scale", 3)
-    assert complaint(said)[0] == "--true-cfg-scale does nothing in text-to-video."
+def test_wan_rejects_true_cfg_scale(wancli: Wancli):
+    result = wancli("generate", "a cat", "--true-cfg-scale", 3)
+    assert complaint(result)[0] == "--true-cfg-scale does nothing in text-to-video."
 
 
-def test_rollouts_do_not_take_it(wancli: Wancli):
+def test_rollouts_reject_hunyuan_video(wancli: Wancli):
     for flags in ((), ("--force",)):
-        said = wancli("rollout", "a cat", "--model", "hunyuanvideo", *flags)
-        assert said.code == 2
-        assert complaint(said)[0].startswith("hunyuanvideo ")
+        result = wancli("rollout", "a cat", "--model", "hunyuanvideo", *flags)
+        assert result.code == 2
+        assert complaint(result)[0].startswith("hunyuanvideo ")
 
 
-def test_a_model_that_is_not_told_the_guidance_scale_takes_none(wancli: Wancli, tmp_path: Path):
+def test_a_model_without_guidance_embedding_rejects_a_guidance_scale(
+    wancli: Wancli, tmp_path: Path
+):
     model = tiny_hunyuan_folder(tmp_path / "skyreels", guidance_embeds=False)
-    said = wancli(*asked(model))
-    assert "does not support --guidance-scale 6" in complaint(said)[0]
-    record, latents = made(wancli, model, "--guidance-scale", 1, "--true-cfg-scale", 3)
-    assert torch.equal(latents, by_hand(model, true_cfg_scale=3.0, negative_prompt=""))
+    result = wancli(*arguments(model))
+    assert "does not support --guidance-scale 6" in complaint(result)[0]
+    record, latents = generate(wancli, model, "--guidance-scale", 1, "--true-cfg-scale", 3)
+    assert torch.equal(latents, call_diffusers(model, true_cfg_scale=3.0, negative_prompt=""))
     assert record["timings"]["forwards"] == [2] * STEPS
 
 
-def test_one_that_needs_a_picture_is_refused(wancli: Wancli, tmp_path: Path):
+def test_an_image_to_video_hunyuan_is_rejected(wancli: Wancli, tmp_path: Path):
     model = tiny_hunyuan_folder(tmp_path / "i2v", image_condition_type="latent_concat")
-    said = wancli(*asked(model))
-    assert said.code == 4
-    assert "is of latent_concat: it needs a picture" in complaint(said)[0]
+    result = wancli(*arguments(model))
+    assert result.code == 4
+    assert "is of latent_concat: it needs a picture" in complaint(result)[0]
 
 
-def test_a_second_text_encoder_that_is_not_there_is_missed(wancli: Wancli, tmp_path: Path):
+def test_a_missing_second_text_encoder_is_reported(wancli: Wancli, tmp_path: Path):
     model = tiny_hunyuan_folder(tmp_path / "cut")
     (model / "text_encoder_2" / "model.safetensors").unlink()
-    said = wancli(*asked(model))
-    assert said.code == 4
-    assert "text_encoder_2 has no weights" in complaint(said)[0]
+    result = wancli(*arguments(model))
+    assert result.code == 4
+    assert "text_encoder_2 has no weights" in complaint(result)[0]
 
 
 def test_a_lora_is_merged(wancli: Wancli, model: Path):
@@ -229,7 +231,7 @@ def test_a_lora_is_merged(wancli: Wancli, model: Path):
         tensors[f"transformer.{layer}.lora_A.weight"] = torch.randn(2, 32, generator=generator)
         tensors[f"transformer.{layer}.lora_B.weight"] = torch.randn(rows, 2, generator=generator)
     save_file(tensors, "x.safetensors")
-    _, merged = made(wancli, model, "--lora", "x.safetensors=0.5")
+    _, merged = generate(wancli, model, "--lora", "x.safetensors=0.5")
     pipeline = HunyuanVideoPipeline.from_pretrained(model)
     weights = dict(pipeline.transformer.named_parameters())
     with torch.no_grad():
@@ -242,27 +244,27 @@ def test_a_lora_is_merged(wancli: Wancli, model: Path):
         generator=torch.Generator().manual_seed(7), output_type="latent",
     ).frames  # fmt: skip
     assert torch.allclose(merged, expected, atol=1e-4)
-    assert not torch.allclose(merged, by_hand(model), atol=1e-2)
+    assert not torch.allclose(merged, call_diffusers(model), atol=1e-2)
 
 
-def test_a_lora_in_the_original_naming_is_refused(wancli: Wancli, model: Path):
+def test_a_lora_in_the_original_naming_is_rejected(wancli: Wancli, model: Path):
     layer = "diffusion_model.double_blocks.0.img_attn_qkv"
     tensors = {f"{layer}.lora_A.weight": torch.ones(2, 32)}
     save_file({**tensors, f"{layer}.lora_B.weight": torch.ones(96, 2)}, "x.safetensors")
-    said = wancli(*asked(model, "--lora", "x.safetensors"))
-    assert said.code == 4
-    assert "HunyuanVideo's original naming" in said.err
+    result = wancli(*arguments(model, "--lora", "x.safetensors"))
+    assert result.code == 4
+    assert "HunyuanVideo's original naming" in result.err
 
 
-def test_a_step_cache_is_measured_on_it(wancli: Wancli, model: Path):
-    said = wancli(
-        "bench", *asked(model)[1:-2], "--seed", 1, "-o", "report", "--json", "--variant",
+def test_a_bench_measures_a_step_cache(wancli: Wancli, model: Path):
+    result = wancli(
+        "bench", *arguments(model)[1:-2], "--seed", 1, "-o", "report", "--json", "--variant",
         f"fast: {' '.join(map(str, CACHED))} --cachedit-residual-threshold 1",
     )  # fmt: skip
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     assert Path("report/report.html").exists()
 
 
-def test_an_attention_kernel_by_name_reaches_it(wancli: Wancli, model: Path):
-    _, latents = made(wancli, model, "--attention-backend", "native")
-    assert torch.equal(latents, by_hand(model))
+def test_a_named_attention_backend_gives_the_same_latents(wancli: Wancli, model: Path):
+    _, latents = generate(wancli, model, "--attention-backend", "native")
+    assert torch.equal(latents, call_diffusers(model))

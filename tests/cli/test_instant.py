@@ -1,4 +1,4 @@
-"""Where nothing is computed, nothing that computes is imported."""
+"""Commands that compute nothing import nothing heavy."""
 
 import json
 import subprocess
@@ -53,14 +53,14 @@ def run(*arguments, folder, program=WATCHED, **variables):
     ],
     ids=" ".join,
 )
-def test_a_fork_answers_as_a_process_of_its_own(arguments, forked: Run, tmp_path):
+def test_a_fork_behaves_like_a_separate_process(arguments, forked: Run, tmp_path):
     code, heavy, stdout, stderr = run(*arguments, folder=tmp_path)
     assert heavy == []
-    found, imported, out, err = forked(*arguments, folder=tmp_path)
-    assert (found, imported, out.strip(), err) == (code, heavy, stdout.strip(), stderr)
+    exit_code, imported, out, err = forked(*arguments, folder=tmp_path)
+    assert (exit_code, imported, out.strip(), err) == (code, heavy, stdout.strip(), stderr)
 
 
-def test_what_a_fork_imports_is_seen_and_stays_in_it(forked: Run, tmp_path):
+def test_imports_of_a_fork_are_detected_and_stay_in_it(forked: Run, tmp_path):
     code, heavy, _, stderr = forked("model", "pull", "some-owner/some-model", folder=tmp_path)
     assert (code, heavy) == (4, ["huggingface_hub"]), stderr
     assert forked("--help", folder=tmp_path)[:2] == (0, [])
@@ -78,7 +78,6 @@ def test_what_a_fork_imports_is_seen_and_stays_in_it(forked: Run, tmp_path):
         ["plan"],
         ["plan", "--chunks", "5", "--json"],
         ["plan", "--model", "wan2.1-t2v-14b", "--force"],
-        ["plan", "--model", "wan2.1-i2v-14b-480p", "--force"],
         ["model", "--help"],
         ["model", "convert", "--help"],
         ["model", "list"],
@@ -99,11 +98,10 @@ def test_what_a_fork_imports_is_seen_and_stays_in_it(forked: Run, tmp_path):
         ["preset", "list", "--json"],
         ["preset", "show", "demo"],
         ["preset", "path", "demo"],
-        ["generate", "a red circle", "--dry-run"],
     ],
     ids=" ".join,
 )
-def test_what_only_tells_is_instant(arguments, forked: Run, tmp_path):
+def test_commands_that_only_print_import_nothing_heavy(arguments, forked: Run, tmp_path):
     code, heavy, stdout, stderr = forked(*arguments, folder=tmp_path)
     assert (code, heavy) == (0, []), stderr
     assert stdout.strip()
@@ -135,17 +133,12 @@ def test_help_and_usage_errors_import_only_what_they_print(arguments, expected, 
     [
         (["generate", ""], 2),
         (["generate", "x", "--steps", "abc"], 2),
-        (["generate", "x", "--steps", "0"], 2),
         (["generate", "x", "--num-frames", "80"], 2),
-        (["generate", "x", "--size", "large"], 2),
-        (["generate", "x", "--seed", "-1"], 2),
         (["generate", "x", "--preset", "dmeo"], 2),
         (["generate", "x", "--output", "x.gif"], 2),
-        (["generate", "x", "--nosuch"], 2),
         (["nosuch"], 2),
         (["generate", "x", "--model", "nosuch"], 4),
         (["show", "nosuch.mp4"], 4),
-        (["rollout", "x", "--chunks", "0"], 2),
         (["rollout", "x", "--rolling-window", "2"], 2),
         (["rollout", "x", "--at", "9", "y"], 2),
         (["rollout", "x", "--model", "wan2.1-t2v-1.3b"], 2),
@@ -156,7 +149,6 @@ def test_help_and_usage_errors_import_only_what_they_print(arguments, expected, 
         (["model", "pull", "demo"], 2),
         (["model", "rm", "demo", "--yes"], 2),
         (["preview", "nosuch.mp4"], 4),
-        (["generate", "x", "--preview-every", "0"], 2),
         (["plan", "--at", "3", "y"], 2),
         (["plan", "--chunks", "3", "--scheduler", "unipc"], 2),
         (["generate", "x", "--size", "16384x16384", "--num-frames", "4001"], 5),
@@ -167,7 +159,7 @@ def test_help_and_usage_errors_import_only_what_they_print(arguments, expected, 
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
-def test_a_mistake_is_told_at_once_in_two_lines(arguments, expected, forked: Run, tmp_path):
+def test_errors_are_two_lines_and_import_nothing_heavy(arguments, expected, forked: Run, tmp_path):
     code, heavy, stdout, stderr = forked(*arguments, folder=tmp_path)
     assert (code, heavy) == (expected, []), stderr
     first, second = stderr.splitlines()
@@ -187,16 +179,14 @@ def test_a_mistake_is_told_at_once_in_two_lines(arguments, expected, forked: Run
     ],
     ids=" ".join,
 )
-def test_an_ffmpeg_that_cannot_encode_is_found_before_anything_loads(
-    arguments, forked: Run, tmp_path
-):
-    told = forked(*arguments, folder=tmp_path, IMAGEIO_FFMPEG_EXE="/bin/false")
-    assert told[:3] == (4, [], "")
-    assert told[3].startswith("error: ffmpeg cannot encode video: ")
+def test_a_broken_ffmpeg_is_reported_before_anything_loads(arguments, forked: Run, tmp_path):
+    *outcome, err = forked(*arguments, folder=tmp_path, IMAGEIO_FFMPEG_EXE="/bin/false")
+    assert outcome == [4, [], ""]
+    assert err.startswith("error: ffmpeg cannot encode video: ")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_showing_a_record_is_instant(forked: Run, tmp_path):
+def test_showing_a_record_imports_nothing_heavy(forked: Run, tmp_path):
     request = {"prompt": "x", "seed": 1, "model": "demo"}
     record = RunRecord("1", "ok", "generate", "2026-01-01T00:00:00+00:00", request, "abc")
     file = tmp_path / "x.json"
@@ -209,9 +199,9 @@ def test_showing_a_record_is_instant(forked: Run, tmp_path):
 @pytest.mark.parametrize(
     ("typed", "offered"), [("wancli ge", "generate"), ("wancli generate --num-f", "--num-frames")]
 )
-def test_completion_is_instant(typed, offered, tmp_path):
+def test_completion_imports_nothing_heavy(typed, offered, tmp_path):
     word = str(len(typed.split()) - 1)
-    asked = {"_WANCLI_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": word}
-    code, heavy, stdout, stderr = run(folder=tmp_path, **asked)
+    variables = {"_WANCLI_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": word}
+    code, heavy, stdout, stderr = run(folder=tmp_path, **variables)
     assert (code, heavy) == (0, []), stderr
     assert offered in stdout.split()

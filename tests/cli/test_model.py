@@ -1,4 +1,4 @@
-"""`wancli model convert`: what it prints, and what it refuses."""
+"""`wancli model convert`: what it prints and what it rejects."""
 
 import json
 import os
@@ -16,67 +16,65 @@ WEIGHTS = Path(__file__).parents[1] / "parity" / "weights_original_names.safeten
 
 
 class Code:
-    """A pickle that makes a folder when it is loaded as pickles are."""
+    """A pickle that creates a folder when it is unpickled."""
 
     def __reduce__(self):
         return os.mkdir, ("it-ran",)
 
 
 @pytest.fixture
-def stated(tmp_path: Path) -> Path:
+def config_file(tmp_path: Path) -> Path:
     path = tmp_path / "stated.json"
     path.write_text('{"num_heads": 4}')
     return path
 
 
-def test_the_result_is_the_folder_and_the_talk_says_what_it_is(wancli: Wancli, stated: Path):
-    said = wancli(*CONVERT, WEIGHTS, "made/out", "--config", stated)
-    assert said.code == 0, said.err
-    assert said.out == "made/out\n"
-    assert "212,160 parameters, bfloat16: 3 layers, dim 64, 4 heads" in said.err
-    assert "--base" in said.err
-    assert "--prompt-embeds" in said.err
+def test_convert_prints_the_folder_and_describes_the_model(wancli: Wancli, config_file: Path):
+    result = wancli(*CONVERT, WEIGHTS, "made/out", "--config", config_file)
+    assert result.code == 0, result.err
+    assert result.out == "made/out\n"
+    assert "212,160 parameters, bfloat16: 3 layers, dim 64, 4 heads" in result.err
+    assert "--base" in result.err
+    assert "--prompt-embeds" in result.err
     assert Path("made/out/transformer/config.json").is_file()
 
 
-def test_json_is_one_object(wancli: Wancli, stated: Path):
-    said = wancli(*CONVERT, WEIGHTS, "out", "--config", stated, "--json", "-q")
-    assert said.err == ""
-    told = json.loads(said.out)
+def test_json_output_is_one_object(wancli: Wancli, config_file: Path):
+    result = wancli(*CONVERT, WEIGHTS, "out", "--config", config_file, "--json", "-q")
+    assert result.err == ""
+    summary = json.loads(result.out)
     config = json.loads(Path("out/transformer/config.json").read_text())
-    assert {k: v for k, v in config.items() if not k.startswith("_")} == told.pop("config")
-    assert told == {"path": "out", "parameters": 212160, "dtype": "bfloat16"}
+    assert {k: v for k, v in config.items() if not k.startswith("_")} == summary.pop("config")
+    assert summary == {"path": "out", "parameters": 212160, "dtype": "bfloat16"}
 
 
-def test_with_a_base_nobody_says_that_anything_is_lacking(
-    wancli: Wancli, tiny_model: Path, stated: Path
-):
-    stated.write_text('{"num_heads": 2}')
-    said = wancli(
-        *CONVERT, tiny_model / "transformer", "out", "--config", stated, "--base", tiny_model
+def test_with_a_base_the_model_is_complete(wancli: Wancli, tiny_model: Path, config_file: Path):
+    config_file.write_text('{"num_heads": 2}')
+    result = wancli(
+        *CONVERT, tiny_model / "transformer", "out", "--config", config_file, "--base", tiny_model
     )
-    assert said.code == 0, said.err
-    assert "--prompt-embeds" not in said.err
+    assert result.code == 0, result.err
+    assert "--prompt-embeds" not in result.err
     assert Path("out/model_index.json").is_file()
 
 
-def test_heads_that_nobody_told_are_asked_for(wancli: Wancli):
-    said = wancli(*CONVERT, WEIGHTS, "out")
-    assert said.code == 4
-    assert complaint(said)[1] == '--config FILE.json with {"num_heads": 4}'
+def test_an_unknown_number_of_heads_is_asked_for(wancli: Wancli):
+    result = wancli(*CONVERT, WEIGHTS, "out")
+    assert result.code == 4
+    assert complaint(result)[1] == '--config FILE.json with {"num_heads": 4}'
     assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_a_pickle_with_code_in_it_is_refused_and_not_run(wancli: Wancli, protocol: int):
+def test_a_pickle_with_code_is_rejected_and_not_run(wancli: Wancli, protocol: int):
     import torch
 
     torch.save({"generator": {"a": Code()}}, "zip.pt", pickle_protocol=protocol)
     Path("plain.pt").write_bytes(pickle.dumps(Code(), protocol))
     for name in ("zip.pt", "plain.pt"):
-        said = wancli(*CONVERT, name, "out")
-        assert said.code == 4
-        assert name in complaint(said)[0]
+        result = wancli(*CONVERT, name, "out")
+        assert result.code == 4
+        assert name in complaint(result)[0]
         assert not Path("it-ran").exists()
     error = complaint(wancli(*CONVERT, "zip.pt", "out"))[0]
     assert ("posix.mkdir" if protocol == 2 else "without running code") in error
@@ -95,10 +93,10 @@ def test_a_broken_file_is_named(wancli: Wancli, damage: str, kind: str):
     whole = Path(kind).read_bytes()
     broken = {"cut": whole[:-70], "half": whole[: len(whole) // 2], "empty": b""}
     Path(kind).write_bytes(broken.get(damage, whole[::-1]))
-    said = wancli(*CONVERT, kind, "out")
-    assert said.code == 4
-    assert kind in complaint(said)[0]
-    assert "copy that file again" in complaint(said)[1]
+    result = wancli(*CONVERT, kind, "out")
+    assert result.code == 4
+    assert kind in complaint(result)[0]
+    assert "copy that file again" in complaint(result)[1]
     assert os.listdir() == [kind]  # noqa: PTH208
 
 
@@ -110,16 +108,16 @@ def test_a_broken_file_is_named(wancli: Wancli, damage: str, kind: str):
         ({"critic": {"a": 1}, "step": 3}, "holds entries that are not tensors: critic, step"),
     ],
 )
-def test_a_pickle_without_weights_is_refused(wancli: Wancli, state: object, error: str):
+def test_a_pickle_without_weights_is_rejected(wancli: Wancli, state: object, error: str):
     import torch
 
     torch.save(state, "x.pt")
-    said = wancli(*CONVERT, "x.pt", "out")
-    assert said.code == 4
-    assert error in complaint(said)[0]
+    result = wancli(*CONVERT, "x.pt", "out")
+    assert result.code == 4
+    assert error in complaint(result)[0]
 
 
-def test_every_key_that_does_not_fit_is_listed(wancli: Wancli, stated: Path):
+def test_every_key_that_does_not_match_is_listed(wancli: Wancli, config_file: Path):
     import torch
     from safetensors.torch import load_file
 
@@ -130,9 +128,9 @@ def test_every_key_that_does_not_fit_is_listed(wancli: Wancli, stated: Path):
     tensors["blocks.2.ffn.2.bias"] = tensors["blocks.2.ffn.2.bias"].double()
     tensors |= {f"lora.{index}": torch.zeros(1) for index in range(11)}
     torch.save(tensors, "x.pt")
-    said = wancli(*CONVERT, "x.pt", "out", "--config", stated)
-    assert said.code == 4
-    error = complaint(said)[0]
+    result = wancli(*CONVERT, "x.pt", "out", "--config", config_file)
+    assert result.code == 4
+    error = complaint(result)[0]
     assert "missing: blocks.1.attn1.to_q.weight, scale_shift_table;" in error
     assert "unexpected: lora.0, lora.1, lora.10, lora.2" in error
     assert "lora.6 and 3 more;" in error
@@ -141,64 +139,64 @@ def test_every_key_that_does_not_fit_is_listed(wancli: Wancli, stated: Path):
     assert not Path("out").exists()
 
 
-def test_what_is_no_transformer_is_refused(wancli: Wancli):
+def test_a_file_without_a_transformer_is_rejected(wancli: Wancli):
     import torch
 
     torch.save({"encoder.conv1.weight": torch.zeros(3)}, "x.pt")
-    said = wancli(*CONVERT, "x.pt", "out")
-    assert said.code == 4
-    assert "patch_embedding.weight" in complaint(said)[0]
+    result = wancli(*CONVERT, "x.pt", "out")
+    assert result.code == 4
+    assert "patch_embedding.weight" in complaint(result)[0]
 
 
-def test_a_folder_that_exists_is_never_replaced_unasked(wancli: Wancli, stated: Path):
+def test_an_existing_folder_is_replaced_only_with_overwrite(wancli: Wancli, config_file: Path):
     Path("out").mkdir()
-    said = wancli(*CONVERT, WEIGHTS, "out", "--config", stated)
-    assert said.code == 2
-    assert "out exists" in complaint(said)[0]
-    assert wancli(*CONVERT, WEIGHTS, "out", "--config", stated, "--overwrite").code == 0
+    result = wancli(*CONVERT, WEIGHTS, "out", "--config", config_file)
+    assert result.code == 2
+    assert "out exists" in complaint(result)[0]
+    assert wancli(*CONVERT, WEIGHTS, "out", "--config", config_file, "--overwrite").code == 0
     Path("out/mine").write_text("mine")
-    said = wancli(*CONVERT, WEIGHTS, "out", "--config", stated, "--overwrite")
-    assert said.code == 2
-    assert "mine" in complaint(said)[0]
+    result = wancli(*CONVERT, WEIGHTS, "out", "--config", config_file, "--overwrite")
+    assert result.code == 2
+    assert "mine" in complaint(result)[0]
     Path("link").symlink_to("out")
-    said = wancli(*CONVERT, WEIGHTS, "link", "--config", stated, "--overwrite")
-    assert (said.code, "link is a symbolic link" in complaint(said)[0]) == (2, True)
+    result = wancli(*CONVERT, WEIGHTS, "link", "--config", config_file, "--overwrite")
+    assert (result.code, "link is a symbolic link" in complaint(result)[0]) == (2, True)
 
 
-def test_a_folder_that_cannot_be_made_is_an_output_error(wancli: Wancli, stated: Path):
+def test_a_folder_that_cannot_be_made_is_an_output_error(wancli: Wancli, config_file: Path):
     Path("taken").write_text("a file")
-    said = wancli(*CONVERT, WEIGHTS, "taken/out", "--config", stated)
-    assert said.code == 6
-    assert "cannot write taken/out" in complaint(said)[0]
+    result = wancli(*CONVERT, WEIGHTS, "taken/out", "--config", config_file)
+    assert result.code == 6
+    assert "cannot write taken/out" in complaint(result)[0]
 
 
 @pytest.mark.parametrize("content", [b"[4]", b"{", b"\xff"])
-def test_a_config_that_is_none_is_named(wancli: Wancli, stated: Path, content: bytes):
-    stated.write_bytes(content)
-    said = wancli(*CONVERT, WEIGHTS, "out", "--config", stated)
-    assert said.code == 4
-    assert "stated.json" in complaint(said)[0]
+def test_an_invalid_config_file_is_named(wancli: Wancli, config_file: Path, content: bytes):
+    config_file.write_bytes(content)
+    result = wancli(*CONVERT, WEIGHTS, "out", "--config", config_file)
+    assert result.code == 4
+    assert "stated.json" in complaint(result)[0]
 
 
-def test_a_folder_without_shards_is_refused(wancli: Wancli):
+def test_a_folder_without_shards_is_rejected(wancli: Wancli):
     Path("empty").mkdir()
-    said = wancli(*CONVERT, "empty", "out")
-    assert said.code == 4
-    assert "empty has no *.safetensors" in complaint(said)[0]
+    result = wancli(*CONVERT, "empty", "out")
+    assert result.code == 4
+    assert "empty has no *.safetensors" in complaint(result)[0]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "expected"),
     [
         (["--help"], 0, "--base"),
         (["nosuch.pt", "out"], 4, "nosuch.pt not found"),
         (["here", "here"], 2, "here exists"),
     ],
 )
-def test_what_needs_no_weights_is_instant(
-    forked: Run, tmp_path: Path, arguments: list[str], code: int, told: str
+def test_help_and_errors_import_nothing_heavy(
+    forked: Run, tmp_path: Path, arguments: list[str], code: int, expected: str
 ):
     (tmp_path / "here").mkdir()
-    found, heavy, stdout, stderr = forked(*CONVERT, *arguments, folder=tmp_path)
-    assert (found, heavy) == (code, [])
-    assert told in stdout + stderr
+    exit_code, heavy, stdout, stderr = forked(*CONVERT, *arguments, folder=tmp_path)
+    assert (exit_code, heavy) == (code, [])
+    assert expected in stdout + stderr

@@ -1,4 +1,4 @@
-"""No command replaces what is not its own, or writes what another process writes."""
+"""No command replaces foreign files, or writes a file that another process is writing."""
 
 import json
 import os
@@ -27,13 +27,13 @@ MINE = b"mine"
 
 
 def files() -> dict[str, bytes]:
-    """All that is there, by name."""
+    """Content of all files here, by name."""
     paths = (path for path in Path().rglob("*") if path.is_file() and not path.is_symlink())
     return {str(path): path.read_bytes() for path in paths}
 
 
 @pytest.mark.parametrize(
-    ("command", "name", "said"),
+    ("command", "name", "error"),
     [
         (GENERATE, "a.mp4", "a.mp4 exists."),
         ((*GENERATE, "--perf-json", "p.json"), "p.json", "p.json exists."),
@@ -51,20 +51,20 @@ def files() -> dict[str, bytes]:
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-def test_what_is_there_stays_without_overwrite(
-    wancli: Wancli, made: None, command: tuple[object, ...], name: str, said: str
+def test_existing_files_stay_without_overwrite(
+    wancli: Wancli, workspace: None, command: tuple[object, ...], name: str, error: str
 ):
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     Path(name).write_bytes(MINE)
     before = files()
-    refused = wancli(*command)
-    assert (refused.code, said in complaint(refused)[0]) == (2, True), refused.err
-    assert "--overwrite" in complaint(refused)[1]
+    result = wancli(*command)
+    assert (result.code, error in complaint(result)[0]) == (2, True), result.err
+    assert "--overwrite" in complaint(result)[1]
     assert files() == before
 
 
 @pytest.mark.parametrize(
-    ("command", "name", "said"),
+    ("command", "name", "error"),
     [
         (GENERATE, "a.json", "is not the record of a.mp4"),
         ((*GENERATE, "--preview-every", 1), "a.preview.png", "is not the preview of a.mp4"),
@@ -81,19 +81,19 @@ def test_what_is_there_stays_without_overwrite(
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-def test_what_comes_beside_never_replaces_what_is_not_wanclis(
-    wancli: Wancli, made: None, command: tuple[object, ...], name: str, said: str
+def test_side_outputs_never_replace_foreign_files(
+    wancli: Wancli, workspace: None, command: tuple[object, ...], name: str, error: str
 ):
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     Path(name).write_bytes(MINE)
     before = files()
-    refused = wancli(*command, "--overwrite")
-    assert (refused.code, said in complaint(refused)[0]) == (2, True), refused.err
+    result = wancli(*command, "--overwrite")
+    assert (result.code, error in complaint(result)[0]) == (2, True), result.err
     assert files() == before
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "error"),
     [
         (("generate", "x", "-o", "b.mp4", "--perf-json", "b.mp4"), "--output and --perf-json"),
         (("generate", "x", "-o", "b.mp4", "--perf-json", "b.json"), "the record of b.mp4 and"),
@@ -109,17 +109,17 @@ def test_what_comes_beside_never_replaces_what_is_not_wanclis(
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-def test_outputs_are_different_files_and_no_inputs(
-    wancli: Wancli, made: None, command: tuple[object, ...], said: str | None
+def test_an_output_collides_with_no_other_and_with_no_input(
+    wancli: Wancli, workspace: None, command: tuple[object, ...], error: str | None
 ):
     for name, like in (("pic.png", "v.mp4"), ("x.gif", "v.mp4"), ("l.mp4", "l.st")):
         Path(name).write_bytes(Path(like).read_bytes())
     before = files()
-    told = wancli(*command, "--overwrite")
-    if said is None:
-        assert told.code == 0, told.err
+    result = wancli(*command, "--overwrite")
+    if error is None:
+        assert result.code == 0, result.err
         return
-    assert (told.code, said in complaint(told)[0]) == (2, True), told.err
+    assert (result.code, error in complaint(result)[0]) == (2, True), result.err
     assert files() == before
 
 
@@ -138,9 +138,9 @@ def test_outputs_are_different_files_and_no_inputs(
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("target")])
-def test_what_is_no_file_is_refused_even_to_overwrite(
+def test_overwrite_never_replaces_fifos_or_links(
     wancli: Wancli,
-    made: None,
+    workspace: None,
     command: tuple[object, ...],
     name: str,
     make: Callable[[Path], object],
@@ -150,9 +150,9 @@ def test_what_is_no_file_is_refused_even_to_overwrite(
     make(path)
     Path("target").write_bytes(MINE)
     before = path.lstat(), files()
-    refused = wancli(*command, "--overwrite")
-    assert refused.code in (2, 6), refused.err
-    assert "a FIFO" in refused.err or "a symbolic link" in refused.err or "is a file" in refused.err
+    result = wancli(*command, "--overwrite")
+    assert result.code in (2, 6), result.err
+    assert "a FIFO" in result.err or "a symbolic link" in result.err or "is a file" in result.err
     assert (path.lstat(), files()) == before
 
 
@@ -172,27 +172,27 @@ def test_what_is_no_file_is_refused_even_to_overwrite(
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-def test_a_second_process_on_a_name_is_refused_at_once(
-    wancli: Wancli, made: None, command: tuple[object, ...], name: str
+def test_a_name_that_another_process_writes_is_rejected_at_once(
+    wancli: Wancli, workspace: None, command: tuple[object, ...], name: str
 ):
-    kept = []
+    locks = []
 
     def keep() -> None:
-        kept.append(FolderLock(Path()))
-        kept[0].acquire(name)
+        locks.append(FolderLock(Path()))
+        locks[0].acquire(name)
 
     with other_process(keep) as number:
         before = files()
-        refused = wancli(*command)
-        assert refused.code == 2, refused.err
-        assert f"{name} is being written by process {number} (" in complaint(refused)[0]
+        result = wancli(*command)
+        assert result.code == 2, result.err
+        assert f"{name} is being written by process {number} (" in complaint(result)[0]
         assert files() == before
 
 
-def test_the_record_of_a_video_of_another_case_stays(wancli: Wancli, made: None):
+def test_the_record_of_a_video_that_differs_in_case_stays(wancli: Wancli, workspace: None):
     before = files()
-    refused = wancli("generate", "a red circle", "-o", "v.MP4")
-    assert (refused.code, "v.json exists and is not the record of v.MP4" in refused.err) == (
+    result = wancli("generate", "a red circle", "-o", "v.MP4")
+    assert (result.code, "v.json exists and is not the record of v.MP4" in result.err) == (
         2,
         True,
     )
@@ -200,9 +200,9 @@ def test_the_record_of_a_video_of_another_case_stays(wancli: Wancli, made: None)
 
 
 @pytest.fixture(scope="module")
-def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sample_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A video v.mp4 with its record, latents l.st, an unfinished rollout."""
-    folder = tmp_path_factory.mktemp("there")
+    folder = tmp_path_factory.mktemp("samples")
     tiny_clip(folder / "v.mp4", 1)
     request = Request("a red circle", 1, Settings(), {}).as_json()
     record = {"schema": SCHEMA, "command": "generate", "request": request, "hash": "x"}
@@ -212,13 +212,13 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(latents, folder / "l.st", metadata={"wancli": json.dumps(record)})
     rolled = Request("a red circle", 1, RolloutSettings(), {}, inputs={"seeds": [[0, 1]]})
     (folder / "w.rollout").mkdir()
-    told = {"schema": ROLLOUT_SCHEMA, **rolled.as_json()}
-    (folder / "w.rollout/rollout.json").write_text(json.dumps(told))
+    fields = {"schema": ROLLOUT_SCHEMA, **rolled.as_json()}
+    (folder / "w.rollout/rollout.json").write_text(json.dumps(fields))
     return folder
 
 
 @pytest.fixture
-def made(there: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same in the folder that we are in, and a home in ./config."""
-    shutil.copytree(there, tmp_path, dirs_exist_ok=True)
+def workspace(sample_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of the sample files in the current folder, and a home in ./config."""
+    shutil.copytree(sample_files, tmp_path, dirs_exist_ok=True)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))

@@ -1,4 +1,4 @@
-"""`wancli plan` says what a run would take, and refuses what cannot be."""
+"""`wancli plan` predicts the cost of a run and rejects impossible requests."""
 
 import json
 from dataclasses import replace
@@ -20,14 +20,14 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANCLI_CACHE_DIR", str(tmp_path / "cache"))
 
 
-def test_a_plan_is_the_dry_run_without_the_settings(wancli: Wancli):
-    plan = wancli("plan", "a red circle", "--seed", 1, "--json")
+def test_a_plan_equals_a_dry_run_without_the_settings(wancli: Wancli):
+    planned = wancli("plan", "a red circle", "--seed", 1, "--json")
     dry = wancli("generate", "a red circle", "--seed", 1, "--dry-run", "--json")
-    assert plan.code == dry.code == 0
-    told, expected = json.loads(plan.out), json.loads(dry.out)
-    for free in ("disk", "ram", "device"):  # what is free changes all the time
-        del told["cost"][free], expected["cost"][free]
-    assert told == expected
+    assert planned.code == dry.code == 0
+    report, expected = json.loads(planned.out), json.loads(dry.out)
+    for free in ("disk", "ram", "device"):  # free memory changes all the time
+        del report["cost"][free], expected["cost"][free]
+    assert report == expected
     text = wancli("plan").out
     assert "flow_shift" not in text
     for word in ("transformer", "2,280,096", "denoise", "fits", "wancli doctor --measure"):
@@ -35,12 +35,12 @@ def test_a_plan_is_the_dry_run_without_the_settings(wancli: Wancli):
     assert "flow_shift" in wancli("generate", "x", "--dry-run").out
 
 
-def test_chunks_make_it_a_plan_of_a_rollout(wancli: Wancli):
-    said = wancli("plan", "--chunks", 9, "--json")
-    told = json.loads(said.out)
-    assert told["plan"]["chunks"] == 9
-    assert told["cost"]["kept"]["rolling_kv"] > 0
-    assert told["cost"]["store"] == 4 * 8 * 27 * 12 * 12
+def test_chunks_turn_it_into_the_plan_of_a_rollout(wancli: Wancli):
+    result = wancli("plan", "--chunks", 9, "--json")
+    report = json.loads(result.out)
+    assert report["plan"]["chunks"] == 9
+    assert report["cost"]["kept"]["rolling_kv"] > 0
+    assert report["cost"]["store"] == 4 * 8 * 27 * 12 * 12
 
 
 @pytest.mark.parametrize(
@@ -48,34 +48,42 @@ def test_chunks_make_it_a_plan_of_a_rollout(wancli: Wancli):
     [(("--at", "2", "x"), "--chunks N"), (("--chunks", 3, "--frames", 5), "drop --chunks")],
 )
 def test_a_flag_of_the_other_command_is_rejected(wancli: Wancli, args, hint: str):
-    said = wancli("plan", *args)
-    assert said.code == 2
-    assert hint in said.err
-
-
-@pytest.mark.parametrize("args", [("plan",), ("generate", "x"), ("generate", "x", "--dry-run")])
-def test_a_request_that_cannot_fit_is_rejected_before_it_loads(wancli: Wancli, args):
-    said = wancli(*args, *HUGE, "--device", "cpu")
-    assert said.code == 5
-    assert "at once" in said.err
-    assert "--force" in said.err
-    assert not list(Path().glob("*.mp4"))
-
-
-def test_force_plans_a_request_that_cannot_fit(wancli: Wancli):
-    said = wancli("plan", *HUGE, "--force")
-    assert said.code == 0
-    assert "does not fit" in said.out
-
-
-def test_a_model_of_unknown_shape_has_no_cost(wancli: Wancli):
-    said = wancli("plan", "--model", "some-owner/some-model")
-    assert said.code == 0
-    assert "not known before it is downloaded" in said.out
+    result = wancli("plan", *args)
+    assert result.code == 2
+    assert hint in result.err
 
 
 @pytest.mark.parametrize(
-    ("model", "given", "task", "references"),
+    "args",
+    [
+        ("plan",),
+        ("generate", "x"),
+        ("generate", "x", "--dry-run"),
+        ("bench", "x", "--variant", "exact: --no-prompt-kv"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_rejected_before_anything_loads(wancli: Wancli, args):
+    result = wancli(*args, *HUGE, "--device", "cpu")
+    assert result.code == 5
+    assert "at once" in result.err
+    assert "--force" in result.err
+    assert not list(Path().iterdir())
+
+
+def test_force_plans_a_request_that_does_not_fit(wancli: Wancli):
+    result = wancli("plan", *HUGE, "--force")
+    assert result.code == 0
+    assert "does not fit" in result.out
+
+
+def test_a_model_of_unknown_shape_has_no_cost(wancli: Wancli):
+    result = wancli("plan", "--model", "some-owner/some-model")
+    assert result.code == 0
+    assert "not known before it is downloaded" in result.out
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "task", "references"),
     [
         ("wan2.1-i2v-14b-480p", (), "image-to-video", 0),
         ("wan2.1-flf2v-14b", (), "first-last-frame", 0),
@@ -88,33 +96,35 @@ def test_a_model_of_unknown_shape_has_no_cost(wancli: Wancli):
         ("wan2.2-animate-14b", (), "animate", 1),
     ],
 )
-def test_a_plan_needs_no_files(
-    wancli: Wancli, model: str, given: tuple[str, ...], task: str, references: int
+def test_a_plan_needs_no_input_files(
+    wancli: Wancli, model: str, flags: tuple[str, ...], task: str, references: int
 ):
     for name in ("p.png", "q.png"):
         tiny_image(Path(name), 1)
-    said = wancli("plan", "--model", model, *given, "--force", "--json")
-    assert said.code == 0, said.err
-    plan = json.loads(said.out)["plan"]
+    result = wancli("plan", "--model", model, *flags, "--force", "--json")
+    assert result.code == 0, result.err
+    plan = json.loads(result.out)["plan"]
     assert (plan["task"], plan["references"]) == (task, references)
 
 
-def test_a_plan_is_the_same_with_and_without_the_files(wancli: Wancli):
+def test_a_plan_does_not_depend_on_the_input_files(wancli: Wancli):
     tiny_image(Path("p.png"), 1)
-    asked = ("plan", "--model", "wan2.1-i2v-14b-480p", "--force", "--seed", 1, "--json")
-    without, with_it = (json.loads(wancli(*asked, *more).out) for more in ((), ("-i", "p.png")))
-    assert without["plan"] == with_it["plan"]
-    assert without["cost"]["work"] == with_it["cost"]["work"]
+    request = ("plan", "--model", "wan2.1-i2v-14b-480p", "--force", "--seed", 1, "--json")
+    without, with_image = (
+        json.loads(wancli(*request, *more).out) for more in ((), ("-i", "p.png"))
+    )
+    assert without["plan"] == with_image["plan"]
+    assert without["cost"]["work"] == with_image["cost"]["work"]
 
 
 def test_a_dry_run_rejects_missing_files(wancli: Wancli):
-    said = wancli("generate", "x", "--model", "wan2.1-i2v-14b-480p", "--dry-run")
-    assert said.code == 2
-    assert "needs --image" in said.err
+    result = wancli("generate", "x", "--model", "wan2.1-i2v-14b-480p", "--dry-run")
+    assert result.code == 2
+    assert "needs --image" in result.err
     assert wancli("plan", "--model", "wan2.1-i2v-14b-480p", "-i", "none.png").code == 4
-    said = wancli("plan", "--model", "wan2.1-t2v-1.3b", "-i", "none.png")
-    assert said.code == 2
-    assert "--image does not work with" in said.err
+    result = wancli("plan", "--model", "wan2.1-t2v-1.3b", "-i", "none.png")
+    assert result.code == 2
+    assert "--image does not work with" in result.err
     assert wancli("plan", "--model", "wan2.2-animate-14b", "--task", "vace").code == 2
 
 
@@ -129,8 +139,8 @@ def test_a_plan_for_a_gpu_that_is_not_here(wancli: Wancli):
     assert "for offloaded weights" in text
     assert "measure on that GPU" in text
     assert wancli(*arguments, "1GB").code == 5
-    said = wancli(*arguments, "24GB", "--device", "cpu")
-    assert (said.code, "--gpu plans for" in said.err) == (2, True)
+    result = wancli(*arguments, "24GB", "--device", "cpu")
+    assert (result.code, "--gpu plans for" in result.err) == (2, True)
     assert json.loads(wancli("plan", "--chunks", 3, "--gpu", "h200", "--json").out)["cost"][
         "device"
     ]["name"].endswith("H200")
@@ -138,12 +148,12 @@ def test_a_plan_for_a_gpu_that_is_not_here(wancli: Wancli):
 
 def test_a_gpu_alone_plans_every_model(wancli: Wancli, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "80")
-    said = wancli("plan", "--gpu", "24GB")
-    assert said.code == 0
-    fits = {line.split()[0]: line for line in said.out.splitlines()[1:]}
+    result = wancli("plan", "--gpu", "24GB")
+    assert result.code == 0
+    fits = {line.split()[0]: line for line in result.out.splitlines()[1:]}
     assert fits["demo"].endswith("yes")
     assert "yes, group offload, " in fits["wan2.1-t2v-14b"]
-    assert max(map(len, said.out.splitlines())) <= 80
+    assert max(map(len, result.out.splitlines())) <= 80
     entries = [
         json.loads(line) for line in wancli("plan", "--gpu", "6GB", "--json").out.splitlines()
     ]
@@ -151,8 +161,8 @@ def test_a_gpu_alone_plans_every_model(wancli: Wancli, monkeypatch: pytest.Monke
     assert any(not entry["fits"] and entry["remedy"].startswith("--") for entry in entries)
     here = wancli("plan", "--models", "--json")
     assert json.loads(here.out.splitlines()[0])["device"] == find_cpu().name
-    said = wancli("plan", "--models", "--steps", 3)
-    assert (said.code, "--steps has no effect" in said.err) == (2, True)
+    result = wancli("plan", "--models", "--steps", 3)
+    assert (result.code, "--steps has no effect" in result.err) == (2, True)
 
 
 def test_times_are_those_of_a_gpu_measured_elsewhere(wancli: Wancli, tmp_path: Path):
@@ -161,6 +171,6 @@ def test_times_are_those_of_a_gpu_measured_elsewhere(wancli: Wancli, tmp_path: P
     )
     here = planned_device("h200")
     write_rates(replace(here, name=here.name), rates)
-    said = wancli("plan", "--gpu", "h200")
-    assert "time" in said.out.splitlines()[0]
+    result = wancli("plan", "--gpu", "h200")
+    assert "time" in result.out.splitlines()[0]
     assert "no times" in wancli("plan", "--gpu", "h100").err

@@ -1,4 +1,4 @@
-"""`wancli preview`: what the pictures show, and what is refused."""
+"""`wancli preview`: the sheets and animations it writes, and the requests it rejects."""
 
 import json
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from tests.conftest import Wancli
 from wancli.video.ffmpeg import Encoding
 from wancli.video.write import VideoWriter
 
-LEVELS = tuple(range(0, 250, 10))  # of gray: a video frame says its number
+LEVELS = tuple(range(0, 250, 10))  # of gray, one per video frame
 
 
-def video(
+def gray_video(
     path: Path, levels: Sequence[int] = LEVELS, *, size: tuple[int, int] = (64, 32), fps: int = 16
 ) -> Path:
     with VideoWriter(path, size=size, fps=fps, encoding=Encoding(lossless=True)) as writer:
@@ -27,9 +27,9 @@ def video(
 
 
 def test_a_sheet_shows_frames_from_the_first_to_the_last(wancli: Wancli):
-    video(Path("a.mp4"))
-    said = wancli("preview", "a.mp4", "--rows", 2, "--columns", 3, "--width", 64)
-    assert (said.code, said.out) == (0, "a.png\n"), said.err
+    gray_video(Path("a.mp4"))
+    result = wancli("preview", "a.mp4", "--rows", 2, "--columns", 3, "--width", 64)
+    assert (result.code, result.out) == (0, "a.png\n"), result.err
     sheet = np.asarray(Image.open("a.png").convert("RGB"))
     assert sheet.shape == (2 * (32 + 14 + 8) + 8, 3 * (64 + 8) + 8, 3)
     middles = [
@@ -39,8 +39,8 @@ def test_a_sheet_shows_frames_from_the_first_to_the_last(wancli: Wancli):
 
 
 def test_each_frame_has_its_number_and_time(wancli: Wancli):
-    video(Path("a.mp4"))
-    video(Path("b.mp4"), LEVELS[:1])
+    gray_video(Path("a.mp4"))
+    gray_video(Path("b.mp4"), LEVELS[:1])
     wancli("preview", "a.mp4", "b.mp4", "--rows", 1, "--columns", 1, "--width", 64)
     one, other = (np.asarray(Image.open(name).convert("RGB")) for name in ("a.png", "b.png"))
     paper = np.array([0x1B, 0x1B, 0x1F])
@@ -51,30 +51,34 @@ def test_each_frame_has_its_number_and_time(wancli: Wancli):
     assert not np.array_equal(both[:, 8:72], both[:, 80:144])
 
 
-def test_several_videos_go_onto_one_sheet_if_it_is_named(wancli: Wancli):
-    video(Path("a.mp4"), [40] * 5)
-    video(Path("b.mp4"), [200] * 5, size=(32, 32))
-    said = wancli("preview", "a.mp4", "b.mp4", "--sheet", "both.png", "--width", 64, "--json")
-    told = json.loads(said.out)
-    assert (told["kind"], told["videos"], told["frames"]) == ("sheet", ["a.mp4", "b.mp4"], 10)
+def test_several_videos_share_a_named_sheet(wancli: Wancli):
+    gray_video(Path("a.mp4"), [40] * 5)
+    gray_video(Path("b.mp4"), [200] * 5, size=(32, 32))
+    result = wancli("preview", "a.mp4", "b.mp4", "--sheet", "both.png", "--width", 64, "--json")
+    summary = json.loads(result.out)
+    assert (summary["kind"], summary["videos"], summary["frames"]) == (
+        "sheet",
+        ["a.mp4", "b.mp4"],
+        10,
+    )
     sheet = Image.open("both.png").convert("RGB")
-    assert sheet.size == (told["width"], told["height"])
+    assert sheet.size == (summary["width"], summary["height"])
     shown = {level for level in (40, 200) if (np.asarray(sheet) == level).all(-1).any()}
     assert shown == {40, 200}
     assert not Path("a.png").exists()
 
 
-def test_a_sheet_of_few_frames_has_no_empty_places(wancli: Wancli):
-    video(Path("a.mp4"), [10, 20])
-    told = json.loads(wancli("preview", "a.mp4", "--width", 64, "--json").out)
-    assert (told["frames"], told["width"]) == (2, 2 * 72 + 8)
+def test_a_sheet_of_few_frames_has_no_empty_cells(wancli: Wancli):
+    gray_video(Path("a.mp4"), [10, 20])
+    summary = json.loads(wancli("preview", "a.mp4", "--width", 64, "--json").out)
+    assert (summary["frames"], summary["width"]) == (2, 2 * 72 + 8)
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp"])
 def test_an_animation_loops_over_all_frames_at_the_video_speed(wancli: Wancli, kind: str):
-    video(Path("a.mp4"))
-    said = wancli("preview", "a.mp4", f"--{kind}", f"a.{kind}")
-    assert (said.code, said.out) == (0, f"a.{kind}\n"), said.err
+    gray_video(Path("a.mp4"))
+    result = wancli("preview", "a.mp4", f"--{kind}", f"a.{kind}")
+    assert (result.code, result.out) == (0, f"a.{kind}\n"), result.err
     assert not Path("a.png").exists()
     with Image.open(f"a.{kind}") as animation:
         assert animation.size == (64, 32)
@@ -90,38 +94,38 @@ def test_an_animation_loops_over_all_frames_at_the_video_speed(wancli: Wancli, k
 
 @pytest.mark.parametrize("kind", ["gif", "webp"])
 def test_an_animation_can_be_smaller_and_have_fewer_frames(wancli: Wancli, kind: str):
-    video(Path("a.mp4"), LEVELS[:24])
+    gray_video(Path("a.mp4"), LEVELS[:24])
     arguments = ("--width", 32, "--fps", 8, "--json", f"--{kind}", f"a.{kind}")
-    told = json.loads(wancli("preview", "a.mp4", *arguments).out)
-    assert (told["width"], told["height"], told["frames"]) == (32, 16, 12)
+    summary = json.loads(wancli("preview", "a.mp4", *arguments).out)
+    assert (summary["width"], summary["height"], summary["frames"]) == (32, 16, 12)
     with Image.open(f"a.{kind}") as animation:
         animation.seek(11)
         assert abs(int(np.asarray(animation.convert("RGB"))[8, 8, 0]) - LEVELS[22]) <= 3
 
 
-def test_a_sheet_and_animations_come_from_one_call(wancli: Wancli):
-    video(Path("a.mp4"))
+def test_one_call_writes_a_sheet_and_animations(wancli: Wancli):
+    gray_video(Path("a.mp4"))
     arguments = ("--sheet", "s.png", "--gif", "g.gif", "--webp", "w.webp")
     assert wancli("preview", "a.mp4", *arguments).out == "s.png\ng.gif\nw.webp\n"
 
 
 def test_a_picture_of_the_same_video_is_replaced_until_somebody_changes_it(wancli: Wancli):
-    video(Path("a.mp4"), [40] * 5)
+    gray_video(Path("a.mp4"), [40] * 5)
     arguments = ("a.mp4", "--sheet", "a.png", "--gif", "a.gif", "--webp", "a.webp")
     assert wancli("preview", *arguments).code == 0
     before = Path("a.png").read_bytes()
     Path("a.mp4").unlink()
-    video(Path("a.mp4"), [200] * 5)  # rendered again
+    gray_video(Path("a.mp4"), [200] * 5)  # rendered again
     assert wancli("preview", *arguments).code == 0
     assert Path("a.png").read_bytes() != before
     Path("b.mp4").write_bytes(Path("a.mp4").read_bytes())
-    said = wancli("preview", "b.mp4", "--sheet", "a.png")
-    assert (said.code, "a.png exists" in said.err) == (2, True)
+    result = wancli("preview", "b.mp4", "--sheet", "a.png")
+    assert (result.code, "a.png exists" in result.err) == (2, True)
     for name in ("a.png", "a.gif", "a.webp"):
         mine = Path(name).read_bytes() + b"mine"
         Path(name).write_bytes(mine)
-        said = wancli("preview", *arguments)
-        assert (said.code, f"{name} exists" in said.err) == (2, True)
+        result = wancli("preview", *arguments)
+        assert (result.code, f"{name} exists" in result.err) == (2, True)
         assert Path(name).read_bytes() == mine
         Path(name).unlink()
 
@@ -131,7 +135,7 @@ def test_frames_are_decoded_one_at_a_time(tmp_path: Path):
 
     from wancli.video.sheet import SheetLayout, draw_sheet
 
-    long = video(tmp_path / "long.mp4", [0] * 60, size=(256, 256))
+    long = gray_video(tmp_path / "long.mp4", [0] * 60, size=(256, 256))
     video_bytes = 60 * 256 * 256 * 3
     draw_sheet([long], SheetLayout(1, 1, 32))
     tracemalloc.start()
@@ -163,17 +167,17 @@ def test_frames_are_decoded_one_at_a_time(tmp_path: Path):
 def test_invalid_requests_are_rejected(
     wancli: Wancli, arguments: tuple[object, ...], code: int, error: str, hint: str
 ):
-    video(Path("a.mp4"), LEVELS[:3])
+    gray_video(Path("a.mp4"), LEVELS[:3])
     if "fast.mp4" in arguments:
-        video(Path("fast.mp4"), LEVELS[:3], fps=60)
+        gray_video(Path("fast.mp4"), LEVELS[:3], fps=60)
     for name in ("taken.png", "file", "a.mov"):
         Path(name).write_text("mine")
     Path("broken.mp4").write_bytes(b"no video")
-    said = wancli("preview", *arguments)
-    told = complaint(said)
-    assert said.code == code, said.err
-    assert error in told[0]
-    assert hint in told[1]
+    result = wancli("preview", *arguments)
+    message, advice = complaint(result)
+    assert result.code == code, result.err
+    assert error in message
+    assert hint in advice
     assert Path("taken.png").read_text() == "mine"
 
 
@@ -181,14 +185,14 @@ def test_a_gif_that_does_not_fit_in_memory_is_rejected(tmp_path: Path):
     from wancli.errors import UsageError
     from wancli.video.sheet import draw_animation
 
-    path = video(tmp_path / "a.mp4")
+    path = gray_video(tmp_path / "a.mp4")
     with pytest.raises(UsageError, match=r"a GIF of 25 frames of 9000x4500") as raised:
         draw_animation(path, gif=True, width=9000, fps=None)
     assert "`webp`" in raised.value.hint
 
 
 def test_nothing_is_written_if_one_output_is_rejected(wancli: Wancli, tmp_path: Path):
-    video(Path("a.mp4"))
+    gray_video(Path("a.mp4"))
     whole = Path("a.mp4").read_bytes()
     (tmp_path / "b.mp4").write_bytes(whole[: len(whole) // 2])
     for arguments, code in (
@@ -197,7 +201,7 @@ def test_nothing_is_written_if_one_output_is_rejected(wancli: Wancli, tmp_path: 
         (("a.mp4", "--webp", "a.webp", "--fps", "1e-9"), 2),
         (("a.mp4", "."), 4),
     ):
-        said = wancli("preview", *arguments)
-        assert (said.code, said.out) == (code, ""), said.err
-        assert "unexpected" not in said.err
+        result = wancli("preview", *arguments)
+        assert (result.code, result.out) == (code, ""), result.err
+        assert "unexpected" not in result.err
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]

@@ -1,4 +1,4 @@
-"""`--model random:NAME` through the real commands: nothing on the disk, the same every time."""
+"""`--model random:NAME` through the commands: no files needed, the same weights every time."""
 
 import json
 from pathlib import Path
@@ -14,52 +14,52 @@ DEMO = ("--model", "random:demo", *SMALL)
 
 
 def record_of(wancli: Wancli, *more: object) -> dict[str, Any]:
-    said = wancli("generate", "a cat", *DEMO, "--json", "--overwrite", "-o", "a.mp4", *more)
-    assert said.code == 0, said.err
-    told: dict[str, Any] = json.loads(said.out)
-    return told
+    result = wancli("generate", "a cat", *DEMO, "--json", "--overwrite", "-o", "a.mp4", *more)
+    assert result.code == 0, result.err
+    record: dict[str, Any] = json.loads(result.out)
+    return record
 
 
-def test_a_random_model_makes_the_same_video_again(wancli: Wancli):
+def test_a_random_model_is_reproducible(wancli: Wancli):
     record = record_of(wancli)
     assert record["request"]["model_revision"] == "random:demo layers=8"
-    assert record["request"]["sampling"]["guidance_scale"] == 2.5  # of the demo's preset
-    said = wancli("repro", "a.mp4", "-o", "b.mp4")
-    assert "identical" in said.err, said.err
+    assert record["request"]["sampling"]["guidance_scale"] == 2.5  # from the demo's preset
+    result = wancli("repro", "a.mp4", "-o", "b.mp4")
+    assert "identical" in result.err, result.err
 
 
-def test_fewer_layers_are_another_request_and_another_video(wancli: Wancli):
+def test_fewer_layers_change_the_request_and_the_video(wancli: Wancli):
     whole, two = record_of(wancli), record_of(wancli, "--layers", 2)
     assert two["request"]["machine"]["layers"] == 2
     assert two["request"]["model_revision"] == "random:demo layers=2"
     assert whole["hash"] != two["hash"]
     assert whole["output"]["framemd5"] != two["output"]["framemd5"]
-    said = wancli("repro", "a.mp4", "-o", "b.mp4")
-    assert "identical" in said.err, said.err
+    result = wancli("repro", "a.mp4", "-o", "b.mp4")
+    assert "identical" in result.err, result.err
 
 
-def test_its_latents_decode_to_its_video(wancli: Wancli):
-    made = record_of(wancli, "--layers", 1, "--save-latents", "z.safetensors")
-    said = wancli("decode", "z.safetensors", "-o", "b.mp4", "--json")
-    assert said.code == 0, said.err
-    assert json.loads(said.out)["output"]["framemd5"] == made["output"]["framemd5"]
+def test_saved_latents_decode_to_the_same_video(wancli: Wancli):
+    record = record_of(wancli, "--layers", 1, "--save-latents", "z.safetensors")
+    result = wancli("decode", "z.safetensors", "-o", "b.mp4", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["output"]["framemd5"] == record["output"]["framemd5"]
 
 
 def test_a_random_model_rolls_out(wancli: Wancli):
     run = ("--model", "random:demo", "--layers", 2, "--size", "32x32", "--steps", 2, "--seed", 1)
-    said = wancli("rollout", "a cat", *run, "--chunks", 2, "--json", "-o", "a.mp4")
-    assert said.code == 0, said.err
-    assert json.loads(said.out)["request"]["model_revision"] == "random:demo layers=2"
+    result = wancli("rollout", "a cat", *run, "--chunks", 2, "--json", "-o", "a.mp4")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["request"]["model_revision"] == "random:demo layers=2"
 
 
 def test_a_bench_takes_a_random_model(wancli: Wancli):
     run = ("bench", "a cat", *DEMO[:2], *SMALL[2:], "--layers", 2, "--output", "b", "--json")
-    said = wancli(*run, "--variant", "fast: --cfg-gate 0.5")
-    assert said.code == 0, said.err
+    result = wancli(*run, "--variant", "fast: --cfg-gate 0.5")
+    assert result.code == 0, result.err
     assert Path("b/report.html").is_file()
 
 
-def test_a_plan_and_what_is_known_of_it_agree(wancli: Wancli):
+def test_plan_and_model_info_agree(wancli: Wancli):
     name = "random:wan2.2-t2v-a14b"
     info = json.loads(wancli("model", "info", name, "--json").out)
     plan = json.loads(wancli("plan", "--model", name, "--force", "--json").out)
@@ -76,13 +76,15 @@ def test_a_plan_and_what_is_known_of_it_agree(wancli: Wancli):
 @pytest.mark.parametrize(
     ("more", "gib"), [((), 75), (("--layers", 1, "--size", "64x64", "--num-frames", 5), 5)]
 )
-def test_what_cannot_fit_is_refused_before_it_is_made(wancli: Wancli, more: Any, gib: int):
+def test_a_model_that_does_not_fit_is_rejected_before_it_is_created(
+    wancli: Wancli, more: Any, gib: int
+):
     run = ("--model", "random:wan2.1-t2v-14b", "--device", "cpu", *more)
     plan = json.loads(wancli("plan", *run, "--force", "--json").out)
     needed = plan["cost"]["resident"]["none"]
     assert needed > gib * 2**30
-    said = wancli("generate", "a cat", *run, "--dry-run")
-    assert said.code == (5 if needed > find_cpu().total else 0)
+    result = wancli("generate", "a cat", *run, "--dry-run")
+    assert result.code == (5 if needed > find_cpu().total else 0)
 
 
 @pytest.mark.parametrize(
@@ -98,17 +100,17 @@ def test_what_cannot_fit_is_refused_before_it_is_made(wancli: Wancli, more: Any,
         (("generate", "x", "--model", "random:demo", "--lora", "no.safetensors"), 4, "not found"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_line(wancli: Wancli, args: Any, code: int, words: str):
-    said = wancli(*args)
-    assert said.code == code
-    assert words in said.err
-    assert "Traceback" not in said.err
+def test_impossible_requests_are_one_line_errors(wancli: Wancli, args: Any, code: int, words: str):
+    result = wancli(*args)
+    assert result.code == code
+    assert words in result.err
+    assert "Traceback" not in result.err
 
 
 @pytest.mark.slow
-def test_a_released_model_is_made_at_its_real_width(wancli: Wancli):
+def test_a_released_model_is_created_at_its_real_width(wancli: Wancli):
     run = ("--model", "random:wan2.1-t2v-1.3b", "--layers", 1, "--dtype", "bfloat16")
     small = ("--steps", 1, "--num-frames", 5, "--size", "64x64", "--device", "cpu")
-    said = wancli("generate", "a cat", *run, *small, "--json", "-o", "a.mp4")
-    assert said.code == 0, said.err
-    assert json.loads(said.out)["request"]["video"]["fps"] == 16
+    result = wancli("generate", "a cat", *run, *small, "--json", "-o", "a.mp4")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["request"]["video"]["fps"] == 16

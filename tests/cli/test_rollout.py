@@ -28,14 +28,14 @@ def small(model: Path, *more: object) -> tuple[object, ...]:
     return ("rollout", PROMPT, "--model", model, *SMALL, "--seed", 1, *more)
 
 
-def made(video: str = "a.mp4") -> str:
+def digest(video: str = "a.mp4") -> str:
     return framemd5(Path(video))
 
 
-def test_chunks_become_one_video_with_its_record(wancli: Wancli, tiny_model: Path):
-    said = wancli(*small(tiny_model, "--chunks", 3, "-o", "a.mp4", "--json"))
-    assert said.code == 0, said.err
-    record = json.loads(said.out)
+def test_a_rollout_writes_one_video_and_its_record(wancli: Wancli, tiny_model: Path):
+    result = wancli(*small(tiny_model, "--chunks", 3, "-o", "a.mp4", "--json"))
+    assert result.code == 0, result.err
+    record = json.loads(result.out)
     info = probe(Path("a.mp4"))
     assert (info.width, info.height, info.fps, info.frames) == (32, 32, 8, 1 + 4 * 5)
     assert record == json.loads(Path("a.json").read_text())
@@ -50,11 +50,11 @@ def test_chunks_become_one_video_with_its_record(wancli: Wancli, tiny_model: Pat
     assert not list(Path().glob("*.part*"))
 
 
-def test_what_is_written_is_the_decoded_latents(wancli: Wancli, tiny_model: Path):
-    said = wancli(
+def test_the_video_holds_the_decoded_latents(wancli: Wancli, tiny_model: Path):
+    result = wancli(
         *small(tiny_model, "--chunks", 3, "-o", "a.mp4", "--lossless", "--save-latents", "z.st")
     )
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     from diffusers import AutoencoderKLWan
 
     from wancli.video.read import read_frames
@@ -64,42 +64,42 @@ def test_what_is_written_is_the_decoded_latents(wancli: Wancli, tiny_model: Path
     assert np.array_equal(read_frames(Path("a.mp4")), StreamingDecoder(vae)(latents))
 
 
-def test_a_rolling_window_limits_what_is_attended_to(wancli: Wancli, tiny_model: Path):
+def test_a_rolling_window_limits_attention(wancli: Wancli, tiny_model: Path):
     whole = ("--chunks", 4, "--no-video", "--save-latents")
     wancli(*small(tiny_model, *whole, "all.st"))
-    said = wancli(*small(tiny_model, *whole, "windowed.st", "--rolling-window", 4, "--json"))
-    rows = json.loads(said.out)["timings"]["chunks"]
+    result = wancli(*small(tiny_model, *whole, "windowed.st", "--rolling-window", 4, "--json"))
+    rows = json.loads(result.out)["timings"]["chunks"]
     assert [row["kv_tokens"] for row in rows] == [8, 16, 16, 16]
     everything, windowed = (load_file(name)["latents"] for name in ("all.st", "windowed.st"))
     assert torch.equal(everything[:4], windowed[:4])
     assert not torch.equal(everything[4:], windowed[4:])
 
 
-def test_latents_alone_are_made_at_so_many_frames_a_second_too(wancli: Wancli, tiny_model: Path):
-    said = wancli(
+def test_a_rollout_without_video_reports_its_frame_rate(wancli: Wancli, tiny_model: Path):
+    result = wancli(
         *small(tiny_model, "--chunks", 3, "--no-video", "--save-latents", "z.st", "--json")
     )
-    timings = json.loads(said.out)["timings"]
+    timings = json.loads(result.out)["timings"]
     assert [row["video_frames"] for row in timings["chunks"]] == [5, 8, 8]
     assert timings["fps"]["wall"] == pytest.approx(21 / timings["rollout_s"], rel=0.01)
-    assert set(timings["fps"]) == {"transformer", "wall"}  # no VAE was there
+    assert set(timings["fps"]) == {"transformer", "wall"}  # no VAE ran
 
 
-def test_more_sinks_than_there_are_frames_are_all_of_them(wancli: Wancli, tiny_model: Path):
+def test_more_sink_frames_than_frames_are_harmless(wancli: Wancli, tiny_model: Path):
     for sinks in (2, 10):
-        said = wancli(
+        result = wancli(
             *small(tiny_model, "--chunks", 2, "--sink-frames", sinks, "-o", f"{sinks}.mp4")
         )
-        assert said.code == 0, said.err
-    assert made("2.mp4") == made("10.mp4")
+        assert result.code == 0, result.err
+    assert digest("2.mp4") == digest("10.mp4")
 
 
 class Killed(BaseException):
-    """As if the process had ended here."""
+    """Stands for the end of the process."""
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 4, 5])
-def test_a_killed_rollout_goes_on_to_the_same_frames(
+def test_a_killed_rollout_resumes_to_the_same_frames(
     wancli: Wancli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ):
     arguments = small(tiny_model, "--chunks", 3, "--rolling-window", 4)
@@ -119,13 +119,13 @@ def test_a_killed_rollout_goes_on_to_the_same_frames(
             wancli(*arguments, "-o", "a.mp4")
     assert not Path("a.mp4").exists()
     assert len(list(Path("a.rollout").glob("chunk-*"))) == after // 2
-    said = wancli(*arguments, "-o", "a.mp4", "--resume")
-    assert said.code == 0, said.err
-    assert made() == made("whole.mp4")
+    result = wancli(*arguments, "-o", "a.mp4", "--resume")
+    assert result.code == 0, result.err
+    assert digest() == digest("whole.mp4")
 
 
 @pytest.mark.slow
-def test_kill_9_loses_one_chunk_at_most(wancli: Wancli, tiny_model: Path):
+def test_sigkill_loses_at_most_one_chunk(wancli: Wancli, tiny_model: Path):
     arguments = [*map(str, small(tiny_model, "--chunks", 60, "--rolling-window", 4))]
     command = [sys.executable, "-m", "wancli", *arguments, "-o", "a.mp4"]
     for chunks in (1, 20, 40):
@@ -136,37 +136,35 @@ def test_kill_9_loses_one_chunk_at_most(wancli: Wancli, tiny_model: Path):
             assert process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
-        if chunks > 1:  # latents are kept before their video frames are written
-            assert probe(Path("a.part.mp4")).frames > 0  # what was written plays
+        if chunks > 1:  # latents are saved before their video frames are written
+            assert probe(Path("a.part.mp4")).frames > 0  # the part plays
     assert wancli(*arguments, "-o", "a.mp4", "--resume").code == 0
     assert wancli(*arguments, "-o", "whole.mp4").code == 0
-    assert made() == made("whole.mp4")
+    assert digest() == digest("whole.mp4")
 
 
-def test_a_finished_rollout_can_be_extended_without_saying_it_all_again(
+def test_resume_extends_a_finished_rollout_without_repeating_its_settings(
     wancli: Wancli, tiny_model: Path
 ):
     wancli(*small(tiny_model, "--chunks", 2, "-o", "a.mp4", "--no-metadata"))
     video = Path("a.mp4").read_bytes()
     Path("a.mp4").write_text("mine")
-    said = wancli("rollout", "--resume", "--chunks", 4, "-o", "a.mp4", "-q")
-    assert (said.code, "a.mp4 exists." in said.err) == (2, True)
+    result = wancli("rollout", "--resume", "--chunks", 4, "-o", "a.mp4", "-q")
+    assert (result.code, "a.mp4 exists." in result.err) == (2, True)
     assert Path("a.mp4").read_text() == "mine"
-    Path("a.mp4").write_bytes(video)  # which says nothing of itself, but the record beside does
-    said = wancli("rollout", "--resume", "--chunks", 4, "-o", "a.mp4", "-q")
-    assert said.code == 0, said.err
+    Path("a.mp4").write_bytes(video)  # it has no metadata, but the sidecar has the record
+    result = wancli("rollout", "--resume", "--chunks", 4, "-o", "a.mp4", "-q")
+    assert result.code == 0, result.err
     wancli(*small(tiny_model, "--chunks", 4, "-o", "whole.mp4"))
-    assert made() == made("whole.mp4")
+    assert digest() == digest("whole.mp4")
 
 
-def test_a_chunk_made_again_changes_what_follows_and_nothing_before(
-    wancli: Wancli, tiny_model: Path
-):
+def test_rerendering_a_chunk_changes_nothing_before_it(wancli: Wancli, tiny_model: Path):
     wancli(*small(tiny_model, "--chunks", 4, "-o", "a.mp4", "--save-latents", "one.st"))
-    said = wancli(
+    result = wancli(
         "rollout", "--rerender", 2, "--seed", 9, "-o", "a.mp4", "-q", "--save-latents", "two.st"
     )
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     one, two = (load_file(name)["latents"] for name in ("one.st", "two.st"))
     assert torch.equal(one[:4], two[:4])
     assert all(not torch.equal(one[i], two[i]) for i in range(4, 8))
@@ -176,7 +174,7 @@ def test_a_chunk_made_again_changes_what_follows_and_nothing_before(
     ]
 
 
-def test_a_chunk_of_another_shape_that_no_digest_vouches_for_is_made_again(
+def test_a_chunk_of_the_wrong_shape_without_a_digest_is_rerendered(
     wancli: Wancli, tiny_model: Path
 ):
     wancli(*small(tiny_model, "--chunks", 3, "-o", "whole.mp4"))
@@ -184,17 +182,17 @@ def test_a_chunk_of_another_shape_that_no_digest_vouches_for_is_made_again(
     chunk = Path("a.rollout/chunk-000000.safetensors")
     save_file({"latents": load_file(chunk)["latents"].reshape(2, 4, 2, 8)}, chunk)
     Path("a.rollout/chunks.jsonl").write_bytes(b'\xff\n{"name": [], "sha256": 1}\n')
-    said = wancli("rollout", "--resume", "--chunks", 3, "-o", "a.mp4", "-q")
-    assert said.code == 0, said.err
-    assert made("a.mp4") == made("whole.mp4")
+    result = wancli("rollout", "--resume", "--chunks", 3, "-o", "a.mp4", "-q")
+    assert result.code == 0, result.err
+    assert digest("a.mp4") == digest("whole.mp4")
 
 
 @pytest.mark.parametrize("damage", ["cut", "exchanged"])
-def test_a_damaged_chunk_and_what_follows_is_made_again(
+def test_a_damaged_chunk_and_all_later_ones_are_rerendered(
     wancli: Wancli, tiny_model: Path, damage: str
 ):
     wancli(*small(tiny_model, "--chunks", 3, "-o", "a.mp4"))
-    before = made()
+    before = digest()
     chunk = Path("a.rollout/chunk-000001.safetensors")
     if damage == "cut":
         chunk.write_bytes(chunk.read_bytes()[:-5])
@@ -202,17 +200,19 @@ def test_a_damaged_chunk_and_what_follows_is_made_again(
         shutil.copy("a.rollout/chunk-000002.safetensors", chunk)
     Path("target").write_text("mine")
     Path("a.rollout/lock").symlink_to("../target")
-    said = wancli("rollout", "--rerender", 2, "--seed", 9, "-o", "a.mp4")
-    assert (said.code, "only 1 chunks are finished" in said.err) == (2, True)
-    said = wancli("rollout", "--resume", "-o", "a.mp4", "--overwrite")  # of the video alone
-    assert said.code == 0
+    result = wancli("rollout", "--rerender", 2, "--seed", 9, "-o", "a.mp4")
+    assert (result.code, "only 1 chunks are finished" in result.err) == (2, True)
+    result = wancli(
+        "rollout", "--resume", "-o", "a.mp4", "--overwrite"
+    )  # overwrites the video only
+    assert result.code == 0
     assert Path("target").read_text() == "mine"
-    assert "damaged or exchanged chunks were moved to a.rollout/replaced-0" in said.err
-    assert "1 of 3 chunks are kept" in said.err
-    assert made() == before
+    assert "damaged or exchanged chunks were moved to a.rollout/replaced-0" in result.err
+    assert "1 of 3 chunks are kept" in result.err
+    assert digest() == before
 
 
-def test_a_folder_that_is_deleted_meanwhile_is_told_and_the_video_is_whole(
+def test_deleting_the_folder_during_a_run_is_reported_and_the_video_is_complete(
     wancli: Wancli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from contextlib import contextmanager
@@ -220,7 +220,7 @@ def test_a_folder_that_is_deleted_meanwhile_is_told_and_the_video_is_whole(
     @contextmanager
     def deleting(_screen: Screen):
         def heard(event: object) -> None:
-            if getattr(event, "index", -1) == 2:  # the first chunk is kept by then
+            if getattr(event, "index", -1) == 2:  # the first chunk is saved by then
                 for folder in Path().glob("*.rollout"):
                     shutil.rmtree(folder)
 
@@ -228,41 +228,43 @@ def test_a_folder_that_is_deleted_meanwhile_is_told_and_the_video_is_whole(
 
     monkeypatch.setattr(Screen, "progress", deleting)
     run = small(tiny_model, "--chunks", 2)
-    said = wancli(*run, "-o", "a.mp4", "--save-latents", "a.st")
-    assert (said.code, said.out) == (6, ""), said.err
-    assert "chunks were deleted from a.rollout during the run" in said.err
-    assert "a.mp4 is complete; it cannot be resumed" in said.err
+    result = wancli(*run, "-o", "a.mp4", "--save-latents", "a.st")
+    assert (result.code, result.out) == (6, ""), result.err
+    assert "chunks were deleted from a.rollout during the run" in result.err
+    assert "a.mp4 is complete; it cannot be resumed" in result.err
     assert probe(Path("a.mp4")).frames == 13
     assert sorted(path.name for path in Path().iterdir()) == ["a.json", "a.mp4"]
-    said = wancli(*run, "--no-video", "--save-latents", "b.st")
-    assert (said.code, "it cannot be resumed: its folder was deleted" in said.err) == (6, True)
+    result = wancli(*run, "--no-video", "--save-latents", "b.st")
+    assert (result.code, "it cannot be resumed: its folder was deleted" in result.err) == (6, True)
     assert not Path("b.st").exists()
 
 
-def test_changed_settings_are_named_and_nothing_is_lost(wancli: Wancli, tiny_model: Path):
+def test_resuming_with_changed_settings_names_them_and_loses_nothing(
+    wancli: Wancli, tiny_model: Path
+):
     wancli(*small(tiny_model, "--chunks", 2, "-o", "a.mp4"))
-    before = made()
-    said = wancli(*small(tiny_model, "--resume", "-o", "a.mp4", "--flow-shift", 3))
-    assert said.code == 2
-    assert "sampling.flow_shift was 5.0, is 3.0" in said.err
-    assert made() == before
-    said = wancli(*small(tiny_model, "--chunks", 2, "-o", "a.mp4"))
-    assert (said.code, "exists" in said.err) == (2, True)
+    before = digest()
+    result = wancli(*small(tiny_model, "--resume", "-o", "a.mp4", "--flow-shift", 3))
+    assert result.code == 2
+    assert "sampling.flow_shift was 5.0, is 3.0" in result.err
+    assert digest() == before
+    result = wancli(*small(tiny_model, "--chunks", 2, "-o", "a.mp4"))
+    assert (result.code, "exists" in result.err) == (2, True)
 
 
-def test_a_rollout_that_made_nothing_leaves_nothing(wancli: Wancli, tiny_model: Path):
+def test_a_rollout_that_fails_to_load_leaves_no_folder(wancli: Wancli, tiny_model: Path):
     shutil.copytree(tiny_model, "model")
     weights = Path("model/transformer/diffusion_pytorch_model.safetensors")
     tensors = load_file(weights)
     tensors.pop("proj_out.bias")
     save_file(tensors, weights)
     for _ in range(2):
-        said = wancli(*small(Path("model"), "-o", "a.mp4"))
-        assert (said.code, "missing keys" in said.err) == (4, True)
+        result = wancli(*small(Path("model"), "-o", "a.mp4"))
+        assert (result.code, "missing keys" in result.err) == (4, True)
         assert not Path("a.rollout").exists()
 
 
-def test_an_earlier_rollout_is_there_until_the_one_that_replaces_it_has_loaded(
+def test_an_earlier_rollout_stays_until_its_replacement_has_loaded(
     wancli: Wancli, tiny_model: Path
 ):
     shutil.copytree(tiny_model, "model")
@@ -286,24 +288,24 @@ def test_an_earlier_rollout_is_there_until_the_one_that_replaces_it_has_loaded(
     assert Path("a.rollout/mine.safetensors").read_text() == "mine"
 
 
-def test_the_times_of_a_run_are_in_the_rollouts_folder(wancli: Wancli, tiny_model: Path):
+def test_timings_are_kept_in_the_rollout_folder(wancli: Wancli, tiny_model: Path):
     run = small(tiny_model, "--chunks", 3, "-o", "a.mp4")
     wancli(*run)
     file = Path("a.rollout/times.jsonl")
     assert [json.loads(line)["made"] for line in file.read_text().splitlines()] == [True] * 3
     file.write_bytes(file.read_bytes()[:-40])  # a kill -9 in the middle of a line
-    said = wancli("rollout", "--resume", "--chunks", 4, "-o", "a.mp4", "-q", "--json")
-    assert said.code == 0, said.err
+    result = wancli("rollout", "--resume", "--chunks", 4, "-o", "a.mp4", "-q", "--json")
+    assert result.code == 0, result.err
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["made"] for line in lines] == [False, False, False, True]
-    assert [row["chunk"] for row in json.loads(said.out)["timings"]["chunks"]] == [0, 1, 2, 3]
+    assert [row["chunk"] for row in json.loads(result.out)["timings"]["chunks"]] == [0, 1, 2, 3]
 
 
-def test_a_change_of_prompt_begins_where_it_was_asked_for(wancli: Wancli, tiny_model: Path):
+def test_a_prompt_change_starts_at_its_chunk(wancli: Wancli, tiny_model: Path):
     run = small(tiny_model, "--chunks", 3, "--no-video", "--save-latents")
     wancli(*run, "plain.st")
-    said = wancli(*run, "at.st", "--at", 1, "a blue circle")
-    assert said.code == 0, said.err
+    result = wancli(*run, "at.st", "--at", 1, "a blue circle")
+    assert result.code == 0, result.err
     plain, changed = (load_file(name)["latents"] for name in ("plain.st", "at.st"))
     assert torch.equal(plain[:2], changed[:2])
     assert not torch.equal(plain[2:4], changed[2:4])
@@ -317,16 +319,16 @@ def test_a_change_of_prompt_begins_where_it_was_asked_for(wancli: Wancli, tiny_m
         assert not torch.equal(other, changed)
 
 
-def test_a_prompt_read_again_still_resumes_to_the_same_latents(wancli: Wancli, tiny_model: Path):
+def test_a_recached_prompt_resumes_to_the_same_latents(wancli: Wancli, tiny_model: Path):
     run = small(tiny_model, "--no-video", "--at", 1, "a blue circle", "--recache", "--save-latents")
     wancli(*run, "whole.st", "--chunks", 4)
     wancli(*run, "a.st", "--chunks", 2)
-    said = wancli("rollout", "--resume", "--no-video", "--save-latents", "a.st", "--chunks", 4)
-    assert said.code == 0, said.err
+    result = wancli("rollout", "--resume", "--no-video", "--save-latents", "a.st", "--chunks", 4)
+    assert result.code == 0, result.err
     assert torch.equal(load_file("a.st")["latents"], load_file("whole.st")["latents"])
 
 
-def test_many_steps_with_guidance_have_two_memories(wancli: Wancli, tiny_model: Path):
+def test_guidance_doubles_the_rolling_cache(wancli: Wancli, tiny_model: Path):
     run = small(
         tiny_model, "--chunks", 2, "--sampler", "unipc", "--steps", 3, "--no-video", "--json",
         "--save-latents",
@@ -338,7 +340,7 @@ def test_many_steps_with_guidance_have_two_memories(wancli: Wancli, tiny_model: 
 
 
 @pytest.mark.parametrize("flag", ["--image", "--extend"])
-def test_a_rollout_goes_on_from_what_is_given(wancli: Wancli, tiny_model: Path, flag: str):
+def test_a_rollout_continues_an_image_or_a_clip(wancli: Wancli, tiny_model: Path, flag: str):
     rng = np.random.default_rng(0)
     if flag == "--image":
         imageio.imwrite("start.png", rng.integers(0, 255, (50, 40, 3), np.uint8))
@@ -346,40 +348,40 @@ def test_a_rollout_goes_on_from_what_is_given(wancli: Wancli, tiny_model: Path, 
     else:
         wancli(*small(tiny_model, "--chunks", 2, "-o", "start.mp4"))
         start = Path("start.mp4")
-    given = probe(start).frames if flag == "--extend" else 5
+    initial_frames = probe(start).frames if flag == "--extend" else 5
     run = small(tiny_model, "--chunks", 2, flag, start)
-    said = wancli(*run, "-o", "a.mp4", "--json")
-    assert said.code == 0, said.err
-    assert probe(Path("a.mp4")).frames == given + 16
-    assert json.loads(said.out)["request"]["inputs"][flag[2:]]["name"] == start.name
+    result = wancli(*run, "-o", "a.mp4", "--json")
+    assert result.code == 0, result.err
+    assert probe(Path("a.mp4")).frames == initial_frames + 16
+    assert json.loads(result.out)["request"]["inputs"][flag[2:]]["name"] == start.name
     wancli(*run, "-o", "new.mp4", "--only-new")
     assert probe(Path("new.mp4")).frames == 16
-    start.unlink()  # what was encoded is kept
-    said = wancli("rollout", "--resume", "--chunks", 3, "-o", "a.mp4", "-q")
-    assert said.code == 0, said.err
-    assert probe(Path("a.mp4")).frames == given + 24
+    start.unlink()  # its encoded latents are kept
+    result = wancli("rollout", "--resume", "--chunks", 3, "-o", "a.mp4", "-q")
+    assert result.code == 0, result.err
+    assert probe(Path("a.mp4")).frames == initial_frames + 24
 
 
-def test_a_rollout_is_made_again_from_its_video(wancli: Wancli, tiny_model: Path):
+def test_repro_reproduces_a_rollout(wancli: Wancli, tiny_model: Path):
     run = small(tiny_model, "--chunks", 3, "--at", 1, "a blue circle", "--rolling-window", 4)
     wancli(*run, "-o", "a.mp4")
-    said = wancli("repro", "a.json", "-o", "b.mp4")
-    assert said.code == 0, said.err
-    assert "identical" in said.err
-    assert made("b.mp4") == made("a.mp4")
+    result = wancli("repro", "a.json", "-o", "b.mp4")
+    assert result.code == 0, result.err
+    assert "identical" in result.err
+    assert digest("b.mp4") == digest("a.mp4")
     wancli(
         *small(tiny_model, "--chunks", 1, "--extend", "a.mp4", "-o", "c.mp4", "--chunk-frames", 1)
     )
-    said = wancli("repro", "c.json", "-o", "d.mp4")
-    assert (said.code, "--extend" in said.err) == (4, True)
+    result = wancli("repro", "c.json", "-o", "d.mp4")
+    assert (result.code, "--extend" in result.err) == (4, True)
 
 
-def test_the_first_latent_frame_may_be_a_chunk_by_itself(wancli: Wancli, tiny_model: Path):
-    said = wancli(
+def test_the_first_latent_frame_can_be_its_own_chunk(wancli: Wancli, tiny_model: Path):
+    result = wancli(
         *small(tiny_model, "--chunks", 3, "--independent-first-frame", "-o", "a.mp4", "--json"),
         *("--first-chunk-steps", "1000,750,500,250"),
     )
-    rows = json.loads(said.out)["timings"]["chunks"]
+    rows = json.loads(result.out)["timings"]["chunks"]
     assert [row["video_frames"] for row in rows] == [1, 8, 8]
     assert [len(row["steps_ms"]) for row in rows] == [4, 2, 2]
 
@@ -387,18 +389,18 @@ def test_the_first_latent_frame_may_be_a_chunk_by_itself(wancli: Wancli, tiny_mo
 def test_a_transformer_alone_rolls_out_from_tensors(wancli: Wancli, tiny_model: Path):
     shutil.copytree(tiny_model / "transformer", "alone/transformer")
     save_file({"prompt_embeds": torch.randn(1, 3, 16)}, "embeds.st")
-    said = wancli(
+    result = wancli(
         "rollout", "--model", "alone", "--chunks", 2, "--size", "32x32", "--no-video", "-q",
         "--prompt-embeds", "embeds.st", "--text-length", 8, "--save-latents", "z.st",
     )  # fmt: skip
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     assert load_file("z.st")["latents"].shape == (6, 4, 4, 4)
-    said = wancli("rollout", PROMPT, "--model", "alone", "--chunks", 2, "--size", "32x32")
-    assert said.code == 4
-    assert "text_encoder has no weights" in said.err
+    result = wancli("rollout", PROMPT, "--model", "alone", "--chunks", 2, "--size", "32x32")
+    assert result.code == 4
+    assert "text_encoder has no weights" in result.err
 
 
-def test_decoding_beside_the_next_chunk_gives_the_same_frames(
+def test_decoding_in_parallel_gives_the_same_frames(
     wancli: Wancli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from wancli.rollouts import runner as roll
@@ -407,7 +409,7 @@ def test_decoding_beside_the_next_chunk_gives_the_same_frames(
     plain = roll.roll
     monkeypatch.setattr(roll, "roll", lambda *a, **k: plain(*a, **k, beside=True))
     wancli(*small(tiny_model, "--chunks", 3, "-o", "b.mp4"))
-    assert made("a.mp4") == made("b.mp4")
+    assert digest("a.mp4") == digest("b.mp4")
 
 
 @pytest.mark.parametrize(
@@ -436,12 +438,12 @@ def test_decoding_beside_the_next_chunk_gives_the_same_frames(
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,
 )
-def test_bad_input_is_told_in_two_lines(
+def test_invalid_input_is_rejected_in_two_lines(
     wancli: Wancli, tiny_model: Path, flags: tuple[object, ...], code: int, error: str, hint: str
 ):
-    said = wancli("rollout", PROMPT, "--model", tiny_model, "--size", "32x32", *flags)
-    first, second = said.err.splitlines()
-    assert said.code == code
+    result = wancli("rollout", PROMPT, "--model", tiny_model, "--size", "32x32", *flags)
+    first, second = result.err.splitlines()
+    assert result.code == code
     assert first.startswith("error: ")
     assert error in first
     assert second.startswith("hint: ")
@@ -449,7 +451,9 @@ def test_bad_input_is_told_in_two_lines(
     assert not list(Path().glob("*.mp4"))
 
 
-def test_a_clip_that_does_not_fit_is_told_before_anything_loads(wancli: Wancli, tiny_model: Path):
+def test_a_clip_that_does_not_match_is_rejected_before_anything_loads(
+    wancli: Wancli, tiny_model: Path
+):
     wancli(*small(tiny_model, "--chunks", 2, "-o", "start.mp4"))  # 13 video frames, 4 latents
     run = ("rollout", PROMPT, "--model", tiny_model, "--extend", "start.mp4", "-o", "a.mp4")
     for flags, hint in (
@@ -457,12 +461,12 @@ def test_a_clip_that_does_not_fit_is_told_before_anything_loads(wancli: Wancli, 
         (("--size", "32x32", "--fps", 16), "--fps 8"),
         (("--size", "32x32", "--fps", 8, "--chunk-frames", 3), "cut it to 9"),
     ):
-        said = wancli(*run, *flags)
-        assert said.code == 2
-        assert hint in said.err
+        result = wancli(*run, *flags)
+        assert result.code == 2
+        assert hint in result.err
 
 
-def test_a_model_of_two_experts_rolls_out_with_both(wancli: Wancli, tmp_path: Path):
+def test_a_rollout_uses_both_experts(wancli: Wancli, tmp_path: Path):
     from tests.fakes import tiny_folder
 
     model = tiny_folder(tmp_path / "two", experts=2)
@@ -470,19 +474,19 @@ def test_a_model_of_two_experts_rolls_out_with_both(wancli: Wancli, tmp_path: Pa
         model, "--chunks", 2, "--sampler", "unipc", "--steps", 4, "--flow-shift", 1, "--no-video",
         "--guidance-scale", 3, "--save-latents",
     )  # fmt: skip
-    said = wancli(*run, "a.st")
-    assert said.code == 0, said.err
+    result = wancli(*run, "a.st")
+    assert result.code == 0, result.err
     wancli(*run, "b.st", "--guidance-scale-2", 1.5)
     one, other = (load_file(name)["latents"] for name in ("a.st", "b.st"))
     assert torch.isfinite(one).all()
     assert not torch.equal(one, other)
 
 
-def test_a_lora_for_neither_of_two_experts_is_refused(wancli: Wancli, tmp_path: Path):
+def test_a_lora_that_names_neither_of_two_experts_is_rejected(wancli: Wancli, tmp_path: Path):
     from tests.fakes import tiny_folder
 
     model = tiny_folder(tmp_path / "two", experts=2)
     Path("x.safetensors").write_bytes(b"")
-    said = wancli(*small(model, "-o", "a.mp4", "--lora", "x.safetensors"))
-    first, hint = said.err.splitlines()
-    assert (said.code, "two experts" in first, "x.safetensors@high" in hint) == (2, True, True)
+    result = wancli(*small(model, "-o", "a.mp4", "--lora", "x.safetensors"))
+    first, hint = result.err.splitlines()
+    assert (result.code, "two experts" in first, "x.safetensors@high" in hint) == (2, True, True)

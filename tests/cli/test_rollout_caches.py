@@ -1,4 +1,4 @@
-"""The step cache in rollouts of many steps a chunk, through main()."""
+"""Step caches in rollouts of many steps a chunk, through main()."""
 
 import json
 from pathlib import Path
@@ -17,15 +17,15 @@ SMALL += ("--guidance-scale", 3, "--flow-shift", 1, "--chunk-frames", 1, "--devi
 
 def roll(wancli: Wancli, model: Path, *flags: object) -> tuple[dict[str, Any], Tensor]:
     """The record and the latents of one rollout."""
-    said = wancli(
+    result = wancli(
         "rollout", "a red circle", "--model", model, *SMALL, *flags, "-o", "a.mp4",
         "--save-latents", "z.safetensors", "--overwrite", "--force", "--json", "-q",
     )  # fmt: skip
-    assert said.code == 0, said.err
-    return json.loads(said.out), load_file("z.safetensors")["latents"]
+    assert result.code == 0, result.err
+    return json.loads(result.out), load_file("z.safetensors")["latents"]
 
 
-def test_a_step_cache_that_never_fires_changes_no_bit_of_a_rollout(wancli: Wancli, model: Path):
+def test_a_step_cache_that_never_triggers_changes_no_bit_of_a_rollout(wancli: Wancli, model: Path):
     _, whole = roll(wancli, model, "--chunks", 3)
     never = (*CACHED, "--cachedit-residual-threshold", 1e-9)
     record, same = roll(wancli, model, "--chunks", 3, *never)
@@ -33,7 +33,7 @@ def test_a_step_cache_that_never_fires_changes_no_bit_of_a_rollout(wancli: Wancl
     assert record["cache"]["reused"] == 0
 
 
-def test_every_chunk_reuses_steps_of_its_own(wancli: Wancli, model: Path):
+def test_each_chunk_reuses_its_own_steps(wancli: Wancli, model: Path):
     record, _ = roll(wancli, model, "--chunks", 3, *OFTEN)
     rows = [row["reuse"] for row in record["timings"]["chunks"]]
     assert [row["forwards"] for row in rows] == [20] * 3
@@ -44,18 +44,18 @@ def test_every_chunk_reuses_steps_of_its_own(wancli: Wancli, model: Path):
     }  # fmt: skip
 
 
-def test_the_first_chunk_is_that_of_a_shorter_rollout(wancli: Wancli, model: Path):
+def test_the_first_chunk_equals_that_of_a_shorter_rollout(wancli: Wancli, model: Path):
     _, short = roll(wancli, model, "--chunks", 1, *OFTEN)
     _, long = roll(wancli, model, "--chunks", 3, *OFTEN)
     assert torch.equal(short, long[:1])
 
 
-def test_a_cached_rollout_that_is_extended_is_the_one_made_at_once(wancli: Wancli, model: Path):
+def test_an_extended_cached_rollout_equals_an_uninterrupted_one(wancli: Wancli, model: Path):
     _, once = roll(wancli, model, "--chunks", 3, *OFTEN)
     roll(wancli, model, "--chunks", 2, *OFTEN)
-    said = wancli(
+    result = wancli(
         "rollout", "--resume", "--chunks", 3, "-o", "a.mp4", "--save-latents", "z.safetensors",
         "--overwrite", "--force", "-q",
     )  # fmt: skip
-    assert said.code == 0, said.err
+    assert result.code == 0, result.err
     assert torch.equal(once, load_file("z.safetensors")["latents"])

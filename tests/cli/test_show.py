@@ -38,9 +38,9 @@ def record(tmp_path: Path) -> Path:
 
 def test_a_summary_has_ten_lines_at_most(wancli: Wancli, record: Path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    said = wancli("show", record)
-    assert said.code == 0, said.err
-    lines = dict(re.split("  +", line) for line in said.out.splitlines())
+    result = wancli("show", record)
+    assert result.code == 0, result.err
+    lines = dict(re.split("  +", line) for line in result.out.splitlines())
     assert len(lines) <= 10
     assert lines["prompt"] == "a red circle"
     assert lines["video"] == "96x96, 33 frames, 2.062 s at 16 frames per second"
@@ -48,7 +48,7 @@ def test_a_summary_has_ten_lines_at_most(wancli: Wancli, record: Path, monkeypat
     assert lines["step cache"] == "cachedit, 12 of 40 forwards reused"
     assert lines["settings from"] == "flags steps; WANCLI_MODEL; preset demo"
     assert lines["time"] == "load 1.235 s, total 4.5 s"
-    assert "revision" not in said.out
+    assert "revision" not in result.out
 
 
 def test_all_prints_every_value_and_json_the_exact_record(wancli: Wancli, record: Path):
@@ -60,5 +60,5 @@ def test_all_prints_every_value_and_json_the_exact_record(wancli: Wancli, record
 
 
 def test_of_several_files_each_is_named(wancli: Wancli, record: Path):
-    said = wancli("show", record, record)
-    assert said.out.count("red.json") == 2
+    result = wancli("show", record, record)
+    assert result.out.count("red.json") == 2

@@ -1,4 +1,4 @@
-"""Closed, full and odd streams end nothing in its middle; a terminal is sent nothing to obey."""
+"""Closed and full streams end commands cleanly; no control character reaches the terminal."""
 
 import io
 import json
@@ -16,12 +16,12 @@ from tests.forked import Run
 from wancli.cli.streams import printable
 
 HOSTILE = "\x1b[31mred\x9b\x7f\u202e"
-OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 FULL, CLOSED = "/dev/full", ""
 
 
 @pytest.mark.parametrize(
-    ("streams", "expected", "said"),
+    ("streams", "expected", "error"),
     [
         ({1: CLOSED}, 0, ""),
         ({2: CLOSED}, 0, ""),
@@ -35,16 +35,18 @@ FULL, CLOSED = "/dev/full", ""
 @pytest.mark.parametrize(
     "arguments", [["preset", "list"], ["--help"], ["preset", "list", "--json"]]
 )
-def test_a_stream_that_cannot_be_written(arguments, streams, expected, said, forked: Run, tmp_path):
+def test_closed_and_full_streams_end_commands_cleanly(
+    arguments, streams, expected, error, forked: Run, tmp_path
+):
     chosen = {f"STREAM_{number}": path for number, path in streams.items()}
     code, _, out, err = forked(*arguments, folder=tmp_path, **chosen)
     assert code == expected
-    assert err.partition("\n")[0] == said
+    assert err.partition("\n")[0] == error
     assert bool(out) == (1 not in streams)
 
 
 @pytest.mark.parametrize("columns", ["0", "00", ""])
-def test_errors_are_printed_in_0_columns(columns: str, forked: Run, tmp_path):
+def test_errors_are_printed_on_a_terminal_of_0_columns(columns: str, forked: Run, tmp_path):
     code, _, _, err = forked("generate", "", folder=tmp_path, COLUMNS=columns)
     assert (code, err.partition("\n")[0]) == (2, "error: the prompt is empty.")
 
@@ -59,8 +61,8 @@ def test_a_reader_that_stops_early_is_no_error():
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.close()  # before the first line
-    _, said = process.communicate(timeout=20)
-    assert (process.returncode, said) == (141, "")
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (141, "")
 
 
 def test_characters_that_the_encoding_lacks_are_escaped(tmp_path):
@@ -76,10 +78,10 @@ def test_characters_that_the_encoding_lacks_are_escaped(tmp_path):
     assert json.loads(done.stdout.decode("ascii"))["request"]["prompt"] == prompt
 
 
-def test_a_name_that_is_not_utf_8_is_refused(wancli: Wancli):
-    said = wancli("generate", "x", "-o", os.fsdecode(b"bad\xff.mp4"))
-    assert said.code == 2
-    assert "is not UTF-8 text" in said.err
+def test_a_name_that_is_not_utf_8_is_rejected(wancli: Wancli):
+    result = wancli("generate", "x", "-o", os.fsdecode(b"bad\xff.mp4"))
+    assert result.code == 2
+    assert "is not UTF-8 text" in result.err
 
 
 @pytest.mark.parametrize(
@@ -97,32 +99,32 @@ def test_a_name_that_is_not_utf_8_is_refused(wancli: Wancli):
     ],
     ids=str,
 )
-def test_no_escape_reaches_a_terminal(arguments, wancli: Wancli):
+def test_no_control_character_reaches_the_terminal(arguments, wancli: Wancli):
     Path("x.toml").write_text(f'[sampling]\n"{json.dumps(HOSTILE)[1:-1]}" = 1\n')
     Path("presets").mkdir()
     Path("presets/y.toml").write_text(f'description = "{json.dumps(HOSTILE)[1:-1]}"\n')
-    said = wancli(*arguments)
-    assert OBEYED.search(said.out + said.err) is None
-    assert "u001b[31mred" in said.out + said.err
-    assert OBEYED.search("".join(wancli(HOSTILE).err)) is None  # which Typer quotes
+    result = wancli(*arguments)
+    assert CONTROL_CHARACTERS.search(result.out + result.err) is None
+    assert "u001b[31mred" in result.out + result.err
+    assert CONTROL_CHARACTERS.search("".join(wancli(HOSTILE).err)) is None  # Typer quotes it
 
 
 def test_escaped_json_keeps_its_meaning():
     text = json.dumps({"prompt": HOSTILE + "\udcff é\n"}, ensure_ascii=False)
-    assert OBEYED.search(printable(text)) is None
+    assert CONTROL_CHARACTERS.search(printable(text)) is None
     assert json.loads(printable(text)) == json.loads(text)
 
 
 @pytest.mark.parametrize("arguments", [["nosuch"], ["preset", "list"], ["preset", "--help"]])
-def test_no_color_is_no_color(arguments, wancli: Wancli, monkeypatch: pytest.MonkeyPatch):
+def test_no_color_removes_all_colors(arguments, wancli: Wancli, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    said = wancli(*arguments)
-    assert "\x1b[" in said.out + said.err or "--help" in arguments
-    said = wancli(*arguments, "--no-color")
-    assert "\x1b" not in said.out + said.err
+    result = wancli(*arguments)
+    assert "\x1b[" in result.out + result.err or "--help" in arguments
+    result = wancli(*arguments, "--no-color")
+    assert "\x1b" not in result.out + result.err
 
 
-def test_markup_in_foreign_text_is_printed_as_it_is(wancli: Wancli):
+def test_markup_in_user_text_is_printed_literally(wancli: Wancli):
     for text in (r"\[/]", "[bold]x[/bold]", ":red_circle:", "[link=x]"):
         assert f"'{text}'" in wancli("model", "path", text).err
 
@@ -132,16 +134,16 @@ def test_a_deleted_working_directory_is_one_error(wancli: Wancli, tmp_path, monk
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    said = wancli("preset", "list")
-    assert (said.code, said.err.partition("\n")[0]) == (
+    result = wancli("preset", "list")
+    assert (result.code, result.err.partition("\n")[0]) == (
         4,
         "error: cannot work in this folder: No such file or directory.",
     )
 
 
 @contextmanager
-def nobody():
-    """As a user to whom the folders of this test are closed."""
+def as_another_user():
+    """Run as a user who may not read the folders of this test."""
     os.seteuid(65534)
     try:
         yield
@@ -149,7 +151,7 @@ def nobody():
         os.seteuid(0)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else for a while")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user")
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
@@ -166,15 +168,15 @@ def test_an_unreadable_folder_stops_only_commands_that_need_it(command, expected
     Path().chmod(0o755)
     for name in ("presets", "closed"):
         Path(name).mkdir(mode=0o700)
-    wancli(*command.split())  # imports, from where somebody else may not read
-    with nobody():
-        said = wancli(*command.split())
-    assert said.code == expected, said.err
-    assert "unexpected" not in said.err
-    assert "Permission denied" in said.err
+    wancli(*command.split())  # imports modules that the other user may not read
+    with as_another_user():
+        result = wancli(*command.split())
+    assert result.code == expected, result.err
+    assert "unexpected" not in result.err
+    assert "Permission denied" in result.err
 
 
-def test_a_pipe_that_is_full_is_waited_for():
+def test_output_waits_for_a_full_pipe():
     from wancli.cli.streams import _Stdout
 
     reader, writer = os.pipe()

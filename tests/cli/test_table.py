@@ -20,27 +20,27 @@ def lines(
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_no_name_is_split_and_no_word_is_lost(width: int):
     rows = [(name, "text-to-video, video-to-video", "12.3 GiB", TEXT) for name in NAMES]
-    told = lines("name", "task", "size", "text", rows=rows, width=width, right=("size",))
-    assert max(map(cell_len, told)) <= width
+    table = lines("name", "task", "size", "text", rows=rows, width=width, right=("size",))
+    assert max(map(cell_len, table)) <= width
     for name in NAMES:
-        assert sum(name in line for line in told) == 1
-    words = " ".join(told).split()
+        assert sum(name in line for line in table) == 1
+    words = " ".join(table).split()
     for word in TEXT.split():
         assert words.count(word) == 2 * TEXT.split().count(word)
 
 
 def test_prose_that_does_not_fit_goes_below_its_row():
     rows = [(name, "x" * 30, TEXT) for name in NAMES]
-    told = lines("name", "repo", "text", rows=rows, width=70)
-    assert told[0].split() == ["name", "repo"]
-    assert told[2].startswith("    a description of some length")
+    table = lines("name", "repo", "text", rows=rows, width=70)
+    assert table[0].split() == ["name", "repo"]
+    assert table[2].startswith("    a description of some length")
 
 
 def test_numbers_that_do_not_fit_go_below_their_name():
     numbers = ("1.25 s", "2.00x", "0.9876", "31.2 dB")
     columns = ("variant", "denoise", "speed-up", "SSIM", "PSNR")
-    told = lines(*columns, rows=[(NAMES[0], *numbers)], width=50, right=columns[1:])
-    assert told == [
+    table = lines(*columns, rows=[(NAMES[0], *numbers)], width=50, right=columns[1:])
+    assert table == [
         "variant",
         "    denoise  speed-up    SSIM     PSNR",
         NAMES[0],
@@ -49,8 +49,8 @@ def test_numbers_that_do_not_fit_go_below_their_name():
 
 
 def test_columns_of_wide_characters_are_aligned():
-    told = lines("a", "b", rows=[("赤い円", "1"), ("x", "2")], width=80)
-    assert told == ["a       b", "赤い円  1", "x       2"]
+    table = lines("a", "b", rows=[("赤い円", "1"), ("x", "2")], width=80)
+    assert table == ["a       b", "赤い円  1", "x       2"]
 
 
 def test_blank_headers_take_no_line():

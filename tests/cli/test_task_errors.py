@@ -1,4 +1,4 @@
-"""Inputs that do not go together, or with the model: refused before anything loads."""
+"""Inputs that conflict with each other or with the model: rejected before anything loads."""
 
 import shutil
 from pathlib import Path
@@ -28,7 +28,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _copies(wancli: Wancli, files: Path) -> None:
-    """In the folder that the command runs in."""
+    """Copies of the files in the current folder."""
     shutil.copytree(files, ".", dirs_exist_ok=True)
 
 
@@ -83,14 +83,14 @@ def _copies(wancli: Wancli, files: Path) -> None:
         (T2V, (*CLIP, "--frames", 5), "has 8 video frames per second, the video 16", "--fps 8"),
     ],
 )
-def test_what_does_not_go_together_is_refused(
+def test_incompatible_inputs_are_rejected(
     wancli: Wancli, model: str, args: tuple[object, ...], error: str, hint: str
 ):
-    said = wancli("generate", "a cat", "--model", model, *args)
-    told = complaint(said)
-    assert said.code == 2
-    assert error in told[0]
-    assert hint in told[1]
+    result = wancli("generate", "a cat", "--model", model, *args)
+    message, advice = complaint(result)
+    assert result.code == 2
+    assert error in message
+    assert hint in advice
 
 
 @pytest.mark.parametrize(
@@ -103,21 +103,21 @@ def test_what_does_not_go_together_is_refused(
         (("--model", T2V, "--video", "cut.mp4"), "cut.mp4"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named(wancli: Wancli, args: tuple[object, ...], error: str):
+def test_an_unreadable_file_is_named(wancli: Wancli, args: tuple[object, ...], error: str):
     Path("cut.png").write_bytes(Path("p.png").read_bytes()[:60])
     Path("cut.mp4").write_bytes(Path("v.mp4").read_bytes()[:400])
-    said = wancli("generate", "a cat", *args)
-    assert said.code == 4
-    assert error in complaint(said)[0]
+    result = wancli("generate", "a cat", *args)
+    assert result.code == 4
+    assert error in complaint(result)[0]
 
 
-def test_a_rollout_of_an_image_model_is_refused(wancli: Wancli):
-    said = wancli("rollout", "a cat", "--model", I2V, "--force")
-    assert said.code == 2
-    assert "rollouts take text-to-video models" in complaint(said)[0]
+def test_a_rollout_of_an_image_model_is_rejected(wancli: Wancli):
+    result = wancli("rollout", "a cat", "--model", I2V, "--force")
+    assert result.code == 2
+    assert "rollouts take text-to-video models" in complaint(result)[0]
 
 
-def test_a_bench_of_a_model_that_needs_a_picture_is_refused(wancli: Wancli):
-    said = wancli("bench", "a cat", "--model", I2V, "--variant", "fast: --use-cachedit")
-    assert said.code == 2
-    assert "needs --image" in complaint(said)[0]
+def test_a_bench_without_the_image_its_model_needs_is_rejected(wancli: Wancli):
+    result = wancli("bench", "a cat", "--model", I2V, "--variant", "fast: --use-cachedit")
+    assert result.code == 2
+    assert "needs --image" in complaint(result)[0]

@@ -1,4 +1,4 @@
-"""Pictures on a terminal: the bytes of the protocols, and that a bar and they do not mix up."""
+"""Images on a terminal: the bytes of each protocol, and no interference with the progress bar."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from threading import Thread
 import pytest
 from PIL import Image
 
-from tests.cli.test_preview import video
+from tests.cli.test_preview import gray_video
 from wancli.cli.options import OutputOptions
 from wancli.cli.screen import ROWS, Screen
 from wancli.cli.terminal_images import Encode, Place, find_encode, fit, iterm2, kitty
@@ -31,15 +31,15 @@ def png(width: int = 64, height: int = 16, *, noise: bool = False) -> bytes:
 
 
 def as_documented(keys: dict[str, object], content: bytes) -> bytes:
-    """The minimal example of Kitty's documentation, which writes a PNG."""
-    text, told = standard_b64encode(content), b""
+    """The example of Kitty's documentation that writes a PNG."""
+    text, escapes = standard_b64encode(content), b""
     while text:
         chunk, text = text[:4096], text[4096:]
         keys["m"] = 1 if text else 0
-        told += b"\033_G" + ",".join(f"{k}={v}" for k, v in keys.items()).encode("ascii")
-        told += b";" + chunk + b"\033\\"
+        escapes += b"\033_G" + ",".join(f"{k}={v}" for k, v in keys.items()).encode("ascii")
+        escapes += b";" + chunk + b"\033\\"
         keys.clear()
-    return told
+    return escapes
 
 
 @pytest.mark.parametrize("size", [1, 3071, 3072, 3073, 10_000])
@@ -95,14 +95,14 @@ def test_the_protocol_follows_from_the_environment(
         ((10, 4000), (80, 8), (1, 8)),
     ],
 )
-def test_a_picture_keeps_its_aspect_ratio_in_cells(
+def test_an_image_keeps_its_aspect_ratio_in_cells(
     size: tuple[int, int], room: tuple[int, int], expected: tuple[int, int]
 ):
     assert fit(png(*size), columns=room[0], rows=room[1]) == expected
 
 
 class Terminal:
-    """What a terminal shows of the bytes that it is sent: text by line, and pictures."""
+    """Interprets the bytes sent to a terminal: lines of text, and images."""
 
     TOKEN = re.compile(
         r"\x1b_G(?P<keys>[^;]*);[^\x1b]*\x1b\\|\x1b\]1337;File=(?P<file>[^:]*):[^\a]*\a|"
@@ -114,28 +114,28 @@ class Terminal:
         self.lines = [""] * 200
         self.pictures: list[tuple[int, int, str]] = []  # line, column, keys
         self._line = self._column = 0
-        self._kept = (0, 0)
+        self._saved = (0, 0)
         end = 0
         for token in self.TOKEN.finditer(sent):
             assert token.start() == end, sent[end : end + 40]
             end = token.end()
-            self._take(token)
+            self._apply(token)
         assert end == len(sent)
 
-    def _take(self, token: re.Match[str]) -> None:
+    def _apply(self, token: re.Match[str]) -> None:
         keys = token["keys"] or token["file"]
         if keys:
             if "=T" in keys or "inline" in keys:
                 self.pictures.append((self._line, self._column, keys))
-            self._column += 5  # somewhere else, as terminals differ in
+            self._column += 5  # anywhere: terminals differ
             self._line += 2
         elif token["cursor"] == "7":
-            self._kept = self._line, self._column
+            self._saved = self._line, self._column
         elif token["cursor"] == "8":
-            self._line, self._column = self._kept
+            self._line, self._column = self._saved
         elif token["control"]:
             self._control(token["control"], token["value"])
-        elif token["text"] == "\n":  # \r\n, where the terminal is not raw
+        elif token["text"] == "\n":  # \r\n, if the terminal is not raw
             self._line += 1
         elif token["text"] == "\r":
             self._column = 0
@@ -157,7 +157,7 @@ class Terminal:
 
 @contextmanager
 def terminal(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> Iterator[list[bytes]]:
-    """Standard error is a terminal, of which the bytes are given when the block has ended."""
+    """Make stderr a terminal; the yielded list holds its bytes once the block has ended."""
     for name in ("TMUX", "STY", "ZELLIJ", "TERM_PROGRAM", "LC_TERMINAL", "KITTY_WINDOW_ID",
                  "KONSOLE_VERSION", "NO_COLOR", "FORCE_COLOR"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
@@ -191,7 +191,7 @@ def denoised(output_options: OutputOptions) -> None:
 
 
 @pytest.mark.parametrize("environment", [KITTY, ITERM2], ids=["kitty", "iterm2"])
-def test_pictures_replace_each_other_above_the_bar(
+def test_images_replace_each_other_above_the_bar(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
 ):
     with terminal(monkeypatch, environment) as sent:
@@ -204,7 +204,7 @@ def test_pictures_replace_each_other_above_the_bar(
     assert shown.lines[ROWS] == "done"
 
 
-def test_the_bar_stays_below_the_picture(monkeypatch: pytest.MonkeyPatch):
+def test_the_bar_stays_below_the_image(monkeypatch: pytest.MonkeyPatch):
     with terminal(monkeypatch, KITTY) as sent:
         denoised(OutputOptions())
     whole = b"".join(sent).decode()
@@ -225,7 +225,7 @@ def test_the_bar_stays_below_the_picture(monkeypatch: pytest.MonkeyPatch):
         (OutputOptions(), {"TERM": "xterm-256color"}),
     ],
 )
-def test_no_pictures_are_sent_where_none_are_wanted_or_visible(
+def test_no_images_are_sent_where_unwanted_or_invisible(
     monkeypatch: pytest.MonkeyPatch, output_options: OutputOptions, environment: dict[str, str]
 ):
     with terminal(monkeypatch, environment) as sent:
@@ -235,7 +235,7 @@ def test_no_pictures_are_sent_where_none_are_wanted_or_visible(
     assert b"1337" not in b"".join(sent)
 
 
-def test_no_pictures_are_sent_without_a_terminal(
+def test_no_images_are_sent_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("TERM", "xterm-kitty")
@@ -244,10 +244,12 @@ def test_no_pictures_are_sent_without_a_terminal(
     assert "\x1b_G" not in capfd.readouterr().err
 
 
-def test_a_sheet_is_shown_as_large_as_the_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_sheet_is_shown_at_the_size_of_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     from wancli.cli.preview import preview
 
-    file = video(tmp_path / "a.mp4")
+    file = gray_video(tmp_path / "a.mp4")
     with terminal(monkeypatch, KITTY) as sent:
         preview(
             files=[file], json_lines=False, quiet=False, verbose=False, no_color=False,
@@ -258,7 +260,7 @@ def test_a_sheet_is_shown_as_large_as_the_terminal(monkeypatch: pytest.MonkeyPat
     assert "r=22," in place[2]
 
 
-def test_a_second_picture_reserves_no_lines():
+def test_a_second_image_reserves_no_lines():
     place = Place(kitty, 7, columns=80, rows=8)
     assert place.draw(png(768, 192)).startswith("\n" * 8 + "\x1b[8A\x1b7")
     assert place.draw(png(768, 192)).startswith("\x1b[8A\x1b7")

@@ -15,7 +15,7 @@ from wancli.planning.plan import make_plan
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGED.glob("*.toml")), ids=lambda p: p.stem)
-def test_every_packaged_preset_gives_a_plan_and_cites_its_source(path: Path):
+def test_every_packaged_preset_is_plannable_and_cites_its_source(path: Path):
     preset = validate_file(path)
     settings = resolve(layers(preset), Settings).settings
     spec = find_spec(settings.model)
@@ -36,9 +36,7 @@ def write(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-def test_a_preset_overrides_the_one_that_it_extends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_preset_overrides_the_one_it_extends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANCLI_PRESET_PATH", str(tmp_path))
     write(tmp_path, "quick", 'extends = "demo"\n[sampling]\nsteps = 4\n')
     resolved = resolve(layers(find_preset("quick")), Settings)
@@ -64,31 +62,29 @@ def test_presets_that_extend_each_other_are_rejected(
         layers(find_preset("a"))
 
 
-def test_a_folder_that_is_two_places_counts_as_the_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    (tmp_path / "presets").symlink_to(PACKAGED)  # as in a clone, where they are one
+def test_a_folder_found_in_two_places_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "presets").symlink_to(PACKAGED)  # as in a clone of the repository
     monkeypatch.chdir(tmp_path)
-    assert {listed.preset.place for listed in list_presets()} == {"./presets"}
-    assert not any(listed.shadows for listed in list_presets())
+    assert {entry.preset.place for entry in list_presets()} == {"./presets"}
+    assert not any(entry.shadows for entry in list_presets())
 
 
 def test_the_list_shows_where_presets_come_from_and_what_they_shadow(wancli: Wancli):
     write(Path("presets"), "demo", 'extends = "demo"\ndescription = "Mine."\n')
     lines = wancli("preset", "list", "--json").out.splitlines()
-    listed = {preset["name"]: preset for preset in map(json.loads, lines)}
-    assert listed["demo"]["from"] == "./presets"
-    assert listed["demo"]["shadows"] == [str(PACKAGED / "demo.toml")]
-    assert listed["wan2.2-ti2v-5b"]["model"] == "wan2.2-ti2v-5b"
+    presets = {preset["name"]: preset for preset in map(json.loads, lines)}
+    assert presets["demo"]["from"] == "./presets"
+    assert presets["demo"]["shadows"] == [str(PACKAGED / "demo.toml")]
+    assert presets["wan2.2-ti2v-5b"]["model"] == "wan2.2-ti2v-5b"
     assert "Mine." in wancli("preset", "list").out
 
 
 def test_a_broken_preset_does_not_hide_the_others(wancli: Wancli):
     write(Path("presets"), "broken", "[sampling\n")
-    said = wancli("preset", "list")
-    assert said.code == 0
-    assert "broken:" in said.out
-    assert "wan2.1-t2v-14b" in said.out
+    result = wancli("preset", "list")
+    assert result.code == 0
+    assert "broken:" in result.out
+    assert "wan2.1-t2v-14b" in result.out
 
 
 def test_generate_uses_a_preset_saved_from_flags(wancli: Wancli):
@@ -96,8 +92,8 @@ def test_generate_uses_a_preset_saved_from_flags(wancli: Wancli):
     assert saved.code == 0, saved.err
     assert Path(saved.out.strip()).read_text() == 'extends = "demo"\n\n[sampling]\nsteps = 4\n'
     assert wancli("preset", "path", "quick").out == saved.out
-    said = wancli("generate", "x", "--preset", "quick", "--dry-run", "--json")
-    assert json.loads(said.out)["request"]["sampling"]["steps"] == 4
+    result = wancli("generate", "x", "--preset", "quick", "--dry-run", "--json")
+    assert json.loads(result.out)["request"]["sampling"]["steps"] == 4
     assert wancli("preset", "save", "quick", "--steps", 5).code == 2
     assert wancli("preset", "save", "quick", "--steps", 5, "--overwrite").code == 0
     assert wancli("preset", "save", "../quick", "--steps", 5).code == 2
@@ -111,9 +107,9 @@ def test_show_prints_every_value_and_its_source(wancli: Wancli):
     assert "guidance_scale_2" in wancli("preset", "show", "wan2.2-t2v-a14b").out
 
 
-def test_a_model_named_by_flag_brings_its_own_defaults(wancli: Wancli):
-    said = wancli("generate", "x", "-m", "wan2.2-ti2v-5b", "--dry-run", "--json", "--seed", 1)
-    request = json.loads(said.out)["request"]
+def test_a_model_chosen_by_flag_brings_its_defaults(wancli: Wancli):
+    result = wancli("generate", "x", "-m", "wan2.2-ti2v-5b", "--dry-run", "--json", "--seed", 1)
+    request = json.loads(result.out)["request"]
     assert request["video"]["num_frames"] == 121
     assert request["sources"]["video.num_frames"] == "model default"
 

@@ -5,7 +5,7 @@ from wancli.config.settings import Settings
 from wancli.errors import SettingsError
 
 
-def test_a_later_layer_wins_and_the_source_says_which():
+def test_a_later_layer_wins_and_is_named_as_the_source():
     low = Layer("preset x", {"sampling": {"steps": 7, "flow_shift": 2.0}})
     high = Layer("flag", {"sampling": {"steps": 9}})
     resolved = resolve([low, high], Settings)
@@ -16,7 +16,7 @@ def test_a_later_layer_wins_and_the_source_says_which():
     assert resolved.sources["video.fps"] == "default"
 
 
-def test_a_bad_value_is_named_as_the_user_wrote_it():
+def test_an_invalid_value_is_named_as_the_user_wrote_it():
     with pytest.raises(SettingsError, match=r"^`steps` 0: input should be") as flagged:
         resolve([Layer("flag", {"sampling": {"steps": 0}})], Settings)
     assert "(1 to 1000)" in flagged.value.hint
@@ -24,7 +24,7 @@ def test_a_bad_value_is_named_as_the_user_wrote_it():
         resolve([Layer("preset x", {"sampling": {"steps": 0}})], Settings)
 
 
-def test_every_setting_has_one_flag_and_a_sentence_of_help():
+def test_every_setting_has_a_unique_name_and_a_sentence_of_help():
     names = [name for _, name, _ in fields_of(Settings)]
     assert len(names) == len(set(names))
     assert all(
@@ -32,6 +32,6 @@ def test_every_setting_has_one_flag_and_a_sentence_of_help():
     )
 
 
-def test_the_settings_in_a_record_load_back_to_the_same():
+def test_settings_survive_a_round_trip_through_json():
     settings = resolve([Layer("flag", {"sampling": {"steps": 3}, "model": "x"})], Settings).settings
     assert Settings.model_validate_json(settings.model_dump_json()) == settings

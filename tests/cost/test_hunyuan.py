@@ -1,4 +1,4 @@
-"""The closed forms are exactly what the classes of HunyuanVideo's parts have and do."""
+"""The closed forms equal the parameters and FLOPs of HunyuanVideo's own classes."""
 
 from dataclasses import replace
 from functools import partial
@@ -129,21 +129,21 @@ def test_the_published_model_has_12_8_billion_parameters():
 
 
 @pytest.mark.parametrize("guidance", [True, False])
-def test_a_tiny_transformer_has_and_does_what_the_formulas_say(guidance: bool):
+def test_parameters_and_flops_of_a_tiny_transformer_match_the_formulas(guidance: bool):
     shape = replace(SHAPES["tiny"].transformer, guidance=guidance)
-    model, given = transformer(shape), inputs(shape, Grid(3, 4, 6))
+    model, arguments = transformer(shape), inputs(shape, Grid(3, 4, 6))
     assert joint_parameters(shape) == parameters(model)
-    assert joint_flops(shape, 18).flops == flops(lambda: model(**given))
+    assert joint_flops(shape, 18).flops == flops(lambda: model(**arguments))
 
 
-def test_flops_of_a_forward_are_those_that_torch_counts():
+def test_flops_of_a_forward_match_those_torch_counts():
     shape = HunyuanVideo().transformer
-    model, given = transformer(shape), inputs(shape, Grid(3, 4, 6))
-    assert joint_flops(shape, 18).flops == flops(lambda: model(**given))
+    model, arguments = transformer(shape), inputs(shape, Grid(3, 4, 6))
+    assert joint_flops(shape, 18).flops == flops(lambda: model(**arguments))
 
 
 @shapes
-def test_the_vae_is_walked_through_as_it_is(shape: HunyuanVideo):
+def test_parameters_and_flops_of_the_vae_match_the_formulas(shape: HunyuanVideo):
     assert causal_vae_parameters(shape.vae) == parameters(vae(shape.vae))
     for frames in (1, 4, 5, 9, 10):
         latents = torch.empty(1, shape.vae.latent_channels, frames, 4, 6, device=META)
@@ -152,7 +152,7 @@ def test_the_vae_is_walked_through_as_it_is(shape: HunyuanVideo):
 
 
 @pytest.mark.parametrize("grid", [Grid(2, 32, 32), Grid(1, 33, 20), Grid(6, 34, 26)], ids=str)
-def test_tiles_of_space_are_walked_through_too(grid: Grid):
+def test_flops_of_spatial_tiles_match_the_formula(grid: Grid):
     shape = SHAPES["tiny"].vae
     model = vae(shape)
     model.enable_tiling()
@@ -163,13 +163,13 @@ def test_tiles_of_space_are_walked_through_too(grid: Grid):
     assert causal_decode_flops(shape, grid, tiled=True).flops == counted
 
 
-def test_a_video_is_decoded_in_tiles_that_overlap():
+def test_temporal_tiles_overlap():
     assert tiles(CausalVae(), 4) == [4]
     assert tiles(CausalVae(), 33) == [5] * 10 + [3]
 
 
 @pytest.mark.parametrize("name", ["published", "tiny"])
-def test_the_text_encoders_are_llama_and_clip(name: str):
+def test_the_text_encoders_match_llama_and_clip(name: str):
     first = PUBLISHED["text_encoder"] if name == "published" else hunyuan.LLAMA
     second = PUBLISHED["text_encoder_2"] if name == "published" else hunyuan.CLIP
     shape, other = SHAPES[name].text_encoder, SHAPES[name].text_encoder_2
@@ -183,42 +183,42 @@ def test_the_text_encoders_are_llama_and_clip(name: str):
     assert clip_text_flops(other).flops == flops(lambda: clip(words))
 
 
-def test_the_first_text_encoder_holds_what_the_formula_says():
+def test_peak_memory_of_the_first_text_encoder_matches_the_formula():
     model = llama(PUBLISHED["text_encoder"])
     ids = torch.zeros(1, 351, dtype=torch.long, device=META)
-    held = peak_bytes(model, lambda: model(ids, output_hidden_states=True))
-    assert llama_activation_bytes(Llama(), 351, element_bytes=4) == pytest.approx(held, rel=0.02)
+    peak = peak_bytes(model, lambda: model(ids, output_hidden_states=True))
+    assert llama_activation_bytes(Llama(), 351, element_bytes=4) == pytest.approx(peak, rel=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_forward_holds_and_moves_about_what_the_formulas_say(dtype: torch.dtype):
+def test_peak_memory_and_traffic_of_a_forward_match_the_formulas(dtype: torch.dtype):
     shape = replace(JointTransformer(), dual=1, single=2)
-    model, given = transformer(shape, dtype), inputs(shape, Grid(9, 40, 60), dtype)
+    model, arguments = transformer(shape, dtype), inputs(shape, Grid(9, 40, 60), dtype)
     rows, size = 5400 + 256, dtype.itemsize
-    held, seen = peak_bytes(model, lambda: model(**given)), moved(lambda: model(**given))
-    assert joint_activation_bytes(shape, rows, element_bytes=size) == pytest.approx(held, rel=0.03)
-    assert joint_memory_traffic(shape, rows, element_bytes=size) == pytest.approx(seen, rel=0.03)
+    peak, traffic = peak_bytes(model, lambda: model(**arguments)), moved(lambda: model(**arguments))
+    assert joint_activation_bytes(shape, rows, element_bytes=size) == pytest.approx(peak, rel=0.03)
+    assert joint_memory_traffic(shape, rows, element_bytes=size) == pytest.approx(traffic, rel=0.03)
 
 
 @pytest.mark.parametrize("frames", [1, 5, 9])
-def test_decoding_holds_about_what_the_formula_says(frames: int):
+def test_peak_memory_of_decoding_matches_the_formula(frames: int):
     model, grid = vae(CausalVae()), Grid(frames, 30, 40)
     latents = torch.empty(1, 16, frames, 30, 40, device=META)
-    held = peak_bytes(model, lambda: model.decode(latents))
-    assert causal_decode_bytes(CausalVae(), grid) == pytest.approx(held, rel=0.05)
+    peak = peak_bytes(model, lambda: model.decode(latents))
+    assert causal_decode_bytes(CausalVae(), grid) == pytest.approx(peak, rel=0.05)
 
 
 @pytest.mark.parametrize("grid", [Grid(1, 40, 34), Grid(5, 40, 34)], ids=str)
-def test_decoding_in_tiles_of_space_holds_about_what_the_formula_says(grid: Grid):
+def test_peak_memory_of_tiled_decoding_matches_the_formula(grid: Grid):
     model = vae(CausalVae())
     model.enable_tiling()
     latents = torch.empty(1, 16, grid.frames, grid.height, grid.width, device=META)
-    held = peak_bytes(model, lambda: model.decode(latents))
-    assert causal_decode_bytes(CausalVae(), grid, tiled=True) == pytest.approx(held, rel=0.05)
+    peak = peak_bytes(model, lambda: model.decode(latents))
+    assert causal_decode_bytes(CausalVae(), grid, tiled=True) == pytest.approx(peak, rel=0.05)
 
 
 @shapes
-def test_offload_leaves_a_layer_or_a_block_of_each_part_on_the_device(shape: HunyuanVideo):
+def test_offload_keeps_a_layer_or_a_block_of_each_part_on_the_device(shape: HunyuanVideo):
     parts = {
         "transformer": transformer(shape.transformer),
         "vae": vae(shape.vae),
@@ -230,10 +230,10 @@ def test_offload_leaves_a_layer_or_a_block_of_each_part_on_the_device(shape: Hun
         shape, Precision(size=4, vae=4), latents=Grid(3, 4, 6), tokens=18, forwards=1, prompts=1
     )
     for name, model in parts.items():
-        of_part = usage.weight_sizes[name]
+        weight_sizes = usage.weight_sizes[name]
         own = [sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules()]
-        assert of_part.whole == 4 * parameters(model)
-        assert of_part.layer == 4 * max(own), name
+        assert weight_sizes.whole == 4 * parameters(model)
+        assert weight_sizes.layer == 4 * max(own), name
     model = parts["transformer"]
     lists = [*model.transformer_blocks, *model.single_transformer_blocks]
     sizes = [parameters(block) for block in lists]

@@ -1,4 +1,4 @@
-"""What a whole run takes is what it is seen to take, on models small enough to run."""
+"""The predicted cost of a run equals the measured one, on models small enough to run."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -58,11 +58,11 @@ def tiny_rollout(trim: Literal["before", "after"]) -> RolloutPlan:
 
 
 @pytest.mark.parametrize("trim", ["before", "after"])
-def test_a_rollout_makes_the_forwards_that_are_planned(trim: Literal["before", "after"]):
+def test_forwards_and_flops_of_a_rollout_match_the_plan(trim: Literal["before", "after"]):
     plan = tiny_rollout(trim)
     forwards = rollout_forwards(SPEC, plan)
     assert sum(forwards.values()) == plan.forwards
-    told = denoise_flops(TINY, forwards, fresh=1).flops
+    planned = denoise_flops(TINY, forwards, fresh=1).flops
     latents = torch.zeros(1, 4, 2, 4, 6)
     with causal(tiny_transformer(), plan.window) as model:
 
@@ -78,11 +78,11 @@ def test_a_rollout_makes_the_forwards_that_are_planned(trim: Literal["before", "
                 if number < len(chunks) - 1:
                     model.commit(latents, 1.0 + number / 10)
 
-        assert flops(roll) == told
+        assert flops(roll) == planned
         assert model.nbytes == rolling_bytes(TINY, plan.window, element_bytes=4)
 
 
-def test_a_prompt_takes_the_bytes_that_are_planned():
+def test_the_size_of_a_cached_prompt_matches_the_plan():
     model, memory = tiny_transformer(), PromptKVCache()
     with torch.no_grad(), prompt_kv(model, memory):
         model(torch.zeros(1, 4, 1, 4, 6), torch.ones(1), torch.zeros(1, 9, 16))
@@ -90,12 +90,12 @@ def test_a_prompt_takes_the_bytes_that_are_planned():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_weights_take_the_bytes_that_are_planned(dtype: Literal["float32", "bfloat16"]):
+def test_the_size_of_weights_matches_the_plan(dtype: Literal["float32", "bfloat16"]):
     pipeline = load_pipeline(find_spec("demo"), Machine(device="cpu", dtype=dtype)).pipeline
-    told = cost_of("demo", wide=dtype == "float32").weights
-    for part, size in told.items():
-        held = sum(p.numel() * p.element_size() for p in getattr(pipeline, part).parameters())
-        assert (part, size) == (part, held)
+    planned = cost_of("demo", wide=dtype == "float32").weights
+    for part, size in planned.items():
+        nbytes = sum(p.numel() * p.element_size() for p in getattr(pipeline, part).parameters())
+        assert (part, size) == (part, nbytes)
 
 
 def test_guidance_doubles_the_forwards_and_experts_the_weights():
@@ -109,22 +109,22 @@ def test_guidance_doubles_the_forwards_and_experts_the_weights():
     assert experts.resident("model") < two.resident()
 
 
-def test_a_prompt_that_is_not_kept_is_computed_again():
-    known = cost_of("wan2.1-t2v-1.3b")
-    again = cost_of("wan2.1-t2v-1.3b", prompt_kv={"prompt_kv": False})
-    assert again.work["denoise"].flops > known.work["denoise"].flops
-    assert again.cache_bytes["prompt_kv"] == 0
+def test_an_uncached_prompt_costs_flops_and_no_memory():
+    cached = cost_of("wan2.1-t2v-1.3b")
+    uncached = cost_of("wan2.1-t2v-1.3b", prompt_kv={"prompt_kv": False})
+    assert uncached.work["denoise"].flops > cached.work["denoise"].flops
+    assert uncached.cache_bytes["prompt_kv"] == 0
 
 
-def test_less_is_resident_the_more_is_offloaded():
+def test_stronger_offload_keeps_fewer_weights_resident():
     for model in ("wan2.1-t2v-1.3b", "wan2.1-t2v-14b", "wan2.2-ti2v-5b", "demo"):
         cost = cost_of(model)
-        ways = [cost.resident(offload) for offload in OFFLOADS]
-        assert ways == sorted(ways, reverse=True)
-        assert ways[0] > ways[1]
+        resident = [cost.resident(offload) for offload in OFFLOADS]
+        assert resident == sorted(resident, reverse=True)
+        assert resident[0] > resident[1]
 
 
-def test_an_image_model_encodes_a_picture_and_a_video():
+def test_an_image_model_encodes_an_image_and_a_video():
     spec = replace(find_spec("wan2.1-t2v-14b"), architecture=WAN_2_1_I2V)
     settings = resolve([Layer("flag", {"video": {"num_frames": 5}})], Settings).settings
     cost = generation_cost(settings, spec, make_plan(settings, spec), wide=False)
@@ -133,28 +133,28 @@ def test_an_image_model_encodes_a_picture_and_a_video():
     assert cost.work["encode"].convolution > 0
 
 
-@pytest.mark.parametrize(("task", "pictures"), [(IMAGE, 1), (ENDS, 2), (ANIMATE, 1)])
-def test_the_image_encoder_of_a_folder_is_counted(tmp_path: Path, task: str, pictures: int):
+@pytest.mark.parametrize(("task", "images"), [(IMAGE, 1), (ENDS, 2), (ANIMATE, 1)])
+def test_the_image_encoder_of_a_folder_is_counted(tmp_path: Path, task: str, images: int):
     tiny_folder(tmp_path, task)
     spec = find_spec(str(tmp_path))
     encoder = spec.wan.image_encoder
     assert encoder
-    given = {"video": {"num_frames": 5, "width": 32, "height": 32}}
-    settings = resolve([Layer("flag", given)], Settings).settings
+    tables = {"video": {"num_frames": 5, "width": 32, "height": 32}}
+    settings = resolve([Layer("flag", tables)], Settings).settings
     plan = make_plan(settings, spec, add_required_inputs(spec, NO_INPUTS))
     cost = generation_cost(settings, spec, plan, wide=True)
     assert cost
     assert cost.parameters["image_encoder"] == parameters(tiny_image_encoder()["image_encoder"])
-    assert image_tokens(spec.wan) == pictures * 5
+    assert image_tokens(spec.wan) == images * 5
     without = replace(spec, architecture=replace(spec.wan, image_encoder=None))
     less = generation_cost(settings, without, plan, wide=True)
     assert less
-    seen = cost.work["encode"].matmul - less.work["encode"].matmul
-    assert seen == pictures * image_flops(encoder).matmul
+    image_work = cost.work["encode"].matmul - less.work["encode"].matmul
+    assert image_work == images * image_flops(encoder).matmul
 
 
-def test_the_window_bounds_what_a_rollout_keeps():
-    def kept(chunks: int, window: int) -> Cost:
+def test_the_window_bounds_the_cache_of_a_rollout():
+    def rollout(chunks: int, window: int) -> Cost:
         tables = {"rollout": {"chunks": chunks, "rolling_window": window}}
         settings = resolve([Layer("flag", tables)], RolloutSettings).settings
         spec = find_spec("demo")
@@ -162,10 +162,10 @@ def test_the_window_bounds_what_a_rollout_keeps():
         assert cost
         return cost
 
-    assert kept(50, 6).cache_bytes == kept(10, 6).cache_bytes
-    assert kept(50, 0).cache_bytes["rolling_kv"] == 5 * kept(10, 0).cache_bytes["rolling_kv"]
-    assert kept(50, 6).store == 5 * kept(10, 6).store
-    assert kept(50, 6).flops < kept(50, 0).flops
+    assert rollout(50, 6).cache_bytes == rollout(10, 6).cache_bytes
+    assert rollout(50, 0).cache_bytes["rolling_kv"] == 5 * rollout(10, 0).cache_bytes["rolling_kv"]
+    assert rollout(50, 6).store == 5 * rollout(10, 6).store
+    assert rollout(50, 6).flops < rollout(50, 0).flops
 
 
 def test_a_model_of_unknown_shape_has_no_cost():

@@ -1,4 +1,4 @@
-"""The walk through the VAE is exactly what diffusers' own class has and does."""
+"""The closed forms equal the parameters and FLOPs of diffusers' VAE."""
 
 import pytest
 import torch
@@ -27,13 +27,13 @@ shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
 @shapes
-def test_parameters_are_those_of_the_class(shape: Autoencoder):
+def test_parameters_match_the_class(shape: Autoencoder):
     assert vae_parameters(shape) == parameters(vae(shape))
 
 
 @shapes
 @pytest.mark.parametrize("frames", [1, 3])
-def test_flops_are_those_that_torch_counts(shape: Autoencoder, frames: int):
+def test_flops_match_those_torch_counts(shape: Autoencoder, frames: int):
     model, grid = vae(shape), Grid(frames, 4, 6)
     latents = torch.empty(1, shape.latent_channels, frames, 4, 6, device="meta")
     assert decode_flops(shape, grid).flops == flops(lambda: model.decode(latents))
@@ -50,37 +50,37 @@ def test_flops_are_those_that_torch_counts(shape: Autoencoder, frames: int):
         (VAE_2_2, 704, 1280, 20.6, 66.35),
     ],
 )
-def test_a_latent_frame_costs_tera_flops(
+def test_teraflops_of_a_latent_frame(
     shape: Autoencoder, height: int, width: int, first: float, steady: float
 ):
-    told = [
+    teraflops = [
         decode_flops(shape, Grid(n, height // shape.spatial, width // shape.spatial)).flops / 1e12
         for n in (1, 2)
     ]
-    assert told[0] == pytest.approx(first, rel=0.003)
-    assert told[1] - told[0] == pytest.approx(steady, rel=0.003)
+    assert teraflops[0] == pytest.approx(first, rel=0.003)
+    assert teraflops[1] - teraflops[0] == pytest.approx(steady, rel=0.003)
 
 
-def test_a_decoder_remembers_what_the_walk_says():
+def test_cached_features_match_the_streaming_decoder():
     decoder = StreamingDecoder(tiny_vae())
     decoder(torch.zeros(1, 4, 3, 2, 3))
     assert decoder.nbytes == 4 * cached_features(TINY, Grid(3, 2, 3))
 
 
 @pytest.mark.parametrize(("name", "frames"), [("2.1", 1), ("2.1", 3), ("2.2", 3), ("demo", 3)])
-def test_decoding_holds_about_what_the_formula_says(name: str, frames: int):
+def test_peak_memory_of_decoding_matches_the_formula(name: str, frames: int):
     shape, grid = SHAPES[name], Grid(frames, 30, 52)
     model = vae(shape)
     latents = torch.empty(1, shape.latent_channels, frames, 30, 52, device="meta")
-    held = peak_bytes(model, lambda: model.decode(latents))
-    assert decode_bytes(shape, grid) == pytest.approx(held, rel=0.2)
+    peak = peak_bytes(model, lambda: model.decode(latents))
+    assert decode_bytes(shape, grid) == pytest.approx(peak, rel=0.2)
 
 
 @pytest.mark.parametrize(
     ("channels", "frames", "height", "small"),
     [(64, 2, 24, True), (96, 4, 32, True), (384, 1, 16, False), (96, 4, 34, False)],
 )
-def test_small_convolutions_are_those_that_torch_multiplies_out(
+def test_small_convolutions_are_those_torch_runs_as_slow_conv3d(
     channels: int, frames: int, height: int, small: bool
 ):
     padded = torch.zeros(1, channels, frames + 2, height + 2, 6)
@@ -90,12 +90,12 @@ def test_small_convolutions_are_those_that_torch_multiplies_out(
     assert any("slow_conv3d" in event.key for event in profile.key_averages()) is small
     grid = Grid(frames, height, 4)
     vae = Autoencoder(channels, channels, 4, (1,), 1, ())
-    told = {layer.parameters: layer.work for layer in decoder(vae, grid, first=False)}
-    assert bool(told[27 * channels**2 + channels].small_convolution) is small
+    layers = {layer.parameters: layer.work for layer in decoder(vae, grid, first=False)}
+    assert bool(layers[27 * channels**2 + channels].small_convolution) is small
 
 
 @pytest.mark.parametrize("frames", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_decoding_in_tiles_holds_and_computes_what_the_formulas_say(frames: int):
+def test_peak_memory_and_flops_of_tiled_decoding_match_the_formulas(frames: int):
     shape, grid = VAE_2_1, Grid(frames, 40, 60)
     assert (
         len({(t.height, t.width) for t in tiles(grid, shape.spatial)}) == 4
@@ -104,35 +104,35 @@ def test_decoding_in_tiles_holds_and_computes_what_the_formulas_say(frames: int)
     model.enable_tiling()
     assert (model.tile_sample_min_width, model.tile_sample_stride_width) == (TILE, STRIDE)
     latents = torch.empty(1, shape.latent_channels, frames, 40, 60, device="meta")
-    held = peak_bytes(model, lambda: model.decode(latents))
-    assert decode_bytes(shape, grid, tiled=True) == pytest.approx(held, rel=0.1)
-    assert held < decode_bytes(shape, grid) / 2
+    peak = peak_bytes(model, lambda: model.decode(latents))
+    assert decode_bytes(shape, grid, tiled=True) == pytest.approx(peak, rel=0.1)
+    assert peak < decode_bytes(shape, grid) / 2
     work = sum(decode_flops(shape, tile).flops for tile in tiles(grid, shape.spatial))
     assert work == flops(lambda: model.decode(latents))
 
 
 @pytest.mark.parametrize("name", ["2.1", "demo"])
-def test_encoding_in_tiles_computes_what_the_formula_says(name: str):
+def test_flops_of_tiled_encoding_match_the_formula(name: str):
     shape, grid = SHAPES[name], Grid(2, 70, 40)
     model = vae(shape)
     model.enable_tiling()
     size = (5, 70 * shape.spatial, 40 * shape.spatial)
     video = torch.empty(1, 3, *size, device="meta")
-    cut = tiles(grid, shape.spatial, pixels=TILE * shape.patch)
-    assert len(cut) > 1
-    assert sum(encode_flops(shape, tile).flops for tile in cut) == flops(
+    grids = tiles(grid, shape.spatial, pixels=TILE * shape.patch)
+    assert len(grids) > 1
+    assert sum(encode_flops(shape, tile).flops for tile in grids) == flops(
         lambda: model.encode(video)
     )
 
 
-def test_a_video_of_one_tile_is_not_cut():
+def test_a_video_of_one_tile_is_not_tiled():
     assert tiles(Grid(3, 32, 32), 8) == [Grid(3, 32, 32)]
     assert decode_bytes(VAE_2_1, Grid(3, 32, 32), tiled=True) == decode_bytes(
         VAE_2_1, Grid(3, 32, 32)
     )
 
 
-def test_the_largest_layer_is_that_of_the_class():
+def test_the_largest_layer_matches_the_class():
     for shape in SHAPES.values():
         largest = max(
             sum(p.numel() for p in m.parameters(recurse=False)) for m in vae(shape).modules()

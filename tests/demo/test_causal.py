@@ -1,4 +1,4 @@
-"""The causal layout against diffusers' own attention under the explicit mask, in float64."""
+"""The causal layout equals diffusers' own attention under the explicit mask, in float64."""
 
 import pytest
 import torch
@@ -16,15 +16,15 @@ from wancli.demo.causal import (
 )
 
 CHANNELS, SIDE, CHUNK, CHUNKS, TEXT = 4, 4, 2, 3, 5
-TOKENS_PER_FRAME = 4  # of 4x4 latents in patches of 2x2
+TOKENS_PER_FRAME = 4  # 4x4 latents in patches of 2x2
 
 # Float64, but diffusers' norms and modulation and our softmax round to float32: 6e-8 each time.
 # Measured: 1.1e-7 at most; one latent frame wrong in the mask: 4e-2, or in the positions: 2e-2.
 TOLERANCE = 1e-6
 
 
-class Masked:
-    """Stock self-attention under one mask, which the stock transformer has no argument for."""
+class MaskedAttention:
+    """Stock self-attention with a mask, which the stock transformer cannot be passed."""
 
     def __init__(self, mask: Tensor) -> None:
         self.mask, self.stock = mask, WanAttnProcessor()
@@ -35,8 +35,8 @@ class Masked:
         return self.stock(attn, hidden_states, None, self.mask, rotary_emb)
 
 
-class SideBySide(nn.Module):
-    """Stock positions of a clean video and of a noisy one that begins where it begins."""
+class CleanAndNoisyRope(nn.Module):
+    """Stock positions of a clean and a noisy video that start at the same frame."""
 
     def __init__(self, rope: nn.Module, clean_frames: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def draw():
 
 @pytest.fixture
 def inputs(draw) -> dict[str, Tensor]:
-    """A clean past of two chunks, three noisy ones, a sigma for each of them."""
+    """Two clean chunks, three noisy ones, and a sigma for each noisy frame."""
     return {
         "clean": draw(2, CHANNELS, (CHUNKS - 1) * CHUNK, SIDE, SIDE),
         "noisy": draw(2, CHANNELS, CHUNKS * CHUNK, SIDE, SIDE),
@@ -96,9 +96,9 @@ def relative(ours: Tensor, reference: Tensor) -> float:
 
 
 @torch.no_grad()
-def velocity_of(transformer, layout, inputs, **changed) -> Tensor:
+def velocity_of(transformer, layout, inputs, **changes) -> Tensor:
     with layout.applied_to(transformer):
-        return causal_velocity(transformer, **{**inputs, **changed})
+        return causal_velocity(transformer, **{**inputs, **changes})
 
 
 def test_a_noisy_chunk_sees_the_clean_chunks_before_it_and_itself():
@@ -106,7 +106,7 @@ def test_a_noisy_chunk_sees_the_clean_chunks_before_it_and_itself():
     assert mask.tolist() == [[True, False, False], [False, True, False], [True, False, True]]
 
 
-def test_the_reaches_of_a_layout_are_its_mask():
+def test_the_reaches_of_a_layout_equal_its_mask():
     sequence = slots(clean=2, noisy=range(3), chunk=2)
     mask = torch.zeros(len(sequence) * 3, len(sequence) * 3, dtype=torch.bool)
     for rows, keys in query_spans(sequence, 3):
@@ -117,7 +117,7 @@ def test_the_reaches_of_a_layout_are_its_mask():
 
 
 @torch.no_grad()
-def test_dense_attention_is_stock_attention_under_the_mask(draw):
+def test_dense_attention_equals_stock_attention_under_the_mask(draw):
     sequence = slots(clean=2, noisy=range(3), chunk=2)
     with torch.random.fork_rng():
         torch.random.manual_seed(0)
@@ -130,20 +130,20 @@ def test_dense_attention_is_stock_attention_under_the_mask(draw):
     assert relative(ours, stock) < TOLERANCE
 
 
-def test_a_layout_is_the_stock_transformer_under_the_mask(transformer, layout, inputs):
+def test_a_layout_equals_the_stock_transformer_under_the_mask(transformer, layout, inputs):
     velocity = velocity_of(transformer, layout, inputs)
     mask = attention_mask(layout.slots)
     mask = mask.repeat_interleave(TOKENS_PER_FRAME, 0).repeat_interleave(TOKENS_PER_FRAME, 1)
     for block in transformer.blocks:
-        block.attn1.set_processor(Masked(mask))
-    transformer.rope = SideBySide(transformer.rope, (CHUNKS - 1) * CHUNK)
+        block.attn1.set_processor(MaskedAttention(mask))
+    transformer.rope = CleanAndNoisyRope(transformer.rope, (CHUNKS - 1) * CHUNK)
     with torch.no_grad():
         stock = causal_velocity(transformer, **inputs)
     assert relative(velocity, stock) < TOLERANCE
 
 
 @torch.no_grad()
-def test_without_slots_it_is_the_stock_transformer(transformer, inputs):
+def test_without_slots_the_stock_transformer_is_unchanged(transformer, inputs):
     call = (inputs["noisy"], torch.tensor([900.0, 100.0]), inputs["embeddings"])
     stock = transformer(*call).sample
     with Layout(None, tokens_per_frame=TOKENS_PER_FRAME).applied_to(transformer):
@@ -152,7 +152,7 @@ def test_without_slots_it_is_the_stock_transformer(transformer, inputs):
 
 
 @torch.no_grad()
-def test_the_transformer_is_as_it_was_after_an_error(transformer, layout, inputs):
+def test_the_transformer_is_restored_after_an_error(transformer, layout, inputs):
     call = (inputs["noisy"], torch.tensor([900.0, 100.0]), inputs["embeddings"])
     before, processors, rope = (
         transformer(*call).sample,
@@ -167,7 +167,7 @@ def test_the_transformer_is_as_it_was_after_an_error(transformer, layout, inputs
 
 
 @pytest.mark.parametrize("chunk", range(1, CHUNKS))
-def test_an_earlier_chunk_never_feels_a_later_one(transformer, layout, inputs, draw, chunk):
+def test_an_earlier_chunk_does_not_depend_on_a_later_one(transformer, layout, inputs, draw, chunk):
     edge = chunk * CHUNK
     noisy, clean, sigmas = (inputs[name].clone() for name in ("noisy", "clean", "sigmas"))
     noisy[:, :, edge:] = draw(*noisy[:, :, edge:].shape)
@@ -179,7 +179,7 @@ def test_an_earlier_chunk_never_feels_a_later_one(transformer, layout, inputs, d
     assert not torch.equal(after[:, :, edge:], before[:, :, edge:])
 
 
-def test_a_noisy_chunk_does_not_feel_other_noisy_chunks(transformer, layout, inputs, draw):
+def test_noisy_chunks_do_not_depend_on_each_other(transformer, layout, inputs, draw):
     noisy = inputs["noisy"].clone()
     noisy[:, :, :CHUNK] = draw(*noisy[:, :, :CHUNK].shape)
     before = velocity_of(transformer, layout, inputs)
@@ -187,27 +187,27 @@ def test_a_noisy_chunk_does_not_feel_other_noisy_chunks(transformer, layout, inp
     assert torch.equal(after[:, :, CHUNK:], before[:, :, CHUNK:])
 
 
-def test_the_clean_past_matters_to_every_later_chunk(transformer, layout, inputs, draw):
+def test_every_later_chunk_depends_on_the_clean_past(transformer, layout, inputs, draw):
     clean = inputs["clean"].clone()
     clean[:, :, :CHUNK] = draw(*clean[:, :, :CHUNK].shape)
     before = velocity_of(transformer, layout, inputs)
     after = velocity_of(transformer, layout, inputs, clean=clean)
-    changed = (after - before).abs().amax((0, 1, 3, 4)).unflatten(0, (-1, CHUNK)).amax(1)
-    assert changed[0] == 0
-    assert (changed[1:] > 1e-3).all()
+    differences = (after - before).abs().amax((0, 1, 3, 4)).unflatten(0, (-1, CHUNK)).amax(1)
+    assert differences[0] == 0
+    assert (differences[1:] > 1e-3).all()
 
 
-def test_one_chunk_alone_is_that_chunk_of_all_side_by_side(transformer, layout, inputs):
+def test_a_single_chunk_equals_that_chunk_of_the_whole_layout(transformer, layout, inputs):
     together = velocity_of(transformer, layout, inputs)
     for chunk in range(CHUNKS):
         now = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        alone = Layout(
+        single = Layout(
             slots(clean=chunk, noisy=range(chunk, chunk + 1), chunk=CHUNK),
             tokens_per_frame=TOKENS_PER_FRAME,
         )
         velocity = velocity_of(
             transformer,
-            alone,
+            single,
             inputs,
             clean=inputs["clean"][:, :, : now.start],
             noisy=inputs["noisy"][:, :, now],
@@ -216,8 +216,8 @@ def test_one_chunk_alone_is_that_chunk_of_all_side_by_side(transformer, layout, 
         assert relative(velocity, together[:, :, now]) < TOLERANCE
 
 
-def test_rope_makes_only_distance_count(transformer, layout, inputs):
+def test_only_relative_positions_matter(transformer, layout, inputs):
     here = velocity_of(transformer, layout, inputs)
     with torch.no_grad(), layout.applied_to(transformer, first=40):
-        there = causal_velocity(transformer, **inputs)
-    assert relative(there, here) < TOLERANCE
+        shifted = causal_velocity(transformer, **inputs)
+    assert relative(shifted, here) < TOLERANCE

@@ -1,4 +1,4 @@
-"""The distillation of the demo, a few steps of it: it resumes exactly, and learns a LoRA."""
+"""A few steps of the demo's distillation: it resumes exactly and learns a LoRA."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def few_layers(monkeypatch):
 
 
 def make_model() -> Model:
-    """Untrained, but for a last layer that says something."""
+    """Untrained, except for a last layer that is not zero."""
     transformer = make_transformer()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -41,12 +41,12 @@ def make_model() -> Model:
 
 
 def make_job(model: Model) -> Distillation:
-    """Teacher and student are the same, on 4x4 latents."""
+    """Teacher and student are the same model, on 4x4 latents."""
     views = TrainingForward(tokens_per_frame=4, device="cpu")
     return Distillation(model.transformer, model.transformer, model.text_encoder, views, 4)
 
 
-def test_an_interrupted_distillation_ends_as_if_it_had_not_been(tmp_path, data, monkeypatch):
+def test_an_interrupted_distillation_resumes_exactly(tmp_path, data, monkeypatch):
     monkeypatch.setattr(recipe, "BATCH", 2)
     monkeypatch.setattr(recipe, "CAUSAL_SHARE", 1.0)
     monkeypatch.setattr(recipe, "ROLLOUT_SHARE", 1.0)
@@ -57,25 +57,25 @@ def test_an_interrupted_distillation_ends_as_if_it_had_not_been(tmp_path, data, 
     assert_same(*(load_checkpoint(tmp_path / work / "distill.pt") for work in ("whole", "cut")))
 
 
-def test_gradients_of_the_factors_are_those_of_autograd():
+def test_gradients_of_the_factors_match_autograd():
     transformer = make_transformer()
     lora = TrainableLora(transformer)
     name, layer = next(iter(lora.layers.items()))
     down, up = (lora.factors[f"{name}.lora_{which}.weight"] for which in "AB")
     torch.nn.init.normal_(up, generator=torch.Generator().manual_seed(0))
     lora.merge()
-    given = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(1))
-    layer(given).square().sum().backward()
+    inputs = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(1))
+    layer(inputs).square().sum().backward()
     lora.collect_gradients()
     exact = [factor.detach().clone().requires_grad_() for factor in (down, up)]
     weight = lora.base[name] + exact[1] @ exact[0]
-    torch.nn.functional.linear(given, weight, layer.bias.detach()).square().sum().backward()
+    torch.nn.functional.linear(inputs, weight, layer.bias.detach()).square().sum().backward()
     for ours, theirs in zip((down, up), exact, strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
     assert layer.weight.grad is None
 
 
-def test_what_is_written_is_a_lora_that_the_product_merges(tmp_path):
+def test_the_written_lora_merges_to_the_trained_weights(tmp_path):
     student = make_transformer()
     lora = TrainableLora(student)
     generator = torch.Generator().manual_seed(0)
@@ -98,30 +98,30 @@ def test_the_whole_lora_is_under_a_megabyte(tmp_path, monkeypatch):
     assert path.stat().st_size < 1e6
 
 
-def test_own_rollouts_grow_to_a_window_and_move_on_with_it(data):
+def test_own_rollouts_grow_to_a_window_and_then_move_it(data):
     job, like = make_job(make_model()), data.latents[:2]
     rollouts = start_rollouts(data.scenes, 0, like)
-    seen = []
+    windows = []
     for seed in range(4):
         rollouts = job.extend(rollouts, seed)
-        seen.append((rollouts.first, rollouts.latents.shape[2]))
-    assert seen == [(0, CHUNK), (0, 2 * CHUNK), (0, FRAMES), (CHUNK, FRAMES)]
+        windows.append((rollouts.first, rollouts.latents.shape[2]))
+    assert windows == [(0, CHUNK), (0, 2 * CHUNK), (0, FRAMES), (CHUNK, FRAMES)]
     batch = rollout_batch(rollouts, 0)
     assert (batch.offset, batch.masked) == (CHUNK, CHUNK)
     assert batch.context is not None
     assert torch.equal(batch.context, rollouts.latents[:, :, :-CHUNK])
 
 
-def test_a_model_that_already_agrees_with_itself_has_no_error(data):
+def test_a_consistent_model_has_no_error(data):
     job = make_job(make_model())
     with torch.no_grad():
         job.student.proj_out.weight.zero_()
-        job.student.proj_out.bias.zero_()  # velocity 0 everywhere: each step stays where it is
+        job.student.proj_out.bias.zero_()  # velocity 0 everywhere: no step changes the latents
     batch = snap_to_solver(draw_batch(data, 0, causal_share=0.0, device="cpu"))
     assert job.loss(batch).item() == 0.0
 
 
-def test_times_of_the_distillation_are_those_of_the_solver(data):
+def test_timesteps_of_the_distillation_are_those_of_the_solver(data):
     batch = draw_batch(data, 0, causal_share=1.0, device="cpu")
     sigmas = to_sigmas(snap_to_solver(batch).times)
     table = to_sigmas(torch.arange(1, recipe.SOLVER_STEPS + 1) / recipe.SOLVER_STEPS)

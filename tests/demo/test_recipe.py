@@ -1,4 +1,4 @@
-"""The demo's recipe, a few steps of it: it resumes exactly, and its parts know the world."""
+"""A few steps of the demo's training: it resumes exactly, and its tokenizer knows the world."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ from wancli.demo.world import (
 
 STEPS, STOP = 3, 1
 
-# Autocast leaves the norms' weights in float32; torch says that it is slower so.
+# Autocast leaves the norms' weights in float32, which torch warns is slower.
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 
 
@@ -37,7 +37,7 @@ def small_steps(monkeypatch):
 
 @pytest.fixture
 def data() -> Dataset:
-    """Four clips of noise, 4x4 latents: the steps are what is tested."""
+    """Four clips of noise, 4x4 latents: only the steps are tested."""
     latents = torch.randn(4, CHANNELS, 12, 4, 4, generator=torch.Generator().manual_seed(0))
     scenes = combinations(held_out=False)[::200][:4]
     return Dataset(latents, scenes, [0.0] * CHANNELS, [1.0] * CHANNELS)
@@ -60,12 +60,12 @@ def assert_same(ours: object, other: object) -> None:
         assert ours == other
 
 
-def test_the_first_steps_are_warmup_however_many_follow():
-    # What makes STOP steps the beginning of STEPS steps, in the tests below.
+def test_the_first_steps_are_warmup_however_many_steps_follow():
+    # So that STOP steps are the beginning of STEPS steps in the tests below.
     assert [rate(s, STOP) for s in range(STOP)] == [rate(s, STEPS) for s in range(STOP)]
 
 
-def test_an_interrupted_transformer_training_ends_as_if_it_had_not_been(tmp_path, data):
+def test_an_interrupted_transformer_training_resumes_exactly(tmp_path, data):
     def train(work, steps):
         return train_transformer(tmp_path / work, data, steps=steps, compile_blocks=False)
 
@@ -79,14 +79,14 @@ def test_an_interrupted_transformer_training_ends_as_if_it_had_not_been(tmp_path
 
 
 def stages(*steps: int) -> list[Stage]:
-    """The recipe's stages with so many steps, on clips as short as may be."""
+    """The recipe's stages with these numbers of steps, on the shortest clips."""
     return [
         replace(stage, steps=count, clips=(5,), frames=5)
         for stage, count in zip(STAGES, steps, strict=False)
     ]
 
 
-def test_an_interrupted_autoencoder_training_ends_as_if_it_had_not_been(tmp_path):
+def test_an_interrupted_autoencoder_training_resumes_exactly(tmp_path):
     whole = train_autoencoder(tmp_path / "whole", stages=stages(STEPS, STEPS)).state_dict()
     cut = [stages(STOP), stages(STEPS, STOP), stages(STEPS, STEPS)]
     runs = [train_autoencoder(tmp_path / "resumed", stages=s).state_dict() for s in cut]
@@ -99,14 +99,14 @@ def test_an_interrupted_autoencoder_training_ends_as_if_it_had_not_been(tmp_path
         assert_same(*ends)
 
 
-def test_the_last_stage_of_the_autoencoder_leaves_the_decoder_alone(tmp_path):
+def test_the_last_stage_of_the_autoencoder_freezes_the_decoder(tmp_path):
     first = train_autoencoder(tmp_path, stages=stages(1)).state_dict()
     both = train_autoencoder(tmp_path, stages=stages(1, 1)).state_dict()
-    changed = {name.split(".")[0] for name in both if not torch.equal(both[name], first[name])}
-    assert changed == {"encoder", "quant_conv"}
+    trained = {name.split(".")[0] for name in both if not torch.equal(both[name], first[name])}
+    assert trained == {"encoder", "quant_conv"}
 
 
-def test_a_finished_training_is_read_and_not_repeated(tmp_path, data):
+def test_a_finished_training_is_loaded_not_repeated(tmp_path, data):
     first = train_transformer(tmp_path, data, steps=1, compile_blocks=False).state_dict()
     curve = (tmp_path / "transformer.jsonl").read_text()
     again = train_transformer(tmp_path, data, steps=1, compile_blocks=False).state_dict()
@@ -114,7 +114,7 @@ def test_a_finished_training_is_read_and_not_repeated(tmp_path, data):
     assert (tmp_path / "transformer.jsonl").read_text() == curve
 
 
-def test_the_optimizer_moves_matrices_and_the_rest_and_clears_their_gradients():
+def test_the_optimizer_updates_all_parameters_and_clears_their_gradients():
     with torch.random.fork_rng():
         torch.random.manual_seed(0)
         layers = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3, 2))
@@ -124,12 +124,12 @@ def test_the_optimizer_moves_matrices_and_the_rest_and_clears_their_gradients():
     optimizer = Optimizer(weights, biases, muon_lr=0.01, adam_lr=0.01)
     layers(torch.ones(1, 2, 3, 3)).square().sum().backward()
     optimizer.step(0.5)
-    moved = [(p - b).abs().amax() for p, b in zip(layers.parameters(), before, strict=True)]
-    assert all(distance > 0 for distance in moved)
+    distances = [(p - b).abs().amax() for p, b in zip(layers.parameters(), before, strict=True)]
+    assert all(distance > 0 for distance in distances)
     assert all(p.grad is None for p in layers.parameters())
 
 
-def test_a_parameter_without_a_gradient_stays():
+def test_a_parameter_without_a_gradient_is_unchanged():
     used, idle = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
     optimizer = Optimizer([used, idle], [nn.Parameter(torch.ones(2))], muon_lr=0.1, adam_lr=0.1)
     used.sum().backward()
@@ -139,21 +139,23 @@ def test_a_parameter_without_a_gradient_stays():
 
 
 def test_every_word_of_the_world_is_a_token():
-    said = [*FILLERS, *(synonym for words in SYNONYMS.values() for synonym in words)]
+    prompts = [*FILLERS, *(synonym for words in SYNONYMS.values() for synonym in words)]
     for template in TEMPLATES:
         for axis, words in (
             ("color", COLORS), ("shape", SHAPES), ("motion", MOTIONS), ("background", BACKGROUNDS)
         ):  # fmt: skip
             blank = {"color": "", "shape": "", "motion": "", "background": ""}
-            said += [template.format(**(blank | {axis: word})) for word in words]
+            prompts += [template.format(**(blank | {axis: word})) for word in words]
     tokenizer = make_tokenizer()
-    ids, mask = tokenize(tokenizer, said)
-    assert ids.shape == mask.shape == (len(said), TEXT_LENGTH)
-    unknown = [text for text, row in zip(said, ids, strict=True) if tokenizer.unk_token_id in row]
+    ids, mask = tokenize(tokenizer, prompts)
+    assert ids.shape == mask.shape == (len(prompts), TEXT_LENGTH)
+    unknown = [
+        text for text, row in zip(prompts, ids, strict=True) if tokenizer.unk_token_id in row
+    ]
     assert unknown == []
 
 
-def test_case_does_not_matter_and_unknown_words_are_one_token():
+def test_case_is_ignored_and_unknown_words_are_one_token():
     tokenizer = make_tokenizer()
     ids, mask = tokenize(tokenizer, ["a RED circle", "a red circle", "a red hippopotamus", ""])
     assert torch.equal(ids[0], ids[1])

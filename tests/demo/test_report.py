@@ -1,4 +1,4 @@
-"""What the evaluation says of videos whose verdicts are known."""
+"""The evaluation of videos with known verdicts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,18 +17,18 @@ def use(name: str, *verdicts: Verdict, changes: Sequence[Change] = ()) -> UseRes
     return UseResult(name, "", cases, verdicts, [], seconds=1.0, changes=changes)
 
 
-def test_what_is_right_and_sharp_misses_nothing() -> None:
+def test_correct_and_sharp_videos_miss_no_goal() -> None:
     assert missed_goals([use("generate", RIGHT), use("rollout", RIGHT)], [34.0]) == []
 
 
-def test_a_goal_is_missed_by_use_and_attribute() -> None:
+def test_a_missed_goal_names_the_use_and_the_attribute() -> None:
     lost = replace(RIGHT, shape=NONE)
     verdicts = [lost] + 24 * [RIGHT]  # 96 %: enough in rollouts
     uses = [use("generate", *verdicts), use("rollout", *verdicts)]
     assert missed_goals(uses, [34.0]) == ["generate: shape 96.0 %, goal 97 %"]
 
 
-def test_lumpy_outlines_and_a_weak_vae_are_missed() -> None:
+def test_rough_outlines_and_a_weak_vae_miss_their_goals() -> None:
     lumpy = use("rollout", replace(RIGHT, overlap=0.9))
     assert missed_goals([lumpy], [33.0]) == [
         "rollout: outline 0.900, goal 0.95", "VAE: 33.0 dB, goal 34 dB",

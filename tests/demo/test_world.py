@@ -1,4 +1,4 @@
-"""The world: what is held out, what prompts say, what is drawn."""
+"""The demo's world: held-out combinations, prompts, and renders."""
 
 import random
 import re
@@ -43,11 +43,11 @@ def test_a_quarter_of_the_combinations_is_held_out() -> None:
 
 
 @pytest.mark.parametrize("axis", AXES)
-def test_the_held_out_are_as_balanced_as_the_trained(axis: str) -> None:
+def test_held_out_combinations_are_balanced(axis: str) -> None:
     held_out = Counter(getattr(what, axis) for what in HELD_OUT)
-    everything = held_out + Counter(getattr(what, axis) for what in TRAINED)
+    total = held_out + Counter(getattr(what, axis) for what in TRAINED)
     assert set(held_out) == set(AXES[axis])
-    assert all(4 * held_out[word] == everything[word] for word in everything)
+    assert all(4 * held_out[word] == total[word] for word in total)
 
 
 def test_all_but_the_background_of_a_held_out_combination_was_trained() -> None:
@@ -55,7 +55,7 @@ def test_all_but_the_background_of_a_held_out_combination_was_trained() -> None:
     assert all(trained[what.color, what.shape, what.motion] == 3 for what in HELD_OUT)
 
 
-def test_nothing_round_spins() -> None:
+def test_circles_do_not_spin() -> None:
     spinning = {what.shape for what in (*TRAINED, *HELD_OUT) if what.motion == "spinning"}
     assert spinning == {"square", "triangle"}
 
@@ -75,7 +75,7 @@ def test_a_description_never_contradicts_its_combination() -> None:
         own = [phrase for word in vars(what).values() for phrase in phrases[word]]
         for phrase in sorted(own, key=len, reverse=True):  # "moving in a circle" before "circle"
             text = re.sub(rf"\b{phrase}\b", "", text)
-        foreign = [p for known in phrases.values() for p in known if contains(text, p)]
+        foreign = [p for synonyms in phrases.values() for p in synonyms if contains(text, p)]
         assert foreign == [], (what, text)
 
 
@@ -87,7 +87,7 @@ def test_descriptions_leave_words_out_and_are_sometimes_empty() -> None:
     assert texts.count(TRAINED[0].prompt) > 300
 
 
-def test_a_render_is_the_same_twice_and_in_range() -> None:
+def test_renders_are_reproducible_and_in_range() -> None:
     scenes = [sample_scene(random.Random(seed), TRAINED) for seed in range(4)]
     video = render(scenes)
     assert video.shape == (4, 3, FRAMES, SIDE, SIDE)
@@ -96,30 +96,30 @@ def test_a_render_is_the_same_twice_and_in_range() -> None:
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
-def test_a_render_from_a_later_frame_is_the_rest_of_the_film(motion: str) -> None:
+def test_a_render_from_a_later_frame_continues_the_video(motion: str) -> None:
     whole = render([scene(motion)], frames=60)
     assert torch.equal(render([scene(motion)], first=40, frames=20), whole[:, :, 40:])
 
 
-def test_a_batch_draws_each_scene_as_if_alone() -> None:
+def test_a_batch_renders_each_scene_independently() -> None:
     scenes = [scene(motion) for motion in MOTIONS]
     alone = torch.cat([render([one], frames=3) for one in scenes])
     assert torch.equal(render(scenes, frames=3), alone)
 
 
-def test_what_leaves_at_one_edge_comes_back_at_the_other() -> None:
+def test_objects_wrap_around_the_edges() -> None:
     middle, edge = render([scene()], frames=1), render([scene(x=0.0)], frames=1)
     torch.testing.assert_close(edge, middle.roll(SIDE // 2, -1), rtol=0, atol=1e-4)
 
 
-def test_a_drift_by_one_side_is_no_change() -> None:
-    there = render([scene("moving up", y=0.25)], frames=9)
-    around = render([scene("moving up", y=1.25)], frames=9)
-    torch.testing.assert_close(there, around, rtol=0, atol=1e-4)
+def test_moving_by_a_full_side_changes_nothing() -> None:
+    inside = render([scene("moving up", y=0.25)], frames=9)
+    wrapped = render([scene("moving up", y=1.25)], frames=9)
+    torch.testing.assert_close(inside, wrapped, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("motion", [m for m in MOTIONS if m != "standing still"])
-def test_every_motion_can_be_seen(motion: str) -> None:
+def test_every_motion_is_visible(motion: str) -> None:
     video = render([scene(motion)])
     assert (video[:, :, 4] - video[:, :, 0]).abs().max() > 0.5
     still = render([replace(scene(motion), combination=scene().combination)])

@@ -1,4 +1,4 @@
-"""A doctor that finds what is broken, and says what mends it."""
+"""Checks of the doctor: what is broken, and how to fix it."""
 
 from pathlib import Path
 
@@ -18,52 +18,52 @@ from wancli.doctor.measure import DTYPES, measure
 
 
 def test_installed_packages_meet_their_requirements():
-    found = list(check_packages())
-    assert {"torch", "diffusers", "typer"} <= {finding.name for finding in found}
-    assert [finding for finding in found if finding.fatal] == []
+    findings = list(check_packages())
+    assert {"torch", "diffusers", "typer"} <= {finding.name for finding in findings}
+    assert [finding for finding in findings if finding.fatal] == []
     assert list(check_imports()) == []
 
 
 @pytest.mark.parametrize(
-    ("asked", "state"),
+    ("requirement", "state"),
     [("torch>=99", "broken"), ("nosuch-package>=1", "missing"), ("torch>=2", "ok")],
 )
 def test_a_package_is_checked_against_its_required_version(
-    asked: str, state: str, monkeypatch: pytest.MonkeyPatch
+    requirement: str, state: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(checks, "requires", lambda _: [asked, "x>1; extra == 'dev'"])
-    (found,) = check_packages()
-    assert found.state == state
-    assert found.fatal == (state != "ok")
-    assert found.fix == ("" if state == "ok" else f"pip install '{asked}'")
+    monkeypatch.setattr(checks, "requires", lambda _: [requirement, "x>1; extra == 'dev'"])
+    (finding,) = check_packages()
+    assert finding.state == state
+    assert finding.fatal == (state != "ok")
+    assert finding.fix == ("" if state == "ok" else f"pip install '{requirement}'")
 
 
 def test_a_library_that_does_not_load_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "broken_build.py").write_text("raise OSError('libcudart.so.12: not found')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(checks, "IMPORTED", ("torch", "broken_build"))
-    (found,) = check_imports()
-    assert found.fatal
-    assert "libcudart" in found.value
-    assert "broken_build" in found.fix
+    (finding,) = check_imports()
+    assert finding.fatal
+    assert "libcudart" in finding.value
+    assert "broken_build" in finding.fix
 
 
 def test_ffmpeg_is_checked_by_encoding():
-    found = check_ffmpeg()
-    assert found.state == "ok"
-    assert "3 frames read back" in found.value
+    finding = check_ffmpeg()
+    assert finding.state == "ok"
+    assert "3 frames read back" in finding.value
 
 
-def test_an_ffmpeg_that_cannot_encode_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_ffmpeg_that_cannot_encode_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     program = tmp_path / "ffmpeg"
     program.write_text("#!/bin/sh\nexit 3\n")
     program.chmod(0o755)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
     assert check_ffmpeg().fatal
     program.unlink()
-    found = check_ffmpeg()
-    assert found.fatal
-    assert "imageio-ffmpeg" in found.fix
+    finding = check_ffmpeg()
+    assert finding.fatal
+    assert "imageio-ffmpeg" in finding.fix
 
 
 def test_disk_space_is_checked_where_files_will_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -71,16 +71,16 @@ def test_disk_space_is_checked_where_files_will_go(tmp_path: Path, monkeypatch: 
     blobs = tmp_path / "hub" / "models--a--b" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "x").write_bytes(b"0" * 2**20)
-    found = {finding.name: finding for finding in check_disks(tmp_path / "not" / "made")}
-    assert str(tmp_path / "not" / "made") in found["output"].value
-    assert found["models cached"].value == "1.0 MiB"
+    findings = {finding.name: finding for finding in check_disks(tmp_path / "not" / "made")}
+    assert str(tmp_path / "not" / "made") in findings["output"].value
+    assert findings["models cached"].value == "1.0 MiB"
 
 
 def test_working_backends_match_attention():
-    found = {finding.name: finding for finding in attention_backends(torch.device("cpu"))}
-    assert found["native"].state == found["_native_math"].state == "ok"
-    assert "sage" in found["unavailable"].value
-    assert not any(finding.fatal for finding in found.values())
+    findings = {finding.name: finding for finding in attention_backends(torch.device("cpu"))}
+    assert findings["native"].state == findings["_native_math"].state == "ok"
+    assert "sage" in findings["unavailable"].value
+    assert not any(finding.fatal for finding in findings.values())
 
 
 @pytest.mark.parametrize(

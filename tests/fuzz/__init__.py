@@ -1,16 +1,16 @@
-"""The campaign: command lines, files, signals and disks that are against us, by the thousand.
+"""The fuzzing campaign: thousands of hostile command lines, files, signals and full disks.
 
-`python -m tests.fuzz` tries them, each in a fork of one process that has imported everything;
-docs/reliability.md says what is tried, what counts as a failure, and how it went.
+`python -m tests.fuzz` runs each case in a fork of one process that has imported everything;
+docs/reliability.md describes the cases, what counts as a failure, and the results.
 
-    warm.py       command lines in forks
-    child.py      what a fork does to be a command
-    place.py      the folders a case works in, with files of a user's, and what has become of them
-    materials.py  good files, from which bad ones are made
-    judge.py      what is wrong with what a command left behind
+    warm.py       runs command lines in forks
+    child.py      turns a fork into a command
+    place.py      the folders of a case, with files of a user, and what has happened to them
+    materials.py  valid files, from which hostile ones are made
+    judge.py      faults in what a command left behind
     campaign.py   cases by number and seed, in several processes
-    values.py, flags.py        values, and the flags there are
+    values.py, flags.py        the flags of all commands, and values for them
     mutations.py, spoiling.py  damage
     bad_*.py                   kinds of hostile files
-    and a file for each group of cases
+    and one file per group of cases
 """

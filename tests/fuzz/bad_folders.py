@@ -1,4 +1,4 @@
-"""Hostile folders: models, rollouts, caches; and what is no file at all."""
+"""Hostile folders: models, rollouts, caches; and what is not a regular file."""
 
 import random
 import shutil
@@ -6,22 +6,22 @@ import shutil
 from tests.fuzz.campaign import Case
 from tests.fuzz.materials import SMALL
 from tests.fuzz.mutations import hostile_json
-from tests.fuzz.spoiling import LATENTS, ROLL, TINY, Lines, no_file, spoil
+from tests.fuzz.spoiling import LATENTS, ROLL, TINY, Lines, make_non_file, spoil
 
 
-def model(case: Case, chance: random.Random) -> Lines:
-    """A model folder: a configuration, an index, a tokenizer, or weights."""
-    name = chance.choice(("tiny", "tiny", "tiny-two", "tiny-image"))
-    case.place.take(name)
+def model(case: Case, rng: random.Random) -> Lines:
+    """A model folder with a damaged configuration, index, tokenizer, or weights."""
+    name = rng.choice(("tiny", "tiny", "tiny-two", "tiny-image"))
+    case.place.copy_in(name)
     folder = case.place.work / name
-    for _ in range(chance.choice((1, 1, 2))):
-        path = chance.choice([path for path in folder.rglob("*") if path.is_file()])
-        spoil(path, chance)
-    about: Lines = [("model", "info", name), ("model", "info", name, "--json"), ("model", "path",
+    for _ in range(rng.choice((1, 1, 2))):
+        path = rng.choice([path for path in folder.rglob("*") if path.is_file()])
+        spoil(path, rng)
+    inspect: Lines = [("model", "info", name), ("model", "info", name, "--json"), ("model", "path",
     name),
                     ("generate", "x", "--model", name, "--dry-run"), ("plan", "--model",
                     name)]  # fmt: skip
-    made = (
+    generate = (
         "generate",
         "a red circle",
         "--model",
@@ -33,16 +33,16 @@ def model(case: Case, chance: random.Random) -> Lines:
         "-o",
         "new.mp4",
     )
-    return [*about, made, (*ROLL[:2], "--model", name, *ROLL[4:], *LATENTS)]
+    return [*inspect, generate, (*ROLL[:2], "--model", name, *ROLL[4:], *LATENTS)]
 
 
-def rollout(case: Case, chance: random.Random) -> Lines:
-    """A rollout's folder."""
-    case.place.take("roll.rollout", "roll.mp4", "roll.json")
+def rollout(case: Case, rng: random.Random) -> Lines:
+    """A damaged rollout folder."""
+    case.place.copy_in("roll.rollout", "roll.mp4", "roll.json")
     folder = case.place.work / "roll.rollout"
-    for _ in range(chance.choice((1, 1, 2))):
-        if chance.random() < 0.15:
-            odd = chance.choice(
+    for _ in range(rng.choice((1, 1, 2))):
+        if rng.random() < 0.15:
+            odd = rng.choice(
                 (
                     "chunk-abc.safetensors",
                     "chunk-.safetensors",
@@ -55,53 +55,53 @@ def rollout(case: Case, chance: random.Random) -> Lines:
                 )
             )
             shutil.rmtree(folder / odd, ignore_errors=True)
-            (folder / odd).write_bytes(chance.randbytes(20))
+            (folder / odd).write_bytes(rng.randbytes(20))
             continue
-        path = chance.choice(
+        path = rng.choice(
             sorted(path for path in folder.rglob("*") if path.is_file()) or [folder / "lock"]
         )
         if path.exists():
-            spoil(path, chance)
-    again = ("rollout", "-o", "roll.mp4", "-q")
-    return [(*again, "--resume", "--dry-run"), (*again, "--resume"), (*again, "--resume",
+            spoil(path, rng)
+    resume = ("rollout", "-o", "roll.mp4", "-q")
+    return [(*resume, "--resume", "--dry-run"), (*resume, "--resume"), (*resume, "--resume",
     "--chunks", "3"),
-            (*again, "--rerender", "1", "--seed", "2"), ("rollout", "--resume", "--dry-run",
+            (*resume, "--rerender", "1", "--seed", "2"), ("rollout", "--resume", "--dry-run",
             "-q")]  # fmt: skip
 
 
-def cache(case: Case, chance: random.Random) -> Lines:
-    """Rates that were measured, and the hub's cache."""
+def cache(case: Case, rng: random.Random) -> Lines:
+    """Damaged rates and a damaged hub cache."""
     folder = case.place.home / ".cache"
     rates = {"cpu": {"matmul": {"float32": 1e9}, "attention": {"float32": 1e9}, "convolution": 1e9,
                      "small_convolution": 1e9, "copy": 1e9, "measured": "2026"}}  # fmt: skip
     hub = folder / "hub" / "hub" / "models--some-owner--some-model"
-    commit = chance.choice(("abc", "", "../../..", "\x00", "a" * 300, "\x1b[31m", "\udcff"))
+    commit = rng.choice(("abc", "", "../../..", "\x00", "a" * 300, "\x1b[31m", "\udcff"))
     (hub / "refs").mkdir(parents=True)
     (hub / "refs" / "main").write_bytes(commit.encode(errors="surrogateescape"))
     snapshot = hub / "snapshots" / "abc"
     shutil.copytree(case.materials / "tiny", snapshot)
-    spoil(chance.choice([path for path in snapshot.rglob("*") if path.is_file()]), chance)
+    spoil(rng.choice([path for path in snapshot.rglob("*") if path.is_file()]), rng)
     (folder / "wancli").mkdir()
-    (folder / "wancli" / "rates.json").write_bytes(hostile_json(rates, chance))
+    (folder / "wancli" / "rates.json").write_bytes(hostile_json(rates, rng))
     name = "some-owner/some-model"
     return [("model", "list"), ("model", "list", "--json"), ("model", "info", name), ("model",
     "path", name),
             ("plan", "--model", name), ("generate", "x", "--model", name, "--dry-run")]  # fmt: skip
 
 
-def special(case: Case, chance: random.Random) -> Lines:
-    """What is no file, for every flag that reads one."""
+def special(case: Case, rng: random.Random) -> Lines:
+    """Something other than a regular file, for every flag that reads one."""
     endings = ("mp4", "png", "safetensors", "toml", "json", "jsonl", "txt", "pt")
     for ending in endings:
-        no_file(case.place.work / f"x.{ending}", chance)
-    no_file(case.place.work / "x", chance)
-    if chance.random() < 0.3:
+        make_non_file(case.place.work / f"x.{ending}", rng)
+    make_non_file(case.place.work / "x", rng)
+    if rng.random() < 0.3:
         (case.place.work / "presets").mkdir()
-        no_file(case.place.work / "presets" / "x.toml", chance)
-    if chance.random() < 0.2:
+        make_non_file(case.place.work / "presets" / "x.toml", rng)
+    if rng.random() < 0.2:
         (case.place.home / ".config" / "wancli").mkdir(parents=True)
-        no_file(case.place.home / ".config" / "wancli" / "config.toml", chance)
-    case.place.take(
+        make_non_file(case.place.home / ".config" / "wancli" / "config.toml", rng)
+    case.place.copy_in(
         "tiny-image", "latents.safetensors", "checkpoint.safetensors", "clip.mp4", "heads.json"
     )
     image = (

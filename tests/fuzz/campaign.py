@@ -1,4 +1,4 @@
-"""Cases by number and seed, in several processes; faults by cause, with what makes them again."""
+"""Cases by number and seed, run in several processes; faults grouped by cause."""
 
 import contextlib
 import importlib
@@ -22,11 +22,11 @@ from tests.fuzz.place import Place
 
 LIGHT = "instant"
 GROUPS = {
-    LIGHT: "command lines that only tell: a short part of the next",
+    LIGHT: "command lines that only print: a short part of the next",
     "lines": "command lines over every command and flag",
-    "hostile": "hostile files of every kind that is read",
+    "hostile": "hostile files of every kind that wancli reads",
     "kills": "kills at random moments",
-    "disks": "disks that are full at every 64 KiB",
+    "disks": "disks that fill up at every 64 KiB",
     "pairs": "two processes on one name",
     "first": "signals in the first second of real processes",
 }
@@ -34,7 +34,7 @@ GROUPS = {
 
 @dataclass
 class Case:
-    """One try. What it is follows from the seed and its number alone."""
+    """One case, determined by its group, seed and number alone."""
 
     group: str
     seed: int
@@ -42,36 +42,38 @@ class Case:
     materials: Path
     root: Path
     debug: bool = False
-    ran: list[Command] = field(default_factory=list)
+    commands: list[Command] = field(default_factory=list)
     codes: list[int] = field(default_factory=list)
-    chance: random.Random = field(init=False)
+    rng: random.Random = field(init=False)
     place: Place = field(init=False)
 
     def __post_init__(self) -> None:
-        self.chance = random.Random(f"{self.group} {self.seed} {self.number}")
+        self.rng = random.Random(f"{self.group} {self.seed} {self.number}")
         self.place = Place(self.root, self.materials)
 
     def command(self, arguments: Sequence[str], **more: Any) -> Command:
-        """`wancli ARGUMENTS` in work/, with a user's home and temporary folder."""
+        """`wancli ARGUMENTS` in work/, with the home and temporary folder of a user."""
         variables = self.variables() | more.pop("variables", {})
-        number = len(self.ran)
-        made = Command(
-            tuple(arguments), self.place.work, variables, self.place.said / str(number), **more
+        number = len(self.commands)
+        command = Command(
+            tuple(arguments), self.place.work, variables, self.place.output / str(number), **more
         )
-        self.ran.append(made)
-        return made
+        self.commands.append(command)
+        return command
 
-    def run(self, arguments: Sequence[str], **more: Any) -> warm.Ended:
-        """Run it to its end."""
-        ended = warm.run(self.command(arguments, **more))
-        self.codes.append(ended.code)
-        return ended
+    def run(self, arguments: Sequence[str], **more: Any) -> warm.Outcome:
+        """Run a command to its end."""
+        outcome = warm.run(self.command(arguments, **more))
+        self.codes.append(outcome.code)
+        return outcome
 
     def variables(self) -> dict[str, str]:
         """The environment of a command."""
-        kept = {name: os.environ[name] for name in ("PATH", "VIRTUAL_ENV") if name in os.environ}
+        inherited = {
+            name: os.environ[name] for name in ("PATH", "VIRTUAL_ENV") if name in os.environ
+        }
         home = str(self.place.home)
-        return kept | {
+        return inherited | {
             "HOME": home,
             "XDG_CONFIG_HOME": f"{home}/.config",
             "XDG_CACHE_HOME": f"{home}/.cache",
@@ -85,46 +87,46 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Tried:
-    """A case, and all that is wrong with it."""
+class CaseResult:
+    """A case and its faults."""
 
     group: str
     seed: int
     number: int
     faults: tuple[Fault, ...]
-    lines: tuple[str, ...]  # command lines, and how each ended
+    lines: tuple[str, ...]  # command lines and their exit codes
 
     @property
-    def again(self) -> str:
-        """What makes it again."""
+    def rerun(self) -> str:
+        """The command that runs this case again."""
         return f"python -m tests.fuzz {self.group} --seed {self.seed} --case {self.number}"
 
 
 class Campaign:
-    """Materials, a place to work in, and one warm process: a light one for what only tells."""
+    """Materials, a scratch folder, and one warm process, without torch if `light`."""
 
     def __init__(self, root: Path, *, light: bool = False) -> None:
         self.root = root
-        with warm.silently(root / "warming"):
+        with warm.output_to(root / "warming"):
             (warm.warm_lightly if light else warm.warm)()
             make = materials.make_lightly if light else materials.make
             self.materials = make(root / "materials")
-            warm.settle()
+            warm.freeze_objects()
 
-    def try_one(self, group: str, seed: int, number: int, *, keep: bool = False) -> Tried:
-        """A case, and what is wrong with it."""
+    def run_case(self, group: str, seed: int, number: int, *, keep: bool = False) -> CaseResult:
+        """Run a case; unexpected errors are run again for their traceback."""
         faults, case = self._run(group, seed, number, keep=keep)
         if any(fault.kind == "unexpected" for fault in faults):
-            found, _ = self._run(group, seed, number, debug=True)
-            where = [fault for fault in found if fault.kind == "traceback"]
+            debug_faults, _ = self._run(group, seed, number, debug=True)
+            tracebacks = [fault for fault in debug_faults if fault.kind == "traceback"]
             faults = [f for f in faults if f.kind != "unexpected"] + [
-                Fault("unexpected", fault.cause, fault.detail) for fault in where
+                Fault("unexpected", fault.cause, fault.detail) for fault in tracebacks
             ] or faults
         lines = tuple(
-            f"{spelt(command)}  -> {code}"
-            for command, code in zip(case.ran, [*case.codes, "?"], strict=False)
+            f"{shell_line(command)}  -> {code}"
+            for command, code in zip(case.commands, [*case.codes, "?"], strict=False)
         )
-        return Tried(group, seed, number, tuple(faults), lines)
+        return CaseResult(group, seed, number, tuple(faults), lines)
 
     def _run(
         self, group: str, seed: int, number: int, *, debug: bool = False, keep: bool = False
@@ -139,22 +141,22 @@ class Campaign:
 
 
 def module(group: str) -> Any:
-    """The file of a group: `attempt(case)` yields faults, SIZE is how many cases a whole has."""
+    """The module of a group: `attempt(case)` yields faults, SIZE is its number of cases."""
     return importlib.import_module(f"tests.fuzz.{group}")
 
 
-def spelt(command: Command) -> str:
-    """A command as a shell takes it."""
-    said = " ".join(_quoted(argument) for argument in command.arguments)
-    own = {"HOME", "PATH", "TMPDIR", "VIRTUAL_ENV", "LANG", "OMP_NUM_THREADS", "HF_HOME",
+def shell_line(command: Command) -> str:
+    """A command as it would be typed in a shell."""
+    text = " ".join(_quoted(argument) for argument in command.arguments)
+    usual = {"HOME", "PATH", "TMPDIR", "VIRTUAL_ENV", "LANG", "OMP_NUM_THREADS", "HF_HOME",
            "HF_HUB_OFFLINE", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "WANCLI_DEBUG"}  # fmt: skip
-    more = {name: value for name, value in command.variables.items() if name not in own}
+    more = {name: value for name, value in command.variables.items() if name not in usual}
     streams = "" if command.streams == (Null, File, File) else str(command.streams)
     set_ = "".join(f"{name}={_quoted(value)} " for name, value in more.items())
-    said = f"{set_}wancli {said}"
-    notes = [streams, "as a user whose rights count" if command.plain else "",
+    text = f"{set_}wancli {text}"
+    notes = [streams, "as an unprivileged user" if command.unprivileged else "",
              "" if command.encoding == "utf-8" else command.encoding]  # fmt: skip
-    return said + "".join(f"  [{note}]" for note in notes if note)
+    return text + "".join(f"  [{note}]" for note in notes if note)
 
 
 def _quoted(text: str) -> str:
@@ -164,11 +166,11 @@ def _quoted(text: str) -> str:
     return "$" + repr(cut.encode(errors="surrogateescape"))[1:]
 
 
-def in_processes(
+def run_in_processes(
     campaign: Campaign, group: str, seed: int, numbers: Sequence[int], *, processes: int,
-    say: Callable[[Tried], None],
-) -> list[Tried]:  # fmt: skip
-    """Every case, in so many processes at once."""
+    report: Callable[[CaseResult], None],
+) -> list[CaseResult]:  # fmt: skip
+    """Run all cases in several processes; returns the failed ones."""
     workers = []
     for first in range(processes):
         reader, writer = os.pipe()
@@ -181,10 +183,12 @@ def in_processes(
     for child, reader in workers:
         with os.fdopen(reader, encoding="utf-8", errors="surrogateescape") as lines:
             for line in lines:
-                told = json.loads(line)
-                faults = tuple(Fault(**fault) for fault in told.pop("faults"))
-                failed.append(Tried(faults=faults, **told | {"lines": tuple(told["lines"])}))
-                say(failed[-1])
+                record = json.loads(line)
+                faults = tuple(Fault(**fault) for fault in record.pop("faults"))
+                failed.append(
+                    CaseResult(faults=faults, **record | {"lines": tuple(record["lines"])})
+                )
+                report(failed[-1])
         if os.waitpid(child, 0)[1]:
             raise RuntimeError(f"a process of {group} ended early")
     return failed
@@ -195,31 +199,31 @@ def _work(campaign: Campaign, group: str, seed: int, numbers: Iterable[int], wri
     try:
         with os.fdopen(writer, "w", encoding="utf-8", errors="surrogateescape") as lines:
             for number in numbers:
-                tried = campaign.try_one(group, seed, number)
-                if tried.faults:
-                    told = {"group": group, "seed": seed, "number": number, "lines": tried.lines}
-                    faults = [vars(fault) for fault in tried.faults]
-                    lines.write(json.dumps(told | {"faults": faults}) + "\n")
+                result = campaign.run_case(group, seed, number)
+                if result.faults:
+                    record = {"group": group, "seed": seed, "number": number, "lines": result.lines}
+                    faults = [vars(fault) for fault in result.faults]
+                    lines.write(json.dumps(record | {"faults": faults}) + "\n")
                     lines.flush()
         code = 0
-    except BaseException:  # noqa: BLE001 - it must not go on as the one that forked it
+    except BaseException:  # noqa: BLE001 - the fork must not continue as its parent
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(code)
 
 
-def causes(failed: Sequence[Tried]) -> dict[tuple[str, str], list[Tried]]:
-    """Failures by what is wrong, the commonest first."""
-    found: dict[tuple[str, str], list[Tried]] = defaultdict(list)
+def group_by_cause(failed: Sequence[CaseResult]) -> dict[tuple[str, str], list[CaseResult]]:
+    """Failures by kind and cause, the most frequent first."""
+    groups: dict[tuple[str, str], list[CaseResult]] = defaultdict(list)
     for one in failed:
         for kind, cause in dict.fromkeys((fault.kind, fault.cause) for fault in one.faults):
-            found[kind, cause].append(one)
-    return dict(sorted(found.items(), key=lambda entry: -len(entry[1])))
+            groups[kind, cause].append(one)
+    return dict(sorted(groups.items(), key=lambda entry: -len(entry[1])))
 
 
 @contextlib.contextmanager
-def rooted() -> Any:
-    """A folder in memory, where there is one, gone at the end."""
+def scratch_folder() -> Any:
+    """A scratch folder, in memory if possible, removed at the end."""
     shared = Path("/dev/shm")
     base = shared if os.access(shared, os.W_OK) else Path(os.environ.get("TMPDIR", "/tmp"))
     root = base / f"wancli-fuzz-{os.getpid()}-{time.time_ns() % 10**9}"

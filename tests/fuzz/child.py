@@ -1,4 +1,4 @@
-"""What a fork does to be `wancli ARGUMENTS`: streams, rights, limits, and how python ends."""
+"""Turns a fork into `wancli ARGUMENTS`: streams, rights, limits, and Python's exit."""
 
 import atexit
 import contextlib
@@ -18,60 +18,60 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NoReturn
 
-MEMORY = 4 * 2**30  # bytes more than this process has; a request is refused or fits
+MEMORY = 4 * 2**30  # bytes beyond this process's own; a request fits or is rejected
 _OVER_MODES = (1, 2)  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
 _CAPBSET_DROP, _CAPABILITY_VERSION = 24, 0x20080522
 _OLD: list[Any] = []
-# Where a stream of a command goes.
+# Targets of a command's streams.
 File, Closed, Full, Broken, Null = "file", "closed", "full", "broken", "null"
 
 
 @dataclass(frozen=True)
 class Command:
-    """`wancli ARGUMENTS` in a folder."""
+    """`wancli ARGUMENTS` in a folder, with its environment and streams."""
 
     arguments: tuple[str, ...]
     folder: Path
     variables: Mapping[str, str]
-    said: Path  # folder that takes stdout and stderr
+    output: Path  # folder for stdout and stderr
     streams: tuple[str, str, str] = (Null, File, File)
     encoding: str = "utf-8"
     stdin: bytes = b""
-    plain: bool = False  # as a user who may not read everything
+    unprivileged: bool = False  # file permissions apply, even to root
     file_limit: int | None = None  # bytes
 
 
-def entry() -> Callable[[], Any]:
-    """What the installed `wancli` calls."""
-    (found,) = entry_points(group="console_scripts", name="wancli")
-    main: Callable[[], Any] = found.load()
+def entry_point() -> Callable[[], Any]:
+    """The function that the installed `wancli` script calls."""
+    (script,) = entry_points(group="console_scripts", name="wancli")
+    main: Callable[[], Any] = script.load()
     return main
 
 
 def prepare(command: Command) -> None:
-    """What a shell and Python's start do for a process."""
+    """Set up the process as a shell and Python's startup do."""
     os.setpgid(0, 0)
-    (command.said / "in").write_bytes(command.stdin)
+    (command.output / "in").write_bytes(command.stdin)
     for number, (kind, name) in enumerate(zip(command.streams, ("in", "out", "err"), strict=True)):
-        _stream(number, kind, command.said / name)
-    for caught in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(caught, signal.SIG_DFL)
+        _stream(number, kind, command.output / name)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(command.variables)
     sys.argv = ["wancli", *command.arguments]
     _limit(command)
-    if command.plain:
+    if command.unprivileged:
         _drop_rights()
     with contextlib.suppress(PermissionError):
         os.chdir(command.folder)
     tempfile.tempdir = None
-    atexit._clear()  # what this process registered is not the command's
+    atexit._clear()  # registered by the parent, not by the command
     weakref.finalize._registry.clear()  # type: ignore[attr-defined]
     weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
     _open_streams(command.encoding)
     if command.streams[2] == File:
-        faulthandler.enable(2)  # says where it hangs
+        faulthandler.enable(2)  # shows where it hangs
 
 
 def _stream(number: int, kind: str, path: Path) -> None:
@@ -81,16 +81,16 @@ def _stream(number: int, kind: str, path: Path) -> None:
         os.dup2(writer, number)
         return
     flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    place = {Full: "/dev/full", Null: os.devnull}.get(kind, path)
-    opened = os.open(place, flags)
-    os.dup2(opened, number)
-    os.close(opened)
+    target = {Full: "/dev/full", Null: os.devnull}.get(kind, path)
+    fd = os.open(target, flags)
+    os.dup2(fd, number)
+    os.close(fd)
     if kind == Closed:
         os.close(number)
 
 
 def _drop_rights() -> None:
-    """Let the modes of files count, of root's as well, here and in what is started from here."""
+    """Make file permissions apply even to root, here and in child processes."""
     if os.geteuid():
         return
     system = ctypes.CDLL(None)
@@ -108,39 +108,39 @@ def _drop_rights() -> None:
 
 def _limit(command: Command) -> None:
     with Path("/proc/self/statm").open() as file:
-        mine = int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (mine + MEMORY, mine + MEMORY))
+        used = int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if command.file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (command.file_limit, command.file_limit))
 
 
 def _open_streams(encoding: str) -> None:
-    """sys.stdin, stdout and stderr, as Python opens them: None where there is none."""
+    """Open sys.stdin, stdout and stderr as Python does; None for a closed one."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream: Any = None
         with contextlib.suppress(OSError):
             os.fstat(number)
             mode = "r" if number == 0 else "w"
             errors = "backslashreplace" if number == 2 else "strict"
-            if encoding == "locale":  # of C: what is not UTF-8 passes through
+            if encoding == "locale":  # the C locale: undecodable bytes pass through
                 encoding, errors = "utf-8", errors if number == 2 else "surrogateescape"
-            stream = open(  # noqa: SIM115 - a number, which stays open
+            stream = open(  # noqa: SIM115 - the descriptor stays open
                 number, mode, encoding=encoding, errors=errors, closefd=False,
                 buffering=1 if number == 2 else -1,
             )  # fmt: skip
-        _OLD.append(getattr(sys, name))  # which may close the number as it goes
+        _OLD.append(getattr(sys, name))  # kept alive: it may close the descriptor
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 
 
-def be(main: Callable[[], Any]) -> NoReturn:
-    """Call what `wancli` calls, and end as Python ends."""
+def run_and_exit(main: Callable[[], Any]) -> NoReturn:
+    """Call `main` and exit as Python does."""
     code: Any = 0
     try:
         main()
-    except SystemExit as ended:
-        code = ended.code or 0
+    except SystemExit as exit_:
+        code = exit_.code or 0
     except BaseException as error:  # noqa: BLE001 - a process would end with it too
         code = 130 if isinstance(error, KeyboardInterrupt) else 1
         if sys.stderr:
@@ -155,5 +155,5 @@ def be(main: Callable[[], Any]) -> NoReturn:
             if stream:
                 stream.flush()
         except (OSError, ValueError, AttributeError):
-            code = 120  # as Python itself
+            code = 120  # as Python does
     os._exit(code & 0xFF)

@@ -1,4 +1,4 @@
-"""Real processes that get a signal in their first second and a half."""
+"""Real processes that get a signal within their first 1.5 seconds."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from tests.fuzz import judge
 from tests.fuzz.campaign import Case
 from tests.fuzz.judge import Fault
 from tests.fuzz.materials import CHUNKED, SMALL
-from tests.fuzz.warm import Ended
+from tests.fuzz.warm import Outcome
 
 SIZE = 120
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -26,18 +26,21 @@ LINES: tuple[tuple[str, ...], ...] = (
 
 
 def attempt(case: Case) -> Iterator[Fault]:
-    """One process, one signal; the moments are spread evenly."""
+    """One process and one signal; the moments are spread evenly."""
     number = SIGNALS[case.number % len(SIGNALS)]
     line = LINES[case.number % len(LINES)]
     moment = SECONDS * ((case.number * 0.6180339887) % 1)
-    case.place.take("tiny", "made.mp4", "made.json")
-    before = case.place.look()
+    case.place.copy_in("tiny", "made.mp4", "made.json")
+    before = case.place.snapshot()
     command = [str(Path(sys.executable).parent / "wancli"), *line]
-    with (case.place.said / "out").open("wb") as out, (case.place.said / "err").open("wb") as err:
+    with (
+        (case.place.output / "out").open("wb") as out,
+        (case.place.output / "err").open("wb") as err,
+    ):
         process = subprocess.Popen(
             command, cwd=case.place.work, env=case.variables(), stdin=subprocess.DEVNULL,
             stdout=out,
-            stderr=err, preexec_fn=_usual, start_new_session=True,
+            stderr=err, preexec_fn=_default_signals, start_new_session=True,
         )  # fmt: skip
         time.sleep(moment)
         process.send_signal(number)
@@ -50,28 +53,28 @@ def attempt(case: Case) -> Iterator[Fault]:
                 "hang", f"{signal.Signals(number).name} after {moment:.2f} s", " ".join(line)
             )
             return
-    said = (case.place.said / "err").read_text(errors="replace")
+    text = (case.place.output / "err").read_text(errors="replace")
     where = f"{signal.Signals(number).name} after {moment:.3f} s: wancli {' '.join(line)}"
     if code not in (0, 128 + number, -number):
         yield Fault(
-            "exit code", f"{code} of {signal.Signals(number).name}", f"{where}\n{said[-1500:]}"
+            "exit code", f"{code} of {signal.Signals(number).name}", f"{where}\n{text[-1500:]}"
         )
-    if ("Traceback" in said or "Exception ignored" in said) and "wancli/" in _without_script(said):
-        yield Fault("traceback", judge.cause_of(said), f"{where}\n{said[-2000:]}")
-    elif code == 128 + number and "error: interrupted" not in said:
-        yield Fault("words", f"{code} without a word", f"{where}\n{said[-500:]}")
-    if "\x1b" in said or "unexpected" in said:
-        yield Fault("words", "an escape, or unexpected", f"{where}\n{said[-500:]}")
-    # One that was done in time has written what it should; all others have written nothing.
-    yield from judge.files(Ended(2 if code else 0, b"", b"", 0), case.place, before)
+    if ("Traceback" in text or "Exception ignored" in text) and "wancli/" in _without_script(text):
+        yield Fault("traceback", judge.cause_of(text), f"{where}\n{text[-2000:]}")
+    elif code == 128 + number and "error: interrupted" not in text:
+        yield Fault("words", f"{code} without a word", f"{where}\n{text[-500:]}")
+    if "\x1b" in text or "unexpected" in text:
+        yield Fault("words", "an escape, or unexpected", f"{where}\n{text[-500:]}")
+    # A process that finished in time has written its output; all others have written nothing.
+    yield from judge.check_files(Outcome(2 if code else 0, b"", b"", 0), case.place, before)
 
 
-def _without_script(said: str) -> str:
-    """Tracebacks without the installed script and python's own: there none of ours runs yet."""
-    return "\n".join(line for line in said.splitlines() if "/bin/wancli" not in line)
+def _without_script(text: str) -> str:
+    """Drop lines of the installed script and of Python's startup: our code does not run yet."""
+    return "\n".join(line for line in text.splitlines() if "/bin/wancli" not in line)
 
 
-def _usual() -> None:
-    """Signals as a shell starts a process with them."""
+def _default_signals() -> None:
+    """Default signal handlers, as a shell starts a process with them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Every command and flag there is, as the app declares them, with values for each."""
+"""Every command and flag that the app declares, with values for each."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -8,13 +8,13 @@ from typing import Any, Literal, get_args, get_origin
 
 from tests.fuzz import values
 from tests.fuzz.materials import MODELS, PICTURES, VIDEOS
-from tests.fuzz.place import FIFOS, LINKS, MINE
+from tests.fuzz.place import FIFOS, LINKS, USER_FILES
 from wancli.catalog.tasks import TASKS
 from wancli.cli.app import COMMANDS
 from wancli.config.resolve import fields_of
 from wancli.config.settings import RolloutSettings
 
-# What a flag takes that is a file: kinds of those that are read, and endings of those written.
+# Flags that take a file: valid input files, and the suffixes of output files.
 READS = {
     "image": PICTURES, "last_image": PICTURES, "ref_image": PICTURES, "video": VIDEOS,
     "mask": VIDEOS, "pose_video": VIDEOS, "face_video": VIDEOS, "background_video": VIDEOS,
@@ -32,10 +32,10 @@ WRITES = {
     "sheet": ".png", "gif": ".gif", "webp": ".webp", "out": "", "output_dir": "",
 }  # fmt: skip
 DEVICES = ("/dev/null", "/dev/full", "/proc/self/mem", "/proc/version", "/dev/fd/0", "/dev/stdin")
-KNOWN = ("demo", "wan2.1-t2v-1.3b", "wan2.2-t2v-a14b", "self-forcing", "hunyuanvideo",
+KNOWN_MODELS = ("demo", "wan2.1-t2v-1.3b", "wan2.2-t2v-a14b", "self-forcing", "hunyuanvideo",
          "wan2.1-vace-1.3b", "wan2.2-animate-14b", "random:wan2.1-t2v-1.3b", "random:demo",
          "wan2.2-ti2v-5b", "some-owner/some-model")  # fmt: skip
-# Settings on which the time of a run depends, and values under which it takes none.
+# Settings that determine the time of a run, and values that make it short.
 SMALL: dict[str, tuple[str, ...]] = {
     "steps": ("1", "2", "3"), "num_frames": ("1", "5", "9"), "width": ("16", "32", "48"),
     "height": ("16", "32", "48"), "chunks": ("1", "2", "3"), "chunk_frames": ("1", "2", "3"),
@@ -50,7 +50,7 @@ class Flag:
     """One parameter of a command."""
 
     name: str
-    spellings: tuple[str, ...]  # none of an argument
+    spellings: tuple[str, ...]  # empty for a positional argument
     kind: type
     low: float | None = None
     high: float | None = None
@@ -62,29 +62,29 @@ class Flag:
 
 @dataclass
 class Line:
-    """A command line on its way, and the files it names."""
+    """A command line under construction, and the files it names."""
 
     command: tuple[str, ...]
-    small: bool  # nothing that takes long: it is made
+    small: bool  # the run must be short, because it is executed
     arguments: list[str] = field(default_factory=list)
     reads: list[str] = field(default_factory=list)
     writes: list[str] = field(default_factory=list)
 
     @property
-    def spelt(self) -> list[str]:
+    def words(self) -> list[str]:
         return [*self.command, *self.arguments]
 
 
 @cache
 def commands() -> dict[tuple[str, ...], tuple[Flag, ...]]:
-    """Flags by command: ("generate",) and ("model", "list")."""
-    found: dict[tuple[str, ...], tuple[Flag, ...]] = {}
+    """Flags by command, such as ("generate",) and ("model", "list")."""
+    flags_by_command: dict[tuple[str, ...], tuple[Flag, ...]] = {}
     for name, entry in COMMANDS.items():
         loaded: Any = entry.load(name)
         for inner, command in getattr(loaded, "commands", {None: loaded}).items():
             key = (name, inner) if inner else (name,)
-            found[key] = tuple(_flags(command))
-    return found
+            flags_by_command[key] = tuple(_flags(command))
+    return flags_by_command
 
 
 def _flags(command: Any) -> Iterator[Flag]:
@@ -111,91 +111,91 @@ def _flags(command: Any) -> Iterator[Flag]:
 
 
 def _bounds(info: Any) -> tuple[float | None, float | None, tuple[str, ...]]:
-    told = {
+    bounds = {
         name: getattr(rule, name)
         for rule in info.metadata
         for name in ("ge", "gt", "le", "lt")
         if getattr(rule, name, None) is not None
     }
     choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
-    return told.get("ge", told.get("gt")), told.get("le", told.get("lt")), choices
+    return bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt")), choices
 
 
-def give(line: Line, flag: Flag, chance: random.Random, *, good: bool) -> None:
-    """Put a flag and a value on the line."""
+def add_flag(line: Line, flag: Flag, rng: random.Random, *, good: bool) -> None:
+    """Append a flag and a value to the line."""
     if flag.switch:
-        line.arguments.append(chance.choice(flag.spellings))
+        line.arguments.append(rng.choice(flag.spellings))
         return
-    value = (_good if good else _odd)(line, flag, chance)
+    value = (_good_value if good else _odd_value)(line, flag, rng)
     if not flag.spellings:
         line.arguments.append(value)
         return
-    spelling = chance.choice(flag.spellings)
-    if spelling.startswith("--") and chance.random() < 0.3:
-        if chance.random() < 0.2:
+    spelling = rng.choice(flag.spellings)
+    if spelling.startswith("--") and rng.random() < 0.3:
+        if rng.random() < 0.2:
             spelling = spelling[:2] + spelling[2:].replace("-", "_")
         line.arguments.append(f"{spelling}={value}")
     else:
         line.arguments += [spelling, value]
 
 
-def _good(line: Line, flag: Flag, chance: random.Random) -> str:
-    for kinds, made in _GOOD:
+def _good_value(line: Line, flag: Flag, rng: random.Random) -> str:
+    for kinds, make_value in _GOOD_VALUES:
         if flag.name in kinds:
-            return made(line, flag, chance)
+            return make_value(line, flag, rng)
     if flag.choices:
-        return chance.choice(flag.choices)
+        return rng.choice(flag.choices)
     if line.small and flag.name in SMALL:
-        return chance.choice(SMALL[flag.name])
+        return rng.choice(SMALL[flag.name])
     if flag.kind in (int, float):
-        return values.number(chance, flag.low, flag.high, whole=flag.kind is int)
-    return values.prompt(chance)
+        return values.number(rng, flag.low, flag.high, whole=flag.kind is int)
+    return values.prompt(rng)
 
 
-def _odd(line: Line, flag: Flag, chance: random.Random) -> str:
+def _odd_value(line: Line, flag: Flag, rng: random.Random) -> str:
     if flag.name in READS or flag.name in WRITES:
-        return _odd_path(line, flag, chance)
+        return _odd_path(line, flag, rng)
     if flag.name in ("model", "preset", "cachedit_preset", "name", "save_preset"):
-        return _odd_name(line, flag, chance)
+        return _odd_name(line, flag, rng)
     if flag.name == "size":
-        return values.odd_size(chance)
+        return values.odd_size(rng)
     if flag.name == "seed":
-        return values.odd_seeds(chance)
+        return values.odd_seeds(rng)
     if flag.kind in (int, float) or flag.low is not None:
-        return values.odd_number(chance, flag.low, flag.high)
-    return values.odd_text(chance)
+        return values.odd_number(rng, flag.low, flag.high)
+    return values.odd_text(rng)
 
 
-def _read(line: Line, flag: Flag, chance: random.Random) -> str:
-    name = chance.choice(READS[flag.name])
+def _read(line: Line, flag: Flag, rng: random.Random) -> str:
+    name = rng.choice(READS[flag.name])
     line.reads.append(name.partition("=")[0])
     return name
 
 
-def _write(line: Line, flag: Flag, chance: random.Random) -> str:
+def _write(line: Line, flag: Flag, rng: random.Random) -> str:
     ending = ending_of(line, flag)
-    name = chance.choice(("new", "new", "new-2", "made", "mine", "folder/new", "none/new"))
+    name = rng.choice(("new", "new", "new-2", "made", "mine", "folder/new", "none/new"))
     if flag.name == "output" and line.command[0] == "generate":
-        name = chance.choice((name, "{prompt:10}-{seed}", "{steps}-{width}-{seed}"))
+        name = rng.choice((name, "{prompt:10}-{seed}", "{steps}-{width}-{seed}"))
     written = name + ending
     line.writes.append(written)
     return written
 
 
-def _odd_path(line: Line, flag: Flag, chance: random.Random) -> str:
+def _odd_path(line: Line, flag: Flag, rng: random.Random) -> str:
     ending = ending_of(line, flag)
-    pick = chance.random()
+    pick = rng.random()
     if pick < 0.35:
-        value = chance.choice(
-            (*MINE, *LINKS, *FIFOS, "folder", "mine.rollout", "new.part", "nosuch" + ending)
+        value = rng.choice(
+            (*USER_FILES, *LINKS, *FIFOS, "folder", "mine.rollout", "new.part", "nosuch" + ending)
         )
     elif pick < 0.5:
-        value = chance.choice(DEVICES)
+        value = rng.choice(DEVICES)
     elif pick < 0.65:
-        value = chance.choice((*VIDEOS, *PICTURES, "latents.safetensors", "made.json", *MODELS))
+        value = rng.choice((*VIDEOS, *PICTURES, "latents.safetensors", "made.json", *MODELS))
         line.reads.append(value)
     else:
-        value = values.odd_text(chance) + chance.choice(("", ending, ending.upper()))
+        value = values.odd_text(rng) + rng.choice(("", ending, ending.upper()))
     if flag.name in WRITES:
         line.writes.append(value)
     return value
@@ -207,32 +207,32 @@ def ending_of(line: Line, flag: Flag) -> str:
     return WRITES.get(flag.name, "")
 
 
-def _model(line: Line, _: Flag, chance: random.Random) -> str:
-    name = chance.choice(MODELS if line.small else (*MODELS, *KNOWN))
+def _model(line: Line, _: Flag, rng: random.Random) -> str:
+    name = rng.choice(MODELS if line.small else (*MODELS, *KNOWN_MODELS))
     if name in MODELS:
         line.reads.append(name)
     return name
 
 
-def _named(line: Line, flag: Flag, chance: random.Random) -> str:
-    """What is called NAME: a model, or a preset."""
-    return (_model if line.command[0] == "model" else _preset)(line, flag, chance)
+def _named(line: Line, flag: Flag, rng: random.Random) -> str:
+    """A value for NAME: a model or a preset."""
+    return (_model if line.command[0] == "model" else _preset)(line, flag, rng)
 
 
-def _preset(line: Line, flag: Flag, chance: random.Random) -> str:
+def _preset(line: Line, flag: Flag, rng: random.Random) -> str:
     if flag.name == "save_preset" or line.command == ("preset", "save"):
-        return chance.choice(("mine", "quick", "saved"))
-    name = chance.choice(("demo", "demo-cached", "self-forcing", "good.toml", "wan2.1-t2v-1.3b"))
+        return rng.choice(("mine", "quick", "saved"))
+    name = rng.choice(("demo", "demo-cached", "self-forcing", "good.toml", "wan2.1-t2v-1.3b"))
     if name.endswith(".toml"):
         line.reads.append(name)
     return name
 
 
-def _odd_name(line: Line, flag: Flag, chance: random.Random) -> str:
-    if chance.random() < 0.5:
-        return chance.choice(
+def _odd_name(line: Line, flag: Flag, rng: random.Random) -> str:
+    if rng.random() < 0.5:
+        return rng.choice(
             (
-                *MINE,
+                *USER_FILES,
                 *LINKS,
                 *FIFOS,
                 *DEVICES,
@@ -249,29 +249,29 @@ def _odd_name(line: Line, flag: Flag, chance: random.Random) -> str:
                 "random:random:demo",
             )
         )
-    value = values.odd_text(chance)
-    return value + chance.choice(("", "", ".toml", "/" + value))
+    value = values.odd_text(rng)
+    return value + rng.choice(("", "", ".toml", "/" + value))
 
 
 VARIANTS = ("e: --no-prompt-kv", "f: --use-cachedit --cachedit-fn 1 --cachedit-max-warmup-steps 1",
             "g: --cfg-gate 0.5", "s: --step-cache seacache", "k: --kv-align 8",
             "q: --fuse-qkv")  # fmt: skip
-_GOOD: tuple[tuple[Any, Callable[[Line, Flag, random.Random], str]], ...] = (
+_GOOD_VALUES: tuple[tuple[Any, Callable[[Line, Flag, random.Random], str]], ...] = (
     (READS, _read),
     (WRITES, _write),
     (("model",), _model),
     (("name",), _named),
     (("preset", "cachedit_preset", "save_preset"), _preset),
-    (("size",), lambda line, _, chance: values.size(chance, small=line.small)),
-    (("seed",), lambda line, _, chance: values.seeds(chance, several=line.command != ("rollout",))),
-    (("task",), lambda _, __, chance: chance.choice(tuple(TASKS))),
-    (("at",), lambda _, __, chance: f"{chance.randint(0, 3)} {values.prompt(chance)}"),
-    (("variant",), lambda _, __, chance: chance.choice(VARIANTS)),
-    (("device",), lambda _, __, chance: chance.choice(("auto", "cpu", "cuda", "cuda:3", "mps"))),
-    (("kv_align",), lambda _, __, chance: chance.choice(("auto", "off", "8", "128"))),
-    (("attention_backend",), lambda _, __, chance: chance.choice(("auto", "native", "flash",
+    (("size",), lambda line, _, rng: values.size(rng, small=line.small)),
+    (("seed",), lambda line, _, rng: values.seeds(rng, several=line.command != ("rollout",))),
+    (("task",), lambda _, __, rng: rng.choice(tuple(TASKS))),
+    (("at",), lambda _, __, rng: f"{rng.randint(0, 3)} {values.prompt(rng)}"),
+    (("variant",), lambda _, __, rng: rng.choice(VARIANTS)),
+    (("device",), lambda _, __, rng: rng.choice(("auto", "cpu", "cuda", "cuda:3", "mps"))),
+    (("kv_align",), lambda _, __, rng: rng.choice(("auto", "off", "8", "128"))),
+    (("attention_backend",), lambda _, __, rng: rng.choice(("auto", "native", "flash",
     "sage"))),
-    (("steps_list",), lambda _, __, chance: chance.choice(("1000", "1000,500",
+    (("steps_list",), lambda _, __, rng: rng.choice(("1000", "1000,500",
     "1000,750,500,250"))),
-    (("first_chunk_steps",), lambda _, __, chance: chance.choice(("", "1000", "1000,250"))),
+    (("first_chunk_steps",), lambda _, __, rng: rng.choice(("", "1000", "1000,250"))),
 )  # fmt: skip

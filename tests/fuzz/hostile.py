@@ -1,4 +1,4 @@
-"""Files of every kind that wancli reads, damaged or made up, and what is not a file at all."""
+"""Damaged or made-up files of every kind that wancli reads, and non-files."""
 
 from collections.abc import Iterator
 
@@ -19,23 +19,23 @@ KINDS: tuple[Kind, ...] = (
 )  # fmt: skip
 SIZE = EACH * len(KINDS)
 STREAMS = (Null, File, File)
-# What a rollout that goes on writes anew, or sets aside.
+# Files that a resumed rollout rewrites or sets aside.
 GROWS = ("work/roll.mp4", "work/roll.json", "work/roll.rollout/")
 
 
 def attempt(case: Case) -> Iterator[Fault]:
-    """One file, in the place of a good one, and a command that reads it."""
+    """One hostile file in place of a valid one, and a command that reads it."""
     kind = KINDS[case.number % len(KINDS)]
-    case.place.take("tiny")
-    line = case.chance.choice(kind(case, case.chance))
-    before = case.place.look()
-    ended = case.run(line, streams=STREAMS)
-    yield from judge.talk(ended, streams=STREAMS)
+    case.place.copy_in("tiny")
+    line = case.rng.choice(kind(case, case.rng))
+    before = case.place.snapshot()
+    outcome = case.run(line, streams=STREAMS)
+    yield from judge.check_streams(outcome, streams=STREAMS)
     if (case.place.work / RAN).exists():
-        yield Fault("code", "what a file told to run was run")
+        yield Fault("code", "code in a file was run")
     grows = GROWS if {"--resume", "--rerender"} & set(line) else ()
     dry = "--dry-run" in line or line[0] in ("show", "compare", "plan")
-    for fault in judge.files(ended, case.place, before, dry=dry):
+    for fault in judge.check_files(outcome, case.place, before, dry=dry):
         if not (fault.kind in ("lost", "replaced") and fault.detail.startswith(grows)):
             yield fault
-    yield from judge.results(ended, case.place, json_lines="--json" in line, paths=False)
+    yield from judge.check_results(outcome, case.place, json_lines="--json" in line, paths=False)

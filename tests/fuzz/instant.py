@@ -1,4 +1,4 @@
-"""Command lines that only tell: in forks of a process without torch, for the tests of every day."""
+"""Command lines that only print, in forks of a process without torch: part of the default tests."""
 
 from collections.abc import Iterator
 
@@ -10,5 +10,5 @@ SIZE = 40
 
 
 def attempt(case: Case) -> Iterator[Fault]:
-    """One line, and what is wrong with what it did."""
-    yield from lines.judged(case, lines.make_line(case.chance, tells=True))
+    """Run one line; yields its faults."""
+    yield from lines.check_line(case, lines.make_line(case.rng, printing=True))

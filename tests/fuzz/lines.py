@@ -1,4 +1,4 @@
-"""Command lines over every command and flag: good values, bad ones, and every mixture."""
+"""Command lines over all commands and flags, with valid and invalid values mixed."""
 
 import random
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from pathlib import Path
 from tests.fuzz import judge, values
 from tests.fuzz.campaign import Case
 from tests.fuzz.child import Broken, Closed, File, Full, Null
-from tests.fuzz.flags import Line, commands, give
+from tests.fuzz.flags import Line, add_flag, commands
 from tests.fuzz.judge import Fault
 from tests.fuzz.materials import CHUNKED
-from tests.fuzz.place import MINE
+from tests.fuzz.place import USER_FILES
 
 SIZE = 10_000
 _TINY = ("--model", "tiny", "--size", "32x32", "--fps", "8", "--num-frames", "5", "--steps", "1")
-# A line of every command that does something, to which flags are added.
+# A line that runs each command, to which flags are added.
 BASES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("generate",): ("a red circle", *_TINY),
     ("rollout",): ("a red circle", "--model", "tiny", *CHUNKED, "--chunks", "2"),
@@ -34,8 +34,8 @@ WEIGHTS: dict[tuple[str, ...], float] = {
            ("generate",): 30, ("rollout",): 18, ("plan",): 10, ("repro",): 8, ("bench",): 5,
            ("preview",): 8, ("decode",): 5, ("compare",): 4, ("show",): 4,
            ("doctor",): 0.15}  # fmt: skip
-SLOW = ("measure", "compile")  # seconds by themselves
-TALK = ("--json", "--quiet", "-q", "--verbose", "-v", "--no-color")
+SLOW = ("measure", "compile")  # these take seconds
+OUTPUT_FLAGS = ("--json", "--quiet", "-q", "--verbose", "-v", "--no-color")
 ENVIRONMENT = {
     "COLUMNS": ("1", "0", "-5", "abc", "99999", ""),
     "NO_COLOR": ("1", ""),
@@ -56,39 +56,39 @@ ENVIRONMENT = {
 
 
 def attempt(case: Case) -> Iterator[Fault]:
-    """One line, and what is wrong with what it did."""
-    yield from judged(case, make_line(case.chance))
+    """Run one line; yields its faults."""
+    yield from check_line(case, make_line(case.rng))
 
 
-def judged(case: Case, line: Line) -> Iterator[Fault]:
-    """What is wrong with what a line did, in surroundings that may be odd as well."""
-    chance = case.chance
+def check_line(case: Case, line: Line) -> Iterator[Fault]:
+    """Run a line in an environment that may be odd too; yields its faults."""
+    rng = case.rng
     for name in dict.fromkeys((*ALWAYS, *line.reads, *line.arguments)):
-        if known(case, name):
-            case.place.take(name)
+        if is_material(case, name):
+            case.place.copy_in(name)
     variables = {
-        name: chance.choice(texts) for name, texts in ENVIRONMENT.items() if chance.random() < 0.02
+        name: rng.choice(texts) for name, texts in ENVIRONMENT.items() if rng.random() < 0.02
     }
-    streams, encoding = _streams(chance)
-    plain = chance.random() < 0.06
-    if plain:
-        _forbid(case, chance)
-    before = case.place.look()
-    stdin = chance.choice((b"", b"a red circle\n", b"\xff\xfe\n", b"y\n", b"\x1b[31m" * 99))
-    ended = case.run(
-        line.spelt, variables=variables, streams=streams, encoding=encoding, stdin=stdin,
-        plain=plain,
+    streams, encoding = _streams(rng)
+    unprivileged = rng.random() < 0.06
+    if unprivileged:
+        _forbid(case, rng)
+    before = case.place.snapshot()
+    stdin = rng.choice((b"", b"a red circle\n", b"\xff\xfe\n", b"y\n", b"\x1b[31m" * 99))
+    outcome = case.run(
+        line.words, variables=variables, streams=streams, encoding=encoding, stdin=stdin,
+        unprivileged=unprivileged,
     )  # fmt: skip
-    yield from judge.talk(ended, streams=streams)
+    yield from judge.check_streams(outcome, streams=streams)
     dry = "--dry-run" in line.arguments or line.command in READERS
-    yield from judge.files(
-        ended, case.place, before, may=replaceable(line), chosen=line.writes, dry=dry
+    yield from judge.check_files(
+        outcome, case.place, before, may=replaceable(line), chosen=line.writes, dry=dry
     )
     if streams == (Null, File, File) or streams == (File, File, File):
         # "-hot" is -h and more of one letter: Click stops at the first.
         helped = any(word == "--help" or word.startswith("-h") for word in line.arguments)
-        yield from judge.results(
-            ended,
+        yield from judge.check_results(
+            outcome,
             case.place,
             json_lines="--json" in line.arguments and not helped,
             paths=line.command in MAKERS and not dry and not helped,
@@ -98,46 +98,46 @@ def judged(case: Case, line: Line) -> Iterator[Fault]:
 ALWAYS = ("tiny", "made.mp4", "made.json", "clip.mp4", "latents.safetensors")
 MAKERS = (("generate",), ("repro",), ("decode",), ("preview",))
 _PRESET = (("preset", "list"), ("preset", "show"), ("preset", "path"), ("preset", "validate"))
-TELLS = (*DRY, *_PRESET, ("preset", "save"), ("plan",), ("show",), ("model", "list"))
+PRINTING = (*DRY, *_PRESET, ("preset", "save"), ("plan",), ("show",), ("model", "list"))
 READERS = (*_PRESET, ("plan",), ("show",), ("compare",), ("model", "list"), ("model", "info"),
            ("model", "path"), ("doctor",))  # fmt: skip
 
 
-def make_line(chance: random.Random, *, tells: bool = False) -> Line:
-    """A command and its flags; of those that only tell where it `tells`."""
-    offered = [name for name in commands() if not tells or name in TELLS]
-    command = chance.choices(offered, [WEIGHTS.get(name, 1.5) for name in offered])[0]
+def make_line(rng: random.Random, *, printing: bool = False) -> Line:
+    """A random command line; with `printing`, of a command that only prints."""
+    offered = [name for name in commands() if not printing or name in PRINTING]
+    command = rng.choices(offered, [WEIGHTS.get(name, 1.5) for name in offered])[0]
     by_name = {flag.name: flag for flag in commands()[command]}
-    dry = tells or command not in DRY or chance.random() < 0.6
+    dry = printing or command not in DRY or rng.random() < 0.6
     making = command in BASES and not (dry and command in DRY)
     line = Line(command, small=making or command == ("bench",))
-    if command in BASES and chance.random() < 0.85:
+    if command in BASES and rng.random() < 0.85:
         line.arguments += BASES[command]
     else:
-        _required(line, chance)
-    odd = chance.choice((0.0, 0.15, 0.4, 0.8))
-    for _ in range(min(int(chance.expovariate(0.45)), 12)):
-        flag = chance.choice(tuple(by_name.values()))
-        if flag.name in SLOW or (not flag.spellings and chance.random() < 0.7):
+        _required(line, rng)
+    odd = rng.choice((0.0, 0.15, 0.4, 0.8))
+    for _ in range(min(int(rng.expovariate(0.45)), 12)):
+        flag = rng.choice(tuple(by_name.values()))
+        if flag.name in SLOW or (not flag.spellings and rng.random() < 0.7):
             continue
-        give(line, flag, chance, good=chance.random() >= odd)
+        add_flag(line, flag, rng, good=rng.random() >= odd)
     if dry and command in DRY:
         line.arguments.append("--dry-run")
-    line.arguments += [flag for flag in TALK if chance.random() < 0.08]
-    _twist(line, chance)
+    line.arguments += [flag for flag in OUTPUT_FLAGS if rng.random() < 0.08]
+    _twist(line, rng)
     return line
 
 
-def _required(line: Line, chance: random.Random) -> None:
+def _required(line: Line, rng: random.Random) -> None:
     for flag in commands()[line.command]:
-        if flag.required or (not flag.spellings and chance.random() < 0.8):
-            give(line, flag, chance, good=chance.random() < 0.7)
+        if flag.required or (not flag.spellings and rng.random() < 0.8):
+            add_flag(line, flag, rng, good=rng.random() < 0.7)
     if line.small:
         _bound(line)
 
 
 def _bound(line: Line) -> None:
-    """Flags under which whatever is made is small."""
+    """Append flags that make the run short."""
     names = {flag.name for flag in commands()[line.command]}
     if "model" in names:
         line.arguments += ["--model", "tiny"]
@@ -147,35 +147,35 @@ def _bound(line: Line) -> None:
         line.arguments += [*CHUNKED, "--chunks", "2"]
 
 
-def _twist(line: Line, chance: random.Random) -> None:
-    """Now and then what no shell user means: a flag cut, doubled, moved, or of no command."""
-    if chance.random() < 0.1 and line.arguments:
-        at = chance.randrange(len(line.arguments))
-        pick = chance.randrange(4)
+def _twist(line: Line, rng: random.Random) -> None:
+    """Occasionally insert a typing mistake: a doubled, stray or unknown flag."""
+    if rng.random() < 0.1 and line.arguments:
+        at = rng.randrange(len(line.arguments))
+        pick = rng.randrange(4)
         if pick == 0 and line.arguments[at] != "--dry-run":
             line.arguments.insert(at, line.arguments[at])
         elif pick == 1:
-            line.arguments.insert(at, values.odd_text(chance))
+            line.arguments.insert(at, values.odd_text(rng))
         elif pick == 2:
-            line.arguments.insert(at, chance.choice(("--nosuch", "--help", "-x", "--", "--size=")))
+            line.arguments.insert(at, rng.choice(("--nosuch", "--help", "-x", "--", "--size=")))
         else:
-            line.arguments.append(chance.choice(("--overwrite", "--skip-existing", "--force")))
-    elif chance.random() < 0.15:
+            line.arguments.append(rng.choice(("--overwrite", "--skip-existing", "--force")))
+    elif rng.random() < 0.15:
         line.arguments.append("--overwrite")
 
 
-def _streams(chance: random.Random) -> tuple[tuple[str, str, str], str]:
-    """Where the three streams go, and their encoding."""
-    if chance.random() < 0.9:
-        return (chance.choice((Null, Null, File)), File, File), "utf-8"
+def _streams(rng: random.Random) -> tuple[tuple[str, str, str], str]:
+    """Random targets of the three streams, and their encoding."""
+    if rng.random() < 0.9:
+        return (rng.choice((Null, Null, File)), File, File), "utf-8"
     kinds = (File, Null, Closed, Full, Broken)
-    encoding = chance.choice(("utf-8", "utf-8", "ascii", "latin-1", "locale"))
-    stdin = chance.choice((Null, Closed, File))
-    return (stdin, chance.choice(kinds), chance.choice(kinds)), encoding
+    encoding = rng.choice(("utf-8", "utf-8", "ascii", "latin-1", "locale"))
+    stdin = rng.choice((Null, Closed, File))
+    return (stdin, rng.choice(kinds), rng.choice(kinds)), encoding
 
 
-def _forbid(case: Case, chance: random.Random) -> None:
-    """Take rights away somewhere, of a user who is not root."""
+def _forbid(case: Case, rng: random.Random) -> None:
+    """Remove permissions of random files, for an unprivileged user."""
     work, home = case.place.work, case.place.home
     (home / ".config" / "wancli").mkdir(parents=True)
     config = home / ".config" / "wancli" / "config.toml"
@@ -183,33 +183,33 @@ def _forbid(case: Case, chance: random.Random) -> None:
     several = (work, work / "folder", work / "tiny", work / "tiny" / "vae", home, case.place.tmp,
                home / ".config", config, config.parent, work / "made.mp4", work / "made.json",
                work / "latents.safetensors", work / "tiny" / "model_index.json")  # fmt: skip
-    for path in chance.sample(several, chance.randint(1, 2)):
+    for path in rng.sample(several, rng.randint(1, 2)):
         if not path.exists() or case.place.root not in path.resolve().parents:
             continue  # a link leads out of here
-        path.chmod(chance.choice((0o000, 0o555, 0o444, 0o111, 0o333)))
+        path.chmod(rng.choice((0o000, 0o555, 0o444, 0o111, 0o333)))
 
 
-def known(case: Case, name: str) -> bool:
-    """Whether it is a material, and not a file of the user's."""
+def is_material(case: Case, name: str) -> bool:
+    """Whether the name is a material, not a file of the user."""
     return name in _names(case.materials)
 
 
 @cache
 def _names(materials: Path) -> frozenset[str]:
-    return frozenset(path.name for path in materials.iterdir()).difference(MINE)
+    return frozenset(path.name for path in materials.iterdir()).difference(USER_FILES)
 
 
 def replaceable(line: Line) -> set[str]:
-    """What --overwrite lets the line replace: its outputs, and the records beside them."""
+    """Files that --overwrite may replace: the outputs and their sidecars."""
     if "--overwrite" not in line.arguments:
         return set()
-    may = set()
+    allowed = set()
     outputs = [*line.writes, *(["made.png"] if line.command == ("preview",) else [])]
     for name in outputs:
         path = Path(name)
         if name in line.reads or path.name != name:
             continue
-        may |= {f"work/{name}"}
+        allowed |= {f"work/{name}"}
         if name == "made.mp4":
-            may |= {"work/made.json"}
-    return may
+            allowed |= {"work/made.json"}
+    return allowed

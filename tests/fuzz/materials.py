@@ -1,8 +1,9 @@
-"""Good files of every kind that wancli reads, made once: from them bad ones are made."""
+"""Valid files of every kind that wancli reads, made once: hostile ones are derived from them."""
 
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 from tests.fuzz import warm
@@ -48,9 +49,10 @@ _LINE = '{"chunk": 1, "prompt": "a blue circle"}\n'
 
 
 def make(folder: Path) -> Path:
-    """All of them in `folder`, by this process: which thereby warms what they need."""
+    """Make all of them in `folder` in this process, which also warms up the code they need."""
     folder.mkdir(parents=True)
     os.environ["XDG_CONFIG_HOME"] = str(folder)
+    run = partial(warm.run_here, folder=folder)
     _models(folder)
     _texts(folder)
     _pictures(folder)
@@ -58,28 +60,31 @@ def make(folder: Path) -> Path:
     tiny = ("--model", "tiny", "-q")
     frames = ("--num-frames", "5")
     latents = ("--save-latents", "latents.safetensors")
-    made = (*SMALL, *tiny, *frames, "-o", "made.mp4", *latents)
-    warm.here("generate", PROMPT, *made, "--preview-every", "1", folder=folder)
-    warm.here("generate", PROMPT, *SMALL, *frames, "--model", "tiny-image", "--image", "image.png",
-              "-o", "i.mp4", "-q", "--lora", "lora.safetensors", "--steps", "10", *CACHED,
-              folder=folder)  # fmt: skip
-    warm.here("rollout", PROMPT, *CHUNKED, *tiny, "--seed", "1", "--chunks", "2", "-o", "roll.mp4",
-              "--report", "drift.html", folder=folder)  # fmt: skip
-    warm.here("decode", "latents.safetensors", "-o", "decoded.mp4", "-q", folder=folder)
-    warm.here("repro", "made.mp4", "-o", "again.mp4", *tiny, folder=folder)
-    warm.here("preview", "made.mp4", "--sheet", "s.png", "--gif", "s.gif", "--webp", "s.webp",
-              folder=folder)  # fmt: skip
-    warm.here("compare", "made.mp4", "again.mp4", folder=folder)
-    warm.here("bench", "a circle", *tiny, *SMALL, *frames, "--variant", "e: --no-prompt-kv",
-              "-o", "benched", folder=folder)  # fmt: skip
-    warm.here("model", "convert", "checkpoint.safetensors", "converted", "--config", "heads.json",
-              folder=folder)  # fmt: skip
-    warm.here("preset", "save", "saved", "--steps", "3", folder=folder)
+    arguments = (*SMALL, *tiny, *frames, "-o", "made.mp4", *latents)
+    run("generate", PROMPT, *arguments, "--preview-every", "1")
+    run(
+        "generate", PROMPT, *SMALL, *frames, "--model", "tiny-image", "--image", "image.png",
+        "-o", "i.mp4", "-q", "--lora", "lora.safetensors", "--steps", "10", *CACHED,
+    )  # fmt: skip
+    run(
+        "rollout", PROMPT, *CHUNKED, *tiny, "--seed", "1", "--chunks", "2", "-o", "roll.mp4",
+        "--report", "drift.html",
+    )  # fmt: skip
+    run("decode", "latents.safetensors", "-o", "decoded.mp4", "-q")
+    run("repro", "made.mp4", "-o", "again.mp4", *tiny)
+    run("preview", "made.mp4", "--sheet", "s.png", "--gif", "s.gif", "--webp", "s.webp")
+    run("compare", "made.mp4", "again.mp4")
+    run(
+        "bench", "a circle", *tiny, *SMALL, *frames, "--variant", "e: --no-prompt-kv", "-o",
+        "benched",
+    )  # fmt: skip
+    run("model", "convert", "checkpoint.safetensors", "converted", "--config", "heads.json")
+    run("preset", "save", "saved", "--steps", "3")
     return folder
 
 
 def make_lightly(folder: Path) -> Path:
-    """Those that take no time: text, and the model inside the package."""
+    """Make those that take no time: text files, and a link to the packaged model."""
     from wancli.catalog.specs import DEMO_FOLDER
 
     folder.mkdir(parents=True)

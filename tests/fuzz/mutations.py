@@ -1,4 +1,4 @@
-"""Damage: of bytes, of trees as JSON and TOML hold them, of tensors' headers."""
+"""Mutations of bytes, of JSON and TOML trees, and of tensor headers."""
 
 import copy
 import json
@@ -23,93 +23,93 @@ ODD_VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-def damage(data: bytes, chance: random.Random) -> bytes:
-    """A few changes of bytes: flipped, cut, put in, doubled, zeroed, moved."""
+def damage(data: bytes, rng: random.Random) -> bytes:
+    """A few random changes: bytes flipped, cut, inserted, doubled or zeroed."""
     out = bytearray(data)
-    for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
-        _OPERATIONS[chance.randrange(len(_OPERATIONS))](out, chance)
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
+        _OPERATIONS[rng.randrange(len(_OPERATIONS))](out, rng)
     return bytes(out)
 
 
-def _flip(out: bytearray, chance: random.Random) -> None:
-    for _ in range(chance.choice((1, 2, 16))):
+def _flip(out: bytearray, rng: random.Random) -> None:
+    for _ in range(rng.choice((1, 2, 16))):
         if out:
-            out[chance.randrange(len(out))] ^= 1 << chance.randrange(8)
+            out[rng.randrange(len(out))] ^= 1 << rng.randrange(8)
 
 
-def _cut(out: bytearray, chance: random.Random) -> None:
-    del out[chance.randrange(len(out) + 1) :]
+def _cut(out: bytearray, rng: random.Random) -> None:
+    del out[rng.randrange(len(out) + 1) :]
 
 
-def _drop(out: bytearray, chance: random.Random) -> None:
-    at = chance.randrange(len(out) + 1)
-    del out[at : at + chance.choice((1, 4, 100))]
+def _drop(out: bytearray, rng: random.Random) -> None:
+    at = rng.randrange(len(out) + 1)
+    del out[at : at + rng.choice((1, 4, 100))]
 
 
-def _insert(out: bytearray, chance: random.Random) -> None:
-    at = chance.randrange(len(out) + 1)
-    out[at:at] = chance.choice(
-        (b"\x00", b"\xff" * 8, b"\xef\xbb\xbf", chance.randbytes(16), b"\n", b'"', b"[" * 50)
+def _insert(out: bytearray, rng: random.Random) -> None:
+    at = rng.randrange(len(out) + 1)
+    out[at:at] = rng.choice(
+        (b"\x00", b"\xff" * 8, b"\xef\xbb\xbf", rng.randbytes(16), b"\n", b'"', b"[" * 50)
     )
 
 
-def _double(out: bytearray, chance: random.Random) -> None:
-    at = chance.randrange(len(out) + 1)
-    out[at:at] = out[at : at + chance.choice((8, 64, 4096))]
+def _double(out: bytearray, rng: random.Random) -> None:
+    at = rng.randrange(len(out) + 1)
+    out[at:at] = out[at : at + rng.choice((8, 64, 4096))]
 
 
-def _zero(out: bytearray, chance: random.Random) -> None:
-    at, length = chance.randrange(len(out) + 1), chance.choice((4, 64, 4096))
+def _zero(out: bytearray, rng: random.Random) -> None:
+    at, length = rng.randrange(len(out) + 1), rng.choice((4, 64, 4096))
     out[at : at + length] = bytes(len(out[at : at + length]))
 
 
-def _number(out: bytearray, chance: random.Random) -> None:
-    """Four bytes that are a length, most likely, are another."""
+def _number(out: bytearray, rng: random.Random) -> None:
+    """Replace four bytes, which may be a length, by another number."""
     if len(out) > 4:
-        at = chance.randrange(len(out) - 4)
-        value = chance.choice((0, 1, 7, 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000, len(out)))
-        out[at : at + 4] = struct.pack(chance.choice("<>") + "I", value)
+        at = rng.randrange(len(out) - 4)
+        value = rng.choice((0, 1, 7, 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000, len(out)))
+        out[at : at + 4] = struct.pack(rng.choice("<>") + "I", value)
 
 
-def _empty(out: bytearray, chance: random.Random) -> None:
-    if chance.random() < 0.1:
+def _empty(out: bytearray, rng: random.Random) -> None:
+    if rng.random() < 0.1:
         out.clear()
 
 
 _OPERATIONS = (_flip, _flip, _cut, _drop, _insert, _double, _zero, _number, _empty)
 
 
-def bend(tree: Tree, chance: random.Random) -> Tree:
-    """A tree with some of its values exchanged, lost, renamed, doubled or nested."""
+def bend(tree: Tree, rng: random.Random) -> Tree:
+    """A tree with some values replaced, removed, renamed, doubled or nested."""
     tree = copy.deepcopy(tree)
-    for _ in range(chance.choice((1, 1, 2, 4))):
+    for _ in range(rng.choice((1, 1, 2, 4))):
         places = list(_places(tree))
         if not places:
-            return chance.choice(ODD_VALUES)
-        inside, key = chance.choice(places)
-        pick = chance.random()
+            return rng.choice(ODD_VALUES)
+        inside, key = rng.choice(places)
+        pick = rng.random()
         if pick < 0.6:
-            inside[key] = _value(inside[key], chance)
+            inside[key] = _value(inside[key], rng)
         elif pick < 0.8:
             del inside[key]
         elif isinstance(inside, dict):
-            inside[chance.choice(ODD_TEXT[:60])] = chance.choice((inside[key], _value(0, chance)))
+            inside[rng.choice(ODD_TEXT[:60])] = rng.choice((inside[key], _value(0, rng)))
         else:
             inside.append(copy.deepcopy(inside[key]))
     return tree
 
 
-def _value(old: Any, chance: random.Random) -> Any:
-    """Something else, near what was there or far from it."""
-    if isinstance(old, bool) or chance.random() < 0.6:
-        return copy.deepcopy(chance.choice(ODD_VALUES))
+def _value(old: Any, rng: random.Random) -> Any:
+    """A replacement for a value, similar or very different."""
+    if isinstance(old, bool) or rng.random() < 0.6:
+        return copy.deepcopy(rng.choice(ODD_VALUES))
     if isinstance(old, int | float):
-        return chance.choice(
+        return rng.choice(
             (-old, old * 2, old + 1, old - 1, old * 10**9, str(old), [old], old + 0.5)
         )
     if isinstance(old, str):
-        return chance.choice((old.upper(), old + "\x1b[1m", old[:-1], [old], {old: old}, old * 100))
-    return chance.choice(([old], {"a": old}, None, 7))
+        return rng.choice((old.upper(), old + "\x1b[1m", old[:-1], [old], {old: old}, old * 100))
+    return rng.choice(([old], {"a": old}, None, 7))
 
 
 def _places(tree: Tree) -> Iterator[tuple[Any, Any]]:
@@ -125,17 +125,17 @@ def _places(tree: Tree) -> Iterator[tuple[Any, Any]]:
         yield from _places(value)
 
 
-def hostile_json(tree: Tree, chance: random.Random) -> bytes:
-    """A tree as text that a JSON reader should not be given."""
-    pick = chance.random()
+def hostile_json(tree: Tree, rng: random.Random) -> bytes:
+    """Hostile JSON text made from a tree."""
+    pick = rng.random()
     if pick < 0.12:
-        return chance.choice(_ODD_JSON)
-    bent = bend(tree, chance) if pick < 0.85 else tree
-    text = json.dumps(bent, ensure_ascii=chance.random() < 0.5)
-    data = text.encode(errors="surrogatepass" if chance.random() < 0.5 else "replace")
+        return rng.choice(_ODD_JSON)
+    bent = bend(tree, rng) if pick < 0.85 else tree
+    text = json.dumps(bent, ensure_ascii=rng.random() < 0.5)
+    data = text.encode(errors="surrogatepass" if rng.random() < 0.5 else "replace")
     if pick > 0.8:
-        data = damage(data, chance)
-    if pick > 0.97:  # deep in the place of a value
+        data = damage(data, rng)
+    if pick > 0.97:  # deep nesting in place of a value
         at = data.find(b": ") + 2
         data = data[:at] + b"[" * DEEP + b"]" * DEEP + b"," + data[at:]
     return data
@@ -151,26 +151,28 @@ _ODD_JSON = (
 )  # fmt: skip
 
 
-def hostile_toml(tree: Tree, chance: random.Random) -> bytes:
-    """A tree as text that a TOML reader should not be given."""
-    pick = chance.random()
+def hostile_toml(tree: Tree, rng: random.Random) -> bytes:
+    """Hostile TOML text made from a tree."""
+    pick = rng.random()
     if pick < 0.15:
-        return chance.choice(_ODD_TOML)
+        return rng.choice(_ODD_TOML)
     text = b""
-    for _ in range(9):  # until one can be said in TOML
+    for _ in range(9):  # until the tree can be written as TOML
         try:
-            text = tomli_w.dumps(_sayable(bend(tree, chance) if pick < 0.8 else tree)).encode()
+            text = tomli_w.dumps(_without_nulls(bend(tree, rng) if pick < 0.8 else tree)).encode()
             break
         except (TypeError, ValueError, AttributeError):
             continue
-    return damage(text, chance) if pick > 0.75 else text
+    return damage(text, rng) if pick > 0.75 else text
 
 
-def _sayable(tree: Tree) -> Tree:
+def _without_nulls(tree: Tree) -> Tree:
     if isinstance(tree, dict):
-        return {str(key): _sayable(value) for key, value in tree.items() if value is not None}
+        return {str(key): _without_nulls(value) for key, value in tree.items() if value is not None}
     return (
-        [_sayable(value) for value in tree if value is not None] if isinstance(tree, list) else tree
+        [_without_nulls(value) for value in tree if value is not None]
+        if isinstance(tree, list)
+        else tree
     )
 
 
@@ -194,43 +196,43 @@ _ODD_TOML = (
 )  # fmt: skip
 
 
-def hostile_tensors(data: bytes, chance: random.Random) -> bytes:
-    """A safetensors file with another header, or with other bytes."""
-    pick = chance.random()
+def hostile_tensors(data: bytes, rng: random.Random) -> bytes:
+    """A safetensors file with a changed header or changed bytes."""
+    pick = rng.random()
     if pick < 0.35:
-        return damage(data, chance)
+        return damage(data, rng)
     length = int.from_bytes(data[:8], "little")
     header, rest = json.loads(data[8 : 8 + length]), data[8 + length :]
     if pick < 0.5:
-        return chance.choice(_headers(rest))
+        return rng.choice(_headers(rest))
     if pick < 0.75:
-        _retype(header, chance)
-        if chance.random() < 0.5:
-            return _joined(json.dumps(header).encode(), rest)
-    return _joined(hostile_json(header, chance), rest)
+        _retype(header, rng)
+        if rng.random() < 0.5:
+            return _join(json.dumps(header).encode(), rest)
+    return _join(hostile_json(header, rng), rest)
 
 
-def _retype(header: dict[str, Any], chance: random.Random) -> None:
-    """One tensor is of another type, or another shape, and may still fill its bytes."""
+def _retype(header: dict[str, Any], rng: random.Random) -> None:
+    """Give one tensor another type or shape, which may still match its size."""
     names = [name for name in header if name != "__metadata__"]
-    told = header[chance.choice(names)]
-    shape = told["shape"]
-    pick = chance.randrange(6)
+    entry = header[rng.choice(names)]
+    shape = entry["shape"]
+    pick = rng.randrange(6)
     if pick == 0:
-        told["dtype"] = chance.choice(
+        entry["dtype"] = rng.choice(
             ("F64", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "X")
         )
     elif pick == 1:
-        chance.shuffle(shape)
+        rng.shuffle(shape)
     elif pick == 2:
-        told["shape"] = [1, *shape]
+        entry["shape"] = [1, *shape]
     elif pick == 3:
-        told["shape"] = chance.choice(([], [0], [0, 4, 4, 4], [-1], [2**62, 4], [1] * 99))
+        entry["shape"] = rng.choice(([], [0], [0, 4, 4, 4], [-1], [2**62, 4], [1] * 99))
     elif pick == 4:
-        told["data_offsets"] = chance.choice(([0, 0], [0, 4], [8, 4], [0, 2**63], [-4, 0]))
+        entry["data_offsets"] = rng.choice(([0, 0], [0, 4], [8, 4], [0, 2**63], [-4, 0]))
     else:
-        name = chance.choice(names)
-        header[chance.choice(("x", "", "\x1b[31m", "latents", "noise", "a.b.c"))] = header.pop(name)
+        name = rng.choice(names)
+        header[rng.choice(("x", "", "\x1b[31m", "latents", "noise", "a.b.c"))] = header.pop(name)
 
 
 _ONE = b'{"dtype": "F32", "shape": [1,4,4,4], "data_offsets": [0, 256]}'
@@ -240,17 +242,17 @@ def _headers(rest: bytes) -> list[bytes]:
     deep = b"[" * DEEP + b"]" * DEEP
     return [
         b"", b"\x00", bytes(8), bytes(7), b"\xff" * 8, struct.pack("<Q", 2**40) + rest,
-        struct.pack("<Q", 100_000_001) + rest, _joined(b"{}", b""), _joined(b"[]", rest),
-        _joined(b"", rest),
-        _joined(deep, rest), _joined(b'{"__metadata__": ' + deep + b"}", rest), _joined(b"null",
+        struct.pack("<Q", 100_000_001) + rest, _join(b"{}", b""), _join(b"[]", rest),
+        _join(b"", rest),
+        _join(deep, rest), _join(b'{"__metadata__": ' + deep + b"}", rest), _join(b"null",
         b""),
-        _joined(b'{"latents": {}}', rest), _joined(b'{"latents": null}', rest),
-        _joined(b'{"latents": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}', bytes(4)),
-        _joined(b'{"latents": {"dtype": "F32", "shape": [0,4,4,4], "data_offsets": [0, 0]}}', b""),
-        _joined(b'{"__metadata__": {"wancli": "{}"}, "latents": ' + _ONE + b"}", bytes(256)),
-        _joined(b'{"latents": ' + _ONE + b"}", b"\xff" * 256),
+        _join(b'{"latents": {}}', rest), _join(b'{"latents": null}', rest),
+        _join(b'{"latents": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}', bytes(4)),
+        _join(b'{"latents": {"dtype": "F32", "shape": [0,4,4,4], "data_offsets": [0, 0]}}', b""),
+        _join(b'{"__metadata__": {"wancli": "{}"}, "latents": ' + _ONE + b"}", bytes(256)),
+        _join(b'{"latents": ' + _ONE + b"}", b"\xff" * 256),
     ]  # fmt: skip
 
 
-def _joined(header: bytes, rest: bytes) -> bytes:
+def _join(header: bytes, rest: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header + rest

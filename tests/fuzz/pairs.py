@@ -1,4 +1,4 @@
-"""Two processes on one name, at once: one is refused, and nothing is lost."""
+"""Two processes writing the same name at once: one is rejected, and nothing is lost."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from tests.fuzz.child import File, Null
 from tests.fuzz.judge import Fault
 from tests.fuzz.kills import MATERIALS, TINY
 from tests.fuzz.materials import CHUNKED
-from tests.fuzz.warm import Ended
+from tests.fuzz.warm import Outcome
 
 SIZE = 120
 STREAMS = (Null, File, File)
@@ -45,45 +45,47 @@ PAIRS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 
 
 def attempt(case: Case) -> Iterator[Fault]:
-    """Two commands that start together, or nearly."""
-    chance = case.chance
+    """Start two commands at almost the same time."""
+    rng = case.rng
     pair = list(PAIRS[case.number % len(PAIRS)])
-    chance.shuffle(pair)
-    overwrite = ("--overwrite",) if chance.random() < 0.4 else ()
-    case.place.take(*MATERIALS)
-    before = case.place.look()
+    rng.shuffle(pair)
+    overwrite = ("--overwrite",) if rng.random() < 0.4 else ()
+    case.place.copy_in(*MATERIALS)
+    before = case.place.snapshot()
     children = []
     for line in pair:
         children.append(warm.start(case.command((*line, *overwrite), streams=STREAMS)))
-        time.sleep(chance.choice((0.0, 0.0, chance.uniform(0, 0.4))))
-    ended = [child.wait() for child in children]
-    case.codes += [one.code for one in ended]
-    for one in ended:
-        yield from judge.talk(one, streams=STREAMS)
-    yield from _one_of_them(pair, ended, overwrite=bool(overwrite))
-    yield from judge.files(Ended(0, b"", b"", 0), case.place, before)
-    if [one.code for one in ended].count(0) == 1:
-        yield from _is_the_winners(case, pair, ended)
+        time.sleep(rng.choice((0.0, 0.0, rng.uniform(0, 0.4))))
+    outcomes = [child.wait() for child in children]
+    case.codes += [outcome.code for outcome in outcomes]
+    for outcome in outcomes:
+        yield from judge.check_streams(outcome, streams=STREAMS)
+    yield from _check_exit_codes(pair, outcomes, overwrite=bool(overwrite))
+    yield from judge.check_files(Outcome(0, b"", b"", 0), case.place, before)
+    if [outcome.code for outcome in outcomes].count(0) == 1:
+        yield from _check_record(case, pair, outcomes)
 
 
-def _one_of_them(
-    pair: list[tuple[str, ...]], ended: list[Ended], *, overwrite: bool
+def _check_exit_codes(
+    pair: list[tuple[str, ...]], outcomes: list[Outcome], *, overwrite: bool
 ) -> Iterator[Fault]:
-    """One is refused; with --overwrite both may be done, where one wrote after the other."""
+    """One is rejected; with --overwrite both may succeed, one after the other."""
     names = "/".join(line[0] for line in pair)
-    codes = sorted(one.code for one in ended)
+    codes = sorted(outcome.code for outcome in outcomes)
     if codes == [0, 0] and overwrite:
         return
     if codes != [0, 2]:
-        said = " | ".join(one.err.decode(errors="replace")[-200:] for one in ended)
-        yield Fault("pair", f"{names}: exit {codes}", said)
-    elif (loser := ended[0] if ended[0].code else ended[1]).seconds > 10:
-        yield Fault("pair", f"{names}: refused only after {loser.seconds:.0f} s", "")
+        errors = " | ".join(outcome.err.decode(errors="replace")[-200:] for outcome in outcomes)
+        yield Fault("pair", f"{names}: exit {codes}", errors)
+    elif (loser := outcomes[0] if outcomes[0].code else outcomes[1]).seconds > 10:
+        yield Fault("pair", f"{names}: rejected only after {loser.seconds:.0f} s", "")
 
 
-def _is_the_winners(case: Case, pair: list[tuple[str, ...]], ended: list[Ended]) -> Iterator[Fault]:
-    """The record is of the command that ended well."""
-    line = pair[0] if ended[0].code == 0 else pair[1]
+def _check_record(
+    case: Case, pair: list[tuple[str, ...]], outcomes: list[Outcome]
+) -> Iterator[Fault]:
+    """The record is that of the successful command."""
+    line = pair[0] if outcomes[0].code == 0 else pair[1]
     name = next((part for part in line if part.lower() == "new-3.mp4"), None)
     if name is None:
         return
@@ -91,6 +93,6 @@ def _is_the_winners(case: Case, pair: list[tuple[str, ...]], ended: list[Ended])
     if not path.exists():
         yield Fault("pair", f"{line[0]}: no record", "")
         return
-    told = json.loads(path.read_text())
-    if told["command"] != line[0]:
-        yield Fault("pair", f"{line[0]}: the record is of {told['command']}", "")
+    record = json.loads(path.read_text())
+    if record["command"] != line[0]:
+        yield Fault("pair", f"{line[0]}: the record is of {record['command']}", "")

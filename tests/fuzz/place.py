@@ -1,4 +1,4 @@
-"""The folders a case works in: with files of a user's, which must outlive it."""
+"""The folders of a case, with files of a user that must survive it."""
 
 import hashlib
 import os
@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Files of a user's whose names are near those that wancli makes. Content is their own name.
-MINE = (
+# Files of a user with names similar to wancli's own. Their content is their name.
+USER_FILES = (
     "notes.txt", "mine.mp4", "mine.json", "mine.safetensors", "mine.html", "mine.toml", "mine.gif",
     "mine.webp", "mine.png", "mine.preview.png", "mine.latents.safetensors", "mine.part.mp4",
     ".mine.mp4.part", "mine.rollout/notes.txt", "mine.part/notes.txt", "new.part.mp4",
@@ -21,30 +21,30 @@ FIFOS = ("fifo.mp4", "fifo.safetensors", "fifo.png", "fifo.toml", "fifo.json", "
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One file, as it is there."""
+class FileState:
+    """State of one file."""
 
     kind: int
     digest: str
     inode: int
 
 
-Listing = dict[str, Seen]
+Listing = dict[str, FileState]
 
 
 @dataclass
 class Place:
-    """work/ is where the command runs; home/ and tmp/ are the user's; said/ what it says."""
+    """The command runs in work/; home/ and tmp/ are the user's; output/ takes what it prints."""
 
     root: Path
     materials: Path
-    taken: list[str] = field(default_factory=list)  # materials that were copied into work/
+    copied: list[str] = field(default_factory=list)  # materials copied into work/
 
     def __post_init__(self) -> None:
         self.root.mkdir(parents=True)
-        for folder in (self.work, self.home, self.tmp, self.said):
+        for folder in (self.work, self.home, self.tmp, self.output):
             folder.mkdir()
-        for name in MINE:
+        for name in USER_FILES:
             path = self.work / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text('{"mine": 1}' if name == "mine.json" else name)
@@ -66,10 +66,10 @@ class Place:
         return self.root / "tmp"
 
     @property
-    def said(self) -> Path:
-        return self.root / "said"
+    def output(self) -> Path:
+        return self.root / "output"
 
-    def take(self, *names: str) -> None:
+    def copy_in(self, *names: str) -> None:
         """Copy materials into work/."""
         for name in names:
             source, target = self.materials / name, self.work / name
@@ -79,14 +79,14 @@ class Place:
                 shutil.copytree(source, target, dirs_exist_ok=True)
             else:
                 shutil.copyfile(source, target)
-            self.taken.append(name)
+            self.copied.append(name)
 
-    def look(self) -> Listing:
-        """Everything in work/, home/ and tmp/, by its path from the root."""
+    def snapshot(self) -> Listing:
+        """State of everything in work/, home/ and tmp/, by path relative to the root."""
         return {
-            str(path.relative_to(self.root)): seen
+            str(path.relative_to(self.root)): state
             for part in (self.work, self.home, self.tmp)
-            for path, seen in _walk(part)
+            for path, state in _walk(part)
         }
 
     def remove(self) -> None:
@@ -96,30 +96,30 @@ class Place:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, Seen]]:
+def _walk(folder: Path) -> Iterator[tuple[Path, FileState]]:
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        path, found = Path(entry.path), entry.stat(follow_symlinks=False)
-        kind = stat.S_IFMT(found.st_mode)
+        path, info = Path(entry.path), entry.stat(follow_symlinks=False)
+        kind = stat.S_IFMT(info.st_mode)
         if kind == stat.S_IFREG:
             digest = hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest()
         else:
             digest = str(path.readlink()) if kind == stat.S_IFLNK else ""
-        yield path, Seen(kind, digest, found.st_ino)
+        yield path, FileState(kind, digest, info.st_ino)
         if kind == stat.S_IFDIR:
             yield from _walk(path)
 
 
 def added(before: Listing, after: Listing) -> list[str]:
-    """What was not there before."""
+    """Files that did not exist before."""
     return [name for name in after if name not in before]
 
 
-def harmed(before: Listing, after: Listing, *, may: Collection[str] = ()) -> list[tuple[str, str]]:
-    """(name, lost or replaced) of what is not as it was, but for what may be replaced."""
-    found = []
-    for name, seen in before.items():
+def damaged(before: Listing, after: Listing, *, may: Collection[str] = ()) -> list[tuple[str, str]]:
+    """(name, "lost" or "replaced") of changed files, except those that may be replaced."""
+    damages = []
+    for name, state in before.items():
         if name not in after:
-            found.append((name, "lost"))
-        elif name not in may and after[name] != seen and seen.kind != stat.S_IFDIR:
-            found.append((name, "replaced"))
-    return found
+            damages.append((name, "lost"))
+        elif name not in may and after[name] != state and state.kind != stat.S_IFDIR:
+            damages.append((name, "replaced"))
+    return damages

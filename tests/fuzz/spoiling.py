@@ -1,4 +1,4 @@
-"""What the kinds of hostile files share: lines that read them, and how a file is made one."""
+"""Shared by the kinds of hostile files: command lines that read them, and ways to damage a file."""
 
 import json
 import os
@@ -11,49 +11,49 @@ from tests.fuzz.materials import CHUNKED, SMALL
 from tests.fuzz.mutations import damage, hostile_json, hostile_tensors
 
 Lines = list[tuple[str, ...]]
-Kind = Callable[[Case, random.Random], Lines]  # makes a file, and gives the lines that read it
+Kind = Callable[[Case, random.Random], Lines]  # makes a file and returns the lines that read it
 TINY = ("--model", "tiny", *SMALL, "--num-frames", "5", "-q")
 ROLL = ("rollout", "x", "--model", "tiny", *CHUNKED, "--seed", "1", "--chunks", "2", "-q")
 LATENTS = ("--no-video", "--save-latents", "new.safetensors")
 
 
 def good(case: Case, name: str) -> bytes:
-    """What a good file holds."""
+    """Content of a valid file."""
     return (case.materials / name).read_bytes()
 
 
 def put(case: Case, name: str, content: bytes) -> None:
-    """A file in work/; its folders are made."""
+    """Write a file in work/, creating its folders."""
     path = case.place.work / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 
 
-def spoil(path: Path, chance: random.Random) -> None:
-    """Damage a file by its kind, or take it away."""
+def spoil(path: Path, rng: random.Random) -> None:
+    """Damage a file according to its kind, or remove it."""
     content = path.read_bytes()
-    if chance.random() < 0.08:
+    if rng.random() < 0.08:
         path.unlink()
-        if chance.random() < 0.5:
-            no_file(path, chance)
+        if rng.random() < 0.5:
+            make_non_file(path, rng)
     else:
-        path.write_bytes(_spoiled(path.suffix, content, chance))
+        path.write_bytes(_spoil_content(path.suffix, content, rng))
 
 
-def _spoiled(kind: str, content: bytes, chance: random.Random) -> bytes:
+def _spoil_content(kind: str, content: bytes, rng: random.Random) -> bytes:
     try:
         if kind == ".json":
-            return hostile_json(json.loads(content), chance)
+            return hostile_json(json.loads(content), rng)
         if kind == ".safetensors":
-            return hostile_tensors(content, chance)
-    except ValueError:  # it has been spoilt before
+            return hostile_tensors(content, rng)
+    except ValueError:  # already damaged
         pass
-    return damage(content, chance)
+    return damage(content, rng)
 
 
-def no_file(path: Path, chance: random.Random) -> None:
-    """What has that name and is no file."""
-    pick = chance.randrange(5)
+def make_non_file(path: Path, rng: random.Random) -> None:
+    """Create something of that name that is not a regular file."""
+    pick = rng.randrange(5)
     if pick == 0:
         path.mkdir()
     elif pick == 1:
@@ -64,5 +64,5 @@ def no_file(path: Path, chance: random.Random) -> None:
         path.symlink_to("nowhere")
     else:
         path.symlink_to(
-            chance.choice(("/dev/zero", "/dev/null", "/proc/self/mem", "/etc/passwd", "/"))
+            rng.choice(("/dev/zero", "/dev/null", "/proc/self/mem", "/etc/passwd", "/"))
         )

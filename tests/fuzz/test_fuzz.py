@@ -1,4 +1,4 @@
-"""The campaign, a short part of it: whole it is `make fuzz`. And that it would see a fault."""
+"""A short part of the campaign (`make fuzz` runs all), and tests that faults are detected."""
 
 import os
 import subprocess
@@ -8,93 +8,93 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import judge
-from tests.fuzz.campaign import Case, causes
+from tests.fuzz.campaign import Case, group_by_cause
 from tests.fuzz.child import File, Null
 from tests.fuzz.judge import Fault
-from tests.fuzz.place import added, harmed
-from tests.fuzz.warm import Ended
+from tests.fuzz.place import added, damaged
+from tests.fuzz.warm import Outcome
 
 ROOT = Path(__file__).parents[2]
-TOLD = b"error: x\nhint:  y\n"
+ERROR_AND_HINT = b"error: x\nhint:  y\n"
 STREAMS = (Null, File, File)
 
 
-def tried(*arguments: str) -> str:
-    done = subprocess.run(
+def run_fuzz(*arguments: str) -> str:
+    process = subprocess.run(
         [sys.executable, "-m", "tests.fuzz", *arguments], cwd=ROOT, capture_output=True,
         encoding="utf-8", check=False, env=os.environ,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
 
 
-def test_command_lines_that_only_tell_stand_whatever_is_typed():
-    assert " 0 failed" in tried("instant", "--processes", "1")
+def test_command_lines_that_only_print_survive_any_input():
+    assert " 0 failed" in run_fuzz("instant", "--processes", "1")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "asked",
+    "arguments",
     [("lines", "hostile", "--cases", "100"), ("kills", "pairs", "first", "disks", "--cases", "11")],
-    ids=lambda asked: " ".join(asked),
+    ids=lambda arguments: " ".join(arguments),
 )
-def test_a_part_of_every_group_stands(asked: tuple[str, ...]):
-    said = tried(*asked, "--seed", "7")
-    assert said.count(" 0 failed") == len(asked) - 2
+def test_a_part_of_every_group_finds_no_fault(arguments: tuple[str, ...]):
+    output = run_fuzz(*arguments, "--seed", "7")
+    assert output.count(" 0 failed") == len(arguments) - 2
 
 
-def ended(*, code: int = 0, out: bytes = b"", err: bytes = b"", hung: bool = False) -> Ended:
-    return Ended(code, out, err, 0.1, hung)
+def outcome(*, code: int = 0, out: bytes = b"", err: bytes = b"", hung: bool = False) -> Outcome:
+    return Outcome(code, out, err, 0.1, hung)
 
 
 @pytest.mark.parametrize(
-    ("what", "kind"),
+    ("result", "kind"),
     [
-        (ended(hung=True), "hang"),
+        (outcome(hung=True), "hang"),
         (
-            ended(code=1, err=b"Traceback (most recent call last):\nKeyError\n" + TOLD),
+            outcome(code=1, err=b"Traceback (most recent call last):\nKeyError\n" + ERROR_AND_HINT),
             "traceback",
         ),
-        (ended(code=1, err=b"error: unexpected KeyError: 1\nhint:  x\n"), "unexpected"),
-        (ended(code=3, err=TOLD), "exit code"),
-        (ended(code=-11), "exit code"),
-        (ended(code=2, err=b"oh\n"), "words"),
-        (ended(out=b"\x1b[31mred"), "escape"),
-        (ended(err="\u009b31m".encode()), "escape"),
-        (ended(code=4, err=TOLD), None),
-        (ended(), None),
+        (outcome(code=1, err=b"error: unexpected KeyError: 1\nhint:  x\n"), "unexpected"),
+        (outcome(code=3, err=ERROR_AND_HINT), "exit code"),
+        (outcome(code=-11), "exit code"),
+        (outcome(code=2, err=b"oh\n"), "words"),
+        (outcome(out=b"\x1b[31mred"), "escape"),
+        (outcome(err="\u009b31m".encode()), "escape"),
+        (outcome(code=4, err=ERROR_AND_HINT), None),
+        (outcome(), None),
     ],
 )
-def test_what_is_said_is_judged(what: Ended, kind: str | None):
-    found = {fault.kind for fault in judge.talk(what, streams=STREAMS)}
-    assert found == ({kind} if kind else set())
+def test_faults_in_output_are_detected(result: Outcome, kind: str | None):
+    kinds = {fault.kind for fault in judge.check_streams(result, streams=STREAMS)}
+    assert kinds == ({kind} if kind else set())
 
 
-def test_what_is_lost_replaced_left_or_cut_is_seen(tmp_path: Path):
+def test_lost_replaced_leftover_and_truncated_files_are_detected(tmp_path: Path):
     case = Case("lines", 0, 0, tmp_path, tmp_path / "case")
-    before = case.place.look()
+    before = case.place.snapshot()
     work = case.place.work
     (work / "notes.txt").unlink()
     (work / "mine.mp4").write_text("another")
     (work / ".x.part").write_text("")
     (work / "cut.json").write_text("{")
-    after = case.place.look()
-    assert harmed(before, after) == [("work/mine.mp4", "replaced"), ("work/notes.txt", "lost")]
+    after = case.place.snapshot()
+    assert damaged(before, after) == [("work/mine.mp4", "replaced"), ("work/notes.txt", "lost")]
     assert added(before, after) == ["work/.x.part", "work/cut.json"]
-    kinds = [fault.kind for fault in judge.files(ended(), case.place, before)]
+    kinds = [fault.kind for fault in judge.check_files(outcome(), case.place, before)]
     assert kinds == ["replaced", "lost", "rubbish", "not whole"]
 
 
-def test_a_case_is_the_same_whenever_it_is_tried(tmp_path: Path):
+def test_cases_are_reproducible(tmp_path: Path):
     one, other = (
-        Case("lines", 3, 14, tmp_path, tmp_path / name).chance.random() for name in ("a", "b")
+        Case("lines", 3, 14, tmp_path, tmp_path / name).rng.random() for name in ("a", "b")
     )
     assert one == other
 
 
-def test_failures_of_one_cause_are_one(tmp_path: Path):
-    from tests.fuzz.campaign import Tried
+def test_failures_are_grouped_by_cause(tmp_path: Path):
+    from tests.fuzz.campaign import CaseResult
 
-    failed = [Tried("lines", 0, n, (Fault("hang", "here", str(n)),), ()) for n in range(3)]
-    assert list(causes(failed)) == [("hang", "here")]
-    assert failed[2].again == "python -m tests.fuzz lines --seed 0 --case 2"
+    failed = [CaseResult("lines", 0, n, (Fault("hang", "here", str(n)),), ()) for n in range(3)]
+    assert list(group_by_cause(failed)) == [("hang", "here")]
+    assert failed[2].rerun == "python -m tests.fuzz lines --seed 0 --case 2"

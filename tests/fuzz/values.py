@@ -1,10 +1,10 @@
-"""Values for flags: good ones, and those that nobody should give."""
+"""Values for flags: valid ones, and hostile ones."""
 
 import random
 from collections.abc import Sequence
 from typing import Any
 
-# Text that terminals, file systems, templates and parsers take for something else.
+# Text that terminals, file systems, templates and parsers may misinterpret.
 ODD_TEXT = (
     "", " ", "\t", "\n", "a\nb", "\r", "-", "--", "--help", "-h", "\x1b[31mred\x1b[0m",
     "\x1b]0;title\x07", "\u009b31mred", "\u202eder\u202c", "\u2028", "\ufeffx", "caf\u00e9",
@@ -40,46 +40,46 @@ WORDS = (
 )
 
 
-def prompt(chance: random.Random) -> str:
-    return " ".join(chance.choices(WORDS, k=chance.randint(1, 8)))
+def prompt(rng: random.Random) -> str:
+    return " ".join(rng.choices(WORDS, k=rng.randint(1, 8)))
 
 
-def odd_text(chance: random.Random) -> str:
-    """Text as above, or made of bits of it."""
-    if chance.random() < 0.7:
-        return chance.choice(ODD_TEXT)
-    return "".join(chance.choice(ODD_TEXT)[:50] for _ in range(chance.randint(2, 4)))
+def odd_text(rng: random.Random) -> str:
+    """Text from the list above, or a combination of its parts."""
+    if rng.random() < 0.7:
+        return rng.choice(ODD_TEXT)
+    return "".join(rng.choice(ODD_TEXT)[:50] for _ in range(rng.randint(2, 4)))
 
 
-def number(chance: random.Random, low: float | None, high: float | None, *, whole: bool) -> str:
-    """A number of that range, most often near its ends."""
+def number(rng: random.Random, low: float | None, high: float | None, *, whole: bool) -> str:
+    """A number in the range, mostly near its ends."""
     low = 0 if low is None else low
     high = low + 10 if high is None else high
-    if chance.random() < 0.3:
-        value = chance.choice((low, high))
-    elif chance.random() < 0.6:
-        value = min(high, low + chance.choice((0, 1, 2, 3, 4, 5, 8)))
+    if rng.random() < 0.3:
+        value = rng.choice((low, high))
+    elif rng.random() < 0.6:
+        value = min(high, low + rng.choice((0, 1, 2, 3, 4, 5, 8)))
     else:
-        value = chance.uniform(low, high)
+        value = rng.uniform(low, high)
     return str(int(value)) if whole else f"{value:.4g}"
 
 
-def odd_number(chance: random.Random, low: float | None, high: float | None) -> str:
-    """A number beyond the ends, or none at all."""
+def odd_number(rng: random.Random, low: float | None, high: float | None) -> str:
+    """A number beyond the range, or text that is not a number."""
     ends = [end for end in (low, high) if end is not None]
-    if ends and chance.random() < 0.4:
-        end = chance.choice(ends)
-        step = chance.choice((1, -1, 0.5, -0.5, 1e-9, -1e-9, 1e9, -1e9))
+    if ends and rng.random() < 0.4:
+        end = rng.choice(ends)
+        step = rng.choice((1, -1, 0.5, -0.5, 1e-9, -1e-9, 1e9, -1e9))
         return f"{end + step:.12g}"
-    return chance.choice(ODD_NUMBERS)
+    return rng.choice(ODD_NUMBERS)
 
 
-def size(chance: random.Random, *, small: bool) -> str:
+def size(rng: random.Random, *, small: bool) -> str:
     sides = (16, 32, 48) if small else (16, 32, 48, 96, 832, 480, 1280, 720, 16_384)
-    return f"{chance.choice(sides)}{chance.choice('xxxX*')}{chance.choice(sides)}"
+    return f"{rng.choice(sides)}{rng.choice('xxxX*')}{rng.choice(sides)}"
 
 
-def odd_size(chance: random.Random) -> str:
+def odd_size(rng: random.Random) -> str:
     sides: Sequence[Any] = (
         0,
         -1,
@@ -96,18 +96,18 @@ def odd_size(chance: random.Random) -> str:
         1.5,
         "1e3",
     )
-    return chance.choice(("{}x{}", "{}x", "x{}", "{}*{}x{}", "{}", "{}\u00d7{}", "{} x {}")).format(
-        *chance.choices(sides, k=3)
+    return rng.choice(("{}x{}", "{}x", "x{}", "{}*{}x{}", "{}", "{}\u00d7{}", "{} x {}")).format(
+        *rng.choices(sides, k=3)
     )
 
 
-def seeds(chance: random.Random, *, several: bool) -> str:
+def seeds(rng: random.Random, *, several: bool) -> str:
     few = ("0", "1", "7", "random", str(2**53))
-    return chance.choice((*few, "0-1", "1,2") if several else few)
+    return rng.choice((*few, "0-1", "1,2") if several else few)
 
 
-def odd_seeds(chance: random.Random) -> str:
-    return chance.choice((
+def odd_seeds(rng: random.Random) -> str:
+    return rng.choice((
         "-1", "1-", "-", "3-1", "0-999999", "1,1", "1,,2", ",", "1.5", str(2**53 + 1),
         "9" * 5000, "0-" + "9" * 30, "\u0663", "", " ", "RANDOM", "1 ", "1-2-3", "\udcff", "0x1",
     ))  # fmt: skip

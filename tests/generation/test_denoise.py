@@ -9,7 +9,7 @@ from wancli.generation.denoise import decode
 from wancli.generation.schedulers import make_scheduler
 
 
-def test_decoded_frames_are_those_of_diffusers_rounded_to_uint8():
+def test_decoded_frames_equal_those_of_diffusers_rounded_to_uint8():
     vae = tiny_vae()
     latents = torch.randn(1, 4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
@@ -24,7 +24,7 @@ def test_decoded_frames_are_those_of_diffusers_rounded_to_uint8():
 
 
 @pytest.mark.parametrize("scheduler", ["unipc", "dpm++", "euler"])
-def test_a_solver_has_the_shift_and_flow_prediction(scheduler: str):
+def test_a_scheduler_applies_the_flow_shift(scheduler: str):
     config = tiny_pipeline().scheduler.config
     shifted = {}
     for shift in (1.0, 7.0):

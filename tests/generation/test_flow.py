@@ -1,4 +1,4 @@
-"""Flow matching against the original's numbers (see tests/parity/README.md)."""
+"""Parity of flow matching with the original (see tests/parity/README.md)."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def golden():
     return load_file(PARITY / "scheduler.safetensors")
 
 
-def test_the_warped_steps_are_those_of_the_original():
+def test_warped_steps_equal_those_of_the_original():
     levels = few_step_levels([1000, 750, 500, 250], shift=5, warp=True)
     assert [level.timestep for level in levels] == pytest.approx([1000, 937.5, 2500 / 3, 625])
     assert [level.sigma for level in levels] == pytest.approx([1, 0.9375, 2.5 / 3, 0.625])
@@ -32,12 +32,13 @@ def test_unwarped_steps_keep_their_timestep_with_the_nearest_sigma():
 
 
 @pytest.mark.parametrize("shift", [5, 8])
-def test_the_sigma_table_is_the_original(golden, shift: int):
+def test_the_sigma_table_equals_the_original(golden, shift: int):
     ours = torch.tensor(sigma_table(shift), dtype=torch.float64)
-    assert (ours - golden[f"sigmas_shift{shift}"].double()).abs().max() < 3e-7  # theirs is float32
+    original = golden[f"sigmas_shift{shift}"].double()  # computed in float32
+    assert (ours - original).abs().max() < 3e-7
 
 
-def test_noise_is_added_as_the_original_does(golden):
+def test_noise_is_added_as_in_the_original(golden):
     for i, timestep in enumerate(golden["addnoise_t"].tolist()):
         (level,) = few_step_levels([round(timestep)], shift=5, warp=False)
         nearest = min(sigma_table(5), key=lambda sigma: abs(1000 * sigma - timestep))
@@ -46,7 +47,7 @@ def test_noise_is_added_as_the_original_does(golden):
         assert (noisy - golden["addnoise_out"][i]).abs().max() < 1e-6
 
 
-def test_timesteps_are_embedded_as_the_original_does(golden):
+def test_timesteps_are_embedded_as_in_the_original(golden):
     ours = ExactTimesteps(256)(golden["time_in"].float())
     assert (ours - golden["time_embedding"]).abs().max() < 2e-6
 
@@ -58,7 +59,7 @@ def test_removing_the_noise_gives_the_clean_latents():
     assert torch.allclose(to_clean(noisy, noise - clean, 0.7), clean, atol=1e-6)
 
 
-def test_a_model_that_knows_the_answer_gives_it_in_any_number_of_steps():
+def test_a_perfect_model_reaches_the_clean_latents_in_any_number_of_steps():
     answer = torch.full((1, 1, 1, 2, 2), 0.25)
     levels = few_step_levels([1000, 500], shift=5, warp=True)
     sigma_at = {level.timestep: level.sigma for level in levels}

@@ -1,4 +1,4 @@
-"""Noise of rollouts."""
+"""Initial noise and renoise of rollouts."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Offloaded models make what others make, to the bit, and are where they should be when they do."""
+"""Offloaded models give bit-identical videos, and their weights are where they should be."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,35 +27,35 @@ from wancli.planning.inputs import NO_INPUTS, InputFiles
 from wancli.planning.plan import make_plan
 
 CPU = torch.device("cpu")
-WAYS = ("model", "group", "sequential")
-every_way = pytest.mark.parametrize("way", WAYS)
+MODES = ("model", "group", "sequential")
+every_mode = pytest.mark.parametrize("mode", MODES)
 
 
-def pictures(seed: int, count: int = 1, size: tuple[int, int] = (48, 32)) -> list[Image.Image]:
+def images(seed: int, count: int = 1, size: tuple[int, int] = (48, 32)) -> list[Image.Image]:
     width, height = size
     levels = np.random.default_rng(seed).integers(0, 256, (count, height, width, 3))
     return [Image.fromarray(frame) for frame in levels.astype(np.uint8)]
 
 
 FILE = Path("file")
-GIVEN: Mapping[str, tuple[InputFiles, dict[str, Any]]] = {
+INPUTS: Mapping[str, tuple[InputFiles, dict[str, Any]]] = {
     TEXT: (NO_INPUTS, {}),
-    IMAGE: (InputFiles(image=FILE), {"image": pictures(1)[0]}),
+    IMAGE: (InputFiles(image=FILE), {"image": images(1)[0]}),
     ENDS: (
         InputFiles(image=FILE, last_image=FILE),
-        {"image": pictures(1)[0], "last_image": pictures(2)[0]},
+        {"image": images(1)[0], "last_image": images(2)[0]},
     ),
-    VIDEO: (InputFiles(video=FILE), {"video": pictures(3, 5)}),
+    VIDEO: (InputFiles(video=FILE), {"video": images(3, 5)}),
     VACE: (
         InputFiles(video=FILE, ref_image=(FILE,)),
-        {"video": pictures(3, 5), "reference_images": pictures(4)},
+        {"video": images(3, 5), "reference_images": images(4)},
     ),
     ANIMATE: (
         InputFiles(pose_video=FILE, face_video=FILE, ref_image=(FILE,)),
         {
-            "pose_video": pictures(5, 9),
-            "face_video": pictures(6, 9, (16, 16)),
-            "image": pictures(1)[0],
+            "pose_video": images(5, 9),
+            "face_video": images(6, 9, (16, 16)),
+            "image": images(1)[0],
         },
     ),
 }
@@ -69,11 +69,11 @@ def settings_of(task: str, **tables: Any) -> Settings:
     ).settings
 
 
-def loaded_for(task: str, way: str | None, **kind: Any) -> Loaded:
+def loaded_for(task: str, mode: str | None, **kind: Any) -> Loaded:
     pipeline = tiny_pipeline(task, num_layers=4, **kind)
     pipeline.set_progress_bar_config(disable=True)
-    if way:
-        offload_to(pipeline, CPU, way)
+    if mode:
+        offload_to(pipeline, CPU, mode)
     experts = kind.get("experts", 1)
     text = 512 if pipeline.transformer.config.get("image_dim") else 16
     spec = ModelSpec(
@@ -82,51 +82,58 @@ def loaded_for(task: str, way: str | None, **kind: Any) -> Loaded:
     return Loaded(pipeline, spec, CPU)
 
 
-def made(
-    task: str, way: str | None, settings: Settings, *, videos: int = 1, **kind: Any
+def generate(
+    task: str, mode: str | None, settings: Settings, *, videos: int = 1, **kind: Any
 ) -> list[Tensor]:
-    """Latents and frames of some videos, one after the other from one loaded model."""
-    loaded, (inputs, shown) = loaded_for(task, way, **kind), GIVEN[task]
+    return videos_of(loaded_for(task, mode, **kind), settings, task, count=videos)
+
+
+def videos_of(loaded: Loaded, settings: Settings, task: str, *, count: int = 2) -> list[Tensor]:
+    """Latents and frames of several videos, generated in turn by one loaded model."""
+    inputs, images = INPUTS.get(task, (NO_INPUTS, {}))
     plan = make_plan(settings, loaded.spec, inputs, task=task)
-    found = []
-    for seed in range(videos):
+    tensors = []
+    for seed in range(count):
         prompt = encode_prompt(loaded, "a red circle", settings.sampling)
         denoised = denoise(
             loaded,
-            replace(prompt, pictures=shown),
+            replace(prompt, pictures=images),
             settings,
             plan,
             seed=seed,
             on_step=lambda _: None,
         )
-        found += [denoised.latents, torch.from_numpy(clip_frames(loaded, denoised).copy())]
-    return found
+        tensors += [denoised.latents, torch.from_numpy(clip_frames(loaded, denoised).copy())]
+    return tensors
 
 
 @cache
-def plain(task: str, **kind: Any) -> list[Tensor]:
-    return made(task, None, settings_of(task), **kind)
+def resident_output(task: str, **kind: Any) -> list[Tensor]:
+    return generate(task, None, settings_of(task), **kind)
 
 
-def same(some: list[Tensor], others: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@every_way
-@pytest.mark.parametrize("task", GIVEN)
-def test_every_task_gives_the_same_frames_when_offloaded(task: str, way: str):
-    assert same(made(task, way, settings_of(task)), plain(task))
+@every_mode
+@pytest.mark.parametrize("task", INPUTS)
+def test_every_task_gives_the_same_frames_when_offloaded(task: str, mode: str):
+    assert same(generate(task, mode, settings_of(task)), resident_output(task))
 
 
-@every_way
+@every_mode
 @pytest.mark.parametrize("kind", [{"experts": 2}, {"by_token": True}], ids=str)
-def test_two_experts_and_per_token_timesteps_give_the_same_frames(kind: dict[str, Any], way: str):
-    assert same(made(TEXT, way, settings_of(TEXT), **kind), plain(TEXT, **kind))
+def test_two_experts_and_per_token_timesteps_give_the_same_frames(kind: dict[str, Any], mode: str):
+    assert same(generate(TEXT, mode, settings_of(TEXT), **kind), resident_output(TEXT, **kind))
 
 
-@every_way
-def test_an_uncached_prompt_gives_the_same_frames(way: str):
-    assert same(made(TEXT, way, settings_of(TEXT, prompt_kv={"prompt_kv": False})), plain(TEXT))
+@every_mode
+def test_an_uncached_prompt_gives_the_same_frames(mode: str):
+    assert same(
+        generate(TEXT, mode, settings_of(TEXT, prompt_kv={"prompt_kv": False})),
+        resident_output(TEXT),
+    )
 
 
 CACHES: Mapping[str, dict[str, Any]] = {
@@ -141,39 +148,39 @@ CACHES: Mapping[str, dict[str, Any]] = {
 
 
 @cache
-def two_videos(name: str, way: str | None) -> list[Tensor]:
+def two_videos(name: str, mode: str | None) -> list[Tensor]:
     settings = settings_of(
         TEXT,
         sampling={"steps": 9, "guidance_scale": 3.0},
         step_cache=CACHES[name],
         prompt_kv={"kv_align": "8"},
     )
-    return made(TEXT, way, settings, videos=2)
+    return generate(TEXT, mode, settings, videos=2)
 
 
 @pytest.mark.parametrize(
-    "way",
-    ["group", *(pytest.param(way, marks=pytest.mark.slow) for way in ("model", "sequential"))],
+    "mode",
+    ["group", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("model", "sequential"))],
 )
 @pytest.mark.parametrize("name", CACHES)
-def test_caches_reuse_the_same_steps_in_a_second_video(name: str, way: str):
-    unmoved = two_videos(name, None)
-    assert not same(unmoved[:1], unmoved[2:3])
-    assert same(two_videos(name, way), unmoved)
+def test_caches_reuse_the_same_steps_in_a_second_video(name: str, mode: str):
+    resident = two_videos(name, None)
+    assert not same(resident[:1], resident[2:3])
+    assert same(two_videos(name, mode), resident)
 
 
-@every_way
-def test_an_offloaded_vae_encodes_the_same_latents(way: str):
-    one, other = (loaded_for(TEXT, chosen).pipeline.vae for chosen in (None, way))
+@every_mode
+def test_an_offloaded_vae_encodes_the_same_latents(mode: str):
+    one, other = (loaded_for(TEXT, chosen).pipeline.vae for chosen in (None, mode))
     video = torch.linspace(-1, 1, 3 * 5 * 32 * 48).view(1, 3, 5, 32, 48)
     assert torch.equal(encode(one, video), encode(other, video))
 
 
-def test_diffusers_finds_the_device_while_guidance_is_gated():
+def test_diffusers_finds_the_device_under_a_cfg_gate():
     settings = settings_of(TEXT, sampling={"steps": 9}, step_cache=CACHES["gate"])
     loaded = loaded_for(TEXT, None)
     gpu = torch.device("cuda:0")
-    offload_to(loaded.pipeline, gpu, "model")  # moves nothing before it is called
+    offload_to(loaded.pipeline, gpu, "model")  # moves nothing until a component is called
     plan = make_plan(settings, loaded.spec)
     prompt = encode_prompt(loaded_for(TEXT, None), "a red circle", settings.sampling)
     assert loaded.pipeline._execution_device == gpu
@@ -181,17 +188,17 @@ def test_diffusers_finds_the_device_while_guidance_is_gated():
         assert loaded.pipeline._execution_device == gpu
 
 
-@pytest.mark.parametrize("task", GIVEN)
+@pytest.mark.parametrize("task", INPUTS)
 def test_a_bfloat16_vae_gives_nearly_the_same_frames(task: str):
-    loaded, (inputs, shown) = loaded_for(task, None), GIVEN[task]
+    loaded, (inputs, images) = loaded_for(task, None), INPUTS[task]
     loaded.pipeline.vae.to(torch.bfloat16)
     settings = settings_of(task)
     prompt = encode_prompt(loaded, "a red circle", settings.sampling)
     denoised = denoise(
-        loaded, replace(prompt, pictures=shown), settings,
+        loaded, replace(prompt, pictures=images), settings,
         make_plan(settings, loaded.spec, inputs, task=task), seed=0, on_step=lambda _: None,
     )  # fmt: skip
     frames = clip_frames(loaded, denoised).astype(float)
     assert denoised.latents.dtype == torch.float32
-    off = np.abs(frames - plain(task)[1].numpy().astype(float)).mean()
-    assert 0 < off < 2.0  # levels of 255, of random weights
+    difference = np.abs(frames - resident_output(task)[1].numpy().astype(float)).mean()
+    assert 0 < difference < 2.0  # of 255 levels, with random weights

@@ -19,8 +19,8 @@ def stepped(index: int, *, steps: int = 4, clean: float = 2.0, noise: float = -1
     return StepResult(index, sigma, after, latents(after, clean=clean, noise=noise))
 
 
-def unheard(event: Event) -> None:
-    """Where nobody looks."""
+def ignore(event: Event) -> None:
+    """Report to nobody."""
 
 
 def latents(sigma: float, *, clean: float = 2.0, noise: float = -1.0) -> torch.Tensor:
@@ -29,35 +29,35 @@ def latents(sigma: float, *, clean: float = 2.0, noise: float = -1.0) -> torch.T
 
 def test_clean_latents_of_a_straight_path_are_exact_from_the_second_step():
     for index in range(1, 4):
-        found = predict_clean(stepped(index), latents(1 - index / 4))
-        torch.testing.assert_close(found, latents(0))
+        predicted = predict_clean(stepped(index), latents(1 - index / 4))
+        torch.testing.assert_close(predicted, latents(0))
     first = stepped(0)
     assert predict_clean(first, None) is first.latents
 
 
 def test_a_preview_is_written_every_few_steps_and_removed_at_the_end(tmp_path: Path):
     video, written = tmp_path / "a.mp4", []
-    told: list[Event] = []
+    events: list[Event] = []
     picture = tmp_path / "a.preview.png"
-    with previews(video, told.append, every=2) as show:
+    with previews(video, events.append, every=2) as show:
         for index in range(4):
             show(stepped(index), tiny_vae())
             written.append(picture.exists())
             picture.unlink(missing_ok=True)
         show(stepped(1), tiny_vae())
-        assert told[-1] == PreviewEvent(picture.read_bytes())
+        assert events[-1] == PreviewEvent(picture.read_bytes())
         with Image.open(io.BytesIO(picture.read_bytes())) as image:
             assert image.size == (3 * 6 * 32, 4 * 32)  # three latent frames of 6x4, 32 times
             assert np.asarray(image).dtype == np.uint8
     assert written == [False, True, False, True]
-    assert len(told) == 3
+    assert len(events) == 3
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_preview_every_nothing_is_written_or_removed(tmp_path: Path):
     other = tmp_path / "a.preview.png"
     other.write_text("mine")
-    with previews(tmp_path / "a.mp4", unheard, every=None) as show:
+    with previews(tmp_path / "a.mp4", ignore, every=None) as show:
         show(stepped(0), None)
     assert other.read_text() == "mine"
 
@@ -66,7 +66,7 @@ def test_a_preview_is_removed_when_the_run_fails(tmp_path: Path):
     written: list[Path] = []
 
     def interrupted() -> None:
-        with previews(tmp_path / "a.mp4", unheard, every=1) as show:
+        with previews(tmp_path / "a.mp4", ignore, every=1) as show:
             show(stepped(0), tiny_vae())
             written.extend(tmp_path.iterdir())
             raise KeyboardInterrupt
@@ -79,18 +79,18 @@ def test_a_preview_is_removed_when_the_run_fails(tmp_path: Path):
 
 def test_a_preview_that_cannot_be_written_does_not_end_the_run(tmp_path: Path):
     (tmp_path / "file").write_text("no folder")
-    told: list[Event] = []
-    Previews(tmp_path / "file" / "a.mp4", told.append, every=1)(stepped(0), tiny_vae())
-    assert len(told) == 1  # a terminal may show it
+    events: list[Event] = []
+    Previews(tmp_path / "file" / "a.mp4", events.append, every=1)(stepped(0), tiny_vae())
+    assert len(events) == 1  # the terminal may still show it
 
 
 def test_previews_leave_the_latents_unchanged(tmp_path: Path):
     step = stepped(1)
-    kept = step.latents.clone()
-    show = Previews(tmp_path / "a.mp4", unheard, every=1)
+    before = step.latents.clone()
+    show = Previews(tmp_path / "a.mp4", ignore, every=1)
     show(stepped(0), tiny_vae())
     show(step, tiny_vae())
-    assert torch.equal(step.latents, kept)
+    assert torch.equal(step.latents, before)
 
 
 def test_the_name_of_a_preview_is_never_too_long():

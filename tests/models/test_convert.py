@@ -1,4 +1,4 @@
-"""Checkpoints under their authors' names: the key map of tests/parity says what must come out."""
+"""Checkpoints in their authors' naming, converted by the key map of tests/parity."""
 
 import json
 import os
@@ -28,20 +28,20 @@ NAMES: dict[str, str] = MODEL["key_map_original_to_diffusers"]
 Tensors = dict[str, torch.Tensor]
 
 
-def heads(folder: Path, **stated: Any) -> Path:
-    """A config file; with nothing stated, the four heads that no tensor tells."""
+def config_file(folder: Path, **entries: Any) -> Path:
+    """A config file; by default with the number of heads, which no tensor determines."""
     path = folder / "stated.json"
-    path.write_text(json.dumps(stated or {"num_heads": 4}))
+    path.write_text(json.dumps(entries or {"num_heads": 4}))
     return path
 
 
-def written(out: Path) -> Tensors:
+def converted(out: Path) -> Tensors:
     return load_file(out / "transformer" / "diffusion_pytorch_model.safetensors")
 
 
-def same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> bool:
-    return found.keys() == expected.keys() and all(
-        found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
+def same(ours: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> bool:
+    return ours.keys() == expected.keys() and all(
+        ours[name].dtype == tensor.dtype and torch.equal(ours[name], tensor)
         for name, tensor in expected.items()
     )
 
@@ -55,8 +55,8 @@ def prefixed(tensors: Tensors, prefix: str) -> Tensors:
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
-def wrapped(tensors: Tensors) -> Tensors:
-    """As FSDP names them: itself before the model, and before every block."""
+def fsdp_names(tensors: Tensors) -> Tensors:
+    """Names as FSDP writes them: with its prefix before the model and before every block."""
     block, fsdp = "blocks.", "_fsdp_wrapped_module."
     names = {}
     for name in tensors:
@@ -65,8 +65,8 @@ def wrapped(tensors: Tensors) -> Tensors:
     return {f"model.{fsdp}{names[name]}": tensor for name, tensor in tensors.items()}
 
 
-def packed(kind: str, folder: Path) -> Path:
-    """The reference weights in one of the ways that authors publish them."""
+def publish(kind: str, folder: Path) -> Path:
+    """The reference weights in one of the formats that authors publish."""
     tensors = load_file(WEIGHTS)
     other = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     if kind == "shards":
@@ -83,7 +83,7 @@ def packed(kind: str, folder: Path) -> Path:
             "step": 600,
         },
         "generator": {"generator": prefixed(tensors, "model."), "critic": other},
-        "fsdp": {"generator": other, "generator_ema": wrapped(tensors)},
+        "fsdp": {"generator": other, "generator_ema": fsdp_names(tensors)},
         "bare": tensors,
         "old pickle": {"generator_ema": tensors},
     }[kind]
@@ -96,27 +96,27 @@ def packed(kind: str, folder: Path) -> Path:
 )
 def test_every_tensor_is_renamed_by_the_key_map(kind: str, tmp_path: Path):
     (tmp_path / "in").mkdir()
-    convert(packed(kind, tmp_path / "in"), tmp_path / "out", config=heads(tmp_path))
-    assert same(written(tmp_path / "out"), expected())
+    convert(publish(kind, tmp_path / "in"), tmp_path / "out", config=config_file(tmp_path))
+    assert same(converted(tmp_path / "out"), expected())
 
 
 def test_diffusers_loads_a_converted_model_without_missing_or_unexpected_keys(tmp_path: Path):
-    done = convert(WEIGHTS, tmp_path / "out", config=heads(tmp_path))
+    result = convert(WEIGHTS, tmp_path / "out", config=config_file(tmp_path))
     model, report = WanTransformer3DModel.from_pretrained(
         tmp_path / "out", subfolder="transformer", output_loading_info=True
     )
     assert not any(report.values())
     assert same(dict(model.state_dict()), {k: t.float() for k, t in expected().items()})
-    assert done.config.items() >= SIZES.items()
-    assert {k: v for k, v in model.config.items() if k in done.config} == done.config
-    assert done.parameters == sum(p.numel() for p in model.parameters())
-    assert done.dtype == "bfloat16"
+    assert result.config.items() >= SIZES.items()
+    assert {k: v for k, v in model.config.items() if k in result.config} == result.config
+    assert result.parameters == sum(p.numel() for p in model.parameters())
+    assert result.dtype == "bfloat16"
 
 
-def test_diffusers_names_are_left_alone(tmp_path: Path):
+def test_diffusers_names_are_unchanged(tmp_path: Path):
     save_file(expected(), tmp_path / "x.safetensors")
-    convert(tmp_path / "x.safetensors", tmp_path / "out", config=heads(tmp_path))
-    assert same(written(tmp_path / "out"), expected())
+    convert(tmp_path / "x.safetensors", tmp_path / "out", config=config_file(tmp_path))
+    assert same(converted(tmp_path / "out"), expected())
 
 
 def test_dtypes_are_kept_and_transposed_tensors_are_packed(tmp_path: Path):
@@ -124,9 +124,9 @@ def test_dtypes_are_kept_and_transposed_tensors_are_packed(tmp_path: Path):
     tensors["head.modulation"] = tensors["head.modulation"].float() / 3
     tensors["head.head.weight"] = tensors["head.head.weight"].half().t().contiguous().t()
     torch.save(tensors, tmp_path / "x.pt")
-    done = convert(tmp_path / "x.pt", tmp_path / "out", config=heads(tmp_path))
-    assert same(written(tmp_path / "out"), {NAMES[k]: t for k, t in tensors.items()})
-    assert done.dtype == "bfloat16, float16, float32"
+    result = convert(tmp_path / "x.pt", tmp_path / "out", config=config_file(tmp_path))
+    assert same(converted(tmp_path / "out"), {NAMES[k]: t for k, t in tensors.items()})
+    assert result.dtype == "bfloat16, float16, float32"
 
 
 def test_image_to_video_keys_are_renamed(tmp_path: Path):
@@ -152,11 +152,11 @@ def test_image_to_video_keys_are_renamed(tmp_path: Path):
         names[f"{old}.norm_k_img.weight"] = (f"{new}.norm_added_k.weight", (dim,))
     tensors |= {old: torch.randn(shape, generator=numbers) for old, (_, shape) in names.items()}
     torch.save({"generator": tensors}, tmp_path / "x.pt")
-    done = convert(tmp_path / "x.pt", tmp_path / "out", config=heads(tmp_path))
+    result = convert(tmp_path / "x.pt", tmp_path / "out", config=config_file(tmp_path))
     added = {new: tensors[old] for old, (new, _) in names.items()}
-    assert same(written(tmp_path / "out"), expected() | added)
-    told = {"image_dim": image, "added_kv_proj_dim": dim, "pos_embed_seq_len": 6}
-    assert done.config.items() >= told.items()
+    assert same(converted(tmp_path / "out"), expected() | added)
+    sizes = {"image_dim": image, "added_kv_proj_dim": dim, "pos_embed_seq_len": 6}
+    assert result.config.items() >= sizes.items()
 
 
 @pytest.mark.parametrize(
@@ -173,14 +173,14 @@ def test_sizes_of_released_models_are_inferred_from_shapes(sizes: dict[str, Any]
     with torch.device("meta"):
         model = WanTransformer3DModel(**({"num_layers": 1} | sizes))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    told = read_sizes(shapes, {}, Path("x.pt"))
-    kept = {name: value for name, value in model.config.items() if name in told}
-    assert told == kept | {"patch_size": list(kept["patch_size"])}
-    assert len(told) > len(sizes)
+    inferred = read_sizes(shapes, {}, Path("x.pt"))
+    actual = {name: value for name, value in model.config.items() if name in inferred}
+    assert inferred == actual | {"patch_size": list(actual["patch_size"])}
+    assert len(inferred) > len(sizes)
 
 
 @pytest.mark.parametrize(
-    "stated",
+    "entries",
     [
         MODEL["original_CausalWanModel_kwargs"],
         SIZES,
@@ -189,22 +189,22 @@ def test_sizes_of_released_models_are_inferred_from_shapes(sizes: dict[str, Any]
     ],
     ids=["original", "diffusers", "width", "heads"],
 )
-def test_a_config_may_use_original_or_diffusers_names(stated: dict[str, Any], tmp_path: Path):
-    done = convert(WEIGHTS, tmp_path / "out", config=heads(tmp_path, **stated))
-    assert done.config["num_attention_heads"] == 4
-    assert done.config["attention_head_dim"] == 16
+def test_a_config_may_use_original_or_diffusers_names(entries: dict[str, Any], tmp_path: Path):
+    result = convert(WEIGHTS, tmp_path / "out", config=config_file(tmp_path, **entries))
+    assert result.config["num_attention_heads"] == 4
+    assert result.config["attention_head_dim"] == 16
 
 
 def test_config_entries_that_shapes_do_not_determine_are_kept(tmp_path: Path):
-    stated = heads(tmp_path, num_heads=2, eps=1e-5, rope_max_seq_len=2048)
-    convert(WEIGHTS, tmp_path / "out", config=stated)
+    path = config_file(tmp_path, num_heads=2, eps=1e-5, rope_max_seq_len=2048)
+    convert(WEIGHTS, tmp_path / "out", config=path)
     config = json.loads((tmp_path / "out" / "transformer" / "config.json").read_text())
     assert (config["num_attention_heads"], config["attention_head_dim"]) == (2, 32)
     assert (config["eps"], config["rope_max_seq_len"]) == (1e-5, 2048)
 
 
 @pytest.mark.parametrize(
-    ("stated", "error"),
+    ("entries", "error"),
     [
         ({"num_heads": 4, "ffn_dim": 256}, "ffn_dim 256; .* says 128"),
         ({"num_heads": 4, "dim": 1536}, "dim 1536; .* says 64"),
@@ -219,16 +219,16 @@ def test_config_entries_that_shapes_do_not_determine_are_kept(tmp_path: Path):
         ({"eps": 1e-6}, "does not say how many heads share its dim 64"),
     ],
 )
-def test_a_config_that_contradicts_the_weights_is_refused(
-    stated: dict[str, Any], error: str, tmp_path: Path
+def test_a_config_that_contradicts_the_weights_is_rejected(
+    entries: dict[str, Any], error: str, tmp_path: Path
 ):
     with pytest.raises(ModelError, match=error):
-        convert(WEIGHTS, tmp_path / "out", config=heads(tmp_path, **stated))
+        convert(WEIGHTS, tmp_path / "out", config=config_file(tmp_path, **entries))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("stated", "error", "hint"),
+    ("entries", "error", "hint"),
     [
         ({"num_head": 4}, "unknown key 'num_head'", "'num_heads'"),
         ({"num_heads": 0}, "num_attention_heads 0", "positive int"),
@@ -239,11 +239,11 @@ def test_a_config_that_contradicts_the_weights_is_refused(
         ({"num_heads": 4, "num_attention_heads": 2}, "num_attention_heads twice", "leave out"),
     ],
 )
-def test_a_config_with_an_invalid_value_is_refused(
-    stated: dict[str, Any], error: str, hint: str, tmp_path: Path
+def test_a_config_with_an_invalid_value_is_rejected(
+    entries: dict[str, Any], error: str, hint: str, tmp_path: Path
 ):
     with pytest.raises(InputError, match=error) as caught:
-        convert(WEIGHTS, tmp_path / "out", config=heads(tmp_path, **stated))
+        convert(WEIGHTS, tmp_path / "out", config=config_file(tmp_path, **entries))
     assert hint in caught.value.hint
 
 
@@ -255,24 +255,24 @@ def test_only_the_missing_key_is_named(key: str, tmp_path: Path):
     del tensors[key]
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(ModelError, match=f"missing[^:]*: {NAMES[key]}\\.$"):
-        convert(tmp_path / "x.safetensors", tmp_path / "out", config=heads(tmp_path))
+        convert(tmp_path / "x.safetensors", tmp_path / "out", config=config_file(tmp_path))
 
 
-def test_duplicate_keys_are_refused_and_not_dropped(tmp_path: Path):
+def test_duplicate_keys_are_rejected_not_dropped(tmp_path: Path):
     tensors = load_file(WEIGHTS)
     torch.save(tensors | prefixed(tensors, "model."), tmp_path / "x.pt")
     with pytest.raises(ModelError, match="duplicate keys"):
-        convert(tmp_path / "x.pt", tmp_path / "out", config=heads(tmp_path))
+        convert(tmp_path / "x.pt", tmp_path / "out", config=config_file(tmp_path))
     (tmp_path / "in").mkdir()
     for name in ("a", "b"):
         shutil.copy(WEIGHTS, tmp_path / "in" / f"{name}.safetensors")
     with pytest.raises(ModelError, match="in two files"):
-        convert(tmp_path / "in", tmp_path / "out", config=heads(tmp_path))
+        convert(tmp_path / "in", tmp_path / "out", config=config_file(tmp_path))
 
 
 @pytest.fixture
 def tiny(tiny_model: Path) -> Path:
-    """The transformer's weights of the tiny model, whose own folder is then a base for them."""
+    """The transformer weights of the tiny model, whose folder serves as their base."""
     return tiny_model / "transformer" / "diffusion_pytorch_model.safetensors"
 
 
@@ -291,7 +291,7 @@ def test_a_base_completes_the_model_folder(
     convert(
         tmp_path / "x.safetensors",
         tmp_path / "out",
-        config=heads(tmp_path, num_heads=2),
+        config=config_file(tmp_path, num_heads=2),
         base=tiny_model,
     )
     loaded = load_pipeline(find_spec(str(tmp_path / "out")), Machine(device="cpu"))
@@ -300,12 +300,12 @@ def test_a_base_completes_the_model_folder(
     ours, theirs = tmp_path / "out" / weights, tiny_model / weights
     assert ours.read_bytes() == theirs.read_bytes()
     assert ours.samefile(theirs) == can_link
-    kept = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert kept == sorted(path.name for path in tiny_model.iterdir())
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == sorted(path.name for path in tiny_model.iterdir())
 
 
 @pytest.mark.parametrize("damage", ["two experts", "no scheduler", "another width"])
-def test_a_base_that_does_not_match_is_refused(
+def test_a_base_that_does_not_match_is_rejected(
     tiny: Path, tiny_model: Path, tmp_path: Path, damage: str
 ):
     base = shutil.copytree(tiny_model, tmp_path / "base")
@@ -316,26 +316,24 @@ def test_a_base_that_does_not_match_is_refused(
         (base / "model_index.json").write_text(json.dumps(index))
     elif damage == "no scheduler":
         shutil.rmtree(base / "scheduler")
-    source, stated = (WEIGHTS, 4) if damage == "another width" else (tiny, 2)
+    source, heads = (WEIGHTS, 4) if damage == "another width" else (tiny, 2)
     with pytest.raises(ModelError, match=error.get(damage, "z_dim 4; .* out_channels 16")):
-        convert(source, tmp_path / "out", config=heads(tmp_path, num_heads=stated), base=base)
+        convert(source, tmp_path / "out", config=config_file(tmp_path, num_heads=heads), base=base)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failed_write_leaves_the_old_folder_and_nothing_else(
-    tiny: Path, tiny_model: Path, tmp_path: Path
-):
+def test_a_failed_write_leaves_only_the_old_folder(tiny: Path, tiny_model: Path, tmp_path: Path):
     base = shutil.copytree(tiny_model, tmp_path / "base")
     (base / "tokenizer" / "lost.json").symlink_to(tmp_path / "nowhere")
-    stated = heads(tmp_path, num_heads=2)
-    convert(tiny, tmp_path / "out", config=stated)
+    config = config_file(tmp_path, num_heads=2)
+    convert(tiny, tmp_path / "out", config=config)
     before = sorted(tmp_path.rglob("*"))
-    kept = written(tmp_path / "out")
+    weights = converted(tmp_path / "out")
     for out, overwrite in (("out", True), ("new", False)):
         with pytest.raises(OutputError, match=f"cannot write .*{out}"):
-            convert(tiny, tmp_path / out, config=stated, base=base, overwrite=overwrite)
+            convert(tiny, tmp_path / out, config=config, base=base, overwrite=overwrite)
     assert sorted(tmp_path.rglob("*")) == before
-    assert same(written(tmp_path / "out"), kept)
+    assert same(converted(tmp_path / "out"), weights)
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path):
@@ -361,7 +359,7 @@ def test_the_old_folder_is_restored_if_the_new_one_is_lost(tmp_path: Path):
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 
 
-def test_a_folder_created_meanwhile_is_not_replaced(tmp_path: Path):
+def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path: Path):
     def late(out: Path) -> None:
         with whole_folder(out, hint="", overwrite=False):
             out.mkdir()
@@ -373,28 +371,28 @@ def test_a_folder_created_meanwhile_is_not_replaced(tmp_path: Path):
 
 
 def test_overwrite_replaces_only_converted_models(tmp_path: Path):
-    out, stated = tmp_path / "out", heads(tmp_path)
-    convert(WEIGHTS, out, config=stated)
+    out, config = tmp_path / "out", config_file(tmp_path)
+    convert(WEIGHTS, out, config=config)
     with pytest.raises(UsageError, match="exists"):
-        convert(WEIGHTS, out, config=stated)
+        convert(WEIGHTS, out, config=config)
     stale = out / "transformer" / "diffusion_pytorch_model-00001-of-00002.safetensors"
     stale.write_text("stale")
-    convert(WEIGHTS, out, config=stated, overwrite=True)
+    convert(WEIGHTS, out, config=config, overwrite=True)
     assert not stale.exists()
-    assert same(written(out), expected())
+    assert same(converted(out), expected())
     with pytest.raises(UsageError, match="would be deleted"):
-        convert(out / "transformer", out, config=stated, overwrite=True)
+        convert(out / "transformer", out, config=config, overwrite=True)
     for name in ("notes.txt", "transformer/notes.txt", "vae/mine/config.json"):
         mine = out / name
         mine.parent.mkdir(parents=True, exist_ok=True)
         mine.write_text("mine")
         with pytest.raises(UsageError, match=f"holds {name}, which is not of"):
-            convert(WEIGHTS, out, config=stated, overwrite=True)
+            convert(WEIGHTS, out, config=config, overwrite=True)
         assert mine.read_text() == "mine"
         mine.unlink()
 
 
 def test_weights_have_the_file_mode_of_the_config(tmp_path: Path):
-    convert(WEIGHTS, tmp_path / "out", config=heads(tmp_path))
+    convert(WEIGHTS, tmp_path / "out", config=config_file(tmp_path))
     modes = {path.stat().st_mode for path in (tmp_path / "out" / "transformer").iterdir()}
     assert len(modes) == 1

@@ -26,7 +26,7 @@ RESPONSE = Response(403, request=Request("GET", "https://huggingface.co/api/mode
 
 
 @pytest.mark.parametrize(
-    ("error", "told", "hint"),
+    ("error", "message", "hint"),
     [
         (GatedRepoError("no", response=RESPONSE), "'a/b' is gated", "set HF_TOKEN"),
         (RepositoryNotFoundError("no", response=RESPONSE), "not on the hub", "check the name"),
@@ -39,13 +39,13 @@ RESPONSE = Response(403, request=Request("GET", "https://huggingface.co/api/mode
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_hub_errors_are_one_line_and_exit_4(error: Exception, told: str, hint: str):
-    with pytest.raises(ModelError) as raised, hub_errors("a/b"):
+def test_hub_errors_are_one_line_and_exit_4(error: Exception, message: str, hint: str):
+    with pytest.raises(ModelError) as caught, hub_errors("a/b"):
         raise error
-    assert told in str(raised.value)
-    assert "\n" not in str(raised.value)
-    assert hint in raised.value.hint
-    assert raised.value.exit_code == 4
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert hint in caught.value.hint
+    assert caught.value.exit_code == 4
 
 
 def test_an_unreachable_hub_is_an_error(monkeypatch: pytest.MonkeyPatch):
@@ -54,29 +54,29 @@ def test_an_unreachable_hub_is_an_error(monkeypatch: pytest.MonkeyPatch):
         raise LocalEntryNotFoundError("no")
 
 
-def test_a_full_disk_is_an_output_error_and_other_errors_pass():
-    with pytest.raises(OutputError, match="No space left") as raised, hub_errors("a/b"):
+def test_a_full_disk_is_an_output_error_and_other_errors_propagate():
+    with pytest.raises(OutputError, match="No space left") as caught, hub_errors("a/b"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert "HF_HOME" in raised.value.hint
-    with pytest.raises(OutputError, match="Not a directory") as raised, hub_errors("a/b"):
+    assert "HF_HOME" in caught.value.hint
+    with pytest.raises(OutputError, match="Not a directory") as caught, hub_errors("a/b"):
         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    assert "HF_HOME" in raised.value.hint
+    assert "HF_HOME" in caught.value.hint
     with pytest.raises(OSError, match="no"), hub_errors("a/b"):
         raise OSError(errno.EIO, "no")
 
 
-def test_too_little_disk_space_is_refused_before_the_download(
+def test_too_little_disk_space_is_detected_before_the_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
     check_space("a/b", 1)
-    with pytest.raises(WancliError, match=r"needs 1000000000\.0 GB; .* has") as raised:
+    with pytest.raises(WancliError, match=r"needs 1000000000\.0 GB; .* has") as caught:
         check_space("a/b", 10**18)
-    assert raised.value.exit_code == 6
-    assert "HF_HOME" in raised.value.hint
+    assert caught.value.exit_code == 6
+    assert "HF_HOME" in caught.value.hint
 
 
-def test_the_cache_is_that_of_huggingface_hub(monkeypatch: pytest.MonkeyPatch):
+def test_the_cache_folder_is_that_of_huggingface_hub(monkeypatch: pytest.MonkeyPatch):
     names = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
     cases: list[dict[str, str]] = [
         {},
@@ -93,10 +93,10 @@ def test_the_cache_is_that_of_huggingface_hub(monkeypatch: pytest.MonkeyPatch):
         f"    [os.environ.pop(name, None) for name in {names}]; os.environ.update(case)\n"
         "    print(importlib.reload(constants).HF_HUB_CACHE)\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, json.dumps(cases)], capture_output=True, text=True, check=True
     )
-    for case, theirs in zip(cases, done.stdout.splitlines(), strict=True):
+    for case, theirs in zip(cases, process.stdout.splitlines(), strict=True):
         for name in names:
             monkeypatch.delenv(name, raising=False)
         for name, value in case.items():

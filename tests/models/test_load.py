@@ -13,7 +13,7 @@ from wancli.errors import SetupError
 from wancli.models.load import load_pipeline, load_vae, pick_device, pick_dtype
 
 
-def test_the_vae_stays_in_float32_and_the_rest_has_the_dtype(tiny_model: Path):
+def test_dtype_applies_to_all_components_but_the_vae(tiny_model: Path):
     loaded = load_pipeline(find_spec(str(tiny_model)), Machine(device="cpu", dtype="bfloat16"))
     assert loaded.pipeline.vae.dtype == torch.float32
     assert loaded.pipeline.text_encoder.dtype == torch.bfloat16
@@ -28,7 +28,7 @@ def test_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu():
     assert pick_dtype("float16", torch.device("cuda")) == torch.float16
 
 
-def test_a_missing_device_is_refused():
+def test_a_missing_device_is_rejected():
     assert pick_device("cpu") == torch.device("cpu")
     with pytest.raises(SetupError, match="`device cuda:99`"):
         pick_device("cuda:99")
@@ -48,7 +48,7 @@ def test_the_demo_folder_matches_its_spec():
     assert (read.text_length, read.experts) == (demo.text_length, demo.experts)
 
 
-def test_other_weights_have_another_revision(tmp_path: Path):
+def test_changed_weights_change_the_revision(tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
     spec = find_spec(str(tiny_folder(tmp_path)))

@@ -1,4 +1,4 @@
-"""LoRAs, merged: W + scale * B @ A, or an error."""
+"""LoRAs are merged as W + scale * B @ A, or rejected."""
 
 from pathlib import Path
 
@@ -21,8 +21,8 @@ LAYERS = {
 }
 
 
-def drawn(naming: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A LoRA's tensors by name, and what each adds to the weight of its layer."""
+def random_lora(naming: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A random LoRA's tensors by name, and the product that each pair adds to its layer."""
     generator, tensors, added = torch.Generator().manual_seed(0), {}, {}
     for original, layer in LAYERS.items():
         rows = 32 if "ffn" in layer else 24
@@ -39,7 +39,7 @@ def drawn(naming: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 @pytest.mark.parametrize("naming", ["wan", "diffusers", "longlive"])
 def test_a_lora_changes_the_weights_of_its_layers_only(tmp_path: Path, naming: str):
-    tensors, added = drawn(naming)
+    tensors, added = random_lora(naming)
     path = tmp_path / ("x.pt" if naming == "longlive" else "x.safetensors")
     if naming == "longlive":
         torch.save({"generator_lora": tensors, "step": torch.tensor(3)}, path)
@@ -56,7 +56,7 @@ def test_a_lora_changes_the_weights_of_its_layers_only(tmp_path: Path, naming: s
 
 
 def test_two_loras_add_up(tmp_path: Path):
-    tensors, added = drawn("wan")
+    tensors, added = random_lora("wan")
     save_file(tensors, tmp_path / "x.safetensors")
     pipeline = tiny_pipeline()
     weight = "blocks.0.attn1.to_q.weight"
@@ -67,14 +67,14 @@ def test_two_loras_add_up(tmp_path: Path):
 
 
 def test_a_pair_without_a_layer_is_an_error(tmp_path: Path):
-    tensors, _ = drawn("wan")
+    tensors, _ = random_lora("wan")
     tensors = {name.replace("blocks.1", "blocks.9"): value for name, value in tensors.items()}
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(ModelError, match="LoRA"):
         merge_loras(tiny_pipeline(), [Lora(tmp_path / "x.safetensors")])
 
 
-def test_a_file_without_a_lora_is_refused(tmp_path: Path):
+def test_a_file_without_a_lora_is_rejected(tmp_path: Path):
     (tmp_path / "x.pt").write_bytes(b"abc")
     save_file({"a": torch.zeros(1)}, tmp_path / "y.safetensors")
     for name, error in (("x.pt", InputError), ("y.safetensors", ModelError)):
@@ -83,7 +83,7 @@ def test_a_file_without_a_lora_is_refused(tmp_path: Path):
 
 
 def test_an_alpha_scales_its_pair(tmp_path: Path):
-    tensors, added = drawn("wan")
+    tensors, added = random_lora("wan")
     old = {
         n.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): t for n, t in tensors.items()
     }
@@ -97,7 +97,7 @@ def test_an_alpha_scales_its_pair(tmp_path: Path):
     assert torch.allclose(after, before + added[weight] / 4, atol=1e-6)
 
 
-def test_a_flag_names_a_file_and_a_scale(tmp_path: Path):
+def test_a_lora_is_a_file_an_expert_and_a_scale(tmp_path: Path):
     path = tmp_path / "a=b.safetensors"
     path.write_bytes(b"")
     assert find_lora(str(path)) == Lora(path, 1.0)
@@ -110,7 +110,7 @@ def test_a_flag_names_a_file_and_a_scale(tmp_path: Path):
         find_lora("no.safetensors=1")
 
 
-def test_the_name_of_a_packaged_lora_is_its_path(tmp_path, monkeypatch):
+def test_a_packaged_lora_is_found_by_name(tmp_path, monkeypatch):
     packaged, own = tmp_path / "quick.safetensors", tmp_path / "quick"
     packaged.touch()
     monkeypatch.setattr(lora, "PACKAGED", {"quick": packaged})
@@ -122,7 +122,7 @@ def test_the_name_of_a_packaged_lora_is_its_path(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("expert", ["high", "low"])
 def test_a_lora_changes_only_its_expert(tmp_path: Path, expert: str):
-    tensors, added = drawn("wan")
+    tensors, added = random_lora("wan")
     save_file(tensors, tmp_path / "x.safetensors")
     pipeline = tiny_pipeline(experts=2)
     experts = {"high": pipeline.transformer, "low": pipeline.transformer_2}
@@ -136,7 +136,7 @@ def test_a_lora_changes_only_its_expert(tmp_path: Path, expert: str):
 
 @pytest.mark.parametrize("task", [IMAGE, VACE, ANIMATE, VIDEO])
 def test_a_text_to_video_lora_loads_for_every_task(tmp_path: Path, task: str):
-    """In an image model diffusers adds zeros for the image's keys: not pairs of the file."""
+    """In image models diffusers adds zeros for the image's keys, which are not in the file."""
     generator = torch.Generator().manual_seed(0)
     layers = {f"blocks.0.cross_attn.{part}": f"blocks.0.attn2.to_{part}" for part in "qkv"}
     down, up = (torch.randn(*shape, generator=generator) for shape in ((4, 24), (24, 4)))
@@ -150,25 +150,25 @@ def test_a_text_to_video_lora_loads_for_every_task(tmp_path: Path, task: str):
     assert torch.allclose(after, before + up @ down, atol=1e-6)
 
 
-def test_a_lora_names_an_expert_only_if_there_are_two(
+def test_a_lora_names_an_expert_if_and_only_if_there_are_two(
     wancli: Wancli, tiny_model: Path, tmp_path: Path
 ):
     tiny_folder(tmp_path / "two", experts=2)
-    tensors, _ = drawn("wan")
+    tensors, _ = random_lora("wan")
     save_file(tensors, "x.safetensors")
     run = ("generate", "a red circle", "--steps", 1, "--frames", 5, "--size", "32x32", "-q")
-    said = wancli(*run, "--model", tmp_path / "two", "--lora", "x.safetensors")
-    assert said.code == 2
-    assert "which of" in said.err
-    assert "x.safetensors@high" in said.err
+    result = wancli(*run, "--model", tmp_path / "two", "--lora", "x.safetensors")
+    assert result.code == 2
+    assert "which of" in result.err
+    assert "x.safetensors@high" in result.err
     assert wancli(*run, "--model", tiny_model, "--lora", "x.safetensors@low").code == 2
     both = ("--lora", "x.safetensors@high=0.5", "--lora", "x.safetensors@low")
-    said = wancli(*run, "--model", tmp_path / "two", *both)
-    assert said.code == 0, said.err
+    result = wancli(*run, "--model", tmp_path / "two", *both)
+    assert result.code == 0, result.err
 
 
 def test_a_lora_changes_the_video_and_is_recorded(wancli: Wancli, tiny_model: Path):
-    tensors, _ = drawn("wan")
+    tensors, _ = random_lora("wan")
     save_file(tensors, "x.safetensors")
     run = (
         "generate", "a red circle", "--model", tiny_model, "--steps", 1, "--frames", 5,
@@ -177,9 +177,9 @@ def test_a_lora_changes_the_video_and_is_recorded(wancli: Wancli, tiny_model: Pa
     import json
 
     plain = json.loads(wancli(*run, "-o", "a.mp4").out)
-    said = wancli(*run, "-o", "b.mp4", "--lora", "x.safetensors=0.5")
-    assert said.code == 0, said.err
-    record = json.loads(said.out)
+    result = wancli(*run, "-o", "b.mp4", "--lora", "x.safetensors=0.5")
+    assert result.code == 0, result.err
+    record = json.loads(result.out)
     assert record["request"]["machine"]["lora"] == ["x.safetensors=0.5"]
     assert plain["request"]["machine"]["lora"] == []
     assert record["output"]["framemd5"] != plain["output"]["framemd5"]

@@ -1,4 +1,4 @@
-"""What a process holds, and gives back."""
+"""Memory that a process returns to the system."""
 
 import platform
 from pathlib import Path
@@ -11,7 +11,7 @@ MIB = 2**20
 
 
 def resident() -> int:
-    """Bytes."""
+    """Resident memory of this process, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
@@ -23,9 +23,9 @@ def test_freed_heap_is_returned_to_the_system():
     blocks = [b"x" * 60_000 for _ in range(2000)]
     in_use = blocks[::100]
     del blocks
-    held = resident()
+    fragmented = resident()
     trim_heap()
     after = resident()
-    assert held - before > 80 * MIB  # the holes are kept: this is what is to be given back
+    assert fragmented - before > 80 * MIB  # the heap keeps its holes, until they are returned
     assert after - before < 20 * MIB
     assert len(in_use) == 20

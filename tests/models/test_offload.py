@@ -1,4 +1,4 @@
-"""Parts come to the device in turns, and are sent back by whoever is next."""
+"""Components are moved to the device in turn; each call offloads the previous one."""
 
 import json
 from typing import Any
@@ -19,7 +19,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
 
 class Part(nn.Module):
-    """Notes where it was sent; it has no weights that could really go."""
+    """Logs the devices it is moved to; it has no weights to move."""
 
     def __init__(self, name: str, log: list[tuple[str, str]]) -> None:
         super().__init__()
@@ -35,9 +35,9 @@ class Part(nn.Module):
 
 def test_a_component_is_onloaded_when_called_and_offloads_the_previous_one():
     log: list[tuple[str, str]] = []
-    turns = OffloadManager(GPU)
+    manager = OffloadManager(GPU)
     high, low = (
-        add_hook_to_module(Part(name, log), OffloadHook(turns)) for name in ("high", "low")
+        add_hook_to_module(Part(name, log), OffloadHook(manager)) for name in ("high", "low")
     )
     for part in (high, high, low, high):
         assert part() == part.name
@@ -46,7 +46,7 @@ def test_a_component_is_onloaded_when_called_and_offloads_the_previous_one():
     ]  # fmt: skip
 
 
-def test_offload_without_a_gpu_is_refused():
+def test_offload_without_a_gpu_is_rejected():
     with pytest.raises(PlanError, match="torch finds none"):
         place(tiny_pipeline(), CPU, "model")
     place(tiny_pipeline(), CPU, "auto")
@@ -59,14 +59,14 @@ def test_resident_components_report_their_device():
     assert isinstance(pipeline.transformer._hf_hook, OffloadHook)
 
 
-def rolled(way: str | None) -> tuple[torch.Tensor, Any]:
-    """Two chunks by hand, and their frames."""
+def roll(mode: str | None) -> tuple[torch.Tensor, Any]:
+    """Latents and frames of two chunks."""
     pipeline = tiny_pipeline()
-    if way:
-        offload_to(pipeline, CPU, way, stays=("vae",))
+    if mode:
+        offload_to(pipeline, CPU, mode, stays=("vae",))
     text = torch.ones(1, 9, 16)
     frames, chunks = StreamingDecoder(pipeline.vae), []
-    shown = []
+    decoded = []
     with causal(pipeline.transformer, WindowConfig(4, 0, 2, 6)) as model:
         assert model.device == CPU
         for first in (0, 2):
@@ -76,25 +76,25 @@ def rolled(way: str | None) -> tuple[torch.Tensor, Any]:
             for timestep in (900.0, 500.0):
                 latents = latents - 0.1 * model.velocity(latents, timestep)
             chunks.append(latents)
-            shown.append(torch.from_numpy(frames(latents)))
+            decoded.append(torch.from_numpy(frames(latents)))
             model.commit(latents, 0.0)
-    return torch.cat(chunks, 2), torch.cat(shown)
+    return torch.cat(chunks, 2), torch.cat(decoded)
 
 
-@pytest.mark.parametrize("way", ["model", "group", "sequential"])
-def test_chunks_are_the_same_with_model_offload(way: str):
-    for one, other in zip(rolled(way), rolled(None), strict=True):
+@pytest.mark.parametrize("mode", ["model", "group", "sequential"])
+def test_chunks_are_bit_identical_when_offloaded(mode: str):
+    for one, other in zip(roll(mode), roll(None), strict=True):
         assert torch.equal(one, other)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("way", ["model", "group", "sequential"])
-def test_the_demo_is_offloaded_and_onloaded_on_cuda(way: str, wancli: Any):
-    some = ("--steps", 4, "--seed", 1, "--device", "cuda", "--lossless", "--json")
-    plain = json.loads(wancli("generate", "a red circle", *some, "--offload", "none").out)
-    said = wancli("generate", "a red circle", *some, "--offload", way, "-o", "offloaded.mp4")
-    told = json.loads(said.out)
-    assert told["memory"]["offload"] == way
-    assert told["memory"]["vram_peak_gib"] <= plain["memory"]["vram_peak_gib"]
-    assert told["output"]["framemd5"] == plain["output"]["framemd5"]
-    assert wancli("rollout", "a red circle", "--chunks", 2, "--offload", way).code == 0
+@pytest.mark.parametrize("mode", ["model", "group", "sequential"])
+def test_the_demo_gives_the_same_video_when_offloaded_on_cuda(mode: str, wancli: Any):
+    settings = ("--steps", 4, "--seed", 1, "--device", "cuda", "--lossless", "--json")
+    plain = json.loads(wancli("generate", "a red circle", *settings, "--offload", "none").out)
+    result = wancli("generate", "a red circle", *settings, "--offload", mode, "-o", "offloaded.mp4")
+    record = json.loads(result.out)
+    assert record["memory"]["offload"] == mode
+    assert record["memory"]["vram_peak_gib"] <= plain["memory"]["vram_peak_gib"]
+    assert record["output"]["framemd5"] == plain["output"]["framemd5"]
+    assert wancli("rollout", "a red circle", "--chunks", 2, "--offload", mode).code == 0

@@ -1,4 +1,4 @@
-"""Fused and compiled transformers: what they compute, and what is compiled how often."""
+"""Fused and compiled transformers: their output, and the number of compiled graphs."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from tests.caching.tiny import SOME, STEPS, denoise, draw, vace, wan
+from tests.caching.tiny import DBCACHE, STEPS, denoise, draw, vace, wan
 from tests.fakes import tiny_folder, tiny_transformer
 from tests.shapes import parameters
 from wancli.caching.prompt_kv import PromptKVCache, prompt_kv
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _alone() -> Iterator[None]:
-    """No gradients; no graphs of a test before."""
+    """No gradients, and no graphs of earlier tests."""
     torch._dynamo.reset()
     counters.clear()
     with torch.no_grad():
@@ -44,34 +44,34 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 
 
 def inputs(task: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What one forward of the tiny transformer of a task is given."""
-    given = {"hidden_states": draw(1, 4, 2, 4, 4), "timestep": torch.tensor([500.0])}
-    given["encoder_hidden_states"] = draw(1, 512, 16, seed=1)
+    """Inputs of one forward of the tiny transformer of a task."""
+    tensors = {"hidden_states": draw(1, 4, 2, 4, 4), "timestep": torch.tensor([500.0])}
+    tensors["encoder_hidden_states"] = draw(1, 512, 16, seed=1)
     if task in (IMAGE, ANIMATE):
-        given["hidden_states"] = draw(1, 12, 2, 4, 4)
-        given["encoder_hidden_states_image"] = draw(1, 5, 8, seed=2)
+        tensors["hidden_states"] = draw(1, 12, 2, 4, 4)
+        tensors["encoder_hidden_states_image"] = draw(1, 5, 8, seed=2)
     if task == VACE:
-        given["control_hidden_states"] = draw(1, 72, 2, 4, 4, seed=3)
+        tensors["control_hidden_states"] = draw(1, 72, 2, 4, 4, seed=3)
     if task == ANIMATE:
-        given["pose_hidden_states"] = draw(1, 4, 1, 4, 4, seed=4)
-        given["face_pixel_values"] = draw(1, 3, 1, 16, 16, seed=5)
-    return {name: tensor.to(dtype) for name, tensor in given.items()}
+        tensors["pose_hidden_states"] = draw(1, 4, 1, 4, 4, seed=4)
+        tensors["face_pixel_values"] = draw(1, 3, 1, 16, 16, seed=5)
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize("reused", [False, True])
 @pytest.mark.parametrize("task", [TEXT, IMAGE, VACE, ANIMATE])
 def test_fused_projections_differ_by_rounding_only(task: str, reused: bool):
     for dtype, most in ((torch.float64, 1e-14), (torch.float32, 1e-5)):
-        found = []
+        velocities = []
         for fused in (False, True):
-            model, given = tiny_transformer(task=task).to(dtype), inputs(task, dtype)
+            model, arguments = tiny_transformer(task=task).to(dtype), inputs(task, dtype)
             if fused:
                 fuse_qkv(model)
             with prompt_kv(model, PromptKVCache()) if reused else nullcontext():
-                outputs = [model(**given, return_dict=False)[0] for _ in range(2)]
+                outputs = [model(**arguments, return_dict=False)[0] for _ in range(2)]
             assert torch.equal(*outputs)
-            found.append(outputs[1])
-        error = relative(found[1], found[0])
+            velocities.append(outputs[1])
+        error = relative(velocities[1], velocities[0])
         assert error < most, f"{task} {dtype}: relative error {error:.1e}"
 
 
@@ -87,36 +87,36 @@ def test_fused_projections_replace_the_separate_ones(task: str):
     assert not hasattr(model.blocks[0].attn1, "to_q")
 
 
-def test_fused_projections_are_offloaded_too():
+def test_fused_projections_can_be_offloaded():
     model = wan()
     fuse_qkv(model)
     plain = denoise(model)
     with prompt_kv(model, PromptKVCache(), offload_to=CPU) as offloaders:
         assert torch.equal(denoise(model), plain)
-        kept = sum(offloader.nbytes for offloader in offloaders)
-    assert kept == sum(
+        freed = sum(offloader.nbytes for offloader in offloaders)
+    assert freed == sum(
         w.numel() * w.element_size() for b in model.blocks for w in b.attn2.to_kv.parameters()
     )
     assert torch.equal(denoise(model), plain)
 
 
-def rolled(model: Any) -> Tensor:
+def roll(model: Any) -> Tensor:
     """Velocities of three chunks over a window of two."""
-    found = []
+    velocities = []
     with causal(model, WindowConfig(4, 1, 2, 16), rope="sink", guidance_scale=3.0) as denoiser:
         denoiser.set_prompt(PromptPair(draw(1, 7, 16, seed=1), draw(1, 7, 16, seed=2)))
         for index in range(3):
             denoiser.begin(Span(index, 2 * index, 2))
             chunk = draw(1, 4, 2, 8, 8, seed=index).to(model.dtype)
-            found.append(denoiser.velocity(chunk, 500.0))
+            velocities.append(denoiser.velocity(chunk, 500.0))
             denoiser.commit(chunk, 0.0)
-    return torch.cat(found)
+    return torch.cat(velocities)
 
 
 def test_a_rollout_runs_with_fused_projections():
     model, fused = wan().double(), wan().double()
     fuse_qkv(fused)
-    assert relative(rolled(fused), rolled(model)) < 1e-14
+    assert relative(roll(fused), roll(model)) < 1e-14
 
 
 def test_the_next_model_is_neither_fused_nor_compiled(tiny_model: Path):
@@ -130,30 +130,30 @@ def test_the_next_model_is_neither_fused_nor_compiled(tiny_model: Path):
     assert all(block._compiled_call_impl is None for block in second.blocks)
 
 
-def test_cuda_graphs_are_refused_on_other_devices():
+def test_cuda_graphs_are_rejected_on_other_devices():
     with pytest.raises(PlanError, match="none on cpu"):
         check_speed(Machine(compile=True, compile_mode="reduce-overhead"), CPU)
 
 
-def reusing(model: Any) -> Tensor:
+def denoise_with_prompt_kv(model: Any) -> Tensor:
     with prompt_kv(model, PromptKVCache()):
         return denoise(model)
 
 
-def parked(model: Any) -> Tensor:
+def denoise_with_freed_weights(model: Any) -> Tensor:
     with prompt_kv(model, PromptKVCache(), offload_to=CPU):
         return denoise(model)
 
 
-def padded(model: Any) -> Tensor:
+def denoise_with_padding(model: Any) -> Tensor:
     with prompt_kv(model, PromptKVCache(), align=16):
         return denoise(model)
 
 
-def cached(model: Any) -> Tensor:
+def denoise_with_step_cache(model: Any) -> Tensor:
     with (
         prompt_kv(model, PromptKVCache()),
-        step_cache(model, SOME, steps=STEPS, guided=True) as session,
+        step_cache(model, DBCACHE, steps=STEPS, guided=True) as session,
     ):
         latents = denoise(model)
     assert any(use.reused for use in session.stats())
@@ -162,21 +162,21 @@ def cached(model: Any) -> Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("make", "run", "graphs"),
+    ("make_model", "run", "graphs"),
     [
         (wan, denoise, 1),
-        (wan, reusing, 2),  # one that fills, one that reads
-        (wan, parked, 2),
-        (wan, padded, 2),
-        (wan, cached, 2),
-        (vace, denoise, 3),  # two kinds of blocks, of which VACE's first has a layer more
-        (vace, reusing, 6),
+        (wan, denoise_with_prompt_kv, 2),  # one fills the cache, one reads it
+        (wan, denoise_with_freed_weights, 2),
+        (wan, denoise_with_padding, 2),
+        (wan, denoise_with_step_cache, 2),
+        (vace, denoise, 3),  # two classes of blocks; VACE's first has an extra layer
+        (vace, denoise_with_prompt_kv, 6),
     ],
 )
 def test_each_class_of_block_is_compiled_once(
-    make: Callable[[], Any], run: Callable[[Any], Tensor], graphs: int
+    make_model: Callable[[], Any], run: Callable[[Any], Tensor], graphs: int
 ):
-    model = make()
+    model = make_model()
     plain = run(model)
     compile_blocks(model, "default")
     compiled = run(model)
@@ -192,52 +192,52 @@ def test_each_class_of_block_is_compiled_once(
 def test_two_experts_share_compiled_graphs():
     for seed in (0, 1):
         model = wan(seed=seed)
-        plain = reusing(model)
+        plain = denoise_with_prompt_kv(model)
         compile_blocks(model, "default")
-        assert relative(reusing(model), plain) < 1e-5
+        assert relative(denoise_with_prompt_kv(model), plain) < 1e-5
     assert counters["stats"]["unique_graphs"] == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "mode"),
+    ("kind", "mode"),
     [("whole", "max-autotune"), ("fused", "default"), ("int8", "default"), ("fp8", "default")],
 )
 @pytest.mark.filterwarnings("ignore:.*_stable_hash_for_caching")
-def test_fused_and_quantized_blocks_are_compiled(how: str, mode: str):
+def test_fused_and_quantized_blocks_are_compiled(kind: str, mode: str):
     model = wan()
-    if how == "fused":
+    if kind == "fused":
         fuse_qkv(model)
-    elif how != "whole":
+    elif kind != "whole":
         pytest.importorskip("torchao", reason="pip install 'wancli[quantize]'")
         from wancli.models.optimize import quantize
 
-        quantize(model, how)
-    plain = reusing(model)
+        quantize(model, kind)
+    plain = denoise_with_prompt_kv(model)
     compile_blocks(model, mode)
-    assert relative(reusing(model), plain) < 1e-5
+    assert relative(denoise_with_prompt_kv(model), plain) < 1e-5
 
 
 @pytest.mark.slow
-def test_recompilation_limits_do_not_add_up_over_models():
+def test_recompilation_limits_do_not_accumulate_over_models():
     for number in range(5):  # torch's limit is 8 graphs of a kind of block
         model = wan()
         speed_up([model], Machine(compile=True, fuse_qkv=bool(number % 2)))
-        reusing(model)
+        denoise_with_prompt_kv(model)
         assert counters["stats"]["unique_graphs"] == 2 * (number + 1)
 
 
 @pytest.mark.slow
-def test_a_missing_compiler_is_one_line(tmp_path: Path):
+def test_a_missing_compiler_is_a_one_line_error(tmp_path: Path):
     folder = tiny_folder(tmp_path / "model")
     flags = ["--model", folder, "--steps", "2", "--frames", "5", "--size", "32x32", "--compile"]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "wancli", "generate", "a", "--device", "cpu", *map(str, flags)],
         env={**os.environ, "CXX": "/no/compiler"}, cwd=tmp_path, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
-    assert done.returncode == 4
-    error, hint = done.stderr.strip().splitlines()[-2:]
+    assert process.returncode == 4
+    error, hint = process.stderr.strip().splitlines()[-2:]
     assert error.startswith("error: --compile needs a working C++ compiler")
     assert hint == "hint:  --no-compile"
 
@@ -245,8 +245,8 @@ def test_a_missing_compiler_is_one_line(tmp_path: Path):
 @pytest.mark.gpu
 def test_cuda_graphs_match_the_blocks():
     model = wan().cuda()
-    given = {name: tensor.cuda() for name, tensor in inputs(TEXT, torch.float32).items()}
-    plain = [model(**given, return_dict=False)[0].clone() for _ in range(3)]
+    arguments = {name: tensor.cuda() for name, tensor in inputs(TEXT, torch.float32).items()}
+    plain = [model(**arguments, return_dict=False)[0].clone() for _ in range(3)]
     compile_blocks(model, "reduce-overhead")
     for expected in plain:
-        assert relative(model(**given, return_dict=False)[0], expected) < 1e-3
+        assert relative(model(**arguments, return_dict=False)[0], expected) < 1e-3

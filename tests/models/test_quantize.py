@@ -1,4 +1,4 @@
-"""Weights in 8 bits: how far they are from those they stand for, and the bytes they take."""
+"""Weights quantized to 8 bits: their error and their size."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tests.caching.tiny import SOME, STEPS, denoise, vace, wan
+from tests.caching.tiny import DBCACHE, STEPS, denoise, vace, wan
 from tests.cost.test_totals import TINY, cost_of
 from tests.fakes import tiny_folder, tiny_transformer
-from tests.models.test_lora import drawn
+from tests.models.test_lora import random_lora
 from wancli.caching.prompt_kv import PromptKVCache, prompt_kv
 from wancli.caching.step_cache import step_cache
 from wancli.catalog.local import find_spec
@@ -28,46 +28,44 @@ KINDS = ("int8", "fp8")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def held(transformer: Any) -> int:
-    """Bytes of its parameters."""
+def nbytes(transformer: Any) -> int:
+    """Bytes of all parameters."""
     return sum(part.numel() * part.element_size() for part in parts(transformer))
 
 
 def parts(transformer: Any) -> list[Tensor]:
-    """Plain tensors: an 8-bit weight is its numbers and its scales."""
-    found: list[Tensor] = []
+    """All parameters as plain tensors: an 8-bit weight is its values and its scales."""
+    tensors: list[Tensor] = []
     for weight in transformer.parameters():
         eight = type(weight.data) is not Tensor
-        found += [weight.qdata, weight.scale] if eight else [weight]
-    return found
+        tensors += [weight.qdata, weight.scale] if eight else [weight]
+    return tensors
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-@every_kind
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "dtype"), [("int8", torch.float32), ("fp8", torch.bfloat16)])
 @pytest.mark.parametrize("task", [TEXT, IMAGE, VACE, ANIMATE])
 def test_quantization_saves_the_planned_bytes(kind: str, dtype: torch.dtype, task: str):
     model = tiny_transformer(task=task).to(dtype)
     shape = replace(TINY, added_kv=task in (IMAGE, ANIMATE), vace_blocks=int(task == VACE))
     block, all_blocks = quantized_bytes(shape, element_bytes=dtype.itemsize)
-    before, before_block = held(model), held(model.blocks[0])
+    before, before_block = nbytes(model), nbytes(model.blocks[0])
     quantize(model, kind)
-    assert before - held(model) == all_blocks
-    assert before_block - held(model.blocks[0]) == block
+    assert before - nbytes(model) == all_blocks
+    assert before_block - nbytes(model.blocks[0]) == block
 
 
-@every_kind
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("kind", "dtype"), [("int8", "float32"), ("fp8", "bfloat16")])
 def test_a_loaded_model_has_the_planned_size(kind: Any, dtype: Any):
     machine = Machine(device="cpu", dtype=dtype, quantize=kind)
-    told = cost_of("demo", wide=dtype == "float32", machine={"quantize": kind})
+    planned = cost_of("demo", wide=dtype == "float32", machine={"quantize": kind})
     transformer = load_pipeline(find_spec("demo"), machine).pipeline.transformer
-    assert told.weights["transformer"] == held(transformer)
+    assert planned.weights["transformer"] == nbytes(transformer)
     whole = cost_of("demo", wide=dtype == "float32")
-    assert told.resident_weights["group"]["denoise"] < whole.resident_weights["group"]["denoise"]
+    assert planned.resident_weights["group"]["denoise"] < whole.resident_weights["group"]["denoise"]
 
 
 @every_kind
@@ -79,7 +77,7 @@ def test_quantization_error_is_at_most_half_a_step_of_the_row(kind: str):
             continue
         weight = model.blocks.get_submodule(name).weight
         most = layer.weight.abs().amax(1, keepdim=True)
-        # int8: 127 even steps. e4m3: 3 bits behind the first, so 1 / 16 of the number itself.
+        # int8 has 127 even steps; e4m3 has 3 mantissa bits, so half a step is 1/16 of the value.
         half = most / 127 / 2 if kind == "int8" else layer.weight.abs() / 16 + most / 448 / 512
         error = (weight.dequantize() - layer.weight).abs()
         assert (error <= half * 1.001).all(), name
@@ -123,7 +121,7 @@ def test_a_step_cache_reuses_the_same_steps_as_unquantized(kind: str):
         model = wan()
         if number:
             quantize(model, kind)
-        with step_cache(model, SOME, steps=STEPS, guided=True) as session:
+        with step_cache(model, DBCACHE, steps=STEPS, guided=True) as session:
             denoise(model)
         reused.append([use.reused for use in session.stats()])
     assert reused[0] == reused[1]
@@ -137,12 +135,12 @@ def test_fused_projections_quantize_to_the_same_values(kind: str):
     for one in (model, fused):
         quantize(one, kind)
     assert relative(denoise(fused), denoise(model)) < 1e-6
-    assert held(fused) == held(model)
+    assert nbytes(fused) == nbytes(model)
 
 
 @every_kind
 def test_a_lora_is_merged_before_quantization(kind: Any, tmp_path: Path):
-    tensors, added = drawn("wan")
+    tensors, added = random_lora("wan")
     save_file(tensors, tmp_path / "x.safetensors")
     spec = find_spec(str(tiny_folder(tmp_path / "model")))
     machine = Machine(device="cpu", quantize=kind, lora=(f"{tmp_path / 'x.safetensors'}=0.5",))
@@ -159,7 +157,7 @@ def test_a_lora_is_merged_before_quantization(kind: Any, tmp_path: Path):
 
 
 @every_kind
-def test_options_of_torch_compile_are_unchanged(kind: str):
+def test_quantizing_leaves_the_options_of_torch_compile_unchanged(kind: str):
     from torch._inductor import config
 
     before = config.save_config_portable()
@@ -173,5 +171,5 @@ def test_the_next_model_is_not_quantized(tiny_model: Path):
         load_pipeline(spec, machine).pipeline.transformer
         for machine in (Machine(device="cpu", quantize="int8"), Machine(device="cpu"))
     )
-    assert held(small) < held(whole)
+    assert nbytes(small) < nbytes(whole)
     assert all(type(p.data) is Tensor for p in whole.parameters())

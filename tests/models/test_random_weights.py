@@ -1,4 +1,4 @@
-"""Random models are the real classes at their real size, the same every time, and finite."""
+"""Random models: the real classes at their real size, reproducible and finite."""
 
 from dataclasses import replace
 from typing import Any
@@ -34,18 +34,18 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 TINY = Transformer(
     layers=3, heads=2, head_dim=12, ffn=32, in_channels=4, out_channels=4, text_dim=16, freq_dim=16
 )
-PICTURED = replace(TINY, in_channels=12, image_dim=8, added_kv=True)
-CLIP = ImageEncoder(dim=8, ffn=8, layers=3, heads=2, patch=112)  # 5 tokens of a picture
+WITH_IMAGE = replace(TINY, in_channels=12, image_dim=8, added_kv=True)
+CLIP = ImageEncoder(dim=8, ffn=8, layers=3, heads=2, patch=112)  # 5 tokens per image
 SMALL_VAE = Autoencoder(4, 4, 4, (1, 1, 1, 1), 1)
-# By task: the transformer, and what else the model is.
-OF_TASK: dict[str, tuple[Transformer, dict[str, Any]]] = {
+# By task: the transformer, and facts about the model.
+TASK_MODELS: dict[str, tuple[Transformer, dict[str, Any]]] = {
     TEXT: (TINY, {"experts": 2, "boundary_ratio": 0.5}),
     VIDEO: (TINY, {}),
     IMAGE: (replace(TINY, in_channels=12), {"experts": 2, "boundary_ratio": 0.5}),
-    ENDS: (replace(PICTURED, image_positions=10), {"image_encoder": True}),
+    ENDS: (replace(WITH_IMAGE, image_positions=10), {"image_encoder": True}),
     VACE: (replace(TINY, vace_blocks=2, vace_channels=4 + 4 + 64), {}),
     ANIMATE: (
-        replace(PICTURED, face=FaceEncoder(8, 8, 4, 8, 8, 2, every=3)),
+        replace(WITH_IMAGE, face=FaceEncoder(8, 8, 4, 8, 8, 2, every=3)),
         {"image_encoder": True},
     ),
 }
@@ -58,7 +58,7 @@ KINDS = ("wan2.1-t2v-1.3b", "wan2.1-flf2v-14b", "wan2.1-vace-14b", "wan2.2-anima
 
 
 def tiny_spec(task: str, **more: Any) -> ModelSpec:
-    transformer, facts = OF_TASK[task]
+    transformer, facts = TASK_MODELS[task]
     text = TextEncoder(vocabulary=40, dim=16, heads=2, head_dim=8, ffn=16, layers=3)
     shapes = Architecture(transformer, SMALL_VAE, text, CLIP if "image_encoder" in facts else None)
     return ModelSpec(
@@ -72,8 +72,8 @@ def picture(seed: int) -> Image.Image:
     return Image.fromarray(levels.astype("uint8"))
 
 
-def made_by(pipeline: Any, task: str) -> Any:
-    """Latents, of whatever the task is given."""
+def run_task(pipeline: Any, task: str) -> Any:
+    """Latents of one run of the task."""
     clip = [picture(n) for n in range(5)]
     by_task: dict[str, dict[str, Any]] = {
         TEXT: {}, VIDEO: {"video": clip, "strength": 0.5}, IMAGE: {"image": clip[0]},
@@ -81,12 +81,12 @@ def made_by(pipeline: Any, task: str) -> Any:
         ANIMATE: {"image": clip[0], "pose_video": clip, "face_video": clip,
                   "segment_frame_length": 5},
     }  # fmt: skip
-    given = by_task[task]
+    arguments = by_task[task]
     if task not in (VIDEO, ANIMATE):
-        given["num_frames"] = 5
+        arguments["num_frames"] = 5
     return pipeline(
         prompt="a cat", height=32, width=32, num_inference_steps=3, guidance_scale=2.0,
-        generator=torch.Generator().manual_seed(1), output_type="latent", **given,
+        generator=torch.Generator().manual_seed(1), output_type="latent", **arguments,
     ).frames  # fmt: skip
 
 
@@ -100,21 +100,21 @@ def made_by(pipeline: Any, task: str) -> Any:
 )
 def test_every_component_has_the_planned_parameters(name: str, layers: int | None):
     spec = find_spec(f"random:{name}", layers=layers)
-    for part, stated in part_parameters(spec.wan, spec.experts).items():
+    for part, planned in part_parameters(spec.wan, spec.experts).items():
         library = transformers if part.endswith("encoder") else diffusers
         kind = getattr(library, CLASSES.get(part, TASKS[spec.tasks[0]].transformer))
-        made = random_part(kind, spec, part, dtype=torch.bfloat16, device=META)
-        assert (part, parameters(made)) == (part, stated)
+        component = random_part(kind, spec, part, dtype=torch.bfloat16, device=META)
+        assert (part, parameters(component)) == (part, planned)
 
 
 @pytest.mark.parametrize(("dtype", "layers"), [("float32", 2), ("bfloat16", None)])
-@pytest.mark.parametrize("task", OF_TASK)
+@pytest.mark.parametrize("task", TASK_MODELS)
 def test_every_task_runs(task: str, dtype: Any, layers: int | None):
     spec = tiny_spec(task)
     if layers:
         spec = replace(spec, architecture=keep_layers(spec.wan, layers))
     loaded = load_pipeline(spec, Machine(device="cpu", dtype=dtype), task=task)
-    latents = made_by(loaded.pipeline, task)
+    latents = run_task(loaded.pipeline, task)
     assert latents.isfinite().all()
     assert 0.1 < latents.float().std() < 10
 
@@ -135,13 +135,13 @@ def test_random_models_are_reproducible_and_experts_differ():
 @pytest.mark.parametrize("task", [TEXT, VACE, ANIMATE])
 def test_random_components_match_those_loaded_from_files(task: str, dtype: Any, tmp_path):
     machine = Machine(device="cpu", dtype=dtype)
-    made = load_pipeline(tiny_spec(task), machine, task=task).pipeline
-    made.save_pretrained(tmp_path)
+    random = load_pipeline(tiny_spec(task), machine, task=task).pipeline
+    random.save_pretrained(tmp_path)
     read = load_pipeline(spec_of_folder(tmp_path), machine, task=task).pipeline
     for name in ("transformer", "vae", "text_encoder", "image_encoder"):
-        if made.components.get(name) is None:
+        if random.components.get(name) is None:
             continue
-        one, other = getattr(made, name), getattr(read, name)
+        one, other = getattr(random, name), getattr(read, name)
         for kind in ("named_parameters", "named_buffers"):
             ours, theirs = dict(getattr(one, kind)()), dict(getattr(other, kind)())
             assert {k: x.dtype for k, x in ours.items()} == {k: x.dtype for k, x in theirs.items()}
@@ -149,7 +149,7 @@ def test_random_components_match_those_loaded_from_files(task: str, dtype: Any, 
         assert not one.training
 
 
-def test_a_vae_loaded_alone_is_that_of_the_pipeline():
+def test_a_vae_loaded_alone_equals_that_of_the_pipeline():
     spec = tiny_spec(TEXT)
     vae, _ = load_vae(spec, Machine(device="cpu"))
     whole = load_pipeline(spec, Machine(device="cpu")).pipeline.vae
@@ -163,9 +163,11 @@ def test_activations_keep_their_scale_through_forty_blocks(dtype: torch.dtype):
     kind = diffusers.WanTransformer3DModel
     model = random_part(kind, spec, "transformer", dtype=dtype, device=CPU)
     drawn = torch.Generator().manual_seed(0)
-    given = {k: torch.randn(x.shape, generator=drawn).to(dtype) for k, x in inputs(shape).items()}
+    arguments = {
+        k: torch.randn(x.shape, generator=drawn).to(dtype) for k, x in inputs(shape).items()
+    }
     with torch.no_grad():
-        velocity = model(**{**given, "timestep": torch.tensor([500.0])}).sample
+        velocity = model(**{**arguments, "timestep": torch.tensor([500.0])}).sample
     assert 0.1 < velocity.float().std() < 10
 
 
@@ -176,7 +178,7 @@ def test_creating_a_model_leaves_no_state_in_torch():
     assert torch.get_default_dtype() == dtype
 
 
-def test_every_weight_is_drawn_and_norms_are_ones():
+def test_weights_are_random_norms_ones_and_biases_zero():
     linear, norm = torch.nn.Linear(64, 3), torch.nn.LayerNorm(3)
     model = torch.nn.Sequential(linear, norm).requires_grad_(False)
     for parameter in model.parameters():
@@ -190,11 +192,11 @@ def test_every_weight_is_drawn_and_norms_are_ones():
 def test_every_byte_is_one_token():
     spec = find_spec("random:wan2.1-t2v-1.3b")
     tokenizer = byte_tokenizer(spec)
-    told = tokenizer("a cat 色").input_ids
-    assert len(told) == len("a cat 色".encode()) + 1
-    assert tokenizer.unk_token_id not in told
-    assert told[-1] == tokenizer.eos_token_id
-    assert byte_tokenizer(spec)("a cat 色").input_ids == told
+    ids = tokenizer("a cat 色").input_ids
+    assert len(ids) == len("a cat 色".encode()) + 1
+    assert tokenizer.unk_token_id not in ids
+    assert ids[-1] == tokenizer.eos_token_id
+    assert byte_tokenizer(spec)("a cat 色").input_ids == ids
     assert tokenizer.model_max_length == 512
     small = byte_tokenizer(find_spec("random:demo"))
     assert max(small("a cat 色~ÿ").input_ids) < 74

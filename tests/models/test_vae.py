@@ -1,4 +1,4 @@
-"""Streaming against diffusers' own whole decode, to the bit, for both kinds of Wan VAE."""
+"""The streaming decoder is bit-identical to diffusers' own decode, for both Wan VAEs."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -30,13 +30,13 @@ PARITY = Path(__file__).parents[1] / "parity"
 CHUNKS = {"even": (3, 3, 3, 2), "uneven": (1, 3, 2, 5), "single": (1,) * 11, "whole": (11,)}
 FRAMES = 11  # latent frames
 
-# The same arithmetic by the same library in float32; other machines choose other kernels.
+# The same float32 arithmetic by the same library, but other machines choose other kernels.
 # Measured: decode 1.9e-6, encode 6.3e-7.
 TOLERANCE = 1e-5
 
 
 def wan21_vae() -> AutoencoderKLWan:
-    """The one whose numbers are in tests/parity."""
+    """The VAE whose inputs and outputs are in tests/parity."""
     vae = AutoencoderKLWan(**json.loads((PARITY / "vae_case.json").read_text())["config"])
     weights = load_file(PARITY / "vae_weights_diffusers_names.safetensors")
     vae.load_state_dict({name: weight.float() for name, weight in weights.items()})
@@ -44,7 +44,7 @@ def wan21_vae() -> AutoencoderKLWan:
 
 
 def wan22_vae() -> AutoencoderKLWan:
-    """Residual and in patches; narrow, with random weights and all stages of the real one."""
+    """A residual VAE with patches; narrow, with random weights and all stages of the real one."""
     with torch.random.fork_rng():
         torch.random.manual_seed(0)  # diffusers takes no generator
         return AutoencoderKLWan(
@@ -65,7 +65,7 @@ def wan22_vae() -> AutoencoderKLWan:
 
 @dataclass(frozen=True)
 class Whole:
-    """A VAE, latents of two videos, and what `vae.decode` makes of all of them at once."""
+    """A VAE, latents of two videos, and the video that `vae.decode` returns for all at once."""
 
     vae: AutoencoderKLWan
     latents: Tensor
@@ -89,15 +89,15 @@ def case(request: pytest.FixtureRequest) -> Whole:
     return whole(vae, frames=FRAMES)
 
 
-def streamed(decoder: StreamingDecoder, latents: Tensor, chunks: Sequence[int]) -> Iterator[Tensor]:
-    """The video of each chunk as it comes."""
+def stream(decoder: StreamingDecoder, latents: Tensor, chunks: Sequence[int]) -> Iterator[Tensor]:
+    """Yield the video of each chunk."""
     for chunk in latents.split(list(chunks), 2):
         yield decoder.video(chunk)
 
 
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
 def test_streaming_decode_equals_whole_decode(case: Whole, chunks: tuple[int, ...]):
-    parts = list(streamed(StreamingDecoder(case.vae), case.latents, chunks))
+    parts = list(stream(StreamingDecoder(case.vae), case.latents, chunks))
     assert [part.shape[2] for part in parts] == [4 * chunks[0] - 3, *(4 * n for n in chunks[1:])]
     assert torch.equal(torch.cat(parts, 2), case.video)
 
@@ -113,7 +113,7 @@ def test_streamed_frames_equal_those_of_generate(case: Whole):
 def test_a_plain_decode_in_between_does_not_interfere(case: Whole):
     decoder, parts = StreamingDecoder(case.vae), []
     other = whole(case.vae, frames=2, seed=1)
-    for part in streamed(decoder, case.latents, (3, 3, 3, 2)):
+    for part in stream(decoder, case.latents, (3, 3, 3, 2)):
         parts.append(part)
         again = whole(case.vae, frames=2, seed=1)
         assert torch.equal(again.video, other.video)
@@ -123,8 +123,8 @@ def test_a_plain_decode_in_between_does_not_interfere(case: Whole):
 def test_two_decoders_of_one_vae_are_independent(case: Whole):
     other = whole(case.vae, frames=FRAMES, seed=1)
     videos = zip(
-        streamed(StreamingDecoder(case.vae), case.latents, (3, 3, 3, 2)),
-        streamed(StreamingDecoder(case.vae), other.latents, (2, 5, 3, 1)),
+        stream(StreamingDecoder(case.vae), case.latents, (3, 3, 3, 2)),
+        stream(StreamingDecoder(case.vae), other.latents, (2, 5, 3, 1)),
         strict=True,
     )
     ours, theirs = (torch.cat(parts, 2) for parts in zip(*videos, strict=True))
@@ -133,7 +133,7 @@ def test_two_decoders_of_one_vae_are_independent(case: Whole):
 
 
 class Failing:
-    """A hook that fails once, at the second latent frame that passes it."""
+    """A hook that fails once, at its second latent frame."""
 
     def __init__(self) -> None:
         self.passed = 0
@@ -161,7 +161,7 @@ def test_a_failed_chunk_can_be_decoded_again(case: Whole, layer: str, done: int)
     assert torch.equal(torch.cat(parts, 2), case.video)
 
 
-def test_a_batch_of_videos_is_refused_without_side_effects(case: Whole):
+def test_a_batch_of_videos_is_rejected_without_side_effects(case: Whole):
     decoder = StreamingDecoder(case.vae)
     with pytest.raises(ValueError, match="too many values"):
         decoder(case.latents)
@@ -220,7 +220,7 @@ def test_an_encoded_image_is_a_still_clip(case: Whole):
 
 
 @pytest.mark.parametrize("shape", [(8, 16, 16, 3), (0, 16, 16, 3), (5, 16, 20, 3), (5, 12, 16, 3)])
-def test_a_clip_of_an_invalid_size_or_length_is_refused(shape: tuple[int, ...]):
+def test_a_clip_of_an_invalid_size_or_length_is_rejected(shape: tuple[int, ...]):
     frames, height, width, _ = shape
     with pytest.raises(ValueError, match=f"{frames} video frames of {width}x{height}"):
         encode_video(tiny_vae(), np.zeros(shape, np.uint8))
@@ -250,12 +250,12 @@ def test_values_out_of_range_are_clamped():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("way", ["whole", "streamed"])
-def test_video_that_is_not_finite_is_refused_before_clamping(value: float, way: str):
+@pytest.mark.parametrize("decoding", ["whole", "streamed"])
+def test_non_finite_video_is_rejected_before_clamping(value: float, decoding: str):
     vae = tiny_vae()
     torch.nn.init.constant_(vae.decoder.conv_out.bias, value)
-    made = StreamingDecoder(vae) if way == "streamed" else partial(decode, vae)
+    decode_latents = StreamingDecoder(vae) if decoding == "streamed" else partial(decode, vae)
     with pytest.raises(DecodeError, match="not finite") as caught:
-        made(torch.zeros(1, 4, 1, 2, 2))
+        decode_latents(torch.zeros(1, 4, 1, 2, 2))
     assert caught.value.hint == "`vae_dtype float32`"
     assert not vae.decoder._forward_hooks

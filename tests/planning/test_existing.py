@@ -1,4 +1,4 @@
-"""Videos that are there already: whose they are, and whether they are whole."""
+"""Existing videos: which request they belong to, and whether they are whole."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Damage = Callable[[bytes], bytes]
 HASH = request().hash
 
 
-def make(folder: Path, *, metadata: bool = True, digests: bool = True) -> Path:
+def write_video(folder: Path, *, metadata: bool = True, digests: bool = True) -> Path:
     """A video of `request()`, and its record beside it."""
     import numpy as np
 
@@ -32,10 +32,10 @@ def make(folder: Path, *, metadata: bool = True, digests: bool = True) -> Path:
         writer.write(np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), np.uint8))
         inside = record | {"output": writer.digests() if digests else {}}
         written = writer.finish({"comment": json.dumps(inside)} if metadata else {})
-    told = output_json(written)
+    output = output_json(written)
     if not digests:
-        del told["packets_sha256"], told["file_sha256"]
-    path.with_suffix(".json").write_text(json.dumps(record | {"output": told}))
+        del output["packets_sha256"], output["file_sha256"]
+    path.with_suffix(".json").write_text(json.dumps(record | {"output": output}))
     return path
 
 
@@ -45,14 +45,14 @@ def status(video: Path, digest: str = HASH) -> str | None:
 
 
 @pytest.mark.parametrize("metadata", [True, False])
-def test_a_whole_video_is_of_its_request_and_of_no_other(tmp_path: Path, metadata: bool):
-    video = make(tmp_path, metadata=metadata)
+def test_a_whole_video_matches_only_its_request(tmp_path: Path, metadata: bool):
+    video = write_video(tmp_path, metadata=metadata)
     assert status(video) == WHOLE
     assert status(video, "0" * 16) is None
 
 
-def test_a_video_without_digests_is_kept_as_long_as_its_frames_are_those_told_of(tmp_path: Path):
-    video = make(tmp_path, digests=False)
+def test_a_video_without_digests_is_judged_by_its_frames(tmp_path: Path):
+    video = write_video(tmp_path, digests=False)
     assert status(video) == NO_DIGEST
     sidecar = video.with_suffix(".json")
     sidecar.write_text(sidecar.read_text().replace('"framemd5": "', '"framemd5": "0'))
@@ -72,15 +72,15 @@ def test_a_video_without_digests_is_kept_as_long_as_its_frames_are_those_told_of
     ],
     ids=["cut", "a bit", "the hash", "the record", "zeros", "the index", "nothing left"],
 )
-def test_a_damaged_video_is_known_by_what_is_left_of_it(tmp_path: Path, damage: Damage):
-    video = make(tmp_path)
+def test_a_damaged_video_is_recognized_by_what_is_left_of_it(tmp_path: Path, damage: Damage):
+    video = write_video(tmp_path)
     content = damage(video.read_bytes())
     video.write_bytes(content)
     assert status(video) == DAMAGED
 
 
-def test_a_video_of_somebody_elses_beside_our_record_is_not_ours(tmp_path: Path):
-    video = make(tmp_path)
+def test_a_foreign_video_beside_our_record_is_not_ours(tmp_path: Path):
+    video = write_video(tmp_path)
     tiny_clip(video, 1)
     assert status(video) is None
     video.write_bytes(b"x" * 10**6)

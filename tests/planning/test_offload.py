@@ -1,4 +1,4 @@
-"""What goes with offloading, tiles and a narrow VAE is known before anything loads."""
+"""Rules about offload, VAE tiling and VAE dtypes."""
 
 from dataclasses import replace
 from typing import Any
@@ -25,11 +25,11 @@ def rollout_settings(**tables: Any) -> RolloutSettings:
 
 
 CACHED = {"step_cache": "cachedit", "cachedit_fn": 1}
-PARKED = {"free_kv_weights": True}
-WRONG = [
+FREED = {"free_kv_weights": True}
+REJECTED = [
     ({"machine": {"device": "cpu", "offload": "group"}}, "is the RAM itself"),
     ({"machine": {"device": "mps", "offload": "model"}}, "is the RAM itself"),
-    ({"machine": {"offload": "model"}, "prompt_kv": PARKED}, "both move the same weights"),
+    ({"machine": {"offload": "model"}, "prompt_kv": FREED}, "both move the same weights"),
     ({"machine": {"device": "cpu", "vae_dtype": "float16"}}, "`vae_dtype` float16"),
     (
         {"machine": {"vae_tiling": True}, "video": {"width": 256, "height": 256}},
@@ -38,14 +38,14 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("tables", "words"), WRONG)
-def test_what_does_not_go_together_is_refused(tables: dict[str, Any], words: str):
+@pytest.mark.parametrize(("tables", "words"), REJECTED)
+def test_incompatible_settings_are_rejected(tables: dict[str, Any], words: str):
     with pytest.raises(PlanError, match=words):
         make_plan(settings(**tables), find_spec("demo"))
 
 
 @pytest.mark.parametrize("offload", ["model", "group", "sequential"])
-def test_vace_under_a_step_cache_is_not_offloaded(offload: str):
+def test_vace_with_a_step_cache_is_not_offloaded(offload: str):
     spec, inputs = find_spec("wan2.1-vace-1.3b"), InputFiles()
     with pytest.raises(PlanError, match="both replace the forward"):
         make_plan(settings(machine={"offload": offload}, step_cache=CACHED), spec, inputs)
@@ -53,11 +53,11 @@ def test_vace_under_a_step_cache_is_not_offloaded(offload: str):
     assert make_plan(settings(), spec, inputs).offloads == tuple(OFFLOADS)
 
 
-def test_auto_leaves_weights_that_are_freed_by_hand_alone():
-    assert make_plan(settings(prompt_kv=PARKED), find_spec("demo")).offloads == ("none",)
+def test_auto_does_not_offload_when_kv_weights_are_freed():
+    assert make_plan(settings(prompt_kv=FREED), find_spec("demo")).offloads == ("none",)
 
 
-def test_a_rollout_is_offloaded_but_not_cut_into_tiles():
+def test_rollouts_support_offload_but_not_vae_tiling():
     spec = find_spec("demo")
     for offload in OFFLOADS:
         machine = {"device": "cuda", "offload": offload}
@@ -66,9 +66,9 @@ def test_a_rollout_is_offloaded_but_not_cut_into_tiles():
         make_rollout_plan(rollout_settings(machine={"vae_tiling": True}), spec)
 
 
-def test_model_offload_leaves_a_rollouts_vae_beside_its_transformer():
-    chosen, spec = rollout_settings(), find_spec("demo")
-    cost = rollout_cost(chosen, spec, make_rollout_plan(chosen, spec), wide=True)
+def test_model_offload_keeps_the_vae_of_a_rollout_on_the_device():
+    requested, spec = rollout_settings(), find_spec("demo")
+    cost = rollout_cost(requested, spec, make_rollout_plan(requested, spec), wide=True)
     assert cost
     weights, both = cost.weights, cost.weights["transformer"] + cost.weights["vae"]
     assert (
@@ -79,12 +79,12 @@ def test_model_offload_leaves_a_rollouts_vae_beside_its_transformer():
     assert cost.resident_weights["model"]["encode"] == weights["text_encoder"] + weights["vae"]
 
 
-def test_a_narrow_vae_takes_half_the_memory_and_a_tiled_one_less():
+def test_a_bfloat16_vae_takes_half_the_memory_and_tiling_less_still():
     spec = replace(find_spec("wan2.1-t2v-1.3b"), architecture=WAN_2_1_I2V)
 
     def decode(**machine: Any) -> tuple[int, int]:
-        chosen = settings(machine=machine)
-        cost = generation_cost(chosen, spec, make_plan(chosen, spec), wide=False)
+        requested = settings(machine=machine)
+        cost = generation_cost(requested, spec, make_plan(requested, spec), wide=False)
         assert cost
         return cost.weights["vae"], cost.activations["decode"]
 

@@ -1,4 +1,4 @@
-"""Which prompt a chunk is told."""
+"""The prompt of each chunk of a rollout."""
 
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from wancli.planning.prompts import (
 
 def test_a_prompt_holds_until_the_next_one():
     schedule = make_prompt_schedule("a", [PromptChange(5, "c"), PromptChange(2, "b")], chunks=6)
-    told = [schedule.at(chunk) for chunk in range(-1, 6)]
-    assert [wording.new for wording in told] == ["a", "a", "a", "b", "b", "b", "c"]
-    assert [wording.changes for wording in told] == [False] * 3 + [True, False, False, True]
+    prompts = [schedule.at(chunk) for chunk in range(-1, 6)]
+    assert [prompt.new for prompt in prompts] == ["a", "a", "a", "b", "b", "b", "c"]
+    assert [prompt.changes for prompt in prompts] == [False] * 3 + [True, False, False, True]
 
 
-def test_a_new_prompt_is_faded_in_over_the_chunks_asked_for():
+def test_a_new_prompt_is_blended_in_over_several_chunks():
     schedule = PromptSchedule("a", (PromptChange(2, "b"),), blend=4)
     assert [schedule.at(chunk).share for chunk in range(7)] == [1, 1, 0.25, 0.5, 0.75, 1, 1]
     assert schedule.at(3) == BlendedPrompt("a", "b", 0.5)
@@ -37,18 +37,20 @@ def test_a_new_prompt_is_faded_in_over_the_chunks_asked_for():
         ([PromptChange(2, " ")], UsageError),
     ],
 )
-def test_changes_that_cannot_be_are_refused(changes: list[PromptChange], error: type[Exception]):
+def test_impossible_prompt_changes_are_rejected(
+    changes: list[PromptChange], error: type[Exception]
+):
     with pytest.raises(error):
         make_prompt_schedule("a", changes, chunks=6)
 
 
 @pytest.mark.parametrize("text", ["5 a blue circle", "5: a blue circle", " 5  a blue circle "])
-def test_a_flag_is_a_chunk_and_a_prompt(text: str):
+def test_a_prompt_change_is_a_chunk_and_a_prompt(text: str):
     assert parse_change(text) == PromptChange(5, "a blue circle")
 
 
 @pytest.mark.parametrize("text", ["blue", "5", "x y", "-1 blue", ""])
-def test_anything_else_is_refused(text: str):
+def test_a_malformed_prompt_change_is_rejected(text: str):
     with pytest.raises(UsageError):
         parse_change(text)
 

@@ -1,6 +1,7 @@
 """Rules about devices, dtypes, quantization and compilation."""
 
 from importlib.metadata import PackageNotFoundError
+from itertools import product
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ GRAPHS = {"compile": True, "compile_mode": "reduce-overhead"}
 
 @pytest.fixture
 def torchao(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if it was installed: plans do not import it."""
+    """Pretend that torchao is installed: plans do not import it."""
     monkeypatch.setattr(packages, "version", lambda _: "99.0")
 
 
@@ -30,7 +31,7 @@ def plan(model: str = "demo", **tables: Any) -> None:
     make_plan(settings, find_spec(model))
 
 
-REFUSED: list[tuple[str, dict[str, Any], str]] = [
+REJECTED: list[tuple[str, dict[str, Any], str]] = [
     ("demo", {"machine": {"quantize": "int8"}, "prompt_kv": {"free_kv_weights": True}}, "emptied"),
     ("demo", {"machine": {"quantize": "fp8", "device": "mps"}}, "fp8 does not work on mps"),
     ("demo", {"machine": {"compile": True}, "step_cache": {"step_cache": "first-block"}}, "hooks"),
@@ -47,8 +48,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.usefixtures("torchao")
-@pytest.mark.parametrize(("model", "tables", "message"), REFUSED)
-def test_what_does_not_go_together_is_refused_in_the_plan(
+@pytest.mark.parametrize(("model", "tables", "message"), REJECTED)
+def test_incompatible_settings_are_rejected_by_the_plan(
     model: str, tables: dict[str, Any], message: str
 ):
     with pytest.raises(PlanError, match=message) as caught:
@@ -57,9 +58,6 @@ def test_what_does_not_go_together_is_refused_in_the_plan(
 
 
 @pytest.mark.usefixtures("torchao")
-@pytest.mark.parametrize("quantize", ["none", "int8", "fp8"])
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("fuse", [False, True])
 @pytest.mark.parametrize(
     "other",
     [
@@ -70,16 +68,17 @@ def test_what_does_not_go_together_is_refused_in_the_plan(
         {"step_cache": {"cfg_gate": 0.5}},
     ],
 )
-def test_what_goes_together_passes(quantize: str, compiled: bool, fuse: bool, other: Any):
-    chosen = {"quantize": quantize, "compile": compiled, "fuse_qkv": fuse}
-    plan(machine=chosen, **other)
-    plan(machine={**chosen, "compile_mode": "max-autotune"}, **other)
+def test_compatible_settings_are_accepted(other: dict[str, Any]):
+    for quantize, compiled, fuse in product(("none", "int8", "fp8"), (False, True), (False, True)):
+        machine = {"quantize": quantize, "compile": compiled, "fuse_qkv": fuse}
+        plan(machine=machine, **other)
+        plan(machine={**machine, "compile_mode": "max-autotune"}, **other)
 
 
 @pytest.mark.usefixtures("torchao")
-def test_rollouts_are_fused_and_in_8_bits_but_not_compiled():
-    def rollout(**chosen: Any) -> None:
-        settings = resolve([Layer("flag", {"machine": chosen})], RolloutSettings).settings
+def test_rollouts_support_fused_and_quantized_blocks_but_not_compilation():
+    def rollout(**machine: Any) -> None:
+        settings = resolve([Layer("flag", {"machine": machine})], RolloutSettings).settings
         make_rollout_plan(settings, find_spec("demo"))
 
     rollout(quantize="fp8", fuse_qkv=True)
@@ -87,16 +86,16 @@ def test_rollouts_are_fused_and_in_8_bits_but_not_compiled():
         rollout(compile=True)
 
 
-def test_a_mode_that_nothing_would_read_is_refused():
-    for told in (Machine(), Machine(compile_mode="max-autotune")):
+def test_an_unused_compile_mode_is_rejected():
+    for machine in (Machine(), Machine(compile_mode="max-autotune")):
         with pytest.raises(PlanError, match="without `compile`"):
-            check_compile_mode(told, {"machine.compile_mode": "flag"})
-        check_compile_mode(told, {"machine.compile_mode": "preset x"})
+            check_compile_mode(machine, {"machine.compile_mode": "flag"})
+        check_compile_mode(machine, {"machine.compile_mode": "preset x"})
     check_compile_mode(Machine(compile=True), {"machine.compile_mode": "flag"})
 
 
 @pytest.mark.parametrize("command", ["generate", "rollout", "bench", "plan"])
-def test_every_command_says_so(wancli: Wancli, command: str):
+def test_every_command_rejects_an_unused_compile_mode(wancli: Wancli, command: str):
     more = ("--variant", "fast: --use-cachedit") if command == "bench" else ()
     result = wancli(command, "a red circle", "--compile-mode", "default", *more)
     assert result.code == 2
@@ -107,17 +106,17 @@ def test_every_command_says_so(wancli: Wancli, command: str):
 
 
 def test_a_missing_or_old_torchao_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    def absent(name: str) -> str:
+    def not_installed(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    for found in ("0.17.0", "0.9"):
-        monkeypatch.setattr(packages, "version", lambda _, found=found: found)
-        with pytest.raises(SetupError, match=f"not {found}"):
+    for installed in ("0.17.0", "0.9"):
+        monkeypatch.setattr(packages, "version", lambda _, installed=installed: installed)
+        with pytest.raises(SetupError, match=f"not {installed}"):
             check_machine(Machine(quantize="int8"))
-    for found in ("0.18.0", "0.18.0+git1", "1.0"):
-        monkeypatch.setattr(packages, "version", lambda _, found=found: found)
+    for installed in ("0.18.0", "0.18.0+git1", "1.0"):
+        monkeypatch.setattr(packages, "version", lambda _, installed=installed: installed)
         check_package("torchao", TORCHAO, needed_by="--quantize")
-    monkeypatch.setattr(packages, "version", absent)
+    monkeypatch.setattr(packages, "version", not_installed)
     check_machine(Machine())
     with pytest.raises(SetupError) as caught:
         check_machine(Machine(quantize="fp8"))

@@ -1,4 +1,4 @@
-"""What the plan asks of step caches, before anything loads."""
+"""Rules about step caches."""
 
 from importlib.metadata import PackageNotFoundError
 
@@ -16,9 +16,9 @@ from wancli.planning.step_caches import (
 from wancli.utils import packages
 
 
-def dbcache(**changed):
-    chosen = {"step_cache": "cachedit", "cachedit_fn": 2, "cachedit_max_warmup_steps": 3}
-    return StepCache(**(chosen | changed))
+def dbcache(**changes):
+    values = {"step_cache": "cachedit", "cachedit_fn": 2, "cachedit_max_warmup_steps": 3}
+    return StepCache(**(values | changes))
 
 
 @pytest.mark.parametrize(
@@ -35,14 +35,14 @@ def dbcache(**changed):
         (StepCache(step_cache="magcache"), "`use_cachedit`, or `model` wan2.1-t2v-1.3b"),
     ],
 )
-def test_what_does_not_go_together_is_refused_before_anything_loads(settings, hint):
+def test_step_caches_that_leave_nothing_to_reuse_are_rejected(settings, hint):
     with pytest.raises(PlanError) as caught:
         check_step_cache(settings, steps=20, layers=8, model="demo")
     assert caught.value.hint.startswith(hint)
 
 
 @pytest.mark.parametrize("method", ["cachedit", "first-block", "magcache", "seacache"])
-def test_a_few_steps_have_nothing_to_reuse(method):
+def test_fewer_than_nine_steps_are_rejected(method):
     settings = dbcache(step_cache=method)
     check_step_cache(settings, steps=9, layers=8, model="wan2.1-t2v-14b")
     with pytest.raises(PlanError, match="8 steps"):
@@ -58,37 +58,37 @@ def test_a_few_steps_have_nothing_to_reuse(method):
         StepCache(step_cache="first-block", step_cache_threshold=0.1),
     ],
 )
-def test_what_goes_together_passes(settings):
+def test_compatible_settings_are_accepted(settings):
     check_step_cache(settings, steps=20, layers=8)
     check_step_cache(settings, steps=20)
 
 
 def test_a_missing_or_old_cache_dit_says_what_to_install(monkeypatch):
     check_cache_dit()
-    for found in ("1.5.2", "1.4", "0.9.10"):
-        monkeypatch.setattr(packages, "version", lambda _, found=found: found)
-        with pytest.raises(SetupError, match=f"not {found}") as caught:
+    for installed in ("1.5.2", "1.4", "0.9.10"):
+        monkeypatch.setattr(packages, "version", lambda _, installed=installed: installed)
+        with pytest.raises(SetupError, match=f"not {installed}") as caught:
             check_step_cache(dbcache(), steps=20)
         assert caught.value.hint == "pip install 'cache-dit>=1.5.3'"
-    for found in ("1.5.3", "1.10.0", "2.0.0rc1"):
-        monkeypatch.setattr(packages, "version", lambda _, found=found: found)
+    for installed in ("1.5.3", "1.10.0", "2.0.0rc1"):
+        monkeypatch.setattr(packages, "version", lambda _, installed=installed: installed)
         check_cache_dit()
 
-    def absent(name):
+    def not_installed(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(packages, "version", absent)
+    monkeypatch.setattr(packages, "version", not_installed)
     with pytest.raises(SetupError) as caught:
         check_cache_dit()
     assert caught.value.hint == "pip install 'cache-dit>=1.5.3'"
 
 
-def test_animate_is_refused_and_says_why():
+def test_animate_is_rejected_with_the_reason():
     with pytest.raises(PlanError, match="face adapter"):
         step_cache_spec(["WanAnimateTransformer3DModel", "ModelMixin"])
 
 
-def test_a_subclass_has_what_its_base_has_and_the_nearest_base_counts():
+def test_a_subclass_inherits_the_step_caches_of_its_nearest_base():
     names = ["Special", "WanVACETransformer3DModel", "WanTransformer3DModel", "ModelMixin"]
     assert step_cache_spec(names).transformer == "WanVACETransformer3DModel"
     with pytest.raises(PlanError, match="Other has no step cache: known are Wan"):
@@ -96,13 +96,13 @@ def test_a_subclass_has_what_its_base_has_and_the_nearest_base_counts():
 
 
 def test_14b_at_720p_with_taylorseer_and_guidance_takes_7_7_gb():
-    held = step_cache_bytes(
+    nbytes = step_cache_bytes(
         tokens=75_600, dim=5120, branches=2, bytes_per_element=2, taylorseer_order=1
     )
-    assert held == pytest.approx(7.7e9, rel=0.01)
+    assert nbytes == pytest.approx(7.7e9, rel=0.01)
 
 
-def test_the_published_ratios_are_of_50_steps_and_end_where_the_residual_falls():
+def test_published_magcache_ratios_cover_50_steps():
     for ratios in MAG_RATIOS.values():
         assert len(ratios) == 50
         assert ratios[0] == 1.0

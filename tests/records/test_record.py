@@ -18,7 +18,7 @@ def request(prompt: str = "a", seed: int = 1, **tables: object) -> Request:
     return Request(prompt, seed, resolved.settings, resolved.sources)
 
 
-def test_the_hash_is_of_what_makes_the_frames():
+def test_the_hash_covers_what_determines_the_frames():
     same = request(output={"metadata": False})
     assert request().hash == same.hash
     others = [request("b"), request(seed=2), request(sampling={"steps": 3}), request(model="x")]
@@ -27,16 +27,16 @@ def test_the_hash_is_of_what_makes_the_frames():
 
 @given(st.text(max_size=20_000))
 def test_an_embedded_record_is_small_and_reads_back(prompt: str):
-    asked = request(prompt.replace("\0", ""), model="/home/me/models/wan")
-    record = RunRecord("id", "ok", "generate", "now", asked.as_json(), asked.hash)
+    requested = request(prompt.replace("\0", ""), model="/home/me/models/wan")
+    record = RunRecord("id", "ok", "generate", "now", requested.as_json(), requested.hash)
     text = record.embedded()
     assert "/home" not in text
-    assert parse_record(text, origin="x")["hash"] == asked.hash
+    assert parse_record(text, origin="x")["hash"] == requested.hash
     if len(prompt.encode(errors="replace")) < EMBEDDED_LIMIT // 8:
         assert len(text.encode(errors="surrogatepass")) <= EMBEDDED_LIMIT
 
 
-def test_numbers_that_are_no_json_make_no_record():
+def test_a_record_with_nonstandard_json_numbers_is_rejected():
     record = RunRecord("id", "ok", "generate", "now", request().as_json(), "x")
     good = json.dumps(record.as_json())
     assert parse_record(good, origin="x")["id"] == "id"
@@ -56,17 +56,17 @@ def test_numbers_that_are_no_json_make_no_record():
         ("4", 3, [4, 5, 6]),
     ],
 )
-def test_seeds_are_what_was_written(text: str, count: int | None, seeds: list[int]):
+def test_seeds_can_be_single_lists_ranges_or_counts(text: str, count: int | None, seeds: list[int]):
     assert parse_seeds(text, count) == seeds
 
 
 @pytest.mark.parametrize("text", ["", "x", "1,,2", "3-1", "1.5", "-2", "9" * 20])
-def test_what_is_no_seed_is_refused(text: str):
+def test_invalid_seeds_are_rejected(text: str):
     with pytest.raises(SettingsError):
         parse_seeds(text, None)
 
 
-def test_unset_seeds_are_random_and_fit():
+def test_unset_seeds_are_random_31_bit_numbers():
     drawn = {parse_seeds(None, None)[0] for _ in range(20)}
     assert len(drawn) > 15
     assert max(drawn) < 2**31
@@ -86,5 +86,7 @@ FIELDS = {"prompt": "A red ../circle: 50% 'off'", "seed": 3, "model": "demo"}
         ("/tmp/{seed}.mp4", True, "/tmp/3.mp4"),
     ],
 )
-def test_names_are_safe_and_tell_seeds_apart(template: str | None, several: bool, path: str):
+def test_output_names_are_safe_and_distinguish_seeds(
+    template: str | None, several: bool, path: str
+):
     assert name_output(template, FIELDS, folder=Path("out"), several=several) == Path(path)

@@ -1,4 +1,4 @@
-"""The loop, with a model that only logs its calls."""
+"""The rollout loop, with a model that only logs its calls."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -104,7 +104,7 @@ def test_a_prompt_can_have_the_chunks_in_the_window_recached():
     list(rollout(model, inputs(chunks=5, recache_at=4), ContextBuffer(window(3, sink=1))))
     start = model.calls.index(("reset",))
     assert model.calls[start - 1] == ("set_prompt", 4)
-    # the sink's chunk, and the two that the window still covers
+    # the sink's chunk, and the two still in the window
     assert model.calls[start + 1 :] == [
         ("begin", 0), ("commit", 3, 5.0),
         ("begin", 2), ("commit", 9, 5.0),

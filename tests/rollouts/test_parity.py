@@ -1,4 +1,4 @@
-"""The rollout against numbers of the original Self-Forcing code (see tests/parity/README.md)."""
+"""Parity of rollouts with the original Self-Forcing code (see tests/parity/README.md)."""
 
 import json
 from functools import partial
@@ -45,23 +45,23 @@ def padded(embeddings, length):
     return torch.nn.functional.pad(embeddings, (0, 0, 0, length - embeddings.shape[1]))
 
 
-def rolled_out(transformer, model_json, inputs, case):
-    """Latents [F, C, H, W], context first, by our loop."""
+def roll(transformer, model_json, inputs, case):
+    """Latents [F, C, H, W] of our loop, context first."""
     context = inputs["initial_latent"][: case["initial_latent_frames"]]
     context_spans, spans = lay_out(
         case["noise_frames"] // case["num_frame_per_block"],
         chunk_frames=case["num_frame_per_block"],
         context=len(context),
     )
-    listed, scale = case.get("denoising_step_list", [0]), case.get("guidance_scale", 1.0)
+    timesteps, scale = case.get("denoising_step_list", [0]), case.get("guidance_scale", 1.0)
     noise = StreamNoise(
         spans,
-        [len(listed)] * len(spans),
+        [len(timesteps)] * len(spans),
         tuple(inputs["noise"].shape[1:]),
         start=inputs["noise"][: case["noise_frames"]],
         renoise=inputs["renoise"],
     )
-    everything = case["initial_latent_frames"] + case["noise_frames"]
+    total_frames = case["initial_latent_frames"] + case["noise_frames"]
     local = case["local_attn_size_frames"]
     cond, uncond = (
         padded(inputs[f"{name}_embeds"], model_json["text_len"]) for name in ("prompt", "negative")
@@ -75,7 +75,7 @@ def rolled_out(transformer, model_json, inputs, case):
     def denoise(span, velocity):
         drawn, shift = partial(noise, span), case["timestep_shift"]
         if "sampling_steps" not in case:
-            levels = few_step_levels(listed, shift=shift, warp=case["warp_denoising_step"])
+            levels = few_step_levels(timesteps, shift=shift, warp=case["warp_denoising_step"])
             return few_step(velocity, drawn, levels)
         sampling = Sampling(steps=case["sampling_steps"], flow_shift=shift)
         solver = make_solver(UniPCMultistepScheduler().config, sampling, device=torch.device("cpu"))
@@ -90,7 +90,7 @@ def rolled_out(transformer, model_json, inputs, case):
         context_timestep=case["context_noise"],
     )
     window = WindowConfig(
-        window=local if local > 0 else everything,
+        window=local if local > 0 else total_frames,
         sink=case["sink_size_frames"],
         chunk=case["num_frame_per_block"],
         tokens_per_frame=model_json["tokens_per_frame"],
@@ -103,19 +103,19 @@ def rolled_out(transformer, model_json, inputs, case):
 
 
 @pytest.mark.parametrize("name", ["t2v_full", "t2v_win6", "init_full", "init_win6"])
-def test_latents_are_those_of_the_original(transformer, model_json, inputs, name):
+def test_latents_equal_those_of_the_original(transformer, model_json, inputs, name):
     case = json.loads((PARITY / f"case_{name}.json").read_text())
     expected = load_file(PARITY / f"case_{name}.safetensors")["latents"]
-    latents = rolled_out(transformer, model_json, inputs, case)
+    latents = roll(transformer, model_json, inputs, case)
     error = (latents - expected).abs().max().item()
     assert latents.shape == expected.shape
     assert error < 5e-6, f"{name}: {error:.1e} off"
 
 
-def test_guided_latents_are_those_of_the_original(transformer, model_json, inputs):
+def test_guided_latents_equal_those_of_the_original(transformer, model_json, inputs):
     case = json.loads((PARITY / "case_cfg_init_win6.json").read_text())
     expected = load_file(PARITY / "case_cfg_init_win6.safetensors")["last_chunk"]
-    latents = rolled_out(transformer, model_json, inputs, case)
+    latents = roll(transformer, model_json, inputs, case)
     error = (latents[-len(expected) :] - expected).abs().max().item()
     assert len(latents) == case["initial_latent_frames"] + case["noise_frames"]
     assert error < 2e-5, f"{error:.1e} off"

@@ -1,4 +1,4 @@
-"""The solver of a chunk against the original's (see tests/parity/README.md)."""
+"""Parity of a chunk's solver with the original (see tests/parity/README.md)."""
 
 import json
 from pathlib import Path
@@ -18,17 +18,17 @@ def solver_of(steps: int, shift: float, scheduler: str = "unipc"):
     return make_solver(UniPCMultistepScheduler().config, sampling, device=torch.device("cpu"))
 
 
-@pytest.mark.parametrize("told", SCHEDULES, ids=lambda told: f"{told['steps']} steps")
-def test_a_chunks_steps_are_those_of_the_original(told):
-    solver = solver_of(told["steps"], told["shift"])
-    assert solver.timesteps.tolist() == told["timesteps"]
-    assert torch.equal(solver.sigmas, torch.tensor(told["sigmas"]))
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: f"{schedule['steps']} steps")
+def test_the_schedule_of_a_chunk_equals_the_original(schedule):
+    solver = solver_of(schedule["steps"], schedule["shift"])
+    assert solver.timesteps.tolist() == schedule["timesteps"]
+    assert torch.equal(solver.sigmas, torch.tensor(schedule["sigmas"]))
 
 
 @pytest.mark.parametrize("scheduler", ["unipc", "dpm++", "euler"])
-def test_sigmas_fall_evenly_from_0_999_and_are_shifted(scheduler: str):
+def test_sigmas_decrease_evenly_from_0_999_and_are_shifted(scheduler: str):
     steps, shift = 20, 5.0
     line = [0.999 * (1 - step / steps) for step in range(steps + 1)]  # float64
     expected = torch.tensor([shift * s / (1 + (shift - 1) * s) for s in line], dtype=torch.float64)
     sigmas = solver_of(steps, shift, scheduler).sigmas.double()
-    assert (sigmas - expected).abs().max() < 1e-7  # theirs are float32
+    assert (sigmas - expected).abs().max() < 1e-7  # the solver's are float32

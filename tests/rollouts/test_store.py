@@ -1,4 +1,4 @@
-"""The store loads exactly what was saved, or nothing."""
+"""A rollout store loads exactly what was saved, or nothing."""
 
 import json
 import shutil
@@ -35,8 +35,8 @@ def test_chunks_load_as_they_were_saved(store: RolloutStore):
         assert reader.sound_chunks() == 3
 
 
-@pytest.mark.parametrize("damage", ["exchanged", "another dtype", "saved by nobody"])
-def test_a_valid_chunk_that_is_not_the_one_saved_is_none(store: RolloutStore, damage: str):
+@pytest.mark.parametrize("damage", ["exchanged", "another dtype", "another value"])
+def test_a_valid_file_other_than_the_saved_chunk_is_not_loaded(store: RolloutStore, damage: str):
     chunk = store.folder / "chunk-000001.safetensors"
     if damage == "exchanged":
         shutil.copy(store.folder / "chunk-000002.safetensors", chunk)
@@ -49,7 +49,7 @@ def test_a_valid_chunk_that_is_not_the_one_saved_is_none(store: RolloutStore, da
         assert reader.sound_chunks() == 1
 
 
-def test_a_chunk_saved_twice_is_the_later_one(store: RolloutStore):
+def test_saving_a_chunk_again_replaces_it(store: RolloutStore):
     store.save("chunk-000001", latents(7))
     saved = RolloutStore(store.folder).load("chunk-000001")
     assert saved is not None
@@ -64,7 +64,7 @@ def test_a_digest_cut_short_by_a_kill_loses_only_its_chunk(store: RolloutStore):
     assert RolloutStore(store.folder).sound_chunks() == 3
 
 
-def test_chunks_of_an_earlier_version_get_their_digests_once(store: RolloutStore):
+def test_chunks_of_an_earlier_version_get_digests_once(store: RolloutStore):
     digests = store.folder / "chunks.jsonl"
     lines = sorted(filter(None, digests.read_text().splitlines()))
     digests.unlink()

@@ -1,4 +1,4 @@
-"""Timings of chunks: all in the file, none in memory."""
+"""Timings of chunks: all are in the file, none stay in memory."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def row(index: int, *, generated: bool = True) -> ChunkTiming:
     return ChunkTiming(Span(index, 3 * index, 3), timer, generated, 27, [1.0, 0.5], output)
 
 
-def test_every_chunk_is_a_line_as_soon_as_it_is_done(tmp_path: Path):
+def test_every_chunk_is_written_as_soon_as_it_is_done(tmp_path: Path):
     rows = [row(0, generated=False), row(1), row(2)]
     with TimingLog(tmp_path / "times.jsonl") as times:
         for number, one in enumerate(rows, 1):
@@ -36,28 +36,28 @@ def test_every_chunk_is_a_line_as_soon_as_it_is_done(tmp_path: Path):
         spent = summed(times)
         assert (spent["decode_s"], spent["save_s"]) == (0.75, 0.375)
         assert spent["denoise_s"] == pytest.approx(sum(sum(r["steps_ms"]) for r in written) / 1000)
-        assert rates(times, 4.0)["wall"] == 16 / 4  # of the two that were made
+        assert rates(times, 4.0)["wall"] == 16 / 4  # of the two generated chunks
 
 
-def test_a_record_repeats_the_first_and_the_last(tmp_path: Path):
+def test_a_record_lists_the_first_and_the_last_chunks(tmp_path: Path):
     with TimingLog(tmp_path / "times.jsonl") as times:
         assert times.ends(2) == []
         for count in range(1, 8):
             times.add(row(count - 1))
-            kept = [told["chunk"] for told in times.ends(2)]
+            recorded = [line["chunk"] for line in times.ends(2)]
             expected = list(range(count))
-            assert kept == (expected if count <= 4 else [*expected[:2], *expected[-2:]])
+            assert recorded == (expected if count <= 4 else [*expected[:2], *expected[-2:]])
 
 
 def test_another_run_replaces_the_timings(tmp_path: Path):
     path = tmp_path / "times.jsonl"
-    path.write_text('{"chunk": 0, "made": true}\n{"chunk": 1, "ma')  # a kill -9 in a line
+    path.write_text('{"chunk": 0, "made": true}\n{"chunk": 1, "ma')  # killed within a line
     with TimingLog(path) as times:
         times.add(row(0))
         assert [line["chunk"] for line in times] == [0]
 
 
-def test_timings_use_no_memory(tmp_path: Path):
+def test_timings_do_not_accumulate_in_memory(tmp_path: Path):
     with TimingLog(tmp_path / "times.jsonl") as times:
         times.add(row(0))
         tracemalloc.start()

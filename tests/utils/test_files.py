@@ -1,4 +1,4 @@
-"""A file is whole under its name, or as it was before."""
+"""A file is written whole, or stays as it was."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_replaces_the_one_before_and_leaves_nothing_beside_it(tmp_path: Path):
+def test_a_file_replaces_the_earlier_one_and_leaves_no_others(tmp_path: Path):
     path = tmp_path / "deep" / "a.json"
     for content in (b"one", b"two"):
         write_whole(path, content, hint="", overwrite=True, sync=content == b"two")
@@ -27,7 +27,7 @@ def test_a_file_replaces_the_one_before_and_leaves_nothing_beside_it(tmp_path: P
         assert names(path.parent) == ["a.json"]
 
 
-def test_who_has_the_earlier_file_open_reads_it_to_its_end(tmp_path: Path):
+def test_an_open_reader_still_sees_the_earlier_file(tmp_path: Path):
     path = tmp_path / "a.json"
     write_whole(path, b"one", hint="")
     with path.open("rb") as earlier:
@@ -35,7 +35,7 @@ def test_who_has_the_earlier_file_open_reads_it_to_its_end(tmp_path: Path):
         assert earlier.read() == b"one"
 
 
-def test_a_name_may_be_as_long_as_the_disk_takes_it(tmp_path: Path):
+def test_a_name_may_be_as_long_as_the_disk_allows(tmp_path: Path):
     for name in ("a" * 255, "\N{SNOWMAN}" * 85):
         write_whole(tmp_path / name, b"x", hint="")
         assert (tmp_path / name).read_bytes() == b"x"
@@ -45,9 +45,7 @@ def test_a_name_may_be_as_long_as_the_disk_takes_it(tmp_path: Path):
 
 
 @pytest.mark.parametrize("place", ["file/a.json", "folder"])
-def test_a_place_that_cannot_be_written_is_one_error_and_stays_as_it_was(
-    place: str, tmp_path: Path
-):
+def test_an_unwritable_path_is_one_error_and_changes_nothing(place: str, tmp_path: Path):
     (tmp_path / "file").write_text("kept")
     (tmp_path / "folder").mkdir()
     with pytest.raises(OutputError, match="cannot write") as caught:
@@ -57,7 +55,7 @@ def test_a_place_that_cannot_be_written_is_one_error_and_stays_as_it_was(
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_a_write_that_fails_midway_leaves_the_file_before(tmp_path: Path):
+def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path):
     path = tmp_path / "a.json"
     path.write_text("before")
     not_bytes: bytes = "text"  # type: ignore[assignment]
@@ -67,15 +65,15 @@ def test_a_write_that_fails_midway_leaves_the_file_before(tmp_path: Path):
     assert names(tmp_path) == ["a.json"]
 
 
-@pytest.mark.parametrize("linked", [True, False], ids=["links", "no links"])
-def test_what_is_there_stays_unless_it_may_go_and_is_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_an_existing_file_stays_without_overwrite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ):
-    def refused(*_: object, **__: object) -> None:
+    def unsupported(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, "a disk without hard links")
 
-    if not linked:
-        monkeypatch.setattr("os.link", refused)
+    if not links:
+        monkeypatch.setattr("os.link", unsupported)
     path = tmp_path / "a.json"
     write_whole(path, b"first", hint="")
     with pytest.raises(OutputError, match="File exists"):
@@ -87,43 +85,43 @@ def test_what_is_there_stays_unless_it_may_go_and_is_a_file(
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "reason"),
     [("link", "it is a symbolic link"), ("fifo", "it is a FIFO"), ("folder", "it is a folder")],
 )
-def test_what_is_no_file_is_never_replaced(tmp_path: Path, kind: str, said: str):
+def test_links_fifos_and_folders_are_never_replaced(tmp_path: Path, kind: str, reason: str):
     path, other = tmp_path / "a.json", tmp_path / "other"
     other.write_text("mine")
     makers = {"link": lambda: path.symlink_to(other), "fifo": lambda: os.mkfifo(path)}
     makers.get(kind, path.mkdir)()
     before = path.lstat()
-    with pytest.raises(OutputError, match=said):
+    with pytest.raises(OutputError, match=reason):
         write_whole(path, b"x", hint="", overwrite=True)
     assert os.path.samestat(path.lstat(), before)
     assert other.read_text() == "mine"
 
 
-def test_what_must_not_be_lost_goes_under_a_name_that_is_free(tmp_path: Path):
+def test_rescued_files_get_a_free_name(tmp_path: Path):
     path = tmp_path / "a.latents.safetensors"
     path.write_text("mine")
-    kept = [write_beside(path, text, hint="") for text in (b"one", b"two")]
-    assert [file.name for file in kept] == [
+    saved = [write_beside(path, text, hint="") for text in (b"one", b"two")]
+    assert [file.name for file in saved] == [
         "a.latents-1.safetensors", "a.latents-2.safetensors",
     ]  # fmt: skip
-    assert [file.read_bytes() for file in (path, *kept)] == [b"mine", b"one", b"two"]
+    assert [file.read_bytes() for file in (path, *saved)] == [b"mine", b"one", b"two"]
 
 
-def test_latents_of_two_runs_are_both_kept_in_the_temporary_folder(
+def test_rescued_latents_of_two_runs_are_both_kept_in_the_temporary_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for number in range(2):
-        kept = keep_latents(torch.full((1, 4, 2, 3, 3), number), Path("/proc/none/a.mp4"), {})
-        assert kept
-        assert load_file(kept)["latents"].eq(number).all()
+        saved = keep_latents(torch.full((1, 4, 2, 3, 3), number), Path("/proc/none/a.mp4"), {})
+        assert saved
+        assert load_file(saved)["latents"].eq(number).all()
     assert names(tmp_path) == ["a.latents-1.safetensors", "a.latents.safetensors"]
 
 
-def test_only_parts_of_ours_are_removed_and_an_older_folder_comes_back(tmp_path: Path):
+def test_only_our_parts_are_removed_and_an_older_folder_is_restored(tmp_path: Path):
     others = [".a.mp4.part", ".a.mp4.123.part", ".a.mp4.0123456789abcdeg.part", "a.mp4.part"]
     for name in others:
         (tmp_path / name).write_text("mine")
@@ -141,7 +139,7 @@ def test_only_parts_of_ours_are_removed_and_an_older_folder_comes_back(tmp_path:
     assert names(tmp_path) == sorted([*others, "bench"])
 
 
-def test_latents_can_be_read_by_whom_the_umask_lets(tmp_path: Path):
+def test_latents_have_the_permissions_of_the_umask(tmp_path: Path):
     latents = torch.zeros(1, 4, 2, 3, 3)
     before = os.umask(0o022)
     try:

@@ -1,4 +1,4 @@
-"""A signal ends a run at once, or where it leaves nothing half done; and always in one way."""
+"""A signal ends a run at once, or as soon as nothing is left half done."""
 
 import signal
 import subprocess
@@ -39,27 +39,27 @@ def run(script, folder, *, ignored=None):
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_before_there_is_anything_to_tidy_up_it_is_the_end(name, tmp_path):
+def test_a_signal_ends_the_process_if_there_is_nothing_to_clean_up(name, tmp_path):
     code, out, err = run(f"try: send(signal.{name})\nfinally: print('tidied up')", tmp_path)
     assert (code, out) == (128 + signal.Signals[name], "")
     assert [line[:7] for line in err.splitlines()] == ["error: ", "hint:  "]
     assert f"interrupted by {name}." in err
 
 
-def test_what_little_there_is_to_tidy_up_is_done_before_the_end(tmp_path):
+def test_registered_cleanup_runs_before_the_end(tmp_path):
     script = "with interrupts.tidied(lambda: os.write(1, b'tidied up')): send()"
     code, out, err = run(script, tmp_path)
     assert (code, out, len(err.splitlines())) == (143, "tidied up", 2)
 
 
-def test_later_it_unwinds(tmp_path):
+def test_a_signal_raises_interrupted_once_unwinding_is_on(tmp_path):
     script = (
         "interrupts.unwind_from_here()\ntry: send()\nexcept Interrupted as e: print(e.exit_code)"
     )
     assert run(UNWIND + script, tmp_path) == (0, "143\n", "")
 
 
-def test_an_import_is_not_left_halfway(tmp_path):
+def test_an_import_is_not_interrupted(tmp_path):
     kill = "os.kill(os.getpid(), signal.SIGTERM)"
     library = f"import os, signal\ntry: {kill}\nexcept BaseException: print('swallowed')\n"
     (tmp_path / "library.py").write_text(library)
@@ -67,7 +67,7 @@ def test_an_import_is_not_left_halfway(tmp_path):
     assert run(UNWIND + script, tmp_path) == (0, "interrupted by SIGTERM.\n", "")
 
 
-def test_a_held_block_is_not_left_halfway(tmp_path):
+def test_an_uninterrupted_block_is_finished_first(tmp_path):
     script = """
 try:
     with interrupts.uninterrupted():
@@ -80,7 +80,7 @@ except Interrupted:
     assert run(UNWIND + script, tmp_path) == (0, "whole\nthen\n", "")
 
 
-def test_it_is_not_lost_where_python_drops_exceptions(tmp_path):
+def test_a_signal_is_not_lost_where_python_drops_exceptions(tmp_path):
     script = """
 class Dropped:
     def __del__(self):
@@ -94,7 +94,7 @@ except Interrupted as error:
     assert run(UNWIND + script, tmp_path) == (0, "interrupted by SIGTERM.\n", "")
 
 
-def test_a_second_one_leaves_the_tidying_up_alone(tmp_path):
+def test_a_second_signal_does_not_disturb_cleanup(tmp_path):
     script = """
 try:
     send()
@@ -105,14 +105,14 @@ except Interrupted:
     assert run(UNWIND + script, tmp_path) == (0, "tidied up\n", "")
 
 
-def test_nohup_is_obeyed(tmp_path):
+def test_nohup_is_respected(tmp_path):
     code, out, err = run("send(signal.SIGHUP)\nprint('on')", tmp_path, ignored=signal.SIGHUP)
     assert (code, out, err) == (0, "on\n", "")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after_s", [0.3, 0.6, 1, 1.5, 2, 3, 4])
-def test_in_the_first_seconds_of_a_command_it_is_clean(after_s, tiny_model, tmp_path):
+@pytest.mark.parametrize("after_s", [0.3, 1, 2, 4])
+def test_ctrl_c_in_the_first_seconds_of_a_command_is_clean(after_s, tiny_model, tmp_path):
     command = [sys.executable, "-m", "wancli", "generate", "x", "--model", str(tiny_model)]
     command += ["--size", "32x32", "--frames", "5", "--steps", "1000", "-q"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)

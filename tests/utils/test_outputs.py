@@ -1,4 +1,4 @@
-"""What a call writes: refused before anything loads, and kept from other processes."""
+"""Outputs of a command: checked before anything loads, and locked against other processes."""
 
 import fcntl
 import os
@@ -17,7 +17,7 @@ from wancli.utils.files import part_name
 from wancli.utils.locks import FILE, FolderLock, as_typed
 from wancli.utils.outputs import OutputFile, OutputSet
 
-A_FILE = [OutputFile(Path("a.mp4"), "`output`")]
+A_VIDEO = [OutputFile(Path("a.mp4"), "`output`")]
 
 
 @pytest.fixture(autouse=True)
@@ -26,36 +26,36 @@ def _in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def outputs(*names: str, overwrite: bool = False, reads: tuple[str, ...] = ()) -> OutputSet:
-    """Files that are named by flags a, b, ..."""
-    found = OutputSet(overwrite=overwrite, reads=[Path(name) for name in reads])
-    found.add(*(OutputFile(Path(name), f"--{'abc'[i]}") for i, name in enumerate(names)))
-    return found
+    """Outputs of the flags --a, --b, ..."""
+    output_set = OutputSet(overwrite=overwrite, reads=[Path(name) for name in reads])
+    output_set.add(*(OutputFile(Path(name), f"--{'abc'[i]}") for i, name in enumerate(names)))
+    return output_set
 
 
-def _own_command() -> str:
+def own_command() -> str:
     return Path(Path("/proc/self/cmdline").read_bytes().split(b"\0")[0].decode()).name
 
 
 @contextmanager
 def other_process(ready: Callable[[], object]) -> Iterator[int]:
-    """A fork that does `ready`, and then waits to be killed; its number."""
-    done, tell = os.pipe()
+    """A fork that calls `ready` and then waits to be killed; yields its process id."""
+    readable, writable = os.pipe()
     child = os.fork()
     if not child:
         try:
             ready()
-            os.write(tell, b"1")
+            os.write(writable, b"1")
             signal.pause()
         finally:
             os._exit(1)
-    os.close(tell)
+    os.close(writable)
     try:
-        assert os.read(done, 1) == b"1"
+        assert os.read(readable, 1) == b"1"
         yield child
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        os.close(done)
+        os.close(readable)
 
 
 MAKERS: dict[str, Callable[[Path], object]] = {
@@ -70,7 +70,7 @@ MAKERS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_what_is_no_regular_file_is_refused_even_to_overwrite(kind: str):
+def test_overwrite_replaces_only_regular_files(kind: str):
     try:
         MAKERS[kind](Path("a.mp4"))
     except PermissionError:
@@ -79,32 +79,32 @@ def test_what_is_no_regular_file_is_refused_even_to_overwrite(kind: str):
         outputs("a.mp4", overwrite=True).check()
 
 
-def test_a_file_that_is_there_takes_overwrite_and_may_be_replaced_then():
+def test_an_existing_file_needs_overwrite():
     Path("a.mp4").write_text("mine")
     with pytest.raises(UsageError, match=r"a\.mp4 exists\.") as caught:
         outputs("a.mp4").check()
     assert caught.value.hint == "`overwrite`, or another `output`"
-    asked = outputs("a.mp4", "b.json", overwrite=True)
-    asked.check()
-    assert asked.replaced == {Path("a.mp4"), Path("b.json")}
+    output_set = outputs("a.mp4", "b.json", overwrite=True)
+    output_set.check()
+    assert output_set.replaced == {Path("a.mp4"), Path("b.json")}
     free = outputs("b.json")
     free.check()
-    assert free.replaced == frozenset()  # so that what appears meanwhile stays
+    assert free.replaced == frozenset()  # a file that appears later is not replaced
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_what_comes_beside_is_replaced_only_where_it_is_ours(overwrite: bool):
+def test_a_side_output_replaces_only_our_own_file(overwrite: bool):
     Path("a.json").write_text("mine")
     for ours in (False, True):
-        asked = OutputSet(overwrite=overwrite)
+        output_set = OutputSet(overwrite=overwrite)
         role = "the record of a.mp4"
-        asked.add(OutputFile(Path("a.json"), role, lambda _path, o=ours: o, named=False))  # type: ignore[misc]
+        output_set.add(OutputFile(Path("a.json"), role, lambda _path, o=ours: o, named=False))  # type: ignore[misc]
         if ours:
-            asked.check()
-            assert asked.replaced == {Path("a.json")}
+            output_set.check()
+            assert output_set.replaced == {Path("a.json")}
         else:
             with pytest.raises(UsageError, match=r"exists and is not the record of a\.mp4"):
-                asked.check()
+                output_set.check()
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_what_comes_beside_is_replaced_only_where_it_is_ours(overwrite: bool):
         ("e\N{COMBINING ACUTE ACCENT}", "\N{LATIN SMALL LETTER E WITH ACUTE}"),
     ],
 )
-def test_two_outputs_of_one_file_are_refused_and_an_input_is_no_output(one: str, other: str):
+def test_outputs_may_not_share_a_file_with_each_other_or_an_input(one: str, other: str):
     Path("sub").mkdir()
     Path("link").symlink_to("sub")
     Path("old.mp4").write_text("mine")
@@ -130,15 +130,15 @@ def test_two_outputs_of_one_file_are_refused_and_an_input_is_no_output(one: str,
         outputs(one, reads=(other,), overwrite=True).check()
 
 
-def test_videos_of_one_name_need_their_seed_in_it():
-    asked = OutputSet()
+def test_several_videos_of_one_name_are_rejected():
+    output_set = OutputSet()
     with pytest.raises(UsageError, match="several videos would be written to a.mp4") as caught:
-        asked.add(*A_FILE, *A_FILE)
+        output_set.add(*A_VIDEO, *A_VIDEO)
     assert "{seed}" in caught.value.hint
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_nothing_is_written_into_or_read_from_a_folder_that_is_replaced(swapped: bool):
+def test_a_replaced_folder_may_hold_no_other_output_and_no_input(swapped: bool):
     both = [
         OutputFile(Path("bench"), "--output", lambda _: True, folder=True),
         OutputFile(Path("bench/z"), "--z"),
@@ -146,13 +146,13 @@ def test_nothing_is_written_into_or_read_from_a_folder_that_is_replaced(swapped:
     with pytest.raises(UsageError, match="at once"):
         OutputSet().add(*(reversed(both) if swapped else both))
     Path("bench").mkdir()
-    asked = OutputSet(reads=[Path("bench/x.png")])
-    asked.add(both[0])
+    output_set = OutputSet(reads=[Path("bench/x.png")])
+    output_set.add(both[0])
     with pytest.raises(UsageError, match="is an input"):
-        asked.check()
+        output_set.check()
 
 
-def test_a_place_that_cannot_be_written_is_an_output_error():
+def test_unwritable_paths_are_rejected():
     Path("file").write_text("mine")
     for name in ("file/a.mp4", "/proc/none/a.mp4"):
         with pytest.raises(OutputError, match=f"cannot write {name}: "), outputs(name).locked():
@@ -163,25 +163,25 @@ def test_a_place_that_cannot_be_written_is_an_output_error():
         outputs("a" * 256).check()
 
 
-def test_a_name_is_kept_to_the_end_and_nothing_stays_in_the_folder():
-    asked = outputs("new/a.mp4", "new/b.json")
+def test_names_are_locked_and_the_lock_file_is_removed():
+    output_set = outputs("new/a.mp4", "new/b.json")
     Path("new").mkdir()
     for _ in range(2):
-        with asked.locked():
+        with output_set.locked():
             assert [path.name for path in Path("new").iterdir()] == [FILE]
         assert list(Path("new").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "A.mp4"])
-def test_a_second_process_is_refused_at_once_and_told_who_writes(name: str):
+def test_a_second_process_is_rejected_at_once_and_learns_who_is_writing(name: str):
     lock = outputs("a.mp4", "x.json").locked()
-    with other_process(lock.__enter__) as number:
+    with other_process(lock.__enter__) as pid:
         with pytest.raises(UsageError) as caught, outputs(name).locked():
             pass
-        assert f"{name} is being written by process {number} (" in str(caught.value)
-        assert f"({_own_command()}" in str(caught.value)
-        assert f"kill {number}" in caught.value.hint
-        with outputs("c.mp4").locked():  # another name of that folder
+        assert f"{name} is being written by process {pid} (" in str(caught.value)
+        assert f"({own_command()}" in str(caught.value)
+        assert f"kill {pid}" in caught.value.hint
+        with outputs("c.mp4").locked():  # another name in that folder
             assert Path(FILE).exists()
         assert Path(FILE).exists()
     with outputs(name).locked():  # the process was killed
@@ -189,7 +189,7 @@ def test_a_second_process_is_refused_at_once_and_told_who_writes(name: str):
     assert not Path(FILE).exists()
 
 
-def test_what_a_killed_process_left_is_removed_and_not_what_a_living_one_writes():
+def test_only_parts_of_dead_processes_are_removed():
     lock = outputs("a.mp4").locked()
 
     def work() -> None:
@@ -230,15 +230,15 @@ def test_many_names_take_no_more_locks_than_one(monkeypatch: pytest.MonkeyPatch)
     counts = []
     for number in (1, 300):
         calls.clear()
-        asked = OutputSet()
-        asked.add(*(OutputFile(Path(f"{i}.mp4"), f"--{i}") for i in range(number)))
-        with asked.locked():
+        output_set = OutputSet()
+        output_set.add(*(OutputFile(Path(f"{i}.mp4"), f"--{i}") for i in range(number)))
+        with output_set.locked():
             counts.append(len(calls))
     assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("kind", ["a FIFO", "a symbolic link", "a folder"])
-def test_a_lock_that_is_no_file_is_left_alone(kind: str):
+def test_a_lock_that_is_not_a_file_is_left_alone(kind: str):
     Path("elsewhere").write_text("mine")
     MAKERS[kind](Path(FILE))
     before = Path(FILE).lstat()
@@ -248,7 +248,7 @@ def test_a_lock_that_is_no_file_is_left_alone(kind: str):
     assert Path("elsewhere").read_text() == "mine"
 
 
-def test_a_file_of_somebody_elses_under_the_locks_name_stays():
+def test_a_foreign_file_with_the_name_of_the_lock_stays():
     Path(FILE).write_text("mine")
     with outputs("a.mp4").locked():
         pass
@@ -256,19 +256,19 @@ def test_a_file_of_somebody_elses_under_the_locks_name_stays():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["/bin/python", "/a/bin/wancli", "generate", "a red circle"], "generate 'a red circle'"),
         (["python", "-m", "wancli", "generate", "a\n\x1b\x9bb"], "generate 'a???b'"),
         (["/a/wancli", "generate", "wancli", "x" * 200], f"generate wancli {'x' * 77}…"),
     ],
 )
-def test_a_process_is_named_as_it_was_typed(words: list[str], told: str):
-    assert as_typed(b"".join(os.fsencode(word) + b"\0" for word in words)) == f"wancli {told}"
+def test_a_process_is_named_by_its_command_line(words: list[str], expected: str):
+    assert as_typed(b"".join(os.fsencode(word) + b"\0" for word in words)) == f"wancli {expected}"
 
 
 @pytest.mark.slow
-def test_processes_that_come_and_go_never_share_a_name_and_leave_nothing(tmp_path: Path):
+def test_concurrent_processes_never_share_a_name_and_leave_no_files(tmp_path: Path):
     program = """
         import os, sys, time
         from pathlib import Path
@@ -300,7 +300,7 @@ def test_a_lock_may_be_released_twice():
 
 
 @pytest.mark.parametrize("written", [True, False])
-def test_a_folder_that_was_made_for_nothing_is_removed_again(written):
+def test_a_folder_created_in_vain_is_removed(written):
     with outputs("new/folder/a.mp4").locked():
         assert Path("new/folder").is_dir()
         if written:

@@ -1,4 +1,4 @@
-"""What others wrote is read, or refused in one line, whatever it is."""
+"""Foreign files are read, or rejected in one line, whatever they contain."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from wancli.utils.reading import (
 )
 
 
-def header(told: Any, data: bytes = b"") -> bytes:
-    text = told if isinstance(told, bytes) else json.dumps(told).encode()
+def header(content: Any, data: bytes = b"") -> bytes:
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
     return len(text).to_bytes(8, "little") + text + data
 
 
@@ -56,14 +56,14 @@ BAD_HEADERS = {
     "overlap": header({"a": tensor(), "b": tensor(8, 24)}, b"\0" * 24),
     "gap": header({"a": tensor(), "b": tensor(20, 36)}, b"\0" * 36),
     "past the end": header({"a": tensor()}, b"\0" * 15),
-    "more than it says": header({"a": tensor()}, b"\0" * 17),
+    "trailing bytes": header({"a": tensor()}, b"\0" * 17),
     "backwards": header({"a": tensor(16, 0)}, b"\0" * 16),
     "negative": header({"a": tensor(shape=[-4])}, b"\0" * 16),
     "true": header({"a": tensor(shape=[4, True])}, b"\0" * 16),
     "another size": header({"a": tensor(shape=[5])}, b"\0" * 16),
     "many axes": header({"a": tensor(shape=[4, *[1] * 99])}, b"\0" * 16),
-    "no such numbers": header({"a": tensor(dtype="F31")}, b"\0" * 16),
-    "numbers as a list": header({"a": tensor(dtype=[])}, b"\0" * 16),
+    "unknown dtype": header({"a": tensor(dtype="F31")}, b"\0" * 16),
+    "dtype as a list": header({"a": tensor(dtype=[])}, b"\0" * 16),
     "metadata": header({"__metadata__": {"a": 1}}),
 }
 
@@ -73,30 +73,30 @@ def cases(of: dict[str, bytes]) -> pytest.MarkDecorator:
 
 
 @cases(BAD_JSON)
-def test_what_is_no_json_is_refused(tmp_path: Path, content: bytes):
-    assert_refused(read_json, tmp_path / "x.json", content)
+def test_bad_json_is_rejected(tmp_path: Path, content: bytes):
+    assert_rejected(read_json, tmp_path / "x.json", content)
 
 
 @cases(BAD_TOML)
-def test_what_is_no_toml_is_refused(tmp_path: Path, content: bytes):
-    assert_refused(read_toml, tmp_path / "x.toml", content)
+def test_bad_toml_is_rejected(tmp_path: Path, content: bytes):
+    assert_rejected(read_toml, tmp_path / "x.toml", content)
 
 
 @cases(BAD_HEADERS)
-def test_what_is_no_safetensors_is_refused(tmp_path: Path, content: bytes):
-    assert_refused(read_header, tmp_path / "x.safetensors", content)
+def test_bad_safetensors_headers_are_rejected(tmp_path: Path, content: bytes):
+    assert_rejected(read_header, tmp_path / "x.safetensors", content)
 
 
-def assert_refused(read: Callable[[Path], Any], path: Path, content: bytes) -> None:
+def assert_rejected(read: Callable[[Path], Any], path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"\A[^\n]{3,150}\Z") as raised:
         read(path)
-    assert type(raised.value) is ValueError  # in our words
+    assert type(raised.value) is ValueError  # our own message
 
 
-def test_what_is_whole_is_read(tmp_path: Path):
+def test_valid_files_are_read(tmp_path: Path):
     (tmp_path / "x").write_bytes(b"\xef\xbb\xbf" + '{"a": "ä\\ud83d\\ude00"}'.encode())
-    assert read_json(tmp_path / "x") == {"a": "ä😀"}  # a byte order mark is no harm
+    assert read_json(tmp_path / "x") == {"a": "ä😀"}  # a byte order mark is accepted
     (tmp_path / "x").write_bytes(b"\xef\xbb\xbfa = 1")
     assert read_toml(tmp_path / "x") == {"a": 1}
     tensors = {
@@ -106,27 +106,31 @@ def test_what_is_whole_is_read(tmp_path: Path):
     }
     whole = {**tensors, "d": tensor(18, 21, dtype="F4", shape=[5]), "__metadata__": {"x": "y"}}
     (tmp_path / "x").write_bytes(header(whole, b"\0" * 21))
-    found = read_header(tmp_path / "x")
-    assert found.metadata == {"x": "y"}
-    assert found.tensors["b"].shape == ()
-    assert [name for name, told in found.tensors.items() if told.real] == ["b", "a", "c"]
+    read = read_header(tmp_path / "x")
+    assert read.metadata == {"x": "y"}
+    assert read.tensors["b"].shape == ()
+    assert [name for name, tensor in read.tensors.items() if tensor.real] == ["b", "a", "c"]
 
 
-def test_ours_are_read_as_torch_wrote_them(tmp_path: Path):
+def test_headers_are_read_as_torch_wrote_them(tmp_path: Path):
     import torch
     from safetensors.torch import save_file
 
     tensors = {"a": torch.zeros(2, 3), "b": torch.zeros((), dtype=torch.bool), "c": torch.zeros(0)}
     save_file(tensors, tmp_path / "x", metadata={"format": "pt"})
-    found = read_header(tmp_path / "x").tensors
-    assert {name: told.shape for name, told in found.items()} == {"a": (2, 3), "b": (), "c": (0,)}
+    read = read_header(tmp_path / "x").tensors
+    assert {name: tensor.shape for name, tensor in read.items()} == {
+        "a": (2, 3),
+        "b": (),
+        "c": (0,),
+    }
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "socket", "device"])
-def test_what_is_no_file_is_not_waited_for(
+def test_opening_anything_but_a_file_fails_without_waiting(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.chdir(tmp_path)  # a socket's name may have 108 bytes
+    monkeypatch.chdir(tmp_path)  # a socket's path is at most 108 bytes
     path = Path("/dev/zero" if kind == "device" else "x")
     if kind == "folder":
         path.mkdir()
@@ -139,5 +143,5 @@ def test_what_is_no_file_is_not_waited_for(
         open_file(path)
 
 
-def test_depth_is_no_matter_of_how_much_there_is():
+def test_many_shallow_values_are_accepted():
     assert len(parse_json(json.dumps({"a": [[]] * 10_000}))["a"]) == 10_000

@@ -1,4 +1,4 @@
-"""How threads wait is chosen before torch loads, and never over the user's head."""
+"""How threads wait is set before torch loads, unless the user has set it."""
 
 import os
 import subprocess
@@ -15,16 +15,16 @@ def variables() -> dict[str, str]:
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """As in a process that has neither variables of OpenMP nor torch."""
+    """A process with neither OpenMP variables nor torch."""
     for name in {*variables(), "GOMP_SPINCOUNT"}:
-        monkeypatch.setenv(name, "")  # so that it is put back, or removed
+        monkeypatch.setenv(name, "")  # so that it is restored or removed
         monkeypatch.delenv(name)
     monkeypatch.setattr("wancli.utils.threads._chosen", {})
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     return monkeypatch
 
 
-def test_threads_spin_a_little_and_the_record_says_who_chose_it(fresh):
+def test_threads_spin_briefly_and_the_choice_is_reported(fresh):
     assert thread_settings() == "OpenMP's defaults"
     choose_threads()
     assert variables() == {"GOMP_SPINCOUNT": "1000"}
@@ -32,7 +32,7 @@ def test_threads_spin_a_little_and_the_record_says_who_chose_it(fresh):
 
 
 @pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
-def test_what_the_user_set_stays(name, fresh):
+def test_settings_of_the_user_stay(name, fresh):
     fresh.setenv(name, "7")
     fresh.setenv("OMP_NUM_THREADS", "3")
     choose_threads()
@@ -40,7 +40,7 @@ def test_what_the_user_set_stays(name, fresh):
     assert sorted(thread_settings().split(", ")) == sorted([f"{name}=7", "OMP_NUM_THREADS=3"])
 
 
-def test_what_would_come_too_late_is_not_said(fresh):
+def test_nothing_is_set_once_torch_is_loaded(fresh):
     fresh.setitem(sys.modules, "torch", object())
     choose_threads()
     assert variables() == {}
@@ -52,5 +52,5 @@ def test_the_command_line_chooses_before_torch_loads():
         "try: main()\n"
         "finally: sys.exit(os.environ.get('GOMP_SPINCOUNT') != '1000' or 'torch' in sys.modules)"
     )
-    here = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
-    subprocess.run([sys.executable, "-c", program], env=here, check=True, capture_output=True)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    subprocess.run([sys.executable, "-c", program], env=env, check=True, capture_output=True)

@@ -30,11 +30,11 @@ def clip(frames: int, height: int = 24, width: int = 32, *, seed: int = 0) -> np
 
 
 def reference_ssim(one: np.ndarray, other: np.ndarray) -> float:
-    """Wang et al. 2004 of two frames [H, W, 3], window by window, in float64."""
+    """SSIM (Wang et al. 2004) of two frames [H, W, 3], window by window, in float64."""
     line = np.exp(-((np.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
     window = np.outer(line, line) / line.sum() ** 2
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    found = []
+    similarities = []
     for channel in range(3):
         a, b = one[..., channel].astype(float), other[..., channel].astype(float)
         for top in range(a.shape[0] - 10):
@@ -44,9 +44,9 @@ def reference_ssim(one: np.ndarray, other: np.ndarray) -> float:
                 var_p = (window * (p - mean_p) ** 2).sum()
                 var_q = (window * (q - mean_q) ** 2).sum()
                 both = (window * (p - mean_p) * (q - mean_q)).sum()
-                alike = (2 * mean_p * mean_q + c1) / (mean_p**2 + mean_q**2 + c1)
-                found.append(alike * (2 * both + c2) / (var_p + var_q + c2))
-    return float(np.mean(found))
+                luminance = (2 * mean_p * mean_q + c1) / (mean_p**2 + mean_q**2 + c1)
+                similarities.append(luminance * (2 * both + c2) / (var_p + var_q + c2))
+    return float(np.mean(similarities))
 
 
 def test_ssim_matches_a_float64_reference_frame_by_frame():
@@ -68,8 +68,8 @@ def test_psnr_pools_the_error_of_all_frames_before_the_logarithm():
     quality = compare_videos(one, other)
     assert quality.mse.mean == 25
     assert quality.psnr_db == pytest.approx(20 * math.log10(255 / 5))
-    told = quality.as_json()["psnr_db"]
-    assert told == {"mean": quality.psnr_db, "worst": pytest.approx(28.1308, abs=1e-4), "frame": 2}
+    worst = pytest.approx(28.1308, abs=1e-4)
+    assert quality.as_json()["psnr_db"] == {"mean": quality.psnr_db, "worst": worst, "frame": 2}
     assert quality.max_levels == 10
 
 
@@ -81,13 +81,13 @@ def test_the_largest_difference_is_over_all_chunks():
 
 
 @pytest.mark.parametrize("darker", [True, False])
-def test_a_difference_is_found_in_both_directions(darker: bool):
+def test_a_difference_counts_in_both_directions(darker: bool):
     one, other = np.full((1, 11, 11, 3), 200, np.uint8), np.full((1, 11, 11, 3), 5, np.uint8)
     quality = compare_videos(one, other) if darker else compare_videos(other, one)
     assert quality.max_levels == 195
 
 
-def test_flicker_hardly_moves_ssim_and_shows_in_the_temporal_difference():
+def test_flicker_shows_in_the_temporal_difference_but_hardly_in_ssim():
     one = clip(8)
     other = one.astype(float)
     other[1::2] *= 1.02  # every other frame 2 % brighter
@@ -99,7 +99,7 @@ def test_flicker_hardly_moves_ssim_and_shows_in_the_temporal_difference():
     assert flickering.temporal_levels.mean > 1.5 > 1 > constant.temporal_levels.mean
 
 
-def test_a_flash_is_reported_where_it_begins():
+def test_a_flash_is_reported_where_it_starts():
     one, other = clip(9), clip(9)
     other[6] = other[6] // 2
     quality = compare_videos(one, other)
@@ -161,13 +161,13 @@ def test_a_single_frame_has_no_temporal_difference():
 @pytest.mark.parametrize("other", [clip(5), clip(5, seed=1)], ids=["equal", "other"])
 def test_quality_is_strict_json(other: np.ndarray):
     quality = compare_videos(clip(5), other)
-    told = json.loads(json.dumps(quality.as_json(), allow_nan=False))
-    assert set(told) == {field.name for field in dataclasses.fields(quality)} | {"psnr_db"}
-    assert set(told["ssim"]) == {"mean", "worst", "frame"}
+    values = json.loads(json.dumps(quality.as_json(), allow_nan=False))
+    assert set(values) == {field.name for field in dataclasses.fields(quality)} | {"psnr_db"}
+    assert set(values["ssim"]) == {"mean", "worst", "frame"}
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "said"),
+    ("one", "other", "message"),
     [
         (clip(3), clip(4), "have 3 and 4 video frames"),
         (clip(3), clip(3, 32, 24), "are 32x24 and 24x32"),
@@ -176,15 +176,15 @@ def test_quality_is_strict_json(other: np.ndarray):
     ],
     ids=["length", "size", "small", "empty"],
 )
-def test_videos_that_cannot_be_compared_are_refused_with_both_sizes(
-    one: np.ndarray, other: np.ndarray, said: str
+def test_incomparable_videos_are_rejected_with_both_sizes(
+    one: np.ndarray, other: np.ndarray, message: str
 ):
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         compare_videos(one, other)
     assert caught.value.hint
 
 
-def test_frames_that_are_not_uint8_are_refused():
+def test_frames_that_are_not_uint8_are_rejected():
     levels, shares = torch.from_numpy(clip(2)), torch.from_numpy(clip(2)) / 255
     for one, other in ((levels, shares), (shares, levels), (shares, shares)):
         with pytest.raises(TypeError, match="uint8"):
@@ -215,6 +215,6 @@ def test_zero_latents_do_not_divide_by_zero():
     json.dumps(quality.as_json(), allow_nan=False)
 
 
-def test_latents_of_other_shapes_are_refused_with_both_shapes():
+def test_latents_of_different_shapes_are_rejected_with_both_shapes():
     with pytest.raises(UsageError, match="1x4x2x3x3 and 1x4x3x3x3"):
         compare_latents(torch.zeros(1, 4, 2, 3, 3), torch.zeros(1, 4, 3, 3, 3))

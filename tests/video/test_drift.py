@@ -12,20 +12,20 @@ from wancli.video.measures import change, frame_statistics, median_slope
 
 FPS = 16
 CHUNK = 12  # video frames
-LOOKS = MEASURES[:7]  # what a single video frame shows
+FRAME_MEASURES = MEASURES[:7]  # those of a single video frame
 
 Clip = NDArray[np.uint8]
 
 
 def texture(side: int = 48) -> NDArray[np.float64]:
-    """Coloured waves that come back at the other edge, [H, W, 3] in 40 to 120."""
+    """Coloured waves that wrap around the edges, [H, W, 3], 40 to 120."""
     y, x = np.mgrid[0:side, 0:side] * 2 * math.pi / side
     waves = (np.sin(x + 2 * y), np.cos(2 * x - y), np.sin(3 * x) * np.cos(y))
     return 80 + 40 * np.stack(waves, -1)
 
 
 def moving(count: int, *, side: int = 48) -> Clip:
-    """The texture, one pixel further right in every video frame: each change is as large."""
+    """The texture, moving one pixel right per video frame, so that all changes are equal."""
     still = texture(side).round().astype(np.uint8)
     return np.stack([np.roll(still, shift, 1) for shift in range(count)])
 
@@ -34,10 +34,10 @@ def noise(spread: float = 1.0) -> NDArray[np.float64]:
     return spread * np.random.default_rng(7).normal(size=(1, 4, 3, 6, 6))
 
 
-def measured(
+def measure(
     clip: Clip, *, cuts: Sequence[int] = (), spreads: Sequence[float] = (), fps: float = FPS
 ) -> DriftMeter:
-    """A meter that saw the clip in chunks, cut before these video frames."""
+    """A meter fed the clip in chunks that are cut before these video frames."""
     meter = DriftMeter(fps)
     for index, frames in enumerate(np.split(clip, cuts or range(CHUNK, len(clip), CHUNK))):
         meter.add(frames, noise(spreads[index] if spreads else 1.0), index=index)
@@ -48,23 +48,23 @@ def plain(*color: int) -> Clip:
     return np.full((8, 8, 3), color, np.uint8)
 
 
-def named(frame: Clip) -> dict[str, float]:
-    return dict(zip(LOOKS, frame_statistics(frame), strict=True))
+def statistics(frame: Clip) -> dict[str, float]:
+    return dict(zip(FRAME_MEASURES, frame_statistics(frame), strict=True))
 
 
 def test_luma_is_bt_709() -> None:
-    lumas = [named(plain(*color))["luma"] for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
+    lumas = [statistics(plain(*color))["luma"] for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
     assert lumas == pytest.approx([0.2126, 0.7152, 0.0722])
 
 
 def test_black_is_dark_and_white_is_bright() -> None:
     frame = np.concatenate([plain(0, 0, 0), plain(0, 0, 0), plain(255, 255, 255)])
-    assert named(frame)["dark"] == pytest.approx(2 / 3)
-    assert named(frame)["bright"] == pytest.approx(1 / 3)
+    assert statistics(frame)["dark"] == pytest.approx(2 / 3)
+    assert statistics(frame)["bright"] == pytest.approx(1 / 3)
 
 
 def test_gray_has_no_colour_and_red_is_all_colour() -> None:
-    gray, red = named(plain(90, 90, 90)), named(plain(255, 0, 0))
+    gray, red = statistics(plain(90, 90, 90)), statistics(plain(255, 0, 0))
     assert (gray["saturation"], gray["colourfulness"]) == pytest.approx((0, 0), abs=1e-4)
     assert red["saturation"] == 1
     assert red["colourfulness"] == pytest.approx(0.3 * math.hypot(255, 127.5))
@@ -72,12 +72,12 @@ def test_gray_has_no_colour_and_red_is_all_colour() -> None:
 
 def test_nearly_black_pixels_have_little_colour() -> None:
     frame = np.concatenate([plain(2, 0, 0), plain(200, 200, 200)])
-    assert named(frame)["saturation"] == pytest.approx(2 / 202)
+    assert statistics(frame)["saturation"] == pytest.approx(2 / 202)
 
 
 def test_contrast_and_detail_of_a_checkerboard() -> None:
     board = np.indices((8, 8)).sum(0)[..., None] % 2 * np.full(3, 255)
-    of_board = named(board.astype(np.uint8))
+    of_board = statistics(board.astype(np.uint8))
     assert of_board["contrast"] == pytest.approx(0.5)
     assert of_board["detail"] == pytest.approx(1020**2)  # 4 x 255 up or down
 
@@ -99,9 +99,9 @@ def test_a_median_slope_of_a_day_of_chunks_subsamples_pairs() -> None:
     assert median_slope(x, 0.25 * x) == pytest.approx(0.25)
 
 
-def test_a_clip_that_brightens_has_the_slope_it_was_made_with() -> None:
+def test_a_brightening_clip_has_the_slope_it_was_made_with() -> None:
     clip = moving(96) + np.arange(96, dtype=np.uint8)[:, None, None, None]
-    summary = measured(clip).summary()
+    summary = measure(clip).summary()
     slope = FPS * 60 / 255  # one level a video frame
     assert summary["slope_per_minute"]["luma"] == pytest.approx(slope, rel=1e-3)
     assert summary["notes"][0].startswith("exposure rises 3.8 a minute, 0.")
@@ -111,7 +111,7 @@ def test_a_clip_that_brightens_has_the_slope_it_was_made_with() -> None:
 def test_a_clip_that_freezes_is_reported_with_its_exposure() -> None:
     clip = moving(180)
     clip[96:] = clip[95]
-    summary = measured(clip).summary()
+    summary = measure(clip).summary()
     assert summary["notes"] == [
         f"exposure steady at {summary['first']['luma']:.2g}; motion stops after chunk 7"
     ]
@@ -124,13 +124,13 @@ def test_a_clip_that_freezes_is_reported_with_its_exposure() -> None:
 def test_a_pause_is_not_a_stop() -> None:
     clip = moving(180)
     clip[96:120] = clip[95]
-    assert "motion stops" not in measured(clip).summary()["notes"][0]
+    assert "motion stops" not in measure(clip).summary()["notes"][0]
 
 
-def test_a_jump_where_a_chunk_begins_is_a_seam() -> None:
+def test_a_jump_at_the_start_of_a_chunk_is_a_seam() -> None:
     clip = moving(120)
     clip[60:] = np.roll(clip[60:], 17, 2)
-    summary = measured(clip).summary()
+    summary = measure(clip).summary()
     seams = [chunk["seam"] for chunk in summary["chunks"]]
     assert seams[0] is None
     assert seams[5] > 3
@@ -141,19 +141,19 @@ def test_a_jump_where_a_chunk_begins_is_a_seam() -> None:
 
 def test_a_jump_between_frozen_chunks_is_a_seam() -> None:
     clip = np.repeat(moving(2), CHUNK, axis=0)
-    assert measured(clip).chunks[1].seam > 10
+    assert measure(clip).chunks[1].seam > 10
 
 
-def test_a_start_after_a_pause_is_not_a_seam() -> None:
+def test_motion_that_starts_after_a_pause_is_not_a_seam() -> None:
     clip = np.concatenate([np.repeat(moving(1), CHUNK, axis=0), moving(CHUNK + 1)[1:]])
-    assert measured(clip).chunks[1].seam == pytest.approx(1)
+    assert measure(clip).chunks[1].seam == pytest.approx(1)
 
 
-def test_colours_that_fade_lose_saturation_and_nothing_else() -> None:
+def test_fading_colours_lose_saturation_and_nothing_else() -> None:
     share = np.linspace(0, 0.8, 96)[:, None, None, None]
     clip = moving(96).astype(float)
     luma = (clip @ np.array([0.2126, 0.7152, 0.0722]))[..., None]
-    summary = measured((clip * (1 - share) + luma * share).round().astype(np.uint8)).summary()
+    summary = measure((clip * (1 - share) + luma * share).round().astype(np.uint8)).summary()
     assert summary["slope_per_minute"]["saturation"] < 0
     assert summary["last"]["colourfulness"] < 0.6 * summary["first"]["colourfulness"]
     assert summary["notes"][0].startswith("exposure steady")
@@ -162,9 +162,9 @@ def test_colours_that_fade_lose_saturation_and_nothing_else() -> None:
 
 def test_growing_latents_are_reported_against_the_first_chunks() -> None:
     spreads = [1 + 0.05 * index for index in range(10)]
-    summary = measured(moving(120), spreads=spreads).summary()
+    summary = measure(moving(120), spreads=spreads).summary()
     stds = [chunk["latent_std"] for chunk in summary["chunks"]]
-    assert stds[0] == 1  # nothing else was there to compare with
+    assert stds[0] == 1  # the first chunk is the reference
     assert stds[2:] == pytest.approx([s / 1.05 for s in spreads[2:]], rel=1e-3)
     slope = 0.05 / 1.05 / (CHUNK / FPS / 60)
     assert summary["slope_per_minute"]["latent_std"] == pytest.approx(slope, rel=0.01)
@@ -180,7 +180,7 @@ def test_channels_that_shift_against_each_other_do_not_cancel_out() -> None:
     assert meter.add(moving(4), noise() + away, index=3).latent_shift == pytest.approx(1, rel=0.1)
 
 
-def test_latents_of_torch_and_of_numpy_are_the_same() -> None:
+def test_torch_and_numpy_latents_measure_the_same() -> None:
     import torch
 
     of_numpy, of_torch = DriftMeter(FPS), DriftMeter(FPS)
@@ -191,12 +191,14 @@ def test_latents_of_torch_and_of_numpy_are_the_same() -> None:
 
 
 @pytest.mark.parametrize("cuts", [(1, 5, 50, 52, 180), (7, 100), (200,)])
-def test_totals_do_not_depend_on_how_the_video_was_cut(cuts: tuple[int, ...]) -> None:
+def test_totals_do_not_depend_on_the_chunks(cuts: tuple[int, ...]) -> None:
     light = 60 + 50 * np.sin(np.arange(208) / 20)
     clip = moving(208) + light.astype(np.uint8)[:, None, None, None]
-    one, other = measured(clip).summary(), measured(clip, cuts=cuts).summary()
+    one, other = measure(clip).summary(), measure(clip, cuts=cuts).summary()
     for part in ("first", "last", "mean"):
-        assert {k: one[part][k] for k in LOOKS} == {k: other[part][k] for k in LOOKS}
+        assert {k: one[part][k] for k in FRAME_MEASURES} == {
+            k: other[part][k] for k in FRAME_MEASURES
+        }
     assert (one["frames"], one["duration_s"]) == (other["frames"], other["duration_s"])
 
 
@@ -207,37 +209,37 @@ def test_the_first_and_the_last_five_seconds_are_compared() -> None:
             for n, level in ((5 * FPS, 51), (FPS, 255), (5 * FPS, 102))
         ]
     )
-    summary = measured(clip).summary()
+    summary = measure(clip).summary()
     lumas = (summary["first"]["luma"], summary["last"]["luma"], summary["window_s"])
     assert lumas == pytest.approx((0.2, 0.4, 5))
 
 
 def test_the_halves_of_a_short_video_are_compared() -> None:
     clip = np.concatenate([np.full((FPS, 8, 8, 3), level, np.uint8) for level in (51, 102)])
-    summary = measured(clip).summary()
+    summary = measure(clip).summary()
     lumas = (summary["first"]["luma"], summary["last"]["luma"], summary["window_s"])
     assert lumas == pytest.approx((0.2, 0.4, 1))
 
 
-def test_a_chunk_knows_where_it_begins() -> None:
-    chunk = measured(moving(30), cuts=(9, 21)).chunks[2]
+def test_a_chunk_knows_where_it_starts() -> None:
+    chunk = measure(moving(30), cuts=(9, 21)).chunks[2]
     assert (chunk.index, chunk.first_frame, chunk.frames) == (2, 21, 9)
     assert chunk.start_s == 21 / FPS
 
 
 def test_fifty_chunks_need_no_more_memory_than_ten() -> None:
     meter = DriftMeter(FPS)
-    held = {}
+    traced = {}
     tracemalloc.start()
     try:
         for index in range(50):
             meter.add(moving(4, side=256), noise(), index=index)
-            held[index] = tracemalloc.get_traced_memory()[0]
+            traced[index] = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
     frame = 256 * 256 * 3
-    assert held[49] < 2 * frame
-    assert held[49] - held[9] < frame / 2
+    assert traced[49] < 2 * frame
+    assert traced[49] - traced[9] < frame / 2
 
 
 @pytest.mark.parametrize("frames", [1, 5, 40])
@@ -250,8 +252,8 @@ def test_a_plain_video_gives_no_nan(level: int, frames: int) -> None:
             meter.add(part, np.zeros((1, 4, 1, 2, 2)), index=index)
     summary = meter.summary()
     json.dumps(summary, allow_nan=False)
-    wanted = "motion unknown" if frames == 1 else "nothing moves"
-    assert summary["notes"][0] == f"exposure steady at {level // 255}; {wanted}"
+    expected = "motion unknown" if frames == 1 else "nothing moves"
+    assert summary["notes"][0] == f"exposure steady at {level // 255}; {expected}"
 
 
 def test_an_empty_rollout_has_a_summary() -> None:
@@ -264,12 +266,12 @@ def test_clipped_pixels_are_reported() -> None:
     clip = moving(180)
     for at in range(180):
         clip[at, : at // 10] = 255
-    notes = measured(clip).summary()["notes"]
+    notes = measure(clip).summary()["notes"]
     assert any(note.startswith("bright pixels grow from ") for note in notes)
 
 
 def test_numbers_are_rounded() -> None:
-    luma = measured(moving(24)).summary()["chunks"][0]["luma"]
+    luma = measure(moving(24)).summary()["chunks"][0]["luma"]
     assert luma == float(f"{luma:.4g}")
 
 
@@ -279,7 +281,7 @@ def test_a_rendered_world_does_not_drift() -> None:
     scene = Scene(Combination("red", "circle", "moving right", "gray"), 0.2, 0.5, 0.5, 0.24, 0.0)
     video = render([scene], frames=9 + 9 * CHUNK)[0].permute(1, 2, 3, 0).numpy()
     cuts = range(9, len(video), CHUNK)
-    meter = measured(((video + 1) * 127.5).round().astype(np.uint8), cuts=cuts)
+    meter = measure(((video + 1) * 127.5).round().astype(np.uint8), cuts=cuts)
     summary = meter.summary()
     assert len(summary["notes"]) == 1
     assert [chunk.seam for chunk in meter.chunks[1:]] == pytest.approx([1] * 9, abs=0.3)

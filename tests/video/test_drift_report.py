@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from tests.video.test_drift import measured, moving
+from tests.video.test_drift import measure, moving
 from wancli.errors import OutputError, UsageError
 from wancli.video.drift import DriftMeter
 from wancli.video.drift_report import Axis, write_report
@@ -14,11 +14,11 @@ from wancli.video.drift_report import Axis, write_report
 
 @pytest.fixture(scope="module")
 def summary() -> dict[str, Any]:
-    """Of a clip that jumps at chunk 5 and stops after chunk 7."""
+    """Drift summary of a clip that jumps at chunk 5 and stops after chunk 7."""
     clip = moving(180)
     clip[60:] = np.roll(clip[60:], 17, 2)
     clip[96:] = clip[95]
-    return measured(clip).summary()
+    return measure(clip).summary()
 
 
 def page_of(summary: dict[str, Any], folder: Path, *, title: str = "a red circle") -> str:
@@ -31,8 +31,8 @@ def drawings(page: str) -> list[ElementTree.Element]:
     return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", page, re.S)]
 
 
-def rewritten(summary: dict[str, Any], **columns: list[float | None]) -> dict[str, Any]:
-    """The summary with as many chunks as these columns have."""
+def with_columns(summary: dict[str, Any], **columns: list[float | None]) -> dict[str, Any]:
+    """The summary with its chunks replaced by these columns."""
     count = len(next(iter(columns.values())))
     chunk = summary["chunks"][1]
     chunks = [
@@ -94,7 +94,7 @@ def test_the_worst_chunks_have_a_ring(summary, tmp_path):
         [c for c in svg.iter("circle") if c.attrib["class"] == "ring"]
         for svg in (exposure_and_motion, seams, latents)
     ]
-    assert [len(found) for found in rings] == [1, 1, 0]
+    assert [len(marks) for marks in rings] == [1, 1, 0]
     assert "chunk 5" in [text.text for text in seams.iter("text")]
 
 
@@ -107,7 +107,7 @@ def test_a_line_has_gaps_where_values_are_missing(summary, tmp_path):
     seams = drawings(page_of(summary, tmp_path))[3]
     (path,) = seams.iter("path")
     assert path.attrib["d"].count("M") == 1
-    gap = rewritten(summary, seam=[None, 1.0, 1.1, None, 0.9, 1.0])
+    gap = with_columns(summary, seam=[None, 1.0, 1.1, None, 0.9, 1.0])
     (path,) = drawings(page_of(gap, tmp_path))[3].iter("path")
     assert path.attrib["d"].count("M") == 2
 
@@ -115,7 +115,7 @@ def test_a_line_has_gaps_where_values_are_missing(summary, tmp_path):
 def test_hours_of_chunks_are_a_small_page_that_keeps_every_peak(summary, tmp_path):
     seams: list[float | None] = [1.0] * 20_000
     seams[12_345] = 9.0
-    page = page_of(rewritten(summary, seam=seams), tmp_path)
+    page = page_of(with_columns(summary, seam=seams), tmp_path)
     assert len(page) < 200_000
     (path,) = drawings(page)[3].iter("path")
     heights = [float(y) for y in re.findall(r",([\d.]+)h", path.attrib["d"])]
@@ -134,7 +134,7 @@ def test_a_very_short_video_has_a_page(frames, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["drift.pdf", "drift", "html"])
-def test_another_kind_of_file_is_refused(name, summary, tmp_path):
+def test_a_report_that_is_not_html_is_rejected(name, summary, tmp_path):
     with pytest.raises(UsageError, match="does not end in .html") as caught:
         write_report(summary, tmp_path / name, title="")
     assert caught.value.hint == "`report` FILE.html"

@@ -1,4 +1,4 @@
-"""Any ffmpeg that passes the check writes the same frames, tagged; any other is found by it."""
+"""Any ffmpeg that passes the check writes the same, correctly tagged frames; others fail it."""
 
 import shutil
 from pathlib import Path
@@ -16,16 +16,16 @@ case "$*" in *libx264rgb*) echo "[fatal] Unknown encoder 'libx264rgb'" >&2; exit
 
 
 @pytest.fixture
-def acted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Lines of bash before the real ffmpeg, whose arguments they may change."""
+def wrap_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs lines of bash, which may change the arguments, before the real ffmpeg."""
 
-    def act(lines: str) -> None:
+    def wrap(lines: str) -> None:
         program = tmp_path / "ffmpeg"
         program.write_text(f'#!/bin/bash\n{lines}\nexec {ffmpeg_exe()} "$@"\n')
         program.chmod(0o755)
         monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
 
-    return act
+    return wrap
 
 
 @pytest.mark.parametrize(
@@ -38,15 +38,15 @@ def acted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ('set -- "${@/-fps_mode/-fps_mode_of_later}"', LOSSY, "Unrecognized option"),
     ],
 )
-def test_the_check_finds_what_an_encoder_lacks(acted, lines, encoding, reason):
-    acted(lines)
+def test_the_check_detects_what_an_encoder_lacks(wrap_ffmpeg, lines, encoding, reason):
+    wrap_ffmpeg(lines)
     with pytest.raises(SetupError, match=reason) as caught:
         check_encoder(encoding)
     assert "pip install --upgrade imageio-ffmpeg" in caught.value.hint
 
 
-def test_only_the_requested_encoding_has_to_work(acted):
-    acted(LACKS_RGB)
+def test_only_the_requested_encoding_has_to_work(wrap_ffmpeg):
+    wrap_ffmpeg(LACKS_RGB)
     check_encoder(LOSSY)
 
 

@@ -1,4 +1,4 @@
-"""A video is as it was written, to the byte, or it is told to be damaged."""
+"""A video is as it was written, to the byte, or it is reported as damaged."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from wancli.video.integrity import DAMAGED, NO_DIGEST, UNSEALED, WHOLE, Check, c
 from wancli.video.read import packets_sha256, read_comment
 from wancli.video.write import VideoWriter, WrittenVideo
 
-# What a prompt may say is no place for digits.
+# A prompt may contain what looks like the placeholder of a digest.
 PROMPT = f'a "file_sha256": "{UNSEALED}" \\'
 
 
@@ -26,7 +26,7 @@ def write(path: Path, *, streaming: bool = False, digests: bool = True) -> Writt
         return writer.finish({"comment": json.dumps(record)})
 
 
-def checked(path: Path) -> Check:
+def check(path: Path) -> Check:
     return check_video(path, json.loads(read_comment(path) or ""))
 
 
@@ -42,8 +42,8 @@ def test_a_record_holds_the_digests_of_its_own_file(tmp_path: Path, streaming: b
     path = tmp_path / "a.mp4"
     written = write(path, streaming=streaming)
     record = json.loads(read_comment(path) or "")
-    told = {"packets_sha256": written.packets_sha256, "file_sha256": written.file_sha256}
-    assert record == {"prompt": PROMPT, "output": told}
+    digests = {"packets_sha256": written.packets_sha256, "file_sha256": written.file_sha256}
+    assert record == {"prompt": PROMPT, "output": digests}
     assert check_video(path, record) == Check(WHOLE)
     copied = run_ffmpeg("-i", f"file:{path}", "-c", "copy", "-f", "hash", "pipe:1").stdout.decode()
     assert copied == f"SHA256={written.packets_sha256}\n"
@@ -58,10 +58,10 @@ def test_a_flipped_bit_is_detected_anywhere(video: Path, tmp_path: Path):
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
         try:
-            found = checked(path)
+            result = check(path)
         except ValueError:  # the record does not even read
             continue
-        assert found.status == DAMAGED, bit
+        assert result.status == DAMAGED, bit
 
 
 @pytest.mark.parametrize(
@@ -81,25 +81,25 @@ def test_the_damage_of_a_video_is_described(
 ):
     path = tmp_path / "b.mp4"
     path.write_bytes(damage(video.read_bytes()))
-    found = check_video(path, json.loads(read_comment(video) or ""))
-    assert (found.status, why in found.why) == (DAMAGED, True), found
+    result = check_video(path, json.loads(read_comment(video) or ""))
+    assert (result.status, why in result.why) == (DAMAGED, True), result
 
 
 def test_the_digest_of_packets_survives_a_stream_copy(video: Path, tmp_path: Path):
     path = tmp_path / "b.mp4"
     run_ffmpeg("-i", f"file:{video}", "-c", "copy", "-metadata", "title=x", f"file:{path}")
     assert packets_sha256(path) == packets_sha256(video)
-    assert "its packets are intact" in checked(path).why
+    assert "its packets are intact" in check(path).why
 
 
 def test_a_video_of_an_earlier_version_is_decoded(tmp_path: Path):
     path = tmp_path / "a.mp4"
     md5 = write(path, digests=False).framemd5
-    for told, status in (
+    for output, status in (
         ({}, NO_DIGEST),
         ({"framemd5": md5}, NO_DIGEST),
         ({"framemd5": "0"}, DAMAGED),
     ):
-        assert check_video(path, {"output": told}).status == status
+        assert check_video(path, {"output": output}).status == status
     path.write_bytes(path.read_bytes()[:-10])
     assert check_video(path, {}).status == DAMAGED

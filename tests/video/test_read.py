@@ -26,7 +26,7 @@ def box(kind: bytes, payload: bytes) -> bytes:
 
 
 def comment_box(text: bytes) -> bytes:
-    """moov/udta/meta/ilst/©cmt/data, by the book."""
+    """The boxes moov/udta/meta/ilst/©cmt/data, as specified."""
     data = box(b"data", struct.pack(">II", 1, 0) + text)
     meta = box(b"meta", bytes(4) + box(b"hdlr", bytes(25)) + box(b"ilst", box(b"\xa9cmt", data)))
     return box(b"moov", box(b"mvhd", bytes(100)) + box(b"udta", meta))
@@ -42,7 +42,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_probe_gives_size_rate_and_decoded_frames(video: Path) -> None:
+def test_probe_returns_size_rate_and_decoded_frames(video: Path) -> None:
     assert probe(video) == VideoInfo(width=64, height=48, fps=16.0, frames=8)
 
 
@@ -53,7 +53,7 @@ def test_probe_is_not_fooled_by_a_comment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("fps", "shown"), [(24000 / 1001, 23.98), (12.5, 12.5), (60, 60.0)])
-def test_probe_gives_rates_as_ffmpeg_does(tmp_path: Path, fps: float, shown: float) -> None:
+def test_probe_returns_rates_as_ffmpeg_does(tmp_path: Path, fps: float, shown: float) -> None:
     path = tmp_path / "a.mp4"
     with VideoWriter(path, size=(64, 48), fps=fps, encoding=QUICK) as writer:
         writer.write(smooth(3))
@@ -90,7 +90,7 @@ def test_frames_are_writable_numpy_arrays(video: Path) -> None:
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("size", [(64, 48), (63, 47)])
-def test_lossless_is_exact_at_any_size(
+def test_lossless_encoding_is_exact_at_any_size(
     tmp_path: Path, size: tuple[int, int], streaming: bool
 ) -> None:
     frames = noise(width=size[0], height=size[1])
@@ -108,7 +108,7 @@ def test_equal_frames_have_equal_digests_in_other_files(tmp_path: Path) -> None:
     assert plain.framemd5 == streamed.framemd5 != other.framemd5
 
 
-def test_colours_are_tagged_bt709_and_come_back_within_three(tmp_path: Path) -> None:
+def test_colours_are_tagged_bt709_and_survive_within_three_levels(tmp_path: Path) -> None:
     path, frames = tmp_path / "a.mp4", smooth(8)
     write(path, frames, encoding=Encoding(crf=1))
     log = run_ffmpeg("-i", f"file:{path}").stderr.decode()
@@ -154,7 +154,7 @@ def test_the_modules_import_neither_torch_nor_numpy() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "plain", "Wölfe 🐺"])
-def test_a_comment_is_found_by_the_specification(tmp_path: Path, text: str) -> None:
+def test_a_comment_is_read_from_its_specified_box(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(FTYP + box(b"mdat", bytes(50)) + comment_box(text.encode()))
     assert read_comment(path) == text
@@ -170,7 +170,7 @@ def test_frame_data_is_skipped_unread(tmp_path: Path) -> None:
     assert read_comment(path) == "after a terabyte"
 
 
-def test_a_video_without_a_comment_gives_none(tmp_path: Path) -> None:
+def test_a_video_without_a_comment_has_none(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     write(path, smooth(1), comment="")
     assert read_comment(path) is None
@@ -228,9 +228,9 @@ def test_a_truncated_index_is_an_error_and_truncated_frames_leave_the_comment(
     assert read_comment(path) == "a comment"
 
 
-def test_a_video_that_begins_after_its_end_holds_no_frames(video: Path, tmp_path: Path) -> None:
+def test_a_video_that_starts_after_its_end_has_no_frames(video: Path, tmp_path: Path) -> None:
     content, path = bytearray(video.read_bytes()), tmp_path / "a.mp4"
-    first = content.index(b"elst") + 16  # what is shown first, after version, count and duration
+    first = content.index(b"elst") + 16  # the first media time, after version, count and duration
     content[first : first + 4] = b"\x7f\xff\xff\xff"
     path.write_bytes(content)
     for read in (probe, read_frames, decoded_md5):
@@ -251,7 +251,7 @@ def test_a_missing_ffmpeg_is_a_setup_error(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/no/ffmpeg")
     with pytest.raises(SetupError, match="ffmpeg not found"):
         ffmpeg_exe()
-    with pytest.raises(OutputError, match="ffmpeg not found"):  # who made frames can save them
+    with pytest.raises(OutputError, match="ffmpeg not found"):  # the frames can still be saved
         writer_to(tmp_path / "a.mp4")
 
 
@@ -261,8 +261,8 @@ def test_a_missing_ffmpeg_is_a_setup_error(tmp_path: Path, monkeypatch: pytest.M
         (b"[mp4 @ 0x1] [error] muxing\n[error] a: File too large\n", 228, "File too large"),
         (b"[info] fine\n[mov @ 0x1] [error] moov atom not found\n", 183, "moov atom not found"),
         (b"", -9, "ffmpeg was killed by SIGKILL"),
-        (b"[info] nothing said\n", 5, "ffmpeg stopped with code 5"),
+        (b"[info] no message\n", 5, "ffmpeg stopped with code 5"),
     ],
 )
-def test_a_failure_is_described_in_a_few_words(log: bytes, code: int, reason: str) -> None:
+def test_an_ffmpeg_failure_is_described_in_a_few_words(log: bytes, code: int, reason: str) -> None:
     assert failure_reason(log, returncode=code) == reason

@@ -73,9 +73,9 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def crowded(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a disk of 64 KB."""
-    folder = tmp_path / "crowded"
+    folder = tmp_path / "small"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
@@ -85,7 +85,7 @@ def crowded(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_written_video_is_verified_described_and_alone_in_its_folder(
+def test_a_written_video_is_verified_and_alone_in_its_folder(
     tmp_path: Path, streaming: bool
 ) -> None:
     path = tmp_path / "new" / "folder" / "a.mp4"
@@ -96,7 +96,7 @@ def test_a_written_video_is_verified_described_and_alone_in_its_folder(
     assert names(path.parent) == ["a.mp4"]
 
 
-def test_frames_arrive_in_any_number_of_pieces(tmp_path: Path) -> None:
+def test_frames_can_be_written_in_pieces(tmp_path: Path) -> None:
     frames = smooth(6)
     with writer_to(tmp_path / "pieces.mp4") as writer:
         for start in range(0, 6, 2):
@@ -123,7 +123,7 @@ def test_a_name_may_be_255_bytes_long(tmp_path: Path, letter: str, streaming: bo
     assert names(tmp_path) == [path.name]
 
 
-def test_a_name_of_256_bytes_is_refused_before_anything_is_encoded(tmp_path: Path) -> None:
+def test_a_name_of_256_bytes_is_rejected_before_anything_is_encoded(tmp_path: Path) -> None:
     path = tmp_path / ("a" * 252 + ".mp4")
     with pytest.raises(UsageError, match="256 bytes"):
         check_destination(path)
@@ -132,7 +132,7 @@ def test_a_name_of_256_bytes_is_refused_before_anything_is_encoded(tmp_path: Pat
     assert names(tmp_path) == []
 
 
-def test_a_destination_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_an_impossible_destination_is_rejected_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"does not end in \.mp4"):
@@ -147,27 +147,27 @@ def test_a_destination_is_refused_with_the_reason(tmp_path: Path) -> None:
     assert names(tmp_path / "new") == []
 
 
-def test_a_read_only_disk_is_refused(crowded: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(crowded)], check=True)
+def test_a_read_only_disk_is_rejected(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(OutputError, match=r"a\.mp4: Read-only file system$"):
-        check_destination(crowded / "a.mp4")
+        check_destination(small_disk / "a.mp4")
 
 
-def test_a_full_disk_is_one_line_with_a_hint_and_leaves_nothing(crowded: Path) -> None:
+def test_a_full_disk_is_one_line_with_a_hint_and_leaves_nothing(small_disk: Path) -> None:
     with pytest.raises(OutputError) as caught:
-        write(crowded / "a.mp4", noise(12, width=128, height=128))
-    assert str(caught.value) == f"cannot write {crowded / 'a.mp4'}: No space left on device"
+        write(small_disk / "a.mp4", noise(12, width=128, height=128))
+    assert str(caught.value) == f"cannot write {small_disk / 'a.mp4'}: No space left on device"
     assert "free some space" in caught.value.hint
-    assert names(crowded) == []
+    assert names(small_disk) == []
 
 
-def test_a_full_disk_while_streaming_leaves_the_part_that_plays(crowded: Path) -> None:
+def test_a_full_disk_while_streaming_leaves_the_part_that_plays(small_disk: Path) -> None:
     frames = noise(12, width=128, height=128)
     with pytest.raises(OutputError, match="No space left on device") as caught:
-        write(crowded / "a.mp4", frames, streaming=True)
-    assert f"plays: {crowded / 'a.part.mp4'}" in caught.value.hint
-    assert names(crowded) == ["a.part.mp4"]
-    assert 0 < probe(crowded / "a.part.mp4").frames < 12
+        write(small_disk / "a.mp4", frames, streaming=True)
+    assert f"plays: {small_disk / 'a.part.mp4'}" in caught.value.hint
+    assert names(small_disk) == ["a.part.mp4"]
+    assert 0 < probe(small_disk / "a.part.mp4").frames < 12
 
 
 def test_a_file_size_limit_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
@@ -183,8 +183,8 @@ def test_a_file_size_limit_is_one_line_and_leaves_nothing(tmp_path: Path) -> Non
             sys.stdout.write(str(error))
     """
     command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "a.mp4")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == f"cannot write {tmp_path / 'a.mp4'}: File too large"
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert process.stdout == f"cannot write {tmp_path / 'a.mp4'}: File too large"
     assert names(tmp_path) == []
 
 
@@ -210,7 +210,7 @@ def test_an_ffmpeg_that_dies_while_finishing_is_an_error_and_leaves_nothing(tmp_
 def test_an_abort_is_quick_and_leaves_nothing(tmp_path: Path) -> None:
     with writer_to(tmp_path / "a.mp4") as writer:
         writer.write(noise())
-        os.kill(ffmpeg_of(writer), signal.SIGSTOP)  # the worst child: it does not even listen
+        os.kill(ffmpeg_of(writer), signal.SIGSTOP)  # the worst case: it does not react
         start = time.monotonic()
         writer.abort()
         assert time.monotonic() - start < 1
@@ -253,7 +253,7 @@ def test_an_existing_file_stays_until_the_new_one_is_verified(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_file_that_appears_while_a_video_is_made_stays(tmp_path: Path, streaming: bool) -> None:
+def test_a_file_that_appears_during_encoding_stays(tmp_path: Path, streaming: bool) -> None:
     path = tmp_path / "a.mp4"
     with writer_to(path, streaming=streaming) as writer:
         writer.write(smooth())
@@ -264,7 +264,7 @@ def test_a_file_that_appears_while_a_video_is_made_stays(tmp_path: Path, streami
     assert names(tmp_path) == (["a.mp4", "a.part.mp4"] if streaming else ["a.mp4"])
 
 
-def test_a_foreign_part_is_kept_and_a_replaceable_one_is_replaced(tmp_path: Path) -> None:
+def test_only_a_part_of_ours_is_replaced(tmp_path: Path) -> None:
     path, part = tmp_path / "a.mp4", tmp_path / "a.part.mp4"
     part.write_bytes(b"mine")
     with writer_to(path, streaming=True) as writer, pytest.raises(OutputError, match="File exists"):
@@ -277,7 +277,7 @@ def test_a_foreign_part_is_kept_and_a_replaceable_one_is_replaced(tmp_path: Path
     assert names(tmp_path) == ["a.mp4"]
 
 
-def test_frames_of_another_size_or_dtype_are_refused(tmp_path: Path) -> None:
+def test_frames_of_another_size_or_dtype_are_rejected(tmp_path: Path) -> None:
     with writer_to(tmp_path / "a.mp4") as writer:
         floats: Any = smooth().astype(np.float32)
         for wrong in (smooth(width=48, height=64), smooth()[0], floats):
@@ -303,7 +303,7 @@ def test_an_aborted_stream_without_frames_leaves_nothing(tmp_path: Path) -> None
     assert names(tmp_path) == []
 
 
-def test_a_stream_killed_with_its_program_plays_and_has_its_comment(tmp_path: Path) -> None:
+def test_a_stream_of_a_killed_program_plays_and_has_its_comment(tmp_path: Path) -> None:
     program = """
         import os, sys, time
         from pathlib import Path
