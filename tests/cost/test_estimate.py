@@ -197,9 +197,8 @@ def test_this_machine_has_memory_and_disk(tmp_path: Path):
     assert cpu.name
     assert "torch 2" in cpu.key
     assert free_disk(tmp_path / "not" / "made") > 0
-    assert find_device(Machine(device="cpu")) == replace(
-        cpu, free=find_device(Machine(device="cpu")).free
-    )
+    device = find_device(Machine(device="cpu"))
+    assert replace(device, free=0) == replace(cpu, free=0)  # free memory changes all the time
 
 
 def smi(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
