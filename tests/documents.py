@@ -54,8 +54,8 @@ class Block:
 
 def pages() -> list[str]:
     """README.md and the pages that people write."""
-    pages = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
-    return ["README.md", *(page for page in pages if page not in GENERATED)]
+    names = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
+    return ["README.md", *(name for name in names if name not in GENERATED)]
 
 
 def blocks(page: str) -> list[Block]:

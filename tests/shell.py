@@ -58,10 +58,10 @@ def shell(folder: Path, **variables: str) -> Iterator[Shell]:
 
 def serve(path: str) -> None:
     """Answer until ended."""
-    from tests.fuzz.warm import settle, warm
+    from tests.fuzz.warm import freeze_objects, warm
 
     warm()
-    settle()
+    freeze_objects()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
