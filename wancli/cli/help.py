@@ -98,9 +98,9 @@ class _Parameter:
         facts = [self._limits(), f"default: {self._default()}" if self._default() else ""]
         if self.param.required and not self.is_argument:
             facts.append("required")
-        said = "; ".join(filter(None, facts))
+        details = "; ".join(filter(None, facts))
         names = self.argument() if self.is_argument else self._option()
-        return HelpRow(names, " ".join(filter(None, [self.param.help, said and f"({said})"])))
+        return HelpRow(names, " ".join(filter(None, [self.param.help, details and f"({details})"])))
 
     @property
     def is_argument(self) -> bool:

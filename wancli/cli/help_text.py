@@ -38,14 +38,14 @@ def help_text(command: Any, ctx: Any, words: Sequence[str]) -> str:
     """The help that a command line asks for; `words` is what follows the command's name."""
     described = describe(command, ctx, typed_defaults(command, ctx, words))
     width = min(get_terminal_size().columns, WIDEST)
-    asked = [dashed(word) for word in words]
-    keys = {word for name, word in pairwise(asked) if name in NAMES}
+    flags = [dashed(word) for word in words]
+    keys = {word for name, word in pairwise(flags) if name in NAMES}
     chosen = [group for group in described.groups if group.key in keys]
     if chosen:
         lines = [line for group in chosen for line in _group_lines(group, width)]
     else:
         lines = [*_lines(described, described.groups, width)]
-        if "--help-all" not in asked and len(lines) > LONGEST:
+        if "--help-all" not in flags and len(lines) > LONGEST:
             first = [group for group in described.groups if group.title in FIRST]
             rest = [group for group in described.groups if group not in first]
             lines = [*_lines(described, first, width), *_more_lines(described, rest, width)]
