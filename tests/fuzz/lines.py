@@ -125,6 +125,9 @@ def make_line(rng: random.Random, *, printing: bool = False) -> Line:
         line.arguments.append("--dry-run")
     line.arguments += [flag for flag in OUTPUT_FLAGS if rng.random() < 0.08]
     _twist(line, rng)
+    if "--" in line.arguments and "--dry-run" in line.arguments:
+        line.arguments.remove("--dry-run")  # behind a -- it would be a prompt
+        line.arguments.insert(0, "--dry-run")
     return line
 
 
