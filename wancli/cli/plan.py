@@ -16,7 +16,7 @@ Gpu = Annotated[
     str | None,
     typer.Option(
         "--gpu",
-        metavar="SIZE|NAME",
+        metavar="GPU",
         help="Plan for this GPU and not for this machine: 24GB, rtx4090, h100, ...",
     ),
 ]

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from wancli.cli.messages import use_color, with_flags, write_result
 from wancli.cli.options import OutputOptions
-from wancli.cli.table import table_lines
 from wancli.cli.terminal_images import Place, find_encode
 from wancli.errors import UsageError
 from wancli.utils.interrupts import unwind_from_here
@@ -71,6 +70,8 @@ class Screen:
         self, *columns: str, rows: Sequence[tuple[str, ...]], right: tuple[str, ...] = ()
     ) -> None:
         """Print a table on stdout; columns in `right` are numbers."""
+        from wancli.cli.table import table_lines
+
         here = sys.stdout.isatty() or "COLUMNS" in os.environ
         width = shutil.get_terminal_size().columns if here else WIDE
         bold = any(columns) and self._color and use_color(1)
