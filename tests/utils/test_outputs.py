@@ -163,6 +163,13 @@ def test_unwritable_paths_are_rejected():
         outputs("a" * 256).check()
 
 
+def test_more_output_folders_than_files_may_be_open_are_rejected(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("resource.getrlimit", lambda _kind: (4, 4))
+    with pytest.raises(UsageError, match="3 folders cannot be written to at once; 2 can"):
+        outputs("a/a.mp4", "b/a.mp4", "c/a.mp4").locked().__enter__()
+    assert list(Path().iterdir()) == []
+
+
 def test_names_are_locked_and_the_lock_file_is_removed():
     output_set = outputs("new/a.mp4", "new/b.json")
     Path("new").mkdir()

@@ -5,6 +5,7 @@ never; no two outputs are the same file, and no output is an input.
 """
 
 import os
+import resource
 import stat
 import tempfile
 import unicodedata
@@ -127,8 +128,15 @@ class OutputSet:
         processes left of these files.
         """
         self.check()  # before anything is created
+        places = {output.path.parent: output for output in self._all.values()}
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # a folder's lock is an open file
+        if 0 < most < len(places):  # unlimited is -1
+            raise UsageError(
+                f"{len(places):,} folders cannot be written to at once; {most:,} can.",
+                hint="put the videos into one folder, or raise the limit: ulimit -n",
+            )
         with ExitStack() as stack:
-            for folder, output in {o.path.parent: o for o in self._all.values()}.items():
+            for folder, output in places.items():
                 missing = [f for f in (folder, *folder.parents) if not f.exists()]
                 stack.callback(_remove_empty, missing)
                 _try(folder, output)
