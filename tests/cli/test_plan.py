@@ -53,6 +53,12 @@ def test_a_flag_of_the_other_command_is_rejected(wancli: Wancli, args, hint: str
     assert hint in result.err
 
 
+def test_a_dry_run_of_many_videos_prints_some_and_says_how_many_more(wancli: Wancli):
+    out = wancli("generate", "x", "--seed", "0-149", "--dry-run").out
+    assert out.count(".mp4") == 100
+    assert "and 50 more: --json prints them all" in out
+
+
 @pytest.mark.parametrize(
     "args",
     [
