@@ -25,6 +25,7 @@ TYPED = [
     ("wancli rollout --rope rel", "relative"),
     ("wancli generate --task vi", "video-to-video"),
     ("wancli bench x --device cu", "cuda"),
+    ("wancli plan --gpu rtx4", "rtx4090"),
 ]
 
 
@@ -48,26 +49,33 @@ def test_others_are_offered_the_same(shell: str, typed: str, offered: str, forke
     assert offered in out.replace('"', " ").split()
 
 
-def test_bash_itself_completes(tmp_path):
-    """The script that `wancli --show-completion` prints, in a shell with it sourced."""
-    bash = shutil.which("bash")
-    if not bash:
-        pytest.skip("no bash")
-    script = """
+SCRIPTS = {
+    "bash": """
         eval "$(_WANCLI_COMPLETE=source_bash wancli)"
         COMP_WORDS=(wancli generate --model wan2.1-t2v) COMP_CWORD=3
         _wancli_completion wancli
-        echo "${COMPREPLY[@]}"
-        complete -p wancli
-    """
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """,
+    "fish": """
+        _WANCLI_COMPLETE=source_fish wancli | source
+        complete --do-complete "wancli generate --model wan2.1-t2v"
+    """,
+}
+
+
+@pytest.mark.parametrize("shell", SCRIPTS)
+def test_a_shell_itself_completes(shell: str, tmp_path):
+    """With the script sourced that `wancli --show-completion` prints."""
+    program = shutil.which(shell)
+    if not program:
+        pytest.skip(f"no {shell}")
     done = subprocess.run(
-        [bash, "--norc", "-c", script],
-        env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},
+        [program, "-c", SCRIPTS[shell]],
+        env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(tmp_path)},
         cwd=tmp_path,
         capture_output=True,
         encoding="utf-8",
         check=True,
     )
-    offered, registered = done.stdout.splitlines()
-    assert offered.split() == ["wan2.1-t2v-1.3b", "wan2.1-t2v-14b"]
-    assert registered == "complete -o default -F _wancli_completion wancli"
+    offered = [line.partition("\t")[0] for line in done.stdout.splitlines()]
+    assert offered == ["wan2.1-t2v-1.3b", "wan2.1-t2v-14b"]

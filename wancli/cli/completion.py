@@ -25,6 +25,13 @@ def complete_models(incomplete: str) -> list[tuple[str, str]]:
     return [pair for pair in [*known, *others] if pair[0].startswith(incomplete)]
 
 
+def complete_gpus(incomplete: str) -> list[tuple[str, str]]:
+    """GPUs that plans know."""
+    from wancli.catalog.gpus import GPUS
+
+    return [(key, gpu.name) for key, gpu in GPUS.items() if key.startswith(incomplete)]
+
+
 def complete_presets(incomplete: str) -> list[tuple[str, str]]:
     """Presets by name."""
     from wancli.config.presets import list_presets

@@ -51,6 +51,7 @@ class WancliCommand(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Call the command, with garbage collection."""
+        gc.freeze()  # what was imported so far stays
         gc.enable()
         return super().invoke(ctx)
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from wancli.cli.completion import complete_gpus
 from wancli.cli.generate import plan_generate
 from wancli.cli.options import OutputOptions, options_of, takes_options_of, takes_output_options
 from wancli.cli.rollout import plan_rollout
@@ -17,6 +18,7 @@ Gpu = Annotated[
     typer.Option(
         "--gpu",
         metavar="GPU",
+        autocompletion=complete_gpus,
         help="Plan for this GPU and not for this machine: 24GB, rtx4090, h100, ...",
     ),
 ]

@@ -11,7 +11,7 @@ from wancli.cli.completion import complete_presets
 from wancli.cli.lazy import WancliCommand, WancliGroup
 from wancli.cli.options import OutputOptions, takes_output_options, takes_settings
 from wancli.cli.screen import Screen
-from wancli.config.layers import warn_of_unreadable_presets
+from wancli.config.layers import values_of, warn_of_unreadable_presets
 from wancli.config.presets import (
     Preset,
     find_preset,
@@ -144,8 +144,7 @@ def _preset_json(preset: Preset) -> dict[str, Any]:
 def _model(preset: Preset) -> tuple[str, str]:
     """Model and task of a preset; empty for a broken one."""
     try:
-        model = resolve(layers_to_show(preset), RolloutSettings).settings.model
-        model = preset.tuned_for.get("model", model)
+        model = preset.tuned_for.get("model", values_of(layers_to_show(preset))["model"])
         return model, ", ".join(find_spec(model).tasks)
     except WancliError:
         return "", ""

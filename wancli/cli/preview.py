@@ -29,7 +29,8 @@ def preview(  # noqa: PLR0913 - one parameter per flag
         Path | None,
         typer.Option(
             rich_help_panel=SHEET,
-            help="PNG with frames of all videos. (default: NAME.png beside each video)",
+            show_default="NAME.png beside each video",
+            help="PNG with frames of all videos.",
         ),
     ] = None,
     rows: Annotated[
@@ -50,14 +51,17 @@ def preview(  # noqa: PLR0913 - one parameter per flag
     ] = None,
     fps: Annotated[
         float | None,
-        typer.Option(rich_help_panel=ANIMATION, help="Frames per second. (default: the video's)"),
+        typer.Option(
+            rich_help_panel=ANIMATION, show_default="the video's", help="Frames per second."
+        ),
     ] = None,
     width: Annotated[
         int | None,
         typer.Option(
             min=8,
             max=4096,
-            help="Width of each frame in pixels. (default: 240 on a sheet, else the video's)",
+            show_default="240 on a sheet, else the video's",
+            help="Width of each frame in pixels.",
         ),
     ] = None,
     overwrite: Overwrite = False,

@@ -2,13 +2,14 @@
 
 import logging
 import re
-from importlib.metadata import PackageNotFoundError, version
 
 from wancli.errors import SetupError
 
 
 def package_version(name: str) -> str:
     """The installed version, or ""."""
+    from importlib.metadata import PackageNotFoundError, version  # slow, and rarely needed
+
     try:
         return version(name)
     except PackageNotFoundError:
