@@ -84,6 +84,7 @@ def complaint(result: Result) -> tuple[str, str]:
         # Typer's own errors
         ((*GENERATE, "--step", 3), "No such option: --step", "--steps"),
         ((*GENERATE, "--steps", "abc"), "'--steps'", "wancli generate --help"),
+        ((*GENERATE, "--steps"), "requires an argument", "wancli generate --help"),
         ((*GENERATE, "-N", 0), "'--num-videos'", "wancli generate --help"),
         (("generate", "red", "circle"), "unexpected argument 'circle'", "generate 'red circle'"),
         (("rollout", "a", "--", "--at", 3, "b"), "unexpected argument '--at'", "quote the prompt"),

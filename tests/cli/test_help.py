@@ -124,6 +124,12 @@ def test_defaults_are_those_of_the_model_and_preset(words, size, frames, steps, 
     assert shown == [size, frames, steps]
 
 
+def test_defaults_of_a_model_that_does_not_exist_are_not_made_up(wancli: Wancli):
+    text = wancli("generate", "--model", "nosuch", "--help").out
+    assert text.endswith("The defaults are not shown: model 'nosuch' not found.\n")
+    assert default_of("--size", text) == ""
+
+
 def test_what_applies_to_an_unset_setting_is_said(wancli: Wancli):
     text = wancli("generate", "--help", "sampling").out
     assert default_of("--boundary-ratio", text) == "the model's"

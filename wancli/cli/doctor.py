@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 Measure = Annotated[
     bool,
     typer.Option(
-        "--measure", help="Measure this machine's speed for some seconds, for the times in plans."
+        "--measure",
+        help="Measure this machine's speed, from which plans tell times; takes some seconds.",
     ),
 ]
 

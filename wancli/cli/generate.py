@@ -41,7 +41,7 @@ Count = Annotated[
         "-N",
         min=1,
         max=10_000,
-        help="Number of videos; seeds count up from --seed.",
+        help="Videos; seeds count up from --seed.",
     ),
 ]
 Skip = Annotated[

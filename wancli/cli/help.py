@@ -20,8 +20,9 @@ ORDER = (
 )  # fmt: skip
 # Lifted from their groups to the first, in this order.
 COMMON = (
-    "prompt_flag", "variant", "model", "preset", "size", "num_frames", "chunks", "at", "script",
-    "fps", "steps", "guidance_scale", "negative_prompt", "seed", "num_videos", "output",
+    "prompt_flag", "variant", "model", "preset", "gpu", "models", "size", "num_frames", "chunks",
+    "at", "script", "fps", "steps", "guidance_scale", "negative_prompt", "seed", "num_videos",
+    "output",
 )  # fmt: skip
 ABOUT = {  # of groups that are not tables of settings
     "Research": "Tensors in and out, for comparison with other implementations",
@@ -167,16 +168,18 @@ def typed_defaults(command: Any, ctx: Any, words: Sequence[str]) -> Defaults:
     """The settings under the model and the preset in a command line; none where none are shown."""
     if not any(it.mark and it.param.show_default for it in _parameters(command, Defaults())):
         return Defaults()
-    from wancli.config.layers import settings_layers
+    from wancli.catalog.local import find_spec
+    from wancli.config.layers import settings_layers, values_of
     from wancli.config.resolve import Layer
 
     typed, _, _ = command.make_parser(ctx).parse_args(list(words))
     model = {"model": typed["model"]} if typed.get("model") else {}
     try:
         layers = settings_layers(_ignore, Layer("flag", model), typed.get("preset"))
+        find_spec(values_of(layers)["model"])
     except WancliError as error:
         return Defaults(note=f"The defaults are not shown: {with_flags(str(error))}")
-    return defaults_under(layers, hint="" if model else " Of another: --model NAME --help")
+    return defaults_under(layers, hint="" if model else "; for those of another, add --model NAME")
 
 
 def defaults_under(layers: Sequence[Any], *, hint: str = "") -> Defaults:
@@ -188,7 +191,7 @@ def defaults_under(layers: Sequence[Any], *, hint: str = "") -> Defaults:
     others = [layer.source for layer in layers if layer.source not in own and layer.tables]
     also = f", with {', '.join(others)}" if others else ""
     size = f"{values['width']}x{values['height']}"
-    note = f"Defaults are those of model {values['model']}{also}.{hint}"
+    note = f"Defaults are those of model {values['model']}{also}{hint}."
     return Defaults({**values, "size": size}, note)
 
 

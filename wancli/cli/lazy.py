@@ -2,20 +2,32 @@
 
 import gc
 import shlex
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
 from typer.main import get_command
 
 from wancli.cli.help_text import help_text
 from wancli.errors import UsageError, closest
 
 WORDS = "wancli.words"  # key of what was typed after the command's name, which its help depends on
+
+
+@contextmanager
+def _errors_name(ctx: Any) -> Iterator[None]:
+    """Tell Typer's errors which command they are about; its parser leaves that out of some."""
+    try:
+        yield
+    except TyperException as raised:
+        error: Any = raised
+        error.ctx = getattr(error, "ctx", None) or ctx
+        raise
 
 
 class WancliCommand(TyperCommand):
@@ -38,7 +50,8 @@ class WancliCommand(TyperCommand):
                 joined.append(argument)
         ctx.meta[WORDS] = joined
         ctx.allow_extra_args = True  # Typer's own error cannot tell that quotes are missing
-        left = super().parse_args(ctx, joined + args[end:])
+        with _errors_name(ctx):
+            left = super().parse_args(ctx, joined + args[end:])
         if left and not ctx.resilient_parsing:
             prompt = ctx.params.get("prompt")
             words = shlex.quote(" ".join([prompt, *left])) if isinstance(prompt, str) else ""

@@ -20,6 +20,7 @@ from wancli.cli.messages import flag, with_flags
 from wancli.config.resolve import Layer, fields_of, limits, panel, when_unset
 from wancli.config.settings import Settings
 from wancli.errors import UsageError, shortened
+from wancli.records.naming import DEFAULT
 
 Command = Callable[..., Any]  # a function of keyword arguments, one per flag
 
@@ -251,7 +252,7 @@ Prompt = Annotated[
 ]
 
 
-PromptFlag = Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt, as a flag.")]
+PromptFlag = Annotated[str | None, typer.Option("--prompt", "-p", help="Same as PROMPT.")]
 
 
 PresetName = Annotated[
@@ -288,8 +289,8 @@ Seed = Annotated[
 Output = Annotated[
     str | None,
     typer.Option(
-        "--output", "-o", metavar="FILE", rich_help_panel=OUTPUT,
-        help="File, or template: {prompt:40}-{seed}.mp4.",
+        "--output", "-o", metavar="FILE", rich_help_panel=OUTPUT, show_default=DEFAULT,
+        help="MP4 to write; fields such as {model} are filled in.",
     ),
 ]  # fmt: skip
 
@@ -297,9 +298,10 @@ Output = Annotated[
 Folder = Annotated[
     Path | None,
     typer.Option(
-        metavar="DIR", rich_help_panel=OUTPUT, help="Directory for outputs given without a path."
+        metavar="DIR", rich_help_panel=OUTPUT, show_default="$WANCLI_OUTPUT_DIR, or here",
+        help="Directory for outputs given without a path.",
     ),
-]
+]  # fmt: skip
 
 
 Overwrite = Annotated[

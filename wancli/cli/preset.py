@@ -108,7 +108,7 @@ def save(
         str | None,
         typer.Option(metavar="PRESET", autocompletion=complete_presets, help="Preset to extend."),
     ] = None,
-    description: Annotated[str, typer.Option(help="Description, one line.")] = "",
+    description: Annotated[str, typer.Option(help="One line about the preset.")] = "",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a preset of the same name.")
     ] = False,

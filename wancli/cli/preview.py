@@ -68,7 +68,7 @@ def preview(  # noqa: PLR0913 - one parameter per flag
 ) -> None:
     """Make a contact sheet, a GIF or an animated WebP of videos.
 
-    A picture that it made of the same videos before, and nobody changed since, is replaced.
+    Replaces a picture that it made of the same videos before, unless it was changed since.
 
     wancli preview red.mp4 --gif red.gif
     """

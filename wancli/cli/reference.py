@@ -98,6 +98,7 @@ def man() -> str:
     root, *commands = all_commands()
     lines = [
         ".TH WANCLI 1",
+        ".nh",
         ".SH NAME",
         f"wancli \\- {_roff(root.summary)}",
         ".SH SYNOPSIS",
@@ -121,7 +122,7 @@ def man() -> str:
 
 
 def _man_group(group: HelpGroup, *, level: str = "SH") -> Iterator[str]:
-    yield f".{level} {_roff(group.title)}"
+    yield f".{level} {_roff(group.title.upper() if level == 'SH' else group.title)}"
     for row in group.rows:
         yield from (".TP", f"\\fB{_roff(row.names.strip())}\\fR", _roff(row.text))
 

@@ -9,7 +9,6 @@ from wancli.cli.options import (
     DryRun,
     Folder,
     Force,
-    Output,
     OutputOptions,
     Overwrite,
     folder,
@@ -27,6 +26,12 @@ if TYPE_CHECKING:
     from wancli.cli.plan_table import Planned
 
 NewPrompt = Annotated[str | None, typer.Option("--prompt", "-p", help="Another prompt.")]
+NewOutput = Annotated[
+    str | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", show_default="NAME-repro.mp4", help="MP4 to write."
+    ),
+]
 NewSeed = Annotated[
     str | None,
     typer.Option("--seed", "-s", metavar="SEEDS", help="Another seed, or seeds: 1,2,5 or 0-9."),
@@ -42,7 +47,7 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     file: Annotated[Path, typer.Argument(help="A wancli video, or its JSON.")],
     prompt_flag: NewPrompt = None,
     seed: NewSeed = None,
-    output: Output = None,
+    output: NewOutput = None,
     output_dir: Folder = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,

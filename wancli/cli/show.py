@@ -76,9 +76,9 @@ def show(
 ) -> None:
     """Print the record inside a video: how it was generated.
 
-    A summary; --all prints the rest. Numbers are rounded, with --json they are exact.
-    --check tells whether each file is whole, damaged (exit code 4), or has no digest because an
-    earlier version wrote it; only those are decoded.
+    Prints a summary, and with --all the whole record. Numbers are rounded; --json prints them as
+    they are. --check tells whether each file is whole, damaged (exit code 4), or has no digest
+    because an earlier version wrote it; only those are decoded.
     """
     screen = Screen(output_options)
     if check:

@@ -66,9 +66,7 @@ class Sampling(Group):
 class Video(Group):
     """Size, length and frame rate."""
 
-    num_frames: int = Field(
-        81, ge=1, le=100_000, description="Video frames: a multiple of 4, plus 1."
-    )
+    num_frames: int = Field(81, ge=1, le=100_000, description="Video frames: 4k + 1.")
     width: int = Field(832, ge=16, le=16_384, description="Width in pixels.")
     height: int = Field(480, ge=16, le=16_384, description="Height in pixels.")
     fps: int = Field(16, ge=1, le=240, description="Video frames per second.")
