@@ -213,6 +213,29 @@ def third_velocity(transformer, window, *, first):
     return velocity
 
 
+def test_recaching_recomputes_the_window_under_the_new_prompt(transformer):
+    window = WindowConfig(3, 1, 1, PER_FRAME)
+    chunks = [drawn(1, 4, 1, SIDE, SIDE, seed=index) for index in range(5)]
+    prompts = [PromptPair(drawn(1, 3, 8, seed=seed)) for seed in (7, 8)]
+
+    def velocity(committed, prompt, *, recached):
+        with causal(transformer, window) as model:
+            model.set_prompt(prompt)
+            for index in committed:
+                model.begin(Span(index, index, 1))
+                model.commit(chunks[index], 5.0)
+            model.set_prompt(prompts[1])
+            if recached:
+                model.recache()
+            model.begin(Span(4, 4, 1))
+            return model.velocity(chunks[4], 500.0)
+
+    # the sink's chunk, and the two still in the window
+    anew = velocity([0, 2, 3], prompts[1], recached=False)
+    assert torch.equal(velocity(range(4), prompts[0], recached=True), anew)
+    assert not torch.equal(velocity(range(4), prompts[0], recached=False), anew)
+
+
 def test_a_failed_chunk_can_be_restarted(transformer):
     window = WindowConfig(4, 1, 2, PER_FRAME)
     whole = third_velocity(transformer, window, first=0)

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wancli.catalog.geometry import Span, WindowConfig, lay_out
+from wancli.catalog.geometry import Span, lay_out
 from wancli.generation.flow import Denoised, Velocity
 from wancli.rollouts.denoiser import PromptPair
 from wancli.rollouts.loop import (
     Chunk,
     ChunkPrompt,
-    ContextBuffer,
     KVCommitted,
     RolloutInputs,
     StepDone,
@@ -37,16 +36,12 @@ class LoggingDenoiser:
     def commit(self, clean: Tensor, timestep: float) -> None:
         self.calls.append(("commit", clean.item(), timestep))
 
-    def reset(self) -> None:
-        self.calls.append(("reset",))
+    def recache(self) -> None:
+        self.calls.append(("recache",))
 
 
 def filled(value: float) -> Tensor:
     return torch.full((1, 1, 1, 1, 1), float(value))
-
-
-def window(frames: int, *, sink: int = 0) -> WindowConfig:
-    return WindowConfig(frames, sink, chunk=1, tokens_per_frame=1)
 
 
 def inputs(
@@ -71,7 +66,7 @@ def inputs(
 
 def test_every_chunk_but_the_last_is_committed_clean():
     model = LoggingDenoiser()
-    events = list(rollout(model, inputs(), ContextBuffer(window(9))))
+    events = list(rollout(model, inputs()))
     assert [type(event) for event in events] == [StepDone, StepDone, Chunk, KVCommitted] * 2 + [
         StepDone, StepDone, Chunk,
     ]  # fmt: skip
@@ -85,7 +80,7 @@ def test_every_chunk_but_the_last_is_committed_clean():
 
 def test_finished_chunks_are_only_committed():
     model = LoggingDenoiser()
-    events = list(rollout(model, inputs(finished=2), ContextBuffer(window(9))))
+    events = list(rollout(model, inputs(finished=2)))
     assert [e.generated for e in events if isinstance(e, Chunk)] == [False, False, True]
     assert [entry for entry in model.calls if entry[0] == "commit"] == [
         ("commit", 0, 5.0), ("commit", -1, 5.0),
@@ -94,20 +89,15 @@ def test_finished_chunks_are_only_committed():
 
 def test_context_is_committed_at_timestep_zero():
     model = LoggingDenoiser()
-    events = list(rollout(model, inputs(context=2, chunks=1), ContextBuffer(window(9))))
+    events = list(rollout(model, inputs(context=2, chunks=1)))
     assert [e.latents.item() for e in events if isinstance(e, Chunk)] == [98, 99, 3]
     assert model.calls[:3] == [("set_prompt", -2), ("begin", -2), ("commit", 98, 0.0)]
 
 
-def test_a_prompt_can_have_the_chunks_in_the_window_recached():
+def test_a_prompt_can_have_the_cache_recomputed_before_its_first_chunk():
     model = LoggingDenoiser()
-    list(rollout(model, inputs(chunks=5, recache_at=4), ContextBuffer(window(3, sink=1))))
-    start = model.calls.index(("reset",))
-    assert model.calls[start - 1] == ("set_prompt", 4)
-    # the sink's chunk, and the two still in the window
-    assert model.calls[start + 1 :] == [
-        ("begin", 0), ("commit", 3, 5.0),
-        ("begin", 2), ("commit", 9, 5.0),
-        ("begin", 3), ("commit", 12, 5.0),
-        ("begin", 4),
+    list(rollout(model, inputs(recache_at=1)))
+    assert model.calls[2:6] == [
+        ("commit", 3, 5.0), ("set_prompt", 1), ("recache",), ("begin", 1),
     ]  # fmt: skip
+    assert model.calls.count(("recache",)) == 1

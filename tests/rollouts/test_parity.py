@@ -14,7 +14,7 @@ from wancli.config.settings import Sampling
 from wancli.generation.flow import few_step, few_step_levels, solve
 from wancli.generation.noise import StreamNoise
 from wancli.rollouts.denoiser import PromptPair, causal
-from wancli.rollouts.loop import Chunk, ChunkPrompt, ContextBuffer, RolloutInputs, rollout
+from wancli.rollouts.loop import Chunk, ChunkPrompt, RolloutInputs, rollout
 from wancli.rollouts.sampler import make_solver
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -96,7 +96,7 @@ def roll(transformer, model_json, inputs, case):
         tokens_per_frame=model_json["tokens_per_frame"],
     )
     with causal(transformer, window, guidance_scale=scale) as model:
-        events = list(rollout(model, rollout_inputs, ContextBuffer(window)))
+        events = list(rollout(model, rollout_inputs))
     chunks = [event.latents for event in events if isinstance(event, Chunk)]
     latents = torch.cat(chunks, 2)[0]
     return latents.transpose(0, 1)

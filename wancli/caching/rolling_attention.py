@@ -102,7 +102,7 @@ class RollingRope(nn.Module):
             window = self._factors(0, visible, grid, like)
             return RotaryFactors(window[-time * height * width :], window=window)
         query = self._factors(first, time, grid, like)
-        sink = kv.window.sink_tokens // (height * width)
+        sink = kv.sink // (height * width)
         start = first + time - visible  # position of the sink, moved up to the window
         if state.rope == "absolute" or not (start and sink):
             return RotaryFactors(query)

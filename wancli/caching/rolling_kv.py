@@ -33,13 +33,13 @@ class RollingKV:
         device: torch.device,
     ) -> None:
         self.window = window
-        self._window, self._sink = window.window_tokens, window.sink_tokens
+        self._window, self.sink = window.window_tokens, window.sink_tokens
 
         def empty(rows: int) -> Tensor:
             return torch.empty(blocks, batch, heads, rows, head_dim, dtype=dtype, device=device)
 
         self.keys, self.values = empty(window.capacity), empty(window.capacity)
-        self.raw_sink = empty(self._sink)
+        self.raw_sink = empty(self.sink)
         self.reset()
 
     def reset(self) -> None:
@@ -61,7 +61,7 @@ class RollingKV:
     def begin(self, tokens: int) -> None:
         """Make room for a chunk of `tokens`. Raises ValueError if it does not fit the window."""
         chunk = self.window.chunk * self.window.tokens_per_frame
-        if tokens > chunk or self._sink + tokens > self._window:
+        if tokens > chunk or self.sink + tokens > self._window:
             raise ValueError(f"a chunk of {tokens} tokens does not fit {self.window}")
         incoming = tokens if self.window.trim == "before" else 0
         self._evict(self.stored + incoming - self._window)
@@ -87,20 +87,20 @@ class RollingKV:
 
     def keep_raw_sink(self, block: int, keys: Tensor) -> None:
         """Keep those of the chunk's unrotated keys [B, H, tokens, D] that belong to the sink."""
-        count = min(self._sink - self.stored, self._open)
+        count = min(self.sink - self.stored, self._open)
         if count > 0:
             rows = slice(self.stored, self.stored + count)
             self.raw_sink[block, :, :, rows] = keys[:, :, :count]
 
     def put_sink(self, block: int, keys: Tensor) -> None:
         """Replace the sink's keys [B, H, sink, D]."""
-        self.keys[block, :, :, : self._sink] = keys
+        self.keys[block, :, :, : self.sink] = keys
 
     def _evict(self, tokens: int) -> None:
         """Evict the oldest tokens after the sink, moving the rest down in disjoint slices."""
         if tokens <= 0:
             return
-        start = self._sink
+        start = self.sink
         while start < self.stored - tokens:
             count = min(tokens, self.stored - tokens - start)
             for rows in (self.keys, self.values):

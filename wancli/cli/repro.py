@@ -60,7 +60,6 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     from wancli.cli.plan_table import carry_out
     from wancli.config.seeds import parse_seeds
     from wancli.generation.batch import GenerateRequest, OutputFiles, plan_videos
-    from wancli.planning.context import ContextFiles
     from wancli.planning.input_files import find_recorded_files
     from wancli.rollouts.session import RolloutRequest, RolloutSession
 
@@ -72,9 +71,7 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     name = output or f"{file.stem}-repro.mp4"
     if record["command"] == "rollout":
         _refuse_files(request, file)
-        rollout = RolloutRequest(
-            text, seed, ContextFiles(), output=name, folder=place, overwrite=overwrite, force=force
-        )
+        rollout = RolloutRequest(text, seed, name, place, overwrite=overwrite, force=force)
         planned: Planned = RolloutSession(rollout, layers, before=request)
     else:
         seeds = parse_seeds(seed, None) if seed else [request["seed"]]

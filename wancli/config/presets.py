@@ -221,11 +221,11 @@ def validate_file(path: Path) -> Preset:
 
 def save_preset(
     name: str, tables: Mapping[str, Any], *, description: str = "", extends: str | None = None,
-    source: str = "", overwrite: bool = False,
+    overwrite: bool = False,
 ) -> Path:  # fmt: skip
     """Write settings to the user's folder; returns the file."""
     path = preset_file(name, overwrite=overwrite)
-    about = {"description": description, "source": source, "extends": extends}
+    about = {"description": description, "extends": extends}
     text = tomli_w.dumps({k: v for k, v in about.items() if v} | dict(tables))
     hint = "set XDG_CONFIG_HOME to a writable folder"
     write_whole(path, text.encode(), hint=hint, overwrite=overwrite)

@@ -50,7 +50,7 @@ from wancli.models.load import Loaded, load_pipeline
 from wancli.models.vae import to_pixels
 from wancli.planning.plan import RolloutPlan, make_plan, make_rollout_plan
 from wancli.rollouts.denoiser import PromptPair
-from wancli.rollouts.loop import Chunk, ChunkPrompt, ContextBuffer, RolloutInputs, rollout
+from wancli.rollouts.loop import Chunk, ChunkPrompt, RolloutInputs, rollout
 from wancli.rollouts.sampler import ChunkSampler, causal_denoiser
 
 PROMPTS = 208  # every held-out combination once
@@ -105,7 +105,7 @@ def roll_out(
         denoise=ChunkSampler(loaded, settings, plan, noise),
     )
     with causal_denoiser(loaded, settings, plan) as model:
-        events = [*rollout(model, inputs, ContextBuffer(plan.window))]
+        events = [*rollout(model, inputs)]
     return torch.cat([event.latents for event in events if isinstance(event, Chunk)], 2)
 
 

@@ -1,6 +1,6 @@
 """A request for one video per seed: plan it, name and check its files, run it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from wancli.planning.inputs import NO_INPUTS, InputFiles, add_required_inputs
 from wancli.planning.lora import find_lora
 from wancli.planning.output_files import sidecar_files
 from wancli.planning.plan import Plan, check_unused_settings, make_plan
-from wancli.records.naming import name_output
+from wancli.records.naming import name_fields, name_output
 from wancli.records.progress import Observer, say_warnings
 from wancli.records.record import Request, write_json
 from wancli.utils.outputs import OutputFile, OutputSet, not_ours, preview_file
@@ -183,14 +183,9 @@ def _make(
 def _name_files(request: Request, files: OutputFiles, *, several: bool) -> _PlannedVideo:
     """The request with the paths of its files."""
     settings = request.settings
-    fields: Mapping[str, Any] = {
-        "prompt": request.prompt,
-        "seed": request.seed,
-        "model": settings.model,
-        "steps": settings.sampling.steps,
-        "width": settings.video.width,
-        "height": settings.video.height,
-    }
+    fields = name_fields(
+        settings, prompt=request.prompt, seed=request.seed, steps=settings.sampling.steps
+    )
     output = name_output(files.output, fields, folder=files.folder, several=several)
     if files.latents is None:
         return _PlannedVideo(request, output, None)

@@ -86,15 +86,11 @@ def denoise(
         caches(loaded, prompt.memory, settings, plan, timesteps) as cached,
     ):
         output: Tensor = pipeline(
-            num_inference_steps=sampling.steps,
-            guidance_scale=sampling.guidance_scale,
-            width=settings.video.width,
-            height=settings.video.height,
             generator=torch.Generator().manual_seed(seed),
             max_sequence_length=loaded.spec.text_length,
             output_type="pt" if task.segmented else "latent",
             callback_on_step_end=after_step,
-            **_settings(task, settings, plan),
+            **_arguments(task, settings, plan),
             **prompt.embeddings,
             **prompt.pictures,
         ).frames
@@ -116,11 +112,13 @@ def _levels(video: Tensor) -> NDArray[np.uint8]:
     return levels.transpose(0, 2, 3, 1)
 
 
-def _settings(task: Task, settings: Settings, plan: Plan) -> dict[str, Any]:
-    """Settings that only some pipelines have, by the pipeline's argument names."""
+def _arguments(task: Task, settings: Settings, plan: Plan) -> dict[str, Any]:
+    """The settings as arguments of the pipeline; some only some pipelines have."""
     values = {**settings.sampling.model_dump(), **settings.video.model_dump()}
     values["segment_frames"] = plan.segment_frames
-    return {argument: values[name] for name, argument in task.settings.items()}
+    of_all = {name: values[name] for name in ("guidance_scale", "width", "height")}
+    of_task = {argument: values[name] for name, argument in task.settings.items()}
+    return {"num_inference_steps": values["steps"], **of_all, **of_task}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Initial context of a rollout, checked before anything loads."""
+"""Input files of a rollout, checked before anything loads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -15,18 +15,26 @@ from wancli.records.tensor_files import check_embeds, check_latents, check_noise
 
 @dataclass(frozen=True)
 class ContextFiles:
-    """Input files of a rollout."""
+    """Input files of a rollout: at most one of the first three, which it continues from."""
 
     image: Path | None = None
     extend: Path | None = None
     initial_latents: Path | None = None
-    noise_file: Path | None = None
-    prompt_embeds: Path | None = None
+    noise_file: Path | None = None  # instead of seeds
+    prompt_embeds: Path | None = None  # instead of prompts
+
+    @property
+    def needs_vae(self) -> bool:
+        """Whether the VAE has to encode one of them."""
+        return bool(self.image or self.extend)
 
     def named(self) -> dict[str, Path]:
         """The files that are set, by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: path for name, path in named.items() if path}
+
+
+NO_FILES = ContextFiles()
 
 
 def context_frames(

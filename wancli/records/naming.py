@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wancli.config.settings import Settings
 from wancli.errors import UsageError
 from wancli.utils.reading import user_path
 
@@ -30,6 +31,13 @@ class _NameFormatter(string.Formatter):
             re.sub(r"(?:[^\w.]|\.{2,})+", "-", str(value)).strip("-.")[:width].strip("-.")
             or "video"
         )
+
+
+def name_fields(settings: Settings, *, prompt: str, seed: int, steps: int) -> dict[str, Any]:
+    """Values of the FIELDS of one video."""
+    video = settings.video
+    values = (prompt, seed, settings.model, steps, video.width, video.height)
+    return dict(zip(FIELDS, values, strict=True))
 
 
 def name_output(

@@ -1,6 +1,5 @@
 """Inputs of a rollout: prompts, initial context, and tensors for research."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from wancli.config.settings import RolloutSettings
 from wancli.errors import InputError
 from wancli.models.load import Loaded
 from wancli.models.vae import encode_image, encode_video
+from wancli.planning.context import ContextFiles
 from wancli.planning.plan import RolloutPlan
 from wancli.planning.prompts import PromptSchedule
 from wancli.records.tensor_files import header_of
@@ -23,57 +23,33 @@ from wancli.video.images import read_image
 from wancli.video.read import read_frames
 
 
-@dataclass(frozen=True)
-class InitialContext:
-    """Files that a rollout continues from; at most one of them is set."""
-
-    image: Path | None = None
-    clip: Path | None = None
-    latents: Path | None = None
-
-    @property
-    def needs_vae(self) -> bool:
-        """Whether the VAE has to encode it."""
-        return bool(self.image or self.clip)
-
-
-@dataclass(frozen=True)
-class ResearchTensors:
-    """Tensor files that replace seeds and prompts."""
-
-    noise: Path | None = None
-    embeds: Path | None = None
-
-
 class PromptEncoder:
     """Embeddings of a schedule's prompts, blended for each chunk."""
 
     def __init__(
-        self,
-        loaded: Loaded,
-        settings: RolloutSettings,
-        tensors: ResearchTensors,
-        schedule: PromptSchedule,
-    ) -> None:
-        self._loaded, self._settings, self._tensors = loaded, settings, tensors
-        self._schedule = schedule
+        self, loaded: Loaded, settings: RolloutSettings, schedule: PromptSchedule, *,
+        guided: bool, embeds: Path | None = None,
+    ) -> None:  # fmt: skip
+        """`embeds` is a file that replaces the prompts."""
+        self._loaded, self._settings, self._schedule = loaded, settings, schedule
+        self._guided, self._embeds = guided, embeds
         self._embeddings: dict[str, Tensor] = {}
         self._uncond: Tensor | None = None
         self._current: tuple[tuple[str, str, float], PromptPair] | None = None
 
     def encode(self) -> None:
         """Embed every prompt; call it before the first chunk."""
-        rollout, sampling = self._settings.rollout, self._settings.sampling
-        length = rollout.text_length or self._loaded.spec.text_length
-        guided = rollout.sampler == "unipc" and sampling.guidance_scale > 1
-        if self._tensors.embeds:
-            cond, uncond = read_embeds(self._tensors.embeds, length=length)
+        length = self._settings.rollout.text_length or self._loaded.spec.text_length
+        uncond: Tensor | None = None
+        if self._embeds:
+            cond, uncond = read_embeds(self._embeds, length=length)
             self._embeddings = {self._schedule.prompt: self._on_device(cond)}
         else:
-            prompts = {self._schedule.prompt, *(c.prompt for c in self._schedule.changes)}
-            self._embeddings = {text: self._embed(text, length) for text in sorted(prompts)}
-            uncond = self._embed(sampling.negative_prompt, length) if guided else None
-        self._uncond = self._on_device(uncond) if guided and uncond is not None else None
+            prompts = sorted(set(self._schedule.prompts))
+            self._embeddings = {text: self._embed(text, length) for text in prompts}
+            if self._guided:
+                uncond = self._embed(self._settings.sampling.negative_prompt, length)
+        self._uncond = self._on_device(uncond) if self._guided and uncond is not None else None
 
     def of_chunk(self, span: Span) -> ChunkPrompt:
         """Prompts of a chunk. The same tensors while the wording lasts: their K/V is reused."""
@@ -98,28 +74,19 @@ class PromptEncoder:
         return embeddings.to(self._loaded.device)
 
 
-def read_context(context: InitialContext, loaded: Loaded, plan: RolloutPlan) -> Tensor:
-    """Clean latents [1, C, F, H, W] to continue from. Raises InputError."""
-    frames = plan.context[-1].end
-    shape = (1, plan.shape.channels, frames, plan.shape.height, plan.shape.width)
-    stride = loaded.spec.strides.spatial
-    size = (plan.shape.width * stride, plan.shape.height * stride)
-    if context.latents:
-        latents = read_tensors(context.latents, "latents")["latents"]
-        latents = latents.transpose(0, 1)[None].float()
-    elif context.image:
-        image = read_image(context.image, size=size)
-        latents = encode_image(loaded.pipeline.vae, image, latent_frames=frames)
-    elif context.clip:
-        latents = encode_video(loaded.pipeline.vae, read_frames(context.clip))
-    else:
-        raise ValueError("there is no initial context")
-    if tuple(latents.shape) != shape:
-        raise InputError(
-            f"{context.latents or context.clip}: latents {[*latents.shape]} are not {[*shape]}.",
-            hint="the `size` that they were generated with",
-        )
-    return latents
+def read_context(files: ContextFiles, loaded: Loaded, plan: RolloutPlan) -> Tensor:
+    """Clean latents [1, C, F, H, W] to continue from, as checked in the plan. Raises InputError."""
+    if files.initial_latents:
+        latents = read_tensors(files.initial_latents, "latents")["latents"]
+        return latents.transpose(0, 1)[None].float()
+    if files.extend:
+        return encode_video(loaded.pipeline.vae, read_frames(files.extend))
+    if files.image:
+        stride = loaded.spec.strides.spatial
+        size = (plan.shape.width * stride, plan.shape.height * stride)
+        image = read_image(files.image, size=size)
+        return encode_image(loaded.pipeline.vae, image, latent_frames=plan.context[-1].end)
+    raise ValueError("there is no initial context")
 
 
 def read_noise(path: Path) -> tuple[Tensor, Tensor | None]:

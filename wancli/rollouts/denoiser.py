@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,15 +36,34 @@ class Expert:
     min_timestep: float  # from which it denoises
 
 
+@dataclass
+class ContextBuffer:
+    """Committed chunks within the window, kept to be recomputed under another prompt."""
+
+    window: WindowConfig
+    chunks: list[tuple[Span, Tensor, float]] = field(default_factory=list)
+
+    def add(self, span: Span, latents: Tensor, timestep: float) -> None:
+        """Append a chunk and drop those that the next one cannot attend to."""
+        self.chunks.append((span, latents, timestep))
+        sink = self.window.sink
+        evicted = span.end - (self.window.window - sink)  # frames before it, but for the sink
+        self.chunks = [
+            entry for entry in self.chunks if entry[0].first_frame < sink or entry[0].end > evicted
+        ]
+
+
 class CausalDenoiser:
     """Velocity of a chunk, conditioned on the chunks before it. Each branch has its own KV cache.
 
     Of two experts (Wan 2.2) the timestep selects the one that denoises; both cache every chunk.
     """
 
-    def __init__(self, experts: Sequence[Expert], *, tokens_per_frame: int) -> None:
-        self._experts, self._tokens_per_frame = experts, tokens_per_frame
+    def __init__(self, experts: Sequence[Expert], window: WindowConfig) -> None:
+        self._experts, self._window = experts, window
         self._embeddings: list[Tensor] = []  # of each branch
+        self._span = Span(0, 0, 0)  # the current chunk
+        self._buffer = ContextBuffer(window)
 
     @property
     def device(self) -> torch.device:
@@ -68,10 +87,11 @@ class CausalDenoiser:
 
     def begin(self, span: Span) -> None:
         """Make room for a chunk. Beginning it again discards its uncommitted forwards."""
+        self._span = span
         for expert in self._experts:
             expert.state.first_frame = span.first_frame
         for kv in self._caches():
-            kv.begin(span.frames * self._tokens_per_frame)
+            kv.begin(span.frames * self._window.tokens_per_frame)
 
     def velocity(self, latents: Tensor, timestep: float) -> Tensor:
         """Guided velocity of the chunk's noisy latents [1, C, F, H, W]."""
@@ -81,15 +101,25 @@ class CausalDenoiser:
 
     def commit(self, clean: Tensor, timestep: float) -> None:
         """Run the clean pass: later chunks attend to the clean latents, not to noisy ones."""
+        self._clean_pass(clean, timestep)
+        self._buffer.add(self._span, clean, timestep)
+
+    def recache(self) -> None:
+        """Recompute the KV caches under a new prompt: keys of the old one would pull back to it.
+
+        KV recache of LongLive (arXiv:2509.22622).
+        """
+        for kv in self._caches():
+            kv.reset()
+        for span, clean, timestep in self._buffer.chunks:
+            self.begin(span)
+            self._clean_pass(clean, timestep)
+
+    def _clean_pass(self, clean: Tensor, timestep: float) -> None:
         for expert in self._experts:
             self._forward(expert, clean, timestep)
         for kv in self._caches():
             kv.commit()
-
-    def reset(self) -> None:
-        """Empty the KV caches, to recompute them under another prompt."""
-        for kv in self._caches():
-            kv.reset()
 
     def _caches(self) -> list[RollingKV]:
         return [kv for expert in self._experts for kv in expert.branches]
@@ -138,7 +168,7 @@ def causal(
             caches = [_cache(model, window) for _ in range(branches)]
             experts.append(Expert(model, state, caches, scale, 0.0 if last else boundary))
         stack.enter_context(torch.no_grad())
-        yield CausalDenoiser(experts, tokens_per_frame=window.tokens_per_frame)
+        yield CausalDenoiser(experts, window)
 
 
 def _cache(transformer: Any, window: WindowConfig) -> RollingKV:

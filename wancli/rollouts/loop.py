@@ -4,12 +4,12 @@ Self-Forcing (arXiv:2506.08009); with many-step guided sampling, the same loop a
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from wancli.catalog.geometry import Span, WindowConfig
+from wancli.catalog.geometry import Span
 from wancli.generation.flow import Denoised, Velocity
 from wancli.rollouts.denoiser import PromptPair
 
@@ -29,8 +29,8 @@ class Denoiser(Protocol):
     def commit(self, clean: Tensor, timestep: float) -> None:
         """Run the clean pass, whose keys and values stay in the cache."""
 
-    def reset(self) -> None:
-        """Empty the KV cache."""
+    def recache(self) -> None:
+        """Recompute the KV cache of the chunks so far under the current prompt."""
 
 
 @dataclass(frozen=True)
@@ -80,45 +80,23 @@ class RolloutInputs:
     context_timestep: float = 0.0  # of the clean passes of generated chunks
 
 
-@dataclass
-class ContextBuffer:
-    """Clean chunks within the window, kept to be recached under another prompt."""
-
-    window: WindowConfig
-    chunks: list[tuple[Span, Tensor, float]] = field(default_factory=list)
-
-    def add(self, span: Span, latents: Tensor, timestep: float) -> None:
-        """Append a chunk and drop those that the next one cannot attend to."""
-        self.chunks.append((span, latents, timestep))
-        sink = self.window.sink
-        evicted = span.end - (self.window.window - sink)  # frames before it, but for the sink
-        self.chunks = [
-            entry for entry in self.chunks if entry[0].first_frame < sink or entry[0].end > evicted
-        ]
-
-
-def rollout(model: Denoiser, inputs: RolloutInputs, buffer: ContextBuffer) -> Iterator[Event]:
+def rollout(model: Denoiser, inputs: RolloutInputs) -> Iterator[Event]:
     """Yield every finished step, clean chunk and clean pass.
 
     A chunk of k steps costs k + 1 forwards per branch; the last chunk needs no clean pass.
     Finished chunks are not denoised again: their clean passes alone rebuild the KV cache exactly.
     """
-
-    def commit(span: Span, latents: Tensor, timestep: float) -> KVCommitted:
-        model.commit(latents, timestep)
-        buffer.add(span, latents, timestep)
-        return KVCommitted(span)
-
     for span, latents in inputs.context:
         model.set_prompt(inputs.prompts(span).prompts)
         model.begin(span)
         yield Chunk(span, latents, generated=False)
-        yield commit(span, latents, 0.0)
+        model.commit(latents, 0.0)
+        yield KVCommitted(span)
     for span in inputs.spans:
         prompt = inputs.prompts(span)
         model.set_prompt(prompt.prompts)
         if prompt.recache:
-            _recache(model, buffer)
+            model.recache()
         finished = inputs.finished(span)
         model.begin(span)
         if finished is None:
@@ -129,15 +107,5 @@ def rollout(model: Denoiser, inputs: RolloutInputs, buffer: ContextBuffer) -> It
             latents = finished
         yield Chunk(span, latents, generated=finished is None)
         if span is not inputs.spans[-1]:
-            yield commit(span, latents, inputs.context_timestep)
-
-
-def _recache(model: Denoiser, buffer: ContextBuffer) -> None:
-    """Recompute the KV cache under the new prompt, which keys of the old one would pull back from.
-
-    KV recache of LongLive (arXiv:2509.22622).
-    """
-    model.reset()
-    for span, latents, timestep in buffer.chunks:
-        model.begin(span)
-        model.commit(latents, timestep)
+            model.commit(latents, inputs.context_timestep)
+            yield KVCommitted(span)

@@ -25,16 +25,8 @@ class ResumePoint:
     no_digests: bool = False  # written by an earlier version: used unchecked
 
 
-def start_rollout(store: RolloutStore, request: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Start a rollout's folder. Raises UsageError if it holds a rollout.
-
-    With `overwrite` that one is deleted: call it once little else can fail.
-    """
-    if store.chunks() and not overwrite:
-        raise UsageError(
-            f"{store.folder} already holds a rollout.",
-            hint="`resume`, `overwrite` or other names",
-        )
+def start_rollout(store: RolloutStore, request: Mapping[str, Any]) -> None:
+    """Start a rollout's folder. One that it holds is deleted: call it once little else can fail."""
     store.clear()
     store.write_request(request)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -20,20 +20,15 @@ from wancli.generation.runner import finish
 from wancli.models.load import Loaded, load_pipeline
 from wancli.models.memory import fits_in_memory, peak_memory, trim_heap
 from wancli.models.timer import Timer
+from wancli.planning.context import NO_FILES, ContextFiles
 from wancli.planning.plan import RolloutPlan
 from wancli.planning.prompts import PromptSchedule
 from wancli.records.progress import Phase, Report, Step
 from wancli.records.record import UNFINISHED, Request, RunRecord, rounded, write_record
 from wancli.records.write import start_record, versions
-from wancli.rollouts.context import (
-    InitialContext,
-    PromptEncoder,
-    ResearchTensors,
-    read_context,
-    read_noise,
-)
+from wancli.rollouts.context import PromptEncoder, read_context, read_noise
 from wancli.rollouts.denoiser import CausalDenoiser
-from wancli.rollouts.loop import Chunk, ContextBuffer, KVCommitted, RolloutInputs, rollout
+from wancli.rollouts.loop import Chunk, KVCommitted, RolloutInputs, rollout
 from wancli.rollouts.loop import StepDone as ChunkStep
 from wancli.rollouts.resume import may_redecode, start_rollout
 from wancli.rollouts.sampler import ChunkSampler, causal_denoiser
@@ -59,8 +54,7 @@ class RolloutJob:
     seeds: Mapping[int, int]  # by the first chunk that uses it
     store: Path
     video: Path | None  # None: latents only
-    context: InitialContext = field(default_factory=InitialContext)
-    tensors: ResearchTensors = field(default_factory=ResearchTensors)
+    starts: ContextFiles = NO_FILES
     latents: Path | None = None
     only_new: bool = False
     replaces: bool = False  # the rollout in `store`, once the model has loaded
@@ -75,8 +69,8 @@ class RolloutJob:
     @property
     def parts(self) -> list[str]:
         """Parts of the pipeline to load."""
-        text = [] if self.tensors.embeds else ["text_encoder"]
-        return ["transformer", *text, *(["vae"] if self.video or self.context.needs_vae else [])]
+        text = [] if self.starts.prompt_embeds else ["text_encoder"]
+        return ["transformer", *text, *(["vae"] if self.video or self.starts.needs_vae else [])]
 
 
 def roll(
@@ -112,42 +106,32 @@ def _roll(
     job: RolloutJob, spec: ModelSpec, report: Report, *, since: float, beside: bool | None
 ) -> RunRecord:
     record = start_record(job.request, command="rollout", created=datetime.now(UTC))
-    report(Phase("load"))
-    # Every chunk needs the transformer and the VAE: the VAE, which is small, stays on the device.
-    loaded = load_pipeline(spec, job.settings.machine, job.parts, stays=("vae",))
-    loading = perf_counter()
-    report(Phase("encode"))
     store = RolloutStore(job.store)
-    prompts = PromptEncoder(loaded, job.settings, job.tensors, job.schedule)
-    prompts.encode()
-    if job.replaces:
-        start_rollout(store, job.request.as_json(), overwrite=True)
-    context = _context(job, loaded, store)
-    encoded = perf_counter()
+    ready = _prepare(job, spec, store, report, since=since)
+    loaded, started = ready.loaded, perf_counter()
     report(Phase("rollout"))
     with ExitStack() as stack:
         model = stack.enter_context(causal_denoiser(loaded, job.settings, job.plan))
         writer, sink = _open_video(stack, job, loaded, record, beside=beside)
         sampler = ChunkSampler(loaded, job.settings, job.plan, _noise(job))
         inputs = RolloutInputs(
-            context=context,
+            context=ready.context,
             spans=job.plan.spans,
-            prompts=prompts.of_chunk,
+            prompts=ready.prompts.of_chunk,
             finished=lambda span: _finished(job, loaded, store, span),
             denoise=sampler,
             context_timestep=job.settings.rollout.context_noise,
         )
         timings_log = stack.enter_context(TimingLog(store.folder / TIMES_FILE))
         run = _Run(job, model, sampler, sink, timings_log, report)
-        for event in rollout(model, inputs, ContextBuffer(job.plan.window)):
+        for event in rollout(model, inputs):
             run.handle(event)
         drift = sink.drift() if sink else {}
         run.finish()
         timings: dict[str, Any] = {
-            "load_s": loading - since,
-            "encode_prompt_s": encoded - loading,
+            **ready.timings,
             **summed(timings_log),
-            "rollout_s": perf_counter() - encoded,
+            "rollout_s": perf_counter() - started,
             "total_s": perf_counter() - since,
         }
         timings |= {"fps": rates(timings_log, timings["rollout_s"]), "kv_bytes": model.nbytes}
@@ -160,13 +144,44 @@ def _roll(
         rows = timings_log.ends()
     # With a video but without its chunks there is nothing to save: `roll` reports that.
     if job.latents and (written is None or store.holds(len(job.plan.spans))):
-        _save_latents(job.latents, job, [latents for _, latents in context], store, record)
+        context = [latents for _, latents in ready.context]
+        _save_latents(job.latents, job, context, store, record)
     timings |= {"total_s": perf_counter() - since, "chunks": rows}
     output = output_json(written) if written else {"path": str(job.latents)}
     output = {**output, "rollout": str(job.store)}
     record = replace(record, output=output, timings=rounded(timings))
     write_record(record, job.video or job.latents or job.store, job.replaced)
     return record
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A loaded model and what its chunks are generated from."""
+
+    loaded: Loaded
+    prompts: PromptEncoder
+    context: list[tuple[Span, Tensor]]
+    timings: Mapping[str, float]  # of loading and encoding
+
+
+def _prepare(
+    job: RolloutJob, spec: ModelSpec, store: RolloutStore, report: Report, *, since: float
+) -> _Prepared:
+    """Load the model and encode the inputs; only then an earlier rollout is deleted."""
+    report(Phase("load"))
+    # Every chunk needs the transformer and the VAE: the VAE, which is small, stays on the device.
+    loaded = load_pipeline(spec, job.settings.machine, job.parts, stays=("vae",))
+    loading = perf_counter()
+    report(Phase("encode"))
+    prompts = PromptEncoder(
+        loaded, job.settings, job.schedule, guided=job.plan.guided, embeds=job.starts.prompt_embeds
+    )
+    prompts.encode()
+    if job.replaces:
+        start_rollout(store, job.request.as_json())
+    context = _context(job, loaded, store)
+    timings = {"load_s": loading - since, "encode_prompt_s": perf_counter() - loading}
+    return _Prepared(loaded, prompts, context, timings)
 
 
 def _save_latents(
@@ -264,17 +279,17 @@ def _context(job: RolloutJob, loaded: Loaded, store: RolloutStore) -> list[tuple
         return []
     latents = store.load(CONTEXT, loaded.device)
     if latents is None:
-        latents = read_context(job.context, loaded, job.plan).to(loaded.device)
+        latents = read_context(job.starts, loaded, job.plan).to(loaded.device)
         store.save(CONTEXT, latents)
     return [(span, latents[:, :, span.first_frame : span.end]) for span in job.plan.context]
 
 
 def _noise(job: RolloutJob) -> Noise:
-    plan = job.plan
+    plan, file = job.plan, job.starts.noise_file
     shape = (plan.shape.channels, plan.shape.height, plan.shape.width)
-    if job.settings.rollout.noise == "indexed" and not job.tensors.noise:
+    if job.settings.rollout.noise == "indexed" and not file:
         return IndexedNoise(job.seeds, shape)
-    start, renoise = read_noise(job.tensors.noise) if job.tensors.noise else (None, None)
+    start, renoise = read_noise(file) if file else (None, None)
     few = job.settings.rollout.sampler == "few-step"
     draws = plan.steps if few else [1] * len(plan.spans)  # a solver only needs initial noise
     try:
@@ -283,7 +298,7 @@ def _noise(job: RolloutJob) -> Noise:
         )
     except ValueError as error:
         raise InputError(
-            f"{job.tensors.noise}: {error}.", hint="see `noise_file` in wancli rollout --help"
+            f"{file}: {error}.", hint="see `noise_file` in wancli rollout --help"
         ) from None
 
 

@@ -20,12 +20,12 @@ from wancli.cost.devices import Device
 from wancli.cost.estimate import Estimate, estimate, resolve_device
 from wancli.cost.totals import rollout_cost
 from wancli.errors import UsageError, WancliError
-from wancli.planning.context import ContextFiles, check_context_files, context_frames
+from wancli.planning.context import NO_FILES, ContextFiles, check_context_files, context_frames
 from wancli.planning.lora import find_lora
 from wancli.planning.output_files import is_of_rollout, rollout_files, sidecar_files
 from wancli.planning.plan import RolloutPlan, check_unused_settings, make_rollout_plan
 from wancli.planning.prompts import PromptChange, PromptSchedule, make_prompt_schedule
-from wancli.records.naming import name_output, with_name
+from wancli.records.naming import name_fields, name_output, with_name
 from wancli.records.progress import Observer, say_warnings
 from wancli.records.record import Request
 from wancli.utils.files import digest
@@ -45,9 +45,9 @@ class RolloutRequest:
 
     prompt: str | None
     seed: str | None
-    starts: ContextFiles
     output: str | None
     folder: Path
+    starts: ContextFiles = NO_FILES
     changes: Sequence[PromptChange] = ()
     latents: Path | None = None
     video: bool = True
@@ -126,7 +126,8 @@ class RolloutSession:
         check_reachable(self.spec.repo)
         since = perf_counter()  # the libraries are part of what loading costs
         # Huge pages: memory returned after each chunk is reused at a cost of 1-4 %, not up to 20.
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read at torch's first allocation
+        # Only torch reads this, once, at its first allocation: there is nothing to reset.
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         from wancli.records.write import failed_record
         from wancli.rollouts import resume, runner
         from wancli.rollouts.store import RolloutStore
@@ -142,7 +143,7 @@ class RolloutSession:
             )
             self._report_resumed(point, observer)
         elif not job.replaces:
-            resume.start_rollout(store, request.as_json(), overwrite=self.options.overwrite)
+            resume.start_rollout(store, request.as_json())
         try:
             with observer.progress() as report:
                 record = runner.roll(job, self.spec, report, since=since)
@@ -198,12 +199,10 @@ class RolloutSession:
         if self.base:
             video = self.base.with_suffix(".mp4")
             return video, options.latents, self.base
-        settings = self.resolved.settings
-        fields = {
-            "prompt": self.schedule.prompt, "seed": self.seeds[0], "model": settings.model,
-            "steps": self.plan.steps[0], "width": settings.video.width,
-            "height": settings.video.height,
-        }  # fmt: skip
+        fields = name_fields(
+            self.resolved.settings, prompt=self.schedule.prompt, seed=self.seeds[0],
+            steps=self.plan.steps[0],
+        )  # fmt: skip
         video = name_output(options.output, fields, folder=options.folder, several=False)
         return video, options.latents, video.with_suffix(".rollout")
 
@@ -277,10 +276,8 @@ class RolloutSession:
     def _job(
         self, request: Request, video: Path | None, latents: Path | None, store: Path
     ) -> "RolloutJob":
-        from wancli.rollouts.context import InitialContext, ResearchTensors
         from wancli.rollouts.runner import RolloutJob
 
-        starts = self.options.starts
         return RolloutJob(
             request=request,
             settings=self.resolved.settings,
@@ -289,8 +286,7 @@ class RolloutSession:
             seeds=self.seeds,
             store=store,
             video=video,
-            context=InitialContext(starts.image, starts.extend, starts.initial_latents),
-            tensors=ResearchTensors(starts.noise_file, starts.prompt_embeds),
+            starts=self.options.starts,
             latents=latents,
             only_new=bool(request.inputs.get("only_new")),
         )
