@@ -215,8 +215,8 @@ def third_velocity(transformer, window, *, first):
 
 def test_recaching_recomputes_the_window_under_the_new_prompt(transformer):
     window = WindowConfig(3, 1, 1, PER_FRAME)
-    chunks = [drawn(1, 4, 1, SIDE, SIDE, seed=index) for index in range(5)]
-    prompts = [PromptPair(drawn(1, 3, 8, seed=seed)) for seed in (7, 8)]
+    chunks = [draw(1, 4, 1, SIDE, SIDE, seed=index) for index in range(5)]
+    prompts = [PromptPair(draw(1, 3, 8, seed=seed)) for seed in (7, 8)]
 
     def velocity(committed, prompt, *, recached):
         with causal(transformer, window) as model:

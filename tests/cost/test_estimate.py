@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from wancli.catalog.local import find_spec
-from wancli.config.precision import is_wide
+from wancli.config.precision import transformer_dtype
 from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Machine, Settings
 from wancli.cost.capacity import check_capacity
@@ -117,7 +117,7 @@ def test_a_request_that_does_not_fit_gets_a_remedy(
 
     def estimator(settings: Settings) -> Estimate:
         plan = make_plan(settings, spec)
-        wide = is_wide(settings.machine, kind)
+        wide = transformer_dtype(settings.machine, kind) == "float32"
         cost = generation_cost(settings, spec, plan, wide=wide)
         assert cost
         return estimate(cost, settings.machine, device, plan.offloads, ram=RAM)

@@ -21,7 +21,7 @@ from wancli.generation.caches import caches
 from wancli.generation.denoise import clip_frames, denoise
 from wancli.generation.prompts import encode_prompt
 from wancli.models.load import Loaded
-from wancli.models.offload import offload_to
+from wancli.models.offload import place
 from wancli.models.vae import encode
 from wancli.planning.inputs import NO_INPUTS, InputFiles
 from wancli.planning.plan import make_plan
@@ -73,7 +73,7 @@ def loaded_for(task: str, mode: str | None, **kind: Any) -> Loaded:
     pipeline = tiny_pipeline(task, num_layers=4, **kind)
     pipeline.set_progress_bar_config(disable=True)
     if mode:
-        offload_to(pipeline, CPU, mode)
+        place(pipeline, CPU, mode)
     experts = kind.get("experts", 1)
     text = 512 if pipeline.transformer.config.get("image_dim") else 16
     spec = ModelSpec(
@@ -180,7 +180,7 @@ def test_diffusers_finds_the_device_under_a_cfg_gate():
     settings = settings_of(TEXT, sampling={"steps": 9}, step_cache=CACHES["gate"])
     loaded = loaded_for(TEXT, None)
     gpu = torch.device("cuda:0")
-    offload_to(loaded.pipeline, gpu, "model")  # moves nothing until a component is called
+    place(loaded.pipeline, gpu, "model")  # moves nothing until a component is called
     plan = make_plan(settings, loaded.spec)
     prompt = encode_prompt(loaded_for(TEXT, None), "a red circle", settings.sampling)
     assert loaded.pipeline._execution_device == gpu

@@ -8,9 +8,10 @@ import transformers
 from tests.fakes import tiny_folder
 from wancli.catalog.local import find_spec, revision
 from wancli.catalog.specs import SPECS
+from wancli.config.precision import transformer_dtype
 from wancli.config.settings import Machine
 from wancli.errors import SetupError
-from wancli.models.load import load_pipeline, load_vae, pick_device, pick_dtype
+from wancli.models.load import load_pipeline, load_vae, pick_device
 
 
 def test_dtype_applies_to_all_components_but_the_vae(tiny_model: Path):
@@ -23,9 +24,9 @@ def test_dtype_applies_to_all_components_but_the_vae(tiny_model: Path):
 
 
 def test_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu():
-    assert pick_dtype("auto", torch.device("cpu")) == torch.float32
-    assert pick_dtype("auto", torch.device("cuda")) == torch.bfloat16
-    assert pick_dtype("float16", torch.device("cuda")) == torch.float16
+    assert transformer_dtype(Machine(), "cpu") == "float32"
+    assert transformer_dtype(Machine(), "cuda") == "bfloat16"
+    assert transformer_dtype(Machine(dtype="float16"), "cuda") == "float16"
 
 
 def test_a_missing_device_is_rejected():

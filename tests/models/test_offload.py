@@ -10,8 +10,7 @@ from torch import nn
 
 from tests.fakes import tiny_pipeline
 from wancli.catalog.geometry import Span, WindowConfig
-from wancli.errors import PlanError
-from wancli.models.offload import OffloadHook, OffloadManager, ResidentHook, offload_to, place
+from wancli.models.offload import OffloadHook, OffloadManager, ResidentHook, place
 from wancli.models.vae import StreamingDecoder
 from wancli.rollouts.denoiser import PromptPair, causal
 
@@ -46,15 +45,9 @@ def test_a_component_is_onloaded_when_called_and_offloads_the_previous_one():
     ]  # fmt: skip
 
 
-def test_offload_without_a_gpu_is_rejected():
-    with pytest.raises(PlanError, match="torch finds none"):
-        place(tiny_pipeline(), CPU, "model")
-    place(tiny_pipeline(), CPU, "auto")
-
-
 def test_resident_components_report_their_device():
     pipeline = tiny_pipeline()
-    offload_to(pipeline, CPU, "model", stays=("vae",))
+    place(pipeline, CPU, "model", stays=("vae",))
     assert isinstance(pipeline.vae._hf_hook, ResidentHook)
     assert isinstance(pipeline.transformer._hf_hook, OffloadHook)
 
@@ -63,7 +56,7 @@ def roll(mode: str | None) -> tuple[torch.Tensor, Any]:
     """Latents and frames of two chunks."""
     pipeline = tiny_pipeline()
     if mode:
-        offload_to(pipeline, CPU, mode, stays=("vae",))
+        place(pipeline, CPU, mode, stays=("vae",))
     text = torch.ones(1, 9, 16)
     frames, chunks = StreamingDecoder(pipeline.vae), []
     decoded = []

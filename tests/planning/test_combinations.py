@@ -27,7 +27,7 @@ from wancli.config.settings import Machine, RolloutSettings, Settings
 from wancli.config.tuned import tuned_for
 from wancli.errors import PlanError, SettingsError, UsageError
 from wancli.models.load import Loaded, transformers_of
-from wancli.models.offload import offload_to
+from wancli.models.offload import place
 from wancli.models.optimize import speed_up
 from wancli.planning.rules_machine import check_device_kind
 from wancli.records.record import Request
@@ -80,7 +80,7 @@ def test_fused_quantized_blocks_are_bit_identical_when_offloaded(task: str, kind
         loaded = loaded_for(task, None)
         speed_up(transformers_of(loaded.pipeline), machine)
         if offload:
-            offload_to(loaded.pipeline, CPU, offload)
+            place(loaded.pipeline, CPU, offload)
         outputs.append(videos_of(loaded, settings, task, count=1))
     assert same(*outputs)
 
@@ -98,7 +98,7 @@ def test_hunyuan_video_with_tiling_and_a_cache_is_bit_identical_when_offloaded(m
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_tiling()
         if offload:
-            offload_to(pipeline, CPU, offload)
+            place(pipeline, CPU, offload)
         outputs.append(videos_of(Loaded(pipeline, spec, CPU), settings, spec.tasks[0]))
     assert same(*outputs)
 

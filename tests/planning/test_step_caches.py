@@ -4,12 +4,15 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
+from wancli.catalog.tasks import HUNYUAN_TEXT, IMAGE, TASKS, VACE
 from wancli.config.settings import StepCache
 from wancli.errors import PlanError, SetupError
 from wancli.planning.step_caches import (
     MAG_RATIOS,
+    WITH_THRESHOLD,
     check_cache_dit,
     check_step_cache,
+    check_step_cache_task,
     step_cache_bytes,
     step_cache_spec,
 )
@@ -39,6 +42,21 @@ def test_step_caches_that_leave_nothing_to_reuse_are_rejected(settings, hint):
     with pytest.raises(PlanError) as caught:
         check_step_cache(settings, steps=20, layers=8, model="demo")
     assert caught.value.hint.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "hint"),
+    [
+        *((VACE, StepCache(step_cache=m), "`use_cachedit`") for m in WITH_THRESHOLD),
+        *((HUNYUAN_TEXT, StepCache(step_cache=m), "`use_cachedit`") for m in WITH_THRESHOLD[1:]),
+        (IMAGE, StepCache(step_cache="seacache"), "`use_cachedit`"),
+        (VACE, dbcache(cachedit_bn=2), "`cachedit_bn` 1"),
+    ],
+)
+def test_a_step_cache_that_is_wrong_on_a_transformer_is_refused(task, settings, hint):
+    with pytest.raises(PlanError) as caught:
+        check_step_cache_task(settings, TASKS[task])
+    assert caught.value.hint == hint
 
 
 @pytest.mark.parametrize("method", ["cachedit", "first-block", "magcache", "seacache"])

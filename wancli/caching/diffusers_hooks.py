@@ -9,10 +9,8 @@ from diffusers.hooks.first_block_cache import FBCHeadBlockHook, FirstBlockCacheC
 from diffusers.hooks.mag_cache import MagCacheConfig, MagCacheHeadHook
 from diffusers.hooks.sea_cache import SeaCacheConfig, SeaCacheLeaderBlockHook
 
-from wancli.caching.session import is_compiled
 from wancli.config.settings import StepCache
-from wancli.errors import PlanError
-from wancli.planning.step_caches import StepCacheSpec, check_hook
+from wancli.planning.step_caches import StepCacheSpec
 from wancli.records.record import ForwardStats
 
 LEADERS = (FBCHeadBlockHook, MagCacheHeadHook, SeaCacheLeaderBlockHook)
@@ -32,7 +30,6 @@ def diffusers_cache(
 
     The pipeline's own `cache_context` separates cond and uncond, which decide independently.
     """
-    _check_hookable(transformer, settings, spec)
     transformer.enable_cache(_config(settings, steps, mag_ratios))
     try:
         yield _stats_reader(_blocks(transformer, spec), settings.step_cache, first_step)
@@ -74,18 +71,3 @@ def _stats_reader(
         return ForwardStats(step, branch, always if reused else count, count, reused)
 
     return read_stats
-
-
-def _check_hookable(transformer: Any, settings: StepCache, spec: StepCacheSpec) -> None:
-    method, config = settings.step_cache, transformer.config
-    check_hook(method, spec)
-    if method == "seacache" and config.in_channels != config.out_channels:
-        raise PlanError(
-            "`step_cache seacache` reads the noisy latents, which it finds in text-to-video only.",
-            hint="`use_cachedit`",
-        )
-    if any(is_compiled(block) for block in _blocks(transformer, spec)):
-        raise PlanError(
-            f"`step_cache {method}` hooks into blocks, which must not be compiled.",
-            hint="`use_cachedit`",
-        )

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 
@@ -52,9 +51,6 @@ class Session:
             for handle in handles:
                 handle.remove()
 
-    def _record(self) -> None:
-        self._stats.append(self._read_stats())
-
     def _count(self) -> None:
         if not self._left:
             raise RuntimeError("more forwards than the step cache was entered for")
@@ -76,9 +72,3 @@ def restored(*modules: nn.Module) -> Iterator[None]:
         for entries, copy in zip(dicts, copies, strict=True):
             entries.clear()
             entries.update(copy)
-
-
-def is_compiled(module: Any) -> bool:
-    """Whether the module is compiled as a whole."""
-    wrapped = type(module).__name__ == "OptimizedModule"  # torch.compile(module)
-    return wrapped or module._compiled_call_impl is not None  # module.compile()

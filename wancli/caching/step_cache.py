@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from wancli.caching.diffusers_hooks import diffusers_cache
-from wancli.caching.session import Session, is_compiled, restored
+from wancli.caching.session import Session, restored
 from wancli.config.settings import StepCache
 from wancli.errors import PlanError
 from wancli.planning.step_caches import (
@@ -40,7 +40,7 @@ def step_cache(
     if settings.step_cache == "none":
         yield Session(transformer, inf, _no_stats)
         return
-    if is_compiled(transformer):
+    if _is_compiled(transformer):
         raise PlanError(
             "a transformer compiled as a whole has no blocks left for a step cache.",
             hint="transformer.compile_repeated_blocks(fullgraph=True), or `step_cache none`",
@@ -51,28 +51,23 @@ def step_cache(
     with ExitStack() as stack:
         stack.enter_context(restored(transformer, *lists, *(b for blocks in lists for b in blocks)))
         if settings.step_cache == "cachedit":
-            _check_attachable(transformer, spec, settings)
-            library = _cache_dit()
-            library.enable_cache(
-                _adapter(library, transformer, spec, guided=guided),
-                cache_config=_config(library, settings, steps=steps, guided=guided),
-                calibrator_config=_calibrator(library, settings, spec),
-            )
-            stack.callback(transformer._context_manager.clear_contexts)
+            stack.enter_context(_dbcache(transformer, settings, spec, steps=steps, guided=guided))
             session = _session(transformer, settings, lists, forwards, first_step)
         else:
             read_stats = stack.enter_context(
                 diffusers_cache(
-                    transformer,
-                    settings,
-                    spec,
-                    steps=steps,
-                    first_step=first_step,
+                    transformer, settings, spec, steps=steps, first_step=first_step,
                     mag_ratios=mag_ratios,
                 )
-            )
+            )  # fmt: skip
             session = Session(transformer, forwards, read_stats)
         yield stack.enter_context(session.watching())
+
+
+def _is_compiled(module: Any) -> bool:
+    """Whether the module is compiled as a whole."""
+    wrapped = type(module).__name__ == "OptimizedModule"  # torch.compile(module)
+    return wrapped or module._compiled_call_impl is not None  # module.compile()
 
 
 def _no_stats() -> ForwardStats:
@@ -117,16 +112,39 @@ def _session(
     return Session(transformer, forwards, read_stats, advance)
 
 
-def _cache_dit() -> Any:
-    """The library, with its log kept off stdout and down to errors."""
+@contextmanager
+def _dbcache(
+    transformer: Any, settings: StepCache, spec: StepCacheSpec, *, steps: int, guided: bool
+) -> Iterator[None]:
+    """Enable cache-dit; `restored` undoes what it does to the modules."""
+    _check_attachable(transformer, spec, settings)
+    with _cache_dit() as library:
+        library.enable_cache(
+            _adapter(library, transformer, spec, guided=guided),
+            cache_config=_config(library, settings, steps=steps, guided=guided),
+            calibrator_config=_calibrator(library, settings, spec),
+        )
+        try:
+            yield
+        finally:
+            transformer._context_manager.clear_contexts()
+
+
+@contextmanager
+def _cache_dit() -> Iterator[Any]:
+    """The library, with its log kept off stdout and down to errors in the block."""
     check_cache_dit()
     import cache_dit
 
-    for handler in logging.getLogger("CACHE_DIT").handlers:  # shared by its modules
-        handler.setLevel(logging.ERROR)
-        if type(handler) is logging.StreamHandler:
-            handler.stream = logging.StreamHandler().stream
-    return cache_dit
+    with ExitStack() as undo:
+        for handler in logging.getLogger("CACHE_DIT").handlers:  # shared by its modules
+            undo.callback(handler.setLevel, handler.level)
+            handler.setLevel(logging.ERROR)
+            if type(handler) is logging.StreamHandler:
+                # Not by setStream, which flushes the other stream: that may be closed.
+                undo.callback(setattr, handler, "stream", handler.stream)
+                handler.stream = logging.StreamHandler().stream
+        yield cache_dit
 
 
 def _adapter(library: Any, transformer: Any, spec: StepCacheSpec, *, guided: bool) -> Any:
@@ -182,7 +200,7 @@ def _check_attachable(transformer: Any, spec: StepCacheSpec, settings: StepCache
         raise RuntimeError("enter one step cache at a time")  # cache-dit would keep the first
     for name in spec.blocks:
         blocks = getattr(transformer, name)
-        check_blocks(settings, len(blocks), most_bn=spec.most_bn)
+        check_blocks(settings, len(blocks))
         _check_groups(blocks, settings.cachedit_bn)
     if any(hook.config.stream for hook in map(_group_hook, transformer.modules()) if hook):
         raise PlanError(

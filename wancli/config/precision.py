@@ -3,9 +3,11 @@
 from wancli.config.settings import Machine
 
 
-def is_wide(machine: Machine, kind: str) -> bool:
-    """Whether weights and activations are float32 on a `kind` of device."""
-    return machine.dtype == "float32" or (machine.dtype == "auto" and kind == "cpu")
+def transformer_dtype(machine: Machine, kind: str) -> str:
+    """Precision of weights and activations on a `kind` of device, by torch's name."""
+    if machine.dtype == "auto":
+        return "float32" if kind == "cpu" else "bfloat16"
+    return machine.dtype
 
 
 def vae_dtype(machine: Machine) -> str:

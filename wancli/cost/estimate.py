@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
-from wancli.config.precision import is_wide, vae_dtype
+from wancli.config.precision import transformer_dtype, vae_dtype
 from wancli.config.settings import Machine
 from wancli.cost.devices import Device, find_cpu, find_device
 from wancli.cost.totals import Cost
@@ -116,8 +116,7 @@ def estimate(
     chosen: str = machine.offload
     if chosen == "auto":
         chosen = next((offload for offload in possible if fits[offload]), possible[-1])
-    dtype = "float32" if is_wide(machine, device.kind) else _narrow(machine)
-    rates = read_rates(device)
+    rates, dtype = read_rates(device), transformer_dtype(machine, device.kind)
     spent = phase_seconds(cost, rates, dtype, vae=vae_dtype(machine)) if rates else None
     return Estimate(cost, machine, device, chosen, fits, possible, ram, spent)
 
@@ -134,7 +133,7 @@ def resolve_device(machine: Machine, gpu: Device | None = None) -> tuple[Device,
         )
     device = gpu or find_device(machine)
     check_device_kind(machine, device.kind)
-    return device, is_wide(machine, device.kind)
+    return device, transformer_dtype(machine, device.kind) == "float32"
 
 
 def phase_seconds(
@@ -183,7 +182,3 @@ def write_rates(device: Device, rates: Rates) -> None:
     text = json.dumps({**devices, device.key: asdict(rates)}, indent=2) + "\n"
     hint = "set WANCLI_CACHE_DIR to a folder that can be written"
     write_whole(path, text.encode(), hint=hint, overwrite=True)
-
-
-def _narrow(machine: Machine) -> str:
-    return "bfloat16" if machine.dtype == "auto" else machine.dtype

@@ -112,9 +112,10 @@ def joint_parameters(t: JointTransformer) -> int:
     return blocks + text + conditioning + ends
 
 
-def joint_flops(t: JointTransformer, tokens: int, *, text: int = TEXT_TOKENS) -> Flops:
+def joint_flops(t: JointTransformer, tokens: int) -> Flops:
     """FLOPs of one forward of `tokens` video tokens and the text's."""
-    d, rows = t.dim, tokens + text
+    d, text = t.dim, TEXT_TOKENS
+    rows = tokens + text
     blocks = t.dual * (4 * rows * d * d + 2 * rows * d * t.ffn + 12 * d * d)
     blocks += t.single * (rows * (4 * d * d + 2 * d * t.ffn) + 3 * d * d)
     blocks += t.refiner * (text * 12 * d * d + 2 * d * d)

@@ -106,7 +106,7 @@ def rollout_cost(
     if not isinstance(spec.architecture, Architecture):  # only Wan rolls out
         return None
     precision, branches = precision_of(settings.machine, wide=wide), 2 if plan.guided else 1
-    usage = rollout_usage(settings, spec, plan, precision)
+    usage = rollout_usage(spec, plan, precision)
     rolling = rolling_bytes(spec.wan.transformer, plan.window, element_bytes=precision.size)
     caches = {
         "step_cache": _step_cache_bytes(

@@ -13,7 +13,6 @@ from wancli.catalog.wan import (
     Autoencoder,
     Transformer,
 )
-from wancli.config.settings import RolloutSettings
 from wancli.cost.resources import WIDE, Precision, Usage, WeightSizes, other_weight_sizes
 from wancli.cost.wan_transformer import (
     NO_FLOPS,
@@ -62,17 +61,14 @@ def generation_usage(spec: ModelSpec, plan: Plan, precision: Precision) -> Usage
     )  # fmt: skip
 
 
-def rollout_usage(
-    settings: RolloutSettings, spec: ModelSpec, plan: RolloutPlan, precision: Precision
-) -> Usage:
+def rollout_usage(spec: ModelSpec, plan: RolloutPlan, precision: Precision) -> Usage:
     """Resources of `wancli rollout` without recomputing the context."""
-    forwards = rollout_forwards(spec, plan)
-    fresh = (2 if plan.guided else 1) * spec.experts
-    work = denoise_flops(spec.wan.transformer, forwards, fresh=fresh)
+    forwards, prompts = rollout_forwards(spec, plan), 2 if plan.guided else 1
+    work = denoise_flops(spec.wan.transformer, forwards, fresh=prompts * spec.experts)
     tokens = plan.window.chunk * plan.shape.tokens_per_frame
     return _usage(
         spec, plan.shape, precision, denoise=(tokens, plan.forwards, work, False),
-        prompts=2 if settings.sampling.guidance_scale > 1 else 1, chunk=plan.window.chunk,
+        prompts=prompts, chunk=plan.window.chunk,
     )  # fmt: skip
 
 

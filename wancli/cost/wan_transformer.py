@@ -198,13 +198,12 @@ def image_parameters(e: ImageEncoder) -> int:
     return 3 * e.patch**2 * e.dim + (1 + e.tokens) * e.dim + e.layers * layer + 4 * e.dim
 
 
-def image_flops(e: ImageEncoder, *, layers: int | None = None) -> Flops:
+def image_flops(e: ImageEncoder) -> Flops:
     """FLOPs of one image."""
     matmul = 2 * e.tokens * e.dim * (4 * e.dim + 2 * e.ffn)
     attention = 4 * e.tokens**2 * e.dim
-    count = e.layers if layers is None else layers
     patches = 2 * (e.tokens - 1) * 3 * e.patch**2 * e.dim
-    return Flops(count * matmul + patches, count * attention)
+    return Flops(e.layers * matmul + patches, e.layers * attention)
 
 
 def activation_bytes(

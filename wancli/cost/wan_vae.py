@@ -96,12 +96,6 @@ def encode_flops(vae: Autoencoder, latents: Grid) -> Flops:
     return first + rest + Flops(convolution=2 * latents.cells * 4 * vae.latent_channels**2)
 
 
-def cached_features(vae: Autoencoder, latents: Grid) -> int:
-    """Elements that the decoder's causal convolutions cache between latent frames."""
-    one = Grid(1, latents.height, latents.width)
-    return sum(layer.cached for layer in decoder(vae, one, first=False))
-
-
 def decode_bytes(
     vae: Autoencoder, latents: Grid, *, element_bytes: int = 4, tiled: bool = False
 ) -> int:

@@ -11,6 +11,7 @@ from wancli.caching.prompt_kv import PromptKVCache
 from wancli.catalog.tasks import HUNYUAN_VIDEO, WAN
 from wancli.config.settings import Sampling
 from wancli.models.load import Loaded
+from wancli.planning.plan import is_guided
 
 Embeddings = Mapping[str, Tensor]
 
@@ -31,8 +32,7 @@ class Prompt:
 def encode_prompt(loaded: Loaded, prompt: str, sampling: Sampling) -> Prompt:
     """Embed the prompt, and with guidance also the negative prompt."""
     family = loaded.spec.family
-    guided = getattr(sampling, family.guidance) > 1
-    negative = sampling.negative_prompt if guided else None
+    negative = sampling.negative_prompt if is_guided(sampling, family) else None
     return Prompt(_EMBED[family.name](loaded.pipeline, prompt, negative, loaded.spec.text_length))
 
 

@@ -16,7 +16,7 @@ from wancli.catalog.hf_configs import CLASSES
 from wancli.catalog.local import PARTS, check_files, read_config, spec_of_folder
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import EXPERTS, TASKS, TEXT
-from wancli.config.precision import vae_dtype
+from wancli.config.precision import transformer_dtype, vae_dtype
 from wancli.config.settings import Machine
 from wancli.errors import CapacityError, ModelError, SetupError, WancliError, first_line, no_device
 from wancli.models.hub import download, hub_errors
@@ -46,7 +46,7 @@ def load_pipeline(
     for a model that cannot do the task, SetupError for a missing device.
     """
     device = pick_device(machine.device)
-    dtype = pick_dtype(machine.dtype, device)
+    dtype: torch.dtype = getattr(torch, transformer_dtype(machine, device.type))
     check_speed(machine, device)
     spec = _on_disk(spec, parts)
     if task not in spec.tasks:
@@ -112,7 +112,7 @@ def resolve_machine(machine: Machine) -> Machine:
     device, backend = pick_device(machine.device), machine.attention_backend
     if backend == "auto":
         backend = os.environ.get("DIFFUSERS_ATTN_BACKEND", "native")
-    dtype = str(pick_dtype(machine.dtype, device)).removeprefix("torch.")
+    dtype = transformer_dtype(machine, device.type)
     resolved = {"device": device.type, "dtype": dtype, "attention_backend": backend}
     return machine.model_copy(update=resolved)
 
@@ -129,14 +129,6 @@ def pick_device(name: str) -> torch.device:
     ):
         raise no_device(name)
     return device
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def _on_disk(spec: ModelSpec, parts: Collection[str]) -> ModelSpec:

@@ -12,7 +12,6 @@ from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from wancli.catalog.tasks import EXPERTS
-from wancli.errors import PlanError
 
 CPU = torch.device("cpu")
 
@@ -22,25 +21,12 @@ def place(
 ) -> None:
     """Move the pipeline to the device, or offload its weights to RAM.
 
-    `stays` are components that model offload leaves on the device. Raises PlanError for offload
-    without a CUDA device.
+    `offload` is `none`, `model`, `group` or `sequential`. `stays` are components that model offload
+    leaves on the device.
     """
     if offload in ("auto", "none"):  # auto is resolved by the capacity check, before loading
         pipeline.to(device)
-        return
-    if device.type in ("cpu", "mps"):
-        raise PlanError(
-            f"`offload {offload}` needs a CUDA GPU; torch finds none.",
-            hint="`offload none`",
-        )
-    offload_to(pipeline, device, offload, stays=stays)
-
-
-def offload_to(
-    pipeline: Any, device: torch.device, offload: str, *, stays: Collection[str] = ()
-) -> None:
-    """Offload on any device: `model`, `group` or `sequential`."""
-    if offload == "model":
+    elif offload == "model":
         _by_part(pipeline, device, stays)
     elif offload == "group":
         _by_block(pipeline, device)

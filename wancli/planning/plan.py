@@ -6,9 +6,17 @@ from typing import Any
 
 from wancli.catalog.geometry import LatentShape, Span, WindowConfig, latent_shape, lay_out
 from wancli.catalog.specs import ModelSpec
-from wancli.catalog.tasks import TASKS, TEXT
+from wancli.catalog.tasks import TASKS, TEXT, Family
 from wancli.config.resolve import Resolved
-from wancli.config.settings import PromptKV, Rollout, RolloutSettings, RopePolicy, Settings
+from wancli.config.settings import (
+    PromptKV,
+    Rollout,
+    RolloutSettings,
+    RopePolicy,
+    Sampling,
+    Settings,
+    Video,
+)
 from wancli.errors import PlanError
 from wancli.planning.inputs import (
     NO_INPUTS,
@@ -27,9 +35,12 @@ from wancli.planning.rules_machine import (
     check_machine,
     check_rollout,
 )
-from wancli.planning.step_caches import check_step_cache, check_step_cache_task, gate_step
-
-WITH_THRESHOLD = ("first-block", "magcache", "seacache")  # these read step_cache_threshold
+from wancli.planning.step_caches import (
+    WITH_THRESHOLD,
+    check_step_cache,
+    check_step_cache_task,
+    gate_step,
+)
 
 
 @dataclass(frozen=True)
@@ -62,13 +73,7 @@ def make_plan(
     """
     sampling, video = settings.sampling, settings.video
     chosen = choose_task(spec, inputs, task)
-    shape = latent_shape(
-        num_frames=video.num_frames,
-        width=video.width,
-        height=video.height,
-        channels=spec.latent_channels,
-        strides=spec.strides,
-    )
+    shape = _shape(video, spec, num_frames=video.num_frames)
     _check_experts(settings, spec)
     check_machine(settings.machine)
     check_family(settings, spec, chosen.family)
@@ -79,7 +84,7 @@ def make_plan(
     steps = effective_steps(sampling, chosen) * count
     check_step_cache(settings.step_cache, steps=steps, model=spec.name, layers=spec.shortest)
     check_step_cache_task(settings.step_cache, chosen)
-    guided = getattr(sampling, chosen.family.guidance) > 1
+    guided = is_guided(sampling, chosen.family)
     gate = gate_step(settings, chosen, steps=steps, segments=count)
     prepended = reference_frames(chosen, inputs)
     frames = (segment_frames - 1) // spec.strides.temporal + 1 + prepended
@@ -101,6 +106,12 @@ def make_plan(
         offloads=offloads(settings, chosen),
         duration_s=video.num_frames / video.fps,
     )
+
+
+def is_guided(sampling: Sampling, family: Family) -> bool:
+    """Whether guidance is on: a step then has an uncond forward, of the negative prompt."""
+    scale: float = getattr(sampling, family.guidance)
+    return scale > 1
 
 
 @dataclass(frozen=True)
@@ -141,39 +152,17 @@ def make_rollout_plan(
 
     Raises PlanError for incompatible settings.
     """
-    video, chosen = settings.video, settings.rollout
-    if TEXT not in spec.tasks:
-        raise PlanError(
-            f"{spec.name} is {' and '.join(spec.tasks)}; rollouts take text-to-video models.",
-            hint="`model` self-forcing",
-        )
-    if spec.causal is False and not force:
-        raise PlanError(
-            f"{spec.name} was not trained to continue its own chunks: they will drift.",
-            hint="`model` self-forcing, or `force` to see it",
-        )
-    check_machine(settings.machine)
-    check_rollout(settings.machine)
-    check_rollout_vae(settings.machine)
-    _check_experts(settings, spec)
-    _check_rollout(chosen)
-    _check_caches(settings, spec)
+    chosen = settings.rollout
+    _check_rollout(settings, spec, force=force)
     context, spans = lay_out(
         chosen.chunks,
         chunk_frames=chosen.chunk_frames,
         context=context_frames,
         independent_first_frame=chosen.independent_first_frame,
     )
-    frames = spans[-1].end
-    num_frames = (frames - 1) * spec.strides.temporal + 1
-    shape = latent_shape(
-        num_frames=num_frames,
-        width=video.width,
-        height=video.height,
-        channels=spec.latent_channels,
-        strides=spec.strides,
-    )
-    guided = chosen.sampler == "unipc" and settings.sampling.guidance_scale > 1
+    num_frames = (spans[-1].end - 1) * spec.strides.temporal + 1
+    shape = _shape(settings.video, spec, num_frames=num_frames)
+    guided = chosen.sampler == "unipc" and is_guided(settings.sampling, spec.family)
     steps = tuple(_steps(settings, span) for span in spans)
     clean_passes = (len(context) + len(spans) - 1) * spec.experts
     return RolloutPlan(
@@ -181,20 +170,35 @@ def make_rollout_plan(
         shape=shape,
         context=context,
         spans=spans,
-        window=WindowConfig(
-            window=min(chosen.rolling_window or frames, frames),
-            sink=min(chosen.sink_frames, max(0, frames - chosen.chunk_frames)),  # there are no more
-            chunk=chosen.chunk_frames,
-            tokens_per_frame=shape.tokens_per_frame,
-            trim=chosen.trim,
-        ),
+        window=_window(chosen, shape),
         rope=_rope(chosen),
         guided=guided,
         steps=steps,
         forwards=(sum(steps) + clean_passes) * (2 if guided else 1),
         offloads=offloads(settings, TASKS[TEXT]),
         num_frames=num_frames,
-        duration_s=num_frames / video.fps,
+        duration_s=num_frames / settings.video.fps,
+    )
+
+
+def _shape(video: Video, spec: ModelSpec, *, num_frames: int) -> LatentShape:
+    return latent_shape(
+        num_frames=num_frames,
+        width=video.width,
+        height=video.height,
+        channels=spec.latent_channels,
+        strides=spec.strides,
+    )
+
+
+def _window(chosen: Rollout, shape: LatentShape) -> WindowConfig:
+    """The window, no larger than the whole video of `shape`."""
+    return WindowConfig(
+        window=min(chosen.rolling_window or shape.frames, shape.frames),
+        sink=min(chosen.sink_frames, max(0, shape.frames - chosen.chunk_frames)),
+        chunk=chosen.chunk_frames,
+        tokens_per_frame=shape.tokens_per_frame,
+        trim=chosen.trim,
     )
 
 
@@ -229,7 +233,27 @@ def _rope(chosen: Rollout) -> RopePolicy:
     return "relative" if chosen.sink_frames else "absolute"
 
 
-def _check_rollout(chosen: Rollout) -> None:
+def _check_rollout(settings: RolloutSettings, spec: ModelSpec, *, force: bool) -> None:
+    """Raise PlanError for a model or settings that a rollout does not support."""
+    if TEXT not in spec.tasks:
+        raise PlanError(
+            f"{spec.name} is {' and '.join(spec.tasks)}; rollouts take text-to-video models.",
+            hint="`model` self-forcing",
+        )
+    if spec.causal is False and not force:
+        raise PlanError(
+            f"{spec.name} was not trained to continue its own chunks: they will drift.",
+            hint="`model` self-forcing, or `force` to see it",
+        )
+    check_machine(settings.machine)
+    check_rollout(settings.machine)
+    check_rollout_vae(settings.machine)
+    _check_experts(settings, spec)
+    _check_window(settings.rollout)
+    _check_caches(settings, spec)
+
+
+def _check_window(chosen: Rollout) -> None:
     least = chosen.sink_frames + chosen.chunk_frames
     if chosen.rolling_window and chosen.rolling_window < least:
         raise PlanError(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from wancli.config.settings import Machine, Settings
 from wancli.errors import PlanError
+from wancli.planning.step_caches import WITH_THRESHOLD
 from wancli.utils.packages import check_package
 
 TORCHAO = (0, 18)  # first version whose Int8WeightOnlyConfig has one scale per row
@@ -52,7 +53,7 @@ def check_generation(settings: Settings, transformer: str) -> None:
         )
     if not machine.compile:
         return
-    if method in ("first-block", "magcache", "seacache"):
+    if method in WITH_THRESHOLD:
         raise PlanError(
             f"`step_cache` {method} hooks into blocks, which `compile` makes one graph each.",
             hint="`use_cachedit`, or `no_compile`",

@@ -10,6 +10,7 @@ from wancli.errors import PlanError
 from wancli.utils.packages import check_package
 
 CACHE_DIT = (1, 5, 3)  # first version that keeps two transformers of one process apart
+WITH_THRESHOLD = ("first-block", "magcache", "seacache")  # diffusers', with step_cache_threshold
 LEAST_STEPS = 9  # fewer leave no step between warmup and end
 
 
@@ -34,7 +35,7 @@ class StepCacheSpec:
 STEP_CACHES = {
     spec.transformer: spec
     for spec in (
-        StepCacheSpec("WanTransformer3DModel", hooks=("first-block", "magcache", "seacache")),
+        StepCacheSpec("WanTransformer3DModel", hooks=WITH_THRESHOLD),
         # Its forward adds a hint after some blocks. The functor moves that into the blocks, where
         # cache-dit sees it; diffusers' hooks would add each hint twice.
         StepCacheSpec("WanVACETransformer3DModel", functor="WanVACEPatchFunctor", most_bn=1),
@@ -126,10 +127,13 @@ def check_step_cache_task(settings: StepCache, task: Task) -> None:
         return
     spec = step_cache_spec([task.transformer])
     if method == "cachedit":
-        if spec.most_bn is not None and settings.cachedit_bn > spec.most_bn:
-            raise _too_many(settings.cachedit_bn, spec.most_bn)
+        _check_last_blocks(settings.cachedit_bn, spec)
         return
-    check_hook(method, spec)
+    if method not in spec.hooks:
+        raise PlanError(
+            f"`step_cache` {method} gives wrong results on {spec.transformer}.",
+            hint="`use_cachedit`",
+        )
     if not task.tells_branches or (method != "first-block" and not task.tells_steps):
         raise PlanError(
             f"`step_cache` {method} does not work with {task.name}: its pipeline does not report "
@@ -138,21 +142,13 @@ def check_step_cache_task(settings: StepCache, task: Task) -> None:
         )
 
 
-def check_hook(method: str, spec: StepCacheSpec) -> None:
-    """Raise PlanError for a step cache of diffusers that is wrong on this transformer."""
-    if method not in spec.hooks:
+def _check_last_blocks(bn: int, spec: StepCacheSpec) -> None:
+    if spec.most_bn is not None and bn > spec.most_bn:
         raise PlanError(
-            f"`step_cache` {method} gives wrong results on {spec.transformer}.",
-            hint="`use_cachedit`",
+            f"`cachedit_bn` {bn}: this model adds a hint to some blocks, and the last {bn} would "
+            "get those of others.",
+            hint=f"`cachedit_bn` {spec.most_bn}",
         )
-
-
-def _too_many(bn: int, most: int) -> PlanError:
-    return PlanError(
-        f"`cachedit_bn` {bn}: this model adds a hint to some blocks, and the last {bn} would get "
-        "those of others.",
-        hint=f"`cachedit_bn` {most}",
-    )
 
 
 def _check_cachedit(settings: StepCache, steps: int) -> None:
@@ -170,16 +166,14 @@ def _check_cachedit(settings: StepCache, steps: int) -> None:
         )
 
 
-def check_blocks(settings: StepCache, blocks: int, *, most_bn: int | None = None) -> None:
-    """Raise PlanError if Fn and Bn leave none of `blocks` to reuse, or Bn exceeds `most_bn`."""
+def check_blocks(settings: StepCache, blocks: int) -> None:
+    """Raise PlanError if Fn and Bn leave none of `blocks` to reuse."""
     fn, bn = settings.cachedit_fn, settings.cachedit_bn
     if fn + bn >= blocks:
         raise PlanError(
             f"`cachedit_fn` {fn} and `cachedit_bn` {bn} leave none of {blocks} blocks to reuse.",
             hint=f"`cachedit_fn` {max(1, blocks // 4)} `cachedit_bn` 0",
         )
-    if most_bn is not None and bn > most_bn:
-        raise _too_many(bn, most_bn)
 
 
 def gate_step(settings: Settings, task: Task, *, steps: int, segments: int = 1) -> int | None:
