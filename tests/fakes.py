@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from wancli.catalog.tasks import ANIMATE, ENDS, IMAGE, TASKS, TEXT, VACE
+from wancli.models.random_weights import ended_by_eos
 from wancli.video.ffmpeg import Encoding
 from wancli.video.write import VideoWriter
 
@@ -63,16 +64,7 @@ def tiny_tokenizer(length: int = 16) -> PreTrainedTokenizerFast:
     vocabulary |= {word: i for i, word in enumerate(WORDS, len(vocabulary))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        model_max_length=length,
-    )
+    return ended_by_eos(tokenizer, length=length)
 
 
 def tiny_transformer(seed: int = 0, task: str = TEXT, **more: Any) -> WanTransformer3DModel:
@@ -82,18 +74,19 @@ def tiny_transformer(seed: int = 0, task: str = TEXT, **more: Any) -> WanTransfo
         return kind(**{**SIZES, **TASK_SIZES.get(task, {}), **more}).eval()
 
 
-def tiny_vae() -> AutoencoderKLWan:
+def tiny_vae(**more: Any) -> AutoencoderKLWan:
+    sizes = {
+        "base_dim": 4,
+        "z_dim": 4,
+        "dim_mult": [1, 1, 1, 1],
+        "num_res_blocks": 1,
+        "temperal_downsample": [False, True, True],
+        "latents_mean": [0.1, -0.2, 0.3, 0.0],
+        "latents_std": [1.0, 2.0, 0.5, 1.5],
+    }
     with torch.random.fork_rng():
-        torch.random.manual_seed(0)
-        return AutoencoderKLWan(
-            base_dim=4,
-            z_dim=4,
-            dim_mult=[1, 1, 1, 1],
-            num_res_blocks=1,
-            temperal_downsample=[False, True, True],
-            latents_mean=[0.1, -0.2, 0.3, 0.0],
-            latents_std=[1.0, 2.0, 0.5, 1.5],
-        ).eval()
+        torch.random.manual_seed(0)  # diffusers takes no generator
+        return AutoencoderKLWan(**{**sizes, **more}).eval()
 
 
 def tiny_image_encoder() -> dict[str, Any]:

@@ -54,7 +54,7 @@ class PromptKVCache:
 
     Recomputes when embeddings are replaced or written to, and when projections are replaced (a
     LoRA was loaded) or written to. Merging, scaling or disabling a LoRA, and replacing weights
-    through `.data`, go unnoticed: call `clear`. Of each kind of input it keeps the `size` most
+    through `.data`, go unnoticed: use a new cache. Of each kind of input it keeps the `size` most
     recently used.
     """
 
@@ -71,24 +71,23 @@ class PromptKVCache:
         """Bytes of keys, values and embeddings in all transformers."""
         return sum(lru.nbytes for layers in self._layers.values() for lru in layers)
 
-    def clear(self) -> None:
-        """Drop all entries; safe while in use."""
-        for layers in self._layers.values():
-            for lru in layers:
-                lru.trim(0)
-
 
 class CachedModule(nn.Module):
     """An embedder that runs once per input, and points the attentions to the input's K/V."""
 
     def __init__(
-        self, embedder: nn.Module, lru: LRUCache, attentions: AttentionGroup, size: int
-    ) -> None:
+        self, embedder: nn.Module, lru: LRUCache, attentions: AttentionGroup, size: int, *,
+        length: int | None = None,
+    ) -> None:  # fmt: skip
+        """`length` is the only number of tokens that is accepted."""
         super().__init__()
         self.embedder, self._lru, self._attentions, self._size = embedder, lru, attentions, size
+        self._length = length
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The embedder's output."""
+        """Tokens [B, M, D] to the embedder's output [B, M, H*D]."""
+        if self._length and tokens.shape[1] != self._length:
+            raise ValueError(f"with an image there must be {self._length} text tokens")
         embedded = self.embed(tokens, (tokens,))
         self._lru.trim(self._size)
         return embedded
@@ -101,28 +100,6 @@ class CachedModule(nn.Module):
         if entry.embedded is None:
             entry.embedded = self.embedder(tokens)
         return entry.embedded
-
-
-class CachedTextEmbedder(CachedModule):
-    """The text embedder. With an image, diffusers assumes that there are 512 text tokens."""
-
-    def __init__(
-        self,
-        embedder: nn.Module,
-        lru: LRUCache,
-        attentions: AttentionGroup,
-        size: int,
-        *,
-        has_image: bool,
-    ) -> None:
-        super().__init__(embedder, lru, attentions, size)
-        self._has_image = has_image
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Text encoder output [B, M, D] to [B, M, H*D]."""
-        if self._has_image and tokens.shape[1] != TEXT_LENGTH:
-            raise ValueError(f"with an image there must be {TEXT_LENGTH} text tokens")
-        return super().forward(tokens)
 
 
 class CachedMotionEncoder(CachedModule):
@@ -240,9 +217,8 @@ def prompt_kv(
                 undo.callback(group.offloader.restore)
                 offloaders.append(group.offloader)
         layers, size, embedder = cache.of(transformer), cache.size, transformer.condition_embedder
-        cached: CachedModule = CachedTextEmbedder(
-            embedder.text_embedder, layers.text, text, size, has_image=bool(image.slots)
-        )
+        length = TEXT_LENGTH if image.slots else None  # diffusers assumes it beside an image
+        cached = CachedModule(embedder.text_embedder, layers.text, text, size, length=length)
         swap(embedder, "text_embedder", cached, undo)
         if embedder.image_embedder is not None:
             cached = CachedModule(embedder.image_embedder, layers.image, image, size)

@@ -7,7 +7,6 @@ The layout is huggingface_hub's: models--OWNER--NAME with refs/main (a commit), 
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from wancli.errors import ModelError
@@ -16,16 +15,6 @@ from wancli.utils.reading import read_text, user_path
 CONNECT_S = 4  # seconds in which a hub within reach accepts a connection
 _PREFIX = "models--"
 _REVISION = re.compile(r"\w[\w.-]{0,127}", re.ASCII)  # a single path component
-
-
-@dataclass(frozen=True)
-class Cached:
-    """A hub model on this disk; `folder` holds its files, `bytes` counts all of its revisions."""
-
-    repo: str
-    revision: str
-    folder: Path
-    bytes: int
 
 
 def cache_folder() -> Path:
@@ -50,13 +39,11 @@ def cached_revision(repo: str) -> str:
     return revision if _REVISION.fullmatch(revision) else ""
 
 
-def find_cached(repo: str) -> Cached | None:
-    """A hub model on this disk, or None."""
-    folder, revision = repo_folder(repo), cached_revision(repo)
-    snapshot = folder / "snapshots" / revision
-    if not revision or not snapshot.is_dir():
-        return None
-    return Cached(repo, revision, snapshot, cached_bytes(repo))
+def find_cached(repo: str) -> Path | None:
+    """Folder with the files of a hub model on this disk, or None."""
+    revision = cached_revision(repo)
+    snapshot = repo_folder(repo) / "snapshots" / revision
+    return snapshot if revision and snapshot.is_dir() else None
 
 
 def cached_repos() -> list[str]:

@@ -40,14 +40,7 @@ def compare(
     latents = _check(one, other, fail_under_ssim=fail_under_ssim)
     screen, header = Screen(output_options), {"schema": SCHEMA, "a": str(one), "b": str(other)}
     if latents:
-        from wancli.video.compare import compare_latents
-        from wancli.video.latents import read_latents
-
-        latent_quality = compare_latents(read_latents(one)[0], read_latents(other)[0])
-        if output_options.json:
-            screen.json({**header, "kind": "latents", **latent_quality.as_json()})
-        else:
-            screen.table("metric", "value", rows=_latent_rows(latent_quality), right=("value",))
+        _compare_latents(one, other, screen, header)
         return
     from wancli.video.compare import VARIANT, compare_files
 
@@ -69,6 +62,17 @@ def compare(
             f"`fail_under_ssim` {fail_under_ssim:g}.",
             hint="generate B with a lower `cachedit_residual_threshold`",
         )
+
+
+def _compare_latents(one: Path, other: Path, screen: Screen, header: dict[str, str]) -> None:
+    from wancli.video.compare import compare_latents
+    from wancli.video.latents import read_latents
+
+    quality = compare_latents(read_latents(one)[0], read_latents(other)[0])
+    if screen.options.json:
+        screen.json({**header, "kind": "latents", **quality.as_json()})
+    else:
+        screen.table("metric", "value", rows=_latent_rows(quality), right=("value",))
 
 
 def _check(one: Path, other: Path, *, fail_under_ssim: float | None) -> bool:

@@ -26,6 +26,7 @@ from wancli.utils.outputs import OutputFile, OutputSet
 from wancli.utils.units import gib
 
 if TYPE_CHECKING:
+    from wancli.models.convert import ConvertedModel
     from wancli.models.inspect import ModelInfo
 
 app = typer.Typer(
@@ -207,24 +208,27 @@ def convert(
     outputs.add(OutputFile(out, "OUT", ours=lambda _: True, folder=True))
     with outputs.locked():
         converted = write(source, out, config=config, base=base, overwrite=overwrite)
+    _say_converted(screen, converted, alone=base is None)
+
+
+def _say_converted(screen: Screen, model: "ConvertedModel", *, alone: bool) -> None:
     layers, heads, width = (
-        converted.config[name]
-        for name in ("num_layers", "num_attention_heads", "attention_head_dim")
+        model.config[name] for name in ("num_layers", "num_attention_heads", "attention_head_dim")
     )
     screen.say(
-        f"{converted.parameters:,} parameters, {converted.dtype}: {layers} layers, "
+        f"{model.parameters:,} parameters, {model.dtype}: {layers} layers, "
         f"dim {heads * width}, {heads} heads"
     )
-    if base is None:
+    if alone:
         screen.say(
             "only a transformer: --base FOLDER adds the rest; without it, "
             "wancli rollout needs --prompt-embeds and --no-video"
         )
-    if output_options.json:
-        summary = {"path": str(out), "parameters": converted.parameters, "dtype": converted.dtype}
-        screen.json({**summary, "config": converted.config})
+    if screen.options.json:
+        summary = {"path": str(model.path), "parameters": model.parameters, "dtype": model.dtype}
+        screen.json({**summary, "config": model.config})
     else:
-        screen.result(str(out))
+        screen.result(str(model.path))
 
 
 def _list_entry(spec: ModelSpec) -> dict[str, Any] | None:
@@ -237,7 +241,7 @@ def _list_entry(spec: ModelSpec) -> dict[str, Any] | None:
         spec = find_local(spec.name)
         if spec.folder == DEMO_FOLDER:
             state, size = "in the package", _size_of(DEMO_FOLDER)
-        elif cached and not missing_files(cached.folder):
+        elif cached and not missing_files(cached):
             state = "yes"
         elif size:
             state = "partly"
@@ -270,12 +274,12 @@ def _local_folder(name: str) -> tuple[ModelSpec, Path]:
     cached = find_cached(spec.repo)
     if cached is None:
         raise absent(name)
-    if missing := missing_files(cached.folder):
+    if missing := missing_files(cached):
         raise ModelError(
             f"model '{name}' is incomplete: it lacks {', '.join(missing[:3])}.",
             hint=f"wancli model pull {name}",
         )
-    return spec, cached.folder
+    return spec, cached
 
 
 def _with_files(name: str) -> ModelSpec:

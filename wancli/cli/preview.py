@@ -18,52 +18,56 @@ if TYPE_CHECKING:
 
 SCHEMA = "wancli.preview/1"
 SHEET, ANIMATION = "Contact sheet", "GIF and WebP"
+Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Videos.")]
+Sheet = Annotated[
+    Path | None,
+    typer.Option(
+        rich_help_panel=SHEET,
+        show_default="NAME.png beside each video",
+        help="PNG with frames of all videos.",
+    ),
+]
+Rows = Annotated[int, typer.Option(min=1, max=100, rich_help_panel=SHEET, help="Rows of frames.")]
+Columns = Annotated[
+    int, typer.Option(min=1, max=100, rich_help_panel=SHEET, help="Frames per row.")
+]
+Gif = Annotated[
+    Path | None, typer.Option(rich_help_panel=ANIMATION, help="Write the video as a GIF.")
+]
+Webp = Annotated[
+    Path | None,
+    typer.Option(
+        rich_help_panel=ANIMATION,
+        help="Write the video as an animated WebP: smaller than a GIF, in true color.",
+    ),
+]
+Fps = Annotated[
+    float | None,
+    typer.Option(rich_help_panel=ANIMATION, show_default="the video's", help="Frames per second."),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(
+        min=8,
+        max=4096,
+        show_default="240 on a sheet, else the video's",
+        help="Width of each frame in pixels.",
+    ),
+]
 
 
 @takes_output_options
 def preview(  # noqa: PLR0913 - one parameter per flag
     *,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Videos.")],
+    files: Files,
     output_options: OutputOptions,
-    sheet: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=SHEET,
-            show_default="NAME.png beside each video",
-            help="PNG with frames of all videos.",
-        ),
-    ] = None,
-    rows: Annotated[
-        int, typer.Option(min=1, max=100, rich_help_panel=SHEET, help="Rows of frames.")
-    ] = 3,
-    columns: Annotated[
-        int, typer.Option(min=1, max=100, rich_help_panel=SHEET, help="Frames per row.")
-    ] = 4,
-    gif: Annotated[
-        Path | None, typer.Option(rich_help_panel=ANIMATION, help="Write the video as a GIF.")
-    ] = None,
-    webp: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=ANIMATION,
-            help="Write the video as an animated WebP: smaller than a GIF, in true color.",
-        ),
-    ] = None,
-    fps: Annotated[
-        float | None,
-        typer.Option(
-            rich_help_panel=ANIMATION, show_default="the video's", help="Frames per second."
-        ),
-    ] = None,
-    width: Annotated[
-        int | None,
-        typer.Option(
-            min=8,
-            max=4096,
-            show_default="240 on a sheet, else the video's",
-            help="Width of each frame in pixels.",
-        ),
-    ] = None,
+    sheet: Sheet = None,
+    rows: Rows = 3,
+    columns: Columns = 4,
+    gif: Gif = None,
+    webp: Webp = None,
+    fps: Fps = None,
+    width: Width = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Make a contact sheet, a GIF or an animated WebP of videos.

@@ -16,7 +16,7 @@ from wancli.catalog.tasks import TASKS
 from wancli.config.resolve import Layer, Resolved, check_tuned, resolve
 from wancli.config.settings import Settings
 from wancli.generation.conditioning import read_pictures
-from wancli.generation.denoise import StepResult, clip_frames, decode, denoise
+from wancli.generation.denoise import DenoisedClip, StepResult, clip_frames, decode, denoise
 from wancli.generation.preview import Previews, previews
 from wancli.generation.prompts import Prompt, encode_prompt
 from wancli.models.load import Loaded, load_pipeline, load_vae, resolve_machine
@@ -117,11 +117,7 @@ class Runner:
         cache = _cache(self.settings, self.plan, denoised.stats)
         timings = _timings(job, clock, denoised.stats, sigmas, load_s=load_s)
         timings |= {"uses": [asdict(forward) for forward in denoised.stats]} if cache else {}
-        memory: dict[str, Any] = peak_memory(loaded.device) | {
-            "offload": self.settings.machine.offload,
-            "prompt_kv_gib": denoised.prompt_kv_bytes / 2**30,
-            "freed_weights_gib": denoised.freed_bytes / 2**30,
-        }
+        memory = self._memory(loaded.device, denoised)
         record = replace(
             record, status="ok", timings=timings, memory=memory, env=versions(), cache=cache
         )
@@ -134,6 +130,13 @@ class Runner:
         record = replace(record, output=output_json(written), timings=rounded(timings))
         write_record(record, job.output, job.replaced)
         return record
+
+    def _memory(self, device: torch.device, denoised: DenoisedClip) -> dict[str, Any]:
+        return peak_memory(device) | {
+            "offload": self.settings.machine.offload,
+            "prompt_kv_gib": denoised.prompt_kv_bytes / 2**30,
+            "freed_weights_gib": denoised.freed_bytes / 2**30,
+        }
 
     def _load(self, report: Report) -> float:
         """Load the model, and return the seconds it took; 0 if it is loaded."""

@@ -64,9 +64,9 @@ def find_local(model: str) -> ModelSpec:
     """
     spec = find_spec(model)
     cached = find_cached(spec.repo) if spec.on_hub else None
-    if cached is None or not (cached.folder / "model_index.json").exists():
+    if cached is None or not (cached / "model_index.json").exists():
         return spec
-    read = spec_of_folder(cached.folder, name=spec.name, repo=spec.repo)
+    read = spec_of_folder(cached, name=spec.name, repo=spec.repo)
     return replace(read, description=spec.description, causal=spec.causal)
 
 

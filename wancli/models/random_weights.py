@@ -98,6 +98,11 @@ def byte_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
     vocabulary = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return ended_by_eos(tokenizer, length=spec.text_length)
+
+
+def ended_by_eos(tokenizer: Tokenizer, *, length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer as UMT5's: it ends a text with `</s>` (1), and pads it to `length`."""
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
@@ -106,7 +111,7 @@ def byte_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",
-        model_max_length=spec.text_length,
+        model_max_length=length,
     )
 
 
