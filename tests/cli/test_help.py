@@ -153,6 +153,7 @@ def test_alone_wancli_prints_its_commands_and_fails(wancli: Wancli):
     alone, helped = wancli(), wancli("--help")
     assert (alone.code, helped.code) == (2, 0)
     assert alone.out == helped.out
+    assert helped.out.endswith("\nwancli COMMAND --help describes a command.\n")
     assert all(f"\n  {name} " in helped.out for name in COMMANDS)
 
 

@@ -151,6 +151,7 @@ def describe(command: Any, ctx: Any, defaults: Defaults) -> CommandHelp:
         pieces.append("COMMAND ...")
         rows = [HelpRow(n, (c.help or "").partition("\n")[0]) for n, c in subcommands.items()]
         groups.append(HelpGroup(COMMANDS, rows))
+        defaults = Defaults(note=f"{ctx.command_path} COMMAND --help describes a command.")
     for title, options in _by_group([it for it in parameters if not it.is_argument]).items():
         groups.append(HelpGroup(title, [it.row() for it in options]))
     return CommandHelp(
