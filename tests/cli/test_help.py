@@ -94,6 +94,9 @@ def test_a_group_is_shown_alone(wancli: Wancli):
     assert text.startswith("Step cache:\n")
     assert "--prompt" not in text
     assert "Sampling:" not in text
+    text = wancli("generate", "--help", "Video").out
+    assert text.startswith("Video:\n")
+    assert "--fps N" in text  # though it is among the common ones, too
 
 
 @pytest.mark.parametrize("name", ["generate", "rollout", "plan", "repro", "bench"])
@@ -103,9 +106,10 @@ def test_a_long_help_names_every_group_that_it_hides(name: str, wancli: Wancli):
     named = re.findall(r"^  ([a-z-]+)  ", short.partition("More (")[2], re.MULTILINE)
     assert len(named) > 4
     for key in named:
-        group = wancli(name, "--help", key).out.split("\n\n")[0]
-        assert group in whole
-        assert group not in short
+        title, *rows = wancli(name, "--help", key).out.split("\n\n")[0].splitlines()
+        assert f"\n{title}\n" in whole
+        assert f"\n{title}\n" not in short
+        assert set(rows) <= set(whole.splitlines())
 
 
 @pytest.mark.parametrize(

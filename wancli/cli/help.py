@@ -5,7 +5,7 @@ A long help is in groups of options, of which `--help` shows the first.
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -61,10 +61,11 @@ class HelpRow:
 
 @dataclass(frozen=True)
 class HelpGroup:
-    """Rows under a heading."""
+    """Rows under a heading, and those of the group that stand among the common ones instead."""
 
     title: str
     rows: Sequence[HelpRow]
+    common: Sequence[HelpRow] = ()
 
     @property
     def key(self) -> str:
@@ -152,8 +153,10 @@ def describe(command: Any, ctx: Any, defaults: Defaults) -> CommandHelp:
         rows = [HelpRow(n, (c.help or "").partition("\n")[0]) for n, c in subcommands.items()]
         groups.append(HelpGroup(COMMANDS, rows))
         defaults = Defaults(note=f"{ctx.command_path} COMMAND --help describes a command.")
-    for title, options in _by_group([it for it in parameters if not it.is_argument]).items():
-        groups.append(HelpGroup(title, [it.row() for it in options]))
+    by_group = _by_group([it for it in parameters if not it.is_argument])
+    for title, options in by_group.items():
+        common = [it for it in by_group.get(OPTIONS, ()) if it.param.rich_help_panel == title]
+        groups.append(HelpGroup(title, [it.row() for it in options], [it.row() for it in common]))
     return CommandHelp(
         path=ctx.command_path,
         usage=" ".join([ctx.command_path, "[OPTIONS]", *pieces]),
@@ -254,7 +257,7 @@ def _with_help_rows(groups: Sequence[HelpGroup]) -> Sequence[HelpGroup]:
     if not groups or groups[-1].title in (ARGUMENTS, COMMANDS):
         return [*groups, HelpGroup(OPTIONS, rows)]
     last = groups[-1]
-    return [*groups[:-1], HelpGroup(last.title, [*last.rows, *rows])]
+    return [*groups[:-1], replace(last, rows=[*last.rows, *rows])]
 
 
 def _shown(value: Any) -> str:

@@ -7,6 +7,7 @@
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from shutil import get_terminal_size
 from typing import Any
@@ -38,11 +39,12 @@ def help_text(command: Any, ctx: Any, words: Sequence[str]) -> str:
     """The help that a command line asks for; `words` is what follows the command's name."""
     described = describe(command, ctx, typed_defaults(command, ctx, words))
     width = min(get_terminal_size().columns, WIDEST)
-    flags = [dashed(word) for word in words]
+    flags = [dashed(word).lower() for word in words]
     keys = {word for name, word in pairwise(flags) if name in NAMES}
     chosen = [group for group in described.groups if group.key in keys]
     if chosen:
-        lines = [line for group in chosen for line in _group_lines(group, width)]
+        whole = [replace(group, rows=[*group.common, *group.rows]) for group in chosen]
+        lines = [line for group in whole for line in _group_lines(group, width)]
     else:
         lines = [*_lines(described, described.groups, width)]
         if "--help-all" not in flags and len(lines) > LONGEST:
