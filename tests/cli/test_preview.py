@@ -103,6 +103,15 @@ def test_an_animation_can_be_smaller_and_have_fewer_frames(wancli: Wancli, kind:
         assert abs(int(np.asarray(animation.convert("RGB"))[8, 8, 0]) - LEVELS[22]) <= 3
 
 
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_an_animation_can_be_a_single_frame(wancli: Wancli, kind: str):
+    gray_video(Path("a.mp4"), [200])
+    result = wancli("preview", "a.mp4", f"--{kind}", f"a.{kind}")
+    assert result.code == 0, result.err
+    with Image.open(f"a.{kind}") as picture:
+        assert abs(int(np.asarray(picture.convert("RGB"))[16, 32, 0]) - 200) <= 3
+
+
 def test_one_call_writes_a_sheet_and_animations(wancli: Wancli):
     gray_video(Path("a.mp4"))
     arguments = ("--sheet", "s.png", "--gif", "g.gif", "--webp", "w.webp")

@@ -96,13 +96,15 @@ def draw_animation(video: Path, *, gif: bool, width: int | None, fps: float | No
     tick = _GIF_TICK_S if gif else 0.001
     ends = [round(i / rate / tick) for i in range(count + 1)]  # so that rounding errors cancel
     durations = [round(1000 * tick * (b - a)) for a, b in pairwise(ends)]
+    # Pillow refuses a list for a single frame.
+    duration = durations if count > 1 else durations[0]
     content = io.BytesIO()
     extension = ".gif" if gif else ".webp"
     file: Any = iio.imopen(content, "w", extension=extension, plugin="pillow")
     with file:
         for frame in _frames_at(video, info, numbers):
             picture = frame.resize(size, Image.Resampling.LANCZOS)
-            file.write(np.asarray(picture), duration=durations, loop=0)
+            file.write(np.asarray(picture), duration=duration, loop=0)
     return Picture(sign(content.getvalue(), [video]), *size, count)
 
 
