@@ -44,10 +44,10 @@ def test_caching_prompt_kv_changes_no_bit(wancli: Wancli, model: Path, flags: An
     assert freed == [False, flags == ("--free-kv-weights",)]
 
 
-def test_padding_prompt_kv_differs_only_by_rounding(wancli: Wancli, model: Path):
-    _, latents = make(wancli, model)
-    assert torch.equal(make(wancli, model, "--kv-align", 1)[1], latents)
-    _, padded = make(wancli, model, "--kv-align", 64)
+def test_padding_prompt_kv_differs_only_by_rounding(wancli: Wancli, tiny_model: Path):
+    _, latents = make(wancli, tiny_model)
+    assert torch.equal(make(wancli, tiny_model, "--kv-align", 1)[1], latents)
+    _, padded = make(wancli, tiny_model, "--kv-align", 64)
     assert (latents - padded).abs().max() < 1e-4
 
 
@@ -78,10 +78,10 @@ def test_the_record_lists_what_each_forward_computed(wancli: Wancli, model: Path
     assert "uses" not in json.loads(read_comment(Path("a.mp4")) or "")["timings"]
 
 
-def test_videos_of_one_process_are_independent(wancli: Wancli, model: Path):
-    _, alone = make(wancli, model, *OFTEN, "--seed", 2)
+def test_videos_of_one_process_are_independent(wancli: Wancli, tiny_model: Path):
+    _, alone = make(wancli, tiny_model, *OFTEN, "--seed", 2)
     result = wancli(
-        "generate", "a red circle", "--model", model, *SMALL, *OFTEN, "--seed", "1,2",
+        "generate", "a red circle", "--model", tiny_model, *SMALL, *OFTEN, "--seed", "1,2",
         "-o", "b.mp4", "--save-latents", "z-{seed}.safetensors",
     )  # fmt: skip
     assert result.code == 0, result.err
@@ -106,9 +106,11 @@ def test_the_gate_and_a_step_cache_work_together(wancli: Wancli, model: Path):
     assert any(uses[step, "cond"]["reused"] for step in range(6, 12))
 
 
-def test_the_step_table_shows_reuse(wancli: Wancli, model: Path):
+def test_the_step_table_shows_reuse(wancli: Wancli, tiny_model: Path):
     flags = (*OFTEN, "--cfg-gate", 10)
-    result = wancli("generate", "a red circle", "--model", model, *SMALL, *flags, "-o", "c.mp4")
+    result = wancli(
+        "generate", "a red circle", "--model", tiny_model, *SMALL, *flags, "-o", "c.mp4"
+    )
     assert result.code == 0, result.err
     header = next(line for line in result.err.splitlines() if line.startswith("step"))
     assert header.split() == ["step", "sigma", "cond", "uncond", "ms", "share"]
@@ -118,11 +120,13 @@ def test_the_step_table_shows_reuse(wancli: Wancli, model: Path):
     assert "forwards reused" in result.err
 
 
-def test_a_preset_tuned_for_another_dtype_is_rejected_before_loading(wancli: Wancli, model: Path):
+def test_a_preset_tuned_for_another_dtype_is_rejected_before_loading(
+    wancli: Wancli, tiny_model: Path
+):
     tables = '[step_cache]\nstep_cache = "cachedit"\ncachedit_fn = 1\n[tuned_for]\n'
     Path("there.toml").write_text(tables + '"machine.dtype" = "bfloat16"\n')
     Path("here.toml").write_text(tables + '"machine.dtype" = "float32"\n')
-    command = ("generate", "a red circle", "--model", model, *SMALL, "-o", "d.mp4")
+    command = ("generate", "a red circle", "--model", tiny_model, *SMALL, "-o", "d.mp4")
     result = wancli(*command, "--cachedit-preset", "there.toml", "-q")
     assert result.code == 2
     assert (
@@ -143,12 +147,12 @@ def test_a_missing_cache_dit_is_reported_before_anything_loads(
     assert complaint(result)[1].startswith("pip install 'cache-dit>=1.5.3'")
 
 
-def test_an_attention_backend_is_used_or_reported_missing(wancli: Wancli, model: Path):
-    _, baseline = make(wancli, model)
-    _, native = make(wancli, model, "--attention-backend", "native")
+def test_an_attention_backend_is_used_or_reported_missing(wancli: Wancli, tiny_model: Path):
+    _, baseline = make(wancli, tiny_model)
+    _, native = make(wancli, tiny_model, "--attention-backend", "native")
     assert torch.equal(baseline, native)
     result = wancli(
-        "generate", "a red circle", "--model", model, *SMALL, "-q", "-o", "e.mp4",
+        "generate", "a red circle", "--model", tiny_model, *SMALL, "-q", "-o", "e.mp4",
         "--attention-backend", "nosuch",
     )  # fmt: skip
     assert result.code == 4

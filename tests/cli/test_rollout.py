@@ -98,7 +98,7 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("after", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("after", [0, 3, 4])  # steps; each chunk has two
 def test_a_killed_rollout_resumes_to_the_same_frames(
     wancli: Wancli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ):

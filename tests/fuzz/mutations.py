@@ -104,9 +104,8 @@ def _value(old: Any, rng: random.Random) -> Any:
     if isinstance(old, bool) or rng.random() < 0.6:
         return copy.deepcopy(rng.choice(ODD_VALUES))
     if isinstance(old, int | float):
-        return rng.choice(
-            (-old, old * 2, old + 1, old - 1, old * 10**9, str(old), [old], old + 0.5)
-        )
+        half = old + 0.5 if abs(old) < 1e308 else old  # larger integers overflow
+        return rng.choice((-old, old * 2, old + 1, old - 1, old * 10**9, str(old), [old], half))
     if isinstance(old, str):
         return rng.choice((old.upper(), old + "\x1b[1m", old[:-1], [old], {old: old}, old * 100))
     return rng.choice(([old], {"a": old}, None, 7))
