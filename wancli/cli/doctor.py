@@ -7,16 +7,13 @@ import typer
 
 from wancli.cli.messages import with_flags
 from wancli.cli.options import Folder, OutputOptions, folder, takes_output_options
-from wancli.cli.plan_table import models_json, show_models
 from wancli.cli.screen import Screen
 from wancli.config.settings import Machine
-from wancli.cost.capacity import check_models
-from wancli.cost.devices import find_device
-from wancli.cost.estimate import Rates, write_rates
 from wancli.errors import SetupError
 from wancli.utils.units import gib
 
 if TYPE_CHECKING:
+    from wancli.cost.estimate import Rates
     from wancli.doctor.checks import Finding
 
 Measure = Annotated[
@@ -40,6 +37,8 @@ def doctor(
 
     wancli doctor --measure
     """
+    from wancli.cli.plan_table import models_json, show_models
+    from wancli.cost.capacity import check_models
     from wancli.doctor.checks import run_checks
 
     screen, place = Screen(output_options), folder(output_dir)
@@ -74,8 +73,10 @@ def doctor(
         raise SetupError(f"generate cannot run on this machine: {names}.", hint=broken[0].fix)
 
 
-def _measure(screen: Screen) -> Rates:
+def _measure(screen: Screen) -> "Rates":
     """Measure the speed of this machine, save it and print it."""
+    from wancli.cost.devices import find_device
+    from wancli.cost.estimate import write_rates
     from wancli.doctor.measure import measure
     from wancli.models.load import pick_device
 

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from wancli.catalog.local import find_spec
 from wancli.cli.completion import complete_presets
 from wancli.cli.lazy import WancliCommand, WancliGroup
 from wancli.cli.options import OutputOptions, takes_output_options, takes_settings
@@ -143,6 +142,8 @@ def _preset_json(preset: Preset) -> dict[str, Any]:
 
 def _model(preset: Preset) -> tuple[str, str]:
     """Model and task of a preset; empty for a broken one."""
+    from wancli.catalog.local import find_spec
+
     try:
         model = preset.tuned_for.get("model", values_of(layers_to_show(preset))["model"])
         return model, ", ".join(find_spec(model).tasks)

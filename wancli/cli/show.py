@@ -5,23 +5,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wancli.catalog.local import check_files, find_spec
 from wancli.cli.options import OutputOptions, Overwrite, takes_output_options, takes_settings
-from wancli.cli.repro import read_record
 from wancli.cli.screen import Screen
 from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Settings
 from wancli.errors import InputError
-from wancli.planning.existing import record_beside, record_in
-from wancli.planning.output_files import sidecar_files
-from wancli.records.record import settings_of
-from wancli.records.tensor_files import latents_record, latents_shape
-from wancli.utils.outputs import OutputFile, OutputSet
-from wancli.video.integrity import NO_DIGEST, WHOLE, Check, check_video
+
+if TYPE_CHECKING:
+    from wancli.video.integrity import Check
 
 CHECK_SCHEMA = "wancli.check/1"
 # Lines of the summary; a part is left out if the record lacks one of its values.
@@ -80,6 +75,8 @@ def show(
     they are. --check tells whether each file is whole, damaged (exit code 4), or has no digest
     because an earlier version wrote it; only those are decoded.
     """
+    from wancli.cli.repro import read_record
+
     screen = Screen(output_options)
     if check:
         _check(files, screen)
@@ -107,6 +104,8 @@ def decode(
 
     The VAE settings are those of their record, unless flags change them.
     """
+    from wancli.planning.output_files import sidecar_files
+    from wancli.utils.outputs import OutputFile, OutputSet
     from wancli.video.write import check_name
 
     check_name(output)
@@ -124,6 +123,10 @@ def decode(
 
 def _check_latents(latents: Path, overrides: Layer) -> None:
     """Raise WancliError for latents that the VAE of their model cannot decode."""
+    from wancli.catalog.local import check_files, find_spec
+    from wancli.records.record import settings_of
+    from wancli.records.tensor_files import latents_record, latents_shape
+
     channels, record = latents_shape(latents)[1], latents_record(latents)
     layer = Layer(f"record of {latents.name}", settings_of(record))
     spec = find_spec(resolve([layer, overrides], Settings).settings.model)
@@ -137,6 +140,8 @@ def _check_latents(latents: Path, overrides: Layer) -> None:
 
 def _check(files: list[Path], screen: Screen) -> None:
     """Print a line per file. Raises InputError unless all are intact."""
+    from wancli.video.integrity import NO_DIGEST, WHOLE
+
     failed = 0
     for file in files:
         result = _check_file(file)
@@ -152,8 +157,11 @@ def _check(files: list[Path], screen: Screen) -> None:
         )
 
 
-def _check_file(file: Path) -> Check:
+def _check_file(file: Path) -> "Check":
     """Check a video by the record inside or beside it; for a record, the video beside it."""
+    from wancli.planning.existing import record_beside, record_in
+    from wancli.video.integrity import Check, check_video
+
     video = file.with_suffix(".mp4") if file.suffix == ".json" else file
     if not video.is_file():
         return Check("missing")
