@@ -43,11 +43,11 @@ def test_a_summary_has_ten_lines_at_most(wancli: Wancli, record: Path, monkeypat
     lines = dict(re.split("  +", line) for line in result.out.splitlines())
     assert len(lines) <= 10
     assert lines["prompt"] == "a red circle"
-    assert lines["video"] == "96x96, 33 frames, 2.062 s at 16 frames per second"
+    assert lines["video"] == "96x96, 33 frames at 16 fps"
     assert lines["sampling"] == "seed 7, 20 steps, unipc, guidance 5, shift 3"
     assert lines["step cache"] == "cachedit, 12 of 40 forwards reused"
     assert lines["settings from"] == "flags steps; WANCLI_MODEL; preset demo"
-    assert lines["time"] == "load 1.235 s, total 4.5 s"
+    assert lines["time"] == "load 1.23 s, total 4.50 s"
     assert "revision" not in result.out
 
 
@@ -62,3 +62,13 @@ def test_all_prints_every_value_and_json_the_exact_record(wancli: Wancli, record
 def test_of_several_files_each_is_named(wancli: Wancli, record: Path):
     result = wancli("show", record, record)
     assert result.out.count("red.json") == 2
+
+
+def test_a_record_that_lacks_almost_everything_is_shown(wancli: Wancli, record: Path):
+    request = {"prompt": "a", "seed": 1, "model": "demo", "sampling": None, "sources": []}
+    record.write_text(json.dumps({**RECORD, "request": request, "timings": [], "output": {}}))
+    said = wancli("show", record)
+    assert said.code == 0, said.err
+    assert [line.split()[0] for line in said.out.splitlines()] == [
+        "prompt", "model", "sampling", "step", "made"
+    ]  # fmt: skip

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import pytest
 from rich.cells import cell_len
 
+from tests.conftest import Wancli
+from wancli.catalog.specs import SPECS
 from wancli.cli.table import table_lines
+from wancli.config.presets import list_presets
 
 NAMES = ("wan2.1-t2v-1.3b-cached-fast", "demo")
 TEXT = "a description of some length that may be wrapped at its spaces, as often as needed"
@@ -55,3 +58,23 @@ def test_columns_of_wide_characters_are_aligned():
 
 def test_blank_headers_take_no_line():
     assert lines("", "", rows=[("a", "b")], width=80) == ["a  b"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("preset", "list"),
+        ("model", "list"),
+        ("preset", "show", "wan2.1-t2v-1.3b-cached-fast"),
+        ("plan", "--model", "wan2.2-t2v-a14b", "--gpu", "rtxpro6000"),
+    ],
+)
+def test_what_is_printed_fits_80_columns_with_whole_names(
+    wancli: Wancli, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = wancli(*command).out
+    assert max(map(cell_len, out.splitlines())) <= 80
+    names = {"preset": [p.preset.name for p in list_presets()], "model": list(SPECS)}
+    for name in names[command[0]] if command[-1] == "list" else ():
+        assert any(line.startswith(f"{name} ") for line in out.splitlines())

@@ -1,7 +1,6 @@
 """The command line: commands by name, errors as two lines, exit codes."""
 
 import errno
-import logging
 import os
 import signal
 import sys
@@ -174,7 +173,6 @@ def _unexpected(error: Exception) -> WancliError:
 
 def _silence_libraries() -> None:
     """Hide warnings that are meant for the developers of the libraries."""
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

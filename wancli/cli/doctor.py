@@ -64,10 +64,10 @@ def doctor(
     else:
         groups = ["", *(finding.group for finding in findings)]
         rows = [
-            ("" if f.group == before else f.group, f.name, _value(f), f.fix)
+            ("" if f.group == before else f.group, f.name, _value(f))
             for before, f in zip(groups, findings, strict=False)
         ]
-        screen.table("check", "", "", "how to fix it", rows=rows)
+        screen.table("", "", "", rows=rows)
     if broken:
         names = ", ".join(finding.name for finding in broken)
         raise SetupError(f"generate cannot run on this machine: {names}.", hint=broken[0].fix)
@@ -97,9 +97,9 @@ def _measure(screen: Screen) -> "Rates":
 
 
 def _value(finding: "Finding") -> str:
-    """A finding's value as printed: a state other than ok comes first."""
-    words = [] if finding.state in ("ok", "note") else [finding.state]
-    return ": ".join([*words, finding.value] if finding.value else words)
+    """A finding as printed: a state that is not ok, the value, and how to fix it."""
+    state = "" if finding.state in ("ok", "note") else finding.state
+    return ": ".join(filter(None, (state, finding.value, finding.fix)))
 
 
 def _with_flags(finding: "Finding") -> "Finding":

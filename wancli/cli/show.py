@@ -25,8 +25,7 @@ _SUMMARY = {
     "model": ("{request.model}", "revision {request.model_revision}"),
     "video": (
         "{request.video.width}x{request.video.height}",
-        "{output.frames} frames",
-        "{output.duration_s} s at {request.video.fps} frames per second",
+        "{request.video.num_frames} frames at {request.video.fps} fps",
     ),
     "sampling": (
         "seed {request.seed}",
@@ -183,7 +182,11 @@ def _summary_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows (name, text) of what one asks first; what the record lacks is left out."""
     timings, sources = _at(record, "timings"), _at(record, "request.sources")
     spent = timings if isinstance(timings, Mapping) else {}
-    seconds = [f"{n.removesuffix('_s')} {_text(s)} s" for n, s in spent.items() if n.endswith("_s")]
+    seconds = [
+        f"{name.removesuffix('_s').replace('_', ' ')} {value:.2f} s"
+        for name, value in spent.items()
+        if name.endswith("_s") and isinstance(value, int | float)
+    ]
     origins = sources if isinstance(sources, Mapping) else {}
     flags = [str(key).rpartition(".")[2] for key, source in origins.items() if source == "flag"]
     others = dict.fromkeys(str(source) for source in origins.values() if source != "flag")

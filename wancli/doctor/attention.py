@@ -30,7 +30,8 @@ def attention_backends(device: torch.device) -> Iterator[Finding]:
             continue
         error = float((output - expected).abs().max())
         if error <= TOLERANCE:
-            yield Finding("attention", backend.value, f"runs, within {error:.0e}")
+            deviation = f"within {error:.0e}" if error else "exactly"
+            yield Finding("attention", backend.value, f"runs, {deviation}")
         else:
             yield Finding("attention", backend.value, f"is {error:.1g} off", "broken", "do not use")
     if absent:

@@ -140,7 +140,7 @@ def check_disks(output: Path) -> Iterator[Finding]:
         else:
             yield Finding("disk", name, value)
     size = sum(p.stat().st_size for p in cache_folder().glob("models--*/blobs/*") if p.is_file())
-    yield Finding("disk", "models cached", gib(size))
+    yield Finding("disk", "models cached", gib(size) if size else "none")
 
 
 def check_ffmpeg() -> Finding:

@@ -27,5 +27,10 @@ def check_package(name: str, least: tuple[int, ...], *, needed_by: str) -> None:
 
 
 def silence_torchao() -> None:
-    """Hide what torchao logs when diffusers imports it: warnings about kernels that nobody uses."""
-    logging.getLogger("torchao").setLevel(logging.ERROR)
+    """Hide the warnings that importing torchao causes, which diffusers does by itself.
+
+    They are about kernels and checkpoints that wancli does not use, and come from three libraries.
+    """
+    importer = "diffusers.quantizers.torchao.torchao_quantizer"
+    for name in ("torchao", "torch.utils._pytree", importer):
+        logging.getLogger(name).setLevel(logging.ERROR)
