@@ -96,10 +96,13 @@ def plan_generate(  # noqa: PLR0913 - one parameter per flag that is not a setti
     """Plan the videos that the flags ask for. Raises what is wrong with them."""
     from wancli.config.layers import settings_layers
     from wancli.config.seeds import parse_seeds
-    from wancli.generation.batch import GenerateRequest, OutputFiles, plan_videos
 
     text = read_prompt(prompt, prompt_flag)
     resolved = resolve(settings_layers(screen.warn, overrides, preset, cachedit_preset), Settings)
+    seeds = parse_seeds(seed, num_videos)
+    # Only what is valid so far needs what follows.
+    from wancli.generation.batch import GenerateRequest, OutputFiles, plan_videos
+
     files = OutputFiles(
         output=output,
         folder=folder(output_dir),
@@ -109,7 +112,6 @@ def plan_generate(  # noqa: PLR0913 - one parameter per flag that is not a setti
         perf=perf_json,
         preview_every=preview_every,
     )
-    seeds = parse_seeds(seed, num_videos)
     request = GenerateRequest("generate", text, seeds, resolved, force, inputs, task)
     return plan_videos(request, files, assume_inputs=screen.options.brief, gpu=gpu)
 
@@ -123,8 +125,10 @@ def generate(*, output_options: OutputOptions, dry_run: DryRun = False, **option
 
     wancli generate "a red circle moving right on a black background" --seed 1
     """
-    from wancli.cli.plan_table import carry_out
     from wancli.cli.screen import Screen
 
     screen = Screen(output_options)
-    carry_out(plan_generate(screen=screen, **options), screen, dry_run=dry_run)
+    planned = plan_generate(screen=screen, **options)
+    from wancli.cli.plan_table import carry_out
+
+    carry_out(planned, screen, dry_run=dry_run)
