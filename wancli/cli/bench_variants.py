@@ -52,7 +52,7 @@ def flags_layers(name: str, flags: str) -> list[Layer]:
     layers: list[Layer] = []
     command = typer.Typer(add_completion=False)
 
-    @command.command(context_settings={"token_normalize_func": dashed})
+    @command.command(add_help_option=False, context_settings={"token_normalize_func": dashed})
     @takes_settings(_settings())
     def _variant(*, overrides: Layer, cachedit_preset: CachePreset = None) -> None:
         if cachedit_preset:

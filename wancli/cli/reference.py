@@ -10,11 +10,21 @@ import typer
 from typer.main import get_command
 
 from wancli.cli.app import COMMANDS, app
-from wancli.cli.help import GLOBAL, CommandHelp, Defaults, HelpGroup, defaults_under, describe
+from wancli.cli.help import (
+    GLOBAL,
+    CommandHelp,
+    Defaults,
+    HelpGroup,
+    HelpRow,
+    defaults_under,
+    describe,
+)
 from wancli.cli.messages import write_result
 from wancli.cli.streams import open_streams
 from wancli.config.presets import PACKAGED, layers, read_file
 from wancli.errors import WancliError
+
+_NEGATABLE = re.compile(r"--\[no-\]([\w-]+)")
 
 
 def all_commands() -> Iterator[CommandHelp]:
@@ -84,8 +94,13 @@ def _markdown_of(command: CommandHelp) -> Iterator[str]:
 def _markdown_group(group: HelpGroup) -> Iterator[str]:
     yield from (f"**{group.title}**", "", "| | |", "|---|---|")
     for row in group.rows:
-        yield f"| `{row.names.strip().replace('|', '&#124;')}` | {_escaped(row.text)} |"
+        yield f"| `{_names(row)}` | {_escaped(row.text)} |"
     yield ""
+
+
+def _names(row: HelpRow) -> str:
+    """Names as one searches for them: `--compile, --no-compile`."""
+    return _NEGATABLE.sub(r"--\1, --no-\1", row.names.strip())
 
 
 def _escaped(text: str) -> str:
@@ -124,7 +139,7 @@ def man() -> str:
 def _man_group(group: HelpGroup, *, level: str = "SH") -> Iterator[str]:
     yield f".{level} {_roff(group.title.upper() if level == 'SH' else group.title)}"
     for row in group.rows:
-        yield from (".TP", f"\\fB{_roff(row.names.strip())}\\fR", _roff(row.text))
+        yield from (".TP", f"\\fB{_roff(_names(row))}\\fR", _roff(row.text))
 
 
 def _roff(text: str) -> str:
@@ -139,7 +154,9 @@ FORMATS: dict[str, Callable[[], str]] = {"markdown": markdown, "man": man}
 def main() -> None:
     """Print the reference."""
     open_streams()
-    (wanted,) = sys.argv[1:] or ["markdown"]
+    wanted = sys.argv[1] if len(sys.argv) > 1 else "markdown"
+    if wanted not in FORMATS:
+        raise SystemExit(f"usage: python -m wancli.cli.reference [{'|'.join(FORMATS)}]")
     write_result(FORMATS[wanted]())
 
 
