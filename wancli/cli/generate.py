@@ -41,7 +41,7 @@ Count = Annotated[
         "-N",
         min=1,
         max=10_000,
-        help="Videos; seeds count up from --seed.",
+        help="Number of videos; seeds count up from --seed.",
     ),
 ]
 Skip = Annotated[
@@ -121,7 +121,7 @@ def plan_generate(  # noqa: PLR0913 - one parameter per flag that is not a setti
 def generate(*, output_options: OutputOptions, dry_run: DryRun = False, **options: Any) -> None:
     """Generate a video from a prompt.
 
-    With models that take them, from pictures and videos too.
+    Some models also take pictures and videos.
 
     wancli generate "a red circle moving right on a black background" --seed 1
     """
