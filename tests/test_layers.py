@@ -46,17 +46,17 @@ def packages_imported(tree: ast.AST) -> set[str]:
 def upward(tree: ast.AST, *, package: str) -> list[str]:
     """Packages that a module of `package` imports and may not."""
     rank = {name: number for number, name in enumerate(ORDER)}
-    there = packages_imported(tree) - {package}
-    return sorted(name for name in there if rank[name] >= rank[package])
+    targets = packages_imported(tree) - {package}
+    return sorted(name for name in targets if rank[name] >= rank[package])
 
 
 def prints(tree: ast.AST) -> list[str]:
     """Writes to the standard streams, as they are spelt."""
     calls = (ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call))
-    talk = {"print", "typer.echo", "typer.secho", "rich.print", "pprint", "input"}
+    functions = {"print", "typer.echo", "typer.secho", "rich.print", "pprint", "input"}
     streams = {"sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__"}
-    spelt = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    return sorted(talk.intersection(calls) | streams.intersection(spelt))
+    attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return sorted(functions.intersection(calls) | streams.intersection(attributes))
 
 
 @pytest.fixture(scope="module")
@@ -112,18 +112,18 @@ def diagram(trees: dict[str, ast.Module]) -> str:
     """The packages and their imports as mermaid draws them, transitive ones left out."""
     arrows: dict[str, set[str]] = {}
     for name, tree in trees.items():
-        here = package_of(name)
-        if not here.startswith("__"):
-            arrows.setdefault(here, set()).update(packages_imported(tree) - {here})
+        source = package_of(name)
+        if not source.startswith("__"):
+            arrows.setdefault(source, set()).update(packages_imported(tree) - {source})
     reach: dict[str, set[str]] = {}
     for package in ORDER[:-1]:
         direct = arrows.get(package, set())
-        reach[package] = direct.union(*(reach[there] for there in direct))
+        reach[package] = direct.union(*(reach[target] for target in direct))
     lines = ["flowchart TD"]
     for package in reversed(ORDER[:-1]):
         direct = arrows.get(package, set())
-        beyond = set().union(*(reach[there] for there in direct))
-        lines += [f"    {package} --> {there}" for there in sorted(direct - beyond)]
+        beyond = set().union(*(reach[target] for target in direct))
+        lines += [f"    {package} --> {target}" for target in sorted(direct - beyond)]
     return "\n".join(lines)
 
 

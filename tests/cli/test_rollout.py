@@ -219,12 +219,12 @@ def test_deleting_the_folder_during_a_run_is_reported_and_the_video_is_complete(
 
     @contextmanager
     def deleting(_screen: Screen):
-        def heard(event: object) -> None:
+        def report(event: object) -> None:
             if getattr(event, "index", -1) == 2:  # the first chunk is saved by then
                 for folder in Path().glob("*.rollout"):
                     shutil.rmtree(folder)
 
-        yield heard
+        yield report
 
     monkeypatch.setattr(Screen, "progress", deleting)
     run = small(tiny_model, "--chunks", 2)

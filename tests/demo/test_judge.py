@@ -29,8 +29,8 @@ MOVING = Combination("red", "square", "moving right", "navy")
 STILL = replace(MOVING, motion="standing still")
 
 
-def scene(what: Combination, *, x: float = 0.5) -> Scene:
-    return Scene(what, radius=0.2, x=x, y=0.5, speed=0.24, phase=0.3)
+def scene(combination: Combination, *, x: float = 0.5) -> Scene:
+    return Scene(combination, radius=0.2, x=x, y=0.5, speed=0.24, phase=0.3)
 
 
 def make_video(*scenes: Scene, first: int = 0, frames: int = FRAMES) -> Tensor:
@@ -65,15 +65,19 @@ def sample_clips(every: int) -> list[tuple[Combination, Tensor]]:
     rng = random.Random(every)
     every_combination = [*combinations(held_out=True), *combinations(held_out=False)]
     out = []
-    for what in every_combination[::every]:
-        sampled = replace(sample_scene(rng, every_combination), combination=what)
-        out.append((what, make_video(sampled, first=rng.randrange(200))))
+    for combination in every_combination[::every]:
+        sampled = replace(sample_scene(rng, every_combination), combination=combination)
+        out.append((combination, make_video(sampled, first=rng.randrange(200))))
     return out
 
 
 def mistakes(clips: list[tuple[Combination, Tensor]]) -> list[tuple[Combination, Verdict]]:
-    verdicts = [(what, judge(clip)) for what, clip in clips]
-    return [(what, verdict) for what, verdict in verdicts if not all(verdict.agrees(what).values())]
+    verdicts = [(combination, judge(clip)) for combination, clip in clips]
+    return [
+        (combination, verdict)
+        for combination, verdict in verdicts
+        if not all(verdict.agrees(combination).values())
+    ]
 
 
 def test_renders_are_judged_correctly() -> None:
@@ -83,13 +87,13 @@ def test_renders_are_judged_correctly() -> None:
         (COLORS, SHAPES, MOTIONS, BACKGROUNDS),
         strict=True,
     ):
-        assert {getattr(what, axis) for what, _ in clips} == set(words)
+        assert {getattr(combination, axis) for combination, _ in clips} == set(words)
     assert mistakes(clips) == []
 
 
 def test_blurred_and_noisy_renders_are_judged_correctly() -> None:
     clips = sample_clips(61)
-    degraded = [(what, blurred(clip, sigma=1.0, noise=7.0)) for what, clip in clips]
+    degraded = [(combination, blurred(clip, sigma=1.0, noise=7.0)) for combination, clip in clips]
     assert all(25 < psnr(a, b) < 32 for (_, a), (_, b) in zip(clips, degraded, strict=True))
     assert mistakes(degraded) == []
 
@@ -98,14 +102,14 @@ def test_blurred_and_noisy_renders_are_judged_correctly() -> None:
 def test_every_combination_is_judged_correctly() -> None:
     clips = sample_clips(1)
     assert mistakes(clips) == []
-    degraded = [(what, blurred(clip, sigma=1.0, noise=7.0)) for what, clip in clips]
+    degraded = [(combination, blurred(clip, sigma=1.0, noise=7.0)) for combination, clip in clips]
     assert len(mistakes(degraded)) <= len(clips) / 100
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_a_longer_video_continues_its_motion(motion: str) -> None:
-    what = Combination("cyan", "triangle", motion, "brown")
-    assert mistakes([(what, make_video(scene(what), first=7, frames=81))]) == []
+    combination = Combination("cyan", "triangle", motion, "brown")
+    assert mistakes([(combination, make_video(scene(combination), first=7, frames=81))]) == []
 
 
 def test_noise_has_no_object() -> None:

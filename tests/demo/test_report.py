@@ -8,12 +8,12 @@ from wancli.demo.report import LONG, EvaluationCase, UseResult, missed_goals
 from wancli.demo.stability import Change
 from wancli.demo.world import Combination
 
-WHAT = Combination("red", "square", "spinning", "navy")
-RIGHT = Verdict(**vars(WHAT), first="red", overlap=0.96)
+COMBINATION = Combination("red", "square", "spinning", "navy")
+RIGHT = Verdict(**vars(COMBINATION), first="red", overlap=0.96)
 
 
 def use(name: str, *verdicts: Verdict, changes: Sequence[Change] = ()) -> UseResult:
-    cases = [EvaluationCase(WHAT, seed) for seed in range(len(verdicts))]
+    cases = [EvaluationCase(COMBINATION, seed) for seed in range(len(verdicts))]
     return UseResult(name, "", cases, verdicts, [], seconds=1.0, changes=changes)
 
 

@@ -29,8 +29,8 @@ TRAINED, HELD_OUT = combinations(held_out=False), combinations(held_out=True)
 
 
 def scene(motion: str = "standing still", *, x: float = 0.5, y: float = 0.5) -> Scene:
-    what = Combination("green", "triangle", motion, "brown")
-    return Scene(what, radius=0.16, x=x, y=y, speed=0.24, phase=0.3)
+    combination = Combination("green", "triangle", motion, "brown")
+    return Scene(combination, radius=0.16, x=x, y=y, speed=0.24, phase=0.3)
 
 
 def contains(text: str, phrase: str) -> bool:
@@ -44,19 +44,28 @@ def test_a_quarter_of_the_combinations_is_held_out() -> None:
 
 @pytest.mark.parametrize("axis", AXES)
 def test_held_out_combinations_are_balanced(axis: str) -> None:
-    held_out = Counter(getattr(what, axis) for what in HELD_OUT)
-    total = held_out + Counter(getattr(what, axis) for what in TRAINED)
+    held_out = Counter(getattr(combination, axis) for combination in HELD_OUT)
+    total = held_out + Counter(getattr(combination, axis) for combination in TRAINED)
     assert set(held_out) == set(AXES[axis])
     assert all(4 * held_out[word] == total[word] for word in total)
 
 
 def test_all_but_the_background_of_a_held_out_combination_was_trained() -> None:
-    trained = Counter((what.color, what.shape, what.motion) for what in TRAINED)
-    assert all(trained[what.color, what.shape, what.motion] == 3 for what in HELD_OUT)
+    trained = Counter(
+        (combination.color, combination.shape, combination.motion) for combination in TRAINED
+    )
+    assert all(
+        trained[combination.color, combination.shape, combination.motion] == 3
+        for combination in HELD_OUT
+    )
 
 
 def test_circles_do_not_spin() -> None:
-    spinning = {what.shape for what in (*TRAINED, *HELD_OUT) if what.motion == "spinning"}
+    spinning = {
+        combination.shape
+        for combination in (*TRAINED, *HELD_OUT)
+        if combination.motion == "spinning"
+    }
     assert spinning == {"square", "triangle"}
 
 
@@ -70,13 +79,13 @@ def test_sampled_scenes_are_balanced_by_motion() -> None:
 def test_a_description_never_contradicts_its_combination() -> None:
     rng = random.Random(0)
     phrases = {word: SYNONYMS.get(word, (word,)) for axis in AXES.values() for word in axis}
-    for what in TRAINED:
-        text = describe(what, rng)
-        own = [phrase for word in vars(what).values() for phrase in phrases[word]]
+    for combination in TRAINED:
+        text = describe(combination, rng)
+        own = [phrase for word in vars(combination).values() for phrase in phrases[word]]
         for phrase in sorted(own, key=len, reverse=True):  # "moving in a circle" before "circle"
             text = re.sub(rf"\b{phrase}\b", "", text)
         foreign = [p for synonyms in phrases.values() for p in synonyms if contains(text, p)]
-        assert foreign == [], (what, text)
+        assert foreign == [], (combination, text)
 
 
 def test_descriptions_leave_words_out_and_are_sometimes_empty() -> None:

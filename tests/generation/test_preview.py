@@ -13,7 +13,9 @@ from wancli.records.progress import Event, PreviewEvent
 from wancli.utils.outputs import preview_file
 
 
-def stepped(index: int, *, steps: int = 4, clean: float = 2.0, noise: float = -1.0) -> StepResult:
+def step_result(
+    index: int, *, steps: int = 4, clean: float = 2.0, noise: float = -1.0
+) -> StepResult:
     """A step of straight flow: sigmas fall evenly from 1 to 0."""
     sigma, after = 1 - index / steps, 1 - (index + 1) / steps
     return StepResult(index, sigma, after, latents(after, clean=clean, noise=noise))
@@ -29,9 +31,9 @@ def latents(sigma: float, *, clean: float = 2.0, noise: float = -1.0) -> torch.T
 
 def test_clean_latents_of_a_straight_path_are_exact_from_the_second_step():
     for index in range(1, 4):
-        predicted = predict_clean(stepped(index), latents(1 - index / 4))
+        predicted = predict_clean(step_result(index), latents(1 - index / 4))
         torch.testing.assert_close(predicted, latents(0))
-    first = stepped(0)
+    first = step_result(0)
     assert predict_clean(first, None) is first.latents
 
 
@@ -41,10 +43,10 @@ def test_a_preview_is_written_every_few_steps_and_removed_at_the_end(tmp_path: P
     picture = tmp_path / "a.preview.png"
     with previews(video, events.append, every=2) as show:
         for index in range(4):
-            show(stepped(index), tiny_vae())
+            show(step_result(index), tiny_vae())
             written.append(picture.exists())
             picture.unlink(missing_ok=True)
-        show(stepped(1), tiny_vae())
+        show(step_result(1), tiny_vae())
         assert events[-1] == PreviewEvent(picture.read_bytes())
         with Image.open(io.BytesIO(picture.read_bytes())) as image:
             assert image.size == (3 * 6 * 32, 4 * 32)  # three latent frames of 6x4, 32 times
@@ -58,7 +60,7 @@ def test_without_preview_every_nothing_is_written_or_removed(tmp_path: Path):
     other = tmp_path / "a.preview.png"
     other.write_text("mine")
     with previews(tmp_path / "a.mp4", ignore, every=None) as show:
-        show(stepped(0), None)
+        show(step_result(0), None)
     assert other.read_text() == "mine"
 
 
@@ -67,7 +69,7 @@ def test_a_preview_is_removed_when_the_run_fails(tmp_path: Path):
 
     def interrupted() -> None:
         with previews(tmp_path / "a.mp4", ignore, every=1) as show:
-            show(stepped(0), tiny_vae())
+            show(step_result(0), tiny_vae())
             written.extend(tmp_path.iterdir())
             raise KeyboardInterrupt
 
@@ -80,15 +82,15 @@ def test_a_preview_is_removed_when_the_run_fails(tmp_path: Path):
 def test_a_preview_that_cannot_be_written_does_not_end_the_run(tmp_path: Path):
     (tmp_path / "file").write_text("no folder")
     events: list[Event] = []
-    Previews(tmp_path / "file" / "a.mp4", events.append, every=1)(stepped(0), tiny_vae())
+    Previews(tmp_path / "file" / "a.mp4", events.append, every=1)(step_result(0), tiny_vae())
     assert len(events) == 1  # the terminal may still show it
 
 
 def test_previews_leave_the_latents_unchanged(tmp_path: Path):
-    step = stepped(1)
+    step = step_result(1)
     before = step.latents.clone()
     show = Previews(tmp_path / "a.mp4", ignore, every=1)
-    show(stepped(0), tiny_vae())
+    show(step_result(0), tiny_vae())
     show(step, tiny_vae())
     assert torch.equal(step.latents, before)
 
