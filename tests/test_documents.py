@@ -37,7 +37,7 @@ def ids(block: Block) -> str:
     return block.place
 
 
-def test_a_block_says_what_it_is_and_how_it_is_tested():
+def test_every_block_declares_its_language_and_how_it_is_tested():
     wrong = [b.place for b in all_blocks() if b.language not in LANGUAGES or b.mark not in MARKS]
     assert wrong == []
     skipped = [b.place for b in all_blocks() if b.mark == "skip" and b.commands]
@@ -166,6 +166,6 @@ def test_the_blocks_of_a_page_run_one_after_the_other(page: str, bash: Shell, tm
             assert done.returncode == 0, f"{block.place}\n{done.stdout}\n{done.stderr}"
 
 
-def test_the_reference_is_what_the_program_writes():
+def test_the_reference_is_current():
     """`make reference` writes it anew."""
     assert (ROOT / "docs/cli.md").read_text() == f"{markdown()}\n"

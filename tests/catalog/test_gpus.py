@@ -1,4 +1,4 @@
-"""GPUs by size and by name, and what is said about any other."""
+"""GPUs by size and by name, and the error for any other."""
 
 import pytest
 

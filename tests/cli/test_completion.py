@@ -30,7 +30,7 @@ TYPED = [
 
 
 @pytest.mark.parametrize(("typed", "offered"), TYPED)
-def test_bash_is_offered(typed: str, offered: str, forked: Run, tmp_path):
+def test_bash_completes(typed: str, offered: str, forked: Run, tmp_path):
     last = str(len(typed.split(" ")) - 1)
     variables = {"_WANCLI_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": last}
     code, heavy, out, err = forked(folder=tmp_path, **variables)
@@ -40,7 +40,9 @@ def test_bash_is_offered(typed: str, offered: str, forked: Run, tmp_path):
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 @pytest.mark.parametrize(("typed", "offered"), TYPED)
-def test_others_are_offered_the_same(shell: str, typed: str, offered: str, forked: Run, tmp_path):
+def test_other_shells_complete_the_same(
+    shell: str, typed: str, offered: str, forked: Run, tmp_path
+):
     variables = {"_WANCLI_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": typed}
     code, heavy, out, err = forked(
         folder=tmp_path, **variables, _TYPER_COMPLETE_FISH_ACTION="get-args"
@@ -64,7 +66,7 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("shell", SCRIPTS)
-def test_a_shell_itself_completes(shell: str, tmp_path):
+def test_a_real_shell_completes(shell: str, tmp_path):
     """With the script sourced that `wancli --show-completion` prints."""
     program = shutil.which(shell)
     if not program:

@@ -54,7 +54,7 @@ def default_of(flag: str, text: str) -> str:
     return default[1] if default else ""
 
 
-def test_a_help_is_laid_out_in_two_columns(wancli: Wancli):
+def test_help_is_laid_out_in_two_columns(wancli: Wancli):
     assert wancli("compare", "--help").out == COMPARE
 
 
@@ -73,12 +73,12 @@ def test_no_flag_is_cut_or_split(name: str, wancli: Wancli):
 
 
 @pytest.mark.parametrize("columns", [40, 60, 132])
-def test_any_width_shows_the_whole_of_every_flag(columns, wancli: Wancli, monkeypatch):
+def test_every_flag_is_shown_whole_at_any_width(columns, wancli: Wancli, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     assert " --cachedit-residual-threshold X" in wancli("generate", "--help", "step-cache").out
 
 
-def test_the_help_of_generate_begins_with_what_everybody_needs(wancli: Wancli):
+def test_the_help_of_generate_starts_with_the_most_used_flags(wancli: Wancli):
     lines = wancli("generate", "--help").out.splitlines()
     assert len(lines) <= LONGEST
     text = "\n".join(lines)
@@ -89,7 +89,7 @@ def test_the_help_of_generate_begins_with_what_everybody_needs(wancli: Wancli):
     assert "\n  step-cache  Reuse of work between denoising steps (lossy)\n" in text
 
 
-def test_a_group_is_shown_alone(wancli: Wancli):
+def test_a_single_group_can_be_shown(wancli: Wancli):
     text = wancli("generate", "--help", "step-cache").out
     assert text.startswith("Step cache:\n")
     assert "--prompt" not in text
@@ -128,32 +128,32 @@ def test_defaults_are_those_of_the_model_and_preset(words, size, frames, steps, 
     assert shown == [size, frames, steps]
 
 
-def test_defaults_of_a_model_that_does_not_exist_are_not_made_up(wancli: Wancli):
+def test_an_unknown_model_shows_no_defaults(wancli: Wancli):
     text = wancli("generate", "--model", "nosuch", "--help").out
     assert text.endswith("The defaults are not shown: model 'nosuch' not found.\n")
     assert default_of("--size", text) == ""
 
 
-def test_what_applies_to_an_unset_setting_is_said(wancli: Wancli):
+def test_the_default_of_an_unset_setting_is_described(wancli: Wancli):
     text = wancli("generate", "--help", "sampling").out
     assert default_of("--boundary-ratio", text) == "the model's"
     assert default_of("--boundary-ratio", wancli("repro", "--help", "sampling").out) == ""
 
 
-def test_defaults_that_a_broken_preset_hides_are_not_made_up(wancli: Wancli):
+def test_a_broken_preset_shows_no_defaults(wancli: Wancli):
     result = wancli("generate", "--preset", "nosuch", "--help")
     assert result.code == 0
     assert default_of("--steps", result.out) == ""
     assert "The defaults are not shown: preset 'nosuch' not found." in result.out
 
 
-def test_help_is_bold_where_colors_are_on(wancli: Wancli, monkeypatch):
+def test_help_is_bold_with_colors(wancli: Wancli, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert "\x1b[1mUsage:\x1b[0m" in wancli("compare", "--help").out
     assert "\x1b" not in wancli("compare", "--help", "--no-color").out
 
 
-def test_alone_wancli_prints_its_commands_and_fails(wancli: Wancli):
+def test_without_a_command_wancli_prints_its_commands_and_fails(wancli: Wancli):
     alone, helped = wancli(), wancli("--help")
     assert (alone.code, helped.code) == (2, 0)
     assert alone.out == helped.out

@@ -53,7 +53,7 @@ def test_a_flag_of_the_other_command_is_rejected(wancli: Wancli, args, hint: str
     assert hint in result.err
 
 
-def test_a_dry_run_of_many_videos_prints_some_and_says_how_many_more(wancli: Wancli):
+def test_a_dry_run_of_many_videos_prints_a_few_and_counts_the_rest(wancli: Wancli):
     out = wancli("generate", "x", "--seed", "0-149", "--dry-run").out
     assert out.count(".mp4") == 100
     assert "and 50 more: --json prints them all" in out
@@ -134,7 +134,7 @@ def test_a_dry_run_rejects_missing_files(wancli: Wancli):
     assert wancli("plan", "--model", "wan2.2-animate-14b", "--task", "vace").code == 2
 
 
-def test_a_plan_for_a_gpu_that_is_not_here(wancli: Wancli):
+def test_a_plan_for_the_gpu_of_another_machine(wancli: Wancli):
     arguments = ("plan", "--model", "wan2.1-t2v-14b", "--gpu")
     cost = json.loads(wancli(*arguments, "24GB", "--json").out)["cost"]
     assert (cost["device"]["total"], cost["device"]["here"]) == (24 * 2**30, False)

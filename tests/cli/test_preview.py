@@ -118,7 +118,7 @@ def test_one_call_writes_a_sheet_and_animations(wancli: Wancli):
     assert wancli("preview", "a.mp4", *arguments).out == "s.png\ng.gif\nw.webp\n"
 
 
-def test_a_picture_of_the_same_video_is_replaced_until_somebody_changes_it(wancli: Wancli):
+def test_a_picture_of_the_same_video_is_replaced_unless_it_was_modified(wancli: Wancli):
     gray_video(Path("a.mp4"), [40] * 5)
     arguments = ("a.mp4", "--sheet", "a.png", "--gif", "a.gif", "--webp", "a.webp")
     assert wancli("preview", *arguments).code == 0

@@ -59,7 +59,7 @@ def test_all_prints_every_value_and_json_the_exact_record(wancli: Wancli, record
     assert json.loads(wancli("show", record, "--json").out) == RECORD
 
 
-def test_of_several_files_each_is_named(wancli: Wancli, record: Path):
+def test_each_of_several_files_is_named(wancli: Wancli, record: Path):
     result = wancli("show", record, record)
     assert result.out.count("red.json") == 2
 
@@ -67,8 +67,8 @@ def test_of_several_files_each_is_named(wancli: Wancli, record: Path):
 def test_a_record_that_lacks_almost_everything_is_shown(wancli: Wancli, record: Path):
     request = {"prompt": "a", "seed": 1, "model": "demo", "sampling": None, "sources": []}
     record.write_text(json.dumps({**RECORD, "request": request, "timings": [], "output": {}}))
-    said = wancli("show", record)
-    assert said.code == 0, said.err
-    assert [line.split()[0] for line in said.out.splitlines()] == [
+    result = wancli("show", record)
+    assert result.code == 0, result.err
+    assert [line.split()[0] for line in result.out.splitlines()] == [
         "prompt", "model", "sampling", "step", "made"
     ]  # fmt: skip

@@ -104,7 +104,7 @@ def test_the_cache_folder_is_that_of_huggingface_hub(monkeypatch: pytest.MonkeyP
         assert str(cache_folder()) == theirs, case
 
 
-def test_a_hub_behind_a_firewall_is_given_up_soon(monkeypatch: pytest.MonkeyPatch):
+def test_a_hub_behind_a_firewall_times_out_soon(monkeypatch: pytest.MonkeyPatch):
     """A socket with a full backlog drops further connections, as a firewall does."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr("wancli.catalog.hub_cache.CONNECT_S", 0.1)

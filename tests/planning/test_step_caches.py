@@ -53,7 +53,7 @@ def test_step_caches_that_leave_nothing_to_reuse_are_rejected(settings, hint):
         (VACE, dbcache(cachedit_bn=2), "`cachedit_bn` 1"),
     ],
 )
-def test_a_step_cache_that_is_wrong_on_a_transformer_is_refused(task, settings, hint):
+def test_a_step_cache_that_is_wrong_for_a_transformer_is_rejected(task, settings, hint):
     with pytest.raises(PlanError) as caught:
         check_step_cache_task(settings, TASKS[task])
     assert caught.value.hint == hint

@@ -19,7 +19,7 @@ def picture(kind: str, frames: int = 2) -> bytes:
 
 @pytest.mark.parametrize("frames", [1, 2])
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP"])
-def test_a_signed_picture_is_valid_and_known_by_the_names_of_its_videos(
+def test_a_signed_picture_is_valid_and_recognized_by_the_names_of_its_videos(
     tmp_path: Path, kind: str, frames: int
 ):
     content, videos = picture(kind, frames), [Path("a.mp4"), Path("b.mp4")]
@@ -37,7 +37,7 @@ def test_a_signed_picture_is_valid_and_known_by_the_names_of_its_videos(
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP"])
-def test_a_changed_picture_is_not_known(tmp_path: Path, kind: str):
+def test_a_modified_picture_is_not_recognized(tmp_path: Path, kind: str):
     content, videos = picture(kind), [Path("a.mp4")]
     signed, path = sign(content, videos), tmp_path / "picture"
     middle = len(content) // 2
