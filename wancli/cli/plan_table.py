@@ -137,7 +137,8 @@ def cost_rows(estimate: Estimate | None, spec: ModelSpec, output: Path) -> Rows:
     rows += [("memory", f"to {n}", gib(size), "") for n, size in cost.activations.items()]
     for offload, fits in estimate.fits.items():
         verdict = "fits" if fits else "does not fit"
-        verdict += ": chosen" if offload == estimate.offload and len(estimate.fits) > 1 else ""
+        chosen = fits and offload == estimate.offload and len(estimate.fits) > 1
+        verdict += ": chosen" if chosen else ""
         rows.append(("at once", f"offload {offload}", gib(cost.resident(offload)), verdict))
     return rows + _device_rows(estimate) + _disk_rows(estimate, spec, output)
 
