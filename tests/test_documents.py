@@ -130,13 +130,11 @@ def cards() -> list[tuple[int, list[str], list[float]]]:
 
 def test_the_readme_has_the_bytes_of_the_plan(forked: Run, tmp_path: Path):
     for gb, flags, printed in cards():
-        settings = (*flags, "--dtype", "bfloat16", "--force", "--json")  # as on a GPU
-        _, _, out, _ = forked("plan", *settings, folder=tmp_path)
-        planned = json.loads(out)
-        cost, modes = planned["cost"], planned["plan"]["offloads"]
-        mode = next(mode for mode in modes if cost["resident"][mode] <= gb * 2**30)
-        waiting = 0 if mode == "none" else sum(cost["weights"].values())
-        assert [round(n / 2**30, 1) for n in (cost["resident"][mode], waiting)] == printed, flags
+        _, _, out, _ = forked("plan", *flags, "--gpu", f"{gb}GB", "--json", folder=tmp_path)
+        cost = json.loads(out)["cost"]
+        waiting = 0 if cost["offload"] == "none" else sum(cost["weights"].values())
+        needed = cost["resident"][cost["offload"]]
+        assert [round(n / 2**30, 1) for n in (needed, waiting)] == printed, flags
 
 
 def test_toml_in_the_documents_is_valid(tmp_path: Path):
