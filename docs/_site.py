@@ -17,7 +17,7 @@ PAGES = {
 def on_files(files: Any, *, config: Any) -> None:
     """Add the pages of the root."""
     for source, target in PAGES.items():
-        text = (ROOT / source).read_text().replace("](docs/", "](")
+        text = (ROOT / source).read_text().replace("](docs/", "](").replace('src="docs/', 'src="')
         files.append(File.generated(config, target, content=_relinked(text, prefix="")))
 
 

@@ -40,7 +40,7 @@ def shell(folder: Path, **variables: str) -> Iterator[Shell]:
         (programs / name).chmod(0o755)
     environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"} | variables
     command = [sys.executable, "-m", "tests.shell", str(path)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as server:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env=environment) as server:
         try:
             assert server.stdout is not None
             assert server.stdout.readline() == b"ready\n"

@@ -32,6 +32,10 @@ CLIPS = {  # video frames, and how many a second
     "pose": (77, 30), "face": (77, 30), "street": (77, 30), "person": (77, 30),
 }  # fmt: skip
 
+SMALL = (
+    "[sampling]\nsteps = 6\n[step_cache]\ncachedit_max_warmup_steps = 1\n[video]\nnum_frames = 5\n"
+)
+
 
 def ids(block: Block) -> str:
     return block.place
@@ -147,7 +151,11 @@ def test_toml_in_the_documents_is_valid(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def bash(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    with shell(tmp_path_factory.mktemp("shell")) as run:
+    """Where a user's config.toml makes small videos of the commands."""
+    folder = tmp_path_factory.mktemp("shell")
+    (folder / "config/wancli").mkdir(parents=True)
+    (folder / "config/wancli/config.toml").write_text(SMALL)
+    with shell(folder, XDG_CONFIG_HOME=str(folder / "config"), HF_HUB_OFFLINE="1") as run:
         yield run
 
 
