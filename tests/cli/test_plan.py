@@ -180,3 +180,15 @@ def test_times_are_those_of_a_gpu_measured_elsewhere(wancli: Wancli, tmp_path: P
     result = wancli("plan", "--gpu", "h200")
     assert "time" in result.out.splitlines()[0]
     assert "no times" in wancli("plan", "--gpu", "h100").err
+
+
+def test_a_broken_preset_hides_no_other_model(wancli: Wancli):
+    Path("presets").mkdir()
+    Path("presets/wan2.1-t2v-1.3b.toml").write_text("[sampling]\nstep = 3\n")
+    Path("presets/demo.toml").write_text("[video]\nnum_frames = 6\n")
+    rows = wancli("plan", "--models").out.splitlines()[1:]
+    assert len(rows) == len(SPECS)
+    assert "presets/wan2.1-t2v-1.3b.toml: [sampling] unknown key 'step'" in rows[1]
+    assert "not known: --num-frames 6" in rows[0]
+    entries = [json.loads(line) for line in wancli("plan", "--models", "--json").out.splitlines()]
+    assert [entry["fits"] for entry in entries[:2]] == [None, None]

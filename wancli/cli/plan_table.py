@@ -54,38 +54,36 @@ def default_json(capacity: CapacityCheck) -> dict[str, Any]:
 
 def models_rows(checks: Sequence[DefaultCapacity]) -> list[tuple[str, ...]]:
     """A row per model: name, size, memory, time, and whether it fits or what would help."""
-    return [
-        (
-            check.model,
-            f"{check.video.width}x{check.video.height}, {check.video.num_frames}",
-            gib(estimate.needed),
-            duration(estimate.total_s) if estimate.total_s else "",
-            _fits(check.capacity),
-        )
-        for check in checks
-        if (estimate := check.capacity.estimate)
-    ]
+    rows: list[tuple[str, ...]] = []
+    for check in checks:
+        video, estimate = check.video, check.capacity.estimate
+        if video is None or estimate is None:
+            rows.append((check.model, "", "", "", f"not known: {with_flags(check.problem)}"))
+            continue
+        size = f"{video.width}x{video.height}, {video.num_frames}"
+        time = duration(estimate.total_s) if estimate.total_s else ""
+        fits = _fits(estimate, check.capacity.remedy)
+        rows.append((check.model, size, gib(estimate.needed), time, fits))
+    return rows
 
 
-def _fits(capacity: CapacityCheck) -> str:
+def _fits(estimate: Estimate, remedy: str) -> str:
     """`yes`, how, or `no` and the flags that would help."""
-    estimate = capacity.estimate
-    if estimate is None:
-        return "not known"
     if estimate.sufficient:
         ram = "" if estimate.device.here else f", {gib(estimate.ram)} RAM"
         return "yes" if estimate.offload == "none" else f"yes, {estimate.offload} offload{ram}"
     if estimate.needed <= estimate.device.total:
         return f"no: needs {gib(sum(estimate.cost.weights.values()))} RAM"
-    return f"no; yes with {with_flags(capacity.remedy)}" if capacity.remedy else "no"
+    return f"no; yes with {with_flags(remedy)}" if remedy else "no"
 
 
 def models_json(check: DefaultCapacity) -> dict[str, Any]:
     """The same for `--json`."""
-    video = check.video
-    size = {"width": video.width, "height": video.height, "num_frames": video.num_frames}
-    here = default_json(check.capacity)["here"] or {}
-    return {"model": check.model, **size, **here, "remedy": with_flags(check.capacity.remedy)}
+    names = ("width", "height", "num_frames")
+    size = {name: getattr(check.video, name, None) for name in names}
+    remedy, problem = with_flags(check.capacity.remedy), with_flags(check.problem)
+    here = default_json(check.capacity)["here"] or {"fits": None}
+    return {"model": check.model, **size, **here, "remedy": remedy, "problem": problem}
 
 
 def show_models(checks: Sequence[DefaultCapacity], screen: Screen) -> None:

@@ -63,11 +63,15 @@ class CapacityCheck:
 
 @dataclass(frozen=True)
 class DefaultCapacity:
-    """A model's check with its own preset, and the video of that preset."""
+    """A model's check with its own preset, and the video of that preset.
+
+    Where the preset is broken, say by another of its name, `problem` says how.
+    """
 
     model: str
-    video: Video
     capacity: CapacityCheck
+    video: Video | None = None
+    problem: str = ""
 
 
 def check_capacity(
@@ -108,15 +112,15 @@ def check_default_capacity(
 ) -> DefaultCapacity:
     """Check one video with the model's own preset, with any pictures it requires."""
     known = known_spec(model)
-    preset = layers(find_preset(known.name)) if known else []
-    settings = resolve([*preset, Layer("model", {"model": model})], Settings).settings
     inputs = add_required_inputs(spec, NO_INPUTS)
     estimator = generation_estimator(spec, lambda s: make_plan(s, spec, inputs), gpu=gpu)
     try:
+        preset = layers(find_preset(known.name)) if known else []
+        settings = resolve([*preset, Layer("model", {"model": model})], Settings).settings
         capacity = check_capacity(settings, spec, estimator, force=False)
-    except UsageError:  # a local folder without a preset
-        capacity = CapacityCheck(spec, None)
-    return DefaultCapacity(model, settings.video, capacity)
+    except UsageError as error:  # also of a local folder, which has no preset
+        return DefaultCapacity(model, CapacityCheck(spec, None), problem=str(error))
+    return DefaultCapacity(model, capacity, settings.video)
 
 
 def check_models(gpu: Device | None = None) -> list[DefaultCapacity]:
