@@ -10,7 +10,7 @@ from wancli.cli.completion import complete_presets
 from wancli.cli.lazy import WancliCommand, WancliGroup
 from wancli.cli.options import OutputOptions, takes_output_options, takes_settings
 from wancli.cli.screen import Screen
-from wancli.config.layers import values_of, warn_of_unreadable_presets
+from wancli.config.layers import warn_of_unreadable_presets
 from wancli.config.presets import (
     Preset,
     find_preset,
@@ -145,7 +145,8 @@ def _model(preset: Preset) -> tuple[str, str]:
     from wancli.catalog.local import find_spec
 
     try:
-        model = preset.tuned_for.get("model", values_of(layers_to_show(preset))["model"])
+        model = resolve(layers_to_show(preset), RolloutSettings).settings.model
+        model = preset.tuned_for.get("model", model)
         return model, ", ".join(find_spec(model).tasks)
     except WancliError:
         return "", ""

@@ -6,9 +6,16 @@ import re
 from wancli.errors import SetupError
 
 
+def version(name: str) -> str:
+    """The installed version. Raises PackageNotFoundError."""
+    from importlib.metadata import version as installed_version  # slow, and rarely needed
+
+    return installed_version(name)
+
+
 def package_version(name: str) -> str:
     """The installed version, or ""."""
-    from importlib.metadata import PackageNotFoundError, version  # slow, and rarely needed
+    from importlib.metadata import PackageNotFoundError
 
     try:
         return version(name)
