@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -407,7 +408,7 @@ def test_decoding_in_parallel_gives_the_same_frames(
 
     wancli(*small(tiny_model, "--chunks", 3, "-o", "a.mp4"))
     plain = roll.roll
-    monkeypatch.setattr(roll, "roll", lambda *a, **k: plain(*a, **k, beside=True))
+    monkeypatch.setattr(roll, "roll", lambda job, *rest: plain(replace(job, beside=True), *rest))
     wancli(*small(tiny_model, "--chunks", 3, "-o", "b.mp4"))
     assert digest("a.mp4") == digest("b.mp4")
 

@@ -3,7 +3,6 @@
 import functools
 import inspect
 import os
-import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from wancli.catalog.tasks import TASKS
 from wancli.cli.completion import complete_from, complete_models, complete_presets
 from wancli.cli.help import GLOBAL, INPUTS, FromSettings
 from wancli.cli.messages import flag, with_flags
-from wancli.config.resolve import Layer, fields_of, limits, panel, when_unset
+from wancli.config.keywords import keyword_layer
+from wancli.config.resolve import fields_of, limits, panel, when_unset
 from wancli.config.settings import Settings
-from wancli.errors import UsageError, shortened
+from wancli.errors import UsageError
 from wancli.records.naming import DEFAULT
 
 Command = Callable[..., Any]  # a function of keyword arguments, one per flag
@@ -89,19 +89,9 @@ def takes_settings(
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def run(**values: Any) -> Any:
-            tables: dict[str, Any] = {}
-            for table, name, _ in offered:
-                if (value := values.pop(name)) not in (None, []):
-                    (tables.setdefault(table, {}) if table else tables)[name] = value
-            expanded = _expand_shorthands(
-                **{option.name: values.pop(option.name) for option in shorthands}
-            )
-            for table, name, value in expanded:
-                if tables.setdefault(table, {}).setdefault(name, value) != value:
-                    raise UsageError(
-                        f"`{name}` is set twice, to different values.", hint=f"`{name}` once"
-                    )
-            return command(overrides=Layer("flag", tables), **values)
+            names = [*(name for _, name, _ in offered), *(option.name for option in shorthands)]
+            overrides = keyword_layer("flag", {name: values.pop(name) for name in names})
+            return command(overrides=overrides, **values)
 
         return with_parameters(run, command, without=("overrides",), extra=[*shorthands, *options])
 
@@ -173,27 +163,6 @@ def _shorthands(*, show_default: bool) -> list[inspect.Parameter]:
         inspect.Parameter(name, only, default=None, annotation=annotation)
         for name, annotation in annotations.items()
     ]
-
-
-def _expand_shorthands(
-    *, size: str | None = None, use_cachedit: bool | None = None
-) -> list[tuple[str, str, Any]]:
-    """(table, name, value) of the settings that shorthands stand for."""
-    settings: list[tuple[str, str, Any]] = []
-    if size is not None:
-        width, height = parse_size(size)
-        settings += [("video", "width", width), ("video", "height", height)]
-    if use_cachedit is not None:
-        settings.append(("step_cache", "step_cache", "cachedit" if use_cachedit else "none"))
-    return settings
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Width and height of `832x480` or `832*480`. Raises UsageError."""
-    match = re.fullmatch(r"\s*(\d{1,9})\s*[x*]\s*(\d{1,9})\s*", text.lower())
-    if not match:
-        raise UsageError(f"`size` {shortened(text)} is not a size.", hint="`size 832x480`")
-    return int(match[1]), int(match[2])
 
 
 def with_parameters(
@@ -317,6 +286,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and load
 
 def read_prompt(*sources: str | None) -> str:
     """Read the prompt from the argument, the flag or standard input. Raises UsageError."""
+    from wancli.planning.prompts import check_prompt
+
     texts = [text for text in sources if text is not None]
     if len(texts) > 1:
         raise UsageError("the prompt is set twice.", hint='wancli generate "a red circle"')
@@ -330,9 +301,7 @@ def read_prompt(*sources: str | None) -> str:
             raise UsageError(
                 f"cannot read standard input: {error.strerror}.", hint="echo PROMPT | wancli …"
             ) from None
-    if not text.strip():
-        raise UsageError("the prompt is empty.", hint='wancli generate "a red circle moving right"')
-    return text.strip()
+    return check_prompt(text)
 
 
 def folder(output_dir: Path | None) -> Path:

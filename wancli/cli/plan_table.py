@@ -197,11 +197,10 @@ class Planned(Protocol):
 
 def carry_out(planned: Planned, screen: Screen, *, dry_run: bool) -> list[dict[str, Any]]:
     """Run a plan, or with `dry_run` print it. Raises CapacityError if it cannot fit."""
-    if dry_run:
-        show_plan(screen, planned.plan_json(), planned.items(), planned.capacity)
-    planned.capacity.check()
     if not dry_run:
         return planned.make(screen)
+    show_plan(screen, planned.plan_json(), planned.items(), planned.capacity)
+    planned.capacity.check()
     if not screen.options.brief:
         say_warnings(planned.warnings, screen)
     return []

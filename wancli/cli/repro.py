@@ -62,6 +62,7 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     from wancli.generation.batch import GenerateRequest, OutputFiles, plan_videos
     from wancli.planning.input_files import find_recorded_files
     from wancli.rollouts.session import RolloutRequest, RolloutSession
+    from wancli.utils.threads import choose_pages
 
     record, screen = read_record(file), Screen(output_options)
     request, place = record["request"], folder(output_dir)
@@ -71,6 +72,7 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     name = output or f"{file.stem}-repro.mp4"
     if record["command"] == "rollout":
         _refuse_files(request, file)
+        choose_pages()
         rollout = RolloutRequest(text, seed, name, place, overwrite=overwrite, force=force)
         planned: Planned = RolloutSession(rollout, layers, before=request)
     else:

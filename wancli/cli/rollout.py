@@ -1,5 +1,6 @@
 """`wancli rollout`."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -140,10 +141,8 @@ def plan_rollout(  # noqa: PLR0913 - one parameter per flag that is not a settin
     """Plan the rollout that the flags ask for. Raises what is wrong with them."""
     from wancli.config.layers import settings_layers
     from wancli.planning.context import ContextFiles
-    from wancli.planning.earlier_rollout import find_rollout, stored_request
     from wancli.planning.prompts import parse_change, read_script
-    from wancli.records.record import settings_of
-    from wancli.rollouts.session import RolloutRequest, RolloutSession
+    from wancli.rollouts.session import RolloutRequest, open_session
 
     again = resume or rerender is not None
     needs_prompt = not (again or prompt_embeds)
@@ -166,13 +165,8 @@ def plan_rollout(  # noqa: PLR0913 - one parameter per flag that is not a settin
         report=report,
         force=force,
     )
-    base = find_rollout(request.prompt, output, save_latents, request.folder) if again else None
-    before = stored_request(base) if base else {}
-    if base:
-        layers = [Layer(base.name, settings_of({"request": before})), overrides]
-    else:
-        layers = settings_layers(screen.warn, overrides, preset)
-    return RolloutSession(request, layers, before=before, base=base, gpu=gpu)
+    layers = partial(settings_layers, screen.warn, overrides, preset)
+    return open_session(request, layers, [overrides], gpu=gpu)
 
 
 @takes_output_options
@@ -184,6 +178,8 @@ def rollout(*, output_options: OutputOptions, dry_run: DryRun = False, **options
     """
     from wancli.cli.plan_table import carry_out
     from wancli.cli.screen import Screen
+    from wancli.utils.threads import choose_pages
 
     screen = Screen(output_options)
+    choose_pages()
     carry_out(plan_rollout(screen=screen, **options), screen, dry_run=dry_run)

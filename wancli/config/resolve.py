@@ -12,6 +12,7 @@ from wancli.errors import SettingsError, closest, shortened
 from wancli.utils.units import bounds_in_words
 
 TUNED_FOR = "tuned_for"  # table of a preset file that is not settings; see Layer
+EXPLICIT = ("flag", "argument")  # sources of settings of this request alone: shell, Python
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
@@ -169,7 +170,7 @@ def _closest_hint(name: str, known: Sequence[str]) -> str:
 
 
 def _spelling(where: str, source: str) -> str:
-    return f"`{where.split('.')[-1]}`" if source == "flag" else f"{source}: {where}"
+    return f"`{where.split('.')[-1]}`" if source in EXPLICIT else f"{source}: {where}"
 
 
 def _range_hint(settings: type[Settings], where: str) -> str:

@@ -1,10 +1,9 @@
 """A request for one video per seed: plan it, name and check its files, run it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from wancli.catalog.hub_cache import check_reachable
@@ -17,6 +16,7 @@ from wancli.config.settings import Settings
 from wancli.cost.capacity import CapacityCheck, check_capacity, generation_estimator
 from wancli.cost.devices import Device
 from wancli.errors import PlanError, UsageError, WancliError
+from wancli.models.warm import WarmPipeline, quiet_imports
 from wancli.planning.existing import check_existing
 from wancli.planning.input_files import check_input_files, inputs_json
 from wancli.planning.inputs import NO_INPUTS, InputFiles, add_required_inputs
@@ -31,7 +31,7 @@ from wancli.video.ffmpeg import Encoding, check_encoder
 from wancli.video.integrity import DAMAGED
 
 if TYPE_CHECKING:
-    from wancli.generation.runner import Runner
+    from wancli.generation.runner import Clip, Runner
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,13 @@ class OutputFiles:
     latents: str | None = None
     perf: Path | None = None
     preview_every: int | None = None  # denoising steps
+    video: bool = True  # False: the frames stay in memory, and there is no `output`
 
 
 @dataclass(frozen=True)
 class _PlannedVideo:
     request: Request
-    output: Path
+    output: Path | None
     latents: Path | None
 
 
@@ -84,26 +85,39 @@ class PlannedVideos:
         return asdict(self.plan)
 
     def items(self) -> list[tuple[Request, Path]]:
-        """Each request and the path of its video."""
-        return [(item.request, item.output) for item in self.todo]
+        """Each request and the path of its video, empty without one."""
+        return [(item.request, item.output or Path()) for item in self.todo]
 
     def make(self, observer: Observer) -> list[dict[str, Any]]:
         """Make every video, and return the new records. Raises WancliError."""
+        return [clip.record.as_json() for clip in self.run(observer)]
+
+    def pipeline(self) -> WarmPipeline:
+        """The pipeline that these videos need; it loads at its first use."""
+        return WarmPipeline(
+            self.spec, self.capacity.with_offload(self.request.resolved.settings).machine
+        )
+
+    def run(self, observer: Observer, model: WarmPipeline | None = None) -> Iterator["Clip"]:
+        """Make the videos one by one, on `model` or a pipeline of their own. Raises WancliError."""
+        self.capacity.check()
         request, files = self.request, self.files
         todo = [item for item in self.todo if _is_needed(item, files, observer)]
         if not todo:
-            return []
+            return
         outputs = _outputs(request, todo, files)
         with outputs.locked():
             say_warnings(self.warnings, observer)
-            since = perf_counter()  # loading includes importing the libraries
-            check_reachable(self.spec.repo)
-            from wancli.generation.runner import Runner
+            model = model or self.pipeline()
+            if not model.loaded:
+                check_reachable(self.spec.repo)
+            with quiet_imports():
+                from wancli.generation.runner import Runner
 
             settings = self.capacity.with_offload(request.resolved.settings)
             resolved = replace(request.resolved, settings=settings)
-            runner = Runner(self.spec, resolved, self.plan, command=request.command, since=since)
-            return _make(todo, runner, request.inputs, files, outputs.replaced, observer)
+            runner = Runner(model, resolved, self.plan, command=request.command)
+            yield from _make(todo, runner, request.inputs, files, outputs.replaced, observer)
 
 
 def plan_videos(
@@ -149,35 +163,34 @@ def plan_videos(
 def _make(
     todo: Sequence[_PlannedVideo], runner: "Runner", inputs: InputFiles, files: OutputFiles,
     replaced: frozenset[Path], observer: Observer,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> Iterator["Clip"]:  # fmt: skip
     from wancli.generation.runner import Job
     from wancli.records.write import failed_record
 
-    records: list[dict[str, Any]] = []
+    timings: list[dict[str, Any]] = []
     for item in todo:
-        if files.preview_every:
+        if files.preview_every and item.output:
             observer.say(f"preview: {preview_file(item.output)}")
         try:
             with observer.progress() as report:
                 job = Job(
                     item.request, item.output, item.latents, inputs, files.preview_every, replaced
                 )
-                record = runner.make(job, report)
+                clip = runner.make(job, report)
         except WancliError as error:
             observer.failed(failed_record(item.request, error, command=runner.command))
             raise
+        record = clip.record
         observer.done(record)
-        records.append(record.as_json())
         if files.perf:
-            timings = [
-                {"path": r["output"]["path"], **r["timings"], **r["memory"]} for r in records
-            ]
+            timings.append({"path": record.output.get("path"), **record.timings, **record.memory})
             write_json(
                 {"videos": timings},
                 files.perf,
-                overwrite=files.perf in replaced or len(records) > 1,  # our own after the first
+                overwrite=files.perf in replaced or len(timings) > 1,  # our own after the first
             )
-    return records
+        yield clip
+        del clip  # or it would stay while the next one is made
 
 
 def _name_files(request: Request, files: OutputFiles, *, several: bool) -> _PlannedVideo:
@@ -186,10 +199,11 @@ def _name_files(request: Request, files: OutputFiles, *, several: bool) -> _Plan
     fields = name_fields(
         settings, prompt=request.prompt, seed=request.seed, steps=settings.sampling.steps
     )
-    output = name_output(files.output, fields, folder=files.folder, several=several)
-    if files.latents is None:
-        return _PlannedVideo(request, output, None)
-    latents = name_output(files.latents, fields, folder=Path(), several=several)
+    output = latents = None
+    if files.video:
+        output = name_output(files.output, fields, folder=files.folder, several=several)
+    if files.latents is not None:
+        latents = name_output(files.latents, fields, folder=Path(), several=several)
     return _PlannedVideo(request, output, latents)
 
 
@@ -198,6 +212,8 @@ def _is_needed(item: _PlannedVideo, files: OutputFiles, observer: Observer) -> b
     from wancli.video.write import check_name
 
     path = item.output
+    if path is None:
+        return True
     check_name(path)
     if files.skip_existing and path.exists() and not files.overwrite:
         check = check_existing(path, item.request.hash)
@@ -225,8 +241,9 @@ def _outputs(
     outputs = OutputSet(overwrite=files.overwrite, reads=[*inputs, *loras])
     for item in todo:
         ours = partial(_comes_from, digest=item.request.hash) if files.skip_existing else not_ours
-        outputs.add(OutputFile(item.output, "`output`", ours))
-        outputs.add(*sidecar_files(item.output, previews=bool(files.preview_every)))
+        if item.output:
+            outputs.add(OutputFile(item.output, "`output`", ours))
+            outputs.add(*sidecar_files(item.output, previews=bool(files.preview_every)))
         if item.latents:
             outputs.add(OutputFile(item.latents, "`save_latents`"))
     if files.perf:

@@ -63,10 +63,10 @@ def denoise(
     if the latents, or frames that the pipeline decodes, are not finite.
     """
     sampling, task, pipeline = settings.sampling, TASKS[plan.task], loaded.pipeline
-    pipeline.scheduler = make_scheduler(pipeline.scheduler.config, sampling)
-    pipeline.scheduler.set_timesteps(sampling.steps)
+    scheduler = make_scheduler(pipeline.scheduler.config, sampling)
+    scheduler.set_timesteps(sampling.steps)
     skipped = sampling.steps - plan.steps // plan.segments
-    timesteps = pipeline.scheduler.timesteps[skipped:].tolist() * plan.segments
+    timesteps = scheduler.timesteps[skipped:].tolist() * plan.segments
     step_numbers = count()
     last: dict[str, Tensor] = {}
 
@@ -74,13 +74,14 @@ def denoise(
         _pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]
     ) -> dict[str, Any]:
         first = skipped + index
-        sigma, after = pipeline.scheduler.sigmas[first : first + 2].tolist()
+        sigma, after = scheduler.sigmas[first : first + 2].tolist()
         latents = tensors["latents"][:, :, plan.references :]
         on_step(StepResult(next(step_numbers), sigma, after, latents))
         last.update(tensors)
         return tensors
 
     with (
+        _scheduler(pipeline, scheduler),
         _boundary(pipeline, sampling.boundary_ratio),
         require_finite(pipeline.vae),  # some pipelines decode themselves
         caches(loaded, prompt.memory, settings, plan, timesteps) as cached,
@@ -119,6 +120,16 @@ def _arguments(task: Task, settings: Settings, plan: Plan) -> dict[str, Any]:
     of_all = {name: values[name] for name in ("guidance_scale", "width", "height")}
     of_task = {argument: values[name] for name, argument in task.settings.items()}
     return {"num_inference_steps": values["steps"], **of_all, **of_task}
+
+
+@contextmanager
+def _scheduler(pipeline: Any, scheduler: Any) -> Iterator[None]:
+    """Use a scheduler in the block; the model's own configures that of the next video."""
+    before, pipeline.scheduler = pipeline.scheduler, scheduler
+    try:
+        yield
+    finally:
+        pipeline.scheduler = before
 
 
 @contextmanager

@@ -26,14 +26,15 @@ class Previews:
     """The preview beside a video, updated every `every` denoising steps; None for no preview."""
 
     def __init__(
-        self, video: Path, report: Report, *, every: int | None, overwrite: bool = False
+        self, video: Path | None, report: Report, *, every: int | None, overwrite: bool = False
     ) -> None:
         """Previews are also passed to `report`.
 
-        An existing file is kept unless `overwrite`; previews are then only reported.
+        An existing file is kept unless `overwrite`; previews are then only reported, as they are
+        without a `video`.
         """
-        self._file, self._report, self._every = preview_file(video), report, every
-        self._mine = overwrite
+        self._file = preview_file(video) if video else None
+        self._report, self._every, self._mine = report, every, overwrite
         self._before: Tensor | None = None
         self._map: LatentRgb | None = None
 
@@ -50,20 +51,21 @@ class Previews:
         count = clean.shape[2]
         indices = np.linspace(0, count - 1, min(_FRAMES, count)).round().astype(int).tolist()
         content = _strip(self._map(clean[:, :, indices]))
-        with suppress(OutputError):  # on a full disk, writing the video reports it
-            write_whole(self._file, content, hint="", overwrite=self._mine)
-            self._mine = True
+        if self._file:
+            with suppress(OutputError):  # on a full disk, writing the video reports it
+                write_whole(self._file, content, hint="", overwrite=self._mine)
+                self._mine = True
         self._report(PreviewEvent(content))
 
     def remove(self) -> None:
         """Remove the preview, once the video is written or has failed."""
-        if self._every is not None and self._mine:
+        if self._every is not None and self._file and self._mine:
             remove(self._file)
 
 
 @contextmanager
 def previews(
-    video: Path, report: Report, *, every: int | None, overwrite: bool = False
+    video: Path | None, report: Report, *, every: int | None, overwrite: bool = False
 ) -> Iterator[Previews]:
     """Previews that are removed when the block ends."""
     preview = Previews(video, report, every=every, overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""Load a model once, then encode, denoise, decode, write and record each video."""
+"""Encode, denoise, decode, write and record each video, on a pipeline that stays loaded."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -7,11 +7,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wancli.catalog.local import find_spec
-from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import TASKS
 from wancli.config.resolve import Layer, Resolved, check_tuned, resolve
 from wancli.config.settings import Settings
@@ -19,9 +20,10 @@ from wancli.generation.conditioning import read_pictures
 from wancli.generation.denoise import DenoisedClip, StepResult, clip_frames, decode, denoise
 from wancli.generation.preview import Previews, previews
 from wancli.generation.prompts import Prompt, encode_prompt
-from wancli.models.load import Loaded, load_pipeline, load_vae, resolve_machine
+from wancli.models.load import Loaded, load_vae, resolve_machine
 from wancli.models.memory import fits_in_memory, peak_memory
 from wancli.models.timer import Timer
+from wancli.models.warm import WarmPipeline
 from wancli.planning.inputs import NO_INPUTS, InputFiles
 from wancli.planning.offload import check_tiling
 from wancli.planning.plan import Plan
@@ -49,43 +51,63 @@ class Job:
     """One video to make, and its output files."""
 
     request: Request
-    output: Path
+    output: Path | None  # None: no file is written
     latents: Path | None = None
     inputs: InputFiles = NO_INPUTS
     preview_every: int | None = None  # denoising steps
     replaced: frozenset[Path] = frozenset()  # existing files that may be replaced
 
 
+@dataclass(frozen=True)
+class Clip:
+    """A finished video: frames uint8 [T, H, W, 3], and latents [1, C, F, H, W] on the CPU.
+
+    The latents of several segments are those of the last one.
+    """
+
+    record: RunRecord
+    frames: NDArray[np.uint8]
+    latents: Tensor
+
+
 class Runner:
-    """A loaded model and its encoded prompts; `make` renders a video."""
+    """Renders videos on a pipeline with the settings of one request; keeps its encoded prompts."""
 
     def __init__(
-        self, spec: ModelSpec, resolved: Resolved[Settings], plan: Plan, *, command: str,
-        since: float,
-    ) -> None:  # fmt: skip
-        """`since` is the perf_counter at which loading began, before importing the libraries.
-
-        Raises SettingsError for a step cache that was tuned on another kind of machine.
-        """
-        self._since = since
-        self.spec, self.settings, self.plan, self.command = spec, resolved.settings, plan, command
+        self, model: WarmPipeline, resolved: Resolved[Settings], plan: Plan, *, command: str
+    ) -> None:
+        """Raises SettingsError for a step cache that was tuned on another kind of machine."""
+        self._model = model
+        self.settings, self.plan, self.command = resolved.settings, plan, command
         machine = {"machine": resolve_machine(self.settings.machine)}
         check_tuned(resolved.tuned_for, self.settings.model_copy(update=machine))
-        self._loaded: Loaded | None = None
         self._prompts: dict[str, Prompt] = {}
         self._pictures: tuple[InputFiles, Mapping[str, Any]] | None = None
 
-    def make(self, job: Job, report: Report) -> RunRecord:
+    def make(self, job: Job, report: Report) -> Clip:
         """Make one video and its record. Raises WancliError; finished latents are then kept."""
-        overwrite = preview_file(job.output) in job.replaced
-        with previews(job.output, report, every=job.preview_every, overwrite=overwrite) as preview:
-            return self._make(job, report, preview)
+        record = start_record(job.request, command=self.command, created=datetime.now(UTC))
+        overwrite = job.output is not None and preview_file(job.output) in job.replaced
+        with (
+            self._model.in_use(report, task=self.plan.task) as (loaded, load_s),
+            previews(job.output, report, every=job.preview_every, overwrite=overwrite) as preview,
+        ):
+            started = perf_counter() - load_s
+            record = replace(record, timings={"load_s": load_s})
+            clip = self._make(job, loaded, record, report, preview)
+            saving = perf_counter()
+            output = self._write(clip, job, report)
+            ended = perf_counter()
+            spent = {"save_s": ended - saving, "total_s": ended - started}
+        timings = rounded({**clip.record.timings, **spent})
+        record = replace(clip.record, output=output, timings=timings)
+        if job.output:
+            write_record(record, job.output, job.replaced)
+        return replace(clip, record=record)
 
-    def _make(self, job: Job, report: Report, preview: Previews) -> RunRecord:
-        began = datetime.now(UTC)
-        started = perf_counter() if self._loaded else self._since
-        load_s = self._load(report)
-        loaded = self._ready()
+    def _make(
+        self, job: Job, loaded: Loaded, record: RunRecord, report: Report, preview: Previews
+    ) -> Clip:
         clock = Timer(loaded.device)
         if loaded.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(loaded.device)
@@ -98,10 +120,9 @@ class Runner:
             preview(step, loaded.pipeline.vae)
             clock.mark("preview")
 
-        record = start_record(job.request, command=self.command, created=began)
-        with fits_in_memory(self.spec.name):
+        with fits_in_memory(loaded.spec.name):
             report(Phase("encode"))
-            prompt = self._prompt(job)
+            prompt = self._prompt(job, loaded)
             clock.mark("encode")
             report(Phase("denoise"))
             denoised = denoise(
@@ -110,26 +131,30 @@ class Runner:
             clock.mark("denoise" if denoised.frames is None else "decode")
             _save(denoised.latents, job, record)
             report(Phase("decode"))
-            whole = denoised.latents if self.plan.segments == 1 else None
-            with keeping(whole, job.output, record.as_json()):
+            with keeping(self._whole(denoised.latents), job.output, record.as_json()):
                 frames = clip_frames(loaded, denoised)
             clock.mark("decode")
         cache = _cache(self.settings, self.plan, denoised.stats)
-        timings = _timings(job, clock, denoised.stats, sigmas, load_s=load_s)
+        timings = {**record.timings, **_timings(job, clock, denoised.stats, sigmas)}
         timings |= {"uses": [asdict(forward) for forward in denoised.stats]} if cache else {}
         memory = self._memory(loaded.device, denoised)
         record = replace(
             record, status="ok", timings=timings, memory=memory, env=versions(), cache=cache
         )
+        return Clip(record, frames, denoised.latents.cpu())
+
+    def _write(self, clip: Clip, job: Job, report: Report) -> dict[str, Any]:
+        """Write the video, if it has a file; the output section of its record."""
+        if job.output is None:
+            frames = len(clip.frames)
+            return {"frames": frames, "duration_s": round(frames / self.settings.video.fps, 3)}
         report(Phase("write"))
-        saving = perf_counter()
-        written = write_video(
-            frames, job.output, record, self.settings, whole, replaced=job.replaced
+        latents = self._whole(clip.latents)
+        return output_json(
+            write_video(
+                clip.frames, job.output, clip.record, self.settings, latents, replaced=job.replaced
+            )
         )
-        timings |= {"save_s": perf_counter() - saving, "total_s": perf_counter() - started}
-        record = replace(record, output=output_json(written), timings=rounded(timings))
-        write_record(record, job.output, job.replaced)
-        return record
 
     def _memory(self, device: torch.device, denoised: DenoisedClip) -> dict[str, Any]:
         return peak_memory(device) | {
@@ -138,23 +163,14 @@ class Runner:
             "freed_weights_gib": denoised.freed_bytes / 2**30,
         }
 
-    def _load(self, report: Report) -> float:
-        """Load the model, and return the seconds it took; 0 if it is loaded."""
-        if self._loaded is not None:
-            return 0.0
-        report(Phase("load"))
-        self._loaded = load_pipeline(self.spec, self.settings.machine, task=self.plan.task)
-        return perf_counter() - self._since
+    def _whole(self, latents: Tensor) -> Tensor | None:
+        """The latents, if they are those of the whole video."""
+        return latents if self.plan.segments == 1 else None
 
-    def _ready(self) -> Loaded:
-        if self._loaded is None:
-            raise RuntimeError("the model is not loaded")
-        return self._loaded
-
-    def _prompt(self, job: Job) -> Prompt:
+    def _prompt(self, job: Job, loaded: Loaded) -> Prompt:
         text = job.request.prompt
         if text not in self._prompts:
-            self._prompts[text] = encode_prompt(self._ready(), text, self.settings.sampling)
+            self._prompts[text] = encode_prompt(loaded, text, self.settings.sampling)
         if self._pictures is None or self._pictures[0] != job.inputs:
             size = (self.settings.video.width, self.settings.video.height)
             pictures = read_pictures(TASKS[self.plan.task], job.inputs, size=size)
@@ -170,12 +186,11 @@ def _save(latents: Tensor, job: Job, record: RunRecord) -> None:
 
 
 def _timings(
-    job: Job, clock: Timer, stats: Sequence[ForwardStats], sigmas: list[float], *, load_s: float
+    job: Job, clock: Timer, stats: Sequence[ForwardStats], sigmas: list[float]
 ) -> dict[str, Any]:
     """Seconds of each phase up to the video frames; time, sigma and forwards of each step."""
     forwards = [sum(s.step == step and s.blocks > 0 for s in stats) for step in range(len(sigmas))]
     return {
-        "load_s": load_s,
         "encode_prompt_s": clock.seconds("encode"),
         "denoise_s": clock.seconds("step", "denoise"),
         **({"preview_s": clock.seconds("preview")} if job.preview_every else {}),

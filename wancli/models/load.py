@@ -1,9 +1,10 @@
 """Load a pipeline, completely or not at all: a missing key is an error, never a random weight."""
 
+import inspect
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,18 @@ def load_pipeline(
         place(pipeline, device, machine.offload, stays=stays)
     pipeline.set_progress_bar_config(disable=True)
     return Loaded(pipeline, spec, device)
+
+
+def switch_task(loaded: Loaded, task: str) -> Loaded:
+    """The same weights in the pipeline of another task of the model."""
+    kind, pipeline = getattr(diffusers, TASKS[task].pipeline), loaded.pipeline
+    if type(pipeline) is kind:
+        return loaded
+    parts = {**pipeline.config, **pipeline.components}
+    names = inspect.signature(kind.__init__).parameters
+    switched = kind(**{name: parts[name] for name in names if name in parts})
+    switched.set_progress_bar_config(disable=True)
+    return replace(loaded, pipeline=switched)
 
 
 def _try_tokenizers(pipeline: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from wancli.catalog.geometry import LatentShape, Span, WindowConfig, latent_shape, lay_out
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import TASKS, TEXT, Family
-from wancli.config.resolve import Resolved
+from wancli.config.resolve import EXPLICIT, Resolved
 from wancli.config.settings import (
     PromptKV,
     Rollout,
@@ -15,7 +15,6 @@ from wancli.config.settings import (
     RopePolicy,
     Sampling,
     Settings,
-    Video,
 )
 from wancli.errors import PlanError
 from wancli.planning.inputs import (
@@ -181,7 +180,7 @@ def make_rollout_plan(
     )
 
 
-def _shape(video: Video, spec: ModelSpec, *, num_frames: int) -> LatentShape:
+def _shape(video: VideoShape, spec: ModelSpec, *, num_frames: int) -> LatentShape:
     return latent_shape(
         num_frames=num_frames,
         width=video.width,
@@ -316,12 +315,12 @@ def check_unused_settings(resolved: Resolved[Any], task: str = TEXT) -> None:
     check_compile_mode(resolved.settings.machine, resolved.sources)
     for key in ("sampling.strength", "sampling.true_cfg_scale", "video.segment_frames"):
         name = key.partition(".")[2]
-        if resolved.sources.get(key) == "flag" and name not in TASKS[task].settings:
+        if resolved.sources.get(key) in EXPLICIT and name not in TASKS[task].settings:
             raise PlanError(f"`{name}` does nothing in {task}.", hint=f"drop `{name}`")
     method = resolved.settings.step_cache.step_cache
     for key, source in resolved.sources.items():
         table, _, name = key.rpartition(".")
-        if table != "step_cache" or name in ("step_cache", "cfg_gate") or source != "flag":
+        if table != "step_cache" or name in ("step_cache", "cfg_gate") or source not in EXPLICIT:
             continue
         wanted = ("cachedit",) if name != "step_cache_threshold" else WITH_THRESHOLD
         if method not in wanted:

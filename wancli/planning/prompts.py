@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wancli.errors import InputError, PlanError, UsageError, missing
+from wancli.errors import InputError, PlanError, UsageError, missing, shortened
 from wancli.utils.reading import parse_json, read_text, read_toml, unreadable
 
 
@@ -50,6 +50,19 @@ class PromptSchedule:
         since = chunk - past[-1].chunk
         share = min(1.0, (since + 1) / self.blend) if self.blend else 1.0
         return BlendedPrompt(before, past[-1].prompt, share, changes=since == 0)
+
+
+def check_prompt(text: str) -> str:
+    """The prompt without space around it. Raises UsageError for one that is empty, or no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"the prompt {shortened(text)} is not UTF-8 text.", hint="plain text"
+        ) from None
+    if not text.strip():
+        raise UsageError("the prompt is empty.", hint='wancli generate "a red circle moving right"')
+    return text.strip()
 
 
 def make_prompt_schedule(

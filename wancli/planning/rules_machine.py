@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from wancli.config.resolve import EXPLICIT
 from wancli.config.settings import Machine, Settings
 from wancli.errors import PlanError
 from wancli.planning.step_caches import WITH_THRESHOLD
@@ -79,7 +80,7 @@ def check_rollout(machine: Machine) -> None:
 
 def check_compile_mode(machine: Machine, sources: Mapping[str, str]) -> None:
     """Raise PlanError for an explicit compile mode without compilation."""
-    if sources.get("machine.compile_mode") == "flag" and not machine.compile:
+    if sources.get("machine.compile_mode") in EXPLICIT and not machine.compile:
         raise PlanError("`compile_mode` does nothing without `compile`.", hint="`compile`")
 
 

@@ -124,6 +124,7 @@ class CausalDenoiser:
     def _caches(self) -> list[RollingKV]:
         return [kv for expert in self._experts for kv in expert.branches]
 
+    @torch.no_grad()  # here, since callers run between the chunks of a rollout
     def _forward(self, expert: Expert, latents: Tensor, timestep: float) -> list[Tensor]:
         """Velocities of all branches, in the latents' dtype."""
         if len(self._embeddings) < len(expert.branches):
@@ -167,7 +168,6 @@ def causal(
             stack.enter_context(prompt_kv(model, prompt_cache))
             caches = [_cache(model, window) for _ in range(branches)]
             experts.append(Expert(model, state, caches, scale, 0.0 if last else boundary))
-        stack.enter_context(torch.no_grad())
         yield CausalDenoiser(experts, window)
 
 

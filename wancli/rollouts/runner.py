@@ -1,6 +1,7 @@
 """Runs a rollout: load, encode, then chunk after chunk into one video, and a record."""
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -8,18 +9,20 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wancli.catalog.geometry import Span
-from wancli.catalog.specs import ModelSpec
 from wancli.config.settings import RolloutSettings
 from wancli.errors import DecodeError, InputError, OutputError, RunError
 from wancli.generation.noise import IndexedNoise, Noise, StreamNoise
 from wancli.generation.runner import finish
-from wancli.models.load import Loaded, load_pipeline
+from wancli.models.load import Loaded
 from wancli.models.memory import fits_in_memory, peak_memory, trim_heap
 from wancli.models.timer import Timer
+from wancli.models.warm import WarmPipeline
 from wancli.planning.context import NO_FILES, ContextFiles
 from wancli.planning.plan import RolloutPlan
 from wancli.planning.prompts import PromptSchedule
@@ -33,14 +36,14 @@ from wancli.rollouts.loop import StepDone as ChunkStep
 from wancli.rollouts.resume import may_redecode, start_rollout
 from wancli.rollouts.sampler import ChunkSampler, causal_denoiser
 from wancli.rollouts.sink import ChunkOutput, VideoSink
-from wancli.rollouts.store import CONTEXT, TIMES_FILE, RolloutStore, chunk_name
+from wancli.rollouts.store import CONTEXT, TIMES_FILE, RolloutStore, Store, chunk_name
 from wancli.rollouts.timings import ChunkTiming, TimingLog, rates, reuse, summed
 from wancli.utils.interrupts import Interrupted
 from wancli.video.drift import DriftMeter
 from wancli.video.ffmpeg import Encoding
 from wancli.video.latents import save_latents
 from wancli.video.metadata import output_json
-from wancli.video.write import VideoWriter
+from wancli.video.write import VideoWriter, WrittenVideo
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,15 @@ class RolloutJob:
     plan: RolloutPlan
     schedule: PromptSchedule
     seeds: Mapping[int, int]  # by the first chunk that uses it
-    store: Path
-    video: Path | None  # None: latents only
+    store: Store
+    video: Path | None  # None: no video is written
+    decodes: bool = True  # False: latents only
     starts: ContextFiles = NO_FILES
     latents: Path | None = None
     only_new: bool = False
     replaces: bool = False  # the rollout in `store`, once the model has loaded
     replaced: frozenset[Path] = frozenset()  # files that may be overwritten
+    beside: bool | None = None  # decode a chunk beside the next one; None: on CUDA devices
 
     @property
     def resume(self) -> str:
@@ -67,90 +72,73 @@ class RolloutJob:
         return f"wancli rollout --resume {where}"
 
     @property
-    def parts(self) -> list[str]:
-        """Parts of the pipeline to load."""
-        text = [] if self.starts.prompt_embeds else ["text_encoder"]
-        return ["transformer", *text, *(["vae"] if self.video or self.starts.needs_vae else [])]
+    def record_path(self) -> Path | None:
+        """The file that the record lies beside; None without files."""
+        return self.video or self.latents or self.store.folder
 
 
-def roll(
-    job: RolloutJob, spec: ModelSpec, report: Report, *, since: float, beside: bool | None = None
-) -> RunRecord:
+@dataclass(frozen=True)
+class RolloutChunk:
+    """A decoded chunk: frames uint8 [T, H, W, 3], and clean latents [1, C, n, H, W] on the CPU.
+
+    `index` is negative for the initial context; `generated` is False there, and for chunks of an
+    earlier run.
+    """
+
+    index: int
+    frames: NDArray[np.uint8]
+    latents: Tensor
+    generated: bool
+
+
+Chunks = Generator[RolloutChunk, None, RunRecord]
+
+
+def roll(job: RolloutJob, model: WarmPipeline, report: Report) -> Chunks:
     """Generate the missing chunks of a rollout, its video, its sidecar and its record.
 
-    `since` is when loading began, by perf_counter. With `beside`, a chunk is decoded while the next
-    one is denoised; the default is to do so on CUDA devices. The caller holds the store's lock.
-    Raises WancliError; finished chunks are kept.
+    Yields each chunk of the video once it is decoded. The caller holds the store's lock. Raises
+    WancliError; finished chunks are kept.
     """
+    store = job.store
     try:
-        with fits_in_memory(spec.name):
-            record = _roll(job, spec, report, since=since, beside=beside)
-        if not RolloutStore(job.store).holds(len(job.plan.spans)):
+        with fits_in_memory(model.spec.name):
+            record = yield from _roll(job, model, report)
+        if not store.holds(len(job.plan.spans)):
             hint = f"{job.video or job.latents} is complete"
-            raise OutputError(f"chunks were deleted from {job.store} during the run.", hint=hint)
+            raise OutputError(f"chunks were deleted from {store.folder} during the run.", hint=hint)
         return record
     except Interrupted as error:
-        if RolloutStore(job.store).chunks():
+        if store.chunks():
             error.hint = f"finished chunks are kept: {job.resume}"
         raise
     except DecodeError as error:
+        if not store.folder:
+            raise
         how = "resume" if may_redecode(job.request.as_json()) else "overwrite"
         raise DecodeError(str(error), hint=f"`{how}` with {error.hint}") from error
     except OutputError as error:
-        gone = not RolloutStore(job.store).holds(0)
+        if not store.folder:
+            raise
+        gone = not store.holds(0)
         then = "it cannot be resumed: its folder was deleted" if gone else f"then {job.resume}"
         raise OutputError(str(error), hint=f"{error.hint}; {then}") from error
 
 
-def _roll(
-    job: RolloutJob, spec: ModelSpec, report: Report, *, since: float, beside: bool | None
-) -> RunRecord:
+def _roll(job: RolloutJob, model: WarmPipeline, report: Report) -> Chunks:
     record = start_record(job.request, command="rollout", created=datetime.now(UTC))
-    store = RolloutStore(job.store)
-    ready = _prepare(job, spec, store, report, since=since)
-    loaded, started = ready.loaded, perf_counter()
-    report(Phase("rollout"))
-    with ExitStack() as stack:
-        model = stack.enter_context(causal_denoiser(loaded, job.settings, job.plan))
-        writer, sink = _open_video(stack, job, loaded, record, beside=beside)
-        sampler = ChunkSampler(loaded, job.settings, job.plan, _noise(job))
-        inputs = RolloutInputs(
-            context=ready.context,
-            spans=job.plan.spans,
-            prompts=ready.prompts.of_chunk,
-            finished=lambda span: _finished(job, loaded, store, span),
-            denoise=sampler,
-            context_timestep=job.settings.rollout.context_noise,
-        )
-        timings_log = stack.enter_context(TimingLog(store.folder / TIMES_FILE))
-        run = _Run(job, model, sampler, sink, timings_log, report)
-        for event in rollout(model, inputs):
-            run.handle(event)
-        drift = sink.drift() if sink else {}
-        run.finish()
-        timings: dict[str, Any] = {
-            **ready.timings,
-            **summed(timings_log),
-            "rollout_s": perf_counter() - started,
-            "total_s": perf_counter() - since,
-        }
-        timings |= {"fps": rates(timings_log, timings["rollout_s"]), "kv_bytes": model.nbytes}
-        record = replace(
-            record, status="ok", timings=timings, env=versions(),
-            memory=peak_memory(loaded.device) | {"offload": job.settings.machine.offload},
-            drift=drift, cache=_reuse(job, timings_log),
-        )  # fmt: skip
-        written = finish(writer, record, job.settings) if writer else None
-        rows = timings_log.ends()
-    # With a video but without its chunks there is nothing to save: `roll` reports that.
-    if job.latents and (written is None or store.holds(len(job.plan.spans))):
-        context = [latents for _, latents in ready.context]
-        _save_latents(job.latents, job, context, store, record)
-    timings |= {"total_s": perf_counter() - since, "chunks": rows}
-    output = output_json(written) if written else {"path": str(job.latents)}
-    output = {**output, "rollout": str(job.store)}
-    record = replace(record, output=output, timings=rounded(timings))
-    write_record(record, job.video or job.latents or job.store, job.replaced)
+    with model.in_use(report) as (loaded, load_s):
+        loading = perf_counter()
+        ready = _prepare(job, loaded, report, load_s=load_s)
+        report(Phase("rollout"))
+        record, rows = yield from _generate(job, ready, record, report)
+        # With a video but without its chunks there is nothing to save: `roll` reports that.
+        if job.latents and (job.video is None or job.store.holds(len(job.plan.spans))):
+            _save_latents(job.latents, job, [latents for _, latents in ready.context], record)
+        spent = {"total_s": perf_counter() - loading + load_s, "chunks": rows}
+    record = replace(record, timings=rounded({**record.timings, **spent}))
+    if job.record_path:
+        write_record(record, job.record_path, job.replaced)
     return record
 
 
@@ -164,31 +152,79 @@ class _Prepared:
     timings: Mapping[str, float]  # of loading and encoding
 
 
-def _prepare(
-    job: RolloutJob, spec: ModelSpec, store: RolloutStore, report: Report, *, since: float
-) -> _Prepared:
-    """Load the model and encode the inputs; only then an earlier rollout is deleted."""
-    report(Phase("load"))
-    # Every chunk needs the transformer and the VAE: the VAE, which is small, stays on the device.
-    loaded = load_pipeline(spec, job.settings.machine, job.parts, stays=("vae",))
-    loading = perf_counter()
+def _prepare(job: RolloutJob, loaded: Loaded, report: Report, *, load_s: float) -> _Prepared:
+    """Encode the inputs; only then an earlier rollout is deleted."""
+    started = perf_counter()
     report(Phase("encode"))
     prompts = PromptEncoder(
         loaded, job.settings, job.schedule, guided=job.plan.guided, embeds=job.starts.prompt_embeds
     )
     prompts.encode()
-    if job.replaces:
-        start_rollout(store, job.request.as_json())
-    context = _context(job, loaded, store)
-    timings = {"load_s": loading - since, "encode_prompt_s": perf_counter() - loading}
+    if job.replaces and isinstance(job.store, RolloutStore):
+        start_rollout(job.store, job.request.as_json())
+    context = _context(job, loaded)
+    timings = {"load_s": load_s, "encode_prompt_s": perf_counter() - started}
     return _Prepared(loaded, prompts, context, timings)
 
 
-def _save_latents(
-    path: Path, job: RolloutJob, context: list[Tensor], store: RolloutStore, record: RunRecord
-) -> None:
+def _generate(
+    job: RolloutJob, ready: _Prepared, record: RunRecord, report: Report
+) -> Generator[RolloutChunk, None, tuple[RunRecord, list[dict[str, Any]]]]:
+    """Generate, decode and write chunk after chunk; the record, and the timings of the chunks."""
+    loaded, began = ready.loaded, perf_counter()
+    with ExitStack() as stack:
+        model = stack.enter_context(causal_denoiser(loaded, job.settings, job.plan))
+        writer = _open_video(stack, job, record)
+        sink = _open_sink(stack, job, loaded, writer)
+        sampler = ChunkSampler(loaded, job.settings, job.plan, _noise(job))
+        inputs = RolloutInputs(
+            context=ready.context,
+            spans=job.plan.spans,
+            prompts=ready.prompts.of_chunk,
+            finished=lambda span: _finished(job, loaded, span),
+            denoise=sampler,
+            context_timestep=job.settings.rollout.context_noise,
+        )
+        folder = job.store.folder
+        timings_log = stack.enter_context(TimingLog(folder / TIMES_FILE if folder else None))
+        run = _Run(job, model, sampler, sink, timings_log, report)
+        for event in rollout(model, inputs):
+            run.handle(event)
+            yield from run.decoded()
+        drift = sink.drift() if sink else {}
+        yield from run.decoded()
+        run.finish()
+        rollout_s = perf_counter() - began
+        timings: dict[str, Any] = {
+            **ready.timings,
+            **summed(timings_log),
+            "rollout_s": rollout_s,
+            "total_s": sum(ready.timings.values()) + rollout_s,
+            "fps": rates(timings_log, rollout_s),
+            "kv_bytes": model.nbytes,
+        }
+        memory = peak_memory(loaded.device) | {"offload": job.settings.machine.offload}
+        record = replace(
+            record, status="ok", timings=timings, env=versions(), memory=memory, drift=drift,
+            cache=_reuse(job, timings_log),
+        )  # fmt: skip
+        written = finish(writer, record, job.settings) if writer else None
+        rows = timings_log.ends()
+        frames = sum(row["video_frames"] for row in timings_log)
+    return replace(record, output=_output_json(job, written, frames=frames)), rows
+
+
+def _output_json(job: RolloutJob, written: WrittenVideo | None, *, frames: int) -> dict[str, Any]:
+    """The output section of the record."""
+    if job.record_path is None:
+        return {"frames": frames, "duration_s": round(frames / job.settings.video.fps, 3)}
+    output = output_json(written) if written else {"path": str(job.latents)}
+    return {**output, "rollout": str(job.store.folder)}
+
+
+def _save_latents(path: Path, job: RolloutJob, context: list[Tensor], record: RunRecord) -> None:
     """Save the latents of the context and all chunks as one file. Raises OutputError."""
-    chunks = [*context, *(store.chunk(span.index) for span in job.plan.spans)]
+    chunks = [*context, *(job.store.chunk(span.index) for span in job.plan.spans)]
     latents = torch.cat([chunk.cpu() for chunk in chunks], 2)
     save_latents(latents, path, record.as_json(), overwrite=path in job.replaced)
 
@@ -201,12 +237,13 @@ class _Run:
         timings: TimingLog, report: Report,
     ) -> None:  # fmt: skip
         self._job, self._model, self._sampler, self._sink = job, model, sampler, sink
-        self._store = RolloutStore(job.store)
+        self._store = job.store
         self._report, self._done, self._steps = report, 0, sum(job.plan.steps)
         self._device = model.device
         self._timer = Timer(self._device)
         self._timings = timings
         self._open: list[ChunkTiming] = []  # may not be fully timed yet
+        self._undecoded: deque[tuple[Chunk, ChunkOutput]] = deque()  # or not yielded yet
         self._sigmas: list[float] = []
 
     def handle(self, event: ChunkStep | Chunk | KVCommitted) -> None:
@@ -244,9 +281,18 @@ class _Run:
         self._open.append(row)
         if self._sink:
             row.output = self._sink.add(span, event.latents)
+            self._undecoded.append((event, row.output))
         else:
             row.output = ChunkOutput(span.video_frames(self._sampler.loaded.spec.strides))
         self._timer.mark("shown")
+
+    def decoded(self) -> Iterator[RolloutChunk]:
+        """The chunks of the video that are decoded and were not yielded yet, in order."""
+        while self._undecoded and self._undecoded[0][1].done:
+            chunk, output = self._undecoded.popleft()
+            frames, output.pixels = output.pixels, None
+            if frames is not None:
+                yield RolloutChunk(chunk.span.index, frames, chunk.latents.cpu(), chunk.generated)
 
     def _next(self) -> None:
         self._timer, self._sigmas = Timer(self._device), []
@@ -266,21 +312,21 @@ def _reuse(job: RolloutJob, timings: TimingLog) -> dict[str, Any]:
     return {} if method == "none" else {"method": method, **reuse(timings)}
 
 
-def _finished(job: RolloutJob, loaded: Loaded, store: RolloutStore, span: Span) -> Tensor | None:
+def _finished(job: RolloutJob, loaded: Loaded, span: Span) -> Tensor | None:
     """Latents [1, C, n, H, W] of a finished chunk; None if it has to be generated."""
-    latents, shape = store.load(chunk_name(span.index), loaded.device), job.plan.shape
+    latents, shape = job.store.load(chunk_name(span.index), loaded.device), job.plan.shape
     expected = (1, shape.channels, span.frames, shape.height, shape.width)
     return latents if latents is not None and latents.shape == expected else None
 
 
-def _context(job: RolloutJob, loaded: Loaded, store: RolloutStore) -> list[tuple[Span, Tensor]]:
+def _context(job: RolloutJob, loaded: Loaded) -> list[tuple[Span, Tensor]]:
     """Chunks of the initial context, encoded once: a resumed rollout reuses the same latents."""
     if not job.plan.context:
         return []
-    latents = store.load(CONTEXT, loaded.device)
+    latents = job.store.load(CONTEXT, loaded.device)
     if latents is None:
         latents = read_context(job.starts, loaded, job.plan).to(loaded.device)
-        store.save(CONTEXT, latents)
+        job.store.save(CONTEXT, latents)
     return [(span, latents[:, :, span.first_frame : span.end]) for span in job.plan.context]
 
 
@@ -302,14 +348,12 @@ def _noise(job: RolloutJob) -> Noise:
         ) from None
 
 
-def _open_video(
-    stack: ExitStack, job: RolloutJob, loaded: Loaded, record: RunRecord, *, beside: bool | None
-) -> tuple[VideoWriter | None, VideoSink | None]:
-    """The writer and its sink, closed with the stack; None without a video."""
+def _open_video(stack: ExitStack, job: RolloutJob, record: RunRecord) -> VideoWriter | None:
+    """The writer, closed with the stack; None without a file."""
     if job.video is None:
-        return None, None
+        return None
     output, video = job.settings.output, job.settings.video
-    writer = stack.enter_context(
+    return stack.enter_context(
         VideoWriter(
             job.video,
             size=(video.width, video.height),
@@ -320,16 +364,23 @@ def _open_video(
             metadata={"comment": record.embedded() if output.metadata else UNFINISHED},
         )
     )
-    sink = stack.enter_context(
+
+
+def _open_sink(
+    stack: ExitStack, job: RolloutJob, loaded: Loaded, writer: VideoWriter | None
+) -> VideoSink | None:
+    """The sink, closed with the stack; None for latents only."""
+    if not job.decodes:
+        return None
+    return stack.enter_context(
         VideoSink(
             loaded.pipeline.vae,
             writer,
-            DriftMeter(video.fps),
-            beside=_beside(loaded, job) if beside is None else beside,
+            DriftMeter(job.settings.video.fps),
+            beside=_beside(loaded, job) if job.beside is None else job.beside,
             shows=lambda span: span.index >= 0 or not job.only_new,
         )
     )
-    return writer, sink
 
 
 def _beside(loaded: Loaded, job: RolloutJob) -> bool:

@@ -1,11 +1,9 @@
 """From a request to a rollout's job: plan, prompt schedule, seeds, paths, resuming."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from wancli.catalog.hub_cache import check_reachable
@@ -20,23 +18,25 @@ from wancli.cost.devices import Device
 from wancli.cost.estimate import Estimate, estimate, resolve_device
 from wancli.cost.totals import rollout_cost
 from wancli.errors import UsageError, WancliError
+from wancli.models.warm import WarmPipeline, quiet_imports
 from wancli.planning.context import NO_FILES, ContextFiles, check_context_files, context_frames
+from wancli.planning.earlier_rollout import find_rollout, stored_request
 from wancli.planning.lora import find_lora
 from wancli.planning.output_files import is_of_rollout, rollout_files, sidecar_files
 from wancli.planning.plan import RolloutPlan, check_unused_settings, make_rollout_plan
 from wancli.planning.prompts import PromptChange, PromptSchedule, make_prompt_schedule
 from wancli.records.naming import name_fields, name_output, with_name
 from wancli.records.progress import Observer, say_warnings
-from wancli.records.record import Request
+from wancli.records.record import Request, settings_of
 from wancli.utils.files import digest
-from wancli.utils.interrupts import Interrupted
 from wancli.utils.outputs import OutputFile, OutputSet, not_ours
 from wancli.video.ffmpeg import Encoding, check_encoder
 
 if TYPE_CHECKING:
     from wancli.catalog.specs import ModelSpec
+    from wancli.records.record import RunRecord
     from wancli.rollouts.resume import ResumePoint
-    from wancli.rollouts.runner import RolloutJob
+    from wancli.rollouts.runner import RolloutChunk, RolloutJob
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class RolloutRequest:
     starts: ContextFiles = NO_FILES
     changes: Sequence[PromptChange] = ()
     latents: Path | None = None
-    video: bool = True
+    video: bool = True  # False: latents only, without a VAE
+    files: bool = True  # False: the chunks stay in memory
     only_new: bool = False
     overwrite: bool = False
     resume: bool = False
@@ -85,7 +86,7 @@ class RolloutSession:
         check_context_files(options.starts, self.plan, settings, self.spec)
         self.schedule = self._schedule()
         self.seeds = self._seeds()
-        if options.video:
+        if options.video and options.files:
             check_encoder(Encoding.of(settings.output))
 
     @property
@@ -106,62 +107,104 @@ class RolloutSession:
         return self.plan.as_json()
 
     def items(self) -> list[tuple[Request, Path]]:
-        """The request and its output."""
-        video, latents, store = self.paths()
-        return [(self.request(), video or latents or store)]
+        """The request and its output, empty without files."""
+        return [(self.request(), next(filter(None, self.paths()), Path()))]
 
     def make(self, observer: Observer) -> list[dict[str, Any]]:
-        """Run it and return its record. Raises WancliError."""
+        """Run it to its end and return its record. Raises WancliError."""
+        run = self.run(observer)
+        while True:
+            try:
+                next(run)
+            except StopIteration as end:
+                return [end.value.as_json()]
+
+    @property
+    def parts(self) -> list[str]:
+        """Parts of the pipeline that it needs."""
+        starts = self.options.starts
+        text = [] if starts.prompt_embeds else ["text_encoder"]
+        vae = ["vae"] if self.options.video or starts.needs_vae else []
+        return ["transformer", *text, *vae]
+
+    def pipeline(self) -> WarmPipeline:
+        """The pipeline that it needs, which loads at its first use.
+
+        Every chunk needs the transformer and the VAE: that, being small, stays on the device.
+        """
+        machine = self.capacity.with_offload(self.resolved.settings).machine
+        return WarmPipeline(self.spec, machine, parts=self.parts, stays=("vae",))
+
+    def run(
+        self, observer: Observer, model: WarmPipeline | None = None
+    ) -> Generator["RolloutChunk", None, "RunRecord"]:
+        """Yield each chunk of the video once it is decoded; returns the record. Raises WancliError.
+
+        It runs on `model` or a pipeline of its own. Closed early, it keeps the finished chunks in
+        its folder, as an interrupt does.
+        """
+        self.capacity.check()
         video, latents, store = self.paths()
         outputs = self._outputs(video, latents, store)
         with outputs.locked():
+            model = model or self.pipeline()
             job = self._job(self.request(), video, latents, store)
-            return [self._make(job, outputs.replaced, observer)]
+            return (yield from self._run(job, outputs.replaced, observer, model))
 
-    def _make(
-        self, job: "RolloutJob", replaced: frozenset[Path], observer: Observer
-    ) -> dict[str, Any]:
+    def _run(
+        self, job: "RolloutJob", replaced: frozenset[Path], observer: Observer, model: WarmPipeline,
+    ) -> Generator["RolloutChunk", None, "RunRecord"]:  # fmt: skip
         self._check_earlier(job)
         say_warnings(self.warnings, observer)
-        check_reachable(self.spec.repo)
-        since = perf_counter()  # the libraries are part of what loading costs
-        # Huge pages: memory returned after each chunk is reused at a cost of 1-4 %, not up to 20.
-        # Only torch reads this, once, at its first allocation: there is nothing to reset.
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+        if not model.loaded:
+            check_reachable(self.spec.repo)
         from wancli.records.write import failed_record
-        from wancli.rollouts import resume, runner
-        from wancli.rollouts.store import RolloutStore
 
-        store, request = RolloutStore(job.store), job.request
-        replaces = self.options.overwrite and not self.options.continues and bool(store.chunks())
-        settled = self.capacity.with_offload(job.settings)
-        job = replace(job, settings=settled, replaces=replaces, replaced=replaced)
-        check_files(self.spec, job.parts)
-        if self.options.continues:
-            point = resume.resume_rollout(
-                store, self.before, request.as_json(), rerender=self.options.rerender
-            )
-            self._report_resumed(point, observer)
-        elif not job.replaces:
-            resume.start_rollout(store, request.as_json())
+        with quiet_imports():
+            from wancli.rollouts import runner
+
+        job = self._begin(job, replaced, observer)
         try:
             with observer.progress() as report:
-                record = runner.roll(job, self.spec, report, since=since)
-        except (WancliError, Interrupted) as error:
-            if not self.options.continues:
-                store.remove_if_empty()
-            if isinstance(error, WancliError):
-                observer.failed(failed_record(request, error, command="rollout"))
+                record = yield from runner.roll(job, model, report)
+        except WancliError as error:
+            observer.failed(failed_record(job.request, error, command="rollout"))
             raise
-        if self.options.report:
+        finally:
+            if not self.options.continues:
+                job.store.remove_if_empty()
+        self._report_drift(record, replaced)
+        observer.done(record)
+        return record
+
+    def _begin(
+        self, job: "RolloutJob", replaced: frozenset[Path], observer: Observer
+    ) -> "RolloutJob":
+        """The job with its settings settled and its folder begun, or checked to be resumed."""
+        from wancli.rollouts import resume
+        from wancli.rollouts.store import RolloutStore
+
+        options, store, request = self.options, job.store, job.request.as_json()
+        replaces = options.overwrite and not options.continues and bool(store.chunks())
+        settled = self.capacity.with_offload(job.settings)
+        job = replace(job, settings=settled, replaces=replaces, replaced=replaced)
+        check_files(self.spec, self.parts)
+        if not isinstance(store, RolloutStore):
+            return job
+        if options.continues:
+            point = resume.resume_rollout(store, self.before, request, rerender=options.rerender)
+            self._report_resumed(point, observer)
+        elif not replaces:
+            resume.start_rollout(store, request)
+        return job
+
+    def _report_drift(self, record: "RunRecord", replaced: frozenset[Path]) -> None:
+        path = self.options.report
+        if path:
             from wancli.video.drift_report import write_report
 
-            overwrite = self.options.report in replaced
-            write_report(
-                record.drift, self.options.report, title=request.prompt, overwrite=overwrite
-            )
-        observer.done(record)
-        return record.as_json()
+            title = self.schedule.prompt
+            write_report(record.drift, path, title=title, overwrite=path in replaced)
 
     def request(self) -> Request:
         """The request as stored, compared on resuming, and recorded."""
@@ -187,9 +230,11 @@ class RolloutSession:
             self.warnings,
         )
 
-    def paths(self) -> tuple[Path | None, Path | None, Path]:
+    def paths(self) -> tuple[Path | None, Path | None, Path | None]:
         """The video, the latents, and the folder of chunks. Raises UsageError."""
         options = self.options
+        if not options.files:
+            return None, None, None
         if not options.video:
             if options.latents is None:
                 raise UsageError(
@@ -239,7 +284,7 @@ class RolloutSession:
             return {**earlier, 0: seeds[0]}
         return {chunk: seed for chunk, seed in earlier.items() if chunk < first} | {first: seeds[0]}
 
-    def _outputs(self, video: Path | None, latents: Path | None, store: Path) -> OutputSet:
+    def _outputs(self, video: Path | None, latents: Path | None, store: Path | None) -> OutputSet:
         """All files to write. Raises UsageError if two of them are the same."""
         from wancli.video.write import check_name
 
@@ -258,7 +303,8 @@ class RolloutSession:
         for path, role in ((video, "`output`"), (latents, "`save_latents`")):
             if path:
                 outputs.add(OutputFile(path, role, ours))
-        outputs.add(*sidecar_files(video or latents or store), *rollout_files(store, video))
+        if store:
+            outputs.add(*sidecar_files(video or latents or store), *rollout_files(store, video))
         if options.report:
             outputs.add(OutputFile(options.report, "`report`"))
         return outputs
@@ -266,17 +312,19 @@ class RolloutSession:
     def _check_earlier(self, job: "RolloutJob") -> None:
         """Raise UsageError if another rollout would be lost."""
         free = self.options.overwrite or self.options.continues
-        if not free and any(job.store.glob("chunk-*.safetensors")):
+        folder = job.store.folder
+        if folder and not free and any(folder.glob("chunk-*.safetensors")):
             again = f"wancli rollout --resume -o {job.video}" if job.video else "`resume`"
             raise UsageError(
-                f"{job.store} already holds a rollout.",
+                f"{folder} already holds a rollout.",
                 hint=f"{again}, `overwrite` or other names",
             )
 
     def _job(
-        self, request: Request, video: Path | None, latents: Path | None, store: Path
+        self, request: Request, video: Path | None, latents: Path | None, store: Path | None
     ) -> "RolloutJob":
         from wancli.rollouts.runner import RolloutJob
+        from wancli.rollouts.store import NoStore, RolloutStore
 
         return RolloutJob(
             request=request,
@@ -284,8 +332,9 @@ class RolloutSession:
             plan=self.plan,
             schedule=self.schedule,
             seeds=self.seeds,
-            store=store,
+            store=RolloutStore(store) if store else NoStore(),
             video=video,
+            decodes=self.options.video,
             starts=self.options.starts,
             latents=latents,
             only_new=bool(request.inputs.get("only_new")),
@@ -303,3 +352,20 @@ class RolloutSession:
                 "the chunks have no digests: they are used unchecked.",
                 hint="they are from an earlier version",
             )
+
+
+def open_session(
+    request: RolloutRequest, layers: Callable[[], list[Layer]], overrides: list[Layer], *,
+    gpu: Device | None = None,
+) -> RolloutSession:  # fmt: skip
+    """The session of a request that is checked; nothing is loaded yet. Raises WancliError.
+
+    Its settings are those of `layers` or, where it continues an earlier rollout, of that one, with
+    `overrides` on top.
+    """
+    if not request.continues:
+        return RolloutSession(request, layers(), before={}, gpu=gpu)
+    base = find_rollout(request.prompt, request.output, request.latents, request.folder)
+    before = stored_request(base)
+    stored = Layer(base.name, settings_of({"request": before}))
+    return RolloutSession(request, [stored, *overrides], before=before, base=base, gpu=gpu)

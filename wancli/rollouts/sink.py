@@ -7,7 +7,9 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from diffusers import AutoencoderKLWan
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wancli.catalog.geometry import Span
@@ -20,13 +22,15 @@ from wancli.video.write import VideoWriter
 class ChunkOutput:
     """Frames and times of one decoded chunk."""
 
-    frames: int = 0  # video frames written or, without a video, represented
+    frames: int = 0  # video frames written or, without a VAE, represented
+    pixels: NDArray[np.uint8] | None = None  # those frames, [T, H, W, 3], until they are passed on
     decode_s: float = 0.0
     write_s: float = 0.0
+    done: bool = False  # decoded, and written or hidden
 
 
 class VideoSink:
-    """Writes clean chunks, in order, to one video. Memory does not grow with their number.
+    """Decodes clean chunks, in order, into one video. Memory does not grow with their number.
 
     With `beside`, a thread decodes and writes a chunk while the next one is denoised; at most one
     is pending, and its errors are raised by the next call.
@@ -35,13 +39,16 @@ class VideoSink:
     def __init__(
         self,
         vae: AutoencoderKLWan,
-        writer: VideoWriter,
+        writer: VideoWriter | None,
         meter: DriftMeter,
         *,
         beside: bool = False,
         shows: Callable[[Span], bool] = lambda _span: True,
     ) -> None:
-        """`shows` selects the chunks of the video; the others only advance the VAE's state."""
+        """`shows` selects the chunks of the video; the others only advance the VAE's state.
+
+        Without a `writer` the frames are passed on, and not written.
+        """
         self._decoder, self._writer, self._meter = StreamingDecoder(vae), writer, meter
         self._shows = shows
         self._pool = ThreadPoolExecutor(1) if beside else None
@@ -78,10 +85,12 @@ class VideoSink:
         decoded = perf_counter()
         output.decode_s = decoded - started
         if self._shows(span):
-            self._writer.write(frames)
-            output.frames = len(frames)
+            if self._writer:
+                self._writer.write(frames)
+            output.frames, output.pixels = len(frames), frames
             output.write_s = perf_counter() - decoded
             self._meter.add(frames, latents, index=span.index)
+        output.done = True
 
     def drift(self) -> dict[str, Any]:
         """Drift from the first chunks to the last, for the record."""

@@ -175,6 +175,36 @@ class RolloutStore:
         write_whole(self.folder / name, content, hint=HINT, overwrite=True, sync=True)
 
 
+class NoStore:
+    """Stands in for the folder of a rollout that writes no files: nothing is kept or resumed."""
+
+    folder = None
+
+    def load(self, name: str, device: torch.device | None = None) -> None:
+        """None: nothing was saved."""
+
+    def save(self, name: str, latents: Tensor) -> None:
+        """Save nothing."""
+
+    def chunk(self, number: int) -> Tensor:
+        """Raises OutputError."""
+        raise OutputError(f"chunk {number} was not saved.", hint="`output` NAME.mp4")
+
+    def chunks(self) -> list[int]:
+        """None are saved."""
+        return []
+
+    def holds(self, chunks: int) -> bool:
+        """True: none can be lost."""
+        return True
+
+    def remove_if_empty(self) -> None:
+        """Remove nothing."""
+
+
+Store = RolloutStore | NoStore
+
+
 def _chunk_files(folder: Path) -> list[Path]:
     return [path for path in folder.glob("chunk-*.safetensors") if _CHUNK.fullmatch(path.name)]
 

@@ -1,6 +1,7 @@
 """Timings of a rollout, chunk by chunk."""
 
 import json
+import tempfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -53,15 +54,19 @@ class ChunkTiming:
 class TimingLog:
     """Rows of all chunks in a JSON Lines file, not in memory.
 
-    Replaces an earlier file: a resumed rollout goes through all of its chunks again.
+    Replaces an earlier file: a resumed rollout goes through all of its chunks again. Without a
+    path the file has no name, and ends with the log.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         """Raises OutputError."""
         self._path = path
         try:
-            remove(path)  # follows no link, and leaves readers of the earlier file alone
-            self._file = path.open("x+", encoding="utf-8")
+            if path is None:
+                self._file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+            else:
+                remove(path)  # follows no link, and leaves readers of the earlier file alone
+                self._file = path.open("x+", encoding="utf-8")
         except OSError as error:
             raise self._failure(error) from None
 
@@ -94,7 +99,8 @@ class TimingLog:
         return first + list(deque(rows, maxlen=count))
 
     def _failure(self, error: OSError) -> OutputError:
-        return OutputError(f"cannot write {self._path}: {error.strerror}.", hint=HINT)
+        place = self._path or tempfile.gettempdir()
+        return OutputError(f"cannot write {place}: {error.strerror}.", hint=HINT)
 
 
 def summed(rows: Iterable[dict[str, Any]]) -> dict[str, float]:

@@ -8,6 +8,9 @@ kernel compares each new lock with all others on the file: a lock a name takes m
 
 Two more locks are on bytes far beyond the end. One is shared by all users of the file: whoever can
 have it exclusively may remove the file. The other is held while hashes are compared and appended.
+
+Locks belong to the process, which loses them when any of its descriptors of the file is closed. So
+it opens the file once for all of its requests, and compares their names by itself.
 """
 
 import errno
@@ -18,9 +21,11 @@ import shlex
 import stat
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 
 FILE = ".wancli.lock"
 _MARK = b"wancli.1"  # the first bytes: other files stay as they are
@@ -32,62 +37,123 @@ _LONGEST_COMMAND = 100  # characters
 
 
 class NameLocked(Exception):
-    """Another process has locked the name. `pid` is 0 if unknown."""
+    """Another request has locked the name. `pid` is its process, 0 if unknown."""
 
     def __init__(self, name: str, pid: int) -> None:
         super().__init__(name, pid)
         self.name, self.pid = name, pid
 
+    @property
+    def other(self) -> int:
+        """PID of another process; 0 if unknown, or this one."""
+        return 0 if self.pid == os.getpid() else self.pid
+
     def __str__(self) -> str:
-        if not self.pid:
-            return "another process"
+        if not self.other:
+            return "this process" if self.pid else "another process"
         command = _command(self.pid)
         return f"process {self.pid} ({command})" if command else f"process {self.pid}"
 
 
+@dataclass
+class _LockFile:
+    """The lock file of a folder, as this process has it open for all of its requests."""
+
+    path: Path
+    file: int
+    users: int = 0
+    locked: dict[int, set[bytes]] = field(default_factory=dict)  # hashes, by where they begin
+
+
+_files: dict[Path, _LockFile] = {}
+_using = RLock()  # of threads; a signal may release what its own thread is acquiring
+
+
 class FolderLock:
-    """Locks on names in one folder. At most one per folder and process.
+    """Locks on names in one folder, for one request.
 
     Where locking is impossible (the lock file is another user's; some network disks) `works` is
     False and nothing is locked; files that appear meanwhile are still not replaced.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE
-        self._file = _join(self._path)
+        self._start = 0  # of our hashes in the file
+        with _using:
+            self._shared = _share(folder.absolute() / FILE)
 
     @property
     def works(self) -> bool:
         """Whether locking is possible."""
-        return self._file is not None
+        return self._shared is not None
 
     def acquire(self, *names: str) -> None:
         """Lock names until `release`; to be called once.
 
-        Raises NameLocked at once if another process has one of them.
+        Raises NameLocked at once if another request has one of them.
         """
-        if self._file is None:
-            return
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _GATE)
+        hashes = {_hash(name): name for name in names}
+        with _using:
+            if self._shared is None:
+                return
+            for held in self._shared.locked.values():
+                if same := held & hashes.keys():
+                    raise NameLocked(hashes[same.pop()], os.getpid())
             try:
-                _append(self._file, {_hash(name): name for name in names})
-            finally:
-                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _GATE)
-        except OSError:
-            self.release()
+                self._start = _lock(self._shared, hashes)
+            except OSError:
+                self.release()
 
     def release(self) -> None:
         """Release all names, and remove the lock file if nobody else uses it."""
-        file, self._file = self._file, None
+        with _using:
+            shared, self._shared = self._shared, None
+            if shared is None:
+                return
+            shared.users -= 1
+            hashes = shared.locked.pop(self._start, set())
+            if shared.users:
+                with suppress(OSError):
+                    fcntl.lockf(shared.file, fcntl.LOCK_UN, _length(hashes), self._start)
+                return
+            if _files.get(shared.path) is shared:
+                del _files[shared.path]
+            _leave(shared.file, shared.path)
+
+
+def _share(path: Path) -> _LockFile | None:
+    """The lock file, opened unless this process has it open; None if that is impossible."""
+    shared = _files.get(path)
+    if shared is None or not _is_at(shared.file, path):
+        file = _join(path)
         if file is None:
-            return
-        with suppress(OSError):
-            fcntl.lockf(file, fcntl.LOCK_UN)  # first, so that one of two ending at once removes it
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _USERS)
-            if _is_at(file, self._path) and _is_ours(file):
-                self._path.unlink()
-        os.close(file)
+            return None
+        shared = _files[path] = _LockFile(path, file)
+    shared.users += 1
+    return shared
+
+
+def _lock(shared: _LockFile, names: Mapping[bytes, str]) -> int:
+    """Lock hashes of names and return where they begin. Raises NameLocked, OSError."""
+    file = shared.file
+    fcntl.lockf(file, fcntl.LOCK_EX, 1, _GATE)
+    try:
+        start = _append(file, names, alone=not shared.locked)
+        shared.locked[start] = set(names)
+        return start
+    finally:
+        for begin, hashes in shared.locked.items():  # which looking at the file has unlocked
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, _length(hashes), begin)
+        fcntl.lockf(file, fcntl.LOCK_UN, 1, _GATE)
+
+
+def _leave(file: int, path: Path) -> None:
+    """Close the lock file, and remove it if no other process uses it."""
+    with suppress(OSError):
+        fcntl.lockf(file, fcntl.LOCK_UN)  # first, so that one of two ending at once removes it
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _USERS)
+        if _is_at(file, path) and _is_ours(file):
+            path.unlink()
+    os.close(file)
 
 
 def _join(path: Path) -> int | None:
@@ -129,11 +195,20 @@ def _hash(name: str) -> bytes:
     return hashlib.sha256(os.fsencode(name)).digest()[:_HASH]
 
 
-def _append(file: int, names: Mapping[bytes, str]) -> None:
-    """Append hashes of names and lock them. Raises NameLocked, OSError."""
+def _length(hashes: Collection[bytes]) -> int:
+    """Bytes that are locked for hashes; at least one."""
+    return max(1, _HASH * len(hashes))
+
+
+def _append(file: int, names: Mapping[bytes, str], *, alone: bool) -> int:
+    """Append hashes of names and lock them; returns where they begin. Raises NameLocked, OSError.
+
+    Looking whether another process holds bytes unlocks those of this process, unless it is `alone`:
+    without any.
+    """
     if not _is_ours(file):
         raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
-    if _is_free(file, 0, length=_USERS):  # nobody has a name: all were of killed processes
+    if alone and _is_free(file, 0, length=_USERS):  # all names were of killed processes
         os.ftruncate(file, 0)
     size = os.fstat(file).st_size
     content = os.pread(file, size, 0)
@@ -143,10 +218,11 @@ def _append(file: int, names: Mapping[bytes, str]) -> None:
             raise NameLocked(name, _holder(file, at))
     start = _HASH * max(1, -(-size // _HASH))
     hashes = b"".join(names)
-    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, max(1, len(hashes)), start)
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, _length(names), start)
     os.pwrite(file, _MARK, 0)
     if os.pwrite(file, hashes, start) < len(hashes):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return start
 
 
 def _is_free(file: int, start: int, *, length: int = 1) -> bool:

@@ -224,7 +224,7 @@ def _acquire(lock: FolderLock, outputs: Mapping[str, OutputFile]) -> None:
     try:
         lock.acquire(*outputs)
     except NameLocked as holder:
-        stop = f", or stop it: kill {holder.pid}" if holder.pid else ""
+        stop = f", or stop it: kill {holder.other}" if holder.other else ""
         raise UsageError(
             f"{outputs[holder.name].path} is being written by {holder}.", hint=f"wait for it{stop}"
         ) from None

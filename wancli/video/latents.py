@@ -32,12 +32,17 @@ def _packed(latents: Tensor, record: Mapping[str, Any]) -> bytes:
 
 
 @contextmanager
-def keeping(latents: Tensor | None, path: Path, record: Mapping[str, Any]) -> Iterator[None]:
-    """If decoding or writing fails in the block, save the latents and say where in the error."""
+def keeping(latents: Tensor | None, path: Path | None, record: Mapping[str, Any]) -> Iterator[None]:
+    """If decoding or writing fails in the block, save the latents and say where in the error.
+
+    Without the `path` of a video nothing is saved.
+    """
     try:
         yield
     except (OutputError, DecodeError) as error:
-        saved = None if latents is None else keep_latents(latents, path, record)
+        if latents is None or path is None:
+            raise
+        saved = keep_latents(latents, path, record)
         if saved is None:
             raise
         flags = f" {error.hint}" if isinstance(error, DecodeError) else ""

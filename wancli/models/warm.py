@@ -1,0 +1,110 @@
+"""A pipeline that stays loaded, for any number of requests."""
+
+import gc
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from wancli.catalog.local import PARTS
+from wancli.catalog.specs import ModelSpec
+from wancli.catalog.tasks import TEXT
+from wancli.config.settings import Machine
+from wancli.errors import UsageError
+from wancli.records.progress import Phase, Report
+
+if TYPE_CHECKING:
+    from wancli.models.load import Loaded
+
+# They log while they are imported: warnings about what is not used here.
+_LOUD = ("torchao", "torch.utils._pytree", "diffusers")
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Import the libraries in the block, without what they log meanwhile."""
+    import diffusers  # noqa: F401 - sets the level of its own logger, once
+
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class WarmPipeline:
+    """A model's weights on their device, from their first use until `close`.
+
+    Requests take turns: each finds the pipeline as it was loaded, and leaves it so. The libraries
+    are imported at the first use, too.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, machine: Machine, *, parts: Collection[str] = PARTS,
+        stays: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        """`parts` and `stays` as in `load_pipeline`."""
+        self.spec, self.machine, self.stays = spec, machine, stays
+        self._parts, self._since = parts, perf_counter()
+        self._loaded: Loaded | None = None
+        self._busy = self._closed = False
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        return self._loaded is not None
+
+    @contextmanager
+    def in_use(self, report: Report, *, task: str = TEXT) -> Iterator[tuple["Loaded", float]]:
+        """The pipeline of a task, and the seconds that loading took; 0 if it was loaded before.
+
+        They include the import of the libraries. Raises UsageError while another request uses the
+        pipeline, such as a rollout that is not finished.
+        """
+        if self._closed:
+            raise UsageError("this model is closed.", hint="load it again")
+        if self._busy:
+            raise UsageError(
+                f"{self.spec.name} is in use: it makes one video at a time.",
+                hint="finish or close the rollout first",
+            )
+        self._busy = True
+        try:
+            yield self._load(report, task)
+        finally:
+            self._busy = False
+
+    def _load(self, report: Report, task: str) -> tuple["Loaded", float]:
+        with quiet_imports():
+            import torch
+
+            from wancli.models.load import load_pipeline, switch_task
+
+        if self._loaded is not None:
+            return switch_task(self._loaded, task), 0.0
+        report(Phase("load"))
+        with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read
+            self._loaded = load_pipeline(
+                self.spec, self.machine, self._parts, task=task, stays=self.stays
+            )
+        return self._loaded, perf_counter() - self._since
+
+    def close(self) -> None:
+        """Give the memory back. The pipeline cannot be used again."""
+        self._closed = True
+        if self._loaded is None:
+            return
+        import torch
+
+        from wancli.models.memory import trim_heap
+
+        device, self._loaded = self._loaded.device, None
+        gc.collect()  # modules and their hooks refer to each other
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        trim_heap()
