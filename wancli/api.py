@@ -27,6 +27,7 @@ from wancli.config.resolve import Layer, resolve
 from wancli.config.seeds import parse_seeds
 from wancli.config.settings import Settings
 from wancli.cost.capacity import CapacityCheck
+from wancli.cost.devices import planned_device
 from wancli.errors import CapacityError, UsageError
 from wancli.generation.batch import GenerateRequest, OutputFiles, PlannedVideos, plan_videos
 from wancli.models.warm import WarmPipeline
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 AnyPath = str | Path
 SOURCE = "argument"  # of settings, in records
+IN_MEMORY = OutputFiles(None, Path(), video=False)
 log = logging.getLogger("wancli")
 log.addHandler(logging.NullHandler())  # silent unless the application configures logging
 
@@ -242,34 +244,37 @@ def load(
     task, force = options.get("task"), options.get("force", False)
     resolved = resolve(layers, Settings)
     request = GenerateRequest("generate", "", [0], resolved, force, task=task)
-    planned = plan_videos(request, OutputFiles(None, Path(), video=False), assume_inputs=True)
+    planned = plan_videos(request, IN_MEMORY, assume_inputs=True)
     planned.capacity.check()
     return Model(planned, layers, listener)
 
 
 def plan(
-    prompt: str = "", *, model: str | None = None, **settings: Unpack[PlanKeywords]
-) -> VideoPlan:
+    prompt: str = "", *, model: str | None = None, gpu: str | None = None,
+    **settings: Unpack[PlanKeywords],
+) -> VideoPlan:  # fmt: skip
     """Estimate what a video needs, and whether it fits; loads nothing.
 
-    Takes the settings of `generate`, and with `chunks` those of `rollout`. Raises WancliError for a
+    Takes the settings of `generate`, and with `chunks` those of `rollout`. With `gpu` ("24GB",
+    "rtx4090", ...) the plan is for that GPU and not for this machine. Raises WancliError for a
     request that cannot work; one that does not fit is an answer.
 
-    >>> wancli.plan(model="wan2.1-t2v-14b", size="832x480", device="cpu").needed > 60e9
-    True
+    >>> wancli.plan(model="wan2.1-t2v-14b", size="832x480", gpu="24GB").offload
+    'group'
     """
     is_rollout = settings.get("chunks") is not None
     keywords = RolloutKeywords if is_rollout else GenerateKeywords
     name = "plan of a rollout" if is_rollout else "plan without `chunks`"
     check_keywords(settings, keywords.__optional_keys__, of=name)
-    listener = _Listener(None)
-    layers, options = _layers({**settings, "model": model}, listener)
+    device = planned_device(gpu) if gpu else None
+    layers, options = _layers({**settings, "model": model}, _Listener(None))
     planned: PlannedVideos | RolloutSession
     if is_rollout:
         request = _rollout_request(prompt or "video", options)
-        planned = RolloutSession(request, layers, before={})
+        planned = RolloutSession(request, layers, before={}, gpu=device)
     else:
-        planned = _plan_clip(prompt or "video", layers, options, assume_inputs=True)
+        videos = _clip_request(prompt or "video", layers, options)
+        planned = plan_videos(videos, IN_MEMORY, assume_inputs=True, gpu=device)
     return _video_plan(planned.capacity, planned.plan_json(), planned.warnings)
 
 
@@ -437,8 +442,8 @@ def _layers(keywords: Mapping[str, Any], listener: _Listener) -> tuple[list[Laye
 
 
 def _plan_clip(
-    prompt: str, layers: list[Layer], options: dict[str, Any], *, seed: int | None = None,
-    output: AnyPath | None = None, assume_inputs: bool = False,
+    prompt: str, layers: list[Layer], options: dict[str, Any], *, seed: int | None,
+    output: AnyPath | None,
 ) -> PlannedVideos:  # fmt: skip
     """Check and plan one video. Raises WancliError."""
     files = OutputFiles(
@@ -450,7 +455,13 @@ def _plan_clip(
         preview_every=options.get("preview_every"),
         video=output is not None,
     )
-    request = GenerateRequest(
+    return plan_videos(_clip_request(prompt, layers, options, seed=seed), files)
+
+
+def _clip_request(
+    prompt: str, layers: list[Layer], options: Mapping[str, Any], *, seed: int | None = None
+) -> GenerateRequest:
+    return GenerateRequest(
         "generate",
         check_prompt(prompt),
         parse_seeds(_text(seed), None),
@@ -459,7 +470,6 @@ def _plan_clip(
         _input_files(options),
         options.get("task"),
     )
-    return plan_videos(request, files, assume_inputs=assume_inputs)
 
 
 def _input_files(options: Mapping[str, Any]) -> InputFiles:

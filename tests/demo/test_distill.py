@@ -18,7 +18,7 @@ from wancli.demo.distill import (
 )
 from wancli.demo.parts import CHUNK, make_text_encoder, make_tokenizer, make_transformer
 from wancli.demo.training import load_checkpoint
-from wancli.demo.transformer import FRAMES, Model, TrainingForward, draw_batch, to_sigmas
+from wancli.demo.transformer import FRAMES, DemoModel, TrainingForward, draw_batch, to_sigmas
 from wancli.models.lora import merge_loras
 from wancli.planning.lora import Lora
 
@@ -31,16 +31,16 @@ def few_layers(monkeypatch):
     monkeypatch.setattr(parts, "LAYERS", 2)
 
 
-def make_model() -> Model:
+def make_model() -> DemoModel:
     """Untrained, except for a last layer that is not zero."""
     transformer = make_transformer()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         transformer.proj_out.weight.normal_(std=0.05, generator=generator)
-    return Model(transformer, make_text_encoder(len(make_tokenizer())))
+    return DemoModel(transformer, make_text_encoder(len(make_tokenizer())))
 
 
-def make_job(model: Model) -> Distillation:
+def make_job(model: DemoModel) -> Distillation:
     """Teacher and student are the same model, on 4x4 latents."""
     views = TrainingForward(tokens_per_frame=4, device="cpu")
     return Distillation(model.transformer, model.transformer, model.text_encoder, views, 4)

@@ -63,7 +63,7 @@ class Sampling(Group):
     negative_prompt: str = Field("", description="What to avoid in the video.")
 
 
-class Video(Group):
+class VideoShape(Group):
     """Size, length and frame rate."""
 
     num_frames: int = Field(81, ge=1, le=100_000, description="Video frames: 4k + 1.")
@@ -282,7 +282,7 @@ class Settings(BaseModel):
         description="Model: a name (wancli model list), hub id, folder, or random:NAME.",
     )
     sampling: Sampling = Sampling()
-    video: Video = Video()
+    video: VideoShape = VideoShape()
     step_cache: StepCache = StepCache()
     prompt_kv: PromptKV = PromptKV()
     machine: Machine = Machine()

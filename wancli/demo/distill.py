@@ -28,7 +28,7 @@ from wancli.demo.transformer import (
     FRAMES,
     SHIFT,
     Batch,
-    Model,
+    DemoModel,
     TrainingForward,
     by_frame,
     draw_batch,
@@ -206,7 +206,7 @@ def snap_to_solver(batch: Batch) -> Batch:
 
 
 def distill(
-    work: Path, model: Model, data: Dataset, *, steps: int, device: str = "cpu"
+    work: Path, model: DemoModel, data: Dataset, *, steps: int, device: str = "cpu"
 ) -> dict[str, Tensor]:
     """Train or resume; returns the averaged LoRA. `work` holds checkpoint and curve."""
     teacher = model.transformer.to(device).eval()

@@ -18,7 +18,7 @@ from wancli.demo.dataset import Dataset, encode_clips
 from wancli.demo.distill import distill, write_lora
 from wancli.demo.parts import TEXT_LENGTH, make_tokenizer
 from wancli.demo.training import Log
-from wancli.demo.transformer import SHIFT, Model, train_transformer
+from wancli.demo.transformer import SHIFT, DemoModel, train_transformer
 
 CLIPS = 4000
 TRANSFORMER_STEPS = 16000
@@ -59,7 +59,7 @@ def train(
     log_stage(f"written: {out.parent / 'loras'}")
 
 
-def export(model: Model, vae: AutoencoderKLWan, data: Dataset, out: Path) -> None:
+def export(model: DemoModel, vae: AutoencoderKLWan, data: Dataset, out: Path) -> None:
     """Write a copy for WanPipeline.from_pretrained; half precision, 10 MB."""
     packed = make_autoencoder(latents_mean=data.mean, latents_std=data.std)
     packed.load_state_dict(vae.state_dict())

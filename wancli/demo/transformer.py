@@ -38,7 +38,7 @@ EMA = 0.999
 CONTEXT_NOISE = 0.1  # maximum: the context of a rollout is never quite clean
 
 
-class Model(nn.Module):
+class DemoModel(nn.Module):
     """Transformer and text encoder, which are trained together."""
 
     def __init__(self, transformer: WanTransformer3DModel, text_encoder: UMT5EncoderModel) -> None:
@@ -48,11 +48,11 @@ class Model(nn.Module):
 
 def train_transformer(
     work: Path, data: Dataset, *, steps: int, device: str = "cpu", compile_blocks: bool = True
-) -> Model:
+) -> DemoModel:
     """Train or resume; returns the averaged weights. `work` holds checkpoint and curve."""
     rows, columns = data.latents.shape[-2:]
     forward = TrainingForward(tokens_per_frame=rows * columns // 4, device=device)
-    model = Model(make_transformer(), make_text_encoder(len(forward.tokenizer))).to(device)
+    model = DemoModel(make_transformer(), make_text_encoder(len(forward.tokenizer))).to(device)
     optimizer = _optimizer(model)
     log, path, first = Log(work / "transformer.jsonl"), work / "transformer.pt", 0
     average = {k: v.clone() for k, v in model.state_dict().items()}
@@ -182,7 +182,7 @@ class TrainingForward:
             return out
 
 
-def _optimizer(model: Model) -> Optimizer:
+def _optimizer(model: DemoModel) -> Optimizer:
     blocks = [*model.transformer.blocks.parameters()]
     matrices = [p for p in blocks if p.ndim == 2]
     matrix_ids = {id(p) for p in matrices}
@@ -191,7 +191,7 @@ def _optimizer(model: Model) -> Optimizer:
 
 
 @torch.no_grad()
-def _update_average(average: dict[str, Tensor], model: Model, keep: float) -> None:
+def _update_average(average: dict[str, Tensor], model: DemoModel, keep: float) -> None:
     """Exponential moving average of the model's weights."""
     current = model.state_dict()
     names = [name for name, value in average.items() if value.is_floating_point()]

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from wancli.catalog.tasks import TEXT
-from wancli.config.settings import Video
+from wancli.config.settings import VideoShape
 from wancli.errors import InputError, UsageError
 from wancli.planning.inputs import VIDEOS, InputFiles
 from wancli.planning.plan import Plan
 from wancli.utils.files import digest
 
 
-def check_input_files(inputs: InputFiles, video: Video) -> None:
+def check_input_files(inputs: InputFiles, video: VideoShape) -> None:
     """Raise InputError for an unreadable file, UsageError for a video of another length or fps."""
     from wancli.video.images import open_image
 
@@ -25,7 +25,7 @@ def check_input_files(inputs: InputFiles, video: Video) -> None:
                 open_image(path)
 
 
-def _check_clip(name: str, path: Path, video: Video) -> None:
+def _check_clip(name: str, path: Path, video: VideoShape) -> None:
     from wancli.video.read import probe
 
     info = probe(path)

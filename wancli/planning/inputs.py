@@ -8,7 +8,7 @@ from typing import Any
 
 from wancli.catalog.specs import RANDOM, SPECS, ModelSpec
 from wancli.catalog.tasks import ANIMATE, TASKS, TEXT, Task
-from wancli.config.settings import Sampling, Video
+from wancli.config.settings import Sampling, VideoShape
 from wancli.errors import PlanError, SettingsError, closest
 
 VIDEOS = ("video", "mask", "pose_video", "face_video", "background_video")
@@ -79,7 +79,7 @@ def reference_frames(task: Task, inputs: InputFiles) -> int:
     return len(inputs.ref_image) if "ref_image" in task.inputs else 0
 
 
-def segments(task: Task, video: Video) -> tuple[int, int]:
+def segments(task: Task, video: VideoShape) -> tuple[int, int]:
     """Number of segments of a video, and video frames per segment. Raises PlanError.
 
     Each segment but the first begins with the last video frame of the previous one.

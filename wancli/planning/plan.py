@@ -15,6 +15,7 @@ from wancli.config.settings import (
     RopePolicy,
     Sampling,
     Settings,
+    VideoShape,
 )
 from wancli.errors import PlanError
 from wancli.planning.inputs import (
