@@ -89,7 +89,7 @@ format: $(READY) ## Rewrite files the way lint wants them
 
 types: $(READY) ## Check types
 	@echo "types: mypy --strict"
-	@$(BIN)/mypy wancli tests benchmarks
+	@$(BIN)/mypy wancli tests benchmarks examples
 
 demo-model: $(READY) ## Train the model inside the package: hours on 2 cores, minutes on a GPU; resumes
 	@echo "demo-model: training into wancli/demo/model; checkpoints and curves in demo-work"

@@ -38,6 +38,7 @@ from wancli.planning.prompts import PromptChange, check_prompt, read_script
 from wancli.records.progress import Report
 from wancli.records.record import Request, RunRecord
 from wancli.rollouts.session import RolloutRequest, RolloutSession, open_session
+from wancli.utils.units import duration, gib
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,6 +175,15 @@ class VideoPlan:
     plan: Mapping[str, Any] = field(repr=False)  # steps, tokens, forwards, duration ...
     cost: Mapping[str, Any] = field(repr=False)  # parameters, FLOPs and bytes in detail
     warnings: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        if self.needed is None or self.available is None:
+            return f"{self.model}: its shape is not known before it is downloaded"
+        verdict = "fits" if self.fits else "does not fit"
+        how = "" if self.offload == "none" else f" with offload {self.offload}"
+        sizes = f"{gib(self.needed)} at once, of {gib(self.available)} ({self.device})"
+        time = f", about {duration(self.seconds)}" if self.seconds else ""
+        return f"{self.model} {verdict}{how}: {sizes}{time}"
 
 
 def generate(
