@@ -25,7 +25,7 @@ from wancli import api
 from wancli.config import keywords
 from wancli.config.resolve import fields_of
 from wancli.config.settings import RolloutSettings, Settings
-from wancli.models.offload import offload_to
+from wancli.models.offload import place
 from wancli.video.read import read_frames
 
 PROMPT = "a red circle moving right"
@@ -190,10 +190,10 @@ def test_a_lora_is_merged_once(tiny_model: Path, lora: Path):
 def test_an_offloaded_model_makes_the_same_every_time(
     tiny_model: Path, small: wancli.Model, way: str, monkeypatch: pytest.MonkeyPatch
 ):
-    def place(pipeline: Any, device: torch.device, _offload: str, *, stays: Any) -> None:
-        offload_to(pipeline, device, way, stays=stays)
+    def offloaded(pipeline: Any, device: torch.device, _offload: str, *, stays: Any) -> None:
+        place(pipeline, device, way, stays=stays)
 
-    monkeypatch.setattr("wancli.models.load.place", place)  # a CPU alone is refused
+    monkeypatch.setattr("wancli.models.load.place", offloaded)  # the settings refuse it on a CPU
     expected = small.generate(PROMPT, seed=1, **STEP_CACHE)
     with wancli.load(str(tiny_model), **SMALL) as model:
         for _ in range(2):
