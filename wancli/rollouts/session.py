@@ -29,6 +29,7 @@ from wancli.records.naming import name_fields, name_output, with_name
 from wancli.records.progress import Observer, say_warnings
 from wancli.records.record import Request, settings_of
 from wancli.utils.files import digest
+from wancli.utils.interrupts import Interrupted
 from wancli.utils.outputs import OutputFile, OutputSet, not_ours
 from wancli.video.ffmpeg import Encoding, check_encoder
 
@@ -167,12 +168,12 @@ class RolloutSession:
         try:
             with observer.progress() as report:
                 record = yield from runner.roll(job, model, report)
-        except WancliError as error:
-            observer.failed(failed_record(job.request, error, command="rollout"))
-            raise
-        finally:
+        except (WancliError, Interrupted, KeyboardInterrupt, GeneratorExit) as error:
             if not self.options.continues:
                 job.store.remove_if_empty()
+            if isinstance(error, WancliError):
+                observer.failed(failed_record(job.request, error, command="rollout"))
+            raise
         self._report_drift(record, replaced)
         observer.done(record)
         return record
