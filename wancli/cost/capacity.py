@@ -8,7 +8,7 @@ from wancli.catalog.random import known_spec
 from wancli.catalog.specs import SPECS, ModelSpec
 from wancli.config.presets import find_preset, layers
 from wancli.config.resolve import Layer, SettingsT, resolve
-from wancli.config.settings import Settings
+from wancli.config.settings import Settings, VideoShape
 from wancli.cost.devices import Device
 from wancli.cost.estimate import Estimate, estimate, resolve_device
 from wancli.cost.totals import generation_cost
@@ -70,7 +70,7 @@ class DefaultCapacity:
 
     model: str
     capacity: CapacityCheck
-    video: Video | None = None
+    video: VideoShape | None = None
     problem: str = ""
 
 
