@@ -12,7 +12,6 @@ from torch import Tensor
 
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Wancli
-from wancli.utils import packages
 from wancli.video.read import read_comment
 
 SMALL: tuple[object, ...] = ("--steps", 12, "--frames", 5, "--size", "32x32", "--device", "cpu")
@@ -141,7 +140,7 @@ def test_a_missing_cache_dit_is_reported_before_anything_loads(
     def not_installed(_name: str) -> str:
         raise PackageNotFoundError
 
-    monkeypatch.setattr(packages, "version", not_installed)
+    monkeypatch.setattr("importlib.metadata.version", not_installed)
     result = wancli("generate", "a red circle", "--use-cachedit")
     assert result.code == 4
     assert complaint(result)[1].startswith("pip install 'cache-dit>=1.5.3'")

@@ -14,7 +14,6 @@ from wancli.config.settings import Machine, RolloutSettings, Settings
 from wancli.errors import PlanError, SetupError
 from wancli.planning.plan import make_plan, make_rollout_plan
 from wancli.planning.rules_machine import TORCHAO, check_compile_mode, check_machine
-from wancli.utils import packages
 from wancli.utils.packages import check_package
 
 GRAPHS = {"compile": True, "compile_mode": "reduce-overhead"}
@@ -23,7 +22,7 @@ GRAPHS = {"compile": True, "compile_mode": "reduce-overhead"}
 @pytest.fixture
 def torchao(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that torchao is installed: plans do not import it."""
-    monkeypatch.setattr(packages, "version", lambda _: "99.0")
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "99.0")
 
 
 def plan(model: str = "demo", **tables: Any) -> None:
@@ -110,13 +109,13 @@ def test_a_missing_or_old_torchao_says_what_to_install(monkeypatch: pytest.Monke
         raise PackageNotFoundError(name)
 
     for installed in ("0.17.0", "0.9"):
-        monkeypatch.setattr(packages, "version", lambda _, installed=installed: installed)
+        monkeypatch.setattr("importlib.metadata.version", lambda _, installed=installed: installed)
         with pytest.raises(SetupError, match=f"not {installed}"):
             check_machine(Machine(quantize="int8"))
     for installed in ("0.18.0", "0.18.0+git1", "1.0"):
-        monkeypatch.setattr(packages, "version", lambda _, installed=installed: installed)
+        monkeypatch.setattr("importlib.metadata.version", lambda _, installed=installed: installed)
         check_package("torchao", TORCHAO, needed_by="--quantize")
-    monkeypatch.setattr(packages, "version", not_installed)
+    monkeypatch.setattr("importlib.metadata.version", not_installed)
     check_machine(Machine())
     with pytest.raises(SetupError) as caught:
         check_machine(Machine(quantize="fp8"))

@@ -16,7 +16,6 @@ from wancli.planning.step_caches import (
     step_cache_bytes,
     step_cache_spec,
 )
-from wancli.utils import packages
 
 
 def dbcache(**changes):
@@ -84,18 +83,18 @@ def test_compatible_settings_are_accepted(settings):
 def test_a_missing_or_old_cache_dit_says_what_to_install(monkeypatch):
     check_cache_dit()
     for installed in ("1.5.2", "1.4", "0.9.10"):
-        monkeypatch.setattr(packages, "version", lambda _, installed=installed: installed)
+        monkeypatch.setattr("importlib.metadata.version", lambda _, installed=installed: installed)
         with pytest.raises(SetupError, match=f"not {installed}") as caught:
             check_step_cache(dbcache(), steps=20)
         assert caught.value.hint == "pip install 'cache-dit>=1.5.3'"
     for installed in ("1.5.3", "1.10.0", "2.0.0rc1"):
-        monkeypatch.setattr(packages, "version", lambda _, installed=installed: installed)
+        monkeypatch.setattr("importlib.metadata.version", lambda _, installed=installed: installed)
         check_cache_dit()
 
     def not_installed(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(packages, "version", not_installed)
+    monkeypatch.setattr("importlib.metadata.version", not_installed)
     with pytest.raises(SetupError) as caught:
         check_cache_dit()
     assert caught.value.hint == "pip install 'cache-dit>=1.5.3'"

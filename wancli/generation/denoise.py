@@ -67,19 +67,7 @@ def denoise(
     scheduler.set_timesteps(sampling.steps)
     skipped = sampling.steps - plan.steps // plan.segments
     timesteps = scheduler.timesteps[skipped:].tolist() * plan.segments
-    step_numbers = count()
     last: dict[str, Tensor] = {}
-
-    def after_step(
-        _pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]
-    ) -> dict[str, Any]:
-        first = skipped + index
-        sigma, after = scheduler.sigmas[first : first + 2].tolist()
-        latents = tensors["latents"][:, :, plan.references :]
-        on_step(StepResult(next(step_numbers), sigma, after, latents))
-        last.update(tensors)
-        return tensors
-
     with (
         _scheduler(pipeline, scheduler),
         _boundary(pipeline, sampling.boundary_ratio),
@@ -90,7 +78,7 @@ def denoise(
             generator=torch.Generator().manual_seed(seed),
             max_sequence_length=loaded.spec.text_length,
             output_type="pt" if task.segmented else "latent",
-            callback_on_step_end=after_step,
+            callback_on_step_end=_after_step(plan, on_step, last, skipped=skipped),
             **_arguments(task, settings, plan),
             **prompt.embeddings,
             **prompt.pictures,
@@ -105,6 +93,25 @@ def denoise(
         )
     frames = _levels(output) if task.segmented else None
     return DenoisedClip(latents, cached.stats(), prompt.memory.nbytes, freed, frames)
+
+
+def _after_step(
+    plan: Plan, on_step: Callable[[StepResult], None], last: dict[str, Tensor], *, skipped: int
+) -> Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]:
+    """A callback for diffusers' pipelines: reports each step, and keeps its tensors in `last`."""
+    step_numbers = count()  # over all segments, each of which begins with index 0
+
+    def after_step(
+        pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]
+    ) -> dict[str, Any]:
+        first = skipped + index
+        sigma, after = pipeline.scheduler.sigmas[first : first + 2].tolist()
+        latents = tensors["latents"][:, :, plan.references :]
+        on_step(StepResult(next(step_numbers), sigma, after, latents))
+        last.update(tensors)
+        return tensors
+
+    return after_step
 
 
 def _levels(video: Tensor) -> NDArray[np.uint8]:
