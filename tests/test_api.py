@@ -62,7 +62,7 @@ def test_importing_wancli_imports_nothing_else():
     assert out.decode().strip() == "{'wancli'}"
 
 
-def test_everything_public_is_there_and_documented():
+def test_every_public_name_exists_and_is_documented():
     for name in wancli.__all__:
         assert getattr(wancli, name).__doc__, name
     assert set(wancli.__all__) <= set(dir(wancli))
@@ -100,7 +100,7 @@ def test_every_setting_has_a_keyword():
     } - {"size", "use_cachedit"}
 
 
-def test_a_video_is_frames_and_a_record_and_nothing_on_disk(
+def test_a_video_without_an_output_has_frames_and_a_record_and_writes_nothing(
     small: wancli.Model, capfd: pytest.CaptureFixture[str]
 ):
     events: list[object] = []
@@ -121,10 +121,10 @@ def test_a_video_is_frames_and_a_record_and_nothing_on_disk(
 def test_the_command_line_makes_the_same_video(tiny_model: Path, run_wancli: Wancli):
     video = wancli.generate(PROMPT, model=str(tiny_model), seed=1, output="door.mp4", **SMALL)
     flags = ("--steps", 2, "--frames", 5, "--size", "32x32", "--fps", 8)
-    said = run_wancli(
+    result = run_wancli(
         "generate", PROMPT, "--model", tiny_model, "--seed", 1, *flags, "-o", "cli.mp4", "--json"
     )
-    record = json.loads(said.out)
+    record = json.loads(result.out)
     assert video.path == Path("door.mp4")
     assert json.loads(Path("door.json").read_text()) == video.record
     for key in ("hash", "command"):
@@ -161,7 +161,7 @@ STEP_CACHE: dict[str, Any] = {
     ],
     ids=lambda settings: settings.get("step_cache", " ".join(settings)) or "plain",
 )
-def test_a_loaded_model_makes_what_fresh_ones_make(
+def test_a_loaded_model_gives_the_same_videos_as_fresh_ones(
     tiny_model: Path, small: wancli.Model, settings: Any
 ):
     small.generate("a blue circle", seed=3, scheduler="dpm++")
@@ -187,7 +187,7 @@ def test_a_lora_is_merged_once(tiny_model: Path, lora: Path):
 
 
 @pytest.mark.parametrize("way", ["model", "group", "sequential"])
-def test_an_offloaded_model_makes_the_same_every_time(
+def test_an_offloaded_model_is_reproducible(
     tiny_model: Path, small: wancli.Model, way: str, monkeypatch: pytest.MonkeyPatch
 ):
     def offloaded(pipeline: Any, device: torch.device, _offload: str, *, stays: Any) -> None:
@@ -201,7 +201,7 @@ def test_an_offloaded_model_makes_the_same_every_time(
             assert np.array_equal(again.frames, expected.frames)
 
 
-def test_a_loaded_model_changes_its_task(tiny_model: Path, small: wancli.Model):
+def test_a_loaded_model_can_change_its_task(tiny_model: Path, small: wancli.Model):
     small.generate(PROMPT, seed=1, output="a.mp4", lossless=True)
     from_clip: dict[str, Any] = {"video": "a.mp4", "strength": 0.5}
     fresh = wancli.generate(PROMPT, model=str(tiny_model), seed=2, **(SMALL | from_clip))
@@ -211,7 +211,7 @@ def test_a_loaded_model_changes_its_task(tiny_model: Path, small: wancli.Model):
     assert "inputs" not in small.generate(PROMPT, seed=1).record["request"]
 
 
-def test_closing_a_model_gives_its_memory_back(tiny_model: Path):
+def test_closing_a_model_frees_its_memory(tiny_model: Path):
     with wancli.load(str(tiny_model), **SMALL) as model:
         model.generate(PROMPT, seed=1)
         stream = model.rollout(PROMPT, **CHUNKS)
@@ -246,7 +246,7 @@ def changed(before: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in process().items() if value != before[name]}
 
 
-def test_the_process_of_the_caller_stays_as_it_is(
+def test_the_state_of_the_calling_process_is_unchanged(
     tiny_model: Path, capfd: pytest.CaptureFixture[str]
 ):
     import cache_dit  # noqa: F401 - imports set variables of the environment
@@ -261,7 +261,7 @@ def test_the_process_of_the_caller_stays_as_it_is(
     assert capfd.readouterr() == ("", "")
 
 
-def test_chunks_are_the_frames_of_the_video(tiny_model: Path, small: wancli.Model):
+def test_chunks_add_up_to_the_frames_of_the_video(tiny_model: Path, small: wancli.Model):
     stream = wancli.rollout(PROMPT, model=str(tiny_model), seed=1, **CHUNKS)
     chunks = list(stream)
     assert [chunk.index for chunk in chunks] == [0, 1, 2]
@@ -279,7 +279,7 @@ def test_chunks_are_the_frames_of_the_video(tiny_model: Path, small: wancli.Mode
 
 
 @pytest.mark.parametrize("files", [False, True])
-def test_an_abandoned_rollout_leaves_things_clean(small: wancli.Model, files: bool):
+def test_an_abandoned_rollout_cleans_up(small: wancli.Model, files: bool):
     output: Any = {"output": "a.mp4"} if files else {}
     for chunk in small.rollout(PROMPT, seed=1, **CHUNKS, **output):
         assert chunk.index == 0
@@ -295,7 +295,7 @@ def test_an_abandoned_rollout_leaves_things_clean(small: wancli.Model, files: bo
         assert np.array_equal(np.concatenate([c.frames for c in again]), np.concatenate(expected))
 
 
-def test_a_rollout_that_was_not_begun_writes_nothing(small: wancli.Model):
+def test_a_rollout_that_never_starts_writes_nothing(small: wancli.Model):
     small.rollout(PROMPT, output="a.mp4", **CHUNKS).close()
     assert names() == []
 
@@ -309,9 +309,7 @@ def test_a_model_makes_one_video_at_a_time(small: wancli.Model):
     assert small.generate(PROMPT).path is None
 
 
-def test_two_rollouts_write_to_one_folder_and_never_to_one_name(
-    tiny_model: Path, small: wancli.Model
-):
+def test_two_rollouts_may_share_a_folder_but_not_a_name(tiny_model: Path, small: wancli.Model):
     whole: dict[str, Any] = {"model": str(tiny_model), **CHUNKS}
     with small.rollout(PROMPT, output="a.mp4", **CHUNKS) as first:
         next(first)
@@ -323,23 +321,23 @@ def test_two_rollouts_write_to_one_folder_and_never_to_one_name(
     assert ".wancli.lock" not in names()
 
 
-def test_prompts_change_on_the_way(small: wancli.Model):
+def test_prompts_can_change_during_a_rollout(small: wancli.Model):
     stream = small.rollout(PROMPT, at={1: "a blue circle"}, **CHUNKS)
     assert len(list(stream)) == 3
     assert stream.record is not None
     assert stream.record["request"]["inputs"]["changes"] == [[1, "a blue circle"]]
 
 
-def test_a_video_that_is_there_is_kept_and_read(small: wancli.Model):
-    made = small.generate(PROMPT, seed=1, output="a.mp4", lossless=True)
-    kept = small.generate(PROMPT, seed=1, output="a.mp4", lossless=True, skip_existing=True)
-    assert np.array_equal(made.frames, kept.frames)
-    assert kept.record["id"] == made.record["id"]
+def test_skip_existing_reads_the_existing_video(small: wancli.Model):
+    generated = small.generate(PROMPT, seed=1, output="a.mp4", lossless=True)
+    existing = small.generate(PROMPT, seed=1, output="a.mp4", lossless=True, skip_existing=True)
+    assert np.array_equal(generated.frames, existing.frames)
+    assert existing.record["id"] == generated.record["id"]
     with pytest.raises(wancli.UsageError, match="exists"):
         small.generate(PROMPT, seed=1, output="a.mp4")
 
 
-def test_a_plan_says_what_fits_without_loading():
+def test_a_plan_checks_capacity_without_loading():
     fits = wancli.plan(PROMPT, model="demo")
     assert fits.fits
     assert fits.plan["steps"] == 20
@@ -352,7 +350,7 @@ def test_a_plan_says_what_fits_without_loading():
 
 
 # mypy sees what is wrong, too: an `ignore` without need would be an error.
-def test_errors_are_in_the_words_of_the_caller(tiny_model: Path):
+def test_errors_name_keyword_arguments_not_flags(tiny_model: Path):
     with pytest.raises(wancli.SettingsError, match="`stepz` is not a setting") as unknown:
         wancli.generate(PROMPT, stepz=3)  # type: ignore[call-arg]
     assert unknown.value.hint == "did you mean `steps`?"
