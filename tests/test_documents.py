@@ -32,9 +32,15 @@ CLIPS = {  # video frames, and how many a second
     "pose": (77, 30), "face": (77, 30), "street": (77, 30), "person": (77, 30),
 }  # fmt: skip
 
-SMALL = (
-    "[sampling]\nsteps = 6\n[step_cache]\ncachedit_max_warmup_steps = 1\n[video]\nnum_frames = 5\n"
-)
+SMALL = """
+[sampling]
+steps = 9
+[video]
+num_frames = 9
+[rollout]
+sampler = "few-step"
+steps_list = "1000,500"
+"""
 
 
 def ids(block: Block) -> str:
