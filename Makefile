@@ -48,7 +48,7 @@ reference: $(READY) ## Write docs/cli.md, the reference of every command, from t
 
 docs: $(DOCS) ## Build README.md and docs/ as a site, in site/
 	@echo "docs: mkdocs build --strict; then open site/index.html"
-	@$(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 $(DOCS): $(READY) pyproject.toml constraints.txt
 	@echo "docs: installing the generator of the site"
