@@ -13,7 +13,10 @@ import pytest
 
 from tests.conftest import Wancli
 from tests.forked import Run
+from wancli.cli.options import OutputOptions
+from wancli.cli.screen import Screen
 from wancli.cli.streams import printable
+from wancli.records.progress import Phase
 
 HOSTILE = "\x1b[31mred\x9b\x7f\u202e"
 CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -113,6 +116,20 @@ def test_escaped_json_keeps_its_meaning():
     text = json.dumps({"prompt": HOSTILE + "\udcff é\n"}, ensure_ascii=False)
     assert CONTROL_CHARACTERS.search(printable(text)) is None
     assert json.loads(printable(text)) == json.loads(text)
+
+
+def test_progress_without_color_has_no_escape_codes(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("os.isatty", lambda _: True)  # as on a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for color, codes in ((None, True), (False, False)):
+        screen = Screen(OutputOptions(color=color))
+        with screen.progress() as report:
+            report(Phase("load"))
+        with screen.transfer(8) as update:
+            update(4)
+        assert ("\x1b" in capfd.readouterr().err) == codes
 
 
 @pytest.mark.parametrize("arguments", [["nosuch"], ["preset", "list"], ["preset", "--help"]])
