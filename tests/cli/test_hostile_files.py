@@ -102,7 +102,7 @@ CASES: dict[str, tuple[tuple[str, ...], bytes, int, str]] = {
     "a bench in another encoding": (BENCH, b"prompts = ['\xff']", 4, "UTF-8"),
     "a deep preset": (("preset", "validate", "x.toml"), b"a = " + b"[" * 100_000, 2, "nested"),
     "a preset with a null byte": (
-        ("preset", "validate", "x.toml"), b'extends = "\\u0000.toml"', 2, "null byte"
+        ("preset", "validate", "x.toml"), b'extends = "\\u0000.toml"', 2, "embedded null"
     ),
     "an empty record": (("show", "x.json"), b"", 4, "no wancli record"),
     "a deep record": (("repro", "x.json"), DEEP, 4, "no wancli record"),
