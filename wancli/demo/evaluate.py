@@ -23,11 +23,12 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from wancli.api import Model, load
 from wancli.catalog.local import find_spec
 from wancli.catalog.specs import DEMO_FOLDER
 from wancli.config.presets import find_preset, layers
 from wancli.config.resolve import Layer, resolve
-from wancli.config.settings import RolloutSettings, Settings
+from wancli.config.settings import RolloutSettings
 from wancli.demo import stability
 from wancli.demo.card import make_card
 from wancli.demo.judge import judge
@@ -43,19 +44,12 @@ from wancli.demo.report import (
 )
 from wancli.demo.world import Scene, combinations, render, sample_scene
 from wancli.errors import WancliError
-from wancli.generation.denoise import decode, denoise
-from wancli.generation.noise import IndexedNoise
-from wancli.generation.prompts import encode_prompt
 from wancli.models.load import Loaded, load_pipeline
 from wancli.models.vae import to_pixels
-from wancli.planning.plan import RolloutPlan, make_plan, make_rollout_plan
-from wancli.rollouts.denoiser import PromptPair
-from wancli.rollouts.loop import Chunk, ChunkPrompt, RolloutInputs, rollout
-from wancli.rollouts.sampler import ChunkSampler, causal_denoiser
 
 PROMPTS = 208  # every held-out combination once
 PART = 16  # clips per task of a process
-CLIP = {"chunks": 3}  # 33 video frames, as for `generate`
+CHUNKS = 3  # 33 video frames, as for `generate`
 CLIPS = 48  # reconstructed by the VAE
 
 logger = logging.getLogger("wancli.demo")
@@ -68,45 +62,17 @@ def make_cases(count: int, seed: int) -> list[EvaluationCase]:
     return [EvaluationCase(shuffled[i % len(shuffled)], seed + i) for i in range(count)]
 
 
-def generate_all(
-    loaded: Loaded, settings: Settings, cases: Sequence[EvaluationCase]
-) -> Iterator[Tensor]:
+def generate_all(model: Model, cases: Sequence[EvaluationCase]) -> Iterator[Tensor]:
     """Yield uint8 [T, H, W, 3] of each case, as `wancli generate` renders it."""
-    plan = make_plan(settings, loaded.spec)
     for case in cases:
-        prompt = encode_prompt(loaded, case.combination.prompt, settings.sampling)
-        clip = denoise(loaded, prompt, settings, plan, seed=case.seed, on_step=lambda _: None)
-        yield torch.from_numpy(decode(loaded.pipeline.vae, clip.latents))
+        yield torch.from_numpy(model.generate(case.combination.prompt, seed=case.seed).frames)
 
 
-def roll_out_all(
-    loaded: Loaded, settings: RolloutSettings, cases: Sequence[EvaluationCase]
-) -> Iterator[Tensor]:
+def roll_out_all(model: Model, cases: Sequence[EvaluationCase], *, chunks: int) -> Iterator[Tensor]:
     """Yield uint8 [T, H, W, 3] of each case, as `wancli rollout` renders it."""
-    plan = make_rollout_plan(settings, loaded.spec)
     for case in cases:
-        latents = roll_out(loaded, settings, plan, case)
-        yield torch.from_numpy(decode(loaded.pipeline.vae, latents))
-
-
-def roll_out(
-    loaded: Loaded, settings: RolloutSettings, plan: RolloutPlan, case: EvaluationCase
-) -> Tensor:
-    """Roll out a case to latents [1, C, F, H, W]."""
-    prompt = encode_prompt(loaded, case.combination.prompt, settings.sampling)
-    uncond = prompt.embeddings.get("negative_prompt_embeds")
-    pair = ChunkPrompt(PromptPair(prompt.embeddings["prompt_embeds"], uncond))
-    noise = IndexedNoise({0: case.seed}, (plan.shape.channels, plan.shape.height, plan.shape.width))
-    inputs = RolloutInputs(
-        context=(),
-        spans=plan.spans,
-        prompts=lambda _span: pair,
-        finished=lambda _span: None,
-        denoise=ChunkSampler(loaded, settings, plan, noise),
-    )
-    with causal_denoiser(loaded, settings, plan) as model:
-        events = [*rollout(model, inputs)]
-    return torch.cat([event.latents for event in events if isinstance(event, Chunk)], 2)
+        stream = model.rollout(case.combination.prompt, seed=case.seed, chunks=chunks)
+        yield torch.cat([torch.from_numpy(chunk.frames) for chunk in stream])
 
 
 @torch.no_grad()
@@ -130,31 +96,36 @@ class EvaluationTask:
 @cache
 def load_demo(model: str, preset: str) -> tuple[Loaded, RolloutSettings]:
     """Load the model and the settings of a preset, once per process."""
-    preset_layers = [*layers(find_preset(preset)), Layer("--model", {"model": model})]
-    settings = resolve(
-        [*preset_layers, Layer("evaluate", {"rollout": CLIP})], RolloutSettings
-    ).settings
+    chosen = [*layers(find_preset(preset)), Layer("--model", {"model": model})]
+    settings = resolve(chosen, RolloutSettings).settings
     return load_pipeline(find_spec(settings.model), settings.machine), settings
+
+
+@cache
+def load_model(model: str, preset: str) -> Model:
+    """Load the model for rendering with the settings of a preset, once per process."""
+    return load(model, preset=preset)
 
 
 def evaluate_task(model: str, preset: str, task: EvaluationTask) -> UseResult:
     """Render and judge a task's videos."""
-    loaded, settings = load_demo(model, preset)
+    loaded = load_model(model, preset)
     if task.use == LONG:
-        return evaluate_long(loaded, settings, task)
-    render_all = generate_all if task.use == "generate" else roll_out_all
-    videos = render_all(loaded, settings, task.cases)
+        return evaluate_long(loaded, task)
+    videos = (
+        generate_all(loaded, task.cases)
+        if task.use == "generate"
+        else roll_out_all(loaded, task.cases, chunks=CHUNKS)
+    )
     return judge_all(task.use, task.about, task.cases, videos)
 
 
-def evaluate_long(loaded: Loaded, settings: RolloutSettings, task: EvaluationTask) -> UseResult:
+def evaluate_long(model: Model, task: EvaluationTask) -> UseResult:
     """Render long rollouts, judge their last part, and compare it with the first."""
-    layer = Layer("long", {"rollout": {"chunks": stability.CHUNKS}})
-    longer = resolve([Layer("evaluate", settings.model_dump()), layer], RolloutSettings).settings
-    changes = []
+    videos, changes = roll_out_all(model, task.cases, chunks=stability.CHUNKS), []
 
     def ends() -> Iterator[Tensor]:
-        for case, video in zip(task.cases, roll_out_all(loaded, longer, task.cases), strict=True):
+        for case, video in zip(task.cases, videos, strict=True):
             changes.append(stability.change(video, case.combination.color))
             yield stability.last_part(video)
 
