@@ -1,5 +1,6 @@
 """The door for Python: what `wancli` gives to those who import it."""
 
+import doctest
 import gc
 import json
 import os
@@ -164,15 +165,15 @@ STEP_CACHE: dict[str, Any] = {
 def test_a_loaded_model_gives_the_same_videos_as_fresh_ones(
     tiny_model: Path, small: wancli.Model, settings: Any
 ):
-    small.generate("a blue circle", seed=3, scheduler="dpm++")
-    for seed in (1, 2):
-        fresh = wancli.generate(PROMPT, model=str(tiny_model), seed=seed, **(SMALL | settings))
-        again = small.generate(PROMPT, seed=seed, **settings)
-        assert fresh.latents is not None
-        assert again.latents is not None
-        assert torch.equal(fresh.latents, again.latents)
-        assert np.array_equal(fresh.frames, again.frames)
-        assert fresh.record["hash"] == again.record["hash"]
+    small.generate("a blue circle", seed=2, scheduler="dpm++")
+    small.generate(PROMPT, seed=2, **settings)
+    again = small.generate(PROMPT, seed=1, **settings)
+    fresh = wancli.generate(PROMPT, model=str(tiny_model), seed=1, **(SMALL | settings))
+    assert fresh.latents is not None
+    assert again.latents is not None
+    assert torch.equal(fresh.latents, again.latents)
+    assert np.array_equal(fresh.frames, again.frames)
+    assert fresh.record["hash"] == again.record["hash"]
 
 
 def test_a_lora_is_merged_once(tiny_model: Path, lora: Path):
@@ -373,3 +374,10 @@ def test_errors_name_keyword_arguments_not_flags(tiny_model: Path):
         wancli.load("nope")
     with wancli.load(str(tiny_model)) as model, pytest.raises(wancli.SettingsError):
         model.generate(PROMPT, dtype="bfloat16")  # type: ignore[call-arg]
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_docstrings_run():
+    result = doctest.testmod(api, extraglobs={"wancli": wancli})
+    assert result.attempted == 5
+    assert result.failed == 0

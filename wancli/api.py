@@ -198,7 +198,7 @@ def generate(
     PreviewEvent. The other settings are those of `wancli generate --help`, with the same presets
     and defaults. To make several videos, `load` the model once. Raises WancliError.
 
-    >>> video = wancli.generate("a red circle moving right", model="demo", seed=1, steps=20)
+    >>> video = wancli.generate("a red circle moving right", model="demo", seed=1, steps=4)
     >>> video.frames.shape
     (33, 96, 96, 3)
     """
@@ -207,7 +207,7 @@ def generate(
     layers, options = _layers({**settings, "model": model}, listener)
     planned = _plan_clip(prompt, layers, options, seed=seed, output=output)
     planned.capacity.check()
-    with closing(planned.pipeline()) as pipeline:
+    with closing(planned.pipeline(on_bytes=_ignore)) as pipeline:
         return _make_clip(planned, pipeline, listener)
 
 
@@ -223,8 +223,11 @@ def rollout(
     closed early keeps its finished chunks for `resume=True`. The other settings are those of
     `wancli rollout --help`. Raises WancliError.
 
-    >>> for chunk in wancli.rollout("a red circle moving right", chunks=20, seed=1):
-    ...     show(chunk.frames)
+    >>> for chunk in wancli.rollout("a red circle moving right", chunks=3, seed=1):
+    ...     print(chunk.index, chunk.frames.shape)
+    0 (9, 96, 96, 3)
+    1 (12, 96, 96, 3)
+    2 (12, 96, 96, 3)
     """
     check_keywords(settings, RolloutKeywords.__optional_keys__, of="rollout")
     listener = _Listener(progress)
@@ -233,7 +236,8 @@ def rollout(
     request = _rollout_request(prompt, options, seed=seed, output=output)
     session = open_session(request, lambda: settings_layers(listener.warn, layer, *preset), [layer])
     session.capacity.check()
-    return RolloutStream(session, session.pipeline(), listener, closes=True)
+    pipeline = session.pipeline(on_bytes=_ignore)
+    return RolloutStream(session, pipeline, listener, closes=True)
 
 
 def load(
@@ -245,8 +249,8 @@ def load(
     the others become defaults for its videos, and `offload` "auto" is decided by them. Close it, or
     leave the block, to give the memory back. Raises WancliError.
 
-    >>> with wancli.load("demo", steps=20) as model:
-    ...     videos = [model.generate("a red circle moving right", seed=seed) for seed in range(4)]
+    >>> with wancli.load("demo", steps=4) as model:
+    ...     videos = [model.generate("a red circle moving right", seed=seed) for seed in (1, 2)]
     """
     check_keywords(settings, LoadKeywords.__optional_keys__, of="load")
     listener = _Listener(progress)
@@ -301,7 +305,7 @@ class Model:
         offload = Layer(SOURCE, {"machine": {"offload": settings.machine.offload}})
         self._layers = [*layers, offload]
         stays = ("vae",) if spec.causal else ()  # as rollouts need it
-        self._pipeline = WarmPipeline(spec, settings.machine, stays=stays)
+        self._pipeline = WarmPipeline(spec, settings.machine, stays=stays, on_bytes=_ignore)
         try:
             with self._pipeline.in_use(listener.report, task=planned.plan.task):
                 pass
@@ -522,6 +526,10 @@ def _rollout_request(
         report=paths.get("report"),
         force=options.get("force", False),
     )
+
+
+def _ignore(_bytes: int) -> None:
+    """Take the bytes of a download, of which huggingface_hub would draw bars otherwise."""
 
 
 def _text(value: object) -> str | None:

@@ -16,7 +16,7 @@ from wancli.config.settings import Settings
 from wancli.cost.capacity import CapacityCheck, check_capacity, generation_estimator
 from wancli.cost.devices import Device
 from wancli.errors import PlanError, UsageError, WancliError
-from wancli.models.warm import WarmPipeline, quiet_imports
+from wancli.models.warm import OnBytes, WarmPipeline, quiet_imports
 from wancli.planning.existing import check_existing
 from wancli.planning.input_files import check_input_files, inputs_json
 from wancli.planning.inputs import NO_INPUTS, InputFiles, add_required_inputs
@@ -92,11 +92,10 @@ class PlannedVideos:
         """Make every video, and return the new records. Raises WancliError."""
         return [clip.record.as_json() for clip in self.run(observer)]
 
-    def pipeline(self) -> WarmPipeline:
+    def pipeline(self, on_bytes: OnBytes | None = None) -> WarmPipeline:
         """The pipeline that these videos need; it loads at its first use."""
-        return WarmPipeline(
-            self.spec, self.capacity.with_offload(self.request.resolved.settings).machine
-        )
+        settings = self.capacity.with_offload(self.request.resolved.settings)
+        return WarmPipeline(self.spec, settings.machine, on_bytes=on_bytes)
 
     def run(self, observer: Observer, model: WarmPipeline | None = None) -> Iterator["Clip"]:
         """Make the videos one by one, on `model` or a pipeline of their own. Raises WancliError."""

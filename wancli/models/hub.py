@@ -5,7 +5,7 @@ huggingface_hub honours HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
 
 import errno
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from wancli.catalog.hub_cache import absent, cache_folder, hub_answers, repo_folder, unreachable
 from wancli.errors import ModelError, OutputError, first_line
+from wancli.models.warm import OnBytes
 from wancli.utils.disk import existing, free_disk
 
 # Not the duplicates in .bin or .pth; *.txt is the vocabulary of CLIP tokenizers.
@@ -40,7 +41,6 @@ _STORAGE = {
     errno.EACCES: _ELSEWHERE,
     errno.EROFS: _ELSEWHERE,
 }
-OnBytes = Callable[[int], None]  # called with the bytes downloaded so far
 
 
 def download(repo: str, on_bytes: OnBytes | None = None) -> Path:

@@ -20,7 +20,7 @@ from wancli.catalog.tasks import EXPERTS, TASKS, TEXT
 from wancli.config.precision import transformer_dtype, vae_dtype
 from wancli.config.settings import Machine
 from wancli.errors import CapacityError, ModelError, SetupError, WancliError, first_line, no_device
-from wancli.models.hub import download, hub_errors
+from wancli.models.hub import OnBytes, download, hub_errors
 from wancli.models.lora import merge_loras
 from wancli.models.offload import place
 from wancli.models.optimize import check_speed, speed_up
@@ -39,17 +39,18 @@ class Loaded:
 
 def load_pipeline(
     spec: ModelSpec, machine: Machine, parts: Collection[str] = PARTS, *, task: str = TEXT,
-    stays: Collection[str] = (),
+    stays: Collection[str] = (), on_bytes: OnBytes | None = None,
 ) -> Loaded:  # fmt: skip
     """Load the `parts` of a model into diffusers' pipeline for a task.
 
-    The image encoder is in float32; `stays` as in `place`. Raises ModelError for broken files and
-    for a model that cannot do the task, SetupError for a missing device.
+    The image encoder is in float32; `stays` as in `place`, `on_bytes` as in `download`. Raises
+    ModelError for broken files and for a model that cannot do the task, SetupError for a missing
+    device.
     """
     device = pick_device(machine.device)
     dtype: torch.dtype = getattr(torch, transformer_dtype(machine, device.type))
     check_speed(machine, device)
-    spec = _on_disk(spec, parts)
+    spec = _on_disk(spec, parts, on_bytes)
     if task not in spec.tasks:
         raise ModelError(
             f"{spec.name} is {' and '.join(spec.tasks)}, not {task}.",
@@ -144,11 +145,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _on_disk(spec: ModelSpec, parts: Collection[str]) -> ModelSpec:
+def _on_disk(spec: ModelSpec, parts: Collection[str], on_bytes: OnBytes | None = None) -> ModelSpec:
     """The spec with its folder: hub models are downloaded, files are checked."""
     if spec.on_hub:
         with load_errors(spec):
-            folder = download(spec.repo)
+            folder = download(spec.repo, on_bytes)
         spec = spec_of_folder(folder, name=spec.name, repo=spec.repo)
     check_files(spec, parts)
     return spec

@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -16,6 +16,8 @@ from wancli.records.progress import Phase, Report
 
 if TYPE_CHECKING:
     from wancli.models.load import Loaded
+
+OnBytes = Callable[[int], None]  # called with the bytes downloaded so far
 
 # They log while they are imported: warnings about what is not used here.
 _LOUD = ("torchao", "torch.utils._pytree", "diffusers")
@@ -46,11 +48,11 @@ class WarmPipeline:
 
     def __init__(
         self, spec: ModelSpec, machine: Machine, *, parts: Collection[str] = PARTS,
-        stays: Collection[str] = (),
+        stays: Collection[str] = (), on_bytes: OnBytes | None = None,
     ) -> None:  # fmt: skip
-        """`parts` and `stays` as in `load_pipeline`."""
+        """`parts`, `stays` and `on_bytes` as in `load_pipeline`."""
         self.spec, self.machine, self.stays = spec, machine, stays
-        self._parts, self._since = parts, perf_counter()
+        self._parts, self._on_bytes, self._since = parts, on_bytes, perf_counter()
         self._loaded: Loaded | None = None
         self._busy = self._closed = False
 
@@ -90,8 +92,9 @@ class WarmPipeline:
         report(Phase("load"))
         with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read
             self._loaded = load_pipeline(
-                self.spec, self.machine, self._parts, task=task, stays=self.stays
-            )
+                self.spec, self.machine, self._parts, task=task, stays=self.stays,
+                on_bytes=self._on_bytes,
+            )  # fmt: skip
         return self._loaded, perf_counter() - self._since
 
     def close(self) -> None:

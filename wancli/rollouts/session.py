@@ -18,7 +18,7 @@ from wancli.cost.devices import Device
 from wancli.cost.estimate import Estimate, estimate, resolve_device
 from wancli.cost.totals import rollout_cost
 from wancli.errors import UsageError, WancliError
-from wancli.models.warm import WarmPipeline, quiet_imports
+from wancli.models.warm import OnBytes, WarmPipeline, quiet_imports
 from wancli.planning.context import NO_FILES, ContextFiles, check_context_files, context_frames
 from wancli.planning.earlier_rollout import find_rollout, stored_request
 from wancli.planning.lora import find_lora
@@ -128,13 +128,13 @@ class RolloutSession:
         vae = ["vae"] if self.options.video or starts.needs_vae else []
         return ["transformer", *text, *vae]
 
-    def pipeline(self) -> WarmPipeline:
+    def pipeline(self, on_bytes: OnBytes | None = None) -> WarmPipeline:
         """The pipeline that it needs, which loads at its first use.
 
         Every chunk needs the transformer and the VAE: that, being small, stays on the device.
         """
         machine = self.capacity.with_offload(self.resolved.settings).machine
-        return WarmPipeline(self.spec, machine, parts=self.parts, stays=("vae",))
+        return WarmPipeline(self.spec, machine, parts=self.parts, stays=("vae",), on_bytes=on_bytes)
 
     def run(
         self, observer: Observer, model: WarmPipeline | None = None
