@@ -20,11 +20,12 @@ from wancli.catalog.tasks import EXPERTS, TASKS, TEXT
 from wancli.config.precision import transformer_dtype, vae_dtype
 from wancli.config.settings import Machine
 from wancli.errors import CapacityError, ModelError, SetupError, WancliError, first_line, no_device
-from wancli.models.hub import OnBytes, download, hub_errors
+from wancli.models.hub import download, hub_errors
 from wancli.models.lora import merge_loras
 from wancli.models.offload import place
 from wancli.models.optimize import check_speed, speed_up
 from wancli.models.random_weights import random_components, random_part
+from wancli.models.warm import OnBytes
 from wancli.planning.lora import find_lora
 
 
