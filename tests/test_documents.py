@@ -37,6 +37,8 @@ SMALL = """
 steps = 9
 [video]
 num_frames = 9
+width = 48
+height = 48
 [rollout]
 sampler = "few-step"
 steps_list = "1000,500"
