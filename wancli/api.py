@@ -181,7 +181,7 @@ class VideoPlan:
             return f"{self.model}: its shape is not known before it is downloaded"
         verdict = "fits" if self.fits else "does not fit"
         how = "" if self.offload == "none" else f" with offload {self.offload}"
-        sizes = f"{gib(self.needed)} at once, of {gib(self.available)} ({self.device})"
+        sizes = f"needs {gib(self.needed)} of {gib(self.available)} ({self.device})"
         time = f", about {duration(self.seconds)}" if self.seconds else ""
         return f"{self.model} {verdict}{how}: {sizes}{time}"
 
@@ -349,7 +349,7 @@ class Model:
         check_keywords(settings, ChunkKeywords.__optional_keys__, of="Model.rollout")
         if self._machine.offload == "model" and "vae" not in self._pipeline.stays:
             raise UsageError(
-                f"{self.name} was loaded for clips: under `offload model` its VAE moves, too.",
+                f"`offload model` moves the VAE of {self.name}, which was loaded for clips.",
                 hint="wancli.rollout(..., force=True)",
             )
         layer, options = _split(settings)

@@ -132,6 +132,13 @@ def first_line(error: BaseException) -> str:
     return line[:_LONGEST_LINE].replace("`", "'")
 
 
+def must_be(message: str) -> str:
+    """pydantic's message about an invalid value, so that it can follow the name of the value."""
+    return message.replace("Input should", "must").partition(", unable to parse")[0]
+
+
 def no_device(name: str) -> SetupError:
     """Error for a device that this machine lacks."""
-    return SetupError(f"`device {name}`: this machine has none.", hint="`device auto` or cpu")
+    return SetupError(
+        f"`device {name}` is not available on this machine.", hint="`device auto` or cpu"
+    )

@@ -160,7 +160,7 @@ def test_a_plan_counts_the_parameters_in_the_folder(wancli: Wancli, model: Path)
     [
         (("--scheduler", "dpm++"), "--scheduler dpm++ does not work with", "--scheduler euler or"),
         (("--negative-prompt", "x"), "a negative prompt does nothing", "--true-cfg-scale 6"),
-        (("--prompt-kv",), "--prompt-kv does not work with this model", "drop it"),
+        (("--prompt-kv",), "--prompt-kv does not work with this model", "drop --prompt-kv"),
         (("--free-kv-weights",), "--free-kv-weights does not work with", "drop --free-kv-weights"),
         (("--kv-align", 64), "--kv-align 64 does not work with", "drop --kv-align"),
         (("--cfg-gate", 0.5), "--cfg-gate needs guidance; --true-cfg-scale is 1", "drop"),
@@ -209,7 +209,7 @@ def test_an_image_to_video_hunyuan_is_rejected(wancli: Wancli, tmp_path: Path):
     model = tiny_hunyuan_folder(tmp_path / "i2v", image_condition_type="latent_concat")
     result = wancli(*arguments(model))
     assert result.code == 4
-    assert "is of latent_concat: it needs a picture" in complaint(result)[0]
+    assert "with latent_concat: it starts from an image" in complaint(result)[0]
 
 
 def test_a_missing_second_text_encoder_is_reported(wancli: Wancli, tmp_path: Path):

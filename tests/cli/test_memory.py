@@ -36,7 +36,7 @@ def test_the_record_holds_the_requested_and_the_actual_offload(wancli: Wancli, t
 
 def test_a_preset_can_set_offload(wancli: Wancli):
     Path("low.toml").write_text("[machine]\noffload = 'group'\ndevice = 'cpu'\n")
-    assert "is the RAM itself" in wancli("plan", "--preset", "low.toml").err
+    assert "has them in RAM already" in wancli("plan", "--preset", "low.toml").err
 
 
 @pytest.mark.parametrize("flags", [("--vae-tiling",), ("--vae-dtype", "bfloat16")])

@@ -121,7 +121,7 @@ def test_info_says_whether_a_model_fits_here(wancli: Wancli, cache: Path, name: 
     here = json.loads(wancli("model", "info", name, "--json").out)["here"]
     assert here["fits"] == (here["bytes"] <= here["device_bytes"])
     verdict = "fits" if here["fits"] else "does not fit"
-    assert f"its preset here  {verdict}: " in wancli("model", "info", name).out
+    assert f"on this machine  {verdict}: " in wancli("model", "info", name).out
 
 
 def test_broken_weights_are_named(wancli: Wancli, tiny_model: Path, tmp_path: Path):

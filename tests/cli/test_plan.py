@@ -71,7 +71,7 @@ def test_a_dry_run_of_many_videos_prints_a_few_and_counts_the_rest(wancli: Wancl
 def test_a_request_that_does_not_fit_is_rejected_before_anything_loads(wancli: Wancli, args):
     result = wancli(*args, *HUGE, "--device", "cpu")
     assert result.code == 5
-    assert "at once" in result.err
+    assert "this size needs" in result.err
     assert "--force" in result.err
     assert not list(Path().iterdir())
 

@@ -208,7 +208,7 @@ def test_a_damaged_chunk_and_all_later_ones_are_rerendered(
     )  # overwrites the video only
     assert result.code == 0
     assert Path("target").read_text() == "mine"
-    assert "damaged or exchanged chunks were moved to a.rollout/replaced-0" in result.err
+    assert "damaged or replaced chunks were moved to a.rollout/replaced-0" in result.err
     assert "1 of 3 chunks are kept" in result.err
     assert digest() == before
 
@@ -419,13 +419,13 @@ def test_decoding_in_parallel_gives_the_same_frames(
         (
             ("--rolling-window", 3, "--sink-frames", 2),
             2,
-            "cannot hold 2 sink",
+            "too small for --sink-frames 2",
             "--rolling-window 5",
         ),
         (("--chunks", 0), 2, "--chunks", "1 to 1000000"),
         (("--at", 7, "blue"), 2, "chunks 0 to 6", "--chunks 8"),
         (("--at", "blue"), 2, "is not a chunk and a prompt", "--at 5"),
-        (("--steps-list", "250,500"), 2, "does not fall", "1000,750"),
+        (("--steps-list", "250,500"), 2, "must decrease", "1000,750"),
         (("--trim", "after", "--sink-frames", 1), 2, "has no sinks", "--trim before"),
         (("--rope", "sink"), 2, "needs --sink-frames", "--sink-frames 3"),
         (("--resume", "-o", "no.mp4"), 4, "no rollout to resume", "without --resume"),

@@ -17,7 +17,7 @@ def test_a_later_layer_wins_and_is_named_as_the_source():
 
 
 def test_an_invalid_value_is_named_as_the_user_wrote_it():
-    with pytest.raises(SettingsError, match=r"^`steps` 0: input should be") as flagged:
+    with pytest.raises(SettingsError, match=r"^`steps` 0: must be") as flagged:
         resolve([Layer("flag", {"sampling": {"steps": 0}})], Settings)
     assert "(1 to 1000)" in flagged.value.hint
     with pytest.raises(SettingsError, match=r"^preset x: sampling.steps 0"):

@@ -53,7 +53,7 @@ def test_a_model_fits_one_gpu_and_not_another():
     cost = cost_of("wan2.1-t2v-14b")
     assert all(estimate(cost, Machine(), H200, ram=RAM).fits.values())
     verdict = estimate(cost, Machine(offload="none"), SMALL, ram=RAM)
-    with pytest.raises(CapacityError, match="takes .* RTX 4090 has 24") as caught:
+    with pytest.raises(CapacityError, match="needs .* RTX 4090 has 24") as caught:
         verdict.check("wan2.1-t2v-14b")
     assert caught.value.hint.startswith("`offload` group")
 
@@ -86,7 +86,7 @@ def test_auto_chooses_only_allowed_offloads_and_rejects_what_never_fits():
 def test_offloaded_weights_must_fit_in_ram():
     cost = cost_of("wan2.1-t2v-14b")
     verdict = estimate(cost, Machine(offload="group"), SMALL, ram=16 * 2**30)
-    with pytest.raises(CapacityError, match="RAM they wait in has 16"):
+    with pytest.raises(CapacityError, match="RAM for offloaded weights has 16"):
         verdict.check("x")
 
 
@@ -96,7 +96,7 @@ def test_on_a_cpu_nothing_is_offloaded():
     with pytest.raises(CapacityError) as caught:
         verdict.check("x")
     assert "`offload`" not in caught.value.hint
-    with pytest.raises(PlanError, match="is the RAM itself"):
+    with pytest.raises(PlanError, match="has them in RAM already"):
         resolve_device(Machine(device="cpu", offload="group"))
 
 

@@ -206,17 +206,17 @@ def test_config_entries_that_shapes_do_not_determine_are_kept(tmp_path: Path):
 @pytest.mark.parametrize(
     ("entries", "error"),
     [
-        ({"num_heads": 4, "ffn_dim": 256}, "ffn_dim 256; .* says 128"),
-        ({"num_heads": 4, "dim": 1536}, "dim 1536; .* says 64"),
-        ({"num_heads": 4, "in_dim": 36}, "in_channels 36; .* says 16"),
-        ({"num_heads": 4, "num_layers": 30}, "num_layers 30; .* says 3"),
-        ({"num_heads": 4, "patch_size": [1, 1, 1]}, r"patch_size \[1, 1, 1\]; .* \[1, 2, 2\]"),
-        ({"num_heads": 4, "qk_norm": False}, "qk_norm False; .* says rms_norm_across_heads"),
-        ({"num_heads": 4, "attention_head_dim": 32}, "attention_head_dim 32; .* says 16"),
+        ({"num_heads": 4, "ffn_dim": 256}, "ffn_dim 256, but .* has 128"),
+        ({"num_heads": 4, "dim": 1536}, "dim 1536, but .* has 64"),
+        ({"num_heads": 4, "in_dim": 36}, "in_channels 36, but .* has 16"),
+        ({"num_heads": 4, "num_layers": 30}, "num_layers 30, but .* has 3"),
+        ({"num_heads": 4, "patch_size": [1, 1, 1]}, r"patch_size \[1, 1, 1\], but .* \[1, 2, 2\]"),
+        ({"num_heads": 4, "qk_norm": False}, "qk_norm False, but .* has rms_norm_across_heads"),
+        ({"num_heads": 4, "attention_head_dim": 32}, "attention_head_dim 32, but .* has 16"),
         ({"num_heads": 5}, "dim 64, which cannot be split over 5 heads"),
         ({"num_heads": 64}, "cannot be split over 64 heads"),
         ({"attention_head_dim": 128}, "cannot be split over 0 heads"),
-        ({"eps": 1e-6}, "does not say how many heads share its dim 64"),
+        ({"eps": 1e-6}, "has dim 64, but does not record how many"),
     ],
 )
 def test_a_config_that_contradicts_the_weights_is_rejected(
@@ -236,7 +236,7 @@ def test_a_config_that_contradicts_the_weights_is_rejected(
         ({"num_heads": 4.0}, "num_attention_heads 4.0", "positive int"),
         ({"num_heads": True}, "num_attention_heads True", "positive int"),
         ({"eps": -1.0}, "eps -1.0", "positive float"),
-        ({"num_heads": 4, "num_attention_heads": 2}, "num_attention_heads twice", "leave out"),
+        ({"num_heads": 4, "num_attention_heads": 2}, "num_attention_heads twice", "remove"),
     ],
 )
 def test_a_config_with_an_invalid_value_is_rejected(

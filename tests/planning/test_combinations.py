@@ -40,7 +40,7 @@ REJECTED: list[tuple[tuple[object, ...], str, str]] = [
     ((*HUNYUAN, "--fuse-qkv"), "--fuse-qkv supports only Wan's blocks", "--no-fuse-qkv"),
     ((*HUNYUAN, "--compile"), "--compile supports only Wan's blocks", "--no-compile"),
     (("--preset", "hunyuanvideo", "--size", "256x256"), "does nothing at 256", "--no-vae-tiling"),
-    (("--no-prompt-kv", "--kv-align", 8), "--kv-align needs the prompt's K/V", "drop --no-prompt"),
+    (("--no-prompt-kv", "--kv-align", 8), "needs the prompt K/V cache", "drop --no-prompt"),
     (("--vae-tiling", "--chunks", 2), "does not work in rollouts", "--no-vae-tiling"),
     (("--compile", "--chunks", 2), "--compile does not work with rollouts", "--no-compile"),
     (("--compile", "--offload", "group"), "moves weights inside the blocks", "--offload model"),

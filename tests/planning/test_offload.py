@@ -27,8 +27,8 @@ def rollout_settings(**tables: Any) -> RolloutSettings:
 CACHED = {"step_cache": "cachedit", "cachedit_fn": 1}
 FREED = {"free_kv_weights": True}
 REJECTED = [
-    ({"machine": {"device": "cpu", "offload": "group"}}, "is the RAM itself"),
-    ({"machine": {"device": "mps", "offload": "model"}}, "is the RAM itself"),
+    ({"machine": {"device": "cpu", "offload": "group"}}, "has them in RAM already"),
+    ({"machine": {"device": "mps", "offload": "model"}}, "has them in RAM already"),
     ({"machine": {"offload": "model"}, "prompt_kv": FREED}, "both move the same weights"),
     ({"machine": {"device": "cpu", "vae_dtype": "float16"}}, "`vae_dtype` float16"),
     (

@@ -91,7 +91,7 @@ class BenchSession:
         self._task = choose_task(self.spec, request.inputs, request.task).name
         self.baseline = self._variant(VariantFlags(BASELINE, "", []))
         if not request.variants:
-            raise UsageError("there is no variant.", hint='`variant "fast: --use-cachedit"`')
+            raise UsageError("no variant to compare.", hint='`variant "fast: --use-cachedit"`')
         self.variants = [self._variant(entry) for entry in request.variants]
         if goals.target_ssim is not None:
             _check_tunable(self.variants)

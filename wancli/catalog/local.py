@@ -49,10 +49,10 @@ def find_spec(model: str, *, layers: int | None = None) -> ModelSpec:
     if owner and name and "/" not in name and not model.startswith((".", "~")):
         return ModelSpec(model, model, "A model of the hub.", tasks=tuple(TASKS))
     near = closest(model, SPECS)
-    known = ", ".join(SPECS)
+    listed = "list: wancli model list"
     raise ModelError(
         f"model '{model}' not found.",
-        hint=f"did you mean '{near}'? known: {known}" if near else f"known: {known}",
+        hint=f"did you mean '{near}'? {listed}" if near else listed,
     )
 
 
@@ -119,14 +119,14 @@ def _check_together(
         "vae has latents_std of": (_length(vae, "latents_std", or_else=16), "z_dim", channels),
         "vae has dim_mult of": (
             _length(vae, "dim_mult"),
-            "one more than temperal_downsample's",
+            "one more than the length of temperal_downsample",
             _length(vae, "temperal_downsample", more=1),
         ),
     }
     for what, (number, other, wanted) in pairs.items():
         if None not in (number, wanted) and number != wanted:
             raise ModelError(
-                f"{folder}: its {what} {number}, which is not {other} {wanted}.",
+                f"{folder}: the {what} {number}, but {other} is {wanted}.",
                 hint="copy the model folder again",
             )
 
@@ -144,7 +144,7 @@ def _hunyuan_spec(folder: Path, name: str, repo: str) -> ModelSpec:
     )
     if kind := transformer.get("image_condition_type"):
         raise ModelError(
-            f"{folder} is of {kind}: it needs a picture.",
+            f"{folder} is a HunyuanVideo with {kind}: it starts from an image.",
             hint="give a text-to-video HunyuanVideo",
         )
     return ModelSpec(
@@ -219,7 +219,7 @@ def _check_weights(path: Path) -> None:
 
 def broken_weights(path: Path) -> ModelError:
     """The error for a truncated or broken weights file."""
-    return ModelError(f"weights {path} are cut short or broken.", hint="copy that file again")
+    return ModelError(f"weights {path} are truncated or broken.", hint="copy that file again")
 
 
 def revision(spec: ModelSpec) -> str:

@@ -21,7 +21,7 @@ def random_spec(model: str, *, layers: int | None = None) -> ModelSpec:
         shapes = [name for name, s in SPECS.items() if isinstance(s.architecture, Architecture)]
         near, names = closest(model.removeprefix(RANDOM), shapes), ", ".join(shapes)
         raise ModelError(
-            f"model '{model}': random weights need a known shape of Wan.",
+            f"model '{model}': random weights need the name of a known Wan model.",
             hint=f"did you mean '{RANDOM}{near}'? known: {names}" if near else f"known: {names}",
         )
     return replace(

@@ -16,7 +16,7 @@ from typer.exceptions import TyperException
 from wancli.cli import help_text
 from wancli.cli.lazy import Entry, lazy
 from wancli.cli.messages import dashed, use_color, write_error, write_result
-from wancli.errors import CapacityError, OutputError, SetupError, UsageError, WancliError
+from wancli.errors import CapacityError, OutputError, SetupError, UsageError, WancliError, must_be
 from wancli.utils.interrupts import Interrupted, ignore
 from wancli.utils.packages import silence_torchao
 from wancli.utils.threads import choose_threads
@@ -155,13 +155,13 @@ def _usage_error(error: Any) -> UsageError:
         return UsageError(error.message, hint=", ".join(sorted(possibilities)))
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "wancli"
-    return UsageError(error.format_message(), hint=f"{command} --help")
+    return UsageError(must_be(error.format_message()), hint=f"{command} --help")
 
 
 def _unexpected(error: Exception) -> WancliError:
     """An error of the system, or of wancli itself, as one with a hint."""
     if isinstance(error, MemoryError):
-        return CapacityError("out of memory.", hint="a smaller request")
+        return CapacityError("out of memory.", hint="a smaller `size`, or fewer `num_frames`")
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         place = f"{os.fsdecode(error.filename)}: {error.strerror}."
         if error.errno in _STORAGE:

@@ -40,7 +40,7 @@ def read_bench_request(
     names = [name for name, _ in named]
     for name in names:
         if names.count(name) > 1 or name == "baseline":
-            raise UsageError(f"two variants are named '{name}'.", hint="another name")
+            raise UsageError(f"two variants are named '{name}'.", hint="rename one of them")
     if tune and not named:
         named = [("cachedit", "--use-cachedit")]
     flags = [VariantFlags(name, text, flags_layers(name, text)) for name, text in named]

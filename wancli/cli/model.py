@@ -107,12 +107,12 @@ def info(name: Model, output_options: OutputOptions) -> None:
         raise absent(name)
     if model.missing:
         some = ", ".join(model.missing[:3])
-        screen.warn(f"{name} lacks {some}.", hint=f"wancli model pull {name}")
+        screen.warn(f"{name} is incomplete: it lacks {some}.", hint=f"wancli model pull {name}")
     capacity = check_default_capacity(name, model.spec).capacity
     if output_options.json:
         screen.json(model.as_json() | default_json(capacity))
         return
-    verdict = [("its preset here", text)] if (text := default_row(capacity)) else []
+    verdict = [("on this machine", text)] if (text := default_row(capacity)) else []
     screen.table("", "", rows=[*_facts(model), *verdict])
     if model.parts:
         rows = [
@@ -198,7 +198,7 @@ def convert(
     sources = [path for path in (source, config, base) if path]
     for path in sources:
         if not path.exists():
-            raise InputError(f"{path} not found.", hint="check the path")
+            raise InputError(f"'{path}' not found.", hint="check the path")
     check_target(out, sources=sources, overwrite=overwrite)
     checkpoint_files(source)
     from wancli.models.convert import convert as write

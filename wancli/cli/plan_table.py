@@ -18,8 +18,8 @@ from wancli.utils.units import duration, flops, gib
 
 Rows = list[tuple[str, str, str, str]]
 _MOST_OUTPUTS = 100  # in a table
-MEASURE = "speed not measured: wancli doctor --measure"
-MEASURE_THERE = "speed not known: measure on that GPU"
+MEASURE = "no times yet: wancli doctor --measure"
+MEASURE_THERE = "no times: wancli doctor --measure on that GPU"
 
 
 def default_row(capacity: CapacityCheck) -> str:
@@ -30,9 +30,7 @@ def default_row(capacity: CapacityCheck) -> str:
     how = "" if estimate.offload == "none" else f" with --offload {estimate.offload}"
     fits = "fits" if estimate.sufficient else "does not fit"
     time = f", about {duration(estimate.total_s)}" if estimate.total_s else ""
-    return (
-        f"{fits}{how}: {gib(estimate.needed)} at once, of {gib(device.total)} ({device.name}){time}"
-    )
+    return f"{fits}{how}: needs {gib(estimate.needed)} of {gib(device.total)} ({device.name}){time}"
 
 
 def default_json(capacity: CapacityCheck) -> dict[str, Any]:
@@ -100,7 +98,7 @@ def show_models(checks: Sequence[DefaultCapacity], screen: Screen) -> None:
     rows = rows if timed else [(*row[:3], row[4]) for row in rows]
     screen.table("model", "size, frames", "needs", *time, "fits", rows=rows, right=("needs", *time))
     if device and not timed:
-        screen.say(f"no times: {MEASURE if device.here else MEASURE_THERE}")
+        screen.say(MEASURE if device.here else MEASURE_THERE)
 
 
 def cost_json(estimate: Estimate | None, spec: ModelSpec, output: Path) -> dict[str, Any]:
@@ -126,18 +124,18 @@ def cost_rows(estimate: Estimate | None, spec: ModelSpec, output: Path) -> Rows:
     spent = estimate.seconds
     for phase, work in cost.work.items():
         time = duration(spent[phase]) if spent else ""
-        rows.append(("work", phase, flops(work.flops), time))
+        rows.append(("compute", phase, flops(work.flops), time))
     unknown = MEASURE if device.here else MEASURE_THERE
     total = f"about {duration(estimate.total_s)}" if estimate.total_s else unknown
-    rows.append(("work", "in all", flops(cost.flops), total))
+    rows.append(("compute", "total", flops(cost.flops), total))
     rows += [("memory", f"weights of {n}", gib(size), "") for n, size in cost.weights.items()]
     rows += [("memory", n, gib(size), "") for n, size in cost.cache_bytes.items() if size]
-    rows += [("memory", f"to {n}", gib(size), "") for n, size in cost.activations.items()]
+    rows += [("memory", f"activations, {n}", gib(size), "") for n, size in cost.activations.items()]
     for offload, fits in estimate.fits.items():
         verdict = "fits" if fits else "does not fit"
         chosen = fits and offload == estimate.offload and len(estimate.fits) > 1
         verdict += ": chosen" if chosen else ""
-        rows.append(("at once", f"offload {offload}", gib(cost.resident(offload)), verdict))
+        rows.append(("peak", f"offload {offload}", gib(cost.resident(offload)), verdict))
     return rows + _device_rows(estimate) + _disk_rows(estimate, spec, output)
 
 
@@ -167,7 +165,9 @@ def _disk_rows(estimate: Estimate, spec: ModelSpec, output: Path) -> Rows:
         rows.append(("disk", "clean chunks", gib(cost.store), ""))
     if spec.on_hub:
         there = (
-            "is in the cache" if is_downloaded(spec) else f"{gib(free_disk(cache_folder()))} free"
+            "already downloaded"
+            if is_downloaded(spec)
+            else f"{gib(free_disk(cache_folder()))} free"
         )
         low, high = (gib(size) for size in cost.download)
         rows.append(("disk", "download", f"{low} to {high}", there))

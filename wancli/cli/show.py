@@ -151,8 +151,8 @@ def _check(files: list[Path], screen: Screen) -> None:
             screen.result(f"{result.status:9}  {file}{result.why and f': {result.why}'}")
     if failed:
         raise InputError(
-            f"{failed} of {len(files)} files are not known to be intact.",
-            hint="wancli repro FILE -o FILE --overwrite reproduces one whose record is readable",
+            f"{failed} of {len(files)} files are damaged or cannot be checked.",
+            hint="generate one again from its record: wancli repro FILE -o FILE --overwrite",
         )
 
 

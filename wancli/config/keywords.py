@@ -107,9 +107,10 @@ def keyword_layer(source: str, values: Mapping[str, Any]) -> Layer:
         for name, expanded in _expand(keyword, value).items():
             table = known[name]
             place = tables.setdefault(table, {}) if table else tables
-            if place.setdefault(name, expanded) != expanded:
+            first = place.setdefault(name, expanded)
+            if first is not expanded and first != expanded:  # NaN, rejected later, equals nothing
                 raise UsageError(
-                    f"`{name}` is set twice, to different values.", hint=f"`{name}` once"
+                    f"`{name}` is set twice, to different values.", hint=f"set `{name}` once"
                 )
     return Layer(source, tables)
 

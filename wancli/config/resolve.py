@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from wancli.config.settings import Group, RolloutSettings, Settings, WhenUnset
-from wancli.errors import SettingsError, closest, shortened
+from wancli.errors import SettingsError, closest, must_be, shortened
 from wancli.utils.units import bounds_in_words
 
 TUNED_FOR = "tuned_for"  # table of a preset file that is not settings; see Layer
@@ -76,7 +76,7 @@ def resolve(layers: Sequence[Layer], settings: type[SettingsT]) -> Resolved[Sett
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         mismatch = first["type"] == "string_pattern_mismatch"  # whose regex the hint puts in words
-        message = "not one of these" if mismatch else first["msg"][0].lower() + first["msg"][1:]
+        message = "not one of these" if mismatch else must_be(first["msg"])
         raise SettingsError(
             f"{_spelling(where, sources.get(where, 'settings'))} {shortened(first['input'])}: "
             f"{message}.",
@@ -166,7 +166,7 @@ def _table_hint(name: str, known: Mapping[str | None, list[str]]) -> str:
 
 def _closest_hint(name: str, known: Sequence[str]) -> str:
     match = closest(name, known)
-    return f"'{match}'" if match else f"known: {', '.join(known)}"
+    return f"did you mean '{match}'?" if match else f"known: {', '.join(known)}"
 
 
 def _spelling(where: str, source: str) -> str:

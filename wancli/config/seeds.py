@@ -35,5 +35,5 @@ def _counted(seeds: list[int], count: int | None) -> list[int]:
     if max(seeds) > MAX_SEED:
         raise SettingsError(f"`seed` {max(seeds)} is over 2^53.", hint=f"at most {MAX_SEED}")
     if len(set(seeds)) < len(seeds):
-        raise SettingsError("`seed` has a seed twice.", hint="name each seed once")
+        raise SettingsError("`seed` lists a seed twice.", hint="list each seed once")
     return seeds

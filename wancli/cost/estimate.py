@@ -75,11 +75,15 @@ class Estimate:
             return
         needed, total, where = self.needed, self.device.total, self.device.name
         if needed <= total:
-            needed, total, where = sum(self.cost.weights.values()), self.ram, "the RAM they wait in"
+            needed, total, where = (
+                sum(self.cost.weights.values()),
+                self.ram,
+                "the RAM for offloaded weights",
+            )
         how = "" if self.offload == "none" else f" under `offload` {self.offload}"
         raise CapacityError(
-            f"{model} at this size takes {gib(needed)} at once{how}, and {where} has {gib(total)}.",
-            hint=f"{self._hint(remedy)}; `force` tries it",
+            f"{model} at this size needs {gib(needed)}{how}; {where} has {gib(total)}.",
+            hint=f"{self._hint(remedy)}; `force` tries anyway",
         )
 
     def _hint(self, remedy: str) -> str:
@@ -88,8 +92,8 @@ class Estimate:
             return f"`offload` {other}"
         least = list(self.possible)[-1]
         weights = max(self.cost.resident_weights[least].values())  # whatever the video's size
-        smaller = "a smaller `size`, fewer `num_frames` or another `model`"
-        others = "another `model`" if weights > self.device.total else smaller
+        smaller = "a smaller `size`, fewer `num_frames` or a smaller `model`"
+        others = "a smaller `model`" if weights > self.device.total else smaller
         return f"{remedy}, or {others}" if remedy else others
 
 

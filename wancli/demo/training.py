@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_WARMUP = 50  # steps
+
 
 class Optimizer:
     """Muon on the matrices (convolutions as [out, in * kernel]), AdamW on everything else.
@@ -46,10 +48,10 @@ class Optimizer:
         self.adam.load_state_dict(state["adam"])
 
 
-def rate(step: int, steps: int, *, warmup: int = 50, hold: float = 0.5) -> float:
+def rate(step: int, steps: int, *, hold: float = 0.5) -> float:
     """Fraction of the peak learning rate: short warmup, constant, then linear decay to 2 %."""
     left = (steps - step) / max(1.0, steps * (1 - hold))
-    return min(1.0, (step + 1) / warmup, max(0.02, left))
+    return min(1.0, (step + 1) / _WARMUP, max(0.02, left))
 
 
 class Log:

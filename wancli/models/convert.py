@@ -148,8 +148,8 @@ def read_sizes(shapes: Shapes, stated: Mapping[str, Any], source: Path) -> dict[
         inferred = (sizes | {"dim": dim}).get(name, value)
         if value != inferred:
             raise ModelError(
-                f"`config` says {name} {value}; {source} says {inferred}.",
-                hint="leave out of `config` what the checkpoint says",
+                f"`config` has {name} {value}, but {source} has {inferred}.",
+                hint=f"remove {name} from `config`",
             )
     return sizes | {name: stated[name] for name in _NOT_IN_SHAPES if name in stated}
 
@@ -189,7 +189,8 @@ def _heads(dim: int, stated: Mapping[str, Any], source: Path) -> int:
     heads: int | None = stated.get("num_attention_heads", width and dim // width)
     if heads is None:
         raise ModelError(
-            f"{source} does not say how many heads share its dim {dim}.", hint=_HEADS_HINT
+            f"{source} has dim {dim}, but does not record how many attention heads.",
+            hint=_HEADS_HINT,
         )
     if heads == 0 or dim % (2 * heads):  # rotary embeddings rotate pairs
         raise ModelError(
@@ -209,7 +210,9 @@ def _read_stated(path: Path) -> dict[str, Any]:
             value = "rms_norm_across_heads"
         _check_stated(name, value, path)
         if stated.setdefault(name, value) != value:
-            raise InputError(f"{path} says {name} twice.", hint=f"leave out {key}")
+            raise InputError(
+                f"{path} sets {name} twice, to different values.", hint=f"remove {key}"
+            )
     return stated
 
 
@@ -231,5 +234,6 @@ def _check_stated(name: str, value: Any, path: Path) -> None:
     kind = _NOT_IN_SHAPES.get(name)
     if kind and not (type(value) is kind and value > 0):
         raise InputError(
-            f"{path} says {name} {value!r}.", hint=f"a positive {kind.__name__}, as in 4 or 1e-6"
+            f"{path}: {name} {value!r} is invalid.",
+            hint=f"a positive {kind.__name__}, as in 4 or 1e-6",
         )

@@ -76,6 +76,6 @@ def _load(pipeline: Any, path: Path, part: str) -> None:
     )
     if matched != len(pairs):
         raise ModelError(
-            f"LoRA {path}: only {matched} of its {len(pairs)} pairs have a layer in this model.",
+            f"LoRA {path}: only {matched} of its {len(pairs)} layers exist in this model.",
             hint=HINT,
         )

@@ -46,7 +46,7 @@ def context_frames(
     """
     if sum(path is not None for path in (files.image, files.extend, files.initial_latents)) > 1:
         raise PlanError(
-            "`image`, `extend` and `initial_latents` cannot be combined.", hint="give one"
+            "`image`, `extend` and `initial_latents` cannot be combined.", hint="use one of them"
         )
     if files.extend:
         return clip_frames(files.extend, settings, spec)
@@ -69,12 +69,12 @@ def clip_frames(clip: Path, settings: RolloutSettings, spec: ModelSpec) -> int:
     info, video, stride = probe(clip), settings.video, spec.strides.temporal
     if (info.width, info.height) != (video.width, video.height):
         raise UsageError(
-            f"{clip} is {info.width}x{info.height}, the rollout {video.width}x{video.height}.",
+            f"{clip} is {info.width}x{info.height}; the rollout is {video.width}x{video.height}.",
             hint=f"`size` {info.width}x{info.height}, or scale the clip",
         )
     if abs(info.fps - video.fps) > 0.02:
         raise UsageError(
-            f"{clip} has {info.fps:g} video frames per second, the rollout {video.fps}.",
+            f"{clip} has {info.fps:g} frames per second; the rollout has {video.fps}.",
             hint=f"`fps` {info.fps:g}, or convert the clip",
         )
     chunk = settings.rollout.chunk_frames

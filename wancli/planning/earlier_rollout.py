@@ -27,8 +27,8 @@ def find_rollout(
         if prompt in (None, stored_request(path.parent).get("prompt")):
             return path.parent
     raise InputError(
-        f"there is no rollout of that prompt in {folder}.",
-        hint="`output` NAME.mp4 of the first run",
+        f"no rollout of that prompt in '{folder}'.",
+        hint="name the video of the first run: `output` NAME.mp4",
     )
 
 
@@ -40,7 +40,7 @@ def stored_request(store: Path) -> dict[str, Any]:
         request = parse_json(text)
     except FileNotFoundError:
         raise InputError(
-            f"there is no rollout to resume: no {path}.", hint="run it without `resume`"
+            f"no rollout to resume: {path} does not exist.", hint="run it without `resume`"
         ) from None
     except (OSError, ValueError) as error:
         raise unreadable(path, error, hint="another `output`") from None

@@ -31,14 +31,14 @@ def _check_clip(name: str, path: Path, video: VideoShape) -> None:
     info = probe(path)
     if info.frames != video.num_frames:
         raise UsageError(
-            f"{name} {path} has {info.frames} video frames, the video {video.num_frames}.",
+            f"{name} {path} has {info.frames} video frames; the video has {video.num_frames}.",
             hint=f"cut it to {video.num_frames}"
             if info.frames > video.num_frames
             else f"`num_frames` {info.frames}",
         )
     if abs(info.fps - video.fps) > 0.02:
         raise UsageError(
-            f"{name} {path} has {info.fps:g} video frames per second, the video {video.fps}.",
+            f"{name} {path} has {info.fps:g} frames per second; the video has {video.fps}.",
             hint=f"`fps` {info.fps:g}, or convert it",
         )
 
@@ -76,6 +76,6 @@ def _find(name: str, entry: Mapping[str, str], record: Path) -> Path:
         if path.is_file() and digest(name, path) == entry["sha256"]:
             return path
     raise InputError(
-        f"{record} was made from files that it does not hold: `{name}` {entry['name']}.",
-        hint=f"put {entry['name']} beside it, as it was",
+        f"{record} was made from `{name}` {entry['name']}, which is missing or has changed.",
+        hint=f"put the original {entry['name']} beside it",
     )

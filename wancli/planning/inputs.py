@@ -109,7 +109,7 @@ def _mismatch(
     if not fitting:
         together = " and ".join(f"`{name}`" for name in names)
         return PlanError(
-            f"{together} belong to different tasks.", hint="give the files of one task"
+            f"{together} belong to different tasks.", hint="drop the files of one of them"
         )
     task = min(fitting, key=lambda task: len(set(task.needs) - set(names)))
     lacking = [f"`{name}`" for name in task.needs if name not in names]
@@ -128,7 +128,10 @@ def _check_combination(task: Task, inputs: InputFiles) -> None:
             hint="set both, or neither",
         )
     if task.name == ANIMATE and len(inputs.ref_image) > 1:
-        raise PlanError(f"animate takes one `ref_image`, not {len(inputs.ref_image)}.", hint="one")
+        raise PlanError(
+            f"animate takes one `ref_image`, not {len(inputs.ref_image)}.",
+            hint="`ref_image` FILE once",
+        )
 
 
 def _kind(spec: ModelSpec) -> str:
@@ -140,7 +143,7 @@ def _models(spec: ModelSpec, inputs: Collection[str], tasks: Collection[Task]) -
     wanted = [task.name for task in tasks if set(inputs) <= set(task.inputs)]
     kind = RANDOM if spec.random else ""
     names = [kind + known.name for known in SPECS.values() if set(wanted) & set(known.tasks)]
-    return f"`model` {' or '.join(names[:3])}" if names else "give the files of one task"
+    return f"`model` {' or '.join(names[:3])}" if names else "drop the files of one of them"
 
 
 def effective_steps(sampling: Sampling, task: Task) -> int:

@@ -208,7 +208,7 @@ def timesteps(text: str) -> list[int]:
     decreases = all(a > b for a, b in pairwise(values))
     if not decreases or not 0 < values[-1] <= values[0] <= 1000:
         raise PlanError(
-            f"`steps_list` {text} does not fall from at most 1000 to at least 1.",
+            f"`steps_list` {text} must decrease, from at most 1000 to at least 1.",
             hint="`steps_list` 1000,750,500,250",
         )
     return values
@@ -243,7 +243,7 @@ def _check_rollout(settings: RolloutSettings, spec: ModelSpec, *, force: bool) -
     if spec.causal is False and not force:
         raise PlanError(
             f"{spec.name} was not trained to continue its own chunks: they will drift.",
-            hint="`model` self-forcing, or `force` to see it",
+            hint="`model` self-forcing, or `force` to try it anyway",
         )
     check_machine(settings.machine)
     check_rollout(settings.machine)
@@ -257,8 +257,8 @@ def _check_window(chosen: Rollout) -> None:
     least = chosen.sink_frames + chosen.chunk_frames
     if chosen.rolling_window and chosen.rolling_window < least:
         raise PlanError(
-            f"`rolling_window` {chosen.rolling_window} cannot hold {chosen.sink_frames} sink "
-            f"frames and a chunk of {chosen.chunk_frames}.",
+            f"`rolling_window` {chosen.rolling_window} is too small for `sink_frames` "
+            f"{chosen.sink_frames} and `chunk_frames` {chosen.chunk_frames}.",
             hint=f"`rolling_window` {least} or more",
         )
     if chosen.trim == "after" and chosen.sink_frames:
@@ -278,7 +278,7 @@ def _check_caches(settings: RolloutSettings, spec: ModelSpec) -> None:
         raise PlanError(
             f"`step_cache` {method} does not work with few-step rollouts: {count} steps a chunk "
             "have nothing to reuse.",
-            hint="drop it",
+            hint="`step_cache` none",
         )
     if method not in ("none", "cachedit"):
         raise PlanError(
@@ -287,9 +287,11 @@ def _check_caches(settings: RolloutSettings, spec: ModelSpec) -> None:
         )
     check_step_cache(settings.step_cache, steps=settings.sampling.steps, layers=spec.layers)
     if settings.step_cache.cfg_gate is not None:
-        raise PlanError("`cfg_gate` does not work with rollouts.", hint="drop it")
+        raise PlanError("`cfg_gate` does not work with rollouts.", hint="drop `cfg_gate`")
     if settings.machine.attention_backend not in ("auto", "native"):
-        raise PlanError("`attention_backend` does not apply to rollouts.", hint="drop it")
+        raise PlanError(
+            "`attention_backend` does not apply to rollouts.", hint="drop `attention_backend`"
+        )
 
 
 def _check_prompt_kv(chosen: PromptKV) -> None:
@@ -297,7 +299,7 @@ def _check_prompt_kv(chosen: PromptKV) -> None:
     aligned = chosen.kv_align.isdigit()
     if not chosen.prompt_kv and (aligned or chosen.free_kv_weights):
         option = "`kv_align`" if aligned else "`free_kv_weights`"
-        raise PlanError(f"{option} needs the prompt's K/V.", hint="drop `no_prompt_kv`")
+        raise PlanError(f"{option} needs the prompt K/V cache.", hint="drop `no_prompt_kv`")
 
 
 def _check_experts(settings: Settings, spec: ModelSpec) -> None:

@@ -76,10 +76,10 @@ def make_prompt_schedule(
             raise UsageError(f"the prompt at chunk {change.chunk} is empty.", hint='`at` 5 "…"')
         if not 1 <= change.chunk < chunks:
             raise PlanError(
-                f"a prompt change at chunk {change.chunk}, and there are chunks 0 to {chunks - 1}.",
+                f"no chunk {change.chunk} to change the prompt at: the last is {chunks - 1}.",
                 hint=f"`chunks` {change.chunk + 1}"
                 if change.chunk > 0
-                else "give it as the prompt",
+                else "pass it as the prompt",
             )
         if numbers.count(change.chunk) > 1:
             raise PlanError(f"two prompts for chunk {change.chunk}.", hint="drop one of them")

@@ -33,7 +33,7 @@ def check_family_flags(resolved: Resolved[Any], family: Family) -> None:
     if explicit and resolved.settings.prompt_kv.prompt_kv and not family.prompt_kv:
         raise PlanError(
             "`prompt_kv` does not work with this model: its prompt K/V change in every step.",
-            hint="drop it",
+            hint="drop `prompt_kv`",
         )
 
 

@@ -31,8 +31,8 @@ def check_device_kind(machine: Machine, kind: str) -> None:
         )
     if kind != "cuda" and machine.offload not in ("auto", "none"):
         raise PlanError(
-            f"`offload` {machine.offload} frees the memory of a CUDA GPU; that of `device` "
-            f"{device} is the RAM itself.",
+            f"`offload` {machine.offload} moves weights from a CUDA GPU to RAM; `device` "
+            f"{device} has them in RAM already.",
             hint="`offload` none",
         )
     if machine.quantize == "fp8" and kind == "mps":

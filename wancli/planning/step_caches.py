@@ -145,8 +145,8 @@ def check_step_cache_task(settings: StepCache, task: Task) -> None:
 def _check_last_blocks(bn: int, spec: StepCacheSpec) -> None:
     if spec.most_bn is not None and bn > spec.most_bn:
         raise PlanError(
-            f"`cachedit_bn` {bn}: this model adds a hint to some blocks, and the last {bn} would "
-            "get those of others.",
+            f"`cachedit_bn` {bn}: this model adds control hints to some blocks, so the last "
+            f"{bn} would get those of others.",
             hint=f"`cachedit_bn` {spec.most_bn}",
         )
 

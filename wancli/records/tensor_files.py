@@ -37,7 +37,9 @@ def header_of(path: Path, needed: str, *, hint: str = "") -> Header:
     except FileNotFoundError:
         raise missing("file", path) from None
     except (OSError, ValueError) as error:
-        raise unreadable(path, error, hint=hint or f"give one that holds {needed}") from None
+        raise unreadable(
+            path, error, hint=hint or f"give a .safetensors file that holds {needed}"
+        ) from None
     if needed not in header.tensors:
         names = ", ".join(list(header.tensors)[:3]) or "none"
         raise InputError(f"{path} has no tensor '{needed}'.", hint=hint or f"it has {names}")
@@ -93,7 +95,7 @@ def check_embeds(path: Path, *, tokens: int, width: int, guided: bool) -> None:
     if guided and "negative_embeds" not in tensors:
         raise InputError(
             f"{path} has no negative_embeds, and guidance needs them.",
-            hint="`guidance_scale` 1, or add them",
+            hint="`guidance_scale` 1, or add negative_embeds to the file",
         )
     for name in tensors.keys() & {"prompt_embeds", "negative_embeds"}:
         embeds = tensors[name]

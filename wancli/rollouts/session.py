@@ -345,7 +345,7 @@ class RolloutSession:
         observer.say(f"{point.chunks} of {len(self.plan.spans)} chunks are kept")
         if point.damaged:
             observer.warn(
-                f"damaged or exchanged chunks were moved to {point.damaged}.",
+                f"damaged or replaced chunks were moved to {point.damaged}.",
                 hint="they are rendered again",
             )
         if point.no_digests:

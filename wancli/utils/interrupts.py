@@ -29,7 +29,7 @@ class Interrupted(BaseException):
         super().__init__(f"interrupted by {signal.Signals(number).name}.")
         self.number = number
         self.exit_code = 128 + number
-        self.hint = "nothing is left under a final name; run the same command again"
+        self.hint = "no unfinished output is left; run the same command again"
 
 
 class _State:

@@ -194,7 +194,9 @@ class OutputSet:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror}", hint=self.another) from None
+            raise OutputError(
+                f"cannot write {path}: {error.strerror}.", hint=self.another
+            ) from None
         if output.folder and stat.S_ISLNK(info.st_mode):
             with suppress(OSError):
                 info = path.stat()  # files go into the folder, so the link stays
@@ -257,6 +259,6 @@ def _try(folder: Path, output: OutputFile) -> None:
             pass
     except OSError as error:
         raise OutputError(
-            f"cannot write {output.path}: {error.strerror}",
-            hint="use another place, or free some space",
+            f"cannot write {output.path}: {error.strerror}.",
+            hint="choose another folder, or free some space",
         ) from error

@@ -125,7 +125,7 @@ def read_header(path: Path) -> Header:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(LARGEST_HEADER, size - 8):
-            raise ValueError("not safetensors: its header is cut short or broken")
+            raise ValueError("not safetensors: its header is truncated or broken")
         header = parse_json(_decoded(file.read(length)))
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
