@@ -168,7 +168,7 @@ def test_a_bench_uses_input_files_as_generate_does(
 @pytest.mark.parametrize(
     ("args", "error", "hint"),
     [
-        ((), "there is no variant", "--variant"),
+        ((), "no variant to compare", "--variant"),
         (("--variant", "--use-cachedit"), "has no name", "fast:"),
         (("--variant", "empty:"), "'empty' has no flags", "--use-cachedit"),
         (("--variant", "a: --cfg-gate 3", "--target-ssim", 0.9), "need --tune", "--tune"),

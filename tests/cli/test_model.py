@@ -189,7 +189,7 @@ def test_a_folder_without_shards_is_rejected(wancli: Wancli):
     ("arguments", "code", "expected"),
     [
         (["--help"], 0, "--base"),
-        (["nosuch.pt", "out"], 4, "nosuch.pt not found"),
+        (["nosuch.pt", "out"], 4, "'nosuch.pt' not found"),
         (["here", "here"], 2, "here exists"),
     ],
 )

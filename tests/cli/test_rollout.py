@@ -423,7 +423,7 @@ def test_decoding_in_parallel_gives_the_same_frames(
             "--rolling-window 5",
         ),
         (("--chunks", 0), 2, "--chunks", "1 to 1000000"),
-        (("--at", 7, "blue"), 2, "chunks 0 to 6", "--chunks 8"),
+        (("--at", 7, "blue"), 2, "the last is 6", "--chunks 8"),
         (("--at", "blue"), 2, "is not a chunk and a prompt", "--at 5"),
         (("--steps-list", "250,500"), 2, "must decrease", "1000,750"),
         (("--trim", "after", "--sink-frames", 1), 2, "has no sinks", "--trim before"),
