@@ -275,8 +275,8 @@ def test_quiet_prints_only_the_result(wancli: Wancli, tiny_model: Path):
     assert (result.out, result.err) == ("a.mp4\n", "")
 
 
-def test_the_step_table_has_a_row_per_step(wancli: Wancli, tiny_model: Path):
-    result = wancli(*small(tiny_model), "-o", "a.mp4")
+def test_verbose_prints_a_row_per_step(wancli: Wancli, tiny_model: Path):
+    result = wancli(*small(tiny_model), "-v", "-o", "a.mp4")
     head, *steps = [
         line.split() for line in result.err.splitlines() if "%" in line or "sigma" in line
     ]

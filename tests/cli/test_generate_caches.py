@@ -106,7 +106,7 @@ def test_the_gate_and_a_step_cache_work_together(wancli: Wancli, model: Path):
 
 
 def test_the_step_table_shows_reuse(wancli: Wancli, tiny_model: Path):
-    flags = (*OFTEN, "--cfg-gate", 10)
+    flags = (*OFTEN, "--cfg-gate", 10, "-v")
     result = wancli(
         "generate", "a red circle", "--model", tiny_model, *SMALL, *flags, "-o", "c.mp4"
     )

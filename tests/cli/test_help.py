@@ -35,7 +35,7 @@ Options:
 Global options:
       --json                  Print one JSON object per line on stdout.
   -q, --quiet                 Print only errors and results.
-  -v, --verbose               Also print what the libraries log.
+  -v, --verbose               Print what libraries log, and whole timing tables.
       --no-color              Print without color.
   -h, --help                  Print help.
 """

@@ -15,7 +15,8 @@ from PIL import Image
 
 from tests.cli.test_preview import gray_video
 from wancli.cli.options import OutputOptions
-from wancli.cli.screen import ROWS, Screen
+from wancli.cli.progress import ROWS
+from wancli.cli.screen import Screen
 from wancli.cli.terminal_images import Encode, Place, find_encode, fit, iterm2, kitty
 from wancli.records.progress import Phase, PreviewEvent, Step
 

@@ -12,18 +12,29 @@ from wancli.records.record import Request, RunRecord
 
 @dataclass(frozen=True)
 class Phase:
-    """The phase that begins: load, encode, denoise, decode or write."""
+    """The phase that begins: import, load, encode, denoise or rollout, decode, write."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Step:
-    """A finished denoising step."""
+    """A finished denoising step of a video, or of a chunk of it."""
 
     index: int  # from 0
     total: int
     sigma: float
+    chunk: int = 0  # from 0
+    chunks: int = 1
+
+
+@dataclass(frozen=True)
+class ChunkDone:
+    """A finished chunk of a rollout."""
+
+    index: int  # from 0
+    total: int
+    generated: bool  # False: kept from an earlier run
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,7 @@ class PreviewEvent:
     png: bytes
 
 
-Event = Phase | Step | PreviewEvent
+Event = Phase | Step | ChunkDone | PreviewEvent
 
 
 Report = Callable[[Event], None]
