@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         UsageError,
         WancliError,
     )
-    from wancli.records.progress import Phase, PreviewEvent, Step
+    from wancli.records.progress import ChunkDone, Phase, PreviewEvent, Step
     from wancli.rollouts.runner import RolloutChunk
 else:
 
@@ -65,6 +65,7 @@ else:
 
 __all__ = [
     "CapacityError",
+    "ChunkDone",
     "ChunkKeywords",
     "ClipKeywords",
     "GenerateKeywords",

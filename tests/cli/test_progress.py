@@ -105,7 +105,7 @@ def test_decoding_counts_in_the_time_left_of_a_rollout():
         run.clock.now += 6  # decoding
         run.chunk_done(chunk, 5)
     run.steps(1, total=2, chunk=2, chunks=5)
-    assert run.progress.text() == "chunk 3/5 step 1/2 50% 8000 ms/chunk eta 0:23"
+    assert run.progress.text() == "chunk 3/5 step 1/2 50% 8.0 s/chunk eta 0:23"
 
 
 def test_kept_chunks_of_a_resumed_rollout_do_not_set_its_pace():
@@ -113,8 +113,9 @@ def test_kept_chunks_of_a_resumed_rollout_do_not_set_its_pace():
     for chunk in range(3):
         run.clock.now += 0.1
         run.chunk_done(chunk, 5, generated=False)
+    assert run.progress.text() == "chunk 3/5 60%"
     run.steps(2, 2, total=4, chunk=3, chunks=5)
-    assert run.progress.text() == "chunk 4/5 step 2/4 70% 2000 ms/step eta > 0:12"
+    assert run.progress.text() == "chunk 4/5 step 2/4 70% 2.0 s/step eta > 0:12"
 
 
 def test_a_download_shows_its_rate_without_what_was_kept():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import Wancli
 from wancli.cli.screen import Screen
 from wancli.models.vae import StreamingDecoder
+from wancli.records.progress import Step
 from wancli.video.read import probe, read_comment
 from wancli.video.write import framemd5
 
@@ -109,10 +111,13 @@ def test_a_killed_rollout_resumes_to_the_same_frames(
 
     @contextmanager
     def killing(_screen: Screen):
-        yield lambda event: stop() if getattr(event, "index", -1) == after else None
+        steps = count()
 
-    def stop():
-        raise Killed
+        def report(event: object) -> None:
+            if isinstance(event, Step) and next(steps) == after:
+                raise Killed
+
+        yield report
 
     with monkeypatch.context() as patch:
         patch.setattr(Screen, "progress", killing)
@@ -221,7 +226,7 @@ def test_deleting_the_folder_during_a_run_is_reported_and_the_video_is_complete(
     @contextmanager
     def deleting(_screen: Screen):
         def report(event: object) -> None:
-            if getattr(event, "index", -1) == 2:  # the first chunk is saved by then
+            if isinstance(event, Step) and event.chunk == 1:  # the first chunk is saved by then
                 for folder in Path().glob("*.rollout"):
                     shutil.rmtree(folder)
 

@@ -30,6 +30,7 @@ from wancli.config.settings import Settings
 from wancli.config.tuned import save_tuned, tuned_for
 from wancli.cost.capacity import check_capacity, generation_estimator
 from wancli.errors import PlanError, QualityError, UsageError
+from wancli.models.warm import quiet_imports
 from wancli.planning.input_files import check_input_files, inputs_json
 from wancli.planning.inputs import NO_INPUTS, InputFiles, choose_task
 from wancli.planning.offload import OFFLOADS
@@ -123,14 +124,14 @@ class BenchSession:
         self, folder: Path, inputs: BenchInputs, observer: Observer, *, overwrite: bool
     ) -> tuple[Bench, Path]:
         """Measure, and write `folder` whole or not at all."""
-        from wancli.benchmark.measure import Measurer
-        from wancli.benchmark.report import write_report
-
         hint = "another `output`"
         with (
             whole_folder(folder, hint=hint, overwrite=overwrite) as part,
             observer.progress() as report,
         ):
+            with quiet_imports(report):
+                from wancli.benchmark.measure import Measurer
+                from wancli.benchmark.report import write_report
             (part / "videos").mkdir()
             measurer = Measurer(self.spec, self.baseline, part, report, inputs)
             variants, chosen = self.variants, None

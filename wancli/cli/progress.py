@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.text import Text
 
+    from wancli.models.warm import OnBytes
+
 LINE_EVERY_S = 10.0  # seconds between lines without a terminal
 ROWS = 8  # terminal lines of a preview
 _RECENT = 8  # parts that predict the next ones
@@ -22,7 +24,6 @@ _BAR, _LEAST_BAR = 40, 10  # columns
 _PULSE = 6  # columns that move where the end is unknown
 _DONE, _REST = "magenta", "dim"  # readable on light and dark backgrounds
 Clock = Callable[[], float]
-OnBytes = Callable[[int], None]  # bytes downloaded so far
 
 
 class Pace:
@@ -77,14 +78,14 @@ class RunProgress:
 
     def __init__(self, clock: Clock = monotonic) -> None:
         self._clock = clock
-        self._start("")
+        self._start("start")
 
     def _start(self, phase: str) -> None:
         self.name = phase
         self.fraction: float | None = None
         self._began = self._last_step = self._last_chunk = self._clock()
         self._step: Step | None = None
-        self._chunks_done = 0
+        self._chunks_done = self._chunks = 0
         self._steps_pace, self._chunks_pace = Pace(), Pace()
 
     def handle(self, event: Event) -> None:
@@ -98,7 +99,7 @@ class RunProgress:
             self._last_step = now
             self.fraction = (event.chunk + (event.index + 1) / event.total) / event.chunks
         elif isinstance(event, ChunkDone):
-            self._chunks_done = event.index + 1
+            self._chunks_done, self._chunks = event.index + 1, event.total
             if event.generated:
                 self._chunks_pace.add(now - self._last_chunk)
             self._last_chunk = self._last_step = now
@@ -107,8 +108,10 @@ class RunProgress:
     def text(self) -> str:
         """`step 12/30 40% 812 ms/step eta 0:14`, or the time since the phase began."""
         step = self._step
-        if step is None or self.fraction is None:
-            return clock_time(self._clock() - self._began)
+        if self.fraction is None:
+            return clock_time(self._since(self._began))
+        if step is None:
+            return f"chunk {self._chunks_done}/{self._chunks} {self.fraction:.0%}"
         chunk = f"chunk {step.chunk + 1}/{step.chunks} " if step.chunks > 1 else ""
         return f"{chunk}step {step.index + 1}/{step.total} {self.fraction:.0%} {self._left(step)}"
 
@@ -169,7 +172,7 @@ def clock_time(seconds: float) -> str:
 
 
 def _each(seconds: float) -> str:
-    return f"{1000 * seconds:.0f} ms" if seconds < 10 else f"{seconds:.1f} s"
+    return f"{1000 * seconds:.0f} ms" if seconds < 2 else f"{seconds:.1f} s"
 
 
 class _Line:
@@ -231,7 +234,7 @@ def run_lines(console: "Console") -> Iterator[Report]:
 
 
 @contextmanager
-def transfer_bar(console: "Console", total: int | None) -> Iterator[OnBytes]:
+def transfer_bar(console: "Console", total: int | None) -> Iterator["OnBytes"]:
     """Show the progress of a download as a bar."""
     progress = TransferProgress(total)
     with _bar(console, progress):
@@ -239,7 +242,7 @@ def transfer_bar(console: "Console", total: int | None) -> Iterator[OnBytes]:
 
 
 @contextmanager
-def transfer_lines(console: "Console", total: int | None) -> Iterator[OnBytes]:
+def transfer_lines(console: "Console", total: int | None) -> Iterator["OnBytes"]:
     """Print the progress of a download every `LINE_EVERY_S` seconds."""
     progress = TransferProgress(total)
     with _lines(console, progress):

@@ -29,7 +29,7 @@ from wancli.utils.interrupts import unwind_from_here
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from wancli.cli.progress import OnBytes
+    from wancli.models.warm import OnBytes
     from wancli.records.progress import Report
     from wancli.records.record import Request, RunRecord
 

@@ -103,6 +103,7 @@ def decode(
 
     The VAE settings are those of their record, unless flags change them.
     """
+    from wancli.models.warm import quiet_imports
     from wancli.planning.output_files import sidecar_files
     from wancli.utils.outputs import OutputFile, OutputSet
     from wancli.video.write import check_name
@@ -112,11 +113,10 @@ def decode(
     outputs = OutputSet(overwrite=overwrite, reads=[latents])
     outputs.add(OutputFile(output, "--output"), *sidecar_files(output))
     screen = Screen(output_options)
-    with outputs.locked():
-        from wancli.generation.runner import decode_file
-
-        with screen.progress() as report:
-            record = decode_file(latents, output, report, overrides, replaced=outputs.replaced)
+    with outputs.locked(), screen.progress() as report:
+        with quiet_imports(report):
+            from wancli.generation.runner import decode_file
+        record = decode_file(latents, output, report, overrides, replaced=outputs.replaced)
     screen.done(record)
 
 

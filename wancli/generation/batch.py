@@ -110,7 +110,7 @@ class PlannedVideos:
             model = model or self.pipeline()
             if not model.loaded:
                 check_reachable(self.spec.repo)
-            with quiet_imports():
+            with observer.progress() as report, quiet_imports(report):
                 from wancli.generation.runner import Runner
 
             settings = self.capacity.with_offload(request.resolved.settings)

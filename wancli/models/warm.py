@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from time import perf_counter
@@ -24,8 +25,10 @@ _LOUD = ("torchao", "torch.utils._pytree", "diffusers")
 
 
 @contextmanager
-def quiet_imports() -> Iterator[None]:
+def quiet_imports(report: Report) -> Iterator[None]:
     """Import the libraries in the block, without what they log meanwhile."""
+    if "diffusers" not in sys.modules:
+        report(Phase("import"))
     import diffusers  # noqa: F401 - sets the level of its own logger, once
 
     loggers = [logging.getLogger(name) for name in _LOUD]
@@ -82,7 +85,7 @@ class WarmPipeline:
             self._busy = False
 
     def _load(self, report: Report, task: str) -> tuple["Loaded", float]:
-        with quiet_imports():
+        with quiet_imports(report):
             import torch
 
             from wancli.models.load import load_pipeline, switch_task

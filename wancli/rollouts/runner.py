@@ -26,7 +26,7 @@ from wancli.models.warm import WarmPipeline
 from wancli.planning.context import NO_FILES, ContextFiles
 from wancli.planning.plan import RolloutPlan
 from wancli.planning.prompts import PromptSchedule
-from wancli.records.progress import Phase, Report, Step
+from wancli.records.progress import ChunkDone, Phase, Report, Step
 from wancli.records.record import UNFINISHED, Request, RunRecord, rounded, write_record
 from wancli.records.write import start_record, versions
 from wancli.rollouts.context import PromptEncoder, read_context, read_noise
@@ -238,8 +238,7 @@ class _Run:
     ) -> None:  # fmt: skip
         self._job, self._model, self._sampler, self._sink = job, model, sampler, sink
         self._store = job.store
-        self._report, self._done, self._steps = report, 0, sum(job.plan.steps)
-        self._device = model.device
+        self._report, self._device = report, model.device
         self._timer = Timer(self._device)
         self._timings = timings
         self._open: list[ChunkTiming] = []  # may not be fully timed yet
@@ -251,13 +250,17 @@ class _Run:
         if isinstance(event, ChunkStep):
             self._timer.mark("step")
             self._sigmas.append(event.denoised.sigma)
-            self._report(Step(self._done, self._steps, event.denoised.sigma))
-            self._done += 1
+            self._report(self._step(event))
         elif isinstance(event, Chunk):
             self._handle_chunk(event)
         else:
             self._timer.mark("clean")
             self._next()
+
+    def _step(self, event: ChunkStep) -> Step:
+        plan, chunk = self._job.plan, event.span.index
+        step = len(self._sigmas) - 1
+        return Step(step, plan.steps[chunk], event.denoised.sigma, chunk, len(plan.spans))
 
     def _handle_chunk(self, event: Chunk) -> None:
         span = event.span
@@ -272,8 +275,6 @@ class _Run:
                 self._store.save(chunk_name(span.index), event.latents)
             else:
                 self._report(Phase("rollout without its folder, which was deleted"))
-        elif span.index >= 0:
-            self._done += self._job.plan.steps[span.index]
         stats = self._sampler.stats if event.generated else ()
         row = ChunkTiming(
             span, self._timer, event.generated, self._model.visible, self._sigmas, stats=stats
@@ -285,6 +286,8 @@ class _Run:
         else:
             row.output = ChunkOutput(span.video_frames(self._sampler.loaded.spec.strides))
         self._timer.mark("shown")
+        if span.index >= 0:
+            self._report(ChunkDone(span.index, len(self._job.plan.spans), event.generated))
 
     def decoded(self) -> Iterator[RolloutChunk]:
         """The chunks of the video that are decoded and were not yielded yet, in order."""

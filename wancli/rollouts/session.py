@@ -149,7 +149,8 @@ class RolloutSession:
         outputs = self._outputs(video, latents, store)
         with outputs.locked():
             model = model or self.pipeline()
-            job = self._job(self.request(), video, latents, store)
+            with observer.progress() as report, quiet_imports(report):
+                job = self._job(self.request(), video, latents, store)
             return (yield from self._run(job, outputs.replaced, observer, model))
 
     def _run(
@@ -160,9 +161,7 @@ class RolloutSession:
         if not model.loaded:
             check_reachable(self.spec.repo)
         from wancli.records.write import failed_record
-
-        with quiet_imports():
-            from wancli.rollouts import runner
+        from wancli.rollouts import runner
 
         job = self._begin(job, replaced, observer)
         try:
