@@ -52,6 +52,7 @@ class OutputOptions:
 
     json: bool = False
     quiet: bool = False
+    verbose: bool = False
     color: bool | None = None  # None: what the terminal supports
     brief: bool = False  # of a plan: its cost, without every setting
 
@@ -104,10 +105,10 @@ def takes_output_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        json, quiet, _, no_color = (values.pop(name) for name in _OUTPUT_OPTIONS)  # -v: see app
+        json, quiet, verbose, no_color = (values.pop(name) for name in _OUTPUT_OPTIONS)
         color = False if no_color else None
         command(
-            output_options=OutputOptions(json=json, quiet=quiet, color=color),
+            output_options=OutputOptions(json=json, quiet=quiet, verbose=verbose, color=color),
             **values,
         )
 
