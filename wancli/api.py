@@ -422,7 +422,7 @@ class _Listener:
         """A listener for one request; without a callback of its own, this one."""
         return _Listener(report) if report else self
 
-    def say(self, text: str) -> None:
+    def note(self, text: str) -> None:
         log.info(text)
 
     def warn(self, text: str, *, hint: str) -> None:

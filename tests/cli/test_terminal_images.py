@@ -197,7 +197,7 @@ def test_images_replace_each_other_above_the_bar(
 ):
     with terminal(monkeypatch, environment) as sent:
         denoised(OutputOptions())
-        Screen(OutputOptions()).say("done")
+        Screen(OutputOptions()).note("done")
     shown = Terminal(b"".join(sent).decode())
     assert [place[:2] for place in shown.pictures] == [(0, 0)] * 4
     assert len({keys for *_, keys in shown.pictures if "i=" in keys}) <= 1  # one replaces another

@@ -36,7 +36,7 @@ from wancli.planning.inputs import NO_INPUTS, InputFiles, choose_task
 from wancli.planning.offload import OFFLOADS
 from wancli.planning.output_files import bench_folder
 from wancli.planning.plan import Plan, check_unused_settings, make_plan
-from wancli.records.progress import Observer, say_warnings
+from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import write_json
 from wancli.utils.files import whole_folder
 from wancli.utils.outputs import OutputSet
@@ -117,7 +117,7 @@ class BenchSession:
         outputs.add(bench_folder(folder, overwrite=overwrite))
         prompts = [case.prompt for case in self.cases]
         with outputs.locked():
-            say_warnings(vocabulary_warnings(self.spec, prompts), observer)
+            report_warnings(vocabulary_warnings(self.spec, prompts), observer)
             return self._write(folder, inputs, observer, overwrite=overwrite)
 
     def _write(
@@ -210,7 +210,7 @@ class BenchSession:
         settings = next(v for v in variants if v.name == fastest).settings
         key = tuned_for(settings, measurer.machine)
         path = save_tuned(self.spec, settings, key, name=self.goals.preset)
-        observer.say(f"saved: `cachedit_preset {path.stem}`  ({path})")
+        observer.note(f"saved: `cachedit_preset {path.stem}`  ({path})")
         return variants, fastest
 
     def _measure(self, measurer: "Measurer", variants: Sequence[Variant], folder: Path) -> Bench:
@@ -246,12 +246,12 @@ class BenchSession:
         for name, result in tuned.items():
             for point in result.points:
                 mark = " <" if point == result.best else ""
-                observer.say(
+                observer.note(
                     f"{name}: threshold {point.threshold:<9.4g} blocks {point.blocks:6.1%}  "
                     f"worst SSIM {point.ssim:.4f}{mark}"
                 )
             if result.points[-1].ssim >= (self.goals.target_ssim or 0):
-                observer.say(
+                observer.note(
                     f"{name}: no threshold was too high; `cachedit_max_warmup_steps` and "
                     "`cachedit_max_continuous` limit its reuse"
                 )

@@ -141,7 +141,7 @@ def _show(bench: "Bench", page: Path, screen: Screen) -> None:
     rows = [_row(arm) for arm in bench.arms]
     screen.table(*COLUMNS, rows=rows, right=COLUMNS[1:])
     if bench.floor:
-        screen.say(
+        screen.note(
             f"another seed of the baseline: SSIM {bench.floor.ssim:.3f}, "
             f"worst {bench.floor.ssim_worst:.3f}"
         )
@@ -150,7 +150,7 @@ def _show(bench: "Bench", page: Path, screen: Screen) -> None:
             screen.warn(
                 f"{arm.name}: nothing was reused.", hint="a higher threshold, which `tune` finds"
             )
-    screen.say(f"report: {page}")
+    screen.note(f"report: {page}")
 
 
 def _row(arm: "Arm") -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def doctor(
     models = check_models()
     if not output_options.json:
         show_models(models, screen)
-    screen.say("checking packages, devices and disks; this takes some seconds")
+    screen.note("checking packages, devices and disks; this takes some seconds")
     findings = list(run_checks(place))
     broken = [finding for finding in findings if finding.fatal]
     if not broken:
@@ -81,15 +81,15 @@ def _measure(screen: Screen) -> "Rates":
     from wancli.models.load import pick_device
 
     device = pick_device("auto")
-    screen.say("measuring this machine; this takes some seconds")
+    screen.note("measuring this machine; this takes some seconds")
     rates = measure(device)
     write_rates(find_device(Machine(device=device.type)), rates)
     for name, rate in rates.matmul.items():
         attention = rates.attention[name] / 1e12
-        screen.say(f"{name}: matmul {rate / 1e12:.3g} TFLOP/s, attention {attention:.3g} TFLOP/s")
+        screen.note(f"{name}: matmul {rate / 1e12:.3g} TFLOP/s, attention {attention:.3g} TFLOP/s")
     convolution = rates.convolution / 1e12
     small = rates.small_convolution / 1e12
-    screen.say(
+    screen.note(
         f"convolution {convolution:.3g} TFLOP/s, small {small:.3g} TFLOP/s, "
         f"copy {gib(rates.copy)}/s"
     )

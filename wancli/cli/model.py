@@ -83,7 +83,7 @@ def pull(name: Model, output_options: OutputOptions) -> None:
     needed = bytes_to_download(spec.repo)
     if needed:
         check_space(spec.repo, needed)
-        screen.say(f"{spec.repo}: {gib(needed)} to download")
+        screen.note(f"{spec.repo}: {gib(needed)} to download")
     with screen.transfer(needed) as tell:
         folder = download(spec.repo, tell)
     if missing := missing_files(folder):
@@ -156,12 +156,12 @@ def rm(
         raise absent(name, hint="wancli model list")
     question = f"delete {spec.repo}, {gib(cached_bytes(spec.repo))}?"
     if not yes and not screen.confirm(question, otherwise=f"wancli model rm {name} --yes"):
-        screen.say("kept")
+        screen.note("kept")
         return
     from wancli.models.hub import delete
 
     freed = delete(spec.repo)
-    screen.say(f"{gib(freed)} freed")
+    screen.note(f"{gib(freed)} freed")
     if output_options.json:
         screen.json({"name": spec.name, "repo": spec.repo, "deleted": True, "freed_bytes": freed})
 
@@ -215,12 +215,12 @@ def _say_converted(screen: Screen, model: "ConvertedModel", *, alone: bool) -> N
     layers, heads, width = (
         model.config[name] for name in ("num_layers", "num_attention_heads", "attention_head_dim")
     )
-    screen.say(
+    screen.note(
         f"{model.parameters:,} parameters, {model.dtype}: {layers} layers, "
         f"dim {heads * width}, {heads} heads"
     )
     if alone:
-        screen.say(
+        screen.note(
             "only a transformer: --base FOLDER adds the rest; without it, "
             "wancli rollout needs --prompt-embeds and --no-video"
         )

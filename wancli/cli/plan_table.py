@@ -11,7 +11,7 @@ from wancli.cli.screen import Screen
 from wancli.cost.capacity import CapacityCheck, DefaultCapacity
 from wancli.cost.devices import find_cpu
 from wancli.cost.estimate import Estimate
-from wancli.records.progress import Observer, say_warnings
+from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import Request
 from wancli.utils.disk import free_disk
 from wancli.utils.units import duration, flops, gib
@@ -91,14 +91,14 @@ def show_models(checks: Sequence[DefaultCapacity], screen: Screen) -> None:
             screen.json(models_json(check))
         return
     if device := next((c.capacity.estimate.device for c in checks if c.capacity.estimate), None):
-        screen.say(f"{device.name}, {gib(device.total)}; each model with its own preset")
+        screen.note(f"{device.name}, {gib(device.total)}; each model with its own preset")
     rows = models_rows(checks)
     timed = any(row[3] for row in rows)
     time = ("time",) if timed else ()
     rows = rows if timed else [(*row[:3], row[4]) for row in rows]
     screen.table("model", "size, frames", "needs", *time, "fits", rows=rows, right=("needs", *time))
     if device and not timed:
-        screen.say(MEASURE if device.here else MEASURE_THERE)
+        screen.note(MEASURE if device.here else MEASURE_THERE)
 
 
 def cost_json(estimate: Estimate | None, spec: ModelSpec, output: Path) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def carry_out(planned: Planned, screen: Screen, *, dry_run: bool) -> list[dict[s
     show_plan(screen, planned.plan_json(), planned.items(), planned.capacity)
     planned.capacity.check()
     if not screen.options.brief:
-        say_warnings(planned.warnings, screen)
+        report_warnings(planned.warnings, screen)
     return []
 
 

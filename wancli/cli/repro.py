@@ -125,7 +125,7 @@ def _compare(before: str | None, file: Path, record: dict[str, Any], screen: Scr
     if before is None:
         screen.warn(f"the frames of {file} cannot be read.", hint="nothing to compare with")
     elif before == record["output"]["framemd5"]:
-        screen.say(f"identical: every frame equals that of {file}")
+        screen.note(f"identical: every frame equals that of {file}")
     else:
         screen.warn(
             f"the frames differ from those of {file}.",

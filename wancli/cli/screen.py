@@ -51,7 +51,7 @@ class Screen:
 
         return open_console(stderr=True, color=self._color, soft_wrap=True)
 
-    def say(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """Print a line on stderr, unless --quiet."""
         if not self.options.quiet:
             self.err.print(with_flags(text), markup=False)
@@ -186,27 +186,29 @@ class Screen:
         start_s = max(0.0, now - self._since - timings["total_s"])
         self._since = now
         for line in in_lines(phases(timings, start_s=start_s), width):
-            self.say(line)
+            self.note(line)
         if fps := timings.get("fps"):
             rates = "  ".join(f"{name.replace('_', ' ')} {rate:.1f}" for name, rate in fps.items())
             kv = timings["kv_bytes"] / 2**20
-            self.say(f"video frames per second: {rates}  rolling K/V {kv:.1f} MiB")
+            self.note(f"video frames per second: {rates}  rolling K/V {kv:.1f} MiB")
         if cache := record.cache:
             self._reuse(cache)
         for note in record.drift.get("notes", []):
-            self.say(f"drift: {note}")
+            self.note(f"drift: {note}")
         peaks = (
             f"{name.removesuffix('_peak_gib').upper()} {gib:.2f} GiB"
             for name, gib in record.memory.items()
             if name.endswith("_peak_gib")
         )
-        self.say(f"peak {'  '.join(peaks)}  seed {record.request['seed']}")
+        self.note(f"peak {'  '.join(peaks)}  seed {record.request['seed']}")
 
     def _reuse(self, cache: Mapping[str, Any]) -> None:
         reused, forwards = cache["reused"], cache["forwards"]
         share = cache["blocks"] / (cache["blocks_all"] or 1)
         method = cache["method"]
-        self.say(f"{method}: {reused} of {forwards} forwards reused, {share:.0%} of the blocks run")
+        self.note(
+            f"{method}: {reused} of {forwards} forwards reused, {share:.0%} of the blocks run"
+        )
         if not reused:
             self.warn(
                 f"{method}: nothing was reused.",

@@ -24,7 +24,7 @@ from wancli.planning.lora import find_lora
 from wancli.planning.output_files import sidecar_files
 from wancli.planning.plan import Plan, check_unused_settings, make_plan
 from wancli.records.naming import name_fields, name_output
-from wancli.records.progress import Observer, say_warnings
+from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import Request, write_json
 from wancli.utils.outputs import OutputFile, OutputSet, not_ours, preview_file
 from wancli.video.ffmpeg import Encoding, check_encoder
@@ -106,7 +106,7 @@ class PlannedVideos:
             return
         outputs = _outputs(request, todo, files)
         with outputs.locked():
-            say_warnings(self.warnings, observer)
+            report_warnings(self.warnings, observer)
             model = model or self.pipeline()
             if not model.loaded:
                 check_reachable(self.spec.repo)
@@ -169,7 +169,7 @@ def _make(
     timings: list[dict[str, Any]] = []
     for item in todo:
         if files.preview_every and item.output:
-            observer.say(f"preview: {preview_file(item.output)}")
+            observer.note(f"preview: {preview_file(item.output)}")
         try:
             with observer.progress() as report:
                 job = Job(

@@ -53,7 +53,7 @@ Report = Callable[[Event], None]
 class Observer(Protocol):
     """Receives a run's reports: the command line's screen, or a Python caller."""
 
-    def say(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """Report a note."""
 
     def warn(self, text: str, *, hint: str) -> None:
@@ -72,7 +72,7 @@ class Observer(Protocol):
         """Report a failed video, before its error is raised."""
 
 
-def say_warnings(warnings: Iterable[str], observer: Observer) -> None:
+def report_warnings(warnings: Iterable[str], observer: Observer) -> None:
     """Report the warnings of a valid request."""
     for text in warnings:
         observer.warn(text, hint=HINT)

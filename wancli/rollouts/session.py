@@ -26,7 +26,7 @@ from wancli.planning.output_files import is_of_rollout, rollout_files, sidecar_f
 from wancli.planning.plan import RolloutPlan, check_unused_settings, make_rollout_plan
 from wancli.planning.prompts import PromptChange, PromptSchedule, make_prompt_schedule
 from wancli.records.naming import name_fields, name_output, with_name
-from wancli.records.progress import Observer, say_warnings
+from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import Request, settings_of
 from wancli.utils.files import digest
 from wancli.utils.interrupts import Interrupted
@@ -157,7 +157,7 @@ class RolloutSession:
         self, job: "RolloutJob", replaced: frozenset[Path], observer: Observer, model: WarmPipeline,
     ) -> Generator["RolloutChunk", None, "RunRecord"]:  # fmt: skip
         self._check_earlier(job)
-        say_warnings(self.warnings, observer)
+        report_warnings(self.warnings, observer)
         if not model.loaded:
             check_reachable(self.spec.repo)
         from wancli.records.write import failed_record
@@ -341,7 +341,7 @@ class RolloutSession:
         )
 
     def _report_resumed(self, point: "ResumePoint", observer: Observer) -> None:
-        observer.say(f"{point.chunks} of {len(self.plan.spans)} chunks are kept")
+        observer.note(f"{point.chunks} of {len(self.plan.spans)} chunks are kept")
         if point.damaged:
             observer.warn(
                 f"damaged or replaced chunks were moved to {point.damaged}.",
