@@ -180,7 +180,7 @@ def test_a_bench_uses_input_files_as_generate_does(
         (("--variant", "a: --model x"), "changes the model", "wancli bench itself"),
         (("--variant", "a: --dtype bfloat16"), "changes the machine", "wancli bench itself"),
         (("--variant", "a: 'x"), "variant 'a': No closing quotation", "quote"),
-        (("--variant", "a: --cfg-gate 3", "--variant", "a: --cfg-gate 4"), "named 'a'", "another"),
+        (("--variant", "a: --cfg-gate 3", "--variant", "a: --cfg-gate 4"), "named 'a'", "rename"),
         (("--variant", "a: --cfg-gate 3", "-i", "x.png"), "does not work with demo", "--model"),
         (("--variant", "a: --cfg-gate 3", "--task", "vace"), "does not work with demo", "--model"),
         (("--variant", "a: --cfg-gate 3", "--strength", 0.5), "does nothing in", "--strength"),

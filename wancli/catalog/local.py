@@ -49,10 +49,9 @@ def find_spec(model: str, *, layers: int | None = None) -> ModelSpec:
     if owner and name and "/" not in name and not model.startswith((".", "~")):
         return ModelSpec(model, model, "A model of the hub.", tasks=tuple(TASKS))
     near = closest(model, SPECS)
-    listed = "list: wancli model list"
     raise ModelError(
         f"model '{model}' not found.",
-        hint=f"did you mean '{near}'? {listed}" if near else listed,
+        hint=f"did you mean '{near}'? list: wancli model list" if near else "wancli model list",
     )
 
 
