@@ -286,6 +286,20 @@ def test_verbose_prints_a_row_per_step(wancli: Wancli, tiny_model: Path):
     assert "peak RAM" in result.err
 
 
+@pytest.mark.parametrize("more", [("generate",), ("rollout", "--chunks", "2")])
+def test_it_says_something_before_torch_is_imported(tmp_path: Path, more: tuple[str, ...]):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wancli", *more, "a red circle moving right"], cwd=tmp_path,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stderr
+        assert process.stderr.readline() == "import\n"  # is not said once it is imported
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],

@@ -27,7 +27,7 @@ _LOUD = ("torchao", "torch.utils._pytree", "diffusers")
 @contextmanager
 def quiet_imports(report: Report) -> Iterator[None]:
     """Import the libraries in the block, without what they log meanwhile."""
-    if "diffusers" not in sys.modules:
+    if "torch" not in sys.modules:
         report(Phase("import"))
     import diffusers  # noqa: F401 - sets the level of its own logger, once
 
