@@ -208,7 +208,7 @@ class PromptKV(Group):
 class Rollout(Group):
     """Chunks, the attention window and few-step sampling."""
 
-    chunks: int = Field(7, ge=1, le=1_000_000, description="Number of chunks.")
+    chunks: int = Field(7, ge=1, le=100_000, description="Number of chunks.")
     chunk_frames: int = Field(
         3, ge=1, le=1000, description="Latent frames per chunk (num_frame_per_block)."
     )

@@ -83,7 +83,7 @@ def rollout_forwards(spec: ModelSpec, plan: RolloutPlan) -> Mapping[Forward, int
     chunks = [(span, 0) for span in plan.context]
     chunks += list(zip(plan.spans, plan.steps, strict=True))
     last = len(chunks) - 1
-    # There may be a million chunks; once the window is full they are all alike.
+    # There may be a hundred thousand chunks; once the window is full they are all alike.
     alike = Counter(
         (
             span.frames,
