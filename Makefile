@@ -61,7 +61,7 @@ test: $(READY) ## Run the tests, all but the slow ones
 
 test-all: $(READY) ## Run the slow tests too
 	@echo "test-all: the slow tests too, some minutes"
-	@$(BIN)/python -m pytest -m 'not gpu'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not gpu'
 
 test-oldest: $(OLDEST)/.ready ## Run the tests with the lowest versions that pyproject.toml allows
 	@echo "test-oldest: all but the slow tests, in $(OLDEST)"
