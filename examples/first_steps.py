@@ -41,8 +41,8 @@ for chunk in model.rollout(PROMPT, chunks=100, seed=1):
     if chunk.index == 2:
         break
 
-# %% With `output` there is an MP4 as well, with its record inside: `wancli show red.mp4`.
-print(model.generate(PROMPT, seed=1, output="red.mp4").path)
+# %% With `output` there is an MP4 as well, with its record inside: `wancli show first.mp4`.
+print(model.generate(PROMPT, seed=1, output="first.mp4", overwrite=True).path)
 
 # %% What cannot work is refused before anything runs, with a hint.
 try:

@@ -21,7 +21,7 @@ def test_first_steps(
     assert [line.split(",")[0] for line in lines[6:9]] == [
         "chunk 0: 9 frames", "chunk 1: 12 frames", "chunk 2: 12 frames"
     ]  # fmt: skip
-    assert lines[9] == "red.mp4"
+    assert lines[9] == "first.mp4"
     assert "multiple of" in lines[10]
     assert "Hint: " in lines[10]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["red.json", "red.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.json", "first.mp4"]

@@ -34,7 +34,7 @@ Options:
 
 Global options:
       --json                  Print one JSON object per line on stdout.
-  -q, --quiet                 Print only errors and results.
+  -q, --quiet                 Print only results, warnings and errors.
   -v, --verbose               Print what libraries log, and whole timing tables.
       --no-color              Print without color.
   -h, --help                  Print help.

@@ -180,6 +180,12 @@ def test_rerendering_a_chunk_changes_nothing_before_it(wancli: Wancli, tiny_mode
     ]
 
 
+def test_a_chunk_behind_the_last_is_not_rerendered(wancli: Wancli, tiny_model: Path):
+    wancli(*small(tiny_model, "--chunks", 2, "-o", "a.mp4"))
+    result = wancli("rollout", "--rerender", 2, "--seed", 9, "-o", "a.mp4")
+    assert (result.code, "the last chunk is 1" in result.err) == (2, True)
+
+
 def test_a_chunk_of_the_wrong_shape_without_a_digest_is_rerendered(
     wancli: Wancli, tiny_model: Path
 ):

@@ -63,7 +63,7 @@ def _global(*flags: str, help_: str) -> Any:
 
 _OUTPUT_OPTIONS: dict[str, Any] = {
     "json_lines": _global("--json", help_="Print one JSON object per line on stdout."),
-    "quiet": _global("--quiet", "-q", help_="Print only errors and results."),
+    "quiet": _global("--quiet", "-q", help_="Print only results, warnings and errors."),
     "verbose": _global(
         "--verbose", "-v", help_="Print what libraries log, and whole timing tables."
     ),

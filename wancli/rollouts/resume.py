@@ -48,10 +48,16 @@ def resume_rollout(
         raise PlanError(
             f"`rerender {rerender}`: only {sound} chunks are finished.", hint="`resume` first"
         )
-    check_same(before, request, keep=keep)
-    if request["rollout"]["chunks"] < keep:
+    chunks = request["rollout"]["chunks"]
+    if rerender is not None and keep >= chunks:
         raise PlanError(
-            f"`chunks {request['rollout']['chunks']}`: {sound} are already finished.",
+            f"`rerender {rerender}`: the last chunk is {chunks - 1}.",
+            hint=f"`rerender {chunks - 1}`",
+        )
+    check_same(before, request, keep=keep)
+    if chunks < keep:
+        raise PlanError(
+            f"`chunks {chunks}`: {sound} are already finished.",
             hint=f"`chunks {sound}` or more, or `rerender`",
         )
     aside = store.set_aside(keep)
