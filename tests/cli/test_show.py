@@ -72,3 +72,10 @@ def test_a_record_that_lacks_almost_everything_is_shown(wancli: Wancli, record: 
     assert [line.split()[0] for line in result.out.splitlines()] == [
         "prompt", "model", "sampling", "step", "made"
     ]  # fmt: skip
+
+
+def test_a_summary_has_the_prompt_changes_of_a_rollout(wancli: Wancli, record: Path):
+    rollout = json.loads(record.read_text())
+    rollout["request"]["inputs"] = {"changes": [[3, "a blue circle"]]}
+    record.write_text(json.dumps(rollout))
+    assert "a red circle; chunk 3: a blue circle\n" in wancli("show", record).out

@@ -193,8 +193,15 @@ def _summary_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     changed = [f"flags {', '.join(flags)}"] if flags else []
     lines = _SUMMARY | (_ROLLOUT_SUMMARY if "rollout" in record["request"] else {})
     texts = {name: _filled(parts, record) for name, parts in lines.items()}
+    texts["prompt"] = "; ".join([texts["prompt"], *_prompt_changes(record)])
     texts |= {"settings from": "; ".join([*changed, *others]), "time": ", ".join(seconds)}
     return [(name, text) for name, text in texts.items() if text]
+
+
+def _prompt_changes(record: Mapping[str, Any]) -> list[str]:
+    changes = _at(record, "request.inputs.changes")
+    pairs = changes if isinstance(changes, list) else []
+    return [f"chunk {pair[0]}: {pair[1]}" for pair in pairs if isinstance(pair, list) and pair[1:]]
 
 
 def _filled(parts: Sequence[str], record: Mapping[str, Any]) -> str:
