@@ -69,6 +69,21 @@ def main() -> None:
         sys.stdout.flush()
 
 
+def exit_code(program: Callable[[], object]) -> object:
+    """Run a program as a process would, and flush its streams."""
+    code: object = 0
+    try:
+        program()
+    except SystemExit as ended:
+        code = ended.code or 0
+    except BaseException:  # noqa: BLE001 - a process would end with it too
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
 def _run(arguments: list[str], out: Path, err: Path, outcome: Path) -> NoReturn:
     """Run `wancli ARGUMENTS` and exit."""
     from wancli.__main__ import main as wancli
@@ -79,16 +94,7 @@ def _run(arguments: list[str], out: Path, err: Path, outcome: Path) -> NoReturn:
         if (name := os.environ.pop(f"STREAM_{number}", None)) is not None:
             os.dup2(os.open(name, os.O_RDWR), number) if name else os.close(number)
     sys.argv = ["wancli", *arguments]
-    code: object = 0
-    try:
-        wancli()
-    except SystemExit as ended:
-        code = ended.code or 0
-    except BaseException:  # noqa: BLE001 - a process would end with it too
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    code = exit_code(wancli)
     outcome.write_text(json.dumps([code, [name for name in HEAVY if name in sys.modules]]))
     os._exit(0)
 

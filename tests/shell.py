@@ -11,10 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.forked import exit_code
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("wancli", "python")
@@ -99,21 +100,12 @@ def be(arguments: list[str]) -> None:
     """The program, to its end."""
     from wancli.__main__ import main
 
-    program, sys.argv = Path(arguments[0]).name, arguments
-    code: object = 0
-    try:
-        if program == "wancli":
-            main()
-        else:
-            sys.argv = arguments[1:]
-            runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as ended:
-        code = ended.code or 0
-    except BaseException:  # noqa: BLE001 - a process would end with it too
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    if Path(arguments[0]).name == "wancli":
+        sys.argv = arguments
+        code = exit_code(main)
+    else:
+        sys.argv = arguments[1:]
+        code = exit_code(lambda: runpy.run_path(sys.argv[0], run_name="__main__"))
     os._exit(code if isinstance(code, int) else 1)
 
 

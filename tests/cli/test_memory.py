@@ -10,6 +10,10 @@ from tests.conftest import Wancli
 TINY = ("--device", "cpu", "--steps", 2, "--seed", 1, "--guidance-scale", 2, "--num-frames", 5)
 
 
+def clip(model: Path, size: str) -> tuple[object, ...]:
+    return ("generate", "x", "--model", model, *TINY, "--size", size)
+
+
 @pytest.mark.parametrize(
     ("args", "hint"),
     [
@@ -26,7 +30,7 @@ def test_incompatible_flags_are_rejected_before_anything_loads(wancli: Wancli, a
 
 
 def test_the_record_holds_the_requested_and_the_actual_offload(wancli: Wancli, tiny_model: Path):
-    command = ("generate", "x", "--model", tiny_model, *TINY, "--size", "32x32", "--json", "-o")
+    command = (*clip(tiny_model, "32x32"), "--json", "-o")
     record = json.loads(wancli(*command, "auto.mp4").out)
     assert record["memory"]["offload"] == "none"
     assert record["request"]["machine"]["offload"] == "auto"
@@ -41,17 +45,7 @@ def test_a_preset_can_set_offload(wancli: Wancli):
 
 @pytest.mark.parametrize("flags", [("--vae-tiling",), ("--vae-dtype", "bfloat16")])
 def test_vae_tiling_and_bfloat16_change_pixels_slightly(wancli: Wancli, tiny_model: Path, flags):
-    command = (
-        "generate",
-        "x",
-        "--model",
-        tiny_model,
-        *TINY,
-        "--size",
-        "320x64",
-        "--lossless",
-        "-q",
-    )
+    command = (*clip(tiny_model, "320x64"), "--lossless", "-q")
     for name, more in (("whole.mp4", ("--save-latents", "z.safetensors")), ("less.mp4", flags)):
         result = wancli(*command, "-o", name, *more)
         assert result.code == 0, result.err
@@ -65,18 +59,7 @@ def test_vae_tiling_and_bfloat16_change_pixels_slightly(wancli: Wancli, tiny_mod
 
 
 def test_decode_rejects_tiling_of_a_single_tile(wancli: Wancli, tiny_model: Path):
-    command = (
-        "generate",
-        "x",
-        "--model",
-        tiny_model,
-        *TINY,
-        "--size",
-        "32x32",
-        "-o",
-        "a.mp4",
-        "-q",
-    )
+    command = (*clip(tiny_model, "32x32"), "-o", "a.mp4", "-q")
     assert wancli(*command, "--save-latents", "z.safetensors").code == 0
     result = wancli("decode", "z.safetensors", "-o", "b.mp4", "--vae-tiling")
     assert (result.code, "--no-vae-tiling" in result.err) == (2, True)
