@@ -6,6 +6,7 @@ stays as it is. Errors are those of `wancli.errors`.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, fields, replace
@@ -206,7 +207,6 @@ def generate(
     listener = _Listener(progress)
     layers, options = _layers({**settings, "model": model}, listener)
     planned = _plan_clip(prompt, layers, options, seed=seed, output=output)
-    planned.capacity.check()
     with closing(planned.pipeline(on_bytes=_ignore)) as pipeline:
         return _make_clip(planned, pipeline, listener)
 
@@ -292,7 +292,23 @@ def plan(
     return _video_plan(planned.capacity, planned.plan_json(), planned.warnings)
 
 
-class Model:
+class _Closing(ABC):
+    """Closed at the end of its `with` block."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what is held."""
+
+
+class Model(_Closing):
     """A loaded model, made by `load`. It makes one video at a time."""
 
     def __init__(
@@ -317,14 +333,6 @@ class Model:
     def name(self) -> str:
         """Name of the model."""
         return self._pipeline.spec.name
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Give the memory back; the model cannot be used again."""
@@ -363,7 +371,7 @@ class Model:
         return RolloutStream(session, self._pipeline, self._listener.with_report(progress))
 
 
-class RolloutStream(Iterator["RolloutChunk"]):
+class RolloutStream(_Closing, Iterator["RolloutChunk"]):
     """The chunks of a rollout, made as they are asked for.
 
     After the last one `record` says how the video was made. Close the stream, leave its block or
@@ -392,14 +400,6 @@ class RolloutStream(Iterator["RolloutChunk"]):
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_run"):

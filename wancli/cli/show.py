@@ -11,6 +11,7 @@ import typer
 
 from wancli.cli.options import OutputOptions, Overwrite, takes_output_options, takes_settings
 from wancli.cli.screen import Screen
+from wancli.cli.timings import phases
 from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Settings
 from wancli.errors import InputError
@@ -182,11 +183,7 @@ def _summary_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Rows (name, text) of what one asks first; what the record lacks is left out."""
     timings, sources = _at(record, "timings"), _at(record, "request.sources")
     spent = timings if isinstance(timings, Mapping) else {}
-    seconds = [
-        f"{name.removesuffix('_s').replace('_', ' ')} {value:.2f} s"
-        for name, value in spent.items()
-        if name.endswith("_s") and isinstance(value, int | float)
-    ]
+    numbers = {name: value for name, value in spent.items() if isinstance(value, int | float)}
     origins = sources if isinstance(sources, Mapping) else {}
     flags = [str(key).rpartition(".")[2] for key, source in origins.items() if source == "flag"]
     others = dict.fromkeys(str(source) for source in origins.values() if source != "flag")
@@ -194,7 +191,10 @@ def _summary_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = _SUMMARY | (_ROLLOUT_SUMMARY if "rollout" in record["request"] else {})
     texts = {name: _filled(parts, record) for name, parts in lines.items()}
     texts["prompt"] = "; ".join([texts["prompt"], *_prompt_changes(record)])
-    texts |= {"settings from": "; ".join([*changed, *others]), "time": ", ".join(seconds)}
+    texts |= {
+        "settings from": "; ".join([*changed, *others]),
+        "time": ", ".join(phases(numbers, start_s=0)),
+    }
     return [(name, text) for name, text in texts.items() if text]
 
 
