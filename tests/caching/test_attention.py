@@ -1,0 +1,42 @@
+"""Attention by backend, eager and compiled."""
+
+import torch
+from torch import Tensor
+
+from wancli.caching.attention import attend
+
+
+def draw(tokens: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, tokens, 2, 8, generator=generator)
+
+
+def test_another_backend_attends_as_torch_does():
+    query, key, value = draw(5, 0), draw(7, 1), draw(7, 2)
+    mask = (torch.arange(7) < 4)[None, None, None]
+    for hidden in (None, mask):
+        ours = attend(query, key, value, "_native_math", mask=hidden)
+        theirs = attend(query, key, value, mask=hidden)
+        assert ours.shape == query.shape
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_another_backend_is_one_operator_of_a_graph():
+    torch._dynamo.reset()
+    operators: list[object] = []
+
+    def count(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        operators.extend(node.target for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    compiled = torch.compile(attend, backend=count, fullgraph=True)
+    query, key, value = draw(5, 0), draw(7, 1), draw(7, 2)
+    mixed = compiled(query, key, value, "_native_math")
+    assert torch.equal(mixed, attend(query, key, value, "_native_math"))
+    assert operators == [torch.ops.wancli.attend]
+
+
+def test_the_operator_describes_its_output():
+    query = draw(10, 0)[:, ::2]
+    arguments = (query, draw(7, 1), draw(7, 2), "_native_math", None)
+    torch.library.opcheck(torch.ops.wancli.attend.default, arguments)
