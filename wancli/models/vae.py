@@ -6,6 +6,7 @@ Latents [B, C, F, H, W] are normalised, as the transformer sees them. Video is [
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,16 @@ def denormalize(vae: Any, latents: Tensor) -> Tensor:
     return latent_normalizer(vae).denormalize(_wide(vae, latents)).to(vae.dtype)
 
 
-def to_pixels(video: Tensor) -> Tensor:
-    """[B, 3, T, H, W] in [-1, 1] to uint8 [B, T, H, W, 3] on the CPU."""
+def to_levels(video: Tensor) -> Tensor:
+    """[B, 3, T, H, W] in [-1, 1] to uint8 [B, T, H, W, 3] on the same device."""
     exact = video.to(wide(video.dtype))
     levels = ((exact.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 4, 1).contiguous().cpu()
+    return levels.permute(0, 2, 3, 4, 1).contiguous()
+
+
+def to_pixels(video: Tensor) -> Tensor:
+    """[B, 3, T, H, W] in [-1, 1] to uint8 [B, T, H, W, 3] on the CPU."""
+    return to_levels(video).cpu()
 
 
 @contextmanager
@@ -45,16 +51,19 @@ def require_finite(vae: Any) -> Iterator[None]:
     """
 
     def check(_decoder: Any, _inputs: Any, video: Tensor) -> None:
-        if not torch.isfinite(video).all():
-            raise DecodeError(
-                "the decoded video frames are not finite.", hint="`vae_dtype float32`"
-            )
+        check_finite(torch.isfinite(video).all())
 
     hook = vae.decoder.register_forward_hook(check)
     try:
         yield
     finally:
         hook.remove()
+
+
+def check_finite(finite: Tensor) -> None:
+    """Raise DecodeError if the flag of decoded frames is false. Waits for its device."""
+    if not finite:
+        raise DecodeError("the decoded video frames are not finite.", hint="`vae_dtype float32`")
 
 
 @torch.no_grad()
@@ -88,30 +97,53 @@ def encode_image(
     return encode_video(vae, np.repeat(image[None], frames, axis=0))
 
 
+@dataclass(frozen=True)
+class DecodedFrames:
+    """Video frames on the device that decodes them, which may still be at it."""
+
+    pixels: Tensor  # uint8 [T, H, W, 3]
+    finite: Tensor  # bool, a scalar: whether they were finite before they became levels
+
+
 class StreamingDecoder:
     """Decodes a video chunk by chunk, bit-identical to `vae.decode` of the whole.
 
     The cache of the causal convolutions lives here, not on the VAE, so that the VAE can decode
     other videos in between. A call that fails leaves the cache unchanged and can be repeated.
-    Raises DecodeError for video that is not finite.
     """
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         convolutions = sum(isinstance(m, WanCausalConv3d) for m in vae.decoder.modules())
-        self._vae = vae
+        self._vae, self._normalizer = vae, latent_normalizer(vae)
         self._cache: list[Any] = [None] * convolutions  # later Tensor, or "Rep" at first
 
-    def __call__(self, latents: Tensor) -> NDArray[np.uint8]:
-        """Decode the next latents [1, C, n, H, W] to uint8 [T, H, W, 3]; T is 4n (first: 4n-3)."""
-        video, cache = self._decode(latents)
-        (frames,) = to_pixels(video)
+    def frames(self, latents: Tensor) -> DecodedFrames:
+        """Decode the next latents [1, C, n, H, W] to T = 4n frames (first: 4n - 3).
+
+        Does not wait for the device: whoever reads the frames has to check that they are finite.
+        """
+        video, finite, cache = self._decode(latents)
+        (pixels,) = to_levels(video)
         self._cache = cache
-        out: NDArray[np.uint8] = frames.numpy()
+        return DecodedFrames(pixels, finite)
+
+    def __call__(self, latents: Tensor) -> NDArray[np.uint8]:
+        """The same frames, uint8 [T, H, W, 3], once they are decoded. Raises DecodeError."""
+        before = self._cache
+        decoded = self.frames(latents)
+        try:
+            check_finite(decoded.finite)
+        except DecodeError:
+            self._cache = before
+            raise
+        out: NDArray[np.uint8] = decoded.pixels.numpy(force=True)
         return out
 
     def video(self, latents: Tensor) -> Tensor:
-        """Decode the next latents [B, C, n, H, W] to video [B, 3, T, H, W]."""
-        video, self._cache = self._decode(latents)
+        """Decode the next latents [B, C, n, H, W] to video [B, 3, T, H, W]. Raises DecodeError."""
+        video, finite, cache = self._decode(latents)
+        check_finite(finite)
+        self._cache = cache
         return video
 
     @property
@@ -120,22 +152,26 @@ class StreamingDecoder:
         tensors = (entry for entry in self._cache if isinstance(entry, Tensor))
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
-    def _decode(self, latents: Tensor) -> tuple[Tensor, list[Any]]:
-        """The video and the cache after it. Leaves `self._cache` as it is."""
+    def _decode(self, latents: Tensor) -> tuple[Tensor, Tensor, list[Any]]:
+        """The video, whether it is finite, and the cache after it, which is not kept yet."""
         cache = self._cache.copy()
-        with require_finite(self._vae):
-            parts = [self._advance(cache, latent) for latent in torch.split(latents, 1, 2)]
-        return torch.cat(parts, 2), cache
+        parts = [self._advance(cache, latent) for latent in torch.split(latents, 1, 2)]
+        video = torch.cat(parts, 2)
+        # Before clamping, which would turn inf into white and NaN into black.
+        return video.clamp(-1, 1), torch.isfinite(video).all(), cache
 
     @torch.no_grad()
     def _advance(self, cache: list[Any], latent: Tensor) -> Tensor:
-        """Video of one latent frame. Replaces entries of `cache`, never in place."""
-        prepared = self._vae.post_quant_conv(denormalize(self._vae, latent))
+        """Video of one latent frame, not clamped. Replaces entries of `cache`, never in place."""
+        denormalized = self._normalizer.denormalize(_wide(self._vae, latent)).to(self._vae.dtype)
         out = self._vae.decoder(
-            prepared, feat_cache=cache, feat_idx=[0], first_chunk=cache[0] is None
+            self._vae.post_quant_conv(denormalized),
+            feat_cache=cache,
+            feat_idx=[0],
+            first_chunk=cache[0] is None,
         )
         video: Tensor = unpatchify(out, self._vae.config.patch_size or 1)
-        return video.clamp(-1, 1)
+        return video
 
 
 def _wide(vae: Any, latents: Tensor) -> Tensor:
