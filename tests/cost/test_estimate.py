@@ -12,8 +12,9 @@ from wancli.config.precision import transformer_dtype
 from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Machine, Settings
 from wancli.cost.capacity import check_capacity
-from wancli.cost.devices import Device, find_cpu, find_device, find_gpus
+from wancli.cost.devices import Device, find_cpu, find_device, find_gpus, planned_device
 from wancli.cost.estimate import (
+    FP8,
     Estimate,
     Rates,
     estimate,
@@ -163,6 +164,28 @@ def test_time_is_flops_over_measured_rates():
         decode.convolution / 2e13 + decode.small_convolution / 1e13 + decode.attention / 3e13
     )
     assert phase_seconds(cost, RATES, "float16") is None
+
+
+def test_fp8_products_are_as_fast_as_measured_or_else_twice_as_fast_as_published():
+    cost = cost_of("wan2.1-t2v-1.3b")
+    measured = replace(RATES, matmul={**RATES.matmul, FP8: 7e14})
+    for rates, rate in ((RATES, 8e14), (measured, 7e14)):
+        plain = phase_seconds(cost, rates, "bfloat16")
+        fast = phase_seconds(cost, rates, "bfloat16", fp8=True)
+        assert plain
+        assert fast
+        products = cost.work["denoise"].matmul
+        saved = plain["denoise"] - fast["denoise"]
+        assert saved == pytest.approx(products / 4e14 - products / rate)
+        assert (fast["encode"], fast["decode"]) == (plain["encode"], plain["decode"])
+
+
+def test_a_plan_for_a_gpu_knows_whether_it_multiplies_in_fp8():
+    machine = Machine(quantize="fp8-dynamic", compile=True)
+    resolve_device(machine, planned_device("rtx4090"))
+    resolve_device(machine, planned_device("24GB"))  # any
+    with pytest.raises(PlanError, match=r"NVIDIA A100-SXM4-80GB has 8\.0"):
+        resolve_device(machine, planned_device("a100-80gb"))
 
 
 def test_rates_are_stored_per_device():

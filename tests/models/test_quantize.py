@@ -9,20 +9,24 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tests.caching.tiny import DBCACHE, STEPS, denoise, vace, wan
+import wancli
+from tests.caching.tiny import DBCACHE, STEPS, denoise, draw, vace, wan
 from tests.cost.test_totals import TINY, cost_of
 from tests.fakes import tiny_folder, tiny_transformer
 from tests.models.test_lora import random_lora
 from wancli.caching.prompt_kv import PromptKVCache, prompt_kv
 from wancli.caching.step_cache import step_cache
 from wancli.catalog.local import find_spec
+from wancli.catalog.specs import SPECS
 from wancli.catalog.tasks import ANIMATE, IMAGE, TEXT, VACE
+from wancli.catalog.wan import Architecture
 from wancli.config.settings import Machine
 from wancli.cost.wan_transformer import quantized_bytes
 from wancli.models.load import load_pipeline
-from wancli.models.optimize import fuse_qkv, quantize
+from wancli.models.optimize import compile_blocks, fuse_qkv, quantize
 
 pytest.importorskip("torchao", reason="pip install 'wancli[quantize]'")
+from torchao.quantization import quant_api
 
 KINDS = ("int8", "fp8")
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -33,6 +37,18 @@ def nbytes(transformer: Any) -> int:
     return sum(part.numel() * part.element_size() for part in parts(transformer))
 
 
+@torch.no_grad()
+def forward(transformer: Any) -> Tensor:
+    """Output of one forward in bfloat16."""
+    inputs = {
+        "hidden_states": draw(1, 4, 2, 4, 4),
+        "encoder_hidden_states": draw(1, 512, 16, seed=1),
+    }
+    narrow = {name: tensor.bfloat16() for name, tensor in inputs.items()}
+    output: Tensor = transformer(**narrow, timestep=torch.tensor([500.0]), return_dict=False)[0]
+    return output.float()
+
+
 def parts(transformer: Any) -> list[Tensor]:
     """All parameters as plain tensors: an 8-bit weight is its values and its scales."""
     tensors: list[Tensor] = []
@@ -40,6 +56,20 @@ def parts(transformer: Any) -> list[Tensor]:
         eight = type(weight.data) is not Tensor
         tensors += [weight.qdata, weight.scale] if eight else [weight]
     return tensors
+
+
+@pytest.fixture
+def _any_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torchao multiply in fp8 on a CPU, which it refuses although torch can, slowly."""
+    monkeypatch.setattr(quant_api, "_check_hardware_support", lambda _: None)
+
+
+def even(task: str = TEXT, **more: Any) -> Any:
+    """A tiny transformer in bfloat16 whose blocks' sizes are multiples of 16."""
+    sizes = {"attention_head_dim": 16, "ffn_dim": 64, **more}
+    if task in (IMAGE, ANIMATE):
+        sizes["added_kv_proj_dim"] = 32
+    return tiny_transformer(task=task, **sizes).to(torch.bfloat16)
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
@@ -56,6 +86,78 @@ def test_quantization_saves_the_planned_bytes(kind: str, dtype: torch.dtype, tas
     quantize(model, kind)
     assert before - nbytes(model) == all_blocks
     assert before_block - nbytes(model.blocks[0]) == block
+
+
+@pytest.mark.usefixtures("_any_hardware")
+@pytest.mark.parametrize("task", [TEXT, IMAGE, VACE])
+def test_fp8_products_save_the_planned_bytes_and_leave_the_prompt_wide(task: str):
+    model = even(task)
+    shape = replace(
+        TINY, head_dim=16, ffn=64, added_kv=task == IMAGE, vace_blocks=int(task == VACE)
+    )
+    planned = quantized_bytes(shape, element_bytes=2, dynamic=True)
+    before, before_block = nbytes(model), nbytes(model.blocks[0])
+    quantize(model, "fp8-dynamic")
+    assert (before_block - nbytes(model.blocks[0]), before - nbytes(model)) == planned
+    narrow = {n for n, p in model.named_parameters() if type(p.data) is not Tensor}
+    layers = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q",
+              "attn2.to_out.0", "ffn.net.0.proj", "ffn.net.2")  # fmt: skip
+    blocks = ["blocks.0", "blocks.1", *(["vace_blocks.0"] if task == VACE else [])]
+    assert narrow == {f"{block}.{layer}.weight" for block in blocks for layer in layers}
+
+
+@pytest.mark.usefixtures("_any_hardware")
+def test_fp8_products_leave_layers_of_uneven_sizes_wide():
+    model = even(ffn_dim=40)
+    quantize(model, "fp8-dynamic")
+    block = model.blocks[0]
+    assert type(block.ffn.net[2].weight.data) is Tensor
+    assert type(block.attn1.to_q.weight.data) is not Tensor
+
+
+def test_the_sizes_of_known_models_are_those_that_fp8_products_take():
+    for shapes in (spec.architecture for spec in SPECS.values()):
+        if isinstance(shapes, Architecture):
+            assert shapes.transformer.dim % 16 == shapes.transformer.ffn % 16 == 0
+
+
+@pytest.mark.usefixtures("_any_hardware")
+def test_fp8_products_are_as_close_as_eight_bits_allow_with_fused_projections_too():
+    model, small, fused = even(), even(), even()
+    fuse_qkv(fused)
+    for one in (small, fused):
+        quantize(one, "fp8-dynamic")
+    whole = forward(model)
+    assert 1e-3 < relative(forward(small), whole) < 0.06  # e4m3 rounds by up to 1/16
+    assert relative(forward(fused), forward(small)) < 0.01
+    assert type(fused.blocks[0].attn2.to_kv.weight.data) is Tensor
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_any_hardware")
+@pytest.mark.filterwarnings("ignore:.*_stable_hash_for_caching")
+def test_fp8_products_are_compiled_into_whole_graphs():
+    model, small = even(), even()
+    quantize(small, "fp8-dynamic")
+    compile_blocks(small, "default")
+    assert relative(forward(small), forward(model)) < 0.06
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("command", ["generate", "rollout"])
+def test_fp8_products_are_close_to_bfloat16_on_a_gpu(command: str):
+    """Two steps of the demo model; its linear layers are small, so that compiling is most of it."""
+
+    def run(**machine: Any) -> Tensor:
+        options: dict[str, Any] = {"seed": 1, "compile": True, **machine}
+        if command == "generate":
+            clip = wancli.generate("a red circle", num_frames=5, steps=2, **options)
+            return torch.from_numpy(clip.frames).float()
+        chunks = wancli.rollout("a red circle", chunks=2, **options)
+        return torch.cat([torch.from_numpy(chunk.frames).float() for chunk in chunks])
+
+    frames = run(), run(quantize="fp8-dynamic")
+    assert 0 < (frames[0] - frames[1]).abs().mean() < 8  # of 255
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("int8", "float32"), ("fp8", "bfloat16")])

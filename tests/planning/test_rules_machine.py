@@ -13,9 +13,15 @@ from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Machine, RolloutSettings, Settings
 from wancli.errors import PlanError, SetupError
 from wancli.planning.plan import make_plan, make_rollout_plan
-from wancli.planning.rules_machine import TORCHAO, check_compile_mode, check_machine
+from wancli.planning.rules_machine import (
+    TORCHAO,
+    check_capability,
+    check_compile_mode,
+    check_machine,
+)
 from wancli.utils.packages import check_package
 
+FP8 = {"quantize": "fp8-dynamic", "compile": True}
 GRAPHS = {"compile": True, "compile_mode": "reduce-overhead"}
 
 
@@ -33,6 +39,9 @@ def plan(model: str = "demo", **tables: Any) -> None:
 REJECTED: list[tuple[str, dict[str, Any], str]] = [
     ("demo", {"machine": {"quantize": "int8"}, "prompt_kv": {"free_kv_weights": True}}, "emptied"),
     ("demo", {"machine": {"quantize": "fp8", "device": "mps"}}, "fp8 does not work on mps"),
+    ("demo", {"machine": {**FP8, "device": "cpu"}}, "fp8, which `device` cpu does not"),
+    ("demo", {"machine": {**FP8, "dtype": "float16"}}, "bfloat16, not with `dtype` float16"),
+    ("demo", {"machine": {**FP8, "compile": False}}, "slower than bfloat16 without `compile`"),
     ("demo", {"machine": {"compile": True}, "step_cache": {"step_cache": "first-block"}}, "hooks"),
     ("demo", {"machine": {"compile": True}, "step_cache": {"step_cache": "seacache"}}, "hooks"),
     ("demo", {"machine": {"compile": True}, "step_cache": {"step_cache": "magcache"}}, "hooks"),
@@ -83,6 +92,16 @@ def test_rollouts_support_fused_and_quantized_blocks_but_not_compilation():
     rollout(quantize="fp8", fuse_qkv=True)
     with pytest.raises(PlanError, match="does not work with rollouts"):
         rollout(compile=True)
+
+
+def test_fp8_products_need_a_card_that_has_them():
+    machine = Machine(quantize="fp8-dynamic", compile=True)
+    for capability in ((8, 9), (9, 0), (12, 0), None):
+        check_capability(machine, "a card", capability)
+    with pytest.raises(PlanError, match=r"8\.9 or newer .*; NVIDIA A10 has 8\.6") as caught:
+        check_capability(machine, "NVIDIA A10", (8, 6))
+    assert caught.value.exit_code == 2
+    check_capability(Machine(quantize="fp8"), "NVIDIA A10", (8, 6))
 
 
 def test_an_unused_compile_mode_is_rejected():

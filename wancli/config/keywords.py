@@ -84,7 +84,7 @@ class MachineSettings(TypedDict, total=False):
     dtype: Dtype
     layers: int | None
     attention_backend: str
-    quantize: Literal["none", "int8", "fp8"]
+    quantize: Literal["none", "int8", "fp8", "fp8-dynamic"]
     fuse_qkv: bool
     compile: bool
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"]

@@ -98,9 +98,10 @@ class Machine(Group):
         pattern=r"^[a-z0-9_]+$",
         description="Attention kernel, by diffusers' name (native, flash, sage, ...), or auto.",
     )
-    quantize: Literal["none", "int8", "fp8"] = Field(
+    quantize: Literal["none", "int8", "fp8", "fp8-dynamic"] = Field(
         "none",
-        description="Quantize the weights of the blocks to 8 bits (lossy): none, int8 or fp8.",
+        description="Quantize the blocks to 8 bits (lossy): none, int8 or fp8 (smaller weights), "
+        "fp8-dynamic (faster products too, with `compile`).",
     )
     fuse_qkv: bool = Field(
         default=False,

@@ -7,19 +7,21 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
+from wancli.catalog.gpus import FP8_RATE, capability_of
 from wancli.config.precision import transformer_dtype, vae_dtype
 from wancli.config.settings import Machine
 from wancli.cost.devices import Device, find_cpu, find_device
 from wancli.cost.totals import Cost
 from wancli.errors import CapacityError, PlanError
 from wancli.planning.offload import OFFLOADS
-from wancli.planning.rules_machine import check_device_kind
+from wancli.planning.rules_machine import check_capability, check_device_kind
 from wancli.utils.disk import user_cache
 from wancli.utils.files import write_whole
 from wancli.utils.reading import read_json
 from wancli.utils.units import gib
 
 RATES_FILE = "rates.json"
+FP8 = "float8_e4m3fn"  # torch's name; its rate includes quantizing the activations
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -121,7 +123,8 @@ def estimate(
     if chosen == "auto":
         chosen = next((offload for offload in possible if fits[offload]), possible[-1])
     rates, dtype = read_rates(device), transformer_dtype(machine, device.kind)
-    spent = phase_seconds(cost, rates, dtype, vae=vae_dtype(machine)) if rates else None
+    fp8 = machine.quantize == "fp8-dynamic"
+    spent = phase_seconds(cost, rates, dtype, vae=vae_dtype(machine), fp8=fp8) if rates else None
     return Estimate(cost, machine, device, chosen, fits, possible, ram, spent)
 
 
@@ -137,23 +140,28 @@ def resolve_device(machine: Machine, gpu: Device | None = None) -> tuple[Device,
         )
     device = gpu or find_device(machine)
     check_device_kind(machine, device.kind)
+    check_capability(machine, device.name, capability_of(device.name))
     return device, transformer_dtype(machine, device.kind) == "float32"
 
 
 def phase_seconds(
-    cost: Cost, rates: Rates, dtype: str, *, vae: str = "float32"
+    cost: Cost, rates: Rates, dtype: str, *, vae: str = "float32", fp8: bool = False
 ) -> dict[str, float] | None:
     """Seconds by phase; None if that dtype was not measured.
 
-    Weight transfers are not counted, and convolutions are assumed to be as slow as in float32.
+    `fp8` is for the transformer's products, all of them: those that stay wide are few. Weight
+    transfers are not counted, and convolutions are assumed to be as slow as in float32.
     """
     if not {dtype, vae} <= rates.matmul.keys() & rates.attention.keys():
         return None
     spent = {}
     for phase, work in cost.work.items():
         kind = vae if phase == "decode" else dtype
+        matmul = rates.matmul[kind]
+        if fp8 and phase == "denoise":
+            matmul = rates.matmul.get(FP8, FP8_RATE * matmul)
         spent[phase] = (
-            work.matmul / rates.matmul[kind]
+            work.matmul / matmul
             + work.attention / rates.attention[kind]
             + work.convolution / rates.convolution
             + work.small_convolution / rates.small_convolution

@@ -17,6 +17,7 @@ class Precision:
     size: int  # bytes per element, except in the VAE
     vae: int  # bytes per element in the VAE
     quantized: bool = False  # 8-bit weights in the blocks
+    fp8_products: bool = False  # 8-bit activations, too
     tiled: bool = False  # VAE tiling
 
 
@@ -64,6 +65,7 @@ def precision_of(machine: Machine, *, wide: bool) -> Precision:
         size=WIDE if wide else NARROW,
         vae=WIDE if vae_dtype(machine) == "float32" else NARROW,
         quantized=machine.quantize != "none",
+        fp8_products=machine.quantize == "fp8-dynamic",
         tiled=machine.vae_tiling,
     )
 

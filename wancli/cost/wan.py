@@ -164,7 +164,7 @@ def _usage(
     shown = tiles(grid, vae.spatial) if precision.tiled else [grid]
     at_once = replace(grid, frames=chunk or grid.frames)
     scores = e.heads * spec.text_length**2 * (WIDE + size)
-    dequantized = t.dim * t.ffn * size if precision.quantized else 0  # one layer's weights
+    quantized = quantization_buffer(t, tokens, precision)
     active = activation_bytes(t, tokens, element_bytes=size, per_token_time=per_token)
     return Usage(
         parameters=part_parameters(shapes, spec.experts),
@@ -179,12 +179,19 @@ def _usage(
         memory_traffic={"denoise": forwards * memory_traffic(t, tokens, element_bytes=size)},
         activations={
             "encode": scores + spec.text_length * (4 * e.dim + 3 * e.ffn) * size,
-            "denoise": active + dequantized,
+            "denoise": active + quantized,
             "decode": decode_bytes(
                 vae, at_once, element_bytes=precision.vae, tiled=precision.tiled
             ),
         },
     )
+
+
+def quantization_buffer(t: Transformer, tokens: int, precision: Precision) -> int:
+    """Bytes of one layer's dequantized weights, or of its activations in 8 bits."""
+    if precision.fp8_products:
+        return tokens * t.ffn
+    return t.dim * t.ffn * precision.size if precision.quantized else 0
 
 
 def _of_tiles(
@@ -199,7 +206,10 @@ def _weight_sizes(
 ) -> dict[str, WeightSizes]:
     """Weight sizes of every part. The image encoder is in float32."""
     t, e, i, size = shapes.transformer, shapes.text_encoder, shapes.image_encoder, precision.size
-    spared = quantized_bytes(t, element_bytes=size) if precision.quantized else (0, 0)
+    dynamic = precision.fp8_products
+    spared = (
+        quantized_bytes(t, element_bytes=size, dynamic=dynamic) if precision.quantized else (0, 0)
+    )
     sizes = {"text_encoder": size, "image_encoder": WIDE, "vae": precision.vae}
     largest = {"text_encoder": e.vocabulary * e.dim, "vae": largest_layer(shapes.vae)}
     if i:

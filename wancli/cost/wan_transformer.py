@@ -94,15 +94,21 @@ def wide_parameters(t: Transformer) -> int:
     return linear(t.freq_dim, d) + linear(d, d) + blocks * 8 * d + 2 * d + image + motion
 
 
-def quantized_bytes(t: Transformer, *, element_bytes: int) -> tuple[int, int]:
+def quantized_bytes(
+    t: Transformer, *, element_bytes: int, dynamic: bool = False
+) -> tuple[int, int]:
     """Bytes saved by 8-bit weights in (one block, all blocks), net of a float32 scale per row.
 
     Only linear layers in blocks are quantized; a VACE block has one more, the first VACE block two.
+    `dynamic` leaves out those, and the projections of the prompt.
     """
     d, pairs = t.dim, 10 if t.added_kv else 8
+    if dynamic:
+        pairs = 6
     weights, rows = pairs * d * d + 2 * d * t.ffn, pairs * d + t.ffn + d
     block = weights * (element_bytes - 1) - 4 * rows
-    hints = (t.vace_blocks + 1) * (d * d * (element_bytes - 1) - 4 * d) if t.vace_blocks else 0
+    layers = t.vace_blocks + 1 if t.vace_blocks and not dynamic else 0
+    hints = layers * (d * d * (element_bytes - 1) - 4 * d)
     return block, (t.layers + t.vace_blocks) * block + hints
 
 

@@ -9,25 +9,67 @@ from torch import nn
 
 from wancli.config.settings import Machine
 from wancli.errors import SetupError, first_line
-from wancli.planning.rules_machine import check_device_kind
+from wancli.planning.rules_machine import check_capability, check_device_kind
+
+# Projections of the prompt in cross-attention: they run once per prompt.
+PROMPT_PROJECTIONS = ("to_k", "to_v", "to_kv", "add_k_proj", "add_v_proj", "to_added_kv")
+HINT_PROJECTIONS = ("proj_in", "proj_out")  # of a VACE block, added to what all blocks read
 
 
 def quantize(transformer: Any, kind: str) -> None:
-    """Quantize the linear layers of the blocks to `int8` or `fp8` (e4m3), one scale per row.
+    """Quantize the linear layers of the blocks, one scale per row. Lossy.
 
-    Weight-only and lossy: they are dequantized to the activations' dtype when used, which every
-    device can do. Layers are replaced one by one where they are: on the CPU, so that a GPU never
-    holds the original model. Everything outside the blocks, biases and norms are unchanged.
+    `int8` and `fp8` (e4m3) are weight-only: the weights are dequantized to the activations' dtype
+    when used, which every device can do. `fp8-dynamic` also quantizes the activations, one scale
+    per token, and multiplies in fp8. Layers are replaced one by one where they are: on the CPU, so
+    that a GPU never holds the original model. Everything outside the blocks, biases and norms are
+    unchanged.
     """
-    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+    from torchao.quantization import quantize_
+
+    config = _torchao_config(kind)
+    chosen = _multiplies_in_fp8 if kind == "fp8-dynamic" else _is_linear
+    for name, blocks in transformer.named_children():
+        if name in ("blocks", "vace_blocks"):
+            quantize_(blocks, config, filter_fn=chosen)
+
+
+def _torchao_config(kind: str) -> Any:
+    from torchao.quantization import (
+        Float8DynamicActivationFloat8WeightConfig,
+        Float8WeightOnlyConfig,
+        Int8WeightOnlyConfig,
+        PerRow,
+    )
+    from torchao.quantization.quantize_.common import KernelPreference
 
     # By default torchao sets options of torch.compile for the whole process.
     options = {"set_inductor_config": False}
-    config_class = Int8WeightOnlyConfig if kind == "int8" else Float8WeightOnlyConfig
-    config = config_class(**options)
-    for name, blocks in transformer.named_children():
-        if name in ("blocks", "vace_blocks"):
-            quantize_(blocks, config, filter_fn=lambda module, _: isinstance(module, nn.Linear))
+    if kind == "fp8-dynamic":
+        # torch's own kernel: others quantize weights on a GPU only, and are graph breaks.
+        return Float8DynamicActivationFloat8WeightConfig(
+            granularity=PerRow(), kernel_preference=KernelPreference.TORCH, **options
+        )
+    return {"int8": Int8WeightOnlyConfig, "fp8": Float8WeightOnlyConfig}[kind](**options)
+
+
+def _is_linear(module: nn.Module, _: str) -> bool:
+    return isinstance(module, nn.Linear)
+
+
+def _multiplies_in_fp8(module: nn.Module, name: str) -> bool:
+    """Whether `fp8-dynamic` quantizes this layer of the blocks: one that runs in every forward.
+
+    Time, text and image embedders, the patch embedding and the output projection stay wide in
+    NVIDIA's ModelOpt and in vLLM-Omni, too. So do the prompt's keys and values, which are computed
+    once, and VACE's hints. torch._scaled_mm takes sizes that are multiples of 16.
+    """
+    attention, _, layer = name.rpartition(".")
+    if not isinstance(module, nn.Linear) or layer in HINT_PROJECTIONS:
+        return False
+    if attention.endswith("attn2") and layer in PROMPT_PROJECTIONS:
+        return False
+    return module.in_features % 16 == 0 and module.out_features % 16 == 0
 
 
 # torch's max-autotune includes CUDA graphs, which overwrite tensors that caches keep.
@@ -37,6 +79,9 @@ MODES = {"max-autotune": "max-autotune-no-cudagraphs"}
 def check_speed(machine: Machine, device: torch.device) -> None:
     """Check before loading what only the device can tell. Raises PlanError, SetupError."""
     check_device_kind(machine, device.type)
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        check_capability(machine, torch.cuda.get_device_name(device), capability)
     if machine.compile:
         check_compiler(device)
 

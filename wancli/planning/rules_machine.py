@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from wancli.catalog.gpus import FP8_CAPABILITY
 from wancli.config.resolve import EXPLICIT
 from wancli.config.settings import Machine, Settings
 from wancli.errors import PlanError
@@ -17,6 +18,8 @@ def check_machine(machine: Machine) -> None:
         check_device_kind(machine, machine.device.partition(":")[0])
     if machine.quantize != "none":
         check_package("torchao", TORCHAO, needed_by="`quantize`")
+    if machine.quantize == "fp8-dynamic":
+        _check_fp8_products(machine)
     if machine.compile:
         _check_compile(machine)
 
@@ -37,10 +40,26 @@ def check_device_kind(machine: Machine, kind: str) -> None:
         )
     if machine.quantize == "fp8" and kind == "mps":
         raise PlanError("`quantize` fp8 does not work on mps.", hint="`quantize` int8")
+    if machine.quantize == "fp8-dynamic" and kind != "cuda":
+        raise PlanError(
+            f"`quantize` fp8-dynamic multiplies in fp8, which `device` {device} does not.",
+            hint="`quantize` int8, which only makes the weights smaller",
+        )
     if machine.compile and machine.compile_mode == "reduce-overhead" and kind != "cuda":
         raise PlanError(
             f"`compile_mode` reduce-overhead uses CUDA graphs, and there are none on {kind}.",
             hint="`compile_mode` default",
+        )
+
+
+def check_capability(machine: Machine, gpu: str, capability: tuple[int, int] | None) -> None:
+    """Raise PlanError for settings that a GPU of that compute capability, if known, cannot run."""
+    if machine.quantize == "fp8-dynamic" and capability and capability < FP8_CAPABILITY:
+        major, minor = capability
+        raise PlanError(
+            f"`quantize` fp8-dynamic needs a GPU of compute capability 8.9 or newer (Ada, Hopper, "
+            f"Blackwell); {gpu} has {major}.{minor}.",
+            hint="`quantize` fp8, which only makes the weights smaller",
         )
 
 
@@ -82,6 +101,24 @@ def check_compile_mode(machine: Machine, sources: Mapping[str, str]) -> None:
     """Raise PlanError for an explicit compile mode without compilation."""
     if sources.get("machine.compile_mode") in EXPLICIT and not machine.compile:
         raise PlanError("`compile_mode` does nothing without `compile`.", hint="`compile`")
+
+
+def _check_fp8_products(machine: Machine) -> None:
+    """Raise PlanError for settings under which fp8 products are slower, or impossible.
+
+    Uncompiled, each product first quantizes its input in eight kernels, which takes longer than the
+    product in bfloat16.
+    """
+    if machine.dtype not in ("auto", "bfloat16"):
+        raise PlanError(
+            f"`quantize` fp8-dynamic works with bfloat16, not with `dtype` {machine.dtype}.",
+            hint="`dtype` bfloat16, or `quantize` fp8",
+        )
+    if not machine.compile:
+        raise PlanError(
+            "`quantize` fp8-dynamic is slower than bfloat16 without `compile`.",
+            hint="`compile`, or `quantize` fp8, which only makes the weights smaller",
+        )
 
 
 def _check_compile(machine: Machine) -> None:
