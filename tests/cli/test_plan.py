@@ -123,6 +123,26 @@ def test_a_plan_does_not_depend_on_the_input_files(wancli: Wancli):
     assert without["cost"]["work"] == with_image["cost"]["work"]
 
 
+@pytest.mark.parametrize("command", ["generate", "rollout"])
+def test_a_dry_run_rejects_outputs_as_the_run_does(wancli: Wancli, command: str):
+    Path("a.mp4").touch()
+    Path("b.rollout").mkdir()
+    Path("b.rollout/mine.txt").touch()
+    names = {"generate": ["a.mp4", "a.avi"], "rollout": ["a.mp4", "a.avi", "b.mp4"]}
+    for name in names[command]:
+        request = (command, "a red circle", "--seed", 1, "-o", name)
+        dry, run = wancli(*request, "--dry-run"), wancli(*request)
+        assert (dry.code, dry.err) == (run.code, run.err) == (2, run.err)
+    assert wancli(command, "a red circle", "-o", "a.mp4", "--overwrite", "--dry-run").code == 0
+
+
+def test_a_long_path_is_printed_whole(wancli: Wancli, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    path = f"{'long-' * 12}/{'name-' * 12}.mp4"
+    out = wancli("generate", "x", "--seed", 1, "-o", path, "--dry-run").out
+    assert f"seed 1: {path}" in out.splitlines()
+
+
 def test_a_dry_run_rejects_missing_files(wancli: Wancli):
     result = wancli("generate", "x", "--model", "wan2.1-i2v-14b-480p", "--dry-run")
     assert result.code == 2

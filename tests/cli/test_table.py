@@ -56,6 +56,13 @@ def test_columns_of_wide_characters_are_aligned():
     assert table == ["a       b", "赤い円  1", "x       2"]
 
 
+def test_wrapped_cells_keep_their_indent():
+    rows = [("  " + NAMES[0], f"  {TEXT}")]
+    table = lines("", "", rows=rows, width=60)
+    assert table[0].startswith(f"  {NAMES[0]}    a description")
+    assert {len(line) - len(line.lstrip()) for line in table[1:]} == {len(NAMES[0]) + 6}
+
+
 def test_blank_headers_take_no_line():
     assert lines("", "", rows=[("a", "b")], width=80) == ["a  b"]
 
@@ -67,6 +74,8 @@ def test_blank_headers_take_no_line():
         ("model", "list"),
         ("preset", "show", "wan2.1-t2v-1.3b-cached-fast"),
         ("plan", "--model", "wan2.2-t2v-a14b", "--gpu", "rtxpro6000"),
+        ("generate", "x", "--model", "wan2.2-t2v-a14b", "--force", "--dry-run"),
+        ("rollout", "x", "--dry-run"),
     ],
 )
 def test_what_is_printed_fits_80_columns_with_whole_names(
@@ -75,6 +84,7 @@ def test_what_is_printed_fits_80_columns_with_whole_names(
     monkeypatch.setenv("COLUMNS", "80")
     out = wancli(*command).out
     assert max(map(cell_len, out.splitlines())) <= 80
+    assert not {"None", "True", "False", "[]", "()"} & set(out.split())
     names = {"preset": [p.preset.name for p in list_presets()], "model": list(SPECS)}
     for name in names[command[0]] if command[-1] == "list" else ():
         assert any(line.startswith(f"{name} ") for line in out.splitlines())

@@ -1,6 +1,6 @@
 """The plan and cost of a request as tables and JSON: `wancli plan` and `--dry-run`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,6 +8,7 @@ from wancli.catalog.hub_cache import cache_folder, repo_folder
 from wancli.catalog.specs import ModelSpec
 from wancli.cli.messages import with_flags
 from wancli.cli.screen import Screen
+from wancli.cli.settings_table import in_words, settings_rows
 from wancli.cost.capacity import CapacityCheck, DefaultCapacity
 from wancli.cost.devices import find_cpu
 from wancli.cost.estimate import Estimate
@@ -129,7 +130,8 @@ def cost_rows(estimate: Estimate | None, spec: ModelSpec, output: Path) -> Rows:
     total = f"about {duration(estimate.total_s)}" if estimate.total_s else unknown
     rows.append(("compute", "total", flops(cost.flops), total))
     rows += [("memory", f"weights of {n}", gib(size), "") for n, size in cost.weights.items()]
-    rows += [("memory", n, gib(size), "") for n, size in cost.cache_bytes.items() if size]
+    caches = [(name.replace("_", " "), size) for name, size in cost.cache_bytes.items() if size]
+    rows += [("memory", name, gib(size), "") for name, size in caches]
     rows += [("memory", f"activations, {n}", gib(size), "") for n, size in cost.activations.items()]
     for offload, fits in estimate.fits.items():
         verdict = "fits" if fits else "does not fit"
@@ -191,17 +193,21 @@ class Planned(Protocol):
     def items(self) -> Sequence[tuple[Request, Path]]:
         """Each request and the path of its output."""
 
+    def check_outputs(self) -> None:
+        """Raise what `make` would raise about its outputs; writes and locks nothing."""
+
     def make(self, observer: Observer) -> list[dict[str, Any]]:
         """Generate all outputs; returns their records."""
 
 
 def carry_out(planned: Planned, screen: Screen, *, dry_run: bool) -> list[dict[str, Any]]:
-    """Run a plan, or with `dry_run` print it. Raises CapacityError if it cannot fit."""
+    """Run a plan, or with `dry_run` print it. Raises WancliError for one that cannot run."""
     if not dry_run:
         return planned.make(screen)
     show_plan(screen, planned.plan_json(), planned.items(), planned.capacity)
     planned.capacity.check()
     if not screen.options.brief:
+        planned.check_outputs()
         report_warnings(planned.warnings, screen)
     return []
 
@@ -223,15 +229,23 @@ def show_plan(
     screen.table("", " ", "amount", "", rows=costs, right=("amount",))
     if screen.options.brief:
         return
-    rows = [("plan", key, str(value), "") for key, value in plan.items() if key != "shape"]
-    rows += [("plan", f"latent {key}", str(value), "") for key, value in plan["shape"].items()]
-    request, values = items[0][0], items[0][0].as_json()
-    for key, source in request.sources.items():
-        table, _, name = key.rpartition(".")
-        rows.append((table, name, str((values[table] if table else values)[name]), source))
-    shown = items[:_MOST_OUTPUTS]
-    rows += [("request", "seed", str(request.seed), "") for request, _ in shown]
-    rows += [("request", "output", str(output), "") for _, output in shown]
-    if more := len(items) - len(shown):
-        rows.append(("request", "", f"and {more:,} more: --json prints them all", ""))
-    screen.table("", "", "value", "from", rows=rows)
+    request = items[0][0]
+    rows = [*_plan_rows(plan), *settings_rows(request.as_json(), request.sources)]
+    screen.table("", "value", "from", rows=rows)
+    for request, output in items[:_MOST_OUTPUTS]:
+        screen.result(f"seed {request.seed}: {output}")
+    if more := len(items[_MOST_OUTPUTS:]):
+        screen.result(f"and {more:,} more: --json prints them all")
+
+
+def _plan_rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What follows from the settings; what does not apply is left out."""
+    yield "[plan]", "", ""
+    for name, value in plan.items():
+        if name == "shape":
+            size = "{channels} channels, {frames} frames of {width}x{height}".format_map(value)
+            yield "  latents", size, ""
+        elif name.endswith("_s"):
+            yield f"  {name.removesuffix('_s')}", f"{value:.2f} s", ""
+        elif value is not None:
+            yield f"  {name}", in_words(value), ""

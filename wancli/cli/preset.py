@@ -10,6 +10,7 @@ from wancli.cli.completion import complete_presets
 from wancli.cli.lazy import WancliCommand, WancliGroup
 from wancli.cli.options import OutputOptions, takes_output_options, takes_settings
 from wancli.cli.screen import Screen
+from wancli.cli.settings_table import in_words, settings_rows
 from wancli.config.layers import warn_of_unreadable_presets
 from wancli.config.presets import (
     Preset,
@@ -47,10 +48,11 @@ def list_(output_options: OutputOptions) -> None:
         model, task = _model(preset)
         if output_options.json:
             screen.json({**_preset_json(preset), "model": model, "task": task, "shadows": shadows})
+        other = f" (model {model})" if model not in ("", preset.name) else ""
         shadowing = f" (shadows {', '.join(shadows)})" if shadows else ""
-        rows.append((preset.name, model, preset.place, preset.description + shadowing))
+        rows.append((preset.name, preset.place, preset.description + other + shadowing))
     if not output_options.json:
-        screen.table("name", "model", "from", "description", rows=rows)
+        screen.table("name", "from", "description", rows=rows)
 
 
 @command()
@@ -66,12 +68,10 @@ def show(name: Name, output_options: OutputOptions) -> None:
         )
         return
     values = resolved.settings.model_dump(mode="json")
-    rows = [("", "description", preset.description, ""), ("", "source", preset.source, "")]
-    rows += [("tuned for", key, str(value), "") for key, value in preset.tuned_for.items()]
-    for key, source in resolved.sources.items():
-        table, _, field = key.rpartition(".")
-        rows.append((table, field, str((values[table] if table else values)[field]), source))
-    screen.table("", "", "value", "from", rows=rows)
+    about = [("description", preset.description), ("source", preset.source)]
+    tuned = [(f"tuned for {key}", in_words(value)) for key, value in preset.tuned_for.items()]
+    screen.table("", "", rows=[row for row in (*about, *tuned) if row[1]])
+    screen.table("", "value", "from", rows=[*settings_rows(values, resolved.sources)])
 
 
 @command()

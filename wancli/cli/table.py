@@ -59,19 +59,29 @@ def _apart(cells: Sequence[str], indent: str, width: int) -> Iterator[str]:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    """A text as lines of at most `width` columns; only words longer than that are split."""
+    """A text as lines of at most `width` columns, each paragraph with its indent.
+
+    Only words that are longer are split.
+    """
     lines = []
     for paragraph in text.split("\n"):
         if cell_len(paragraph) <= width:
             lines.append(paragraph)
             continue
         lines.append("")
-        for word in paragraph.split():
-            if lines[-1] and cell_len(lines[-1]) + 1 + cell_len(word) > width:
+        for word in _words(paragraph):
+            if lines[-1] and cell_len(lines[-1]) + 1 + cell_len(word.lstrip()) > width:
                 lines.append("")
-            line = f"{lines[-1]} {word}" if lines[-1] else word
+            line = f"{lines[-1]} {word.lstrip()}" if lines[-1] else word
             lines[-1:] = [line] if cell_len(line) <= width else chop_cells(line, max(2, width))
     return lines
+
+
+def _words(paragraph: str) -> list[str]:
+    """The words, each with the paragraph's indent."""
+    words = paragraph.split()
+    indent = paragraph[: len(paragraph) - len(paragraph.lstrip())]
+    return [indent + word for word in words]
 
 
 def _narrowest(cells: Sequence[str], *, wraps: bool) -> int:
@@ -79,7 +89,9 @@ def _narrowest(cells: Sequence[str], *, wraps: bool) -> int:
     natural = max(cell_len(line) for cell in cells for line in cell.split("\n"))
     if natural <= _PROSE or not wraps:
         return natural
-    word = max((cell_len(word) for cell in cells for word in cell.split()), default=0)
+    words = (word for cell in cells for line in cell.split("\n") for word in _words(line))
+    # Text in wide characters has no spaces and may be broken anywhere.
+    word = max((len(word) for word in words if cell_len(word) == len(word)), default=0)
     return max(_PROSE, min(word, _WORD))
 
 

@@ -28,7 +28,7 @@ from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import Request, write_json
 from wancli.utils.outputs import OutputFile, OutputSet, not_ours, preview_file
 from wancli.video.ffmpeg import Encoding, check_encoder
-from wancli.video.integrity import DAMAGED
+from wancli.video.integrity import DAMAGED, Check
 
 if TYPE_CHECKING:
     from wancli.generation.runner import Clip, Runner
@@ -87,6 +87,12 @@ class PlannedVideos:
     def items(self) -> list[tuple[Request, Path]]:
         """Each request and the path of its video, empty without one."""
         return [(item.request, item.output or Path()) for item in self.todo]
+
+    def check_outputs(self) -> None:
+        """Raise what `run` would raise about its outputs; writes and locks nothing."""
+        checks = [(item, _existing(item, self.files)) for item in self.todo]
+        todo = [item for item, check in checks if check is None or check.status == DAMAGED]
+        _outputs(self.request, todo, self.files).check()
 
     def make(self, observer: Observer) -> list[dict[str, Any]]:
         """Make every video, and return the new records. Raises WancliError."""
@@ -207,23 +213,35 @@ def _name_files(request: Request, files: OutputFiles, *, several: bool) -> _Plan
 
 
 def _is_needed(item: _PlannedVideo, files: OutputFiles, observer: Observer) -> bool:
-    """Whether the video has to be made. Raises UsageError."""
+    """Whether the video has to be made, reported if it was there. Raises UsageError."""
+    check = _existing(item, files)
+    if item.output is None or check is None:
+        return True
+    if check.status != DAMAGED:
+        observer.skipped(item.request, item.output)
+        return False
+    observer.warn(f"{item.output} is damaged: {check.why}.", hint="rendering it again")
+    return True
+
+
+def _existing(item: _PlannedVideo, files: OutputFiles) -> Check | None:
+    """Check of a video that `skip_existing` keeps if it is whole; None without one.
+
+    Raises UsageError for an unusable name, and for a video of another request.
+    """
     from wancli.video.write import check_name
 
     path = item.output
     if path is None:
-        return True
+        return None
     check_name(path)
-    if files.skip_existing and path.exists() and not files.overwrite:
-        check = check_existing(path, item.request.hash)
-        if check is None:
-            message = f"{path} exists and comes from another request."
-            raise UsageError(message, hint="`overwrite`, or another `output`")
-        if check.status != DAMAGED:
-            observer.skipped(item.request, path)
-            return False
-        observer.warn(f"{path} is damaged: {check.why}.", hint="rendering it again")
-    return True
+    if not files.skip_existing or files.overwrite or not path.exists():
+        return None
+    check = check_existing(path, item.request.hash)
+    if check is None:
+        message = f"{path} exists and comes from another request."
+        raise UsageError(message, hint="`overwrite`, or another `output`")
+    return check
 
 
 def _comes_from(path: Path, *, digest: str) -> bool:

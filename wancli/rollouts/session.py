@@ -111,6 +111,12 @@ class RolloutSession:
         """The request and its output, empty without files."""
         return [(self.request(), next(filter(None, self.paths()), Path()))]
 
+    def check_outputs(self) -> None:
+        """Raise what `run` would raise about its outputs; writes and locks nothing."""
+        video, latents, store = self.paths()
+        self._outputs(video, latents, store).check()
+        self._check_earlier(video, store)
+
     def make(self, observer: Observer) -> list[dict[str, Any]]:
         """Run it to its end and return its record. Raises WancliError."""
         run = self.run(observer)
@@ -156,7 +162,7 @@ class RolloutSession:
     def _run(
         self, job: "RolloutJob", replaced: frozenset[Path], observer: Observer, model: WarmPipeline,
     ) -> Generator["RolloutChunk", None, "RunRecord"]:  # fmt: skip
-        self._check_earlier(job)
+        self._check_earlier(job.video, job.store.folder)
         report_warnings(self.warnings, observer)
         if not model.loaded:
             check_reachable(self.spec.repo)
@@ -309,12 +315,11 @@ class RolloutSession:
             outputs.add(OutputFile(options.report, "`report`"))
         return outputs
 
-    def _check_earlier(self, job: "RolloutJob") -> None:
-        """Raise UsageError if another rollout would be lost."""
+    def _check_earlier(self, video: Path | None, folder: Path | None) -> None:
+        """Raise UsageError if another rollout in `folder` would be lost."""
         free = self.options.overwrite or self.options.continues
-        folder = job.store.folder
         if folder and not free and any(folder.glob("chunk-*.safetensors")):
-            again = f"wancli rollout --resume -o {job.video}" if job.video else "`resume`"
+            again = f"wancli rollout --resume -o {video}" if video else "`resume`"
             raise UsageError(
                 f"{folder} already holds a rollout.",
                 hint=f"{again}, `overwrite` or other names",

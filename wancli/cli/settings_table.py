@@ -1,0 +1,36 @@
+"""Settings and their sources as rows of a table, in plain words."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from wancli.cli.messages import with_flags
+from wancli.config.resolve import dotted, fields_of, when_unset
+from wancli.config.settings import RolloutSettings
+
+UNSET = "none"
+
+
+def settings_rows(
+    values: Mapping[str, Any], sources: Mapping[str, str]
+) -> Iterator[tuple[str, str, str]]:
+    """Rows (name, value, source) of settings as JSON, each of their tables under its heading."""
+    last = None
+    for table, name, field in fields_of(RolloutSettings):
+        if (key := dotted(table, name)) not in sources:
+            continue
+        if table and table != last:
+            yield f"[{table}]", "", ""
+        last, value = table, (values[table] if table else values)[name]
+        shown = in_words(value) if value not in (None, "") else with_flags(when_unset(field))
+        yield f"  {name}" if table else name, shown or UNSET, sources[key]
+
+
+def in_words(value: Any) -> str:
+    """A value as help shows it: on, off, 0.8, a list joined by commas; `none` for nothing."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        value = ", ".join(map(in_words, value))
+    return UNSET if value in (None, "") else str(value)
