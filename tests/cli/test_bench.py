@@ -13,10 +13,11 @@ from tests.conftest import Result, Wancli
 from tests.fakes import tiny_clip, tiny_folder, tiny_image
 from wancli.benchmark.cases import BenchInputs
 from wancli.benchmark.measure import Measurer
-from wancli.benchmark.session import BenchRequest, BenchSession, Goals, VariantFlags
+from wancli.benchmark.session import BenchRequest, BenchSession, Goals
 from wancli.catalog.tasks import ANIMATE, IMAGE
-from wancli.cli.bench_variants import flags_layers
+from wancli.cli.bench_variants import read_bench_request, read_variant
 from wancli.cli.messages import flag
+from wancli.config.layers import settings_layers
 from wancli.config.resolve import Layer
 from wancli.planning.inputs import InputFiles
 from wancli.video.read import read_comment
@@ -152,7 +153,7 @@ def test_a_bench_uses_input_files_as_generate_does(
         n: (Path(f),) if n == "ref_image" else Path(f) for n, f in files.items()
     }
     inputs = InputFiles(**paths)
-    exact = VariantFlags("exact", "--no-prompt-kv", flags_layers("exact", "--no-prompt-kv"))
+    exact = read_variant("exact", "--no-prompt-kv")
     bench_request = BenchRequest(["a red circle"], "7", [exact], flag, inputs)
     session = BenchSession(bench_request, [Layer("flag", flags)], Goals())
     arguments = (session.spec, session.baseline, tmp_path, lambda event: None, BenchInputs(inputs))
@@ -163,6 +164,15 @@ def test_a_bench_uses_input_files_as_generate_does(
     assert result.code == 0, result.err
     generated = load_file("z.safetensors")["latents"].transpose(0, 1)[None]
     assert torch.equal(measured.float(), generated)
+
+
+def test_a_variant_may_be_a_preset_below_the_flags_of_the_bench():
+    texts = ["p: --preset demo-cached", "q: --preset demo-cached --cfg-gate 0.5"]
+    request = read_bench_request(["a red circle"], None, texts)
+    layers = settings_layers(pytest.fail, Layer("flag", {"step_cache": {"cfg_gate": 0.8}}), None)
+    caches = [it.settings.step_cache for it in BenchSession(request, layers, Goals()).variants]
+    assert [cache.step_cache for cache in caches] == ["seacache", "seacache"]
+    assert [cache.cfg_gate for cache in caches] == [0.8, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -178,6 +188,7 @@ def test_a_bench_uses_input_files_as_generate_does(
         (("--variant", "a: --taylorseer"), "does nothing without", "--use-cachedit"),
         (("--variant", "a: --size 32x32"), "changes the video", "wancli bench itself"),
         (("--variant", "a: --model x"), "changes the model", "wancli bench itself"),
+        (("--variant", "a: --preset wan2.1-t2v-14b"), "changes the model", "wancli bench itself"),
         (("--variant", "a: --dtype bfloat16"), "changes the machine", "wancli bench itself"),
         (("--variant", "a: 'x"), "variant 'a': No closing quotation", "quote"),
         (("--variant", "a: --cfg-gate 3", "--variant", "a: --cfg-gate 4"), "named 'a'", "rename"),

@@ -62,11 +62,15 @@ class Goals:
 
 @dataclass(frozen=True)
 class VariantFlags:
-    """A variant: its name, its flags as typed, and their settings."""
+    """A variant: its name, its flags as typed, and their settings.
+
+    Those of its `preset` lie below the flags of the whole benchmark, as in generate.
+    """
 
     name: str
     flags: str
     layers: Sequence[Layer]
+    preset: Sequence[Layer] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class BenchSession:
     """A benchmark: resolves its variants, then measures them and writes the report."""
 
     def __init__(self, request: BenchRequest, layers: list[Layer], goals: Goals) -> None:
+        """The last of the `layers` has the flags of the whole benchmark."""
         self.goals, self._layers, self._flag = goals, layers, request.flag
         resolved = resolve(layers, Settings)
         self.base, self.spec = resolved.settings, find_model(resolved)
@@ -159,7 +164,8 @@ class BenchSession:
 
     def _variant(self, entry: VariantFlags) -> Variant:
         name, flags, own = entry.name, entry.flags, entry.layers
-        resolved = resolve([*self._layers, *own], Settings)
+        *below, flags_of_all = self._layers
+        resolved = resolve([*below, *entry.preset, flags_of_all, *own], Settings)
         own_flags = (la.tables.get("step_cache", {}) for la in own if la.source == "flag")
         own_keys = {f"step_cache.{key}" for table in own_flags for key in table}
         # Step cache settings shared by all variants may be unused in some of them.

@@ -10,8 +10,9 @@ from typer.exceptions import TyperException
 
 from wancli.benchmark.session import BenchRequest, VariantFlags
 from wancli.cli.messages import dashed, flag
-from wancli.cli.options import CachePreset, takes_settings
+from wancli.cli.options import CachePreset, PresetName, takes_settings
 from wancli.config.presets import find_preset, step_cache_layer
+from wancli.config.presets import layers as preset_layers
 from wancli.config.resolve import Layer
 from wancli.errors import InputError, UsageError, missing
 from wancli.utils.reading import read_text, read_toml, unreadable
@@ -43,21 +44,23 @@ def read_bench_request(
             raise UsageError(f"two variants are named '{name}'.", hint="rename one of them")
     if tune and not named:
         named = [("cachedit", "--use-cachedit")]
-    flags = [VariantFlags(name, text, flags_layers(name, text)) for name, text in named]
-    return BenchRequest(list(dict.fromkeys(texts)), seeds, flags, flag)
+    chosen = [read_variant(name, text) for name, text in named]
+    return BenchRequest(list(dict.fromkeys(texts)), seeds, chosen, flag)
 
 
-def flags_layers(name: str, flags: str) -> list[Layer]:
-    """Settings of a variant, from its flags. Raises UsageError."""
-    layers: list[Layer] = []
+def read_variant(name: str, flags: str) -> VariantFlags:
+    """A variant and its settings, from its flags. Raises UsageError."""
+    variants: list[VariantFlags] = []
     command = typer.Typer(add_completion=False)
 
     @command.command(add_help_option=False, context_settings={"token_normalize_func": dashed})
     @takes_settings(_settings())
-    def _variant(*, overrides: Layer, cachedit_preset: CachePreset = None) -> None:
-        if cachedit_preset:
-            layers.append(step_cache_layer(find_preset(cachedit_preset)))
-        layers.append(overrides)
+    def _variant(
+        *, overrides: Layer, preset: PresetName = None, cachedit_preset: CachePreset = None
+    ) -> None:
+        cache = [step_cache_layer(find_preset(cachedit_preset))] if cachedit_preset else []
+        below = preset_layers(find_preset(preset)) if preset else []
+        variants.append(VariantFlags(name, flags, [*cache, overrides], below))
 
     try:
         command(shlex.split(flags), standalone_mode=False, prog_name="variant")
@@ -67,9 +70,9 @@ def flags_layers(name: str, flags: str) -> list[Layer]:
         ) from None
     except ValueError as error:
         raise UsageError(f"variant '{name}': {error}.", hint="check its quotes") from None
-    if not layers:
+    if not variants:
         raise UsageError(f"variant '{name}': no settings.", hint="wancli generate --help")
-    return layers
+    return variants[0]
 
 
 def _settings() -> Any:
