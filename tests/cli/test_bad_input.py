@@ -25,10 +25,10 @@ def complaint(result: Result) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("args", "error", "hint"),
     [
-        (("generate", ""), "the prompt is empty", "wancli generate"),
-        (("generate", "  \n"), "the prompt is empty", "wancli generate"),
-        (("generate",), "the prompt is empty", "wancli generate"),
-        (("generate", "a", "-p", "b"), "set twice", "wancli generate"),
+        (("generate", ""), "the prompt is empty", "in quotes"),
+        (("generate", "  \n"), "the prompt is empty", "in quotes"),
+        (("generate",), "the prompt is empty", "in quotes"),
+        (("generate", "a", "-p", "b"), "set twice", "drop --prompt"),
         ((*GENERATE, "--num-frames", 80), "--num-frames 80 is not 4k+1.", "use 77 or 81"),
         ((*GENERATE, "--num_frames", 80), "--num-frames 80 is not 4k+1.", "use 77 or 81"),
         (
@@ -83,6 +83,8 @@ def complaint(result: Result) -> tuple[str, str]:
         ((*GENERATE, "--dtype", "float16", "--device", "cpu"), "float16", "bfloat16"),
         # Typer's own errors
         ((*GENERATE, "--step", 3), "No such option: --step", "--steps"),
+        (("rollout", "a", "--num-frames", 81), "No such option: --num-frames", "--chunks N"),
+        (("generate", "a", "--chunks", 3), "No such option: --chunks", "wancli rollout"),
         ((*GENERATE, "--steps", "abc"), "'--steps'", "wancli generate --help"),
         ((*GENERATE, "--steps"), "requires an argument", "wancli generate --help"),
         ((*GENERATE, "-N", 0), "'--num-videos'", "wancli generate --help"),

@@ -166,10 +166,14 @@ def test_a_bench_uses_input_files_as_generate_does(
     assert torch.equal(measured.float(), generated)
 
 
+def unwarned(text: str, *, hint: str) -> None:
+    pytest.fail(f"{text} {hint}")
+
+
 def test_a_variant_may_be_a_preset_below_the_flags_of_the_bench():
     texts = ["p: --preset demo-cached", "q: --preset demo-cached --cfg-gate 0.5"]
     request = read_bench_request(["a red circle"], None, texts)
-    layers = settings_layers(pytest.fail, Layer("flag", {"step_cache": {"cfg_gate": 0.8}}), None)
+    layers = settings_layers(unwarned, Layer("flag", {"step_cache": {"cfg_gate": 0.8}}), None)
     caches = [it.settings.step_cache for it in BenchSession(request, layers, Goals()).variants]
     assert [cache.step_cache for cache in caches] == ["seacache", "seacache"]
     assert [cache.cfg_gate for cache in caches] == [0.8, 0.5]

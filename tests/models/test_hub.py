@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from wancli.catalog.hub_cache import cache_folder, check_reachable, hub_answers
+from wancli.catalog.specs import SPECS
 from wancli.errors import ModelError, OutputError, WancliError
 from wancli.models.hub import check_space, hub_errors
 
@@ -46,6 +47,16 @@ def test_hub_errors_are_one_line_and_exit_4(error: Exception, message: str, hint
     assert "\n" not in str(caught.value)
     assert hint in caught.value.hint
     assert caught.value.exit_code == 4
+
+
+def test_errors_name_a_known_model_as_one_types_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    repo = SPECS["wan2.1-t2v-1.3b"].repo
+    with pytest.raises(ModelError, match=r"'wan2\.1-t2v-1\.3b'") as caught:
+        check_reachable(repo)
+    assert caught.value.hint.endswith("wancli model pull wan2.1-t2v-1.3b")
+    with pytest.raises(ModelError, match=r"'wan2\.1-t2v-1\.3b'"), hub_errors(repo):
+        raise IncompleteSnapshotError("no", "/x")
 
 
 def test_an_unreachable_hub_is_an_error(monkeypatch: pytest.MonkeyPatch):

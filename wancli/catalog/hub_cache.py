@@ -9,6 +9,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from wancli.catalog.specs import name_of
 from wancli.errors import ModelError
 from wancli.utils.reading import read_text, user_path
 
@@ -106,15 +107,16 @@ def unreachable(model: str, *, how: str = "") -> ModelError:
     """The error for a model that is not (`how`) cached and cannot be downloaded."""
     offline = is_offline()
     why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
-    first = "unset HF_HUB_OFFLINE" if offline else "connect"
+    first, name = "unset HF_HUB_OFFLINE" if offline else "connect", name_of(model)
     return ModelError(
-        f"model '{model}' is not{how} cached and {why}.",
-        hint=f"{first}, then: wancli model pull {model}",
+        f"model '{name}' is not{how} cached and {why}.",
+        hint=f"{first}, then: wancli model pull {name}",
     )
 
 
 def absent(model: str, *, hint: str = "") -> ModelError:
     """The error for a hub model that is not on this disk."""
+    name = name_of(model)
     return ModelError(
-        f"model '{model}' is not on this machine.", hint=hint or f"wancli model pull {model}"
+        f"model '{name}' is not on this machine.", hint=hint or f"wancli model pull {name}"
     )

@@ -236,3 +236,8 @@ SPECS = {
         ),
     )
 }
+
+
+def name_of(repo: str) -> str:
+    """Name of the known model in a repository of the hub; of any other, the repository."""
+    return next((spec.name for spec in SPECS.values() if repo and spec.repo == repo), repo)

@@ -58,6 +58,14 @@ COMMANDS = {
 
 LIBRARIES = ("torch", "diffusers", "transformers", "cache-dit", "torchao")  # of --version -v
 
+# Hints for options that another command has.
+INSTEAD = {
+    ("wancli rollout", "--num-frames"): "--chunks N, each of --chunk-frames latent frames",
+    ("wancli rollout", "--frames"): "--chunks N, each of --chunk-frames latent frames",
+    ("wancli rollout", "--scheduler"): "--sampler NAME",
+    ("wancli generate", "--chunks"): "wancli rollout --chunks N",
+}
+
 # Errors of a full, broken or read-only disk.
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
@@ -150,11 +158,11 @@ def _end(error: WancliError | Interrupted) -> NoReturn:
 
 def _usage_error(error: Any) -> UsageError:
     """Typer's usage error as an error and a hint."""
-    possibilities = getattr(error, "possibilities", None)  # of an unknown option
-    if possibilities:
-        return UsageError(error.message, hint=", ".join(sorted(possibilities)))
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "wancli"
+    similar = ", ".join(sorted(getattr(error, "possibilities", None) or ()))
+    if hint := INSTEAD.get((command, getattr(error, "option_name", "")), similar):
+        return UsageError(error.message, hint=hint)  # an unknown option
     return UsageError(must_be(error.format_message()), hint=f"{command} --help")
 
 

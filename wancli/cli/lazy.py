@@ -30,6 +30,11 @@ def _errors_name(ctx: Any) -> Iterator[None]:
         raise
 
 
+def _has_its_prompt_apart(chunk: str, argument: str) -> bool:
+    """Whether the `argument` after `--at chunk` is its prompt; of `--at "5 a circle"` it is not."""
+    return chunk.isdigit() or (len(chunk.split()) == 1 and not argument.startswith("-"))
+
+
 class WancliCommand(TyperCommand):
     """A command with our help, whose `--at CHUNK PROMPT` takes two values.
 
@@ -44,7 +49,7 @@ class WancliCommand(TyperCommand):
         end = args.index("--") if "--" in args else len(args)
         joined: list[str] = []
         for argument in args[:end]:
-            if len(joined) > 1 and joined[-2] == "--at" and joined[-1].isdigit():
+            if joined[-2:-1] == ["--at"] and _has_its_prompt_apart(joined[-1], argument):
                 joined[-1] += f" {argument}"
             else:
                 joined.append(argument)

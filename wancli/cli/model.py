@@ -88,7 +88,7 @@ def pull(name: Model, output_options: OutputOptions) -> None:
         folder = download(spec.repo, tell)
     if missing := missing_files(folder):
         raise ModelError(
-            f"{spec.repo} is not a complete model: it lacks {', '.join(missing[:3])}.",
+            f"{spec.name} is not a complete model: it lacks {', '.join(missing[:3])}.",
             hint="use a Wan model in diffusers' format",
         )
     _say_path(screen, spec, folder)

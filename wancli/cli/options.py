@@ -292,7 +292,7 @@ def read_prompt(*sources: str | None) -> str:
 
     texts = [text for text in sources if text is not None]
     if len(texts) > 1:
-        raise UsageError("the prompt is set twice.", hint='wancli generate "a red circle"')
+        raise UsageError("the prompt is set twice.", hint="drop `prompt`")
     text = texts[0] if texts else ""
     if text == "-":
         try:

@@ -28,6 +28,7 @@ from huggingface_hub.errors import (
 from tqdm import tqdm
 
 from wancli.catalog.hub_cache import absent, cache_folder, hub_answers, repo_folder, unreachable
+from wancli.catalog.specs import name_of
 from wancli.errors import ModelError, OutputError, first_line
 from wancli.models.warm import OnBytes
 from wancli.utils.disk import existing, free_disk
@@ -86,7 +87,7 @@ def bytes_to_download(repo: str) -> int | None:
             return None  # offline or refused: download() says which, or finds it all cached
     if not {"model_index.json", "transformer/config.json"} & {file.filename for file in files}:
         raise ModelError(
-            f"model '{repo}' is not a pipeline: it has no model_index.json.",
+            f"model '{name_of(repo)}' is not a pipeline: it has no model_index.json.",
             hint="give a Wan model in diffusers' format; its name often ends in -Diffusers",
         )
     return sum(file.file_size or 0 for file in files if file.will_download)
@@ -98,7 +99,7 @@ def check_space(repo: str, needed: int) -> None:
     free = free_disk(folder)
     if free < needed:
         raise OutputError(
-            f"model '{repo}' needs {needed / 1e9:.1f} GB; {existing(folder)} has "
+            f"model '{name_of(repo)}' needs {needed / 1e9:.1f} GB; {existing(folder)} has "
             f"{free / 1e9:.1f} GB free.",
             hint=f"free {(needed - free) / 1e9:.1f} GB, or use another disk: HF_HOME=/other/disk",
         )
@@ -130,16 +131,17 @@ def delete(repo: str) -> int:
 @contextmanager
 def hub_errors(where: str) -> Iterator[None]:
     """Turn errors of huggingface_hub into ModelError or OutputError with a hint."""
+    name = name_of(where)
     try:
         yield
     except GatedRepoError:
         raise ModelError(
-            f"model '{where}' is gated.",
+            f"model '{name}' is gated.",
             hint=f"accept its terms at https://huggingface.co/{where}, then set HF_TOKEN",
         ) from None
     except (RepositoryNotFoundError, HFValidationError):
         raise ModelError(
-            f"model '{where}' is not on the hub, or is private.",
+            f"model '{name}' is not on the hub, or is private.",
             hint="check the name; set HF_TOKEN",
         ) from None
     except LocalEntryNotFoundError as error:
@@ -150,7 +152,7 @@ def hub_errors(where: str) -> Iterator[None]:
     except HTTPError as error:
         raise ModelError(
             f"the connection to the hub broke: {first_line(error)}",
-            hint=f"wancli model pull {where} (finished files are kept)",
+            hint=f"wancli model pull {name} (finished files are kept)",
         ) from None
     except OSError as error:
         if error.errno not in _STORAGE:

@@ -61,7 +61,7 @@ def check_prompt(text: str) -> str:
             f"the prompt {shortened(text)} is not UTF-8 text.", hint="plain text"
         ) from None
     if not text.strip():
-        raise UsageError("the prompt is empty.", hint='wancli generate "a red circle moving right"')
+        raise UsageError("the prompt is empty.", hint='a description in quotes: "a red circle"')
     return text.strip()
 
 
@@ -89,10 +89,13 @@ def make_prompt_schedule(
 def parse_change(text: str) -> PromptChange:
     """Parse `5 a blue circle` or `5: a blue circle`. Raises UsageError."""
     number, _, prompt = text.strip().partition(" ")
-    if not re.fullmatch(r"\d{1,18}:?", number) or not prompt.strip():
+    if not re.fullmatch(r"\d{1,18}:?", number):
         raise UsageError(
-            f"`at` {text!r} is not a chunk and a prompt.", hint='`at` 5 "a blue circle"'
+            f"`at` {shortened(number)} is not the number of a chunk.",
+            hint='`at` 5 "a blue circle"',
         )
+    if not prompt.strip():
+        raise UsageError(f"`at` {number} has no prompt.", hint=f'`at` {number} "a blue circle"')
     return PromptChange(int(number.removesuffix(":")), prompt.strip())
 
 
