@@ -93,11 +93,12 @@ def test_the_whole_table_has_a_row_per_step():
 @pytest.mark.parametrize(("whole", "rows"), [(False, 21), (True, 100)])
 def test_a_long_rollout_shows_its_first_and_last_chunks(rows: int, whole: bool):
     chunk = {
-        "steps_ms": [100.0], "clean_ms": 1, "decode_ms": 2, "write_ms": 3, "kv_tokens": 32760,
-        "video_frames": 12,
+        "steps_ms": [100.0], "clean_ms": 1, "decode_ms": 2, "write_ms": 3, "drift_ms": 4,
+        "wait_ms": 5, "kv_tokens": 32760, "video_frames": 12,
     }  # fmt: skip
     shown = lines(chunks_table([{"chunk": i, **chunk} for i in range(100)], whole=whole))
     assert len(shown) == 1 + rows
+    assert shown[1].split() == ["0", "1", "100", "1", "2", "3", "4", "5", "32760", "12"]
     assert max(map(len, shown)) <= 80
 
 

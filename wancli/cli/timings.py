@@ -16,8 +16,10 @@ _FEW = 8  # steps that need only one column
 _GAP = 2  # columns of the terminal
 _imported = time.monotonic()
 _CHUNKS = (
-    "chunk", "steps", "step ms", "clean ms", "decode ms", "write ms", "K/V tokens", "frames"
+    "chunk", "steps", "ms: step", "clean", "decode", "write", "drift", "wait", "K/V tokens",
+    "frames",
 )  # fmt: skip
+_LANES = ("clean_ms", "decode_ms", "write_ms", "drift_ms", "wait_ms")
 
 
 def process_start() -> float:
@@ -95,7 +97,10 @@ def whole_steps_table(timings: Mapping[str, Any]) -> "Table":
 
 
 def chunks_table(chunks: Sequence[Mapping[str, Any]], *, whole: bool) -> "Table":
-    """A row per chunk; unless `whole`, of many chunks the first and last."""
+    """A row per chunk; unless `whole`, of many chunks the first and last.
+
+    `wait` is how long denoising stood still for decoding, writing and drift beside it.
+    """
     table = _table(_CHUNKS)
     rows = [_chunk_cells(chunk) for chunk in chunks]
     for row in rows if whole else _ends(rows, SHOWN, tuple("…" for _ in _CHUNKS)):
@@ -106,7 +111,7 @@ def chunks_table(chunks: Sequence[Mapping[str, Any]], *, whole: bool) -> "Table"
 def _chunk_cells(chunk: Mapping[str, Any]) -> tuple[str, ...]:
     steps, name = chunk["steps_ms"], chunk["chunk"]
     mean = f"{sum(steps) / len(steps):.0f}" if steps else "kept" if name >= 0 else "given"
-    rest = (f"{chunk[key]:.0f}" for key in ("clean_ms", "decode_ms", "write_ms"))
+    rest = (f"{chunk[key]:.0f}" for key in _LANES)
     return (
         str(name),
         str(len(steps)),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wancli.catalog.geometry import Span
 from wancli.config.settings import RolloutSettings
-from wancli.errors import DecodeError, InputError, OutputError, RunError
+from wancli.errors import DecodeError, InputError, OutputError
 from wancli.generation.noise import IndexedNoise, Noise, StreamNoise
 from wancli.generation.runner import finish
 from wancli.models.load import Loaded
@@ -35,7 +35,7 @@ from wancli.rollouts.loop import Chunk, KVCommitted, RolloutInputs, rollout
 from wancli.rollouts.loop import StepDone as ChunkStep
 from wancli.rollouts.resume import may_redecode, start_rollout
 from wancli.rollouts.sampler import ChunkSampler, causal_denoiser
-from wancli.rollouts.sink import ChunkOutput, VideoSink
+from wancli.rollouts.sink import ChunkSink, VideoSink
 from wancli.rollouts.store import CONTEXT, TIMES_FILE, RolloutStore, Store, chunk_name
 from wancli.rollouts.timings import ChunkTiming, TimingLog, rates, reuse, summed
 from wancli.utils.interrupts import Interrupted
@@ -63,7 +63,7 @@ class RolloutJob:
     only_new: bool = False
     replaces: bool = False  # the rollout in `store`, once the model has loaded
     replaced: frozenset[Path] = frozenset()  # files that may be overwritten
-    beside: bool | None = None  # decode a chunk beside the next one; None: on CUDA devices
+    beside: bool | None = None  # save and decode chunks beside later ones; None: on CUDA devices
 
     @property
     def resume(self) -> str:
@@ -175,7 +175,7 @@ def _generate(
     with ExitStack() as stack:
         model = stack.enter_context(causal_denoiser(loaded, job.settings, job.plan))
         writer = _open_video(stack, job, record)
-        sink = _open_sink(stack, job, loaded, writer)
+        sink = stack.enter_context(_sink(job, loaded, writer))
         sampler = ChunkSampler(loaded, job.settings, job.plan, _noise(job))
         inputs = RolloutInputs(
             context=ready.context,
@@ -191,7 +191,7 @@ def _generate(
         for event in rollout(model, inputs):
             run.handle(event)
             yield from run.decoded()
-        drift = sink.drift() if sink else {}
+        sink.finish()
         yield from run.decoded()
         run.finish()
         rollout_s = perf_counter() - began
@@ -205,8 +205,8 @@ def _generate(
         }
         memory = peak_memory(loaded.device) | {"offload": job.settings.machine.offload}
         record = replace(
-            record, status="ok", timings=timings, env=versions(), memory=memory, drift=drift,
-            cache=_reuse(job, timings_log),
+            record, status="ok", timings=timings, env=versions(), memory=memory,
+            drift=sink.drift(), cache=_reuse(job, timings_log),
         )  # fmt: skip
         written = finish(writer, record, job.settings) if writer else None
         rows = timings_log.ends()
@@ -233,17 +233,18 @@ class _Run:
     """Handles the events of a rollout: chunks go to store and video, timings to their file."""
 
     def __init__(
-        self, job: RolloutJob, model: CausalDenoiser, sampler: ChunkSampler, sink: VideoSink | None,
+        self, job: RolloutJob, model: CausalDenoiser, sampler: ChunkSampler, sink: ChunkSink,
         timings: TimingLog, report: Report,
     ) -> None:  # fmt: skip
         self._job, self._model, self._sampler, self._sink = job, model, sampler, sink
         self._store = job.store
         self._report, self._device = report, model.device
-        self._timer = Timer(self._device)
+        self._timer = self._began = Timer(self._device)
         self._timings = timings
-        self._open: list[ChunkTiming] = []  # may not be fully timed yet
-        self._undecoded: deque[tuple[Chunk, ChunkOutput]] = deque()  # or not yielded yet
+        self._open: deque[ChunkTiming] = deque()  # may not be fully timed yet
+        self._undecoded: deque[ChunkTiming] = deque()  # or not yielded yet
         self._sigmas: list[float] = []
+        self._folder_lost = False
 
     def handle(self, event: ChunkStep | Chunk | KVCommitted) -> None:
         """Handle one event of the rollout."""
@@ -264,49 +265,49 @@ class _Run:
 
     def _handle_chunk(self, event: Chunk) -> None:
         span = event.span
-        if event.generated:
-            if not torch.isfinite(event.latents).all():
-                raise RunError(
-                    f"the latents of chunk {span.index} are not finite: denoising failed.",
-                    hint="`overwrite` with `dtype float32` or a lower `guidance_scale`",
-                )
-            # If the folder was deleted, finish the video before reporting it.
-            if self._sink is None or self._store.holds(0):
-                self._store.save(chunk_name(span.index), event.latents)
-            else:
-                self._report(Phase("rollout without its folder, which was deleted"))
         stats = self._sampler.stats if event.generated else ()
+        output = self._sink.add(span, event.latents, save=self._save if event.generated else None)
+        # Alone in its lane the sink takes the time of decoding and writing, beside it none.
+        self._timer.mark("wait" if self._sink.beside else "shown")
+        if not self._job.decodes:
+            output.frames = span.video_frames(self._sampler.loaded.spec.strides)
         row = ChunkTiming(
-            span, self._timer, event.generated, self._model.visible, self._sigmas, stats=stats
-        )
+            span, self._timer, self._began, event.generated, self._model.visible, self._sigmas,
+            output, stats,
+        )  # fmt: skip
         self._open.append(row)
-        if self._sink:
-            row.output = self._sink.add(span, event.latents)
-            self._undecoded.append((event, row.output))
-        else:
-            row.output = ChunkOutput(span.video_frames(self._sampler.loaded.spec.strides))
-        self._timer.mark("shown")
+        self._undecoded.append(row)
+        if self._folder_lost:
+            self._report(Phase("rollout without its folder, which was deleted"))
         if span.index >= 0:
             self._report(ChunkDone(span.index, len(self._job.plan.spans), event.generated))
 
+    def _save(self, span: Span, latents: Tensor) -> None:
+        # If the folder was deleted, finish the video before reporting it.
+        self._folder_lost = self._job.decodes and not self._store.holds(0)
+        if not self._folder_lost:
+            self._store.save(chunk_name(span.index), latents)
+
     def decoded(self) -> Iterator[RolloutChunk]:
         """The chunks of the video that are decoded and were not yielded yet, in order."""
-        while self._undecoded and self._undecoded[0][1].done:
-            chunk, output = self._undecoded.popleft()
-            frames, output.pixels = output.pixels, None
-            if frames is not None:
-                yield RolloutChunk(chunk.span.index, frames, chunk.latents.cpu(), chunk.generated)
+        while self._undecoded and self._undecoded[0].output.done:
+            row = self._undecoded.popleft()
+            frames, latents = row.output.pixels, row.output.latents
+            row.output.pixels = row.output.latents = None
+            if frames is not None and latents is not None:
+                yield RolloutChunk(row.span.index, frames, latents, row.generated)
 
     def _next(self) -> None:
         self._timer, self._sigmas = Timer(self._device), []
-        if len(self._open) > 1:  # all before the last are fully timed
-            self._timings.add(self._open.pop(0))
-        trim_heap()
+        while len(self._open) > 1 and self._open[0].output.done:  # and its clean pass is, too
+            self._timings.add(self._open.popleft())
+        if self._device.type != "cuda":  # which keeps no activations on the heap
+            trim_heap()
 
     def finish(self) -> None:
         """Log the timings of the last chunks, once everything is done."""
         while self._open:
-            self._timings.add(self._open.pop(0))
+            self._timings.add(self._open.popleft())
 
 
 def _reuse(job: RolloutJob, timings: TimingLog) -> dict[str, Any]:
@@ -369,23 +370,25 @@ def _open_video(stack: ExitStack, job: RolloutJob, record: RunRecord) -> VideoWr
     )
 
 
-def _open_sink(
-    stack: ExitStack, job: RolloutJob, loaded: Loaded, writer: VideoWriter | None
-) -> VideoSink | None:
-    """The sink, closed with the stack; None for latents only."""
+def _sink(job: RolloutJob, loaded: Loaded, writer: VideoWriter | None) -> ChunkSink:
+    """Where the clean chunks go: to their files alone, or to a video as well."""
+    beside = _beside(loaded, job) if job.beside is None else job.beside
     if not job.decodes:
-        return None
-    return stack.enter_context(
-        VideoSink(
-            loaded.pipeline.vae,
-            writer,
-            DriftMeter(job.settings.video.fps),
-            beside=_beside(loaded, job) if job.beside is None else job.beside,
-            shows=lambda span: span.index >= 0 or not job.only_new,
-        )
+        return ChunkSink(beside=beside)
+    return VideoSink(
+        loaded.pipeline.vae,
+        writer,
+        DriftMeter(job.settings.video.fps),
+        device=loaded.device,
+        beside=beside,
+        shows=lambda span: span.index >= 0 or not job.only_new,
     )
 
 
 def _beside(loaded: Loaded, job: RolloutJob) -> bool:
-    """Whether decoding can overlap with denoising: an asynchronous device with memory to spare."""
-    return loaded.device.type == "cuda" and job.settings.machine.offload in ("auto", "none")
+    """Whether what follows can overlap with denoising: on an asynchronous device.
+
+    Decoding needs memory to spare, which a device that weights are moved off does not have.
+    """
+    spare = not job.decodes or job.settings.machine.offload in ("auto", "none")
+    return loaded.device.type == "cuda" and spare

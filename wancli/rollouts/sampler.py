@@ -25,6 +25,7 @@ from wancli.generation.flow import (
 from wancli.generation.noise import Noise
 from wancli.generation.schedulers import make_scheduler
 from wancli.models.load import Loaded
+from wancli.models.streams import to_device
 from wancli.planning.plan import RolloutPlan, chunk_steps, timesteps
 from wancli.records.record import ForwardStats
 from wancli.rollouts.denoiser import CausalDenoiser, causal
@@ -72,7 +73,7 @@ class ChunkSampler:
         """Denoise one chunk, step by step."""
 
         def noise(step: int) -> Tensor:
-            return self.noise(span, step).to(self.loaded.device)
+            return to_device(self.noise(span, step), self.loaded.device)
 
         sampling, rollout = self.settings.sampling, self.settings.rollout
         if rollout.sampler == "unipc":

@@ -1,39 +1,125 @@
-"""Decodes, writes and measures clean chunks as they come."""
+"""Saves, decodes, writes and measures clean chunks as they come."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import torch
 from diffusers import AutoencoderKLWan
 from numpy.typing import NDArray
 from torch import Tensor
 
 from wancli.catalog.geometry import Span
-from wancli.models.vae import StreamingDecoder
+from wancli.errors import RunError
+from wancli.models.streams import HostCopy, SideStream
+from wancli.models.timer import Timer
+from wancli.models.vae import StreamingDecoder, check_finite
+from wancli.rollouts.stages import PipelineStage
+from wancli.utils.interrupts import uninterrupted
 from wancli.video.drift import DriftMeter
 from wancli.video.write import VideoWriter
+
+_PATIENCE_S = 2.0  # for the chunk that a stage works on when the rollout ends early
+
+Save = Callable[[Span, Tensor], None]  # latents [1, C, n, H, W] on the CPU
 
 
 @dataclass
 class ChunkOutput:
-    """Frames and times of one decoded chunk."""
+    """What became of a chunk, and how long it took."""
 
     frames: int = 0  # video frames written or, without a VAE, represented
     pixels: NDArray[np.uint8] | None = None  # those frames, [T, H, W, 3], until they are passed on
-    decode_s: float = 0.0
+    latents: Tensor | None = None  # [1, C, n, H, W] on the CPU, until they are passed on
+    decode: Timer | None = None  # its interval "decode", in the decoder's own lane
     write_s: float = 0.0
-    done: bool = False  # decoded, and written or hidden
+    drift_s: float = 0.0
+    done: bool = False  # through all stages
 
 
-class VideoSink:
-    """Decodes clean chunks, in order, into one video. Memory does not grow with their number.
+@dataclass
+class _Item:
+    """A chunk on its way through the stages."""
 
-    With `beside`, a thread decodes and writes a chunk while the next one is denoised; at most one
-    is pending, and its errors are raised by the next call.
+    span: Span
+    latents: Tensor  # on the device
+    on_host: HostCopy  # of the latents and whether they are finite, later of the decoded frames
+    save: Save | None
+    output: ChunkOutput = field(default_factory=ChunkOutput)
+    frames: NDArray[np.uint8] | None = None
+
+
+class ChunkSink:
+    """Checks and saves clean chunks, in order. Memory does not grow with their number.
+
+    With `beside`, a thread does so while the next chunk is denoised. Its errors are raised by the
+    next call, and nothing that is not finite is saved.
+    """
+
+    def __init__(self, *, beside: bool = False) -> None:
+        self.beside = beside
+        self._saving = PipelineStage("save", self._save, threaded=beside)
+        self._later: list[PipelineStage[_Item]] = []  # in order
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        with uninterrupted():
+            self._stop()
+
+    def add(self, span: Span, latents: Tensor, *, save: Save | None = None) -> ChunkOutput:
+        """Add the next chunk [1, C, n, H, W]; the output is filled in as it goes through.
+
+        `save` is called with it once it is known to be finite.
+        """
+        on_host = HostCopy(latents, torch.isfinite(latents).all())
+        item = _Item(span, latents, on_host, save)
+        self._saving.put(item)
+        return item.output
+
+    def finish(self) -> None:
+        """Wait until every chunk is through. Raises the first error of a stage."""
+        for stage in (self._saving, *self._later):
+            stage.finish()
+
+    def drift(self) -> dict[str, Any]:
+        """Drift of the video for the record, once every chunk is through; {} without a video."""
+        return {}
+
+    def _save(self, item: _Item) -> None:
+        item.output.latents, finite = item.on_host.wait()
+        if not finite:
+            raise RunError(
+                f"the latents of chunk {item.span.index} are not finite: denoising failed.",
+                hint="`overwrite` with `dtype float32` or a lower `guidance_scale`",
+            )
+        if item.save:
+            item.save(item.span, item.output.latents)
+        self._pass_on(item)
+
+    def _pass_on(self, item: _Item) -> None:
+        """Continue with a chunk that is saved."""
+        item.output.done = True
+
+    def _stop(self) -> None:
+        """End all threads: what is denoised is still saved, but not decoded or written."""
+        for stage in self._later:
+            stage.close(drop=True)
+        self._saving.close()
+        for stage in (self._saving, *self._later):
+            stage.ends_within(_PATIENCE_S)
+
+
+class VideoSink(ChunkSink):
+    """Also decodes the chunks, writes them into one video, and measures their drift.
+
+    With `beside`, these are three more threads, and on CUDA decoding has a stream of its own.
     """
 
     def __init__(
@@ -42,6 +128,7 @@ class VideoSink:
         writer: VideoWriter | None,
         meter: DriftMeter,
         *,
+        device: torch.device,
         beside: bool = False,
         shows: Callable[[Span], bool] = lambda _span: True,
     ) -> None:
@@ -49,50 +136,61 @@ class VideoSink:
 
         Without a `writer` the frames are passed on, and not written.
         """
+        super().__init__(beside=beside)
         self._decoder, self._writer, self._meter = StreamingDecoder(vae), writer, meter
-        self._shows = shows
-        self._pool = ThreadPoolExecutor(1) if beside else None
-        self._pending: Future[None] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        if self._pool:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def add(self, span: Span, latents: Tensor) -> ChunkOutput:
-        """Add the next chunk [1, C, n, H, W]; the output is filled in once it is decoded."""
-        output = ChunkOutput()
-        if self._pool is None:
-            self._write(span, latents, output)
-        else:
-            self.wait()
-            self._pending = self._pool.submit(self._write, span, latents, output)
-        return output
-
-    def wait(self) -> None:
-        """Wait for the chunk that is being decoded."""
-        if self._pending:
-            self._pending.result()
-            self._pending = None
-
-    def _write(self, span: Span, latents: Tensor, output: ChunkOutput) -> None:
-        started = perf_counter()
-        frames = self._decoder(latents)
-        decoded = perf_counter()
-        output.decode_s = decoded - started
-        if self._shows(span):
-            if self._writer:
-                self._writer.write(frames)
-            output.frames, output.pixels = len(frames), frames
-            output.write_s = perf_counter() - decoded
-            self._meter.add(frames, latents, index=span.index)
-        output.done = True
+        self._shows, self._device = shows, device
+        self._stream = SideStream(device, beside=beside)
+        self._decoding = PipelineStage("decode", self._decode, threaded=beside)
+        self._writing = PipelineStage("write", self._write, threaded=beside)
+        self._measuring = PipelineStage("drift", self._measure, threaded=beside)
+        self._later = [self._decoding, self._writing, self._measuring]
 
     def drift(self) -> dict[str, Any]:
-        """Drift from the first chunks to the last, for the record."""
-        self.wait()
+        """Drift from the first chunks to the last."""
         return self._meter.summary()
+
+    def _pass_on(self, item: _Item) -> None:
+        self._decoding.put(item)
+
+    def _decode(self, item: _Item) -> None:
+        """Queue the decoding; with a stream of its own nobody waits for it here."""
+        with self._stream.after(item.on_host.ready, item.latents):
+            timer = Timer(self._device)
+            decoded = self._decoder.frames(item.latents)
+            item.on_host = HostCopy(decoded.pixels, decoded.finite)
+            timer.mark("decode")
+        item.output.decode = timer
+        self._writing.put(item)
+
+    def _write(self, item: _Item) -> None:
+        pixels, finite = item.on_host.wait()
+        check_finite(finite)
+        if self._shows(item.span):
+            started = perf_counter()
+            frames: NDArray[np.uint8] = pixels.numpy()
+            if self._writer:
+                self._feed(self._writer, frames)
+            item.frames, item.output.frames = frames, len(frames)
+            item.output.write_s = perf_counter() - started
+        self._measuring.put(item)
+
+    def _feed(self, writer: VideoWriter, frames: NDArray[np.uint8]) -> None:
+        for frame in frames:
+            if self._writing.dropping:
+                return
+            writer.write(frame[None])
+
+    def _measure(self, item: _Item) -> None:
+        output, frames = item.output, item.frames
+        if frames is not None and output.latents is not None:
+            started = perf_counter()
+            self._meter.add(frames, output.latents, index=item.span.index)
+            output.drift_s = perf_counter() - started
+        output.pixels = frames
+        output.done = True
+
+    def _stop(self) -> None:
+        super()._stop()
+        if self._writer and not self._writing.ends_within(0.0):
+            self._writer.kill()  # it waits for an ffmpeg that does not read
+            self._writing.ends_within(_PATIENCE_S)

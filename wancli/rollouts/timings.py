@@ -1,9 +1,10 @@
 """Timings of a rollout, chunk by chunk."""
 
 import json
+import math
 import tempfile
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,6 +29,7 @@ class ChunkTiming:
 
     span: Span
     timer: Timer
+    began: Timer  # with the rollout
     generated: bool = True
     tokens: int = 0  # visible to its forwards
     sigmas: list[float] = field(default_factory=list)
@@ -35,17 +37,24 @@ class ChunkTiming:
     stats: Sequence[ForwardStats] = ()  # of its forwards, with a step cache
 
     def as_json(self) -> dict[str, Any]:
-        """Row of the record, times in milliseconds."""
+        """Row of the record, times in milliseconds; `at_ms` is when they began in the rollout."""
+        timer, decode = self.timer, self.output.decode
+        at = {name: timer.start_ms(name, since=self.began) for name in ("step", "clean")}
+        if decode:
+            at["decode"] = decode.start_ms("decode", since=self.began)
         return {
             "chunk": self.span.index,
             "made": self.generated,
             "latent_frames": self.span.frames,
             "video_frames": self.output.frames,
             "sigmas": self.sigmas,
-            "steps_ms": self.timer.ms("step"),
-            "clean_ms": sum(self.timer.ms("clean")),
-            "decode_ms": 1000 * self.output.decode_s,
+            "steps_ms": timer.ms("step"),
+            "clean_ms": sum(timer.ms("clean")),
+            "decode_ms": sum(decode.ms("decode")) if decode else 0.0,
             "write_ms": 1000 * self.output.write_s,
+            "drift_ms": 1000 * self.output.drift_s,
+            "wait_ms": sum(timer.ms("wait")),
+            "at_ms": {name: ms for name, ms in at.items() if ms is not None},
             "kv_tokens": self.tokens,
             **({"reuse": reuse_json(self.stats)} if self.stats else {}),
         }
@@ -103,14 +112,26 @@ class TimingLog:
         return OutputError(f"cannot write {place}: {error.strerror}.", hint=HINT)
 
 
+_SECONDS = {
+    "denoise_s": "steps_ms",
+    "clean_s": "clean_ms",
+    "decode_s": "decode_ms",
+    "save_s": "write_ms",
+    "drift_s": "drift_ms",
+    "wait_s": "wait_ms",
+}
+
+
 def summed(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Total seconds by activity."""
-    seconds = dict.fromkeys(("denoise_s", "clean_s", "decode_s", "save_s"), 0.0)
+    """Total seconds by activity, each in its own lane: they may add up to more than passed.
+
+    `wait_s` is how long denoising stood still for the stages behind it.
+    """
+    seconds = dict.fromkeys(_SECONDS, 0.0)
     for row in rows:
-        seconds["denoise_s"] += sum(row["steps_ms"]) / 1000
-        seconds["clean_s"] += row["clean_ms"] / 1000
-        seconds["decode_s"] += row["decode_ms"] / 1000
-        seconds["save_s"] += row["write_ms"] / 1000
+        for name, key in _SECONDS.items():
+            ms = row[key]
+            seconds[name] += (sum(ms) if isinstance(ms, list) else ms) / 1000
     return seconds
 
 
@@ -125,13 +146,34 @@ def reuse(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
 def rates(rows: Iterable[dict[str, Any]], wall_s: float) -> dict[str, float]:
     """Video frames per second of generated chunks.
 
-    `transformer` alone, `with_vae` if there was a video, and by the `wall` clock of the whole loop.
+    `transformer` by the time of denoising and clean passes alone, `with_vae` (if there was a video)
+    by the time in which denoising or decoding ran, counted once where both did, and by the `wall`
+    clock of the whole loop. `rows` is gone through several times.
     """
-    frames = sum(row["video_frames"] for row in rows if row["made"])
-    seconds = summed(row for row in rows if row["made"])
-    transformer = seconds["denoise_s"] + seconds["clean_s"]
-    times = {"transformer": transformer}
+    frames = sum(row["video_frames"] for row in _made(rows))
+    seconds = summed(_made(rows))
+    times = {"transformer": seconds["denoise_s"] + seconds["clean_s"]}
     if seconds["decode_s"]:
-        times["with_vae"] = transformer + seconds["decode_s"]
+        times["with_vae"] = _union_s(busy for row in _made(rows) for busy in _busy(row))
     times["wall"] = wall_s
     return {name: frames / time for name, time in times.items() if time and frames}
+
+
+def _made(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    return (row for row in rows if row["made"])
+
+
+def _busy(row: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
+    """When the model and the VAE worked on a chunk: from and to, in milliseconds."""
+    lengths = {"step": sum(row["steps_ms"]), "clean": row["clean_ms"], "decode": row["decode_ms"]}
+    for name, start in row["at_ms"].items():
+        yield start, start + lengths[name]
+
+
+def _union_s(intervals: Iterable[tuple[float, float]]) -> float:
+    """Seconds in which at least one of the intervals (in milliseconds) runs."""
+    total, covered = 0.0, -math.inf
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, covered))
+        covered = max(covered, end)
+    return total / 1000

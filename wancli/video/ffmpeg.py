@@ -181,6 +181,10 @@ class Encoder:
         self._log.seek(0)
         check_written(self._log.read(), returncode=code)
 
+    def kill(self) -> None:
+        """Kill ffmpeg; what a thread is feeding it fails. `stop` tidies up."""
+        self._process.kill()
+
     def stop(self, *, patience_s: float) -> None:
         """Kill ffmpeg, after `patience_s` to encode its remaining frames."""
         self._stdin.close()

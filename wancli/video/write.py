@@ -184,6 +184,10 @@ class VideoWriter:
         seconds = self.frames / self.fps
         return WrittenVideo(self.path, size, self.frames, seconds, md5, packets, digest)
 
+    def kill(self) -> None:
+        """Kill ffmpeg, so that a thread that waits in `write` fails. Call `abort` afterwards."""
+        self._encoder.kill()
+
     def abort(self) -> None:
         """Stop ffmpeg within a second, leaving the final name untouched. Safe to call again."""
         if self._closed:
