@@ -8,7 +8,7 @@ from diffusers import WanTransformer3DModel
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from wancli.caching.rolling_attention import ROPE_THETA
+from wancli.caching.rolling_attention import ROPE_THETA, rotate_complex, rotate_real
 from wancli.caching.rolling_kv import RollingKV
 from wancli.catalog.geometry import Span, WindowConfig
 from wancli.rollouts.denoiser import PromptPair, causal
@@ -24,11 +24,11 @@ class DoubleTimesteps(torch.nn.Module):
         return torch.cat([angles.cos(), angles.sin()], -1)
 
 
-def tiny():
+def tiny(head_dim=12):
     with torch.random.fork_rng():
         torch.random.manual_seed(0)  # diffusers takes no generator
         model = WanTransformer3DModel(
-            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4,
+            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=head_dim, in_channels=4,
             out_channels=4, text_dim=8, freq_dim=16, ffn_dim=32, num_layers=2,
         )  # fmt: skip
     return model.double().eval()
@@ -213,16 +213,32 @@ def third_velocity(transformer, window, *, first):
     return velocity
 
 
-def test_recaching_recomputes_the_window_under_the_new_prompt(transformer):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_real_and_complex_rotations_are_equal_to_the_bit(dtype):
+    model = tiny(128).to(dtype)  # the head size of every Wan
+    with causal(model, WindowConfig(4, 0, 2, PER_FRAME)) as denoiser:
+        denoiser.set_prompt(PromptPair(draw(1, 3, 8, seed=7)))
+        denoiser.begin(Span(0, 5000, 2))
+        latents = draw(1, 4, 2, SIDE, SIDE, seed=0).to(dtype)
+        denoiser.velocity(latents, 500.0)
+        table = model.rope(latents).table
+    x = draw(2, 2 * PER_FRAME, 3, 128, seed=1).to(dtype)
+    assert torch.equal(rotate_real(x, table), rotate_complex(x, table))
+    assert not torch.equal(rotate_real(x, table), x)
+
+
+@pytest.mark.parametrize(("rope", "sink_frame"), [("absolute", 0), ("relative", 1)])
+def test_recaching_recomputes_the_window_under_the_new_prompt(transformer, rope, sink_frame):
     window = WindowConfig(3, 1, 1, PER_FRAME)
     chunks = [draw(1, 4, 1, SIDE, SIDE, seed=index) for index in range(5)]
     prompts = [PromptPair(draw(1, 3, 8, seed=seed)) for seed in (7, 8)]
 
     def velocity(committed, prompt, *, recached):
-        with causal(transformer, window) as model:
+        with causal(transformer, window, rope=rope) as model:
             model.set_prompt(prompt)
             for index in committed:
-                model.begin(Span(index, index, 1))
+                frame = sink_frame if 1 not in committed and not index else index
+                model.begin(Span(index, frame, 1))
                 model.commit(chunks[index], 5.0)
             model.set_prompt(prompts[1])
             if recached:
@@ -304,10 +320,11 @@ def test_the_cache_does_not_grow(transformer):
     addresses = set()
     for index in range(50):
         kv.begin(2)
-        keys, values = kv.write(0, *(torch.full((1, 1, 2, 2), float(index)) for _ in range(2)))
+        for rows in (kv.keys, kv.values):
+            rows[:, :, kv.stored : kv.stored + 2] = index
         kv.commit()
-        addresses.add((keys.data_ptr(), values.data_ptr()))
-    assert keys[0, 0, :, 0].tolist() == [0, 47, 48, 48, 49, 49]
+        addresses.add((kv.keys.data_ptr(), kv.blocks[0].keys.data_ptr(), kv.values.data_ptr()))
+    assert kv.blocks[0].keys[0, :, 0, 0].tolist() == [0, 47, 48, 48, 49, 49]
     assert len(addresses) == 1
 
 

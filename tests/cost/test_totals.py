@@ -50,7 +50,13 @@ def cost_of(model: str, *, wide: bool = False, **tables: object) -> Cost:
 def tiny_rollout(trim: Literal["before", "after"]) -> RolloutPlan:
     tables = {
         "video": {"width": 48, "height": 32},
-        "rollout": {"chunks": 4, "chunk_frames": 2, "rolling_window": 5, "trim": trim},
+        "rollout": {
+            "chunks": 4,
+            "chunk_frames": 2,
+            "rolling_window": 5,
+            "trim": trim,
+            "sink_frames": 1 if trim == "before" else 0,
+        },
         "sampling": {"guidance_scale": 1.0},
     }
     settings = resolve([Layer("flag", tables)], RolloutSettings).settings
@@ -64,7 +70,7 @@ def test_forwards_and_flops_of_a_rollout_match_the_plan(trim: Literal["before", 
     assert sum(forwards.values()) == plan.forwards
     planned = denoise_flops(TINY, forwards, fresh=1).flops
     latents = torch.zeros(1, 4, 2, 4, 6)
-    with causal(tiny_transformer(), plan.window) as model:
+    with causal(tiny_transformer(), plan.window, rope=plan.rope) as model:
 
         def roll() -> None:
             model.set_prompt(PromptPair(torch.zeros(1, 9, 16)))
@@ -79,7 +85,7 @@ def test_forwards_and_flops_of_a_rollout_match_the_plan(trim: Literal["before", 
                     model.commit(latents, 1.0 + number / 10)
 
         assert flops(roll) == planned
-        assert model.nbytes == rolling_bytes(TINY, plan.window, element_bytes=4)
+        assert model.nbytes == rolling_bytes(TINY, plan.window, plan.rope, element_bytes=4)
 
 
 def test_the_size_of_a_cached_prompt_matches_the_plan():

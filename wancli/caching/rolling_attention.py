@@ -1,39 +1,66 @@
 """Self-attention over a rolling KV cache, through diffusers' own seam: `set_attn_processor`.
 
+Nothing in a block depends on its number, on the branch or on the chunk but the tensors that it is
+handed and two integers: `torch.compile` makes one graph of all blocks.
+
 Shapes: B batch, L tokens of this forward, M visible tokens, H heads, D head size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
+from wancli.caching.attention import attend
 from wancli.caching.lru import swap
-from wancli.caching.rolling_kv import RollingKV
-from wancli.config.settings import RopePolicy
+from wancli.caching.rolling_kv import BlockKV, RollingKV
 
 ROPE_THETA = 10_000.0  # in every Wan
 
 
-@dataclass
+@dataclass(frozen=True)
+class RotaryTable:
+    """Rotary factors of L tokens, as complex numbers and the same as real ones."""
+
+    factors: Tensor  # unit complex numbers [L, 1, D / 2]
+    cos: Tensor  # [L, 1, D], each twice
+    sin: Tensor  # [L, 1, D], of each pair -sin, sin
+
+
+@dataclass(frozen=True)
+class ChunkPosition:
+    """Where a chunk's tokens are, in time and in the cache."""
+
+    table: RotaryTable
+    start: int  # row of the first token
+    first_visible: int  # row
+
+
 class RolloutState:
     """State of a rollout that one transformer's modules share; only the denoiser writes it."""
 
-    rope: RopePolicy = "absolute"
-    kv: RollingKV | None = None  # of the branch (cond or uncond) of the next forward
-    first_frame: int = 0  # latent frame at which the current chunk begins
-    timestep: float = 0.0  # of the next forward
+    def __init__(self) -> None:
+        self.kv: RollingKV | None = None  # of the branch (cond or uncond) of the next forward
+        self.first_frame = 0  # latent frame at which the current chunk begins
+        self.timestep = 0.0  # of the next forward
+        self.attentions: Sequence[RollingAttention] = ()
+
+    def use(self, kv: RollingKV) -> None:
+        """Let the next forward attend to this cache."""
+        self.kv = kv
+        for attention, rows in zip(self.attentions, kv.blocks, strict=True):
+            attention.kv = rows
 
 
 class RollingAttention:
     """Wan self-attention of one chunk over the window of a rollout."""
 
-    def __init__(self, block: int, state: RolloutState) -> None:
-        self.block, self.state = block, state
+    def __init__(self, backend: str) -> None:
+        self.kv: BlockKV | None = None  # of the next forward
+        self.backend = backend
 
     def __call__(
         self,
@@ -44,94 +71,94 @@ class RollingAttention:
         rotary_emb: Any = None,
     ) -> Tensor:
         """[B, L, H*D] attends to the M visible tokens; `rotary_emb` is `RollingRope`'s."""
-        kv, factors = self.state.kv, rotary_emb
-        if kv is None or not isinstance(factors, RotaryFactors):
+        kv, position = self.kv, rotary_emb
+        if kv is None or not isinstance(position, ChunkPosition):
             raise RuntimeError("enter rolling self-attention through `use_kv_cache`")
         query, key, value = _projected(attn, hidden_states)
         query, key = by_head(attn, attn.norm_q(query)), by_head(attn, attn.norm_k(key))
-        value = by_head(attn, value)
-        query = rotate(query, factors.query)
-        if factors.window is not None:  # keys are cached unrotated
-            key, value = kv.write(self.block, key, value)
-            key = rotate(key, factors.window)
-        else:
-            if self.state.rope == "sink":
-                kv.keep_raw_sink(self.block, key)
-            rotated = rotate(key, factors.query)
-            if factors.sink is not None:
-                kv.put_sink(self.block, rotate(kv.raw_sink[self.block], factors.sink))
-            key, value = kv.write(self.block, rotated, value)
-        return attend(attn, query, key, value)
-
-
-@dataclass(frozen=True)
-class RotaryFactors:
-    """Rotary factors of one forward: unit complex numbers [tokens, D / 2]."""
-
-    query: Tensor  # of the chunk's own tokens
-    window: Tensor | None = None  # of all visible tokens, if keys are cached unrotated
-    sink: Tensor | None = None  # of the sink's tokens, if their positions have moved
+        start, end = position.start, position.start + key.shape[1]
+        sink = min(kv.raw_sink.shape[1], end) - start  # the chunk's tokens that belong to it
+        if sink > 0:
+            kv.raw_sink[:, start : start + sink] = key[:, :sink]
+        kv.keys[:, start:end] = rotate(key, position.table)
+        kv.values[:, start:end] = by_head(attn, value)
+        visible = slice(position.first_visible, end)
+        query = rotate(query, position.table)
+        mixed = attend(query, kv.keys[:, visible], kv.values[:, visible], self.backend)
+        out: Tensor = attn.to_out[1](attn.to_out[0](mixed.flatten(2)))
+        return out
 
 
 class RollingRope(nn.Module):
     """The transformer's rotary embedding (RoFormer, arXiv:2104.09864) at any latent frame.
 
     diffusers' table ends at 1024 positions; this one computes angles from integer positions in
-    float64. `state.rope` selects the temporal position: "absolute", the latent frame's number;
-    "relative", its place in the window; "sink", its number, with the sink just before the window.
+    float64. A token's temporal position is its latent frame's number. The sink, if the cache keeps
+    its unrotated keys, is moved along just before the window: attention depends on differences of
+    positions alone, so that this is the same as numbering the window's frames from 0.
     """
 
     def __init__(self, rope: Any, state: RolloutState) -> None:
         super().__init__()
         self.state, self._patch = state, rope.patch_size
         self._sizes = (rope.t_dim, rope.h_dim, rope.w_dim)
-        self._cache: dict[Any, Tensor] = {}  # of a few chunks: later ones have other positions
+        self._tables: dict[Any, RotaryTable] = {}  # of a few chunks: later ones have others
 
-    def forward(self, latents: Tensor) -> RotaryFactors:
-        """Factors for latents [B, C, F, H, W] that begin at `state.first_frame`."""
+    def forward(self, latents: Tensor) -> ChunkPosition:
+        """The position of latents [B, C, F, H, W] that begin at `state.first_frame`."""
         state, kv = self.state, self.state.kv
         if kv is None:
             raise RuntimeError("set state.kv before a forward")
         time, height, width = (
             size // patch for size, patch in zip(latents.shape[2:], self._patch, strict=True)
         )
-        grid, like = (height, width), latents
-        first = state.first_frame // self._patch[0]
-        visible = kv.visible // (height * width)
-        if state.rope == "relative":
-            window = self._factors(0, visible, grid, like)
-            return RotaryFactors(window[-time * height * width :], window=window)
-        query = self._factors(first, time, grid, like)
-        sink = kv.sink // (height * width)
-        start = first + time - visible  # position of the sink, moved up to the window
-        if state.rope == "absolute" or not (start and sink):
-            return RotaryFactors(query)
-        return RotaryFactors(query, sink=self._factors(start, sink, grid, like))
+        first, per_frame = state.first_frame // self._patch[0], height * width
+        if kv.blocks[0].raw_sink.shape[1]:
+            self._move_sink(kv, first + time - kv.visible // per_frame, (height, width), latents)
+        table = self._table(first, (time, height, width), latents)
+        return ChunkPosition(table, kv.stored, kv.hidden)
 
-    def _factors(self, first: int, frames: int, grid: tuple[int, int], like: Tensor) -> Tensor:
-        key = (first, frames, grid, like.device, like.dtype)
-        if key not in self._cache:
-            if len(self._cache) > 8:  # enough for a few chunks
-                self._cache.clear()
-            dtype = torch.complex128 if like.dtype == torch.float64 else torch.complex64
-            self._cache[key] = self._compute(first, frames, grid).to(dtype).to(like.device)
-        return self._cache[key]
+    def _move_sink(self, kv: RollingKV, frame: int, grid: tuple[int, int], latents: Tensor) -> None:
+        """Rotate the sink's keys to begin at `frame`, unless they do already."""
+        if kv.sink_frame not in (None, frame):
+            height, width = grid
+            table = self._table(frame, (kv.sink // (height * width), height, width), latents)
+            for block in kv.blocks:
+                block.keys[:, : kv.sink] = rotate(block.raw_sink, table)
+        kv.sink_frame = frame
 
-    def _compute(self, first: int, frames: int, grid: tuple[int, int]) -> Tensor:
-        """[frames * height * width, D / 2], complex128."""
-        height, width = grid
-        starts = (first, 0, 0)
+    def _table(self, first: int, sizes: tuple[int, int, int], like: Tensor) -> RotaryTable:
+        key = (first, sizes, like.device, like.dtype)
+        if key not in self._tables:
+            if len(self._tables) > 8:  # enough for a few chunks
+                self._tables.clear()
+            device = _wide_device(like.device)
+            angles = self._angles(first, sizes, device)
+            wide = like.dtype == torch.float64
+            cos, sin = (
+                x.to(like.dtype if wide else torch.float32).to(like.device)
+                for x in (angles.cos(), angles.sin())
+            )
+            self._tables[key] = RotaryTable(
+                torch.complex(cos, sin),
+                cos.repeat_interleave(2, -1),
+                torch.stack((-sin, sin), -1).flatten(-2),
+            )
+        return self._tables[key]
+
+    def _angles(self, first: int, sizes: tuple[int, int, int], device: torch.device) -> Tensor:
+        """[frames * height * width, 1, D / 2], float64: of each axis, then side by side."""
         axes = []
-        for axis, (start, count, size) in enumerate(
-            zip(starts, (frames, height, width), self._sizes, strict=True)
+        for axis, (start, count, channels) in enumerate(
+            zip((first, 0, 0), sizes, self._sizes, strict=True)
         ):
-            rates = ROPE_THETA ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
-            angles = torch.outer(torch.arange(start, start + count, dtype=torch.float64), rates)
-            view = [1, 1, 1, size // 2]
+            steps = torch.arange(0, channels, 2, dtype=torch.float64, device=device)
+            rates = ROPE_THETA ** (-steps / channels)
+            positions = torch.arange(start, start + count, dtype=torch.float64, device=device)
+            view = [1, 1, 1, channels // 2]
             view[axis] = count
-            axes.append(angles.view(view).expand(frames, height, width, -1))
-        angles = torch.cat(axes, -1).flatten(0, 2)
-        return torch.polar(torch.ones_like(angles), angles)
+            axes.append(torch.outer(positions, rates).view(view).expand(*sizes, -1))
+        return torch.cat(axes, -1).flatten(0, 2)[:, None]
 
 
 class ExactTimesteps(nn.Module):
@@ -143,9 +170,9 @@ class ExactTimesteps(nn.Module):
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """[B] to [B, channels], in the timesteps' dtype."""
-        half = self.channels // 2
-        rates = 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
-        angles = timesteps.double().cpu()[:, None] * rates
+        half, device = self.channels // 2, _wide_device(timesteps.device)
+        steps = torch.arange(half, dtype=torch.float64, device=device)
+        angles = timesteps.to(device).double()[:, None] * 10_000.0 ** (-steps / half)
         return torch.cat([angles.cos(), angles.sin()], -1).to(timesteps)
 
 
@@ -166,17 +193,18 @@ class OncePerTimestep(nn.Module):
 
 
 @contextmanager
-def use_kv_cache(transformer: Any, state: RolloutState) -> Iterator[RolloutState]:
-    """Let the transformer attend to `state.kv`; restored on exit, even after an error.
+def use_kv_cache(transformer: Any, *, backend: str = "native") -> Iterator[RolloutState]:
+    """Let the transformer attend to the state's cache; restored on exit, even after an error.
 
     Swaps self-attention processors, and the instance's rotary and timestep embeddings. Prompts are
-    cached by `prompt_kv`, entered inside.
+    cached by `prompt_kv`, entered inside. `backend` as in `attend`.
     """
-    embedder = transformer.condition_embedder
+    embedder, state = transformer.condition_embedder, RolloutState()
+    state.attentions = [RollingAttention(backend) for _ in transformer.blocks]
     with ExitStack() as undo:
-        for number, block in enumerate(transformer.blocks):
+        for block, attention in zip(transformer.blocks, state.attentions, strict=True):
             undo.callback(block.attn1.set_processor, block.attn1.processor)
-            block.attn1.set_processor(RollingAttention(number, state))
+            block.attn1.set_processor(attention)
         swap(transformer, "rope", RollingRope(transformer.rope, state), undo)
         timesteps = ExactTimesteps(embedder.timesteps_proj.num_channels)
         for name, module in (
@@ -188,6 +216,34 @@ def use_kv_cache(transformer: Any, state: RolloutState) -> Iterator[RolloutState
         yield state
 
 
+def rotate(x: Tensor, table: RotaryTable) -> Tensor:
+    """Rotate each pair of channels of [B, L, H, D]; both ways give the same bits."""
+    way = rotate_real if torch.compiler.is_compiling() else rotate_complex
+    return way(x, table)
+
+
+def rotate_real(x: Tensor, table: RotaryTable) -> Tensor:
+    """`rotate` in real numbers, which torch.compile fuses with what is around it."""
+    wide = _wide(x)
+    swapped = wide.reshape(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)
+    return (wide * table.cos + swapped * table.sin).to(x.dtype)
+
+
+def rotate_complex(x: Tensor, table: RotaryTable) -> Tensor:
+    """`rotate` by one complex product."""
+    pairs = torch.view_as_complex(_wide(x).reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * table.factors).flatten(-2).to(x.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def by_head(attn: Any, x: Tensor) -> Tensor:
+    """[B, L, H*D] to [B, L, H, D]."""
+    return x.view(*x.shape[:2], attn.heads, -1)
+
+
 def _projected(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values [B, L, H*D]."""
     if attn.fused_projections:
@@ -196,21 +252,6 @@ def _projected(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return attn.to_q(x), attn.to_k(x), attn.to_v(x)
 
 
-def by_head(attn: Any, x: Tensor) -> Tensor:
-    """[B, L, H*D] to [B, H, L, D]."""
-    return x.view(*x.shape[:2], attn.heads, -1).transpose(1, 2)
-
-
-def attend(attn: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """[B, H, L, D] attends to [B, H, M, D]: [B, L, H*D]."""
-    mixed = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    out: Tensor = attn.to_out[1](attn.to_out[0](mixed))
-    return out
-
-
-def rotate(x: Tensor, factors: Tensor) -> Tensor:
-    """Rotate each pair of channels of [B, H, L, D] by its complex factor [L, D / 2]."""
-    wide = x if x.dtype == torch.float64 else x.float()
-    pairs = torch.view_as_complex(wide.reshape(*x.shape[:-1], -1, 2))
-    rotated = torch.view_as_real(pairs * factors).flatten(-2)
-    return rotated.to(x.dtype)
+def _wide_device(device: torch.device) -> torch.device:
+    """The device itself, if it has float64."""
+    return torch.device("cpu") if device.type == "mps" else device

@@ -1,9 +1,20 @@
 """Rolling KV cache of self-attention: a window over the latent frames of an endless rollout."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from wancli.catalog.geometry import WindowConfig
+
+
+@dataclass(eq=False)
+class BlockKV:
+    """One block's part of a cache: rows of all heads, oldest first."""
+
+    keys: Tensor  # [B, rows, H, D]
+    values: Tensor  # [B, rows, H, D]
+    raw_sink: Tensor  # the sink's keys before rotation [B, sink or 0 rows, H, D]
 
 
 class RollingKV:
@@ -31,22 +42,27 @@ class RollingKV:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        moves_sink: bool = False,
     ) -> None:
+        """`moves_sink`: the sink's keys are rotated anew as the window moves on."""
         self.window = window
         self._window, self.sink = window.window_tokens, window.sink_tokens
 
         def empty(rows: int) -> Tensor:
-            return torch.empty(blocks, batch, heads, rows, head_dim, dtype=dtype, device=device)
+            return torch.empty(blocks, batch, rows, heads, head_dim, dtype=dtype, device=device)
 
         self.keys, self.values = empty(window.capacity), empty(window.capacity)
-        self.raw_sink = empty(self.sink)
+        self.raw_sink = empty(self.sink if moves_sink else 0)
+        views = zip(self.keys, self.values, self.raw_sink, strict=True)
+        self.blocks = [BlockKV(*tensors) for tensors in views]
         self.reset()
 
     def reset(self) -> None:
         """Empty the cache."""
         self.stored = 0  # tokens of committed chunks
+        self.hidden = 0  # oldest rows, which the current forward does not attend to
         self._open = 0  # tokens of the current chunk
-        self._hidden = 0  # oldest rows, which the current forward does not attend to
+        self.sink_frame: int | None = None  # position at which the sink's keys are rotated
 
     @property
     def nbytes(self) -> int:
@@ -56,7 +72,7 @@ class RollingKV:
     @property
     def visible(self) -> int:
         """Tokens that the next forward attends to, the current chunk's included."""
-        return self.stored + self._open - self._hidden
+        return self.stored + self._open - self.hidden
 
     def begin(self, tokens: int) -> None:
         """Make room for a chunk of `tokens`. Raises ValueError if it does not fit the window."""
@@ -65,36 +81,17 @@ class RollingKV:
             raise ValueError(f"a chunk of {tokens} tokens does not fit {self.window}")
         incoming = tokens if self.window.trim == "before" else 0
         self._evict(self.stored + incoming - self._window)
-        self._open, self._hidden = tokens, 0
+        self._open, self.hidden = tokens, 0
 
     def end_forward(self) -> None:
         """End a forward; from now on the chunk attends to the window alone."""
         if self.window.trim == "after":
-            self._hidden = max(0, self.stored + self._open - self._window)
+            self.hidden = max(0, self.stored + self._open - self._window)
 
     def commit(self) -> None:
         """Keep the current chunk's rows as its last forward wrote them."""
         self.stored += self._open
-        self._open = self._hidden = 0
-
-    def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the chunk's keys and values [B, H, tokens, D]; returns all visible ones."""
-        end = self.stored + self._open
-        self.keys[block, :, :, self.stored : end] = keys
-        self.values[block, :, :, self.stored : end] = values
-        visible = slice(self._hidden, end)
-        return self.keys[block, :, :, visible], self.values[block, :, :, visible]
-
-    def keep_raw_sink(self, block: int, keys: Tensor) -> None:
-        """Keep those of the chunk's unrotated keys [B, H, tokens, D] that belong to the sink."""
-        count = min(self.sink - self.stored, self._open)
-        if count > 0:
-            rows = slice(self.stored, self.stored + count)
-            self.raw_sink[block, :, :, rows] = keys[:, :, :count]
-
-    def put_sink(self, block: int, keys: Tensor) -> None:
-        """Replace the sink's keys [B, H, sink, D]."""
-        self.keys[block, :, :, : self.sink] = keys
+        self._open = self.hidden = 0
 
     def _evict(self, tokens: int) -> None:
         """Evict the oldest tokens after the sink, moving the rest down in disjoint slices."""
@@ -104,7 +101,7 @@ class RollingKV:
         while start < self.stored - tokens:
             count = min(tokens, self.stored - tokens - start)
             for rows in (self.keys, self.values):
-                moved = rows[..., start + tokens : start + tokens + count, :]
-                rows[..., start : start + count, :] = moved
+                moved = rows[:, :, start + tokens : start + tokens + count]
+                rows[:, :, start : start + count] = moved
             start += count
         self.stored -= tokens

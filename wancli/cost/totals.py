@@ -107,7 +107,9 @@ def rollout_cost(
         return None
     precision, branches = precision_of(settings.machine, wide=wide), 2 if plan.guided else 1
     usage = rollout_usage(spec, plan, precision)
-    rolling = rolling_bytes(spec.wan.transformer, plan.window, element_bytes=precision.size)
+    rolling = rolling_bytes(
+        spec.wan.transformer, plan.window, plan.rope, element_bytes=precision.size
+    )
     caches = {
         "step_cache": _step_cache_bytes(
             settings, spec, precision, tokens=usage.tokens, branches=branches

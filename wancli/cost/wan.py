@@ -13,6 +13,7 @@ from wancli.catalog.wan import (
     Autoencoder,
     Transformer,
 )
+from wancli.config.settings import RopePolicy
 from wancli.cost.resources import WIDE, Precision, Usage, WeightSizes, other_weight_sizes
 from wancli.cost.wan_transformer import (
     NO_FLOPS,
@@ -128,9 +129,11 @@ def prompt_bytes(spec: ModelSpec, *, element_bytes: int) -> int:
     return tokens * t.dim * (2 * (t.layers + t.vace_blocks) + 1) * element_bytes
 
 
-def rolling_bytes(t: Transformer, window: WindowConfig, *, element_bytes: int) -> int:
-    """Bytes of one branch's rolling K/V in one transformer, with the sink's unrotated keys."""
-    rows = 2 * window.capacity + window.sink_tokens
+def rolling_bytes(
+    t: Transformer, window: WindowConfig, rope: RopePolicy, *, element_bytes: int
+) -> int:
+    """Bytes of one branch's rolling K/V in one transformer, with the keys of a sink that moves."""
+    rows = 2 * window.capacity + (0 if rope == "absolute" else window.sink_tokens)
     return t.layers * rows * t.dim * element_bytes
 
 

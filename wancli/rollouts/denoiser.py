@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -59,8 +59,10 @@ class CausalDenoiser:
     Of two experts (Wan 2.2) the timestep selects the one that denoises; both cache every chunk.
     """
 
-    def __init__(self, experts: Sequence[Expert], window: WindowConfig) -> None:
-        self._experts, self._window = experts, window
+    def __init__(
+        self, experts: Sequence[Expert], window: WindowConfig, *, moves_sink: bool = False
+    ) -> None:
+        self._experts, self._window, self._moves_sink = experts, window, moves_sink
         self._embeddings: list[Tensor] = []  # of each branch
         self._span = Span(0, 0, 0)  # the current chunk
         self._buffer = ContextBuffer(window)
@@ -111,9 +113,20 @@ class CausalDenoiser:
         """
         for kv in self._caches():
             kv.reset()
-        for span, clean, timestep in self._buffer.chunks:
+        for span, clean, timestep in self._recached():
             self.begin(span)
             self._clean_pass(clean, timestep)
+
+    def _recached(self) -> list[tuple[Span, Tensor, float]]:
+        """Chunks within the window; a sink that moves is just before the others from the start."""
+        chunks = self._buffer.chunks
+        if not self._moves_sink:
+            return chunks
+        moved, following = [], chunks[-1][0].end if chunks else 0
+        for span, clean, timestep in reversed(chunks):
+            following -= span.frames
+            moved.append((replace(span, first_frame=following), clean, timestep))
+        return moved[::-1]
 
     def _clean_pass(self, clean: Tensor, timestep: float) -> None:
         for expert in self._experts:
@@ -135,7 +148,7 @@ class CausalDenoiser:
         timesteps = torch.full((len(latents),), timestep, device=latents.device, dtype=exact)
         velocities = []
         for kv, text in zip(expert.branches, self._embeddings, strict=False):
-            state.kv = kv
+            state.use(kv)
             velocity = transformer(latents.to(dtype), timesteps, text, return_dict=False)[0]
             kv.end_forward()
             velocities.append(velocity.to(latents.dtype))
@@ -154,24 +167,26 @@ def causal(
     """Use one transformer, or two experts, as a causal denoiser; restored on exit.
 
     Below timestep `boundary` the second expert denoises; `guidance_scale` may be one per expert.
+    The policies "relative" and "sink" are the same: without a sink they are "absolute", too.
     """
     models = list(transformers) if isinstance(transformers, (list, tuple)) else [transformers]
     scales = [guidance_scale] if isinstance(guidance_scale, (int, float)) else [*guidance_scale]
     scales += scales[-1:] * (len(models) - len(scales))
     branches = 2 if max(scales) > 1 else 1
+    moves_sink = rope != "absolute" and window.sink > 0
     prompt_cache = PromptKVCache(size=branches)
     with ExitStack() as stack:
         experts = []
         for number, (model, scale) in enumerate(zip(models, scales, strict=True)):
             last = number == len(models) - 1
-            state = stack.enter_context(use_kv_cache(model, RolloutState(rope)))
+            state = stack.enter_context(use_kv_cache(model))
             stack.enter_context(prompt_kv(model, prompt_cache))
-            caches = [_cache(model, window) for _ in range(branches)]
+            caches = [_cache(model, window, moves_sink=moves_sink) for _ in range(branches)]
             experts.append(Expert(model, state, caches, scale, 0.0 if last else boundary))
-        yield CausalDenoiser(experts, window)
+        yield CausalDenoiser(experts, window, moves_sink=moves_sink)
 
 
-def _cache(transformer: Any, window: WindowConfig) -> RollingKV:
+def _cache(transformer: Any, window: WindowConfig, *, moves_sink: bool) -> RollingKV:
     config = transformer.config
     return RollingKV(
         window,
@@ -181,6 +196,7 @@ def _cache(transformer: Any, window: WindowConfig) -> RollingKV:
         head_dim=config.attention_head_dim,
         dtype=transformer.dtype,
         device=_device_of(transformer),
+        moves_sink=moves_sink,
     )
 
 
