@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import Wancli
 from wancli.catalog.local import find_spec
 from wancli.catalog.specs import SPECS, ModelSpec
-from wancli.catalog.vocabulary import unknown_words, vocabulary_warnings
+from wancli.catalog.vocabulary import HINT, unknown_words, vocabulary_warnings
 from wancli.config.settings import Settings
 from wancli.demo import world
 from wancli.records.record import Request
@@ -18,9 +18,12 @@ from wancli.records.write import start_record
 DEMO = SPECS["demo"]
 
 
-def test_unknown_words_are_listed_with_what_the_demo_can_draw():
+def test_unknown_words_are_listed_and_info_has_those_that_are_known(wancli: Wancli):
     (warning,) = vocabulary_warnings(DEMO, ["A cat walks on the grass, a red circle and a cat."])
     assert warning.startswith("demo does not know 'cat', 'walks', 'grass'. It is the demo model")
+    assert "wancli model info demo" in HINT
+    out = wancli("model", "info", "demo").out
+    assert DEMO.draws in " ".join(out.split())
 
 
 def test_every_word_of_the_training_prompts_is_known():

@@ -80,7 +80,9 @@ def test_json_output_sidecar_and_video_hold_the_same_record(wancli: Wancli, tiny
     assert embedded["request"]["prompt"] == PROMPT
     assert str(tiny_model) not in json.dumps(embedded)
     assert embedded["env"] == {}
-    assert "steps_ms" not in embedded["timings"]
+    times, whole = embedded["timings"], record["timings"]
+    assert set(times) == {name for name in whole if name.endswith("_s")}
+    assert times["denoise_s"] < times["total_s"] <= whole["total_s"]
 
 
 def test_previews_change_neither_the_latents_nor_the_request(wancli: Wancli, tiny_model: Path):

@@ -40,14 +40,14 @@ def test_a_summary_has_ten_lines_at_most(wancli: Wancli, record: Path, monkeypat
     monkeypatch.setenv("COLUMNS", "80")
     result = wancli("show", record)
     assert result.code == 0, result.err
-    lines = dict(re.split("  +", line) for line in result.out.splitlines())
+    lines = dict(re.split("  +", line, maxsplit=1) for line in result.out.splitlines())
     assert len(lines) <= 10
     assert lines["prompt"] == "a red circle"
     assert lines["video"] == "96x96, 33 frames at 16 fps"
     assert lines["sampling"] == "seed 7, 20 steps, unipc, guidance 5, shift 3"
     assert lines["step cache"] == "cachedit, 12 of 40 forwards reused"
     assert lines["settings from"] == "flags steps; WANCLI_MODEL; preset demo"
-    assert lines["time"] == "load 1.23 s, total 4.50 s"
+    assert lines["time"] == "load 1.23 s  total 4.50 s"
     assert "revision" not in result.out
 
 
@@ -79,3 +79,19 @@ def test_a_summary_has_the_prompt_changes_of_a_rollout(wancli: Wancli, record: P
     rollout["request"]["inputs"] = {"changes": [[3, "a blue circle"]]}
     record.write_text(json.dumps(rollout))
     assert "a red circle; chunk 3: a blue circle\n" in wancli("show", record).out
+
+
+@pytest.mark.parametrize(
+    ("sampler", "line"),
+    [
+        ("unipc", "seed 7, unipc, 20 steps a chunk, guidance 5, shift 3"),
+        ("few-step", "seed 7, few-step, timesteps 1000,500, shift 3"),
+    ],
+)
+def test_a_summary_of_a_rollout_has_its_steps(
+    wancli: Wancli, record: Path, sampler: str, line: str
+):
+    rollout = json.loads(record.read_text())
+    rollout["request"]["rollout"] = {"sampler": sampler, "steps_list": "1000,500"}
+    record.write_text(json.dumps(rollout))
+    assert f"  {line}\n" in wancli("show", record).out

@@ -104,8 +104,8 @@ def test_a_brightening_clip_has_the_slope_it_was_made_with() -> None:
     summary = measure(clip).summary()
     slope = FPS * 60 / 255  # one level a video frame
     assert summary["slope_per_minute"]["luma"] == pytest.approx(slope, rel=1e-3)
-    assert summary["notes"][0].startswith("exposure rises 3.8 a minute, 0.")
-    assert "; motion steady at " in summary["notes"][0]
+    assert summary["notes"][0].startswith("exposure (0 to 1) rises 3.8 a minute, 0.")
+    assert "; motion (levels per frame) steady at " in summary["notes"][0]
 
 
 def test_a_clip_that_freezes_is_reported_with_its_exposure() -> None:
@@ -113,7 +113,7 @@ def test_a_clip_that_freezes_is_reported_with_its_exposure() -> None:
     clip[96:] = clip[95]
     summary = measure(clip).summary()
     assert summary["notes"] == [
-        f"exposure steady at {summary['first']['luma']:.2g}; motion stops after chunk 7"
+        f"exposure (0 to 1) steady at {summary['first']['luma']:.2g}; motion stops after chunk 7"
     ]
     assert summary["slope_per_minute"]["motion"] < 0
     assert summary["last"]["motion"] == 0
@@ -157,7 +157,7 @@ def test_fading_colours_lose_saturation_and_nothing_else() -> None:
     assert summary["slope_per_minute"]["saturation"] < 0
     assert summary["last"]["colourfulness"] < 0.6 * summary["first"]["colourfulness"]
     assert summary["notes"][0].startswith("exposure steady")
-    assert [note for note in summary["notes"] if note.startswith("saturation falls")]
+    assert [note for note in summary["notes"] if note.startswith("saturation (0 to 1) falls")]
 
 
 def test_growing_latents_are_reported_against_the_first_chunks() -> None:
@@ -168,7 +168,9 @@ def test_growing_latents_are_reported_against_the_first_chunks() -> None:
     assert stds[2:] == pytest.approx([s / 1.05 for s in spreads[2:]], rel=1e-3)
     slope = 0.05 / 1.05 / (CHUNK / FPS / 60)
     assert summary["slope_per_minute"]["latent_std"] == pytest.approx(slope, rel=0.01)
-    assert any(note.startswith("latent std rises") for note in summary["notes"])
+    assert any(
+        note.startswith("latent std (1 in the first chunks) rises") for note in summary["notes"]
+    )
 
 
 def test_channels_that_shift_against_each_other_do_not_cancel_out() -> None:
@@ -252,8 +254,8 @@ def test_a_plain_video_gives_no_nan(level: int, frames: int) -> None:
             meter.add(part, np.zeros((1, 4, 1, 2, 2)), index=index)
     summary = meter.summary()
     json.dumps(summary, allow_nan=False)
-    expected = "motion unknown" if frames == 1 else "nothing moves"
-    assert summary["notes"][0] == f"exposure steady at {level // 255}; {expected}"
+    expected = "motion (levels per frame) unknown" if frames == 1 else "nothing moves"
+    assert summary["notes"][0] == f"exposure (0 to 1) steady at {level // 255}; {expected}"
 
 
 def test_an_empty_rollout_has_a_summary() -> None:

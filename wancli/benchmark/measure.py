@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from wancli.models.memory import fits_in_memory, peak_memory, reset_peak_memory
 from wancli.models.timer import Timer
 from wancli.records.progress import Phase, Report, Step
 from wancli.records.record import Request
-from wancli.records.write import start_record, versions
+from wancli.records.write import TimedRecord, start_record, versions
 from wancli.video.compare import Quality, compare_latents, compare_videos
 
 
@@ -108,10 +109,13 @@ class Measurer:
         inputs = self._recorded_inputs
         request = Request(case.prompt, case.seed, variant.settings, {}, inputs=inputs)
         record = start_record(request, command="bench", created=datetime.now(UTC))
-        record = replace(record, status="ok")
+        run = rendered.run
+        times = {"denoise_s": run.denoise_s, "decode_s": run.decode_s}
+        record = replace(record, status="ok", timings=times)
+        timed = TimedRecord(record, perf_counter() - run.total_s)
         settings = _playable_in_browsers(variant.settings)
         latents = rendered.latents if variant.plan.segments == 1 else None
-        write_video(rendered.frames, self.folder / video, record, settings, latents)
+        write_video(rendered.frames, self.folder / video, timed, settings, latents)
         if variant is self.baseline:
             self._baseline_runs[case] = rendered
             return replace(rendered.run, video=video)

@@ -60,7 +60,7 @@ class ModelSpec:
     causal: bool | None = None  # trained for autoregressive rollout; None is unknown
     folder: Path | None = None  # of its files, if known before loading
     random: bool = False  # random weights, not read from a file
-    draws: str = ""  # what a small model can draw, for warnings
+    draws: str = ""  # all that a small model knows
 
     @property
     def on_hub(self) -> bool:
@@ -107,10 +107,9 @@ SPECS = {
             causal=True,
             folder=DEMO_FOLDER,
             architecture=DEMO,
-            draws="It is the demo model, and draws one red, green, blue, yellow, purple, orange, "
-            "white or cyan circle, square or triangle, moving right, left, up or down, bouncing, "
-            "circling, spinning, pulsing or standing still on a black, gray, navy or brown "
-            "background.",
+            draws="one red, green, blue, yellow, purple, orange, white or cyan circle, square or "
+            "triangle, moving right, left, up or down, bouncing, circling, spinning, pulsing or "
+            "standing still, on a black, gray, navy or brown background",
         ),
         ModelSpec(
             "wan2.1-t2v-1.3b",

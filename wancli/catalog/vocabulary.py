@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from wancli.catalog.specs import ModelSpec
 from wancli.utils.reading import parse_json, read_text
 
-HINT = "use only these words, or `model` wan2.1-t2v-1.3b"
+HINT = "its words: wancli model info demo; or `model` wan2.1-t2v-1.3b"
 _SHOWN = 8  # words
 _TOKENS = re.compile(r"\w+|[^\w\s]+")  # as tokenizers' Whitespace splits
 
@@ -20,13 +20,14 @@ def unknown_words(spec: ModelSpec, prompts: Iterable[str]) -> list[str]:
 
 
 def vocabulary_warnings(spec: ModelSpec, prompts: Iterable[str]) -> tuple[str, ...]:
-    """A warning about words that the model does not know, with what it can draw; or none."""
+    """A warning about words that the model does not know, or none."""
     words = unknown_words(spec, prompts)
     if not words:
         return ()
     more = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
     quoted = ", ".join(f"'{word}'" for word in words[:_SHOWN])
-    return (f"{spec.name} does not know {quoted}{more}. {spec.draws}".strip(),)
+    small = " It is the demo model, and draws moving shapes." if spec.draws else ""
+    return (f"{spec.name} does not know {quoted}{more}.{small}",)
 
 
 def _vocabulary(spec: ModelSpec) -> set[str]:

@@ -309,6 +309,7 @@ def _facts(model: "ModelInfo") -> list[tuple[str, ...]]:
         "repo": spec.repo,
         "folder": "" if spec.random else str(spec.folder or "not on this machine"),
         "description": spec.description,
+        "draws": spec.draws,
         "task": ", ".join(spec.tasks),
         "causal": causal,
         "strides": f"{strides.temporal} video frames, {strides.spatial} pixels a latent; "

@@ -20,6 +20,7 @@ from wancli.cli.timings import (
     in_lines,
     phases,
     process_start,
+    rates,
     steps_table,
     whole_steps_table,
 )
@@ -61,7 +62,9 @@ class Screen:
         from rich.text import Text
 
         text, hint = with_flags(text), with_flags(hint)
-        self.err.print(Text.assemble(("warn:", "yellow"), f"  {text}  ", (f"hint: {hint}", "dim")))
+        self.err.print(
+            Text.assemble(("warn:", "yellow"), f"  {text}\n", ("hint:", "dim"), f"  {hint}")
+        )
 
     def result(self, text: str) -> None:
         """Print a line on stdout."""
@@ -185,16 +188,14 @@ class Screen:
         now = monotonic()
         start_s = max(0.0, now - self._since - timings["total_s"])
         self._since = now
-        for line in in_lines(phases(timings, start_s=start_s), width):
-            self.note(line)
-        if fps := timings.get("fps"):
-            rates = "  ".join(f"{name.replace('_', ' ')} {rate:.1f}" for name, rate in fps.items())
-            kv = timings["kv_bytes"] / 2**20
-            self.note(f"video frames per second: {rates}  rolling K/V {kv:.1f} MiB")
+        for items in (phases(timings, start_s=start_s), rates(timings)):
+            for line in in_lines(items, width):
+                self.note(line)
         if cache := record.cache:
             self._reuse(cache)
         for note in record.drift.get("notes", []):
-            self.note(f"drift: {note}")
+            for part in note.split("; "):
+                self.note(f"drift: {part}")
         peaks = (
             f"{name.removesuffix('_peak_gib').upper()} {gib:.2f} GiB"
             for name, gib in record.memory.items()

@@ -11,7 +11,7 @@ import typer
 
 from wancli.cli.options import OutputOptions, Overwrite, takes_output_options, takes_settings
 from wancli.cli.screen import Screen
-from wancli.cli.timings import phases
+from wancli.cli.timings import in_lines, phases
 from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Settings
 from wancli.errors import InputError
@@ -40,17 +40,20 @@ _SUMMARY = {
     "memory": ("RAM {memory.ram_peak_gib} GiB", "VRAM {memory.vram_peak_gib} GiB"),
 }
 _ROLLOUT_SUMMARY = {
-    "sampling": (
-        "seed {request.seed}",
-        "{request.rollout.sampler}",
-        "shift {request.sampling.flow_shift}",
-    ),
     "rollout": (
         "{request.rollout.chunks} chunks of {request.rollout.chunk_frames} latent frames",
         "window {request.rollout.rolling_window}",
         "sinks {request.rollout.sink_frames}",
     ),
 }
+_ROLLOUT_STEPS = {
+    "unipc": (
+        "{request.sampling.steps} steps a chunk",
+        "guidance {request.sampling.guidance_scale}",
+    ),
+    "few-step": ("timesteps {request.rollout.steps_list}",),
+}
+_COLUMNS = 60  # of a line of times
 _FIELD = re.compile(r"\{([\w.]+)\}")
 
 
@@ -188,14 +191,22 @@ def _summary_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     flags = [str(key).rpartition(".")[2] for key, source in origins.items() if source == "flag"]
     others = dict.fromkeys(str(source) for source in origins.values() if source != "flag")
     changed = [f"flags {', '.join(flags)}"] if flags else []
-    lines = _SUMMARY | (_ROLLOUT_SUMMARY if "rollout" in record["request"] else {})
+    lines = _SUMMARY | (_rollout_lines(record) if "rollout" in record["request"] else {})
     texts = {name: _filled(parts, record) for name, parts in lines.items()}
     texts["prompt"] = "; ".join([texts["prompt"], *_prompt_changes(record)])
     texts |= {
         "settings from": "; ".join([*changed, *others]),
-        "time": ", ".join(phases(numbers, start_s=0)),
+        "time": "\n".join(in_lines(phases(numbers, start_s=0), _COLUMNS)),
     }
     return [(name, text) for name, text in texts.items() if text]
+
+
+def _rollout_lines(record: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    """The lines that a rollout has instead of a clip's, or besides."""
+    sampler = _at(record, "request.rollout.sampler")
+    steps = _ROLLOUT_STEPS.get(str(sampler), ())
+    seed, *_, shift = _SUMMARY["sampling"]
+    return _ROLLOUT_SUMMARY | {"sampling": (seed, "{request.rollout.sampler}", *steps, shift)}
 
 
 def _prompt_changes(record: Mapping[str, Any]) -> list[str]:

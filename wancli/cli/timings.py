@@ -41,6 +41,15 @@ def phases(timings: Mapping[str, Any], *, start_s: float) -> list[str]:
     return [f"{name.replace('_', ' ')} {seconds:.2f} s" for name, seconds in spent.items()]
 
 
+def rates(timings: Mapping[str, Any]) -> list[str]:
+    """Video frames per second of a rollout and the size of its cache; nothing of a clip."""
+    if not (fps := timings.get("fps")):
+        return []
+    first, *rest = [f"{name.replace('_', ' ')} {rate:.1f}" for name, rate in fps.items()]
+    kv = f"rolling K/V {timings['kv_bytes'] / 2**20:.1f} MiB"
+    return [f"video frames per second: {first}", *rest, kv]
+
+
 def in_lines(items: Sequence[str], width: int) -> Iterator[str]:
     """Items side by side on lines of at most `width` columns."""
     line = ""

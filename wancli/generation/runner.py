@@ -34,11 +34,10 @@ from wancli.records.record import (
     Request,
     RunRecord,
     reuse_json,
-    rounded,
     settings_of,
     write_record,
 )
-from wancli.records.write import start_record, versions
+from wancli.records.write import TimedRecord, start_record, versions
 from wancli.utils.outputs import preview_file
 from wancli.video.ffmpeg import Encoding, check_encoder
 from wancli.video.latents import keeping, read_latents, save_latents
@@ -95,12 +94,9 @@ class Runner:
             started = perf_counter() - load_s
             record = replace(record, timings={"load_s": load_s})
             clip = self._make(job, loaded, record, report, preview)
-            saving = perf_counter()
-            output = self._write(clip, job, report)
-            ended = perf_counter()
-            spent = {"save_s": ended - saving, "total_s": ended - started}
-        timings = rounded({**clip.record.timings, **spent})
-        record = replace(clip.record, output=output, timings=timings)
+            timed = TimedRecord(clip.record, started)
+            output = self._write(clip, job, timed, report)
+            record = replace(timed.now(), output=output)
         if job.output:
             write_record(record, job.output, job.replaced)
         return replace(clip, record=record)
@@ -143,7 +139,7 @@ class Runner:
         )
         return Clip(record, frames, denoised.latents.cpu())
 
-    def _write(self, clip: Clip, job: Job, report: Report) -> dict[str, Any]:
+    def _write(self, clip: Clip, job: Job, record: TimedRecord, report: Report) -> dict[str, Any]:
         """Write the video, if it has a file; the output section of its record."""
         if job.output is None:
             frames = len(clip.frames)
@@ -152,7 +148,7 @@ class Runner:
         latents = self._whole(clip.latents)
         return output_json(
             write_video(
-                clip.frames, job.output, clip.record, self.settings, latents, replaced=job.replaced
+                clip.frames, job.output, record, self.settings, latents, replaced=job.replaced
             )
         )
 
@@ -247,29 +243,33 @@ def decode_file(
     copied = {field.name: source[field.name] for field in fields(RunRecord) if field.name in source}
     record = RunRecord(**(copied | update))
     report(Phase("write"))
-    written = write_video(frames, output, record, settings, latents, replaced=replaced)
-    timings |= {"save_s": perf_counter() - decoded, "total_s": perf_counter() - started}
-    record = replace(record, output=output_json(written), timings=rounded(timings))
+    timed = TimedRecord(record, started)
+    written = write_video(frames, output, timed, settings, latents, replaced=replaced)
+    record = replace(timed.now(), output=output_json(written))
     write_record(record, output, replaced)
     return record
 
 
 def write_video(
-    frames: Any, path: Path, record: RunRecord, settings: Settings, latents: Tensor | None, *,
+    frames: Any, path: Path, record: TimedRecord, settings: Settings, latents: Tensor | None, *,
     replaced: Collection[Path] = (),
 ) -> WrittenVideo:  # fmt: skip
-    """Write uint8 [T, H, W, 3]. If that fails, the latents are saved and the error says where."""
+    """Write uint8 [T, H, W, 3]. If that fails, the latents are saved and the error says where.
+
+    The times in the record inside are those before the file is read back.
+    """
     _, height, width, _ = frames.shape
     encoding = Encoding.of(settings.output)
     with (
-        keeping(latents, path, record.as_json()),
+        keeping(latents, path, record.now().as_json()),
         VideoWriter(
             path, size=(width, height), fps=settings.video.fps, encoding=encoding,
             replaced=replaced,
         ) as writer,
     ):  # fmt: skip
         writer.write(frames)
-        return finish(writer, record, settings)
+        writer.digests()  # once the encoder has ended
+        return finish(writer, record.now(), settings)
 
 
 def finish(writer: VideoWriter, record: RunRecord, settings: Settings) -> WrittenVideo:

@@ -54,6 +54,15 @@ LEAST_UNIT = {
     "latent_shift": 0.1,
     "latent_std": 0.02,
 }
+# Measures in notes, with their units.
+WORDS = {
+    "luma": "exposure (0 to 1)",
+    "motion": "motion (levels per frame)",
+    "saturation": "saturation (0 to 1)",
+    "contrast": "contrast (0 to 1)",
+    "detail": "detail (levels²)",
+    "latent_std": "latent std (1 in the first chunks)",
+}
 MEASURES = tuple(
     LEAST_UNIT
 )  # the columns of a row: seven of `frame_statistics`, two of changes, two of latents
@@ -223,11 +232,10 @@ def _by_name(row: Values) -> dict[str, float | None]:
 
 def _notes(series: Mapping[str, _Series], summary: Mapping[str, Any]) -> list[str]:
     """Findings in plain words; exposure and motion first, always together."""
-    exposure = _trend(series["luma"], "exposure", summary)
-    notes = [f"{exposure}; {_motion(series['motion'], summary)}"]
+    notes = [f"{_trend(series['luma'], summary)}; {_motion(series['motion'], summary)}"]
     for name in ("saturation", "contrast", "detail", "latent_std"):
         if series[name].drifts:
-            notes.append(_trend(series[name], name.replace("_", " "), summary))
+            notes.append(_trend(series[name], summary))
     for name in ("dark", "bright"):
         first, last = summary["first"][name], summary["last"][name]
         if last - first > GROWN:
@@ -235,7 +243,8 @@ def _notes(series: Mapping[str, _Series], summary: Mapping[str, Any]) -> list[st
     return [*notes, *_seams(series["seam"])]
 
 
-def _trend(series: _Series, word: str, summary: Mapping[str, Any]) -> str:
+def _trend(series: _Series, summary: Mapping[str, Any]) -> str:
+    word = WORDS[series.name]
     first, last = summary["first"][series.name], summary["last"][series.name]
     if first is None or last is None:
         return f"{word} unknown"
@@ -252,7 +261,7 @@ def _motion(series: _Series, summary: Mapping[str, Any]) -> str:
         return "nothing moves"
     if len(moving) and (series.minutes[-1] - series.minutes[moving[-1]]) * 60 >= PAUSE_S:
         return f"motion stops after chunk {series.chunks[moving[-1]].index}"
-    return _trend(series, "motion", summary)
+    return _trend(series, summary)
 
 
 def _seams(series: _Series) -> list[str]:
