@@ -1,0 +1,55 @@
+"""`python -m benchmarks.gpu`: measure cases 0 to 9, each a line as soon as it is measured."""
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from diffusers.utils import logging as diffusers_logging
+
+from benchmarks.gpu.decoder import decoding
+from benchmarks.gpu.denoiser import eager
+from benchmarks.gpu.kernels import attention, card, convolutions, products
+from benchmarks.gpu.session import Item, Session
+
+CASES: Mapping[int, Callable[[Session], Iterator[Item]]] = {  # the most valuable first
+    0: card,
+    5: eager,
+    7: decoding,
+    3: convolutions,
+    1: attention,
+    2: products,
+}
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=480.0, help="time for all cases")
+    parser.add_argument("--cases", default="", help="such as 1,4,7, in that order (default: all)")
+    parser.add_argument("--out", type=Path, help="file to which the lines are appended")
+    parser.add_argument("--small", action="store_true", help="small sizes, as without CUDA")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    args = parse(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("bench").setLevel(logging.INFO)
+    warnings.simplefilter("ignore")
+    diffusers_logging.set_verbosity_error()
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    session = Session(device, args.small or not cuda, args.seconds, args.out)
+    for case in [int(number) for number in args.cases.split(",") if number] or CASES:
+        session.run(case, CASES[case])
+    session.write({"done": True, "took_s": round(args.seconds - session.left, 1)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
