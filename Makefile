@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or newer; the rest is set up in .venv, from the versions in constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo man reference docs test test-all test-oldest fuzz lint format types demo-model bench-generate bench-rollout bench-memory bench-forwards bench-cache bench-threads ci clean
+.PHONY: help setup demo man reference docs test test-all test-gpu test-oldest fuzz lint format types demo-model bench-generate bench-rollout bench-memory bench-forwards bench-cache bench-threads bench-gpu ci clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -63,6 +63,10 @@ test-all: $(READY) ## Run the slow tests too
 	@echo "test-all: the slow tests too, some minutes"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not gpu'
 
+test-gpu: $(READY) ## Run the tests that need a CUDA GPU
+	@echo "test-gpu: those marked gpu, on the first GPU"
+	@$(BIN)/python -m pytest -m gpu
+
 test-oldest: $(OLDEST)/.ready ## Run the tests with the lowest versions that pyproject.toml allows
 	@echo "test-oldest: all but the slow tests, in $(OLDEST)"
 	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2
@@ -114,6 +118,10 @@ bench-cache: $(READY) ## Say what each cache costs and wins on the demo model
 
 bench-threads: $(READY) ## Time a video beside busy processes, as torch's threads wait now and before
 	@$(BIN)/python -m benchmarks.threads
+
+bench-gpu: $(READY) ## Measure this GPU for 8 minutes: kernels, denoiser, VAE, rollouts
+	@echo "bench-gpu: a line for each measurement, appended to bench-gpu.json"
+	@$(BIN)/python -m benchmarks.gpu --seconds 480 --out bench-gpu.json
 
 ci: ## What a change must pass, in a fresh environment
 	@bash .ci/run

@@ -94,7 +94,8 @@ class ShiftedRope(torch.nn.Module):
         frames = latents.shape[2]
         longer = torch.empty(1, 1, self.first + frames, *latents.shape[3:], device="meta")
         cos, sin = (table.to(latents.device) for table in self.rope(longer))
-        return cos[:, -frames * PER_FRAME :], sin[:, -frames * PER_FRAME :]
+        before = cos.shape[1] * self.first // (self.first + frames)
+        return cos[:, before:], sin[:, before:]
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ def concatenating(
         return velocity
 
     def forward(latents: Tensor, timestep: float) -> Tensor:
-        timesteps = torch.tensor([timestep])
+        timesteps = torch.tensor([timestep], device=latents.device)
         out: Tensor = transformer(latents, timesteps, text, return_dict=False)[0]
         return out
 

@@ -11,14 +11,19 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 
 from benchmarks.gpu.decoder import decoding
-from benchmarks.gpu.denoiser import eager
+from benchmarks.gpu.denoiser import compiled, eager, fp8, kernels
 from benchmarks.gpu.kernels import attention, card, convolutions, products
+from benchmarks.gpu.loop import rollouts
 from benchmarks.gpu.session import Item, Session
 
 CASES: Mapping[int, Callable[[Session], Iterator[Item]]] = {  # the most valuable first
     0: card,
-    5: eager,
+    6: compiled,
+    9: rollouts,
     7: decoding,
+    5: eager,
+    8: fp8,
+    4: kernels,
     3: convolutions,
     1: attention,
     2: products,

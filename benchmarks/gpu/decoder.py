@@ -11,8 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, un
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.gpu.denoiser import memory
-from benchmarks.gpu.models import CHUNK, FRAMES, Subject, latents, load_decoder, subject
+from benchmarks.gpu.models import CHUNK, FRAMES, Subject, latents, load_decoder, memory, subject
 from benchmarks.gpu.session import Facts, Item, Session
 from benchmarks.gpu.timing import kernel_ms, relative, time_ms
 from wancli.models.vae import StreamingDecoder, denormalize, to_pixels

@@ -1,10 +1,11 @@
-"""Cases 5 and 6: the causal denoiser, chunk after chunk with a full window."""
+"""Cases 4, 5, 6 and 8: the causal denoiser, chunk after chunk with a full window."""
 
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -19,27 +20,81 @@ from benchmarks.gpu.models import (
     Subject,
     latents,
     load_transformer,
+    machine_of,
+    memory,
     subject,
     text,
 )
 from benchmarks.gpu.session import Facts, Item, Session
 from benchmarks.gpu.timing import Marks, kernel_ms, relative, wait
+from benchmarks.rollout import concatenating
 from wancli.catalog.geometry import Span, WindowConfig
+from wancli.models.optimize import speed_up
 from wancli.rollouts.denoiser import CausalDenoiser, PromptPair, causal
 
+WINDOWS = (9, 21, 12)  # latent frames
+LATE = 5  # chunks with a full window, of which times are taken
+COMPILED: Mapping[str, Mapping[str, Any]] = {
+    "compiled": {"compile": True},
+    "compiled, fused": {"compile": True, "fuse_qkv": True},
+}
+FP8: Mapping[str, Mapping[str, Any]] = {
+    "fp8-dynamic, compiled": {"compile": True, "quantize": "fp8-dynamic"},
+}
 
 
 def eager(session: Session) -> Iterator[Item]:
-    """Case 5: the denoiser as it is, its error, where it waits, and its kernels."""
-    of = subject(session)
-    transformer = load_transformer(session, of)
-    for window in (9, 21):
-        yield f"window {window}", rollout_of(session, of, transformer, window)
-    yield "error", lambda: {"error": relative(*_two_chunks(session, of, transformer))}
-    yield "waits, window 9", lambda: _waits(session, of, transformer)
-    yield "kernels of a forward, window 9", lambda: _kernels(session, of, transformer)
-    yield "window 12", rollout_of(session, of, transformer, 12)
-    yield "window 12, sink 3", rollout_of(session, of, transformer, 12, sink=3)
+    """Case 5: the denoiser as it is, where it waits, and one whose cache is concatenated."""
+    of, transformer = subject(session), _plain(session)
+    yield from _windows(session, "eager", transformer)
+    yield "eager, waits", partial(_waits, session, of, transformer)
+    for window in WINDOWS[:2]:
+        yield f"concatenating, window {window}", partial(_concatenating, session, window)
+
+
+def compiled(session: Session) -> Iterator[Item]:
+    """Case 6: the same with compiled blocks."""
+    yield from _sped_up(session, COMPILED)
+
+
+def fp8(session: Session) -> Iterator[Item]:
+    """Case 8: the same with products in fp8."""
+    if session.device.type == "cuda":
+        yield from _sped_up(session, FP8)
+
+
+def kernels(session: Session) -> Iterator[Item]:
+    """Case 4: kernels of one forward by kind, eager and compiled."""
+    for name, machine in {"eager": {}, **COMPILED, **FP8}.items():
+        if session.device.type == "cuda" or not machine:
+            transformer = _copy(session, machine)
+            yield f"{name}, kernels of a forward", partial(_kernels, session, transformer)
+
+
+def _sped_up(session: Session, variants: Mapping[str, Mapping[str, Any]]) -> Iterator[Item]:
+    for name, machine in variants.items():
+        transformer = _copy(session, machine)
+        yield from _windows(session, name, transformer)
+
+
+def _windows(session: Session, name: str, transformer: Any) -> Iterator[Item]:
+    for window in WINDOWS:
+        title = f"{name}, window {window}"
+        yield title, partial(measure, session, transformer, window)
+        if window == WINDOWS[0]:
+            yield f"{name}, error", partial(_error, session, transformer)
+    yield f"{name}, window 12, sink 3", partial(measure, session, transformer, 12, sink=3)
+
+
+def _plain(session: Session) -> Any:
+    """The transformer as it was loaded; every case reads it, none changes it."""
+    return session.once("transformer", lambda: load_transformer(session, subject(session)))
+
+
+def _copy(session: Session, machine: Mapping[str, Any]) -> Any:
+    transformer = copy.deepcopy(_plain(session))
+    speed_up([transformer], machine_of(session, subject(session), machine))
+    return transformer
 
 
 @contextmanager
@@ -48,53 +103,51 @@ def denoiser(
 ) -> Iterator[CausalDenoiser]:
     """A causal denoiser with a prompt."""
     config = WindowConfig(window, sink, CHUNK, of.shape.tokens_per_frame)
-    rope = "sink" if sink else "absolute"
-    with causal(transformer, config, rope=rope) as model:  # type: ignore[arg-type]
+    with causal(transformer, config, rope="sink" if sink else "absolute") as model:
         model.set_prompt(PromptPair(text(session, of, transformer)))
         yield model
 
 
-def rollout_of(
-    session: Session, of: Subject, transformer: Any, window: int, *, sink: int = 0
-) -> Callable[[], Facts]:
-    """Milliseconds of a late chunk by events and by the clock, and frames per second."""
+def measure(session: Session, transformer: Any, window: int, *, sink: int = 0) -> Facts:
+    """Frames per second of late chunks, by events and by the clock."""
+    of = subject(session)
+    with denoiser(session, of, transformer, window, sink=sink) as model:
+        return late_chunks(session, window, lambda i, noise: chunk(session, model, i, noise))
 
-    def run() -> Facts:
-        if session.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        noise = [latents(session, of, seed=seed) for seed in range(len(TIMESTEPS) + 1)]
-        rows, walls = [], []
-        with denoiser(session, of, transformer, window, sink=sink) as model:
-            early, late = window // CHUNK, 1 if session.small else LATE
-            started = perf_counter()
-            for index in range(early + LATE):
-                if index == early:
-                    wait(session.device)
-                    first_s = perf_counter() - started
-                since = perf_counter()
-                rows.append(chunk(session, model, index, noise))
-                walls.append(1000 * (perf_counter() - since))  # of the host: nothing waits yet
-            wait(session.device)
-            late_s = perf_counter() - started - first_s
-        late = [marks.ms() for marks in rows[early:]]
-        chunk_ms = median(sum(row) for row in late)
-        return {
-            "transformer_fps": round(1000 * FRAMES / chunk_ms, 2),
-            "wall_fps": round(FRAMES * LATE / late_s, 2),
-            "chunk_ms": round(chunk_ms, 2),
-            "forwards_ms": [round(median(column), 2) for column in zip(*late, strict=True)],
-            "host_ms": round(median(walls[early:]), 2),
-            "filling_s": round(first_s, 2),
-            **memory(session),
-        }
 
-    return run
+def late_chunks(session: Session, window: int, run: Callable[[int, list[Tensor]], Marks]) -> Facts:
+    """Run chunks until the window is full, then take the times of some more."""
+    if session.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    noise = _noise(session)
+    started = perf_counter()
+    for index in range(window // CHUNK):
+        run(index, noise)
+    wait(session.device)
+    filled, rows, host = perf_counter(), list[Marks](), list[float]()
+    for index in range(1 if session.small else LATE):
+        since = perf_counter()
+        rows.append(run(window // CHUNK + index, noise))
+        host.append(1000 * (perf_counter() - since))
+    wait(session.device)
+    wall_s, late = perf_counter() - filled, [marks.ms() for marks in rows]
+    chunk_ms = median(sum(row) for row in late)
+    return {
+        "transformer_fps": round(1000 * FRAMES / chunk_ms, 2),
+        "wall_fps": round(FRAMES * len(rows) / wall_s, 2),
+        "chunk_ms": round(chunk_ms, 2),
+        "chunks_ms": [round(sum(row), 2) for row in late],
+        "forwards_ms": [round(median(column), 2) for column in zip(*late, strict=True)],
+        "host_ms": round(median(host), 2),
+        "filling_s": round(filled - started, 2),
+        **memory(session),
+    }
 
 
 def chunk(session: Session, model: CausalDenoiser, index: int, noise: list[Tensor]) -> Marks:
     """Denoise a chunk; a mark after each forward."""
-    model.begin(Span(index, index * CHUNK, CHUNK))
     marks = Marks(session.device)
+    model.begin(Span(index, index * CHUNK, CHUNK))
     for noisy, timestep in zip(noise, TIMESTEPS, strict=False):
         model.velocity(noisy, timestep)
         marks.mark()
@@ -103,28 +156,44 @@ def chunk(session: Session, model: CausalDenoiser, index: int, noise: list[Tenso
     return marks
 
 
-def _two_chunks(session: Session, of: Subject, transformer: Any) -> tuple[Tensor, Tensor]:
-    """The second chunk's velocity, and the same in float32."""
-    return velocity_of(session, of, transformer), reference(session, of, transformer)
+def _concatenating(session: Session, window: int) -> Facts:
+    """The same with a cache that every layer concatenates in every forward (diffusers #13569)."""
+    of, transformer = subject(session), copy.deepcopy(_plain(session))
+    embeddings = text(session, of, transformer).to(transformer.dtype)
+    step = concatenating(transformer, embeddings, window * of.shape.tokens_per_frame)
+
+    @torch.no_grad()
+    def run(index: int, noise: list[Tensor]) -> Marks:
+        marks = Marks(session.device)
+        wide = [tensor.to(transformer.dtype) for tensor in noise]
+        step(index, wide[:-1], wide[-1])
+        marks.mark()
+        return marks
+
+    return late_chunks(session, window, run)
 
 
-def velocity_of(session: Session, of: Subject, transformer: Any) -> Tensor:
+def _error(session: Session, transformer: Any) -> Facts:
+    """Relative error of the second chunk's velocity to that of the same weights in float32."""
+    exact = session.once(
+        "velocity", lambda: _velocity(session, copy.deepcopy(_plain(session)).float())
+    )
+    return {"error": relative(_velocity(session, transformer), exact)}
+
+
+def _velocity(session: Session, transformer: Any) -> Tensor:
     """The second chunk's velocity."""
+    of = subject(session)
     with denoiser(session, of, transformer, 9) as model:
         model.begin(Span(0, 0, CHUNK))
         model.commit(latents(session, of, seed=0), 0.0)
         model.begin(Span(1, CHUNK, CHUNK))
-        return model.velocity(latents(session, of, seed=1), TIMESTEPS[1])
-
-
-def reference(session: Session, of: Subject, transformer: Any) -> Tensor:
-    """The same in float32."""
-    return velocity_of(session, of, copy.deepcopy(transformer).float())
+        return model.velocity(latents(session, of, seed=1), TIMESTEPS[1]).float()
 
 
 def _waits(session: Session, of: Subject, transformer: Any) -> Facts:
     """Where a chunk waits for the device: places and counts."""
-    noise = [latents(session, of, seed=seed) for seed in range(len(TIMESTEPS) + 1)]
+    noise = _noise(session)
     with denoiser(session, of, transformer, 9) as model:
         for index in range(4):
             chunk(session, model, index, noise)
@@ -148,9 +217,9 @@ def _sync_warnings(device: torch.device) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def _kernels(session: Session, of: Subject, transformer: Any) -> Facts:
-    noise = [latents(session, of, seed=seed) for seed in range(len(TIMESTEPS) + 1)]
-    with denoiser(session, of, transformer, 9) as model:
+def _kernels(session: Session, transformer: Any) -> Facts:
+    noise = _noise(session)
+    with denoiser(session, subject(session), transformer, 9) as model:
         for index in range(4):
             chunk(session, model, index, noise)
         model.begin(Span(4, 4 * CHUNK, CHUNK))
@@ -158,8 +227,7 @@ def _kernels(session: Session, of: Subject, transformer: Any) -> Facts:
         return kernel_ms(lambda: model.velocity(noise[1], TIMESTEPS[1]), session.device)
 
 
-def memory(session: Session) -> Facts:
-    """Peak bytes of the device in GiB."""
-    if session.device.type != "cuda":
-        return {}
-    return {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}
+def _noise(session: Session) -> list[Tensor]:
+    """Latents of the steps, and of the clean pass."""
+    of = subject(session)
+    return [latents(session, of, seed=seed) for seed in range(len(TIMESTEPS) + 1)]

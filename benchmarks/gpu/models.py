@@ -12,7 +12,7 @@ from wancli.catalog.geometry import LatentShape, latent_shape
 from wancli.catalog.local import find_spec
 from wancli.catalog.specs import ModelSpec
 from wancli.config.resolve import Layer, resolve
-from wancli.config.settings import Settings
+from wancli.config.settings import Machine, Settings
 from wancli.models.load import load_pipeline, load_vae
 
 CHUNK = 3  # latent frames
@@ -53,18 +53,26 @@ def subject(session: Session) -> Subject:
 
 def load_transformer(session: Session, of: Subject, **machine: Any) -> Any:
     """Its transformer, in bfloat16 on a GPU."""
-    loaded = load_pipeline(of.spec, _settings(session, of, machine).machine, ["transformer"])
+    loaded = load_pipeline(of.spec, machine_of(session, of, machine), ["transformer"])
     return loaded.pipeline.transformer
 
 
 def load_decoder(session: Session, of: Subject, **machine: Any) -> Any:
     """Its VAE."""
-    return load_vae(of.spec, _settings(session, of, machine).machine)[0]
+    return load_vae(of.spec, machine_of(session, of, machine))[0]
 
 
-def _settings(session: Session, of: Subject, machine: Mapping[str, Any]) -> Settings:
+def machine_of(session: Session, of: Subject, machine: Mapping[str, Any]) -> Machine:
+    """Settings of the machine."""
     table = {"device": session.device.type, "layers": of.layers, **machine}
-    return resolve([Layer("flag", {"model": of.name, "machine": table})], Settings).settings
+    return resolve([Layer("flag", {"model": of.name, "machine": table})], Settings).settings.machine
+
+
+def memory(session: Session) -> dict[str, float]:
+    """Peak bytes of the device in GiB."""
+    if session.device.type != "cuda":
+        return {}
+    return {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}
 
 
 def latents(session: Session, of: Subject, *, seed: int, frames: int = CHUNK) -> Tensor:

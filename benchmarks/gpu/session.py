@@ -6,13 +6,16 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 Facts = Mapping[str, Any]
 Item = tuple[str, Callable[[], Facts]]  # a name, and what measures it
+
+T = TypeVar("T")
 
 logger = logging.getLogger("bench")
 
@@ -27,23 +30,31 @@ class Session:
     out: Path | None = None
     began: float = field(default_factory=perf_counter)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    _shared: dict[str, Any] = field(default_factory=dict)
 
     @property
     def left(self) -> float:
         """Seconds left."""
         return self.seconds - (perf_counter() - self.began)
 
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` returns, made once: cases share the model and the references."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        shared: T = self._shared[name]
+        return shared
+
     def run(self, case: int, items: Callable[["Session"], Iterator[Item]]) -> None:
         """Measure each item of a case that there is time for; errors become lines."""
-        longest = 0.0
+        took = [0.0]
         try:
             for name, measure in items(self):
-                if self.left < 1.3 * longest + 2:
+                if self.left < 2 + mean(took):
                     self.write({"case": case, "name": name, "skipped": f"{self.left:.0f} s left"})
                     continue
                 started = perf_counter()
                 self.write({"case": case, "name": name, **self._measured(measure)})
-                longest = max(longest, perf_counter() - started)
+                took.append(perf_counter() - started)
         except Exception as error:  # noqa: BLE001 - the other cases go on
             self.write({"case": case, "error": _text(error)})
         self._clean_up()
