@@ -7,6 +7,7 @@ from diffusers import WanPipeline
 from tests.demo.test_recipe import assert_same, data, small_steps
 from wancli.demo import distill as recipe
 from wancli.demo import parts
+from wancli.demo.dataset import Dataset
 from wancli.demo.distill import (
     Distillation,
     TrainableLora,
@@ -18,7 +19,14 @@ from wancli.demo.distill import (
 )
 from wancli.demo.parts import CHUNK, make_text_encoder, make_tokenizer, make_transformer
 from wancli.demo.training import load_checkpoint
-from wancli.demo.transformer import FRAMES, DemoModel, TrainingForward, draw_batch, to_sigmas
+from wancli.demo.transformer import (
+    FRAMES,
+    Batch,
+    DemoModel,
+    TrainingForward,
+    draw_batch,
+    to_sigmas,
+)
 from wancli.models.lora import merge_loras
 from wancli.planning.lora import Lora
 
@@ -46,13 +54,16 @@ def make_job(model: DemoModel) -> Distillation:
     return Distillation(model.transformer, model.transformer, model.text_encoder, views, 4)
 
 
+def draw(data: Dataset, *, causal_share: float) -> Batch:
+    return draw_batch(data, 0, causal_share=causal_share, clips=2, tokenizer=make_tokenizer())
+
+
 def test_an_interrupted_distillation_resumes_exactly(tmp_path, data, monkeypatch):
-    monkeypatch.setattr(recipe, "BATCH", 2)
     monkeypatch.setattr(recipe, "CAUSAL_SHARE", 1.0)
     monkeypatch.setattr(recipe, "ROLLOUT_SHARE", 1.0)
-    whole = distill(tmp_path / "whole", make_model(), data, steps=2)
-    first = distill(tmp_path / "cut", make_model(), data, steps=1)
-    assert_same(distill(tmp_path / "cut", make_model(), data, steps=2), whole)
+    whole = distill(tmp_path / "whole", make_model(), data, steps=2, clips=2)
+    first = distill(tmp_path / "cut", make_model(), data, steps=1, clips=2)
+    assert_same(distill(tmp_path / "cut", make_model(), data, steps=2, clips=2), whole)
     assert not all(torch.equal(first[name], value) for name, value in whole.items())
     assert_same(*(load_checkpoint(tmp_path / work / "distill.pt") for work in ("whole", "cut")))
 
@@ -100,14 +111,14 @@ def test_the_whole_lora_is_under_a_megabyte(tmp_path, monkeypatch):
 
 def test_own_rollouts_grow_to_a_window_and_then_move_it(data):
     job, like = make_job(make_model()), data.latents[:2]
-    rollouts = start_rollouts(data.scenes, 0, like)
+    rollouts = start_rollouts(data.scenes, 0, like, make_tokenizer())
     windows = []
     for seed in range(4):
         rollouts = job.extend(rollouts, seed)
         windows.append((rollouts.first, rollouts.latents.shape[2]))
     assert windows == [(0, CHUNK), (0, 2 * CHUNK), (0, FRAMES), (CHUNK, FRAMES)]
     batch = rollout_batch(rollouts, 0)
-    assert (batch.offset, batch.masked) == (CHUNK, CHUNK)
+    assert (batch.offset.item(), batch.masked) == (CHUNK, CHUNK)
     assert batch.context is not None
     assert torch.equal(batch.context, rollouts.latents[:, :, :-CHUNK])
 
@@ -117,12 +128,12 @@ def test_a_consistent_model_has_no_error(data):
     with torch.no_grad():
         job.student.proj_out.weight.zero_()
         job.student.proj_out.bias.zero_()  # velocity 0 everywhere: no step changes the latents
-    batch = snap_to_solver(draw_batch(data, 0, causal_share=0.0, device="cpu"))
+    batch = snap_to_solver(draw(data, causal_share=0.0))
     assert job.loss(batch).item() == 0.0
 
 
 def test_timesteps_of_the_distillation_are_those_of_the_solver(data):
-    batch = draw_batch(data, 0, causal_share=1.0, device="cpu")
+    batch = draw(data, causal_share=1.0)
     sigmas = to_sigmas(snap_to_solver(batch).times)
     table = to_sigmas(torch.arange(1, recipe.SOLVER_STEPS + 1) / recipe.SOLVER_STEPS)
     assert all(torch.isclose(sigma, table).any() for sigma in sigmas.flatten())

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from wancli.demo import autoencoder, transformer
+from wancli.demo import autoencoder
 from wancli.demo.autoencoder import CHANNELS, STAGES, Stage, train_autoencoder
 from wancli.demo.dataset import Dataset
 from wancli.demo.parts import TEXT_LENGTH, make_tokenizer, tokenize
-from wancli.demo.training import Optimizer, load_checkpoint, rate
+from wancli.demo.training import BatchedMuon, Optimizer, load_checkpoint, rate, stop
 from wancli.demo.transformer import train_transformer
 from wancli.demo.world import (
     BACKGROUNDS,
@@ -31,7 +31,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch):
-    monkeypatch.setattr(transformer, "BATCH", 2)
     monkeypatch.setattr(autoencoder, "CROP", 32)
 
 
@@ -65,17 +64,22 @@ def test_the_first_steps_are_warmup_however_many_steps_follow():
     assert [rate(s, STOP) for s in range(STOP)] == [rate(s, STEPS) for s in range(STOP)]
 
 
-def test_an_interrupted_transformer_training_resumes_exactly(tmp_path, data):
-    def train(work, steps):
-        return train_transformer(tmp_path / work, data, steps=steps, compile_blocks=False)
+def test_an_interrupted_transformer_training_resumes_exactly(tmp_path, data, monkeypatch):
+    def train(work):
+        return train_transformer(tmp_path / work, data, steps=2, clips=2, compile_blocks=False)
 
-    whole = train("whole", STEPS).state_dict()
-    first = train("resumed", STOP).state_dict()
-    resumed = train("resumed", STEPS).state_dict()
-    assert_same(resumed, whole)
-    assert not all(torch.equal(first[name], value) for name, value in whole.items())
-    ends = [load_checkpoint(tmp_path / work / "transformer.pt") for work in ("whole", "resumed")]
-    assert_same(*ends)
+    whole = train("whole").state_dict()
+    monkeypatch.setattr(stop, "requested", True)  # as SIGTERM does
+    with pytest.raises(SystemExit, match="0"):
+        train("resumed")
+    path = tmp_path / "resumed" / "transformer.pt"
+    stopped = load_checkpoint(path)
+    assert stopped
+    assert stopped["step"] == 1
+    monkeypatch.undo()
+    assert_same(train("resumed").state_dict(), whole)
+    assert not all(torch.equal(stopped["average"][name], value) for name, value in whole.items())
+    assert_same(load_checkpoint(path), load_checkpoint(tmp_path / "whole" / "transformer.pt"))
 
 
 def stages(*steps: int) -> list[Stage]:
@@ -107,9 +111,9 @@ def test_the_last_stage_of_the_autoencoder_freezes_the_decoder(tmp_path):
 
 
 def test_a_finished_training_is_loaded_not_repeated(tmp_path, data):
-    first = train_transformer(tmp_path, data, steps=1, compile_blocks=False).state_dict()
+    first = train_transformer(tmp_path, data, steps=1, clips=2, compile_blocks=False).state_dict()
     curve = (tmp_path / "transformer.jsonl").read_text()
-    again = train_transformer(tmp_path, data, steps=1, compile_blocks=False).state_dict()
+    again = train_transformer(tmp_path, data, steps=1, clips=2, compile_blocks=False).state_dict()
     assert_same(again, first)
     assert (tmp_path / "transformer.jsonl").read_text() == curve
 
@@ -123,17 +127,36 @@ def test_the_optimizer_updates_all_parameters_and_clears_their_gradients():
     before = [p.detach().clone() for p in layers.parameters()]
     optimizer = Optimizer(weights, biases, muon_lr=0.01, adam_lr=0.01)
     layers(torch.ones(1, 2, 3, 3)).square().sum().backward()
-    optimizer.step(0.5)
+    optimizer.set_rate(0.5)
+    optimizer.step()
     distances = [(p - b).abs().amax() for p, b in zip(layers.parameters(), before, strict=True)]
     assert all(distance > 0 for distance in distances)
+    optimizer.zero_grad()
     assert all(p.grad is None for p in layers.parameters())
+
+
+def test_muon_in_batches_equals_muon_on_each_matrix():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 8), (16, 8), (8, 8), (8, 16), (4, 2, 3, 3)]
+    ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    theirs = [nn.Parameter(p.detach().flatten(1).clone()) for p in ours]
+    batched = BatchedMuon(ours, lr=0.1)
+    single = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.0)
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.flatten(1)
+        batched.step()
+        single.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.flatten(1), b, atol=1e-5, rtol=0)
 
 
 def test_a_parameter_without_a_gradient_is_unchanged():
     used, idle = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
     optimizer = Optimizer([used, idle], [nn.Parameter(torch.ones(2))], muon_lr=0.1, adam_lr=0.1)
     used.sum().backward()
-    optimizer.step(1.0)
+    optimizer.step()
     assert torch.equal(idle, torch.ones(2, 2))
     assert not torch.equal(used, torch.ones(2, 2))
 

@@ -13,20 +13,32 @@ a clean outline (RAE, arXiv:2510.11690; l-DeTok, arXiv:2507.15856).
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
-from wancli.demo.training import Log, Optimizer, batches, load_checkpoint, rate, save_checkpoint
+from wancli.demo.training import (
+    CapturedStep,
+    Feed,
+    Log,
+    Optimizer,
+    batches,
+    is_checkpoint,
+    load_checkpoint,
+    rate,
+    save_checkpoint,
+)
 from wancli.demo.world import SIDE, combinations, render, sample_scene
 
 CHANNELS = 8
 CROP = 64  # pixels
 KL_WEIGHT = 1e-4
 LATENT_NOISE = 0.3  # maximum, in standard deviations of the latents
+LOSSES = ("l1", "l2", "kl")
 
 
 @dataclass(frozen=True)
@@ -72,11 +84,13 @@ def make_autoencoder(**statistics: Any) -> AutoencoderKLWan:
     )
 
 
-def crops(seed: int, count: int, *, frames: int) -> Tensor:
+def crops(seed: int, count: int, *, frames: int, device: str) -> Tensor:
     """Crops of training scenes, [count, 3, frames, CROP, CROP] in [-1, 1]."""
     rng = random.Random(seed)
     choices = combinations(held_out=False)
-    video = render([sample_scene(rng, choices) for _ in range(count)], frames=frames)
+    scenes = [sample_scene(rng, choices) for _ in range(count)]
+    with torch.device(device):
+        video = render(scenes, frames=frames)
     out = []
     for clip in video:
         top, left = rng.randint(0, SIDE - CROP), rng.randint(0, SIDE - CROP)
@@ -102,8 +116,11 @@ def train_autoencoder(
 
 
 def _train(vae: AutoencoderKLWan, stage: Stage, work: Path, device: str) -> None:
-    parts = (vae.encoder, vae.quant_conv) if stage.encoder_only else (vae,)
-    parameters = [p for part in parts for p in part.parameters()]
+    vae.requires_grad_(requires_grad=not stage.encoder_only)
+    if stage.encoder_only:
+        vae.encoder.requires_grad_()
+        vae.quant_conv.requires_grad_()
+    parameters = [p for p in vae.parameters() if p.requires_grad]
     optimizer = Optimizer(
         [p for p in parameters if is_matrix(p)],
         [p for p in parameters if not is_matrix(p)],
@@ -115,46 +132,73 @@ def _train(vae: AutoencoderKLWan, stage: Stage, work: Path, device: str) -> None
         vae.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    for step, seed in batches(first, stage.steps):
+
+    def train_step(video: Tensor, *draws: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        losses = autoencoder_losses(vae, video, LatentDraws(*draws))
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return losses.detach()
+
+    def draw(step: int, seed: int) -> list[Tensor]:
         clips, frames = stage.shape(step)
-        video = crops(seed, clips, frames=frames).to(device)
-        losses = autoencoder_losses(vae, video, seed)
-        loss = torch.stack(list(losses.values())).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step(rate(step, stage.steps))
+        video = crops(seed, clips, frames=frames, device=device)
+        return [video, *draw_latents(video, seed)]
+
+    captured, feed = CapturedStep(train_step, device=device), Feed(device)
+    for step, seed in batches(first, stage.steps):
+        inputs = feed(partial(draw, step, seed))
+        optimizer.set_rate(rate(step, stage.steps))
+        losses = captured(*inputs)
         if step % 20 == 0:
-            log.write(step=step, **{k: v.item() for k, v in losses.items()})
-        if (step + 1) % 50 == 0 or step + 1 == stage.steps:
-            some = crops(7, 6, frames=max(stage.clips)).to(device)
+            log.write(step=step, **dict(zip(LOSSES, losses.tolist(), strict=True)))
+        if is_checkpoint(step + 1, stage.steps, every=100):
+            some = crops(7, 6, frames=max(stage.clips), device=device)
             log.write(step=step + 1, psnr=autoencoder_psnr(vae, some))
             state = optimizer.state_dict()
             save_checkpoint(path, model=vae.state_dict(), optimizer=state, step=step + 1)
     vae.zero_grad()
 
 
-def autoencoder_losses(vae: AutoencoderKLWan, video: Tensor, seed: int) -> dict[str, Tensor]:
-    """Weighted L1, L2 and KL losses of video [B, 3, F, H, W]."""
+class LatentDraws(NamedTuple):
+    """Random numbers of a step, for latents [B, C, F, H, W]."""
+
+    sample: Tensor  # standard normal, of the posterior
+    scale: Tensor  # [B, 1, 1, 1, 1] in [0, 1): LATENT_NOISE is added to those over a half
+    noise: Tensor  # standard normal
+
+
+def draw_latents(video: Tensor, seed: int) -> LatentDraws:
+    """Draw the random numbers of a step on video [B, 3, F, H, W]."""
+    clips, _, frames, height, width = video.shape
     generator = torch.Generator(video.device).manual_seed(seed)
+    shape = (clips, CHANNELS, (frames - 1) // 4 + 1, height // 8, width // 8)
+    draw: dict[str, Any] = {"generator": generator, "device": video.device}
+    sample = torch.randn(shape, **draw)
+    return LatentDraws(sample, torch.rand(clips, 1, 1, 1, 1, **draw), torch.randn(shape, **draw))
+
+
+def autoencoder_losses(vae: AutoencoderKLWan, video: Tensor, draws: LatentDraws) -> Tensor:
+    """Weighted L1, L2 and KL losses [3] of video [B, 3, F, H, W]."""
     with torch.autocast(video.device.type, dtype=torch.bfloat16):
         posterior = vae.encode(video).latent_dist
-        latents = add_latent_noise(posterior.sample(generator), generator)
+        latents = add_latent_noise(posterior.mean + posterior.std * draws.sample, draws)
         decoded = vae.decode(latents).sample.float()
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return {
-        "l1": nn.functional.l1_loss(decoded, video),
-        "l2": 5 * nn.functional.mse_loss(decoded, video),
-        "kl": KL_WEIGHT * kl,
-    }
+    return torch.stack(
+        [
+            nn.functional.l1_loss(decoded, video),
+            5 * nn.functional.mse_loss(decoded, video),
+            KL_WEIGHT * kl,
+        ]
+    )
 
 
-def add_latent_noise(latents: Tensor, generator: torch.Generator) -> Tensor:
+def add_latent_noise(latents: Tensor, draws: LatentDraws) -> Tensor:
     """Add noise to half of the clips of [B, C, F, H, W], each with a random scale."""
     std = latents.detach().float().std((0, 2, 3, 4), keepdim=True)
-    device = latents.device
-    draws = torch.rand(len(latents), 1, 1, 1, 1, generator=generator, device=device)
-    noise = torch.randn(latents.shape, generator=generator, device=device)
-    return latents + LATENT_NOISE * (2 * draws - 1).clamp_min(0) * std * noise
+    return latents + LATENT_NOISE * (2 * draws.scale - 1).clamp_min(0) * std * draws.noise
 
 
 @torch.inference_mode()

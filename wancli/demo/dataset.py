@@ -13,6 +13,7 @@ from wancli.demo.world import MOTIONS, Combination, combinations, render, sample
 
 CLIP = 45  # video frames: 12 latent frames, of which training uses 9 consecutive ones
 SHARD = 250  # clips
+BATCH = 10  # clips encoded at once
 # Drawn twice as often, because they are hardest: corners, and those that turn.
 HARD_SHAPE, HARD_MOTION = "square", "spinning"
 
@@ -40,8 +41,9 @@ def encode_clips(vae: AutoencoderKLWan, work: Path, *, clips: int, device: str =
         path = work / f"latents-{shard:03}.pt"
         if not path.exists():
             encoded = []
-            for i in range(0, SHARD, 10):
-                video = render(drawn[i : i + 10], frames=CLIP).to(device)
+            for i in range(0, SHARD, BATCH):
+                with torch.device(device):
+                    video = render(drawn[i : i + BATCH], frames=CLIP)
                 with torch.autocast(device, dtype=torch.bfloat16):
                     encoded.append(vae.encode(video).latent_dist.mode().float().cpu())
             part = path.with_suffix(".part")

@@ -10,6 +10,7 @@ import copy
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,20 @@ from torch import Tensor, nn
 
 from wancli.demo.causal import Layout, causal_velocity, slots
 from wancli.demo.dataset import Dataset
-from wancli.demo.parts import CHUNK
-from wancli.demo.training import Log, batches, load_checkpoint, rate, save_checkpoint
+from wancli.demo.parts import CHUNK, tokenize
+from wancli.demo.training import (
+    Adam,
+    Average,
+    CapturedStep,
+    Feed,
+    Log,
+    batches,
+    clear_gradients,
+    is_checkpoint,
+    load_checkpoint,
+    rate,
+    save_checkpoint,
+)
 from wancli.demo.transformer import (
     BATCH,
     CAUSAL_SHARE,
@@ -32,6 +45,7 @@ from wancli.demo.transformer import (
     TrainingForward,
     by_frame,
     draw_batch,
+    draw_noise,
     draw_times,
     to_sigmas,
 )
@@ -104,7 +118,8 @@ class TrainableLora:
 class Rollouts:
     """Videos that the student extends, chunk after chunk."""
 
-    prompts: list[str]
+    ids: Tensor  # tokens of the prompts, [B, TEXT_LENGTH]
+    mask: Tensor
     latents: Tensor  # [B, C, F, H, W], at most the last FRAMES latent frames
     first: int = 0  # index of the first of them
 
@@ -114,11 +129,14 @@ class Rollouts:
         return self.first + self.latents.shape[2]
 
 
-def start_rollouts(scenes: Sequence[Combination], seed: int, like: Tensor) -> Rollouts:
+def start_rollouts(
+    scenes: Sequence[Combination], seed: int, like: Tensor, tokenizer: Any
+) -> Rollouts:
     """Empty rollouts with new prompts, of the shape of `like` [B, C, F, H, W]."""
     rng = random.Random(seed)
     prompts = [describe(rng.choice(scenes), rng) for _ in range(len(like))]
-    return Rollouts(prompts, like[:, :, :0])
+    ids, mask = (t.to(like.device) for t in tokenize(tokenizer, prompts))
+    return Rollouts(ids, mask, like[:, :, :0])
 
 
 @dataclass
@@ -137,35 +155,42 @@ class Distillation:
             Layout(
                 slots(clean=past, noisy=range(past, past + 1), chunk=CHUNK),
                 tokens_per_frame=self.tokens_per_frame,
+                device=self.forward.device,
             )
             for past in range(FRAMES // CHUNK)
         ]
+        self._render = CapturedStep(self.render_chunk, device=self.forward.device)
 
-    @torch.no_grad()
     def extend(self, rollouts: Rollouts, seed: int) -> Rollouts:
         """Append a chunk by the student, as in inference: a few steps from pure noise."""
-        text = self.forward.embed_prompts(self.text_encoder, rollouts.prompts)
         context = rollouts.latents[:, :, CHUNK - FRAMES :]
+        generator = torch.Generator(context.device).manual_seed(seed)
+        shape = (len(self.levels), *context.shape[:2], CHUNK, *context.shape[3:])
+        first = torch.full((), rollouts.end - context.shape[2], device=context.device)
+        chunk = self._render(
+            rollouts.ids, rollouts.mask, context, draw_noise(shape, generator), first
+        )
+        latents = torch.cat([rollouts.latents, chunk], 2)[:, :, -FRAMES:]
+        return replace(rollouts, latents=latents, first=rollouts.end + CHUNK - latents.shape[2])
+
+    @torch.no_grad()
+    def render_chunk(
+        self, ids: Tensor, mask: Tensor, context: Tensor, noise: Tensor, first: Tensor
+    ) -> Tensor:
+        """The student's chunk after the context [B, C, F, H, W], from one noise per step."""
+        text = self.forward.embed(self.text_encoder, ids, mask)
         layout = self.next_chunk[context.shape[2] // CHUNK]
-        generator = torch.Generator().manual_seed(seed)
-        shape = (*context.shape[:2], CHUNK, *context.shape[3:])
 
         def velocity(latents: Tensor, timestep: float) -> Tensor:
             sigmas = torch.full((len(latents), CHUNK), timestep / 1000, device=latents.device)
-            first = rollouts.end - context.shape[2]
             with (
                 torch.autocast(latents.device.type, dtype=torch.bfloat16),
                 layout.applied_to(self.student, first=first),
             ):
                 return causal_velocity(self.student, context, latents, sigmas, text).float()
 
-        *_, last = few_step(
-            velocity,
-            lambda _: torch.randn(shape, generator=generator).to(context.device),
-            self.levels,
-        )
-        latents = torch.cat([rollouts.latents, last.latents], 2)[:, :, -FRAMES:]
-        return replace(rollouts, latents=latents, first=rollouts.end + CHUNK - latents.shape[2])
+        *_, last = few_step(velocity, lambda step: noise[step], self.levels)
+        return last.latents
 
     def loss(self, batch: Batch) -> Tensor:
         """Consistency loss: change of the clean prediction along one step of the guided teacher."""
@@ -173,10 +198,8 @@ class Distillation:
         sigmas, after = (by_frame(to_sigmas(at.times)) for at in (batch, nearer))
         noisy = batch.noisy()
         with torch.no_grad():
-            text, empty = (
-                self.forward.embed_prompts(self.text_encoder, prompts)
-                for prompts in (batch.prompts, [""] * len(batch.prompts))
-            )
+            text = self.forward.embed(self.text_encoder, batch.ids, batch.mask)
+            empty = self.forward.embed_prompts(self.text_encoder, [""]).expand_as(text)
             cond, uncond = (
                 self.forward.velocity(self.teacher, batch, noisy, embeddings).float()
                 for embeddings in (text, empty)
@@ -191,12 +214,13 @@ class Distillation:
 
 def rollout_batch(rollouts: Rollouts, seed: int) -> Batch:
     """A causal batch of the student's rollouts."""
-    generator, clean = torch.Generator().manual_seed(seed), rollouts.latents
-    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
-    times = draw_times(len(clean), generator, causal=True).to(clean.device)
+    clean = rollouts.latents
+    generator = torch.Generator(clean.device).manual_seed(seed)
     return Batch(
-        rollouts.prompts, clean, noise, times, clean[:, :, :-CHUNK],
-        offset=rollouts.first, masked=CHUNK if rollouts.first else 0,
+        rollouts.ids, rollouts.mask, clean, draw_noise(clean.shape, generator),
+        draw_times(len(clean), generator, causal=True),
+        torch.full((), rollouts.first, device=clean.device), clean[:, :, :-CHUNK],
+        masked=CHUNK if rollouts.first else 0,
     )  # fmt: skip
 
 
@@ -206,53 +230,101 @@ def snap_to_solver(batch: Batch) -> Batch:
 
 
 def distill(
-    work: Path, model: DemoModel, data: Dataset, *, steps: int, device: str = "cpu"
+    work: Path,
+    model: DemoModel,
+    data: Dataset,
+    *,
+    steps: int,
+    clips: int = BATCH,
+    device: str = "cpu",
 ) -> dict[str, Tensor]:
     """Train or resume; returns the averaged LoRA. `work` holds checkpoint and curve."""
-    teacher = model.transformer.to(device).eval()
-    student = copy.deepcopy(teacher)
-    rows, columns = data.latents.shape[-2:]
-    tokens_per_frame = rows * columns // 4
-    forward = TrainingForward(tokens_per_frame=tokens_per_frame, device=device)
-    text_encoder = model.text_encoder.to(device)
-    distillation = Distillation(student, teacher, text_encoder, forward, tokens_per_frame)
-    lora = TrainableLora(student)
-    optimizer = torch.optim.AdamW(lora.factors.values(), lr=RATE, weight_decay=0.0)
-    average = {name: factor.clone() for name, factor in lora.state_dict().items()}
-    some = data.latents[:1].expand(BATCH, -1, -1, -1, -1).to(device)
-    rollouts = start_rollouts(data.scenes, 0, some)
+    data = replace(data, latents=data.latents.to(device))
+    distillation = make_distillation(model, data, device=device)
+    lora = TrainableLora(distillation.student)
+    optimizer = Adam(lora.factors.values(), lr=RATE, betas=(0.9, 0.999))
+    average = Average(lora.state_dict(), decay=EMA)
+    batches_of = OwnRollouts(distillation, data, clips=clips)
     log, path, first = Log(work / "distill.jsonl"), work / "distill.pt", 0
     if state := load_checkpoint(path):
         lora.load_state_dict(state["lora"])
         optimizer.load_state_dict(state["optimizer"])
-        average, rollouts, first = state["average"], Rollouts(**state["rollouts"]), state["step"]
-    for step, seed in batches(first, steps):
-        batch = draw_batch(data, seed, causal_share=CAUSAL_SHARE, device=device)
-        own = batch.causal and random.Random(seed + 1).random() < ROLLOUT_SHARE
-        if own:
-            if rollouts.end >= MAX_CHUNKS * CHUNK:
-                rollouts = start_rollouts(data.scenes, seed, some)
-            rollouts = distillation.extend(rollouts, seed + 2)
-            while rollouts.latents.shape[2] < FRAMES:
-                rollouts = distillation.extend(rollouts, seed + 2 + rollouts.end)
-            batch = rollout_batch(rollouts, seed)
-        loss = distillation.loss(snap_to_solver(batch))
+        average.load(state["average"])
+        batches_of.load_state_dict(state["rollouts"])
+        first = state["step"]
+
+    def train_step(*tensors: Tensor, masked: int) -> Tensor:
+        clear_gradients(lora.factors.values())
+        loss = distillation.loss(Batch.of(tensors, masked))
         loss.backward()  # type: ignore[no-untyped-call]
         lora.collect_gradients()
-        nn.utils.clip_grad_norm_(lora.factors.values(), 1.0)
-        optimizer.param_groups[0]["lr"] = RATE * rate(step, steps, hold=0.4)
         optimizer.step()
         lora.merge()
-        keep = min(EMA, (1 + step) / (10 + step))
-        for name, factor in lora.state_dict().items():
-            average[name].lerp_(factor, 1 - keep)
-        log.write(step=step, causal=batch.causal, own=own, loss=loss.item())
-        if (step + 1) % 50 == 0 or step + 1 == steps:
+        average.update(lora.state_dict())
+        return loss.detach()
+
+    captured = CapturedStep(train_step, device=device)
+    for step, seed in batches(first, steps):
+        batch, own = batches_of(seed)
+        optimizer.set_rate(rate(step, steps, hold=0.4))
+        average.set_step(step)
+        loss = captured(*snap_to_solver(batch), masked=batch.masked)
+        log.collect({"step": step, "causal": batch.causal, "own": own}, loss)
+        if is_checkpoint(step + 1, steps, every=50):
+            log.flush()
             save_checkpoint(
-                path, lora=lora.state_dict(), optimizer=optimizer.state_dict(), average=average,
-                rollouts=vars(rollouts), step=step + 1,
+                path, lora=lora.state_dict(), optimizer=optimizer.state_dict(),
+                average=average.tensors, rollouts=batches_of.state_dict(), step=step + 1,
             )  # fmt: skip
-    return average
+    return average.tensors
+
+
+def make_distillation(model: DemoModel, data: Dataset, *, device: str) -> Distillation:
+    """The model as the teacher, and its copy as the student."""
+    teacher = model.transformer.to(device).eval()
+    rows, columns = data.latents.shape[-2:]
+    tokens_per_frame = rows * columns // 4
+    forward = TrainingForward(tokens_per_frame=tokens_per_frame, device=device)
+    text_encoder = model.text_encoder.to(device)
+    return Distillation(copy.deepcopy(teacher), teacher, text_encoder, forward, tokens_per_frame)
+
+
+class OwnRollouts:
+    """Batches of the data set, of which a part are replaced by the student's own rollouts."""
+
+    def __init__(self, distillation: Distillation, data: Dataset, *, clips: int) -> None:
+        self.distillation, self.data = distillation, data
+        self.tokenizer = distillation.forward.tokenizer
+        self._draw = partial(
+            draw_batch, data, causal_share=CAUSAL_SHARE, clips=clips, tokenizer=self.tokenizer
+        )
+        self._feed = Feed(distillation.forward.device)
+        self._like = data.latents[:1].expand(clips, -1, -1, -1, -1)
+        self.rollouts = self._start(0)
+
+    def __call__(self, seed: int) -> tuple[Batch, bool]:
+        """A batch, and whether it is of own rollouts, which are a chunk longer than the last."""
+        batch = self._feed(partial(self._draw, seed))
+        if not batch.causal or random.Random(seed + 1).random() >= ROLLOUT_SHARE:
+            return batch, False
+        if self.rollouts.end >= MAX_CHUNKS * CHUNK:
+            self.rollouts = self._start(seed)
+        self.rollouts = self.distillation.extend(self.rollouts, seed + 2)
+        while self.rollouts.latents.shape[2] < FRAMES:
+            self.rollouts = self.distillation.extend(self.rollouts, seed + 2 + self.rollouts.end)
+        return rollout_batch(self.rollouts, seed), True
+
+    def _start(self, seed: int) -> Rollouts:
+        return start_rollouts(self.data.scenes, seed, self._like, self.tokenizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State to resume from."""
+        return vars(self.rollouts)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from `state_dict`."""
+        ids, mask, latents = (state[n].to(self._like.device) for n in ("ids", "mask", "latents"))
+        self.rollouts = Rollouts(ids, mask, latents, first=state["first"])
 
 
 def write_lora(lora: dict[str, Tensor], path: Path) -> None:

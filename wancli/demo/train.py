@@ -1,6 +1,7 @@
 """Train the demo model and write its folder: `python -m wancli.demo.train`.
 
-An interrupted run resumes from the last checkpoint of its stage.
+An interrupted run resumes from the last checkpoint of its stage. SIGTERM and the end of --seconds
+write one and exit with 0.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from wancli.demo.autoencoder import STAGES, make_autoencoder, train_autoencoder
 from wancli.demo.dataset import Dataset, encode_clips
 from wancli.demo.distill import distill, write_lora
 from wancli.demo.parts import TEXT_LENGTH, make_tokenizer
-from wancli.demo.training import Log
+from wancli.demo.training import Log, stop
 from wancli.demo.transformer import SHIFT, DemoModel, train_transformer
 
 CLIPS = 4000
@@ -87,7 +88,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=TRANSFORMER_STEPS, help="transformer steps")
     parser.add_argument("--distill-steps", type=int, default=DISTILL_STEPS, help="of the LoRA")
     parser.add_argument("--no-compile", action="store_true", help="without a C++ compiler")
+    parser.add_argument("--seconds", type=float, help="save and exit after this time")
     options = parser.parse_args()
+    stop.install(options.seconds)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options.work.mkdir(parents=True, exist_ok=True)
     train(

@@ -6,8 +6,9 @@ sigmas of a batch are stratified over their range, which lowers the variance of 
 """
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,18 @@ from wancli.demo.parts import (
     make_transformer,
     tokenize,
 )
-from wancli.demo.training import Log, Optimizer, batches, load_checkpoint, rate, save_checkpoint
+from wancli.demo.training import (
+    Average,
+    CapturedStep,
+    Feed,
+    Log,
+    Optimizer,
+    batches,
+    is_checkpoint,
+    load_checkpoint,
+    rate,
+    save_checkpoint,
+)
 from wancli.demo.world import describe
 from wancli.generation.flow import add_noise
 
@@ -47,49 +59,82 @@ class DemoModel(nn.Module):
 
 
 def train_transformer(
-    work: Path, data: Dataset, *, steps: int, device: str = "cpu", compile_blocks: bool = True
+    work: Path,
+    data: Dataset,
+    *,
+    steps: int,
+    clips: int = BATCH,
+    device: str = "cpu",
+    compile_blocks: bool = True,
 ) -> DemoModel:
     """Train or resume; returns the averaged weights. `work` holds checkpoint and curve."""
+    data = replace(data, latents=data.latents.to(device))
     rows, columns = data.latents.shape[-2:]
     forward = TrainingForward(tokens_per_frame=rows * columns // 4, device=device)
     model = DemoModel(make_transformer(), make_text_encoder(len(forward.tokenizer))).to(device)
     optimizer = _optimizer(model)
     log, path, first = Log(work / "transformer.jsonl"), work / "transformer.pt", 0
-    average = {k: v.clone() for k, v in model.state_dict().items()}
+    average = Average(model.state_dict(), decay=EMA)
     if state := load_checkpoint(path):
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        average, first = state["average"], state["step"]
+        average.load(state["average"])
+        first = state["step"]
     if compile_blocks:
         model.transformer.compile_repeated_blocks(dynamic=False)
-    for step, seed in batches(first, steps):
-        batch = draw_batch(data, seed, causal_share=CAUSAL_SHARE, device=device)
-        text = forward.embed_prompts(model.text_encoder, batch.prompts)
+
+    def train_step(*tensors: Tensor, masked: int) -> Tensor:
+        optimizer.zero_grad()
+        batch = Batch.of(tensors, masked)
+        text = forward.embed(model.text_encoder, batch.ids, batch.mask)
         loss = batch.loss(forward.velocity(model.transformer, batch, batch.noisy(), text))
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step(rate(step, steps, hold=0.4))
-        _update_average(average, model, min(EMA, (1 + step) / (10 + step)))
-        log.write(step=step, causal=batch.causal, loss=loss.item())
-        if (step + 1) % 250 == 0 or step + 1 == steps:
+        optimizer.step()
+        average.update(model.state_dict())
+        return loss.detach()
+
+    draw = partial(
+        draw_batch, data, causal_share=CAUSAL_SHARE, clips=clips, tokenizer=forward.tokenizer
+    )
+    captured, feed = CapturedStep(train_step, device=device), Feed(device)
+    for step, seed in batches(first, steps):
+        batch = feed(partial(draw, seed))
+        optimizer.set_rate(rate(step, steps, hold=0.4))
+        average.set_step(step)
+        loss = captured(*batch, masked=batch.masked)
+        log.collect({"step": step, "causal": batch.causal}, loss)
+        if is_checkpoint(step + 1, steps, every=250):
+            log.flush()
             save_checkpoint(
-                path, model=model.state_dict(), average=average, step=step + 1,
+                path, model=model.state_dict(), average=average.tensors, step=step + 1,
                 optimizer=optimizer.state_dict(),
             )  # fmt: skip
-    model.load_state_dict(average)
+    model.load_state_dict(average.tensors)
     return model.eval()
 
 
 @dataclass
 class Batch:
-    """Data of one training step: clips, noise and sigmas."""
+    """Data of one training step: clips, noise and sigmas. Iterates over its tensors."""
 
-    prompts: list[str]
+    ids: Tensor  # tokens of the prompts, [B, TEXT_LENGTH]
+    mask: Tensor
     clean: Tensor  # [B, C, F, H, W]
     noise: Tensor
     times: Tensor  # [B, F] in (0, 1]: sigmas before the shift
+    offset: Tensor  # [], index of the first latent frame
     context: Tensor | None = None  # [B, C, F - CHUNK, H, W] in a causal step: past chunks
-    offset: int = 0  # index of the first latent frame
     masked: int = 0  # first latent frames that are excluded from the loss
+
+    @classmethod
+    def of(cls, tensors: Iterable[Tensor], masked: int) -> "Batch":
+        """The batch that iterates over these tensors."""
+        names = [field.name for field in fields(cls)]
+        return cls(**dict(zip(names, tensors, strict=False)), masked=masked)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        tensors = (self.ids, self.mask, self.clean, self.noise, self.times, self.offset)
+        return iter(tensors if self.context is None else (*tensors, self.context))
 
     @property
     def causal(self) -> bool:
@@ -106,39 +151,49 @@ class Batch:
         return error[:, :, self.masked :].square().mean()
 
 
-def draw_batch(data: Dataset, seed: int, *, causal_share: float, device: str) -> Batch:
-    """Draw a batch of the data set from `seed`."""
-    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+def draw_batch(
+    data: Dataset, seed: int, *, causal_share: float, clips: int, tokenizer: Any
+) -> Batch:
+    """Draw a batch of the data set from `seed`, on the device of its latents."""
+    rng, generator = random.Random(seed), torch.Generator(data.latents.device).manual_seed(seed)
     causal = rng.random() < causal_share
     # The VAE's first latent frame is special, and is no longer in a window that has rolled.
     start = rng.choice((0, 0, 1, 2, 3)) if causal else 0
-    chosen = [rng.randrange(len(data.scenes)) for _ in range(BATCH)]
+    chosen = [rng.randrange(len(data.scenes)) for _ in range(clips)]
     prompts = [describe(data.scenes[i], rng) for i in chosen]
     clean = data.latents[chosen][:, :, start : start + FRAMES]
-    noise = torch.randn(clean.shape, generator=generator)
-    times = draw_times(BATCH, generator, causal=causal)
-    context = add_context_noise(clean[:, :, :-CHUNK], generator).to(device) if causal else None
+    noise = draw_noise(clean.shape, generator)
+    times = draw_times(clips, generator, causal=causal)
+    context = add_context_noise(clean[:, :, :-CHUNK], generator) if causal else None
+    offset = start + rng.randint(0, 60) if start else 0
+    ids, mask = (t.to(clean.device) for t in tokenize(tokenizer, prompts))
     return Batch(
-        prompts, clean.to(device), noise.to(device), times.to(device), context,
-        offset=start + rng.randint(0, 60) if start else 0,
+        ids, mask, clean, noise, times, torch.full((), offset, device=clean.device), context,
         # RoPE is relative: a chunk without context looks the same wherever it is from, so only
         # real beginnings may train the first chunk.
         masked=CHUNK if start else 0,
     )  # fmt: skip
 
 
+def draw_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Standard normal noise, on the device of the generator."""
+    return torch.randn(*shape, generator=generator, device=generator.device)
+
+
 def draw_times(clips: int, generator: torch.Generator, *, causal: bool) -> Tensor:
     """Stratified times [clips, FRAMES] over (0, 1], one per clip or, if causal, per chunk."""
-    chunks = FRAMES // CHUNK if causal else 1
-    order = torch.stack([torch.randperm(clips, generator=generator) for _ in range(chunks)], 1)
-    times = (order + 1 - torch.rand(clips, chunks, generator=generator)) / clips
-    return times.repeat_interleave(FRAMES // chunks, 1)
+    chunks, device = FRAMES // CHUNK if causal else 1, generator.device
+    order = torch.stack(
+        [torch.randperm(clips, generator=generator, device=device) for _ in range(chunks)], 1
+    )
+    draws = torch.rand(clips, chunks, generator=generator, device=device)
+    return ((order + 1 - draws) / clips).repeat_interleave(FRAMES // chunks, 1)
 
 
 def add_context_noise(clean: Tensor, generator: torch.Generator) -> Tensor:
     """Mix up to CONTEXT_NOISE of noise into [B, C, F, H, W]."""
-    share = torch.rand(len(clean), 1, 1, 1, 1, generator=generator) * CONTEXT_NOISE
-    return clean + share * torch.randn(clean.shape, generator=generator)
+    share = torch.rand(len(clean), 1, 1, 1, 1, generator=generator, device=clean.device)
+    return clean + CONTEXT_NOISE * share * draw_noise(clean.shape, generator)
 
 
 def to_sigmas(times: Tensor) -> Tensor:
@@ -159,15 +214,19 @@ class TrainingForward:
         chunks = FRAMES // CHUNK
         causal = slots(clean=chunks - 1, noisy=range(chunks), chunk=CHUNK)
         self.layouts = {
-            False: Layout(None, tokens_per_frame=tokens_per_frame),
-            True: Layout(causal, tokens_per_frame=tokens_per_frame),
+            False: Layout(None, tokens_per_frame=tokens_per_frame, device=device),
+            True: Layout(causal, tokens_per_frame=tokens_per_frame, device=device),
         }
 
     def embed_prompts(self, text_encoder: UMT5EncoderModel, prompts: Sequence[str]) -> Tensor:
         """Prompt embeddings [B, TEXT_LENGTH, TEXT_DIM]."""
         ids, mask = tokenize(self.tokenizer, prompts)
+        return self.embed(text_encoder, ids.to(self.device), mask.to(self.device))
+
+    def embed(self, text_encoder: UMT5EncoderModel, ids: Tensor, mask: Tensor) -> Tensor:
+        """Embeddings [B, TEXT_LENGTH, TEXT_DIM] of tokens."""
         with torch.autocast(self.device, dtype=torch.bfloat16):
-            return embed(text_encoder, ids.to(self.device), mask.to(self.device))
+            return embed(text_encoder, ids, mask)
 
     def velocity(self, transformer: Any, batch: Batch, noisy: Tensor, text: Tensor) -> Tensor:
         """Velocity [B, C, F, H, W] of noisy latents at the batch's sigmas."""
@@ -188,11 +247,3 @@ def _optimizer(model: DemoModel) -> Optimizer:
     matrix_ids = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in matrix_ids]
     return Optimizer(matrices, rest, muon_lr=0.02, adam_lr=2e-3)
-
-
-@torch.no_grad()
-def _update_average(average: dict[str, Tensor], model: DemoModel, keep: float) -> None:
-    """Exponential moving average of the model's weights."""
-    current = model.state_dict()
-    names = [name for name, value in average.items() if value.is_floating_point()]
-    torch._foreach_lerp_([average[n] for n in names], [current[n] for n in names], 1 - keep)
