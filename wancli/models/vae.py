@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wancli.errors import DecodeError
+from wancli.models.fast_decoder import latents_per_call
 from wancli.models.vae_scaling import latent_normalizer, wide
 
 
@@ -108,6 +109,7 @@ class DecodedFrames:
 class StreamingDecoder:
     """Decodes a video chunk by chunk, bit-identical to `vae.decode` of the whole.
 
+    A FastDecoder takes several latent frames per call, and is then the same but for rounding.
     The cache of the causal convolutions lives here, not on the VAE, so that the VAE can decode
     other videos in between. A call that fails leaves the cache unchanged and can be repeated.
     """
@@ -155,15 +157,22 @@ class StreamingDecoder:
     def _decode(self, latents: Tensor) -> tuple[Tensor, Tensor, list[Any]]:
         """The video, whether it is finite, and the cache after it, which is not kept yet."""
         cache = self._cache.copy()
-        parts = [self._advance(cache, latent) for latent in torch.split(latents, 1, 2)]
+        parts = [self._advance(cache, part) for part in self._split(latents)]
         video = torch.cat(parts, 2)
         # Before clamping, which would turn inf into white and NaN into black.
         return video.clamp(-1, 1), torch.isfinite(video).all(), cache
 
+    def _split(self, latents: Tensor) -> tuple[Tensor, ...]:
+        """Latents of each call; the first latent frame of a video, which is not doubled, alone."""
+        first = latents[:, :, :1] if self._cache[0] is None else latents[:, :, :0]
+        rest = latents[:, :, first.shape[2] :]
+        parts = (first, *torch.split(rest, latents_per_call(self._vae), 2))
+        return tuple(part for part in parts if part.shape[2])
+
     @torch.no_grad()
-    def _advance(self, cache: list[Any], latent: Tensor) -> Tensor:
-        """Video of one latent frame, not clamped. Replaces entries of `cache`, never in place."""
-        denormalized = self._normalizer.denormalize(_wide(self._vae, latent)).to(self._vae.dtype)
+    def _advance(self, cache: list[Any], latents: Tensor) -> Tensor:
+        """Video of one call, not clamped. Replaces entries of `cache`, never in place."""
+        denormalized = self._normalizer.denormalize(_wide(self._vae, latents)).to(self._vae.dtype)
         out = self._vae.decoder(
             self._vae.post_quant_conv(denormalized),
             feat_cache=cache,

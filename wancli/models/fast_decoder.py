@@ -1,0 +1,207 @@
+"""A VAE's decoder that trades the last bits of its output for speed (`FastDecoder`)."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    WanCausalConv3d,
+    WanResample,
+    WanRMS_norm,
+)
+from torch import Tensor, nn
+from torch.nn import functional
+
+LATENTS_PER_CALL = 3  # as many as a chunk of a rollout has
+
+
+@dataclass(frozen=True)
+class DecoderSpeedups:
+    """What a FastDecoder does differently; each part can be measured alone.
+
+    HunyuanVideo's decoder has no causal cache and pads by replication: for it, only the dtype and
+    `channels_last` apply.
+    """
+
+    dtype: torch.dtype | None = None  # None: the VAE's
+    latents_per_call: int = LATENTS_PER_CALL  # after the first call, which takes one
+    channels_last: bool = True  # weights and activations in NDHWC; normalise in one pass
+    pad_in_convolution: bool = True  # pad by copying along time only
+    benchmark: bool = True  # let cuDNN time its kernels once per shape
+    compiled: bool = False  # one graph for each number of latents
+
+
+class FastDecoder(nn.Module):
+    """Wraps the decoder of a VAE, which then decodes faster and, but for rounding, the same video.
+
+    Takes and returns what the decoder does, in the dtype of the rest of the VAE. The weights are
+    converted where they are.
+    """
+
+    def __init__(self, decoder: nn.Module, speedups: DecoderSpeedups, *, causal: bool) -> None:
+        """`causal` is Wan's decoder, whose convolutions cache the frames before."""
+        super().__init__()
+        self.latents_per_call = speedups.latents_per_call if causal else 1
+        self._speedups = speedups
+        if causal:
+            _replace_layers(decoder, speedups)
+        self.decoder = decoder.to(speedups.dtype)
+        if speedups.channels_last:
+            _lay_out_channels_last(decoder)
+        if speedups.compiled:
+            decoder.compile(fullgraph=True, dynamic=False)
+
+    def forward(self, latents: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Video of latents [B, C, n, H, W], not clamped."""
+        if self._speedups.compiled and (features := kwargs.get("feat_cache")):
+            features[:] = map(_same_strides, features)
+        layout = torch.channels_last_3d if self._speedups.channels_last else torch.preserve_format
+        with _benchmarking(enabled=self._speedups.benchmark):
+            inputs = latents.to(self._speedups.dtype or latents.dtype, memory_format=layout)
+            video: Tensor = self.decoder(inputs, *args, **kwargs)
+        return video.to(latents.dtype)
+
+
+def speed_up_decoder(vae: Any, speedups: DecoderSpeedups) -> None:
+    """Replace the decoder of one of diffusers' VAEs by a fast one, before weights are offloaded."""
+    vae.decoder = FastDecoder(vae.decoder, speedups, causal=isinstance(vae, AutoencoderKLWan))
+
+
+def latents_per_call(vae: Any) -> int:
+    """How many latent frames the VAE's decoder takes at once, after the first."""
+    return vae.decoder.latents_per_call if isinstance(vae.decoder, FastDecoder) else 1
+
+
+class TimePaddedConv3d(WanCausalConv3d):  # type: ignore[misc]
+    """A causal convolution that pads by copying along time only: in space, the kernel pads."""
+
+    def __init__(self, convolution: WanCausalConv3d) -> None:
+        """Shares the weights of `convolution`."""
+        width, _, height, _, lead, _ = convolution._padding
+        shape = (convolution.in_channels, convolution.out_channels, convolution.kernel_size)
+        with torch.device("meta"):
+            super().__init__(*shape, stride=convolution.stride)
+        self.weight, self.bias = convolution.weight, convolution.bias
+        self.padding, self._lead = (0, height, width), lead
+
+    def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+        """Convolve [B, C, T, H, W] after the cached frames, or after zeros."""
+        missing = self._lead
+        if missing and cache_x is not None:
+            x, missing = torch.cat([cache_x, x], 2), missing - cache_x.shape[2]
+        if missing:
+            x = functional.pad(x, (0, 0, 0, 0, missing, 0))
+        convolved: Tensor = self._conv_forward(x, self.weight, self.bias)
+        return convolved
+
+
+class ChannelsLastNorm(nn.Module):
+    """WanRMS_norm in one pass over channels that are the last dimension in memory."""
+
+    def __init__(self, norm: WanRMS_norm) -> None:
+        """Shares the weights of `norm`, which has no bias."""
+        super().__init__()
+        self.gamma = norm.gamma
+        self._epsilon = 1e-24 / norm.gamma.numel()  # of the mean square; norm's is of the root sum
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [B, C, ...] over C."""
+        weight = self.gamma.flatten()
+        normalized = functional.rms_norm(x.movedim(1, -1), weight.shape, weight, self._epsilon)
+        out: Tensor = normalized.movedim(-1, 1)
+        return out
+
+
+class ChannelsLastUpsample(nn.Module):
+    """WanResample's upsampling without a copy in float32 or in another memory layout."""
+
+    def __init__(self, resample: WanResample) -> None:
+        """Shares the layers of `resample`."""
+        super().__init__()
+        self.time_conv: Any = getattr(resample, "time_conv", None)
+        self.convolution = resample.resample[1]
+
+    def forward(
+        self, x: Tensor, feat_cache: list[Any] | None = None, feat_idx: list[int] | None = None
+    ) -> Tensor:
+        """Double height and width of [B, C, T, H, W] and, if it has a `time_conv`, the frames."""
+        if self.time_conv is not None and feat_cache is not None and feat_idx is not None:
+            x = self._double_frames(x, feat_cache, feat_idx)
+        frames = x.movedim(2, 1).flatten(0, 1)
+        frames = functional.interpolate(frames, scale_factor=(2.0, 2.0), mode="nearest-exact")
+        convolved: Tensor = self.convolution(frames)
+        return convolved.view(x.shape[0], x.shape[2], *convolved.shape[1:]).movedim(1, 2)
+
+    def _double_frames(self, x: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> Tensor:
+        """All but the very first frame, which the cache marks by diffusers' "Rep"."""
+        at = feat_idx[0]
+        feat_idx[0] += 1
+        before = feat_cache[at]
+        if before is None:
+            feat_cache[at] = "Rep"
+            return x
+        before = None if isinstance(before, str) else before
+        feat_cache[at] = _last_two(before, x)
+        pairs: Tensor = self.time_conv(x, before).unflatten(1, (2, -1))  # [B, 2, C, T, H, W]
+        return pairs.permute(0, 3, 1, 4, 5, 2).flatten(1, 2).movedim(-1, 1)
+
+
+def _last_two(before: Tensor | None, x: Tensor) -> Tensor:
+    """The last two frames of `before` (zeros if None) and x [B, C, T, H, W], as a copy."""
+    last = x[:, :, -2:]
+    if last.shape[2] == 2:
+        return last.clone()
+    return torch.cat([torch.zeros_like(last) if before is None else before[:, :, -1:], last], 2)
+
+
+def _replace_layers(decoder: nn.Module, speedups: DecoderSpeedups) -> None:
+    """Replace the layers of Wan's decoder that have a faster equivalent."""
+    if speedups.pad_in_convolution:
+        _replace(decoder, WanCausalConv3d, TimePaddedConv3d)
+    if speedups.channels_last:
+        _replace(decoder, WanRMS_norm, ChannelsLastNorm)
+        _replace(decoder, WanResample, ChannelsLastUpsample)
+        for layer in decoder.modules():
+            if isinstance(layer, nn.SiLU):
+                layer.inplace = True  # its input is a norm's output, which nothing else reads
+
+
+def _replace(decoder: nn.Module, kind: type, faster: Callable[[Any], nn.Module]) -> None:
+    """Replace every layer of a kind."""
+    for parent in list(decoder.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, kind):
+                setattr(parent, name, faster(layer))
+
+
+def _lay_out_channels_last(decoder: nn.Module) -> None:
+    """Store the weights of convolutions with the channels last."""
+    for layer in decoder.modules():
+        if isinstance(layer, nn.Conv3d):
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last_3d)
+        elif isinstance(layer, nn.Conv2d):
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def _same_strides(feature: Any) -> Any:
+    """A cached feature with the batch stride of a tensor of its own, for which a graph exists.
+
+    A copy of a slice has that of what it was cut from, and torch compiles for each.
+    """
+    if not isinstance(feature, Tensor) or feature.shape[0] > 1:
+        return feature
+    return feature.as_strided(feature.shape, (feature.numel(), *feature.stride()[1:]))
+
+
+@contextmanager
+def _benchmarking(*, enabled: bool) -> Iterator[None]:
+    """Let cuDNN time its kernels for convolutions in the block."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = enabled or before
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
