@@ -40,6 +40,8 @@ def complaint(result: Result) -> tuple[str, str]:
         ((*GENERATE, "--steps", 0), "--steps 0", "1 to 1000"),
         ((*GENERATE, "--device", "gpu"), "--device 'gpu': not one of these.", "cuda:N or mps"),
         ((*GENERATE, "--crf", 99), "--crf 99", "0 to 51"),
+        ((*GENERATE, "--encoder", "nvenc", "--lossless"), "does not encode RGB", "--encoder x264"),
+        ((*GENERATE, "--encoder", "nvenc", "--encoder-preset", "fast"), "is one of x264", "drop"),
         ((*GENERATE, "--guidance-scale", "nan"), "--guidance-scale nan", "Guidance scale"),
         ((*GENERATE, "--use-cachedit", "--cachedit-fn", 8), "leave none of 8 blocks", "--cachedit"),
         ((*GENERATE, "--cachedit-residual-threshold", 1.5), "threshold 1.5", "at most 1"),

@@ -49,6 +49,7 @@ def test_a_rollout_writes_one_video_and_its_record(wancli: Wancli, tiny_model: P
     assert [row["kv_tokens"] for row in rows] == [8, 16, 24]
     assert set(record["timings"]["fps"]) == {"transformer", "with_vae", "wall"}
     assert len(record["drift"]["chunks"]) == 3
+    assert record["output"]["encoder"] == "x264 veryfast"
     assert json.loads(read_comment(Path("a.mp4")) or "")["request"]["prompt"] == PROMPT
     assert not list(Path().glob("*.part*"))
 

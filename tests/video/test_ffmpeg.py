@@ -6,12 +6,33 @@ from pathlib import Path
 import pytest
 
 from tests.video.test_write import smooth, write
+from wancli.config.settings import Output
 from wancli.errors import SetupError
-from wancli.video.ffmpeg import Encoding, check_encoder, check_written, ffmpeg_exe, run_ffmpeg
+from wancli.video.ffmpeg import (
+    Encoding,
+    check_encoder,
+    check_written,
+    choose_encoding,
+    ffmpeg_exe,
+    run_ffmpeg,
+)
 
 LOSSY, LOSSLESS = Encoding(preset="ultrafast"), Encoding(lossless=True, preset="ultrafast")
 LACKS_RGB = """
 case "$*" in *libx264rgb*) echo "[fatal] Unknown encoder 'libx264rgb'" >&2; exit 1; esac
+"""
+NO_NVENC = """
+case "$*" in *h264_nvenc*)
+    echo "[h264_nvenc @ 0x1] [error] OpenEncodeSessionEx failed: unsupported device (2)" >&2
+    echo "[out#0] [error] Task finished: Operation not permitted" >&2; exit 255
+esac
+"""
+# Stands for the hardware: x264, by nvenc's arguments.
+NVENC = """
+set -- "${@/h264_nvenc/libx264}"
+set -- "${@/#-rc/-preset}"
+set -- "${@/#vbr/ultrafast}"
+set -- "${@/#-cq/-crf}"
 """
 
 
@@ -48,6 +69,33 @@ def test_the_check_detects_what_an_encoder_lacks(wrap_ffmpeg, lines, encoding, r
 def test_only_the_requested_encoding_has_to_work(wrap_ffmpeg):
     wrap_ffmpeg(LACKS_RGB)
     check_encoder(LOSSY)
+
+
+@pytest.mark.parametrize(
+    ("lines", "output", "live", "name"),
+    [
+        (NVENC, Output(), False, "x264 medium"),
+        (NVENC, Output(), True, "x264 veryfast"),
+        (NVENC, Output(encoder_preset="slow"), True, "x264 slow"),
+        (NVENC, Output(encoder="auto"), False, "nvenc"),
+        (NVENC, Output(encoder="nvenc"), False, "nvenc"),
+        (NVENC, Output(encoder="auto", lossless=True), False, "x264 medium"),
+        (NO_NVENC, Output(encoder="auto"), True, "x264 veryfast"),
+    ],
+)
+def test_hardware_encodes_where_it_is_chosen_and_works(
+    wrap_ffmpeg, tmp_path: Path, lines: str, output: Output, name: str, *, live: bool
+):
+    wrap_ffmpeg(lines)
+    encoding = choose_encoding(output, (64, 48), live=live)
+    assert write(tmp_path / "a.mp4", smooth(4), encoding=encoding).encoder == name
+
+
+def test_hardware_that_does_not_encode_is_refused_with_its_own_words(wrap_ffmpeg):
+    wrap_ffmpeg(NO_NVENC)
+    with pytest.raises(SetupError, match=r"OpenEncodeSessionEx failed: unsup") as caught:
+        choose_encoding(Output(encoder="nvenc"), (64, 48))
+    assert caught.value.hint == "`encoder` x264"
 
 
 @pytest.mark.parametrize(

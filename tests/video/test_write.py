@@ -91,7 +91,8 @@ def test_a_written_video_is_verified_and_alone_in_its_folder(
     path = tmp_path / "new" / "folder" / "a.mp4"
     written = write(path, smooth(8), streaming=streaming, comment='{"seed": 7}')
     digests = packets_sha256(path), file_sha256(path)
-    assert written == WrittenVideo(path, path.stat().st_size, 8, 0.5, framemd5(path), *digests)
+    facts = (path.stat().st_size, 8, 0.5, framemd5(path), *digests, str(QUICK))
+    assert written == WrittenVideo(path, *facts)
     assert read_comment(path) == '{"seed": 7}'
     assert names(path.parent) == ["a.mp4"]
 

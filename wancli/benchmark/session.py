@@ -40,7 +40,7 @@ from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import write_json
 from wancli.utils.files import whole_folder
 from wancli.utils.outputs import OutputSet
-from wancli.video.ffmpeg import Encoding, check_encoder
+from wancli.video.ffmpeg import choose_encoding
 
 if TYPE_CHECKING:
     from wancli.benchmark.measure import Measurer
@@ -113,7 +113,8 @@ class BenchSession:
         """
         self._choose_offload(force=force)
         check_files(self.spec)
-        check_encoder(Encoding.of(self.base.output))
+        video = self.base.video
+        choose_encoding(self.base.output, (video.width, video.height))
         check_input_files(self._inputs, self.base.video)
         inputs = BenchInputs(self._inputs, inputs_json(self._inputs, self.baseline.plan))
         if self.goals.preset:

@@ -40,6 +40,11 @@ class SharedSettings(TypedDict, total=False):
     cfg_gate: float | None
     crf: int
     lossless: bool
+    encoder: Literal["x264", "nvenc", "auto"]
+    encoder_preset: Literal[
+        "auto", "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower",
+        "veryslow",
+    ]  # fmt: skip
     metadata: bool
 
 

@@ -141,6 +141,19 @@ class Output(Group):
         18, ge=0, le=51, description="H.264 quality; lower is better, and a larger file."
     )
     lossless: bool = Field(default=False, description="Encode losslessly (RGB H.264).")
+    encoder: Literal["x264", "nvenc", "auto"] = Field(
+        "x264",
+        description="H.264 encoder: x264 (the same file on every machine), nvenc (NVIDIA's "
+        "hardware, which H100 and A100 lack) or auto (nvenc where it works).",
+    )
+    encoder_preset: Literal[
+        "auto", "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower",
+        "veryslow",
+    ] = Field(
+        "auto",
+        description="Preset of x264, from ultrafast to veryslow (a smaller file), or auto (medium; "
+        "rollouts: veryfast, which keeps up with a GPU).",
+    )  # fmt: skip
     metadata: bool = Field(default=True, description="Embed the record in the MP4.")
 
 

@@ -27,7 +27,7 @@ from wancli.records.naming import name_fields, name_output
 from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import Request, write_json
 from wancli.utils.outputs import OutputFile, OutputSet, not_ours, preview_file
-from wancli.video.ffmpeg import Encoding, check_encoder
+from wancli.video.ffmpeg import choose_encoding
 from wancli.video.integrity import DAMAGED, Check
 
 if TYPE_CHECKING:
@@ -147,7 +147,8 @@ def plan_videos(
             hint="drop `save_latents`",
         )
     check_files(spec)
-    check_encoder(Encoding.of(settings.output))
+    if gpu is None:
+        choose_encoding(settings.output, (settings.video.width, settings.video.height))
     warnings = vocabulary_warnings(spec, [request.prompt])
     check_input_files(request.inputs, settings.video)
     weights, input_records = revision(spec), inputs_json(request.inputs, plan)

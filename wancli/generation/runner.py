@@ -27,7 +27,7 @@ from wancli.models.warm import WarmPipeline
 from wancli.planning.inputs import NO_INPUTS, InputFiles
 from wancli.planning.offload import check_tiling
 from wancli.planning.plan import Plan
-from wancli.planning.rules_machine import check_machine
+from wancli.planning.rules_machine import check_machine, check_output
 from wancli.records.progress import Phase, Report, Step
 from wancli.records.record import (
     ForwardStats,
@@ -39,7 +39,7 @@ from wancli.records.record import (
 )
 from wancli.records.write import TimedRecord, start_record, versions
 from wancli.utils.outputs import preview_file
-from wancli.video.ffmpeg import Encoding, check_encoder
+from wancli.video.ffmpeg import choose_encoding
 from wancli.video.latents import keeping, read_latents, save_latents
 from wancli.video.metadata import output_json
 from wancli.video.write import VideoWriter, WrittenVideo
@@ -223,7 +223,8 @@ def decode_file(
     settings = resolve([layer, overrides], Settings).settings
     check_machine(settings.machine)
     check_tiling(settings)
-    check_encoder(Encoding.of(settings.output))
+    check_output(settings.output)
+    choose_encoding(settings.output, (settings.video.width, settings.video.height))
     report(Phase("load"))
     vae, device = load_vae(find_spec(settings.model), settings.machine)
     loaded = perf_counter()
@@ -259,7 +260,7 @@ def write_video(
     The times in the record inside are those before the file is read back.
     """
     _, height, width, _ = frames.shape
-    encoding = Encoding.of(settings.output)
+    encoding = choose_encoding(settings.output, (width, height))
     with (
         keeping(latents, path, record.now().as_json()),
         VideoWriter(

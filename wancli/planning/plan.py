@@ -33,6 +33,7 @@ from wancli.planning.rules_machine import (
     check_compile_mode,
     check_generation,
     check_machine,
+    check_output,
     check_rollout,
 )
 from wancli.planning.step_caches import (
@@ -76,6 +77,7 @@ def make_plan(
     shape = _shape(video, spec, num_frames=video.num_frames)
     _check_experts(settings, spec)
     check_machine(settings.machine)
+    check_output(settings.output)
     check_family(settings, spec, chosen.family)
     check_generation(settings, chosen.transformer)
     check_tiling(settings)
@@ -246,6 +248,7 @@ def _check_rollout(settings: RolloutSettings, spec: ModelSpec, *, force: bool) -
             hint="`model` self-forcing, or `force` to try it anyway",
         )
     check_machine(settings.machine)
+    check_output(settings.output)
     check_rollout(settings.machine)
     check_rollout_vae(settings.machine)
     _check_experts(settings, spec)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from wancli.catalog.gpus import FP8_CAPABILITY
 from wancli.config.resolve import EXPLICIT
-from wancli.config.settings import Machine, Settings
+from wancli.config.settings import Machine, Output, Settings
 from wancli.errors import PlanError
 from wancli.planning.step_caches import WITH_THRESHOLD
 from wancli.utils.packages import check_package
@@ -22,6 +22,19 @@ def check_machine(machine: Machine) -> None:
         _check_fp8_products(machine)
     if machine.compile:
         _check_compile(machine)
+
+
+def check_output(output: Output) -> None:
+    """Raise PlanError for settings of the encoder that do nothing together."""
+    if output.encoder != "nvenc":
+        return
+    if output.lossless:
+        raise PlanError("`encoder` nvenc does not encode RGB.", hint="`encoder` x264")
+    if output.encoder_preset != "auto":
+        raise PlanError(
+            f"`encoder_preset` {output.encoder_preset} is one of x264, not of `encoder` nvenc.",
+            hint="drop `encoder_preset`, or `encoder` x264",
+        )
 
 
 def check_device_kind(machine: Machine, kind: str) -> None:

@@ -40,7 +40,7 @@ from wancli.rollouts.store import CONTEXT, TIMES_FILE, RolloutStore, Store, chun
 from wancli.rollouts.timings import ChunkTiming, TimingLog, rates, reuse, summed
 from wancli.utils.interrupts import Interrupted
 from wancli.video.drift import DriftMeter
-from wancli.video.ffmpeg import Encoding
+from wancli.video.ffmpeg import choose_encoding
 from wancli.video.latents import save_latents
 from wancli.video.metadata import output_json
 from wancli.video.write import VideoWriter, WrittenVideo
@@ -357,12 +357,13 @@ def _open_video(stack: ExitStack, job: RolloutJob, record: RunRecord) -> VideoWr
     if job.video is None:
         return None
     output, video = job.settings.output, job.settings.video
+    size = (video.width, video.height)
     return stack.enter_context(
         VideoWriter(
             job.video,
-            size=(video.width, video.height),
+            size=size,
             fps=video.fps,
-            encoding=Encoding.of(output),
+            encoding=choose_encoding(output, size, live=True),
             replaced=job.replaced,
             streaming=True,
             metadata={"comment": record.embedded() if output.metadata else UNFINISHED},

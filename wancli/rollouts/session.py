@@ -31,7 +31,7 @@ from wancli.records.record import Request, settings_of
 from wancli.utils.files import digest
 from wancli.utils.interrupts import Interrupted
 from wancli.utils.outputs import OutputFile, OutputSet, not_ours
-from wancli.video.ffmpeg import Encoding, check_encoder
+from wancli.video.ffmpeg import choose_encoding
 
 if TYPE_CHECKING:
     from wancli.catalog.specs import ModelSpec
@@ -87,8 +87,9 @@ class RolloutSession:
         check_context_files(options.starts, self.plan, settings, self.spec)
         self.schedule = self._schedule()
         self.seeds = self._seeds()
-        if options.video and options.files:
-            check_encoder(Encoding.of(settings.output))
+        if options.video and options.files and gpu is None:
+            video = settings.video
+            choose_encoding(settings.output, (video.width, video.height), live=True)
 
     @property
     def warnings(self) -> Sequence[str]:

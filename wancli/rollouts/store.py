@@ -1,4 +1,6 @@
-"""The files of a running rollout: a kill at any time loses one chunk at most.
+"""The files of a running rollout: a kill at any time loses the chunk that is being denoised.
+
+Beside the loop (on CUDA) also those that wait to be saved: two at most, while a disk is slow.
 
 NAME.rollout/ holds `rollout.json` (the request) and the clean latents of every chunk, one
 safetensors file each: `given.safetensors`, `chunk-000000.safetensors`, ... They alone determine

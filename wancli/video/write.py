@@ -42,6 +42,7 @@ class WrittenVideo:
     framemd5: str
     packets_sha256: str
     file_sha256: str
+    encoder: str  # and its preset
 
 
 def framemd5(path: Path) -> str:
@@ -110,20 +111,25 @@ class VideoWriter:
     ) -> None:
         """Start ffmpeg. `size` is (width, height) in pixels. Raises OutputError."""
         self.path, self.size, self.fps, self.streaming = path, size, fps, streaming
-        self._replaced = replaced
+        self._replaced, self._encoding = replaced, str(encoding)
         unwind_from_here()
         self.frames = 0
         self._packets = ""  # their digest, after the last frame
         self._closed = False
         self._final = path.absolute()  # the process may change its folder
         self._part, self._whole = part_name(self._final), part_name(self._final)
-        live = [*LIVE, "-tune", "zerolatency"] if streaming else []
         try:
             check_destination(path)
             with uninterrupted():  # an ffmpeg that nobody knows of would write on
                 self._encoder = Encoder(
                     ["-s", f"{size[0]}x{size[1]}", "-r", str(fps)],
-                    [*encoding.arguments(), *live, "-f", "mp4", f"file:{self._part}"],
+                    [
+                        *encoding.arguments(live=streaming),
+                        *(LIVE if streaming else []),
+                        "-f",
+                        "mp4",
+                        f"file:{self._part}",
+                    ],
                     metadata=metadata or {},
                 )
         except (SetupError, UsageError) as error:
@@ -182,7 +188,9 @@ class VideoWriter:
         with suppress(OSError):  # some network disks cannot sync a folder; the file is safe
             _sync(self._final.parent)
         seconds = self.frames / self.fps
-        return WrittenVideo(self.path, size, self.frames, seconds, md5, packets, digest)
+        return WrittenVideo(
+            self.path, size, self.frames, seconds, md5, packets, digest, self._encoding
+        )
 
     def kill(self) -> None:
         """Kill ffmpeg, so that a thread that waits in `write` fails. Call `abort` afterwards."""
