@@ -9,9 +9,9 @@ from typing import Any
 from weakref import ref
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
+from wancli.caching.attention import attend
 from wancli.caching.lru import KV, CacheEntry, version
 from wancli.catalog.specs import TEXT_LENGTH
 
@@ -32,22 +32,14 @@ class CachedAttention:
     """Base of attention processors that use the stock processor's kernel."""
 
     def __init__(self, stock: Any) -> None:
-        self._attention_backend = stock._attention_backend  # diffusers sets these two from outside
-        self._parallel_config = stock._parallel_config
+        backend = stock._attention_backend
+        self._backend = backend.value if backend else "native"
 
-    def attend(self, query: Tensor, kv: KV, *, parallel: Any = None) -> Tensor:
+    def attend(self, query: Tensor, kv: KV) -> Tensor:
         """Attention of queries [B, L, H, D] over cached keys and values: [B, L, H*D]."""
-        mixed: Tensor = dispatch_attention_fn(
-            query,
-            kv.key,
-            kv.value,
-            attn_mask=kv.mask,
-            dropout_p=0.0,
-            is_causal=False,
-            backend=self._attention_backend,
-            parallel_config=parallel,
-        )
-        return mixed.flatten(2, 3).type_as(query)
+        if kv.key is None or kv.value is None:
+            raise RuntimeError("fill the keys and values first")
+        return attend(query, kv.key, kv.value, self._backend, mask=kv.mask).flatten(2)
 
 
 class PromptAttention(CachedAttention):
@@ -113,7 +105,7 @@ class FaceAttention(CachedAttention):
             kv.fill(attn.norm_k(key).flatten(0, 1), value.flatten(0, 1))
         query = attn.norm_q(_by_head(attn, attn.to_q(attn.pre_norm_q(hidden_states))))
         query = query.reshape(batch * frames, -1, *query.shape[2:])  # [B*T, L/T, H, D]
-        mixed = self.attend(query, kv, parallel=self._parallel_config)
+        mixed = self.attend(query, kv)
         out: Tensor = attn.to_out(mixed.reshape(batch, -1, mixed.shape[-1]))
         return out
 

@@ -20,7 +20,8 @@ Measure = Annotated[
     bool,
     typer.Option(
         "--measure",
-        help="Measure this machine's speed, from which plans tell times; takes some seconds.",
+        help="Measure this machine's speed, from which plans tell times, and attention kernels, of "
+        "which runs take the fastest that is right; takes less than a minute.",
     ),
 ]
 
@@ -77,22 +78,27 @@ def _measure(screen: Screen) -> "Rates":
     """Measure the speed of this machine, save it and print it."""
     from wancli.cost.devices import find_device
     from wancli.cost.estimate import write_rates
+    from wancli.doctor.kernels import describe, measure_kernels
     from wancli.doctor.measure import measure
     from wancli.models.load import pick_device
 
     device = pick_device("auto")
-    screen.note("measuring this machine; this takes some seconds")
-    rates = measure(device)
+    screen.note("measuring this machine; this takes less than a minute")
+    kernels = measure_kernels(device)
+    rates = measure(device, kernels)
     write_rates(find_device(Machine(device=device.type)), rates)
     for name, rate in rates.matmul.items():
-        attention = rates.attention[name] / 1e12
-        screen.note(f"{name}: matmul {rate / 1e12:.3g} TFLOP/s, attention {attention:.3g} TFLOP/s")
+        attention = rates.attention.get(name)
+        also = f", attention {attention / 1e12:.3g} TFLOP/s" if attention else ""
+        screen.note(f"{name}: matmul {rate / 1e12:.3g} TFLOP/s{also}")
     convolution = rates.convolution / 1e12
     small = rates.small_convolution / 1e12
     screen.note(
         f"convolution {convolution:.3g} TFLOP/s, small {small:.3g} TFLOP/s, "
         f"copy {gib(rates.copy)}/s"
     )
+    for line in describe(kernels):
+        screen.note(with_flags(line))
     return rates
 
 

@@ -96,7 +96,8 @@ class Machine(Group):
     attention_backend: str = Field(
         "auto",
         pattern=r"^[a-z0-9_]+$",
-        description="Attention kernel, by diffusers' name (native, flash, sage, ...), or auto.",
+        description="Attention kernel, by diffusers' name (native, flash, sage, ...), or auto: of "
+        "those that `wancli doctor --measure` found right, the fastest.",
     )
     quantize: Literal["none", "int8", "fp8", "fp8-dynamic"] = Field(
         "none",
@@ -212,7 +213,7 @@ class PromptKV(Group):
         "auto",
         pattern=r"^(auto|off|[1-9]\d{0,3})$",
         description="Pad the prompt's K/V to a multiple of N tokens (exact but for rounding): "
-        "auto (what suits the hardware), off or a number.",
+        "auto (where `wancli doctor --measure` found that faster), off or a number.",
     )
     free_kv_weights: bool = Field(
         default=False, description="Move the prompt's K/V weights off the GPU between prompts."

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
@@ -11,6 +11,7 @@ from wancli.catalog.gpus import FP8_RATE, capability_of
 from wancli.config.precision import transformer_dtype, vae_dtype
 from wancli.config.settings import Machine
 from wancli.cost.devices import Device, find_cpu, find_device
+from wancli.cost.kernels import KernelTime
 from wancli.cost.totals import Cost
 from wancli.errors import CapacityError, PlanError
 from wancli.planning.offload import OFFLOADS
@@ -21,7 +22,7 @@ from wancli.utils.reading import read_json
 from wancli.utils.units import gib
 
 RATES_FILE = "rates.json"
-FP8 = "float8_e4m3fn"  # torch's name; its rate includes quantizing the activations
+FP8 = "float8_e4m3fn"  # torch's name
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -35,6 +36,8 @@ class Rates:
     small_convolution: Rate  # likewise
     copy: Rate
     measured: str = ""  # when, ISO 8601
+    kernels: Sequence[KernelTime] = ()  # of attention
+    aligned: Mapping[int, Sequence[Rate]] = field(default_factory=dict)  # see tokens_to_align
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,18 @@ def read_rates(device: Device) -> Rates | None:
         return TypeAdapter(Rates).validate_python(devices[key])
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def stale_rates(device: Device) -> str:
+    """Why a device has no rates: never measured, or not with this torch or as many threads."""
+    try:
+        keys = [str(key) for key in read_json(user_cache() / RATES_FILE)]
+    except (OSError, ValueError, TypeError):
+        keys = []
+    others = [key for key in keys if key.startswith(f"{device.name}, ")]
+    if not others or device.key in others:
+        return "never measured"
+    return f"measured only with {others[-1].removeprefix(f'{device.name}, ')}"
 
 
 def write_rates(device: Device, rates: Rates) -> None:

@@ -16,7 +16,7 @@ import platformdirs
 
 from wancli.catalog.hub_cache import cache_folder
 from wancli.cost.devices import find_cpu, find_gpus
-from wancli.cost.estimate import read_rates
+from wancli.cost.estimate import read_rates, stale_rates
 from wancli.errors import WancliError
 from wancli.utils.disk import existing, free_disk, user_cache
 from wancli.utils.packages import package_version
@@ -118,7 +118,7 @@ def check_devices() -> Iterator[Finding]:
     yield Finding("memory", cpu.name, f"{gib(cpu.total)}, {gib(cpu.free)} free")
     yield Finding("memory", "CPU threads", thread_settings())
     measured = read_rates((gpus or [cpu])[0])
-    when = f"measured {measured.measured}" if measured else "never measured"
+    when = f"measured {measured.measured}" if measured else stale_rates((gpus or [cpu])[0])
     fix = "" if measured else "wancli doctor --measure"
     yield Finding("memory", "rates", when, "ok" if measured else "note", fix)
 

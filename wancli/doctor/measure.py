@@ -10,8 +10,10 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock
 from torch import Tensor
 from torch.nn import functional
 
-from wancli.cost.estimate import Rates
+from wancli.catalog.gpus import FP8_CAPABILITY
+from wancli.cost.estimate import FP8, Rates
 from wancli.cost.wan_vae import CACHE_FRAMES, CAUSAL
+from wancli.doctor.kernels import KernelTable
 
 ROUNDS = 3
 DTYPES = ("float32", "bfloat16", "float16")
@@ -21,8 +23,13 @@ LAYERS = ((384, 1, 32), (192, 2, 48), (96, 4, 160))
 SMALL_LAYERS = ((64, 1, 12), (64, 2, 24), (32, 4, 48))
 
 
-def measure(device: torch.device, *, budget_s: float = 0.3) -> Rates:
-    """Measure a device's rates, each the median of three rounds of `budget_s` after a warmup."""
+def measure(
+    device: torch.device, kernels: KernelTable | None = None, *, budget_s: float = 0.3
+) -> Rates:
+    """Measure a device's rates, each the median of three rounds of `budget_s` after a warmup.
+
+    `kernels` are stored with them.
+    """
     large = device.type != "cpu"
     side, tokens = (8192, 16_384) if large else (1024, 1024)
     dtypes = DTYPES if large else DTYPES[:2]
@@ -34,6 +41,8 @@ def measure(device: torch.device, *, budget_s: float = 0.3) -> Rates:
         query = torch.randn(1, 12, tokens, 128, device=device, dtype=dtype)
         work = 4 * 12 * tokens**2 * 128
         attention[name] = work * _per_second(device, budget_s, _attention(query))
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY:
+        matmul[FP8] = 2 * side**3 * _per_second(device, budget_s, _fp8_product(side, device))
     layers = [(c, frames, side * (4 if large else 1)) for c, frames, side in LAYERS]
     source = torch.empty((256 if large else 64) * 2**20, dtype=torch.uint8, device=device)
     copied = _per_second(device, budget_s, source.clone)
@@ -44,6 +53,8 @@ def measure(device: torch.device, *, budget_s: float = 0.3) -> Rates:
         small_convolution=_convolution_rate(device, budget_s, SMALL_LAYERS),
         copy=2 * source.numel() * copied,
         measured=datetime.now(UTC).isoformat(timespec="seconds"),
+        kernels=kernels.times if kernels else (),
+        aligned=kernels.aligned if kernels else {},
     )
 
 
@@ -74,6 +85,15 @@ def _convolution_rate(
 
 def _product(left: Tensor, right: Tensor) -> Callable[[], Tensor]:
     return lambda: left @ right
+
+
+def _fp8_product(side: int, device: torch.device) -> Callable[[], Tensor]:
+    """A product with a scale for each row of the one and each column of the other."""
+    left, right = (torch.randn(side, side, device=device).to(torch.float8_e4m3fn) for _ in range(2))
+    scales = torch.ones(side, 1, device=device)
+    return lambda: torch._scaled_mm(
+        left, right.t(), scales, scales.t(), out_dtype=torch.bfloat16, use_fast_accum=True
+    )
 
 
 def _attention(query: Tensor) -> Callable[[], Tensor]:

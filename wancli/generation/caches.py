@@ -12,9 +12,11 @@ from wancli.caching.prompt_attention import WeightOffloader
 from wancli.caching.prompt_kv import PromptKVCache, prompt_kv
 from wancli.caching.session import Session
 from wancli.caching.step_cache import step_cache
-from wancli.catalog.hardware import tokens_to_align
 from wancli.catalog.tasks import TASKS
 from wancli.config.settings import Settings, StepCache
+from wancli.cost.devices import find_device
+from wancli.cost.estimate import read_rates
+from wancli.cost.kernels import tokens_to_align
 from wancli.models.load import Loaded, transformers_of
 from wancli.planning.plan import Plan
 from wancli.planning.step_caches import MAG_RATIOS, STEP_CACHES
@@ -79,7 +81,7 @@ def caches(
                     prompt_kv(
                         transformer,
                         memory,
-                        align=tokens_to_align(chosen.kv_align, _hardware(loaded.device)),
+                        align=_alignment(loaded, settings),
                         uniform_timesteps=uniform,
                         offload_to=torch.device("cpu") if chosen.free_kv_weights else None,
                     )
@@ -115,11 +117,10 @@ def step_caches(
         yield sessions
 
 
-def _hardware(device: torch.device) -> str:
-    """A device's name in the table of tiles: `cpu`, or `cuda` and the major compute capability."""
-    if device.type != "cuda":
-        return device.type
-    return f"cuda {torch.cuda.get_device_capability(device)[0]}"
+def _alignment(loaded: Loaded, settings: Settings) -> int:
+    """Multiple to which the prompt's tokens are padded."""
+    rates = read_rates(find_device(settings.machine)) if loaded.device.type == "cuda" else None
+    return tokens_to_align(settings.prompt_kv.kv_align, rates.aligned if rates else {})
 
 
 def split_steps(pipeline: Any, timesteps: Sequence[float]) -> list[tuple[Any, int]]:

@@ -17,7 +17,8 @@ from wancli.errors import RunError
 from wancli.generation.caches import caches
 from wancli.generation.prompts import Prompt
 from wancli.generation.schedulers import make_scheduler
-from wancli.models.load import Loaded
+from wancli.models.attention import choose_kernel
+from wancli.models.load import Loaded, transformers_of
 from wancli.models.vae import denormalize, require_finite, to_pixels
 from wancli.planning.plan import Plan
 from wancli.records.record import ForwardStats
@@ -35,6 +36,7 @@ class DenoisedClip:
     stats: list[ForwardStats]
     prompt_kv_bytes: int
     freed_bytes: int  # of weights off the device while denoising
+    attention: str = ""  # the kernel that ran
     frames: NDArray[np.uint8] | None = None
 
 
@@ -68,10 +70,14 @@ def denoise(
     skipped = sampling.steps - plan.steps // plan.segments
     timesteps = scheduler.timesteps[skipped:].tolist() * plan.segments
     last: dict[str, Tensor] = {}
+    kernel = choose_kernel(
+        transformers_of(pipeline), settings.machine, loaded.device, tokens=plan.tokens
+    )
     with (
         _scheduler(pipeline, scheduler),
         _boundary(pipeline, sampling.boundary_ratio),
         require_finite(pipeline.vae),  # some pipelines decode themselves
+        kernel.preferred(),
         caches(loaded, prompt.memory, settings, plan, timesteps) as cached,
     ):
         output: Tensor = pipeline(
@@ -92,7 +98,7 @@ def denoise(
             hint="`dtype` float32, or a lower `guidance_scale`",
         )
     frames = _levels(output) if task.segmented else None
-    return DenoisedClip(latents, cached.stats(), prompt.memory.nbytes, freed, frames)
+    return DenoisedClip(latents, cached.stats(), prompt.memory.nbytes, freed, kernel.name, frames)
 
 
 def _after_step(

@@ -134,9 +134,8 @@ class Runner:
         timings = {**record.timings, **_timings(job, clock, denoised.stats, sigmas)}
         timings |= {"uses": [asdict(forward) for forward in denoised.stats]} if cache else {}
         memory = self._memory(loaded.device, denoised)
-        record = replace(
-            record, status="ok", timings=timings, memory=memory, env=versions(), cache=cache
-        )
+        env = versions() | {"attention": denoised.attention}
+        record = replace(record, status="ok", timings=timings, memory=memory, env=env, cache=cache)
         return Clip(record, frames, denoised.latents.cpu())
 
     def _write(self, clip: Clip, job: Job, record: TimedRecord, report: Report) -> dict[str, Any]:

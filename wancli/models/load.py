@@ -19,7 +19,8 @@ from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import EXPERTS, TASKS, TEXT
 from wancli.config.precision import transformer_dtype, vae_dtype
 from wancli.config.settings import Machine
-from wancli.errors import CapacityError, ModelError, SetupError, WancliError, first_line, no_device
+from wancli.errors import CapacityError, ModelError, WancliError, first_line, no_device
+from wancli.models.attention import set_backend
 from wancli.models.hub import download, hub_errors
 from wancli.models.lora import merge_loras
 from wancli.models.offload import place
@@ -81,7 +82,7 @@ def load_pipeline(
             nothing = {"tokenizer": None, "text_encoder": None, "scheduler": scheduler}
             pipeline = pipeline_class(**nothing, **ready)
         if machine.attention_backend != "auto":
-            _set_attention_backend(pipeline, machine.attention_backend)
+            set_backend(transformers_of(pipeline), machine.attention_backend, device)
         merge_loras(pipeline, [find_lora(text) for text in machine.lora])
         speed_up(transformers_of(pipeline), machine)
         _try_tokenizers(pipeline)
@@ -125,7 +126,7 @@ def load_vae(spec: ModelSpec, machine: Machine) -> tuple[Any, torch.device]:
 def resolve_machine(machine: Machine) -> Machine:
     """The settings with `auto` resolved for this machine. Raises SetupError."""
     device, backend = pick_device(machine.device), machine.attention_backend
-    if backend == "auto":
+    if backend == "auto" and device.type != "cuda":  # there it depends on the model
         backend = os.environ.get("DIFFUSERS_ATTN_BACKEND", "native")
     dtype = transformer_dtype(machine, device.type)
     resolved = {"device": device.type, "dtype": dtype, "attention_backend": backend}
@@ -154,17 +155,6 @@ def _on_disk(spec: ModelSpec, parts: Collection[str], on_bytes: OnBytes | None =
         spec = spec_of_folder(folder, name=spec.name, repo=spec.repo)
     check_files(spec, parts)
     return spec
-
-
-def _set_attention_backend(pipeline: Any, name: str) -> None:
-    try:
-        for transformer in transformers_of(pipeline):
-            transformer.set_attention_backend(name)
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise SetupError(
-            f"`attention_backend` {name}: {first_line(error)}",
-            hint="`attention_backend native`",
-        ) from None
 
 
 def _vae(spec: ModelSpec, machine: Machine, device: torch.device) -> Any:

@@ -291,10 +291,6 @@ def _check_caches(settings: RolloutSettings, spec: ModelSpec) -> None:
     check_step_cache(settings.step_cache, steps=settings.sampling.steps, layers=spec.layers)
     if settings.step_cache.cfg_gate is not None:
         raise PlanError("`cfg_gate` does not work with rollouts.", hint="drop `cfg_gate`")
-    if settings.machine.attention_backend not in ("auto", "native"):
-        raise PlanError(
-            "`attention_backend` does not apply to rollouts.", hint="drop `attention_backend`"
-        )
 
 
 def _check_prompt_kv(chosen: PromptKV) -> None:

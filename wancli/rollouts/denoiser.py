@@ -15,6 +15,7 @@ from wancli.caching.rolling_kv import RollingKV
 from wancli.catalog.geometry import Span, WindowConfig
 from wancli.config.settings import RopePolicy
 from wancli.generation.flow import guide
+from wancli.models.attention import DEFAULT_KERNEL, AttentionKernel
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,11 @@ class CausalDenoiser:
     """
 
     def __init__(
-        self, experts: Sequence[Expert], window: WindowConfig, *, moves_sink: bool = False
-    ) -> None:
+        self, experts: Sequence[Expert], window: WindowConfig, *,
+        moves_sink: bool = False, kernel: AttentionKernel = DEFAULT_KERNEL,
+    ) -> None:  # fmt: skip
         self._experts, self._window, self._moves_sink = experts, window, moves_sink
+        self.kernel = kernel
         self._embeddings: list[Tensor] = []  # of each branch
         self._span = Span(0, 0, 0)  # the current chunk
         self._buffer = ContextBuffer(window)
@@ -149,7 +152,8 @@ class CausalDenoiser:
         velocities = []
         for kv, text in zip(expert.branches, self._embeddings, strict=False):
             state.use(kv)
-            velocity = transformer(latents.to(dtype), timesteps, text, return_dict=False)[0]
+            with self.kernel.preferred():
+                velocity = transformer(latents.to(dtype), timesteps, text, return_dict=False)[0]
             kv.end_forward()
             velocities.append(velocity.to(latents.dtype))
         return velocities
@@ -163,11 +167,13 @@ def causal(
     rope: RopePolicy = "absolute",
     guidance_scale: float | Sequence[float] = 1.0,
     boundary: float = 0.0,
+    kernel: AttentionKernel = DEFAULT_KERNEL,
 ) -> Iterator[CausalDenoiser]:
     """Use one transformer, or two experts, as a causal denoiser; restored on exit.
 
     Below timestep `boundary` the second expert denoises; `guidance_scale` may be one per expert.
     The policies "relative" and "sink" are the same: without a sink they are "absolute", too.
+    `kernel` is the one that `choose_kernel` has set.
     """
     models = list(transformers) if isinstance(transformers, (list, tuple)) else [transformers]
     scales = [guidance_scale] if isinstance(guidance_scale, (int, float)) else [*guidance_scale]
@@ -179,11 +185,11 @@ def causal(
         experts = []
         for number, (model, scale) in enumerate(zip(models, scales, strict=True)):
             last = number == len(models) - 1
-            state = stack.enter_context(use_kv_cache(model))
+            state = stack.enter_context(use_kv_cache(model, backend=kernel.backend))
             stack.enter_context(prompt_kv(model, prompt_cache))
             caches = [_cache(model, window, moves_sink=moves_sink) for _ in range(branches)]
             experts.append(Expert(model, state, caches, scale, 0.0 if last else boundary))
-        yield CausalDenoiser(experts, window, moves_sink=moves_sink)
+        yield CausalDenoiser(experts, window, moves_sink=moves_sink, kernel=kernel)
 
 
 def _cache(transformer: Any, window: WindowConfig, *, moves_sink: bool) -> RollingKV:

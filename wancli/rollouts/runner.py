@@ -203,9 +203,10 @@ def _generate(
             "fps": rates(timings_log, rollout_s),
             "kv_bytes": model.nbytes,
         }
+        env = versions() | {"attention": model.kernel.name}
         memory = peak_memory(loaded.device) | {"offload": job.settings.machine.offload}
         record = replace(
-            record, status="ok", timings=timings, env=versions(), memory=memory,
+            record, status="ok", timings=timings, env=env, memory=memory,
             drift=sink.drift(), cache=_reuse(job, timings_log),
         )  # fmt: skip
         written = finish(writer, record, job.settings) if writer else None

@@ -24,7 +24,8 @@ from wancli.generation.flow import (
 )
 from wancli.generation.noise import Noise
 from wancli.generation.schedulers import make_scheduler
-from wancli.models.load import Loaded
+from wancli.models.attention import choose_kernel
+from wancli.models.load import Loaded, transformers_of
 from wancli.models.streams import to_device
 from wancli.planning.plan import RolloutPlan, chunk_steps, timesteps
 from wancli.records.record import ForwardStats
@@ -34,12 +35,18 @@ from wancli.rollouts.denoiser import CausalDenoiser, causal
 def causal_denoiser(
     loaded: Loaded, settings: RolloutSettings, plan: RolloutPlan
 ) -> AbstractContextManager[CausalDenoiser]:
-    """The model's transformers as a causal denoiser. Raises ModelError."""
+    """The model's transformers as a causal denoiser. Raises ModelError, SetupError."""
     pipeline, sampling = loaded.pipeline, settings.sampling
     high = sampling.guidance_scale if plan.guided else 1.0
     low = sampling.guidance_scale_2 if plan.guided else None
+    kernel = choose_kernel(
+        transformers_of(pipeline), settings.machine, loaded.device,
+        tokens=plan.window.chunk * plan.window.tokens_per_frame,
+    )  # fmt: skip
     if pipeline.transformer_2 is None:
-        return causal(pipeline.transformer, plan.window, rope=plan.rope, guidance_scale=high)
+        return causal(
+            pipeline.transformer, plan.window, rope=plan.rope, guidance_scale=high, kernel=kernel
+        )
     boundary = sampling.boundary_ratio or pipeline.config.boundary_ratio
     if boundary is None:
         raise ModelError(
@@ -52,6 +59,7 @@ def causal_denoiser(
         rope=plan.rope,
         guidance_scale=(high, high if low is None else low),
         boundary=TRAIN_STEPS * boundary,
+        kernel=kernel,
     )
 
 

@@ -1,0 +1,129 @@
+"""The attention kernel of a run: the one that is set, or the fastest that is here and right."""
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from wancli.config.settings import Machine
+from wancli.cost.devices import find_device
+from wancli.cost.estimate import read_rates
+from wancli.cost.kernels import rank_kernels
+from wancli.errors import SetupError, first_line
+
+# torch's kernels by diffusers' names, in the order in which they are tried on a GPU that was not
+# measured. torch's own order begins with the second.
+TORCH_KERNELS = {
+    "_native_cudnn": SDPBackend.CUDNN_ATTENTION,
+    "_native_flash": SDPBackend.FLASH_ATTENTION,
+    "_native_efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "_native_math": SDPBackend.MATH,
+}
+NARROW = (torch.bfloat16, torch.float16)  # in which kernels are measured
+
+
+@dataclass(frozen=True)
+class AttentionKernel:
+    """The kernel of a run."""
+
+    name: str = "native"  # that runs, by diffusers' name
+    backend: str = "native"  # to attend with: "native" for torch's kernels
+    order: Sequence[SDPBackend] = ()  # of torch's kernels; its own if empty
+
+    def preferred(self) -> AbstractContextManager[Any]:
+        """Let torch try its kernels in this order in the block, in all threads.
+
+        None is ruled out, since the VAE's layers have other sizes than the transformer's.
+        """
+        if not self.order:
+            return nullcontext()
+        return sdpa_kernel([*self.order], set_priority=True)
+
+
+DEFAULT_KERNEL = AttentionKernel()
+
+
+def choose_kernel(
+    transformers: Sequence[Any], machine: Machine, device: torch.device, *, tokens: int
+) -> AttentionKernel:
+    """Set the transformers' attention backend; `auto` chooses one for so many tokens.
+
+    Raises SetupError for a kernel that is missing, or cannot run with this model here.
+    """
+    names, automatic = [machine.attention_backend], machine.attention_backend == "auto"
+    if automatic:
+        names = kernels_to_try(transformers[0], machine, device, tokens)
+    name = _set_first(transformers, names, device)
+    if not _is_torch_kernel(name, device):
+        ran = _torch_choice(transformers[0], device) if name == "native" else name
+        return AttentionKernel(ran, name)
+    order = [TORCH_KERNELS[name], *(TORCH_KERNELS[n] for n in TORCH_KERNELS if n != name)]
+    kernel = AttentionKernel(name, "native", order)
+    with kernel.preferred():
+        ran = _torch_choice(transformers[0], device)
+    if ran != name and not automatic:
+        raise SetupError(
+            f"`attention_backend` {name} does not run with this model and `dtype` here.",
+            hint=f"`attention_backend` {ran}",
+        )
+    return replace(kernel, name=ran)
+
+
+def kernels_to_try(
+    transformer: Any, machine: Machine, device: torch.device, tokens: int
+) -> list[str]:
+    """Backends to try, the best first; the last is always there."""
+    if backend := os.environ.get("DIFFUSERS_ATTN_BACKEND"):
+        return [backend]
+    config = transformer.config
+    if device.type != "cuda" or not hasattr(config, "ffn_dim"):  # HunyuanVideo's needs a mask
+        return ["native"]
+    rates = read_rates(find_device(machine)) if transformer.dtype in NARROW else None
+    heads = config.num_attention_heads
+    ranked = rank_kernels(rates.kernels, heads=heads, tokens=tokens) if rates else {}
+    return [*ranked, next(iter(TORCH_KERNELS))]
+
+
+def _is_torch_kernel(name: str, device: torch.device) -> bool:
+    return name in TORCH_KERNELS and device.type == "cuda"
+
+
+def _set_first(transformers: Sequence[Any], names: Sequence[str], device: torch.device) -> str:
+    """Set the first backend that is still there: a kernel may be gone since it was measured."""
+    *others, last = names
+    for name in others:
+        with suppress(SetupError):
+            set_backend(transformers, name, device)
+            return name
+    set_backend(transformers, last, device)
+    return last
+
+
+def set_backend(transformers: Iterable[Any], name: str, device: torch.device) -> None:
+    """Let the transformers attend with a backend of diffusers, or of torch.
+
+    Raises SetupError if it is unknown or missing.
+    """
+    backend = "native" if _is_torch_kernel(name, device) else name
+    try:
+        for transformer in transformers:
+            transformer.set_attention_backend(backend)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise SetupError(
+            f"`attention_backend` {name}: {first_line(error)}",
+            hint="`attention_backend` native",
+        ) from None
+
+
+def _torch_choice(transformer: Any, device: torch.device) -> str:
+    """The kernel that torch chooses now for this model's attention, by diffusers' name."""
+    config = transformer.config
+    shape = (1, config.num_attention_heads, 128, config.attention_head_dim)
+    query = torch.empty(shape, dtype=transformer.dtype, device=device)
+    choice = SDPBackend(torch._fused_sdp_choice(query, query, query))
+    names = {kernel: name for name, kernel in TORCH_KERNELS.items()}
+    return names.get(choice, "native")
