@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as imageio
 import numpy as np
@@ -423,6 +425,45 @@ def test_decoding_in_parallel_gives_the_same_frames(
     monkeypatch.setattr(roll, "roll", lambda job, *rest: plain(replace(job, beside=True), *rest))
     wancli(*small(tiny_model, "--chunks", 3, "-o", "b.mp4"))
     assert digest("a.mp4") == digest("b.mp4")
+
+
+CUDA = ("rollout", PROMPT, "--chunks", 6, "--seed", 1, "--device", "cuda", "--lossless", "-q")
+
+
+@pytest.mark.gpu
+def test_stages_on_cuda_give_the_frames_of_a_rollout_without_them(
+    wancli: Wancli, monkeypatch: pytest.MonkeyPatch
+):
+    from wancli.rollouts import runner as roll
+
+    record = json.loads(wancli(*CUDA, "-o", "a.mp4", "--json").out)
+    monkeypatch.setattr(roll, "_beside", lambda *_: False)
+    assert wancli(*CUDA, "-o", "b.mp4").code == 0
+    assert digest("a.mp4") == digest("b.mp4")
+    rates = record["timings"]["fps"]
+    assert rates["transformer"] >= rates["with_vae"] >= rates["wall"]
+
+
+@pytest.mark.gpu
+def test_no_chunk_of_a_rollout_waits_for_the_device(
+    wancli: Wancli, monkeypatch: pytest.MonkeyPatch
+):
+    from wancli.rollouts import loop
+    from wancli.rollouts import runner as roll
+
+    def watched(*arguments: Any) -> Iterator[Any]:
+        try:
+            for event in loop.rollout(*arguments):
+                yield event
+                if event.span.index == 1:  # kernels are chosen by then
+                    torch.cuda.set_sync_debug_mode("error")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(roll, "rollout", watched)
+    for more in (("-o", "a.mp4"), ("--no-video", "--save-latents", "a.safetensors")):
+        result = wancli(*CUDA, *more)
+        assert result.code == 0, result.err
 
 
 @pytest.mark.parametrize(
