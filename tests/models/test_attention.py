@@ -32,11 +32,11 @@ H100 = Device("cuda", "NVIDIA H100 80GB HBM3", 80 * 2**30, 79 * 2**30, "580.1")
 CASE = AttentionCase(12, 4680, 18_720)
 RATES = Rates(
     {}, {}, 1.0, 1.0, 1.0,
-    kernels=[
+    kernels=(
         KernelTime("_native_cudnn", CASE, 2.0, 0.003),
         KernelTime("_flash_3_hub", CASE, 1.0, 0.003),
         KernelTime("sage", CASE, 0.5, 0.04),
-    ],
+    ),
 )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ class Rates:
     small_convolution: Rate  # likewise
     copy: Rate
     measured: str = ""  # when, ISO 8601
-    kernels: Sequence[KernelTime] = ()  # of attention
+    kernels: tuple[KernelTime, ...] = ()  # of attention
     aligned: Mapping[int, Sequence[Rate]] = field(default_factory=dict)  # see tokens_to_align
 
 

@@ -53,7 +53,7 @@ def measure(
         small_convolution=_convolution_rate(device, budget_s, SMALL_LAYERS),
         copy=2 * source.numel() * copied,
         measured=datetime.now(UTC).isoformat(timespec="seconds"),
-        kernels=kernels.times if kernels else (),
+        kernels=tuple(kernels.times) if kernels else (),
         aligned=kernels.aligned if kernels else {},
     )
 
