@@ -63,7 +63,7 @@ class RolloutJob:
     only_new: bool = False
     replaces: bool = False  # the rollout in `store`, once the model has loaded
     replaced: frozenset[Path] = frozenset()  # files that may be overwritten
-    beside: bool | None = None  # save and decode chunks beside later ones; None: on CUDA devices
+    beside: bool | None = None  # save and decode chunks beside later ones; None: as `_beside` says
 
     @property
     def resume(self) -> str:
@@ -374,7 +374,7 @@ def _open_video(stack: ExitStack, job: RolloutJob, record: RunRecord) -> VideoWr
 
 def _sink(job: RolloutJob, loaded: Loaded, writer: VideoWriter | None) -> ChunkSink:
     """Where the clean chunks go: to their files alone, or to a video as well."""
-    beside = _beside(loaded, job) if job.beside is None else job.beside
+    beside = _beside(loaded, job)
     if not job.decodes:
         return ChunkSink(beside=beside)
     return VideoSink(
@@ -388,9 +388,11 @@ def _sink(job: RolloutJob, loaded: Loaded, writer: VideoWriter | None) -> ChunkS
 
 
 def _beside(loaded: Loaded, job: RolloutJob) -> bool:
-    """Whether what follows can overlap with denoising: on an asynchronous device.
+    """Whether what follows denoising can overlap with it: on an asynchronous device.
 
     Decoding needs memory to spare, which a device that weights are moved off does not have.
     """
+    if job.beside is not None:
+        return job.beside
     spare = not job.decodes or job.settings.machine.offload in ("auto", "none")
     return loaded.device.type == "cuda" and spare
