@@ -32,58 +32,55 @@ from wancli.catalog.geometry import Span, WindowConfig
 from wancli.models.optimize import speed_up
 from wancli.rollouts.denoiser import CausalDenoiser, PromptPair, causal
 
-WINDOWS = (9, 21, 12)  # latent frames
 LATE = 5  # chunks with a full window, of which times are taken
-COMPILED: Mapping[str, Mapping[str, Any]] = {
-    "compiled": {"compile": True},
-    "compiled, fused": {"compile": True, "fuse_qkv": True},
-}
-FP8: Mapping[str, Mapping[str, Any]] = {
-    "fp8-dynamic, compiled": {"compile": True, "quantize": "fp8-dynamic"},
-}
+COMPILED = {"compile": True}
+FUSED = {"compile": True, "fuse_qkv": True}
+FP8 = {"compile": True, "quantize": "fp8-dynamic"}
 
 
 def eager(session: Session) -> Iterator[Item]:
     """Case 5: the denoiser as it is, where it waits, and one whose cache is concatenated."""
-    of, transformer = subject(session), _plain(session)
+    transformer = _plain(session)
     yield from _windows(session, "eager", transformer)
-    yield "eager, waits", partial(_waits, session, of, transformer)
-    for window in WINDOWS[:2]:
+    for window in (9, 21):
         yield f"concatenating, window {window}", partial(_concatenating, session, window)
+    yield "eager, waits", partial(_waits, session, transformer)
 
 
 def compiled(session: Session) -> Iterator[Item]:
     """Case 6: the same with compiled blocks."""
-    yield from _sped_up(session, COMPILED)
+    yield from _windows(session, "compiled", _copy(session, COMPILED))
 
 
 def fp8(session: Session) -> Iterator[Item]:
     """Case 8: the same with products in fp8."""
     if session.device.type == "cuda":
-        yield from _sped_up(session, FP8)
+        yield from _windows(session, "fp8-dynamic, compiled", _copy(session, FP8))
+
+
+def more(session: Session) -> Iterator[Item]:
+    """Case 6: other windows, and fused projections."""
+    for name, machine in {"compiled": COMPILED, "eager": {}}.items():
+        transformer = _copy(session, machine)
+        yield f"{name}, window 12", partial(measure, session, transformer, 12)
+        yield f"{name}, window 12, sink 3", partial(measure, session, transformer, 12, sink=3)
+    yield from _windows(session, "compiled, fused", _copy(session, FUSED))
 
 
 def kernels(session: Session) -> Iterator[Item]:
-    """Case 4: kernels of one forward by kind, eager and compiled."""
-    for name, machine in {"eager": {}, **COMPILED, **FP8}.items():
+    """Case 4: kernels of one forward by kind."""
+    variants: Mapping[str, Mapping[str, Any]]
+    variants = {"eager": {}, "compiled": COMPILED, "fp8-dynamic, compiled": FP8}
+    for name, machine in variants.items():
         if session.device.type == "cuda" or not machine:
             transformer = _copy(session, machine)
             yield f"{name}, kernels of a forward", partial(_kernels, session, transformer)
 
 
-def _sped_up(session: Session, variants: Mapping[str, Mapping[str, Any]]) -> Iterator[Item]:
-    for name, machine in variants.items():
-        transformer = _copy(session, machine)
-        yield from _windows(session, name, transformer)
-
-
 def _windows(session: Session, name: str, transformer: Any) -> Iterator[Item]:
-    for window in WINDOWS:
-        title = f"{name}, window {window}"
-        yield title, partial(measure, session, transformer, window)
-        if window == WINDOWS[0]:
-            yield f"{name}, error", partial(_error, session, transformer)
-    yield f"{name}, window 12, sink 3", partial(measure, session, transformer, 12, sink=3)
+    yield f"{name}, window 9", partial(measure, session, transformer, 9)
+    yield f"{name}, error", partial(_error, session, transformer)
+    yield f"{name}, window 21", partial(measure, session, transformer, 21)
 
 
 def _plain(session: Session) -> Any:
@@ -191,10 +188,10 @@ def _velocity(session: Session, transformer: Any) -> Tensor:
         return model.velocity(latents(session, of, seed=1), TIMESTEPS[1]).float()
 
 
-def _waits(session: Session, of: Subject, transformer: Any) -> Facts:
+def _waits(session: Session, transformer: Any) -> Facts:
     """Where a chunk waits for the device: places and counts."""
     noise = _noise(session)
-    with denoiser(session, of, transformer, 9) as model:
+    with denoiser(session, subject(session), transformer, 9) as model:
         for index in range(4):
             chunk(session, model, index, noise)
         wait(session.device)

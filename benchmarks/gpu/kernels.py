@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.session import Facts, Item, Session
-from benchmarks.gpu.timing import relative, time_ms
+from benchmarks.gpu.timing import cudnn, relative, time_ms
 from wancli.utils.packages import package_version
 
 BACKENDS = {
@@ -245,10 +245,10 @@ def _convolve(
         weight = draw(session, outer, inner, *kernel, dtype=dtype) * taps**-0.5
         x, weight = x.contiguous(memory_format=order), weight.contiguous(memory_format=order)
         bias = draw(session, outer, dtype=dtype)
-        with torch.backends.cudnn.flags(benchmark=True, allow_tf32=False):
+        with cudnn(benchmark=True):
             times = time_ms(lambda: convolve(x, weight, bias), session.device, budget_s=0.1)
             few = convolve(x, weight, bias)[:, :, :1]
-        with torch.backends.cudnn.flags(benchmark=False, allow_tf32=False):
+        with cudnn():
             exact = convolve(x[:, :, :3].float(), weight.float(), bias.float())
         work = 2 * taps * outer * frames * height * width
         return times | {"tflops": rate(work, times), "error": relative(few, exact)}

@@ -1,7 +1,7 @@
 """Case 9: whole rollouts through `wancli.rollout`: denoise, decode, and frames in memory."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -12,55 +12,61 @@ import torch
 from safetensors.torch import save_file
 
 import wancli
-from benchmarks.gpu.models import CHUNK, FRAMES, Subject, memory, subject
+from benchmarks.gpu.models import CHUNK, FRAMES, Subject, subject
 from benchmarks.gpu.session import Facts, Item, Session
+from wancli.catalog.hf_configs import part_config
 
 LATE = 6  # chunks after the window is full
-VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "compiled": {"compile": True},
-    "eager": {},
-    "fp8-dynamic, compiled": {"compile": True, "quantize": "fp8-dynamic"},
-}
 
 
 def rollouts(session: Session) -> Iterator[Item]:
-    """Case 9: frames per second by the clock, with the VAE."""
-    for name, settings in VARIANTS.items():
-        if settings and session.device.type != "cuda":
-            continue
-        for window in (9, 21, 12):
-            if window == 9 or name == "compiled":
-                yield f"{name}, window {window}", partial(_rollout, session, window, settings)
-    yield "eager, window 9, MP4", partial(_rollout, session, 9, {}, writes=True)
+    """Case 9: frames per second by the clock, with the VAE; on a CPU not compiled."""
+    cuda = session.device.type == "cuda"
+    yield from _variant(session, "compiled" if cuda else "eager", (9, 21), compile=cuda)
 
 
-def _rollout(
-    session: Session, window: int, settings: Mapping[str, Any], *, writes: bool = False
-) -> Facts:
-    """A late chunk by the clock; the parts of a late chunk in the record."""
+def more_rollouts(session: Session) -> Iterator[Item]:
+    """Case 9: the same eager, and with products in fp8."""
     if session.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+        yield from _variant(session, "eager", (9,))
+        fp8 = {"compile": True, "quantize": "fp8-dynamic"}
+        yield from _variant(session, "fp8-dynamic, compiled", (9,), **fp8)
+
+
+def _variant(session: Session, name: str, windows: Sequence[int], **machine: Any) -> Iterator[Item]:
+    of = subject(session)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        wancli.load(of.name, device=session.device.type, **machine) as model,
+    ):
+        embeddings = _embeddings(of, Path(folder) / "embeddings.safetensors")
+        for window in windows:
+            arguments = {"prompt_embeds": embeddings, "rolling_window": window}
+            yield f"{name}, window {window}", partial(_rollout, session, model, arguments)
+        arguments = {"prompt_embeds": embeddings, "rolling_window": windows[0]}
+        arguments |= {"output": Path(folder) / "video.mp4"}
+        yield f"{name}, window {windows[0]}, MP4", partial(_rollout, session, model, arguments)
+
+
+def _rollout(session: Session, model: Any, arguments: Mapping[str, Any]) -> Facts:
+    """A late chunk by the clock; the parts of a late chunk in the record."""
     of, times = subject(session), list[float]()
-    full = window // CHUNK
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "video.mp4" if writes else None
-        started = perf_counter()
-        stream = wancli.rollout(
-            "x", model=of.name, seed=1, output=output, prompt_embeds=_embeddings(of, folder),
-            chunks=full + (1 if session.small else LATE), rolling_window=window, guidance_scale=1.0,
-            sampler="few-step", steps_list="1000,750,500,250", size=f"{of.width}x{of.height}",
-            device=session.device.type, **settings,
-        )  # fmt: skip
-        for _ in stream:
-            times.append(perf_counter())
-    late = times[full - 1 :]
-    record = stream.record or {}
+    full = arguments["rolling_window"] // CHUNK
+    started = perf_counter()
+    stream = model.rollout(
+        "x", seed=1, chunks=full + (2 if session.small else LATE), guidance_scale=1.0,
+        sampler="few-step", steps_list="1000,750,500,250", size=f"{of.width}x{of.height}",
+        **arguments,
+    )  # fmt: skip
+    for _ in stream:
+        times.append(perf_counter())
+    record, late = stream.record, times[full - 1 :]
     return {
         "wall_fps": round(FRAMES * (len(late) - 1) / (late[-1] - late[0]), 2),
         "first_chunk_s": round(times[0] - started, 2),
-        **_parts(record["timings"]["chunks"][full:]),
+        **_parts(record["timings"]["chunks"][full:-1]),  # the last one has no clean pass
         "record_fps": {k: round(v, 2) for k, v in record["timings"]["fps"].items()},
-        **memory(session),
+        "memory": record["memory"],
     }
 
 
@@ -75,10 +81,9 @@ def _parts(rows: list[dict[str, Any]]) -> Facts:
     return {"transformer_fps": round(1000 * FRAMES / transformer, 2), **others}
 
 
-def _embeddings(of: Subject, folder: str) -> Path:
-    from wancli.catalog.hf_configs import part_config
-
-    spec, path = of.spec, Path(folder) / "embeddings.safetensors"
+def _embeddings(of: Subject, path: Path) -> Path:
+    """A file of random prompt embeddings."""
+    spec = of.spec
     size = (1, spec.text_length, part_config(spec.wan, "transformer")["text_dim"])
     generator = torch.Generator().manual_seed(0)
     save_file({"prompt_embeds": torch.randn(size, generator=generator)}, path)

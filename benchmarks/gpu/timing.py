@@ -2,7 +2,8 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -25,6 +26,18 @@ def wait(device: torch.device) -> None:
     """Wait until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextmanager
+def cudnn(*, benchmark: bool = False, tf32: bool = False) -> Iterator[None]:
+    """Whether cuDNN times its kernels and rounds float32 to TF32, in the block."""
+    backend = torch.backends.cudnn
+    before = backend.benchmark, backend.allow_tf32
+    backend.benchmark, backend.allow_tf32 = benchmark, tf32
+    try:
+        yield
+    finally:
+        backend.benchmark, backend.allow_tf32 = before
 
 
 class Marks:
