@@ -42,7 +42,6 @@ REJECTED: list[tuple[tuple[object, ...], str, str]] = [
     (("--preset", "hunyuanvideo", "--size", "256x256"), "does nothing at 256", "--no-vae-tiling"),
     (("--no-prompt-kv", "--kv-align", 8), "needs the prompt K/V cache", "drop --no-prompt"),
     (("--vae-tiling", "--chunks", 2), "does not work in rollouts", "--no-vae-tiling"),
-    (("--compile", "--chunks", 2), "--compile does not work with rollouts", "--no-compile"),
     (("--compile", "--offload", "group"), "moves weights inside the blocks", "--offload model"),
 ]  # fmt: skip
 

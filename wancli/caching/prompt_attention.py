@@ -63,20 +63,27 @@ class PromptAttention(CachedAttention):
         if has_image and images <= 0:
             raise ValueError("this transformer attends to an image, but there is none")
         if self.text.kv.key is None:
-            key, value = _keys_values(text_projections(attn), encoder_hidden_states[:, images:])
-            key, value = _by_head(attn, attn.norm_k(key)), _by_head(attn, value)
-            self.text.kv.fill(key, value, align=self._align)
+            self.fill_text(attn, encoder_hidden_states[:, images:])
         query = _by_head(attn, attn.norm_q(attn.to_q(hidden_states)))
         mixed = self.attend(query, self.text.kv)
         if has_image:
             if self.image.kv.key is None:
-                tokens = encoder_hidden_states[:, :images]
-                key, value = _keys_values(image_projections(attn), tokens)
-                key, value = _by_head(attn, attn.norm_added_k(key)), _by_head(attn, value)
-                self.image.kv.fill(key, value, align=self._align)
+                self.fill_image(attn, encoder_hidden_states[:, :images])
             mixed = mixed + self.attend(query, self.image.kv)
         out: Tensor = attn.to_out[1](attn.to_out[0](mixed))
         return out
+
+    def fill_text(self, attn: Any, tokens: Tensor) -> None:
+        """Compute the keys and values of text tokens [B, M, H*D]."""
+        key, value = _keys_values(text_projections(attn), tokens)
+        key, value = _by_head(attn, attn.norm_k(key)), _by_head(attn, value)
+        self.text.kv.fill(key, value, align=self._align)
+
+    def fill_image(self, attn: Any, tokens: Tensor) -> None:
+        """Compute the keys and values of image tokens [B, M, H*D]."""
+        key, value = _keys_values(image_projections(attn), tokens)
+        key, value = _by_head(attn, attn.norm_added_k(key)), _by_head(attn, value)
+        self.image.kv.fill(key, value, align=self._align)
 
 
 class FaceAttention(CachedAttention):
@@ -154,11 +161,21 @@ class AttentionGroup:
     offloader: WeightOffloader | None = None
     attentions: list[Any] = field(default_factory=list)
     slots: list[KVSlot] = field(default_factory=list)
+    fills: list[Callable[[Any, Tensor], None]] = field(default_factory=list)
 
-    def add(self, attn: Any, slot: KVSlot) -> None:
-        """Add an attention."""
+    def add(
+        self, attn: Any, slot: KVSlot, fill: Callable[[Any, Tensor], None] | None = None
+    ) -> None:
+        """Add an attention; `fill` computes the slot's keys and values before any forward."""
         self.attentions.append(attn)
         self.slots.append(slot)
+        if fill:
+            self.fills.append(fill)
+
+    def fill(self, tokens: Tensor) -> None:
+        """Compute the keys and values of all slots from the embedder's output [B, M, H*D]."""
+        for attn, fill in zip(self.attentions, self.fills, strict=False):
+            fill(attn, tokens)
 
     def weight_versions(self) -> list[object]:
         """Changes when a projection is replaced, or written to where autograd sees it."""

@@ -99,6 +99,7 @@ class CachedModule(nn.Module):
         group.use(entry)
         if entry.embedded is None:
             entry.embedded = self.embedder(tokens)
+            group.fill(entry.embedded)
         return entry.embedded
 
 
@@ -262,9 +263,15 @@ def _swap_attention(
             face.add(attn, processor.face)
         else:
             processor = PromptAttention(stock, align)
-            text.add(attn, processor.text)
+            ahead = _is_compiled(transformer)  # else a block's weights may be offloaded by now
+            text.add(attn, processor.text, processor.fill_text if ahead else None)
             if attn.add_k_proj is not None:
-                image.add(attn, processor.image)
+                image.add(attn, processor.image, processor.fill_image if ahead else None)
         undo.callback(attn.set_processor, stock)
         attn.set_processor(processor)
     return text, image, face
+
+
+def _is_compiled(transformer: Any) -> bool:
+    """Whether the blocks are: filling caches in them would take a graph of its own."""
+    return transformer.blocks[0]._compiled_call_impl is not None

@@ -101,12 +101,12 @@ def check_generation(settings: Settings, transformer: str) -> None:
 
 
 def check_rollout(machine: Machine) -> None:
-    """Raise PlanError for compilation, which rollouts do not support."""
-    if machine.compile:
+    """Raise PlanError for CUDA graphs, which rollouts do not support."""
+    if machine.compile and machine.compile_mode == "reduce-overhead":
         raise PlanError(
-            "`compile` does not work with rollouts: it would compile every block separately, and "
-            "again for every length of the window.",
-            hint="`no_compile`",
+            "`compile_mode` reduce-overhead does not work with rollouts: every chunk writes to "
+            "another place in the K/V cache, and a CUDA graph to one.",
+            hint="`compile_mode` default",
         )
 
 

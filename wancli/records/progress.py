@@ -12,7 +12,7 @@ from wancli.records.record import Request, RunRecord
 
 @dataclass(frozen=True)
 class Phase:
-    """The phase that begins: import, load, encode, denoise or rollout, decode, write."""
+    """The phase that begins: import, load, encode, compile, denoise or rollout, decode, write."""
 
     name: str
 

@@ -90,6 +90,32 @@ class CausalDenoiser:
         dtype, pair = self._experts[0].transformer.dtype, (prompts.cond, prompts.uncond)
         self._embeddings = [embeddings.to(dtype) for embeddings in pair if embeddings is not None]
 
+    def warm_up(self, spans: Sequence[Span], latents: Tensor) -> None:
+        """Run each kind of forward that these chunks take once, which compiles its graph.
+
+        Kinds differ in the chunk's length, in whether it is the first, in whether rows are hidden
+        and in whether it fills the sink. `latents` [1, C, F, H, W] are of the longest chunk. The
+        prompt is set; the caches are empty, before and after.
+        """
+        kinds = set()
+        for span in spans:
+            self.begin(span)
+            for _ in range(2):  # the first forward of a chunk, and later ones
+                kv = self._caches()[0]
+                fills_sink = kv.stored < kv.blocks[0].raw_sink.shape[1]
+                kind = (span.frames, kv.stored > 0, kv.hidden > 0, fills_sink)
+                if kind not in kinds:
+                    kinds.add(kind)
+                    self._forward_all(latents[:, :, : span.frames], 0.0)
+                for kv in self._caches():
+                    kv.end_forward()
+            for kv in self._caches():
+                kv.commit()
+            if kv.stored + span.frames * self._window.tokens_per_frame > self._window.capacity:
+                break  # full: nothing changes any more
+        for kv in self._caches():
+            kv.reset()
+
     def begin(self, span: Span) -> None:
         """Make room for a chunk. Beginning it again discards its uncommitted forwards."""
         self._span = span
@@ -132,10 +158,13 @@ class CausalDenoiser:
         return moved[::-1]
 
     def _clean_pass(self, clean: Tensor, timestep: float) -> None:
-        for expert in self._experts:
-            self._forward(expert, clean, timestep)
+        self._forward_all(clean, timestep)
         for kv in self._caches():
             kv.commit()
+
+    def _forward_all(self, latents: Tensor, timestep: float) -> None:
+        for expert in self._experts:
+            self._forward(expert, latents, timestep)
 
     def _caches(self) -> list[RollingKV]:
         return [kv for expert in self._experts for kv in expert.branches]

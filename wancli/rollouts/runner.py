@@ -130,7 +130,6 @@ def _roll(job: RolloutJob, model: WarmPipeline, report: Report) -> Chunks:
     with model.in_use(report) as (loaded, load_s):
         loading = perf_counter()
         ready = _prepare(job, loaded, report, load_s=load_s)
-        report(Phase("rollout"))
         record, rows = yield from _generate(job, ready, record, report)
         # With a video but without its chunks there is nothing to save: `roll` reports that.
         if job.latents and (job.video is None or job.store.holds(len(job.plan.spans))):
@@ -171,9 +170,12 @@ def _generate(
     job: RolloutJob, ready: _Prepared, record: RunRecord, report: Report
 ) -> Generator[RolloutChunk, None, tuple[RunRecord, list[dict[str, Any]]]]:
     """Generate, decode and write chunk after chunk; the record, and the timings of the chunks."""
-    loaded, began = ready.loaded, perf_counter()
+    loaded = ready.loaded
     with ExitStack() as stack:
         model = stack.enter_context(causal_denoiser(loaded, job.settings, job.plan))
+        preparing = {**ready.timings, **_compile(job, model, ready, report)}
+        report(Phase("rollout"))
+        began = perf_counter()
         writer = _open_video(stack, job, record)
         sink = stack.enter_context(_sink(job, loaded, writer))
         sampler = ChunkSampler(loaded, job.settings, job.plan, _noise(job))
@@ -196,10 +198,10 @@ def _generate(
         run.finish()
         rollout_s = perf_counter() - began
         timings: dict[str, Any] = {
-            **ready.timings,
+            **preparing,
             **summed(timings_log),
             "rollout_s": rollout_s,
-            "total_s": sum(ready.timings.values()) + rollout_s,
+            "total_s": sum(preparing.values()) + rollout_s,
             "fps": rates(timings_log, rollout_s),
             "kv_bytes": model.nbytes,
         }
@@ -213,6 +215,24 @@ def _generate(
         rows = timings_log.ends()
         frames = sum(row["video_frames"] for row in timings_log)
     return replace(record, output=_output_json(job, written, frames=frames)), rows
+
+
+def _compile(
+    job: RolloutJob, model: CausalDenoiser, ready: _Prepared, report: Report
+) -> dict[str, float]:
+    """Compile every graph before the first chunk; how long it took, nothing without `compile`."""
+    if not job.settings.machine.compile:
+        return {}
+    started = perf_counter()
+    report(Phase("compile"))
+    spans, shape = [*job.plan.context, *job.plan.spans], job.plan.shape
+    longest = max(span.frames for span in spans)
+    model.set_prompt(ready.prompts.of_chunk(spans[0]).prompts)
+    size = (1, shape.channels, longest, shape.height, shape.width)
+    model.warm_up(spans, torch.zeros(size, device=model.device))
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return {"compile_s": perf_counter() - started}
 
 
 def _output_json(job: RolloutJob, written: WrittenVideo | None, *, frames: int) -> dict[str, Any]:
