@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from wancli.demo import autoencoder
-from wancli.demo.autoencoder import CHANNELS, STAGES, Stage, train_autoencoder
+from wancli.demo.autoencoder import (
+    CHANNELS,
+    STAGES,
+    Stage,
+    decode_whole,
+    encode_whole,
+    make_autoencoder,
+    train_autoencoder,
+)
 from wancli.demo.dataset import Dataset
 from wancli.demo.parts import TEXT_LENGTH, make_tokenizer, tokenize
 from wancli.demo.training import BatchedMuon, Optimizer, load_checkpoint, rate, stop
@@ -101,6 +109,16 @@ def test_an_interrupted_autoencoder_training_resumes_exactly(tmp_path):
             load_checkpoint(tmp_path / work / f"{stage.name}.pt") for work in ("whole", "resumed")
         ]
         assert_same(*ends)
+
+
+@torch.no_grad()
+def test_two_large_parts_equal_many_small_ones():
+    vae = make_autoencoder().double()
+    generator = torch.Generator().manual_seed(0)
+    video = 2 * torch.rand(1, 3, 13, 16, 16, generator=generator).double() - 1
+    ours, theirs = encode_whole(vae, video), vae.encode(video).latent_dist
+    torch.testing.assert_close(ours.parameters, theirs.parameters)
+    torch.testing.assert_close(decode_whole(vae, ours.mean), vae.decode(ours.mean).sample)
 
 
 def test_the_last_stage_of_the_autoencoder_freezes_the_decoder(tmp_path):

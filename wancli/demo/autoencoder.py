@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from wancli.demo.training import (
@@ -82,6 +84,36 @@ def make_autoencoder(**statistics: Any) -> AutoencoderKLWan:
         scale_factor_temporal=4,
         **(statistics or {"latents_mean": [0.0] * CHANNELS, "latents_std": [1.0] * CHANNELS}),
     )
+
+
+def encode_whole(vae: AutoencoderKLWan, video: Tensor) -> DiagonalGaussianDistribution:
+    """Encode video [B, 3, F, H, W] in two parts: the first frame, and all others.
+
+    The same as `vae.encode`, whose parts have four frames each, with fewer and larger kernels.
+    """
+    x = patchify(video, patch_size=vae.config.patch_size)
+    vae.clear_cache()
+    parts = [
+        vae.encoder(part, feat_cache=vae._enc_feat_map, feat_idx=[0])
+        for part in (x[:, :, :1], x[:, :, 1:])
+        if part.shape[2]
+    ]
+    vae.clear_cache()
+    return DiagonalGaussianDistribution(vae.quant_conv(torch.cat(parts, 2)))
+
+
+def decode_whole(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """Decode latents [B, C, F, H, W] in two parts: the same as `vae.decode`."""
+    x = vae.post_quant_conv(latents)
+    vae.clear_cache()
+    parts = [
+        vae.decoder(part, feat_cache=vae._feat_map, feat_idx=[0], first_chunk=first)
+        for part, first in ((x[:, :, :1], True), (x[:, :, 1:], False))
+        if part.shape[2]
+    ]
+    vae.clear_cache()
+    video: Tensor = unpatchify(torch.cat(parts, 2), patch_size=vae.config.patch_size)
+    return video.clamp(-1.0, 1.0)
 
 
 def crops(seed: int, count: int, *, frames: int, device: str) -> Tensor:
@@ -181,9 +213,9 @@ def draw_latents(video: Tensor, seed: int) -> LatentDraws:
 def autoencoder_losses(vae: AutoencoderKLWan, video: Tensor, draws: LatentDraws) -> Tensor:
     """Weighted L1, L2 and KL losses [3] of video [B, 3, F, H, W]."""
     with torch.autocast(video.device.type, dtype=torch.bfloat16):
-        posterior = vae.encode(video).latent_dist
+        posterior = encode_whole(vae, video)
         latents = add_latent_noise(posterior.mean + posterior.std * draws.sample, draws)
-        decoded = vae.decode(latents).sample.float()
+        decoded = decode_whole(vae, latents).float()
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     return torch.stack(
@@ -205,6 +237,6 @@ def add_latent_noise(latents: Tensor, draws: LatentDraws) -> Tensor:
 def autoencoder_psnr(vae: AutoencoderKLWan, video: Tensor) -> float:
     """Mean reconstruction PSNR in dB over clips of video [B, 3, F, H, W] in [-1, 1]."""
     with torch.autocast(video.device.type, dtype=torch.bfloat16):
-        decoded = vae.decode(vae.encode(video).latent_dist.mode()).sample.float().clamp(-1, 1)
+        decoded = decode_whole(vae, encode_whole(vae, video).mode()).float()
     error = (decoded - video).square().mean((1, 2, 3, 4))
     return float((10 * torch.log10(4 / error)).mean())
