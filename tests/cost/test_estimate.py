@@ -23,6 +23,7 @@ from wancli.cost.estimate import (
     resolve_device,
     write_rates,
 )
+from wancli.cost.kernels import AttentionCase, KernelTime
 from wancli.cost.totals import Cost, generation_cost, rollout_cost
 from wancli.errors import CapacityError, OutputError, PlanError
 from wancli.planning.plan import make_plan, make_rollout_plan
@@ -213,9 +214,11 @@ def test_a_plan_for_a_gpu_knows_whether_it_multiplies_in_fp8():
 def test_rates_are_stored_per_device():
     other = replace(H200, name="NVIDIA A100")
     assert read_rates(H200) is None
-    write_rates(H200, RATES)
+    kernels = (KernelTime("native", AttentionCase(12, 4680, 512), 0.001, 0.003),)
+    rates = replace(RATES, kernels=kernels, aligned={1: [0.002], 8: [0.001]})
+    write_rates(H200, rates)
     write_rates(other, replace(RATES, copy=1.0))
-    assert read_rates(H200) == RATES
+    assert read_rates(H200) == rates
     assert estimate(cost_of("demo"), Machine(), H200).seconds is not None
     assert estimate(cost_of("demo"), Machine(), replace(H200, name="x")).seconds is None
 

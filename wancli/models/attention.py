@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from wancli.config.settings import Machine
@@ -106,17 +107,22 @@ def _set_first(transformers: Sequence[Any], names: Sequence[str], device: torch.
 def set_backend(transformers: Iterable[Any], name: str, device: torch.device) -> None:
     """Let the transformers attend with a backend of diffusers, or of torch.
 
-    Raises SetupError if it is unknown or missing.
+    Of these instances only: diffusers' own method sets it for the whole process. Raises SetupError
+    if it is unknown or missing.
     """
     backend = "native" if _is_torch_kernel(name, device) else name
     try:
-        for transformer in transformers:
-            transformer.set_attention_backend(backend)
+        with attention_backend(backend):  # checks its package, and loads its kernel
+            pass
     except (ValueError, RuntimeError, ImportError) as error:
         raise SetupError(
             f"`attention_backend` {name}: {first_line(error)}",
             hint="`attention_backend` native",
         ) from None
+    for transformer in transformers:
+        for processor in transformer.attn_processors.values():
+            if hasattr(processor, "_attention_backend"):
+                processor._attention_backend = AttentionBackendName(backend)
 
 
 def _torch_choice(transformer: Any, device: torch.device) -> str:
