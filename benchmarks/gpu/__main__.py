@@ -39,6 +39,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=480.0, help="time for all cases")
     parser.add_argument("--cases", default="", help="such as 1,4,7 (default: all)")
     parser.add_argument("--out", type=Path, help="file to which the lines are appended")
+    parser.add_argument("--commit", default="", help="of wancli, where git cannot say")
     parser.add_argument("--small", action="store_true", help="small sizes, as without CUDA")
     return parser.parse_args(arguments)
 
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     diffusers_logging.set_verbosity_error()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    session = Session(device, args.small or not cuda, args.seconds, args.out)
+    session = Session(device, args.small or not cuda, args.seconds, args.out, args.commit)
     wanted = [int(number) for number in args.cases.split(",") if number]
     for case, items in CASES:
         if case in (wanted or [case]):

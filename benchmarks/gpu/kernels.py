@@ -27,7 +27,7 @@ FP8_MAX = 448.0  # of e4m3
 def card(session: Session) -> Iterator[Item]:
     """Case 0: card, versions, and the two ceilings: a product and a copy."""
     device = session.device
-    yield "versions", lambda: versions(device)
+    yield "versions", lambda: versions(session)
     side = 256 if session.small else 8192
     dtype = torch.float32 if session.small else torch.bfloat16
 
@@ -46,10 +46,10 @@ def card(session: Session) -> Iterator[Item]:
     yield "copy", copy
 
 
-def versions(device: torch.device) -> Facts:
+def versions(session: Session) -> Facts:
     """The card, its driver, and the versions that times depend on."""
     facts: dict[str, Any] = {
-        "wancli": _commit(),
+        "wancli": session.commit or _output("git", "rev-parse", "--short", "HEAD"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffusers": package_version("diffusers"),
@@ -57,8 +57,8 @@ def versions(device: torch.device) -> Facts:
         "torchao": package_version("torchao"),
         "card": platform.processor() or platform.machine(),
     }
-    if device.type == "cuda":
-        of = torch.cuda.get_device_properties(device)
+    if session.device.type == "cuda":
+        of = torch.cuda.get_device_properties(session.device)
         facts |= {
             "card": of.name,
             "memory_gib": round(of.total_memory / 2**30, 1),
@@ -264,10 +264,6 @@ def draw(session: Session, *size: int, dtype: torch.dtype) -> Tensor:
 def rate(flops: float, times: Facts) -> float:
     """TFLOP/s."""
     return float(f"{flops / times['ms'] / 1e9:.4g}")
-
-
-def _commit() -> str:
-    return _output("git", "rev-parse", "--short", "HEAD") or package_version("wancli")
 
 
 def _output(*command: str) -> str:

@@ -28,6 +28,7 @@ class Session:
     small: bool
     seconds: float
     out: Path | None = None
+    commit: str = ""  # of wancli
     began: float = field(default_factory=perf_counter)
     rows: list[dict[str, Any]] = field(default_factory=list)
     _shared: dict[str, Any] = field(default_factory=dict)
