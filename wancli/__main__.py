@@ -24,7 +24,7 @@ def main() -> None:
 
 def start_fast() -> None:
     """Leave out what takes a quarter of a help's time: nothing is garbage until a command runs."""
-    gc.disable()  # until a command is called, see lazy.py
+    gc.disable()  # until a command is called, see lazy.py; then in imports, see garbage.py
     atexit.register(gc.freeze)  # Python looks for garbage once more when it exits
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # looked for in every package
 

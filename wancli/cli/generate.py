@@ -130,5 +130,7 @@ def generate(*, output_options: OutputOptions, dry_run: DryRun = False, **option
     screen = Screen(output_options)
     planned = plan_generate(screen=screen, **options)
     from wancli.cli.plan_table import carry_out
+    from wancli.utils.heap import keep_heap
 
+    keep_heap()
     carry_out(planned, screen, dry_run=dry_run)

@@ -62,6 +62,7 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     from wancli.generation.batch import GenerateRequest, OutputFiles, plan_videos
     from wancli.planning.input_files import find_recorded_files
     from wancli.rollouts.session import RolloutRequest, RolloutSession
+    from wancli.utils.heap import keep_heap
     from wancli.utils.threads import choose_pages
 
     record, screen = read_record(file), Screen(output_options)
@@ -76,6 +77,7 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
         rollout = RolloutRequest(text, seed, name, place, overwrite=overwrite, force=force)
         planned: Planned = RolloutSession(rollout, layers, before=request)
     else:
+        keep_heap()
         seeds = parse_seeds(seed, None) if seed else [request["seed"]]
         recorded = request.get("inputs", {})
         inputs, task = find_recorded_files(recorded, file), recorded.get("task")

@@ -109,10 +109,12 @@ def decode(
     """
     from wancli.models.warm import quiet_imports
     from wancli.planning.output_files import sidecar_files
+    from wancli.utils.heap import keep_heap
     from wancli.utils.outputs import OutputFile, OutputSet
     from wancli.video.write import check_name
 
     check_name(output)
+    keep_heap()
     _check_latents(latents, overrides)
     outputs = OutputSet(overwrite=overwrite, reads=[latents])
     outputs.add(OutputFile(output, "--output"), *sidecar_files(output))

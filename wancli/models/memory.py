@@ -1,7 +1,5 @@
 """Peak memory of this process, and errors where it runs out."""
 
-import ctypes
-import platform
 import resource
 import sys
 from collections.abc import Iterator
@@ -11,6 +9,7 @@ from pathlib import Path
 import torch
 
 from wancli.errors import CapacityError
+from wancli.utils.heap import glibc
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
@@ -36,8 +35,8 @@ def trim_heap() -> None:
     glibc keeps freed blocks, and fragmentation made a rollout 100 to 350 MiB larger at random.
     Does nothing with other allocators.
     """
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    if libc := glibc():
+        libc.malloc_trim(0)
 
 
 @contextmanager

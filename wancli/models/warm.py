@@ -14,6 +14,7 @@ from wancli.catalog.tasks import TEXT
 from wancli.config.settings import Machine
 from wancli.errors import UsageError
 from wancli.records.progress import Phase, Report
+from wancli.utils.garbage import freeze_again, uncollected
 
 if TYPE_CHECKING:
     from wancli.models.load import Loaded
@@ -27,10 +28,20 @@ _LOUD = ("torchao", "torch.utils._pytree", "diffusers")
 @contextmanager
 def quiet_imports(report: Report) -> Iterator[None]:
     """Import the libraries in the block, without what they log meanwhile."""
-    if "torch" not in sys.modules:
+    first = "torch" not in sys.modules
+    if first:
         report(Phase("import"))
-    import diffusers  # noqa: F401 - sets the level of its own logger, once
+    with uncollected():
+        import diffusers  # noqa: F401 - sets the level of its own logger, once
 
+        with _quiet():
+            yield
+        if first:
+            freeze_again()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _LOUD]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -93,7 +104,8 @@ class WarmPipeline:
         if self._loaded is not None:
             return switch_task(self._loaded, task), 0.0
         report(Phase("load"))
-        with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read
+        # Weights are drawn before they are read.
+        with torch.random.fork_rng(devices=[]), uncollected():
             self._loaded = load_pipeline(
                 self.spec, self.machine, self._parts, task=task, stays=self.stays,
                 on_bytes=self._on_bytes,
