@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu.__main__ import CASES, main
+from benchmarks.gpu.table import DOCUMENTS, ROOT, filled, read_results
 
 
 def measured(folder: Path, *flags: str) -> list[dict[str, Any]]:
@@ -43,3 +44,46 @@ def test_cases_are_skipped_when_time_is_up(tmp_path: Path):
     rows = measured(tmp_path, "--cases", "0,3", "--seconds", "0")
     assert all("skipped" in row for row in rows[:-1])
     assert {row["case"] for row in rows[:-1]} == {0, 3}
+
+
+CARD = [
+    {"case": 0, "name": "versions", "card": "A GPU", "driver": "1.2", "torch": "2.11", "cudnn": 9},
+    {"case": 6, "name": "compiled, window 9", "transformer_fps": 51.26},
+    {"case": 6, "name": "compiled, error", "error": 0.0051},
+    {"case": 6, "name": "compiled, window 21", "error": "OutOfMemoryError: no"},
+    {"case": 9, "name": "compiled, window 9", "wall_fps": 33.33},
+    {
+        "case": 7,
+        "name": "fast",
+        "decode_fps": 80,
+        "ms_per_latent": 50,
+        "error": 0.004,
+        "psnr_db": 59,
+    },
+    {"case": 1, "name": "flash, 12 heads, 32 keys", "tflops": 400.4},
+    {"case": 1, "name": "cudnn, 12 heads, 32 keys", "tflops": 600.6},
+    {"done": True},
+]
+
+
+def test_tables_are_made_of_the_results(tmp_path: Path):
+    (tmp_path / "a.json").write_text("\n".join(map(json.dumps, CARD)))
+    text = "a\n<!-- gpu-{0}: begin -->\nold\n<!-- gpu-{0}: end -->\nb"
+    cards = read_results(tmp_path)
+    for kind, line in (
+        ("rollouts", "| compiled, window 9 | 51.3 | 33.3 | 5.1e-03 |"),
+        ("decoding", "| fast | 50.0 | 80.0 | 4.0e-03 | 59 dB |"),
+        ("attention", "| 12 heads, 32 keys | 400 | 601 |"),
+    ):
+        lines = filled(text.format(kind), cards).splitlines()
+        assert lines[3] == "A GPU (driver 1.2, torch 2.11, cuDNN 9):"
+        assert lines[-4:] == [line, "", f"<!-- gpu-{kind}: end -->", "b"]
+        empty = filled(text.format(kind), [])
+        assert empty == text.format(kind).replace("old\n", "")
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_tables_in_documents_are_those_of_the_results(name: str):
+    text = (ROOT / name).read_text("utf-8")
+    assert "<!-- gpu-rollouts: begin -->" in text
+    assert filled(text, read_results()) == text, "run python -m benchmarks.gpu.table"
