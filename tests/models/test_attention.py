@@ -102,8 +102,11 @@ def test_a_preferred_kernel_is_first_only_in_the_block():
         return [SDPBackend(number) for number in torch._C._get_sdp_priority_order()]
 
     before, first = order(), [SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
-    with AttentionKernel(order=first).preferred():
+    tags: Any = torch.compiler.config
+    with AttentionKernel("_native_cudnn", "_native_cudnn", first).preferred():
         assert order()[:2] == first
+        assert tags.cache_key_tag == " _native_cudnn"  # graphs on disk are of this kernel
+    assert tags.cache_key_tag == ""
     with AttentionKernel().preferred():
         assert order() == before
     assert order() == before

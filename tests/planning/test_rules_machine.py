@@ -47,7 +47,8 @@ REJECTED: list[tuple[str, dict[str, Any], str]] = [
     ("demo", {"machine": {"compile": True}, "step_cache": {"step_cache": "magcache"}}, "hooks"),
     ("wan2.1-vace-1.3b", {"machine": {"compile": True}, "step_cache": {"step_cache": "cachedit"}},
      "numbers the blocks of VACE"),
-    ("demo", {"machine": {"compile": True, "attention_backend": "sage"}}, "break the graph"),
+    ("demo", {"machine": {"compile": True, "attention_backend": "sage"},
+              "prompt_kv": {"prompt_kv": False}}, "breaks its graphs"),
     ("demo", {"machine": {**GRAPHS, "device": "cpu"}}, "none on cpu"),
     ("demo", {"machine": GRAPHS}, "prompt K/V keep"),
     ("demo", {"machine": GRAPHS, "prompt_kv": {"prompt_kv": False},
@@ -71,7 +72,7 @@ def test_incompatible_settings_are_rejected_by_the_plan(
     [
         {},
         {"prompt_kv": {"prompt_kv": False}},
-        {"prompt_kv": {"kv_align": "128"}},
+        {"prompt_kv": {"kv_align": "128"}, "machine": {"attention_backend": "sage"}},
         {"step_cache": {"step_cache": "cachedit", "cachedit_fn": 1}},
         {"step_cache": {"cfg_gate": 0.5}},
     ],
@@ -79,8 +80,10 @@ def test_incompatible_settings_are_rejected_by_the_plan(
 def test_compatible_settings_are_accepted(other: dict[str, Any]):
     for quantize, compiled, fuse in product(("none", "int8", "fp8"), (False, True), (False, True)):
         machine = {"quantize": quantize, "compile": compiled, "fuse_qkv": fuse}
-        plan(machine=machine, **other)
-        plan(machine={**machine, "compile_mode": "max-autotune"}, **other)
+        machine |= other.get("machine", {})
+        tables = {**other, "machine": machine}
+        plan(**tables)
+        plan(**{**tables, "machine": {**machine, "compile_mode": "max-autotune"}})
 
 
 @pytest.mark.usefixtures("torchao")

@@ -6,7 +6,22 @@ Shapes: B batch, L tokens of the queries, M tokens of keys and values, H heads, 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 from torch.nn.functional import scaled_dot_product_attention
+
+# torch's kernels by diffusers' names, in the order in which they are tried on a GPU that was not
+# measured. torch's own order begins with the second.
+TORCH_KERNELS = {
+    "_native_cudnn": SDPBackend.CUDNN_ATTENTION,
+    "_native_flash": SDPBackend.FLASH_ATTENTION,
+    "_native_efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "_native_math": SDPBackend.MATH,
+}
+
+
+def is_torch_kernel(backend: str, device: torch.device) -> bool:
+    """Whether torch runs this backend by itself; on a CPU it cannot be told which to take."""
+    return backend == "native" or (backend in TORCH_KERNELS and device.type == "cuda")
 
 
 def attend(
@@ -16,10 +31,11 @@ def attend(
     """Queries [B, L, H, D] attend to keys and values [B, M, H, D]: [B, L, H, D].
 
     `backend` is a name of diffusers' `AttentionBackendName`, whose requirements are met and whose
-    kernel is loaded; `mask` [B or 1, 1, 1, M] is True where a key is visible. With any other
-    backend than native, torch.compile sees one operator, so that no kernel breaks a graph.
+    kernel is loaded; `mask` [B or 1, 1, 1, M] is True where a key is visible. torch chooses among
+    its own kernels, on a GPU in the order that is set. Of another library's torch.compile
+    sees one operator, so that none breaks a graph.
     """
-    if backend == "native":
+    if is_torch_kernel(backend, query.device):
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
     mixed: Tensor = torch.ops.wancli.attend(query, key, value, backend, mask)

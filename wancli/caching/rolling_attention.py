@@ -74,7 +74,7 @@ class RollingAttention:
         kv, position = self.kv, rotary_emb
         if kv is None or not isinstance(position, ChunkPosition):
             raise RuntimeError("enter rolling self-attention through `use_kv_cache`")
-        query, key, value = _projected(attn, hidden_states)
+        query, key, value = project(attn, hidden_states)
         query, key = by_head(attn, attn.norm_q(query)), by_head(attn, attn.norm_k(key))
         start, end = position.start, position.start + key.shape[1]
         sink = min(kv.raw_sink.shape[1], end) - start  # the chunk's tokens that belong to it
@@ -244,7 +244,7 @@ def by_head(attn: Any, x: Tensor) -> Tensor:
     return x.view(*x.shape[:2], attn.heads, -1)
 
 
-def _projected(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def project(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values [B, L, H*D]."""
     if attn.fused_projections:
         query, key, value = attn.to_qkv(x).chunk(3, dim=-1)

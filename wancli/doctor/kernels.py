@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from wancli.caching.attention import attend
+from wancli.caching.attention import TORCH_KERNELS, attend, is_torch_kernel
 from wancli.caching.lru import KV
 from wancli.catalog.hub_cache import cache_folder
 from wancli.cost.kernels import (
@@ -29,7 +29,6 @@ from wancli.cost.kernels import (
     wrong_kernels,
 )
 from wancli.errors import first_line
-from wancli.models.attention import TORCH_KERNELS
 
 # Queries [B, L, H, D], keys and values [B, M, H, D] to [B, L, H, D].
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -145,7 +144,7 @@ def available_backends(device: torch.device) -> Iterator[tuple[str, Attend]]:
 
 def backend_function(name: str, device: torch.device) -> Attend:
     """Attention with one backend alone: torch's kernels as `AttentionKernel` runs them."""
-    if name in TORCH_KERNELS and device.type == "cuda":
+    if name in TORCH_KERNELS and is_torch_kernel(name, device):
         return partial(_torch_attention, name)
     return partial(_dispatched, name)
 

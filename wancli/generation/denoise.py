@@ -1,7 +1,7 @@
 """Denoise and decode a video with diffusers' pipelines."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wancli.caching.self_attention import self_attention
 from wancli.catalog.tasks import TASKS, Task
 from wancli.config.settings import Settings
 from wancli.errors import RunError
 from wancli.generation.caches import caches
 from wancli.generation.prompts import Prompt
 from wancli.generation.schedulers import make_scheduler
-from wancli.models.attention import choose_kernel
+from wancli.models.attention import AttentionKernel, choose_kernel
 from wancli.models.load import Loaded, transformers_of
 from wancli.models.vae import denormalize, require_finite, to_pixels
 from wancli.planning.plan import Plan
@@ -78,6 +79,7 @@ def denoise(
         _boundary(pipeline, sampling.boundary_ratio),
         require_finite(pipeline.vae),  # some pipelines decode themselves
         kernel.preferred(),
+        _self_attention(pipeline, kernel),
         caches(loaded, prompt.memory, settings, plan, timesteps) as cached,
     ):
         output: Tensor = pipeline(
@@ -133,6 +135,16 @@ def _arguments(task: Task, settings: Settings, plan: Plan) -> dict[str, Any]:
     of_all = {name: values[name] for name in ("guidance_scale", "width", "height")}
     of_task = {argument: values[name] for name, argument in task.settings.items()}
     return {"num_inference_steps": values["steps"], **of_all, **of_task}
+
+
+@contextmanager
+def _self_attention(pipeline: Any, kernel: AttentionKernel) -> Iterator[None]:
+    """Attend with this kernel in the block; torch's own choice is left to diffusers."""
+    with ExitStack() as stack:
+        if kernel.backend != "native":
+            for transformer in transformers_of(pipeline):
+                stack.enter_context(self_attention(transformer, kernel.backend))
+        yield
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The attention kernel of a run: the one that is set, or the fastest that is here and right."""
 
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,20 +10,13 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from wancli.caching.attention import TORCH_KERNELS, is_torch_kernel
 from wancli.config.settings import Machine
 from wancli.cost.devices import find_device
 from wancli.cost.estimate import read_rates
 from wancli.cost.kernels import rank_kernels
 from wancli.errors import SetupError, first_line
 
-# torch's kernels by diffusers' names, in the order in which they are tried on a GPU that was not
-# measured. torch's own order begins with the second.
-TORCH_KERNELS = {
-    "_native_cudnn": SDPBackend.CUDNN_ATTENTION,
-    "_native_flash": SDPBackend.FLASH_ATTENTION,
-    "_native_efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "_native_math": SDPBackend.MATH,
-}
 NARROW = (torch.bfloat16, torch.float16)  # in which kernels are measured
 
 
@@ -32,17 +25,23 @@ class AttentionKernel:
     """The kernel of a run."""
 
     name: str = "native"  # that runs, by diffusers' name
-    backend: str = "native"  # to attend with: "native" for torch's kernels
+    backend: str = "native"  # to attend with
     order: Sequence[SDPBackend] = ()  # of torch's kernels; its own if empty
 
-    def preferred(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def preferred(self) -> Iterator[None]:
         """Let torch try its kernels in this order in the block, in all threads.
 
-        None is ruled out, since the VAE's layers have other sizes than the transformer's.
+        None is ruled out, since the VAE's layers have other sizes than the transformer's. A graph
+        has the kernel that was first when it was traced: torch keeps it on disk under this name.
         """
         if not self.order:
-            return nullcontext()
-        return sdpa_kernel([*self.order], set_priority=True)
+            yield
+            return
+        config: Any = torch.compiler.config
+        tag = f"{config.cache_key_tag} {self.backend}"
+        with sdpa_kernel([*self.order], set_priority=True), config.patch(cache_key_tag=tag):
+            yield
 
 
 DEFAULT_KERNEL = AttentionKernel()
@@ -59,11 +58,12 @@ def choose_kernel(
     if automatic:
         names = kernels_to_try(transformers[0], machine, device, tokens)
     name = _set_first(transformers, names, device)
-    if not _is_torch_kernel(name, device):
-        ran = _torch_choice(transformers[0], device) if name == "native" else name
-        return AttentionKernel(ran, name)
+    if name == "native":
+        return AttentionKernel(_torch_choice(transformers[0], device))
+    if not is_torch_kernel(name, device):
+        return AttentionKernel(name, name)
     order = [TORCH_KERNELS[name], *(TORCH_KERNELS[n] for n in TORCH_KERNELS if n != name)]
-    kernel = AttentionKernel(name, "native", order)
+    kernel = AttentionKernel(name, name, order)
     with kernel.preferred():
         ran = _torch_choice(transformers[0], device)
     if ran != name and not automatic:
@@ -89,10 +89,6 @@ def kernels_to_try(
     return [*ranked, next(iter(TORCH_KERNELS))]
 
 
-def _is_torch_kernel(name: str, device: torch.device) -> bool:
-    return name in TORCH_KERNELS and device.type == "cuda"
-
-
 def _set_first(transformers: Sequence[Any], names: Sequence[str], device: torch.device) -> str:
     """Set the first backend that is still there: a kernel may be gone since it was measured."""
     *others, last = names
@@ -110,7 +106,7 @@ def set_backend(transformers: Iterable[Any], name: str, device: torch.device) ->
     Of these instances only: diffusers' own method sets it for the whole process. Raises SetupError
     if it is unknown or missing.
     """
-    backend = "native" if _is_torch_kernel(name, device) else name
+    backend = "native" if is_torch_kernel(name, device) else name
     try:
         with attention_backend(backend):  # checks its package, and loads its kernel
             pass

@@ -20,8 +20,6 @@ def check_machine(machine: Machine) -> None:
         check_package("torchao", TORCHAO, needed_by="`quantize`")
     if machine.quantize == "fp8-dynamic":
         _check_fp8_products(machine)
-    if machine.compile:
-        _check_compile(machine)
 
 
 def check_output(output: Output) -> None:
@@ -86,6 +84,12 @@ def check_generation(settings: Settings, transformer: str) -> None:
         )
     if not machine.compile:
         return
+    if not settings.prompt_kv.prompt_kv and machine.attention_backend not in ("auto", "native"):
+        raise PlanError(
+            f"`compile` with `attention_backend` {machine.attention_backend} needs the prompt K/V "
+            "cache: diffusers' own attention to the prompt breaks its graphs.",
+            hint="drop `no_prompt_kv`, or `attention_backend` native",
+        )
     if method in WITH_THRESHOLD:
         raise PlanError(
             f"`step_cache` {method} hooks into blocks, which `compile` makes one graph each.",
@@ -131,15 +135,6 @@ def _check_fp8_products(machine: Machine) -> None:
         raise PlanError(
             "`quantize` fp8-dynamic is slower than bfloat16 without `compile`.",
             hint="`compile`, or `quantize` fp8, which only makes the weights smaller",
-        )
-
-
-def _check_compile(machine: Machine) -> None:
-    backend = machine.attention_backend
-    if backend != "auto" and "native" not in backend:
-        raise PlanError(
-            f"`attention_backend` {backend} may break the graphs of `compile`.",
-            hint="`attention_backend` native, or `no_compile`",
         )
 
 
