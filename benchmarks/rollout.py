@@ -20,8 +20,9 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from wancli.catalog.geometry import Span, WindowConfig
+from wancli.catalog.geometry import Span, Trim, WindowConfig
 from wancli.demo.causal import Layout, causal_velocity, slots
+from wancli.models.optimize import compile_blocks
 from wancli.rollouts.denoiser import CausalDenoiser, PromptPair, causal
 
 DIM, HEADS, LAYERS, FFN, TEXT = 384, 3, 6, 2240, 512
@@ -186,15 +187,25 @@ def compare(*, chunks: int, window: int, dtype: torch.dtype) -> list[Arm]:
     frames = window or chunks * CHUNK
     with ExitStack() as stack:
 
-        def ours(trim: Any) -> Callable[[int, list[Tensor], Tensor], Tensor]:
+        def ours(
+            trim: Trim = "before", *, compiled: bool = False
+        ) -> Callable[[int, list[Tensor], Tensor], Tensor]:
             config = WindowConfig(frames, 0, CHUNK, PER_FRAME, trim)
-            model = stack.enter_context(causal(copy.deepcopy(plain), config))
+            transformer = copy.deepcopy(plain)
+            if compiled:
+                torch._dynamo.reset()  # of another window's graphs, one would be made for both
+                compile_blocks(transformer, "default")
+            model = stack.enter_context(causal(transformer, config))
             model.set_prompt(PromptPair(text))
+            if compiled:
+                spans = [Span(index, index * CHUNK, CHUNK) for index in range(chunks)]
+                model.warm_up(spans, torch.zeros(1, 16, CHUNK, HEIGHT, WIDTH))
             return cached(model)
 
         arms = [
-            Arm("ours", ours("before")),
+            Arm("ours", ours()),
             Arm("ours, trim after", ours("after")),
+            Arm("ours, compiled", ours(compiled=True)),
             Arm("concatenating", concatenating(copy.deepcopy(plain), text, frames * PER_FRAME)),
         ]
         if not window:

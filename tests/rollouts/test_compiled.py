@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch._inductor.utils import run_and_get_code
 
 from tests.caching.tiny import draw, wan
 from wancli.catalog.geometry import Span, Trim, WindowConfig
-from wancli.config.settings import RopePolicy
+from wancli.config.settings import Machine, RopePolicy
+from wancli.models.attention import choose_kernel
 from wancli.models.optimize import compile_blocks, fuse_qkv
 from wancli.rollouts.denoiser import CausalDenoiser, PromptPair, causal
 
@@ -39,28 +41,35 @@ def spans(chunks: int) -> list[Span]:
     return [Span(index, SIZE * index, SIZE) for index in range(chunks)]
 
 
-def prompts(seed: int) -> PromptPair:
-    return PromptPair(draw(1, 7, 16, seed=seed), draw(1, 7, 16, seed=2))
+def prompts(model: CausalDenoiser, seed: int) -> PromptPair:
+    cond, uncond = (draw(1, 7, 16, seed=each).to(model.device) for each in (seed, 2))
+    return PromptPair(cond, uncond)
 
 
-def roll(model: CausalDenoiser, *, chunks: int = 5, device: str = "cpu") -> Tensor:
+def roll(model: CausalDenoiser, *, chunks: int = 5) -> Tensor:
     """Velocities of chunks of two steps; the prompt changes once, with a recache."""
     out = []
-    model.set_prompt(prompts(1))
+    model.set_prompt(prompts(model, 1))
     for span in spans(chunks):
         if span.index == chunks - 2:
-            model.set_prompt(prompts(3))
+            model.set_prompt(prompts(model, 3))
             model.recache()
-        model.begin(span)
-        latents = draw(1, 4, SIZE, SIDE, SIDE, seed=span.index).to(device)
-        out += [model.velocity(latents, timestep).cpu() for timestep in (900.0, 500.0)]
-        model.commit(latents, 0.0)
-    return torch.cat(out)
+        out += chunk(model, span)
+    return torch.cat(out).cpu()
+
+
+def chunk(model: CausalDenoiser, span: Span) -> list[Tensor]:
+    """Velocities of one chunk."""
+    latents = draw(1, 4, SIZE, SIDE, SIDE, seed=span.index).to(model.device)
+    model.begin(span)
+    velocities = [model.velocity(latents, timestep) for timestep in (900.0, 500.0)]
+    model.commit(latents, 0.0)
+    return velocities
 
 
 def warm(model: CausalDenoiser, *, chunks: int = 5) -> int:
     """Warm up; the number of graphs."""
-    model.set_prompt(prompts(1))
+    model.set_prompt(prompts(model, 1))
     model.warm_up(spans(chunks), torch.zeros(1, 4, SIZE, SIDE, SIDE, device=model.device))
     return graphs()
 
@@ -166,3 +175,85 @@ def test_a_compiled_block_copies_no_row_of_the_cache(backend: str):
     for size in sizes:
         assert "s" not in size, f"a tensor of every visible row: {size}"
         assert prod(map(int, size.strip(", ").split(", "))) < arena
+
+
+# On a GPU: heads of a size that every kernel takes.
+BIG: dict[str, Any] = {
+    "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 64, "ffn_dim": 256,
+}  # fmt: skip
+
+
+@contextmanager
+def on_cuda(
+    dtype: torch.dtype, shape: WindowConfig, *, compiled: bool, **options: Any
+) -> Iterator[CausalDenoiser]:
+    """A denoiser with the kernels that torch tries first there; warm if it is compiled."""
+    models = [wan(seed=seed, **BIG).to("cuda", dtype) for seed in (0, 1)]
+    if compiled:
+        for model in models:
+            compile_blocks(model, "default")
+    kernel = choose_kernel(models, Machine(), torch.device("cuda"), tokens=SIZE * PER_FRAME)
+    defaults: dict[str, Any] = {"guidance_scale": 3.0, "boundary": 700.0, "kernel": kernel}
+    with causal(models, shape, **(defaults | options)) as denoiser:
+        if compiled:
+            warm(denoiser)
+        yield denoiser
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("rope", "shape", "count"),
+    [
+        ("absolute", window(5), 2),
+        ("relative", window(6, 2), 2),
+        ("absolute", window(5, trim="after"), 3),
+    ],
+)
+def test_a_compiled_rollout_is_as_exact_on_cuda(
+    dtype: torch.dtype, rope: RopePolicy, shape: WindowConfig, count: int
+):
+    with on_cuda(torch.float32, shape, compiled=False, rope=rope) as denoiser:
+        exact = roll(denoiser)
+    with on_cuda(dtype, shape, compiled=False, rope=rope) as denoiser:
+        eager = relative(roll(denoiser), exact)
+    velocities = []
+    for _ in range(2):
+        with on_cuda(dtype, shape, compiled=True, rope=rope) as denoiser:
+            velocities.append(roll(denoiser))
+    error = relative(velocities[0], exact)
+    assert error < max(1.25 * eager, 1e-5), f"compiled {error:.1e}, eager {eager:.1e}"
+    assert graphs() == count
+    assert torch.equal(*velocities)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_no_chunk_waits_for_cuda(compiled: bool):
+    with on_cuda(torch.bfloat16, window(6, 2), compiled=compiled, rope="sink") as denoiser:
+        roll(denoiser)
+        inputs = [draw(1, 4, SIZE, SIDE, SIDE, seed=seed).cuda() for seed in range(3)]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for span, latents in zip(spans(8)[5:], inputs, strict=True):
+                denoiser.begin(span)
+                for timestep in (900.0, 500.0):
+                    denoiser.velocity(latents, timestep)
+                denoiser.commit(latents, 0.0)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_compiled_blocks_copy_no_row_of_the_cache_on_cuda():
+    shape, peaks = window(4000), []  # 62 MiB of keys and values a branch: far more than the rest
+    for compiled in (False, True):
+        with on_cuda(torch.bfloat16, shape, compiled=compiled, guidance_scale=1.0) as denoiser:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            for kv in (kv for expert in denoiser._experts for kv in expert.branches):
+                kv.stored = 3000 * PER_FRAME  # nearly full
+            chunk(denoiser, Span(9, 3000, SIZE))
+            peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] <= peaks[0] + 2**20

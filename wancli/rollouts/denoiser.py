@@ -66,6 +66,7 @@ class CausalDenoiser:
     ) -> None:  # fmt: skip
         self._experts, self._window, self._moves_sink = experts, window, moves_sink
         self.kernel = kernel
+        self._prompts: PromptPair | None = None
         self._embeddings: list[Tensor] = []  # of each branch
         self._span = Span(0, 0, 0)  # the current chunk
         self._buffer = ContextBuffer(window)
@@ -87,6 +88,9 @@ class CausalDenoiser:
 
     def set_prompt(self, prompts: PromptPair) -> None:
         """Condition on these prompts from now on."""
+        if prompts is self._prompts:  # the same tensors: comparing new ones makes CUDA wait
+            return
+        self._prompts = prompts
         dtype, pair = self._experts[0].transformer.dtype, (prompts.cond, prompts.uncond)
         self._embeddings = [embeddings.to(dtype) for embeddings in pair if embeddings is not None]
 
