@@ -74,6 +74,18 @@ def test_backends_that_run_here_are_found():
     assert not {"sage", "_native_cudnn", "flash_hub", "flex"} & {*names}
 
 
+def test_a_padding_that_is_wrong_or_does_not_run_is_left_out(monkeypatch: pytest.MonkeyPatch):
+    def masked(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None) -> Tensor:
+        if mask is not None and key.shape[1] == 264:  # 257 padded to a multiple of 8
+            raise RuntimeError("no kernel takes this mask")
+        visible = slice(None if mask is None or key.shape[1] == 320 else 257)  # 64: none is hidden
+        return native(query, key[:, visible], value[:, visible])
+
+    monkeypatch.setattr(kernels, "attend", masked)
+    rounds = measure_alignments([], AttentionCase(2, 16, 512), CPU, round_s=1e-4)
+    assert list(rounds) == [1, 128, 256]
+
+
 def test_padding_is_timed_as_the_cache_pads():
     case = AttentionCase(2, 16, 512)
     rounds = measure_alignments([], case, CPU, round_s=1e-4)

@@ -1,6 +1,7 @@
 """Times and errors of attention kernels at the sizes of the known models."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
@@ -22,6 +23,7 @@ from wancli.caching.attention import TORCH_KERNELS, attend, is_torch_kernel
 from wancli.caching.lru import KV
 from wancli.catalog.hub_cache import cache_folder
 from wancli.cost.kernels import (
+    WORST_ERROR,
     AttentionCase,
     KernelTime,
     rank_kernels,
@@ -236,19 +238,19 @@ def measure_alignments(
 ) -> dict[int, list[float]]:
     """Rounds of image-to-video's cross-attention, by the multiple to which its keys are padded.
 
-    By the fastest of torch's kernels in `times` that takes a mask. Empty if there is too little
-    memory.
+    By the fastest of torch's kernels in `times` that takes a mask. Paddings that change the output,
+    or that do not run, are left out.
     """
     ranked = rank_kernels(times, heads=case.heads, tokens=case.queries)
     first = next((name for name in ranked if name in TORCH_KERNELS), "_native_cudnn")
     order = [TORCH_KERNELS[name] for name in (first, *(n for n in TORCH_KERNELS if n != first))]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    try:
+    with suppress(torch.OutOfMemoryError), sdpa_kernel(order, set_priority=True), torch.no_grad():
         calls = _aligned_calls(*_draw(case, device, dtype))
-        with sdpa_kernel(order, set_priority=True):
-            return _rounds(calls, device, round_s)
-    except torch.OutOfMemoryError:
-        return {}
+        unpadded = calls[1]().float()
+        right = {n: call for n, call in calls.items() if _is_close(call, unpadded)}
+        return _rounds(right, device, round_s)
+    return {}
 
 
 def _aligned_calls(query: Tensor, key: Tensor, value: Tensor) -> dict[int, Callable[[], Tensor]]:
@@ -264,6 +266,13 @@ def _aligned_calls(query: Tensor, key: Tensor, value: Tensor) -> dict[int, Calla
 
         calls[multiple] = call
     return calls
+
+
+def _is_close(call: Callable[[], Tensor], expected: Tensor) -> bool:
+    """Whether a call runs, and rounds as kernels do."""
+    with suppress(RuntimeError):
+        return float((call().float() - expected).norm() / expected.norm()) <= WORST_ERROR
+    return False
 
 
 def _over(query: Tensor, kv: Any) -> Tensor:
