@@ -156,7 +156,7 @@ def test_fading_colours_lose_saturation_and_nothing_else() -> None:
     summary = measure((clip * (1 - share) + luma * share).round().astype(np.uint8)).summary()
     assert summary["slope_per_minute"]["saturation"] < 0
     assert summary["last"]["colourfulness"] < 0.6 * summary["first"]["colourfulness"]
-    assert summary["notes"][0].startswith("exposure steady")
+    assert summary["notes"][0].startswith("exposure (0 to 1) steady")
     assert [note for note in summary["notes"] if note.startswith("saturation (0 to 1) falls")]
 
 
