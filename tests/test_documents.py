@@ -24,7 +24,7 @@ from wancli.cli.app import COMMANDS
 from wancli.cli.reference import markdown
 from wancli.config.presets import validate_file
 
-LANGUAGES = {"sh", "toml", "python", "mermaid", ""}
+LANGUAGES = {"sh", "toml", "python", "text", ""}
 PLANNED = ("generate", "rollout", "repro", "plan")
 PICTURES = ("cat.png", "day.png", "night.png", "person.png")
 CLIPS = {  # video frames, and how many a second

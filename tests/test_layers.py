@@ -108,7 +108,7 @@ def test_the_package_has_few_entries_and_each_folder_a_docstring():
 
 
 def diagram(trees: dict[str, ast.Module]) -> str:
-    """The packages and their imports as mermaid draws them, transitive ones left out."""
+    """A line per package: what it imports, without what follows from that."""
     arrows: dict[str, set[str]] = {}
     for name, tree in trees.items():
         source = package_of(name)
@@ -118,16 +118,17 @@ def diagram(trees: dict[str, ast.Module]) -> str:
     for package in ORDER[:-1]:
         direct = arrows.get(package, set())
         reach[package] = direct.union(*(reach[target] for target in direct))
-    lines = ["flowchart TD"]
+    lines = []
     for package in reversed(ORDER[:-1]):
         direct = arrows.get(package, set())
         beyond = set().union(*(reach[target] for target in direct))
-        lines += [f"    {package} --> {target}" for target in sorted(direct - beyond)]
+        if shown := ", ".join(sorted(direct - beyond)):
+            lines.append(f"{package:10} → {shown}")
     return "\n".join(lines)
 
 
 def test_the_architecture_diagram_is_current(trees):
-    drawn = re.search(r"```mermaid\n(.*?)\n```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    drawn = re.search(r"```text\n(.*?)\n```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     assert drawn is not None
     assert drawn[1] == diagram(trees)
 
