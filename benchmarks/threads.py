@@ -1,17 +1,20 @@
 """Slow-down of `wancli generate` on a busy machine: `make bench-threads`.
 
+Each try shows how long the threads spun, which wancli chooses by the load it finds.
 The demo with OpenMP's defaults (before) and with wancli's settings (now), interleaved: on an idle
 machine, with a busy process on every core, and with one on one core. Ratios are to the median time
 of the same setting on the idle machine.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
@@ -35,9 +38,9 @@ def main() -> int:
         for place in args.places:
             for name in args.settings:
                 with busy(PLACES[place]):
-                    duration = generate(SETTINGS[name])
+                    duration, spins = generate(SETTINGS[name])
                 seconds.setdefault((place, name), []).append(duration)
-                show(f"try {attempt + 1:2}  {place:5}  {name:6}  {duration:6.2f} s")
+                show(f"try {attempt + 1:2}  {place:5}  {name:6}  {duration:6.2f} s  {spins}")
     return 0 if judge(seconds) else 1
 
 
@@ -71,15 +74,16 @@ def busy(cores: list[int]) -> Iterator[None]:
             process.wait()
 
 
-def generate(variables: dict[str, str]) -> float:
-    """Seconds of one `wancli generate`, as a whole process."""
+def generate(variables: dict[str, str]) -> tuple[float, str]:
+    """Seconds of one `wancli generate`, as a whole process, and the record's words on threads."""
     others = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "wancli", "generate", PROMPT, "--seed", "1", "-q"]
         command += ["-o", f"{folder}/a.mp4"]
         started = perf_counter()
         subprocess.run(command, env=others | variables, check=True, stdout=subprocess.DEVNULL)
-        return perf_counter() - started
+        duration = perf_counter() - started
+        return duration, json.loads(Path(f"{folder}/a.json").read_text())["env"]["threads"]
 
 
 def show(line: str) -> None:

@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from wancli.utils.threads import choose_threads, thread_settings
+from wancli.utils.threads import choose_idle_threads, choose_threads, thread_settings
 
 
 def variables() -> dict[str, str]:
@@ -20,6 +21,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         monkeypatch.setenv(name, "")  # so that it is restored or removed
         monkeypatch.delenv(name)
     monkeypatch.setattr("wancli.utils.threads._chosen", {})
+    monkeypatch.setattr("wancli.utils.threads._first", [])
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     return monkeypatch
 
@@ -36,13 +38,48 @@ def test_settings_of_the_user_stay(name, fresh):
     fresh.setenv(name, "7")
     fresh.setenv("OMP_NUM_THREADS", "3")
     choose_threads()
+    choose_idle_threads()
     assert variables() == {name: "7", "OMP_NUM_THREADS": "3"}
     assert sorted(thread_settings().split(", ")) == sorted([f"{name}=7", "OMP_NUM_THREADS=3"])
+
+
+@pytest.mark.parametrize(
+    ("others", "seconds", "spins"),
+    [
+        ([0.02, 0.05], 0.4, "30000"),
+        ([0.02, 0.4], 0.4, "1000"),  # a core is busy
+        ([0.4, 0.4], 0.4, "1000"),
+        ([0.0, 0.0], 0.05, "1000"),  # too short to tell
+        ([], 0.4, "1000"),  # not Linux
+    ],
+)
+def test_threads_spin_longer_if_others_left_the_cores_idle(
+    others: list[float], seconds: float, spins: str, fresh, tmp_path: Path
+):
+    def write(*worked: float) -> None:
+        cores = [f"cpu{n} {s * ticks:.0f} 0 0 900 50 0 0 0 0 0" for n, s in enumerate(worked)]
+        (tmp_path / "stat").write_text("\n".join(["cpu  9 9 9 9 9", *cores, "intr 5"]))
+
+    ticks = os.sysconf("SC_CLK_TCK")
+    clock, own = iter([5.0, 5.0 + seconds]), iter([0.1, 0.3])
+    fresh.setattr("wancli.utils.threads.monotonic", lambda: next(clock))
+    fresh.setattr(os, "times", lambda: (next(own), 0.0, 0.0, 0.0, 0.0))
+    fresh.setattr("wancli.utils.threads._STAT", tmp_path / "stat")
+    fresh.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    if others:
+        write(700, 900, 3)
+    choose_threads()
+    if others:
+        write(700 + others[0] + 0.2, 900 + others[1], 99)  # 0.2 are our own; the last core is not
+    choose_idle_threads()
+    assert variables() == {"GOMP_SPINCOUNT": spins}
+    assert thread_settings() == f"GOMP_SPINCOUNT={spins} (wancli)"
 
 
 def test_nothing_is_set_once_torch_is_loaded(fresh):
     fresh.setitem(sys.modules, "torch", object())
     choose_threads()
+    choose_idle_threads()
     assert variables() == {}
 
 

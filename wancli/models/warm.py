@@ -15,6 +15,7 @@ from wancli.config.settings import Machine
 from wancli.errors import UsageError
 from wancli.records.progress import Phase, Report
 from wancli.utils.garbage import freeze_again, uncollected
+from wancli.utils.threads import choose_idle_threads
 
 if TYPE_CHECKING:
     from wancli.models.load import Loaded
@@ -30,6 +31,7 @@ def quiet_imports(report: Report) -> Iterator[None]:
     """Import the libraries in the block, without what they log meanwhile."""
     first = "torch" not in sys.modules
     if first:
+        choose_idle_threads()
         report(Phase("import"))
     with uncollected():
         import diffusers  # noqa: F401 - sets the level of its own logger, once
