@@ -23,6 +23,7 @@ import transformers
 import wancli
 from tests.conftest import Wancli
 from wancli import api
+from wancli.api.keywords import with_keywords
 from wancli.config import keywords
 from wancli.config.resolve import fields_of
 from wancli.config.settings import RolloutSettings, Settings
@@ -350,6 +351,23 @@ def test_a_plan_checks_capacity_without_loading():
     assert wancli.plan(model="some-owner/some-model").fits is None
 
 
+@pytest.mark.parametrize(
+    ("text", "python"),
+    [
+        ("drop `cfg_gate`, or `cfg_gate 0.6`", "drop `cfg_gate`, or `cfg_gate=0.6`"),
+        ("`use_cachedit`, or `no_compile`", "`use_cachedit=True`, or `compile=False`"),
+        ("drop `free_kv_weights`", "drop `free_kv_weights`"),
+        ("drop `no_prompt_kv`", "drop `prompt_kv=False`"),
+        ("`size 832x480`, `chunks N`", '`size="832x480"`, `chunks=N`'),
+        ("`negative_prompt ''`", "`negative_prompt=''`"),
+        ("did you mean `steps`?", "did you mean `steps`?"),
+    ],
+)
+def test_hints_can_be_typed_in_python(text: str, python: str):
+    assert with_keywords(text, hint=True) == python
+    assert with_keywords(python, hint=True) == python
+
+
 # mypy sees what is wrong, too: an `ignore` without need would be an error.
 def test_errors_name_keyword_arguments_not_flags(tiny_model: Path):
     with pytest.raises(wancli.SettingsError, match="`stepz` is not a setting") as unknown:
@@ -365,9 +383,12 @@ def test_errors_name_keyword_arguments_not_flags(tiny_model: Path):
         wancli.rollout(" ")
     with pytest.raises(wancli.UsageError, match="`width` is set twice"):
         wancli.plan(size="32x32", width=48)
-    with pytest.raises(wancli.PlanError, match="`rolling_window` 3") as error:
+    with pytest.raises(wancli.PlanError, match="`rolling_window=3`") as error:
         wancli.plan(chunks=3, rolling_window=3, sink_frames=2)
-    assert "--" not in f"{error.value} {error.value.hint}"
+    assert error.value.hint == "`rolling_window=5` or more"
+    with pytest.raises(wancli.PlanError) as off:
+        wancli.plan(PROMPT, compile=True, step_cache="seacache")
+    assert "`compile=False`" in off.value.hint
     with pytest.raises(wancli.UsageError, match="`resume` needs"):
         wancli.rollout(resume=True)
     with pytest.raises(wancli.ModelError, match="nope"):

@@ -21,10 +21,12 @@ Interrupted (BaseException, of interrupts.py)   exit 130 (SIGINT), 143 (SIGTERM)
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+SETTING = re.compile(r"`([a-z]\w*)((?: [^`]+)?)`")  # in a message: a setting, perhaps with a value
 _LONGEST_VALUE, _LONGEST_LINE = 80, 400  # characters of foreign text in an error
 
 

@@ -38,7 +38,7 @@ def test_the_hint_for_a_bad_size_names_a_good_one(width: int, height: int):
     try:
         latent_shape(num_frames=1, width=width, height=height, channels=4, strides=WAN_21)
     except PlanError as error:
-        sides = error.hint.removeprefix("`size` ").split("x")
+        sides = error.hint.strip("`").removeprefix("size ").split("x")
         near = dict(zip(("width", "height"), map(int, sides), strict=True))
         latent_shape(num_frames=1, channels=4, strides=WAN_21, **near)
         assert abs(near["width"] - width) <= 8

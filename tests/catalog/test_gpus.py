@@ -28,7 +28,7 @@ def test_a_gpu_is_a_size_or_a_name(text: str, name: str, size: int):
     ("text", "hint"),
     [
         ("a100", "a100-40gb or a100-80gb"),
-        ("rtx4091", "`gpu` rtx4090"),
+        ("rtx4091", "`gpu rtx4090`"),
         ("0GB", "24GB, or one of"),
         ("", "24GB, or one of"),
         ("24", "24GB, or one of"),

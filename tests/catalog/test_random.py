@@ -48,7 +48,7 @@ def test_the_weights_are_identified_by_name_and_layers():
 @pytest.mark.parametrize(
     ("model", "layers", "hint"),
     [("demo", 2, "random:demo"), ("wan2.1-t2v-14b", 2, "random:wan2.1-t2v-14b"),
-     ("owner/name", 2, "drop `layers`"), ("random:wan2.2-animate-14b", 7, "`layers` 5 or 10")],
+     ("owner/name", 2, "drop `layers`"), ("random:wan2.2-animate-14b", 7, "`layers 5` or 10")],
 )  # fmt: skip
 def test_impossible_layers_are_rejected(model: str, layers: int, hint: str):
     with pytest.raises(PlanError) as caught:

@@ -162,7 +162,7 @@ def test_a_plan_counts_the_parameters_in_the_folder(wancli: Wancli, model: Path)
         (("--negative-prompt", "x"), "a negative prompt does nothing", "--true-cfg-scale 6"),
         (("--prompt-kv",), "--prompt-kv does not work with this model", "drop --prompt-kv"),
         (("--free-kv-weights",), "--free-kv-weights does not work with", "drop --free-kv-weights"),
-        (("--kv-align", 64), "--kv-align 64 does not work with", "drop --kv-align"),
+        (("--kv-align", 64), "--kv-align does not work with", "drop --kv-align"),
         (("--cfg-gate", 0.5), "--cfg-gate needs guidance; --true-cfg-scale is 1", "drop"),
         (("--step-cache", "seacache"), "seacache gives wrong results on Hunyuan", "--use-cachedit"),
         (("--use-cachedit", "--cachedit-fn", 20), "none of 20 blocks", "--cachedit-fn 5"),

@@ -57,7 +57,7 @@ def test_a_model_fits_one_gpu_and_not_another():
     verdict = estimate(cost, Machine(offload="none"), SMALL, ram=RAM)
     with pytest.raises(CapacityError, match="needs .* RTX 4090 has 24") as caught:
         verdict.check("wan2.1-t2v-14b")
-    assert caught.value.hint.startswith("`offload` group")
+    assert caught.value.hint.startswith("`offload group`")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_auto_chooses_only_allowed_offloads_and_rejects_what_never_fits():
     assert "`offload`" not in caught.value.hint
     for total_gib, helps in ((5, True), (1, False)):  # only decoding does not fit, or nothing fits
         device = replace(H200, total=total_gib * 2**30)
-        with pytest.raises(CapacityError, match="under `offload` sequential") as caught:
+        with pytest.raises(CapacityError, match="under `offload sequential`") as caught:
             estimate(cost, Machine(), device, ram=RAM).check("x")
         assert ("a smaller `size`" in caught.value.hint) == helps
         assert "`force`" in caught.value.hint
@@ -105,9 +105,9 @@ def test_on_a_cpu_nothing_is_offloaded():
 @pytest.mark.parametrize(
     ("kind", "total_gib", "machine", "remedy"),
     [
-        ("cpu", 80, {}, "`dtype` bfloat16"),
-        ("cpu", 30, {}, "`dtype` bfloat16 `quantize` int8 `vae_tiling`"),
-        ("cpu", 30, {"dtype": "bfloat16"}, "`dtype` bfloat16 `quantize` int8 `vae_tiling`"),
+        ("cpu", 80, {}, "`dtype bfloat16`"),
+        ("cpu", 30, {}, "`dtype bfloat16` `quantize int8` `vae_tiling`"),
+        ("cpu", 30, {"dtype": "bfloat16"}, "`dtype bfloat16` `quantize int8` `vae_tiling`"),
         ("cuda", 5, {}, "`vae_tiling`"),
         ("cuda", 1, {}, ""),
     ],

@@ -38,9 +38,9 @@ def plan(model: str = "demo", **tables: Any) -> None:
 
 REJECTED: list[tuple[str, dict[str, Any], str]] = [
     ("demo", {"machine": {"quantize": "int8"}, "prompt_kv": {"free_kv_weights": True}}, "emptied"),
-    ("demo", {"machine": {"quantize": "fp8", "device": "mps"}}, "fp8 does not work on mps"),
-    ("demo", {"machine": {**FP8, "device": "cpu"}}, "fp8, which `device` cpu does not"),
-    ("demo", {"machine": {**FP8, "dtype": "float16"}}, "bfloat16, not with `dtype` float16"),
+    ("demo", {"machine": {"quantize": "fp8", "device": "mps"}}, "does not work on mps"),
+    ("demo", {"machine": {**FP8, "device": "cpu"}}, "fp8, which `device cpu` does not"),
+    ("demo", {"machine": {**FP8, "dtype": "float16"}}, "bfloat16, not with `dtype float16`"),
     ("demo", {"machine": {**FP8, "compile": False}}, "slower than bfloat16 without `compile`"),
     ("demo", {"machine": {"compile": True}, "step_cache": {"step_cache": "first-block"}}, "hooks"),
     ("demo", {"machine": {"compile": True}, "step_cache": {"step_cache": "seacache"}}, "hooks"),

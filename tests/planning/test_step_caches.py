@@ -26,14 +26,14 @@ def dbcache(**changes):
 @pytest.mark.parametrize(
     ("settings", "hint"),
     [
-        (dbcache(cachedit_max_warmup_steps=20), "`cachedit_max_warmup_steps` 4"),
-        (dbcache(taylorseer=True), "`cachedit_max_warmup_steps` 4"),
+        (dbcache(cachedit_max_warmup_steps=20), "`cachedit_max_warmup_steps 4`"),
+        (dbcache(taylorseer=True), "`cachedit_max_warmup_steps 4`"),
         (
             dbcache(taylorseer=True, taylorseer_order=2, cachedit_max_warmup_steps=4),
-            "`cachedit_max_warmup_steps` 5",
+            "`cachedit_max_warmup_steps 5`",
         ),
-        (dbcache(cachedit_fn=8), "`cachedit_fn` 2 `cachedit_bn` 0"),
-        (dbcache(cachedit_bn=6), "`cachedit_fn` 2 `cachedit_bn` 0"),
+        (dbcache(cachedit_fn=8), "`cachedit_fn 2` `cachedit_bn 0`"),
+        (dbcache(cachedit_bn=6), "`cachedit_fn 2` `cachedit_bn 0`"),
         (StepCache(step_cache="magcache"), "`use_cachedit`, or `model` wan2.1-t2v-1.3b"),
     ],
 )
@@ -49,7 +49,7 @@ def test_step_caches_that_leave_nothing_to_reuse_are_rejected(settings, hint):
         *((VACE, StepCache(step_cache=m), "`use_cachedit`") for m in WITH_THRESHOLD),
         *((HUNYUAN_TEXT, StepCache(step_cache=m), "`use_cachedit`") for m in WITH_THRESHOLD[1:]),
         (IMAGE, StepCache(step_cache="seacache"), "`use_cachedit`"),
-        (VACE, dbcache(cachedit_bn=2), "`cachedit_bn` 1"),
+        (VACE, dbcache(cachedit_bn=2), "`cachedit_bn 1`"),
     ],
 )
 def test_a_step_cache_that_is_wrong_for_a_transformer_is_rejected(task, settings, hint):

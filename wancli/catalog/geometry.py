@@ -47,15 +47,15 @@ def latent_shape(
     if (num_frames - 1) % strides.temporal:
         below = (num_frames - 1) // strides.temporal * strides.temporal + 1
         raise PlanError(
-            f"`num_frames` {num_frames} is not {strides.temporal}k+1.",
+            f"`num_frames {num_frames}` is not {strides.temporal}k+1.",
             hint=f"use {below} or {below + strides.temporal}",
         )
     for name, value in (("width", width), ("height", height)):
         if value % strides.cell:
             near = [_nearest(side, strides.cell) for side in (width, height)]
             raise PlanError(
-                f"`size` {width}x{height}: {name} must be a multiple of {strides.cell}.",
-                hint=f"`size` {near[0]}x{near[1]}",
+                f"`size {width}x{height}`: {name} must be a multiple of {strides.cell}.",
+                hint=f"`size {near[0]}x{near[1]}`",
             )
     return LatentShape(
         channels=channels,

@@ -115,7 +115,7 @@ def find_gpu(text: str) -> tuple[str, int]:
     if name is None:
         near = " or ".join(names) or closest(wanted, GPUS) or f"24GB, or one of {', '.join(GPUS)}"
         raise UsageError(
-            f"`gpu` {shortened(text)} is not a known GPU or size.", hint=f"`gpu` {near}"
+            f"`gpu {shortened(text)}` is not a known GPU or size.", hint=f"`gpu {near}`"
         )
     return GPUS[name].name, GPUS[name].bytes
 

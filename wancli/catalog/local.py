@@ -28,7 +28,7 @@ def find_spec(model: str, *, layers: int | None = None) -> ModelSpec:
     spec = known_spec(model)
     if layers is not None:
         raise PlanError(
-            f"`layers` {layers} drops blocks, which only random models allow.",
+            f"`layers {layers}` drops blocks, which only random models allow.",
             hint=f"`model` {RANDOM}{spec.name}" if spec else "drop `layers`",
         )
     if spec:

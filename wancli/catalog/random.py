@@ -56,8 +56,8 @@ def _keep_blocks(t: Transformer, layers: int) -> Transformer:
         face = replace(face, every=min(face.every, count))
         if rest := count % face.every:
             raise PlanError(
-                f"`layers` {layers}: Wan-Animate shows faces to every {face.every}th block.",
-                hint=f"`layers` {count - rest} or {count - rest + face.every}",
+                f"`layers {layers}`: Wan-Animate shows faces to every {face.every}th block.",
+                hint=f"`layers {count - rest}` or {count - rest + face.every}",
             )
     vace_every = -(-t.layers // t.vace_blocks) if t.vace_blocks else 0
     vace = -(-count // vace_every) if vace_every else 0

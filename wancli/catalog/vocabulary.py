@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from wancli.catalog.specs import ModelSpec
 from wancli.utils.reading import parse_json, read_text
 
-HINT = "its words: wancli model info demo; or `model` wan2.1-t2v-1.3b"
+HINT = "its words: wancli model info demo; or `model wan2.1-t2v-1.3b`"
 _SHOWN = 8  # words
 _TOKENS = re.compile(r"\w+|[^\w\s]+")  # as tokenizers' Whitespace splits
 

@@ -59,7 +59,7 @@ def compare(
     if fail_under_ssim is not None and quality.ssim.worst < fail_under_ssim:
         raise QualityError(
             f"SSIM {quality.ssim.worst:.6f} of video frame {quality.ssim.frame} is less than "
-            f"`fail_under_ssim` {fail_under_ssim:g}.",
+            f"`fail_under_ssim {fail_under_ssim:g}`.",
             hint="generate B with a lower `cachedit_residual_threshold`",
         )
 
@@ -86,7 +86,7 @@ def _check(one: Path, other: Path, *, fail_under_ssim: float | None) -> bool:
     (latents,) = kinds
     if fail_under_ssim is not None and not 0 <= fail_under_ssim <= 1:
         raise SettingsError(
-            f"`fail_under_ssim` {fail_under_ssim:g} is not an SSIM.", hint="0 to 1, such as 0.95"
+            f"`fail_under_ssim {fail_under_ssim:g}` is not an SSIM.", hint="0 to 1, such as 0.95"
         )
     if fail_under_ssim is not None and latents:
         raise UsageError(

@@ -1,15 +1,13 @@
 """Lines of text that need no terminal library: results, and errors with flags in them."""
 
 import os
-import re
 import sys
 
 from wancli.cli.streams import printable
-from wancli.errors import WancliError
+from wancli.errors import SETTING, WancliError
 from wancli.utils.interrupts import Interrupted
 
 LONGEST = 2000  # characters of an error or a hint
-_SETTING = re.compile(r"`([a-z]\w*)((?: [^`]+)?)`")
 
 
 def dashed(name: str) -> str:
@@ -24,7 +22,7 @@ def flag(name: str) -> str:
 
 def with_flags(text: str) -> str:
     """A message with the settings that it names in backticks as flags: `cfg_gate 0.6`."""
-    return _SETTING.sub(lambda match: flag(match[1]) + match[2], text)
+    return SETTING.sub(lambda match: flag(match[1]) + match[2], text)
 
 
 def write_error(error: WancliError | Interrupted, *, color: bool) -> None:

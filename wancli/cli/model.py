@@ -18,6 +18,7 @@ from wancli.catalog.local import find_spec
 from wancli.catalog.specs import DEMO_FOLDER, RANDOM, SPECS, ModelSpec
 from wancli.cli.completion import complete_models
 from wancli.cli.lazy import WancliCommand, WancliGroup
+from wancli.cli.messages import with_flags
 from wancli.cli.options import OutputOptions, takes_output_options
 from wancli.cli.screen import Screen
 from wancli.errors import InputError, ModelError, UsageError
@@ -98,7 +99,7 @@ def pull(name: Model, output_options: OutputOptions) -> None:
 @takes_output_options
 def info(name: Model, output_options: OutputOptions) -> None:
     """Describe a model: task, parts, parameters, dtypes, strides, and whether it fits here."""
-    from wancli.cli.plan_table import default_json, default_row
+    from wancli.cli.plan_table import default_json
     from wancli.cost.capacity import check_default_capacity
     from wancli.models.inspect import inspect_model
 
@@ -112,7 +113,7 @@ def info(name: Model, output_options: OutputOptions) -> None:
     if output_options.json:
         screen.json(model.as_json() | default_json(capacity))
         return
-    verdict = [("on this machine", text)] if (text := default_row(capacity)) else []
+    verdict = [("on this machine", with_flags(capacity.verdict))] if capacity.estimate else []
     screen.table("", "", rows=[*_facts(model), *verdict])
     if model.parts:
         rows = [

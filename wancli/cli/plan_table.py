@@ -23,19 +23,8 @@ MEASURE = "no times yet: wancli doctor --measure"
 MEASURE_THERE = "no times: wancli doctor --measure on that GPU"
 
 
-def default_row(capacity: CapacityCheck) -> str:
-    """Whether the request fits on this machine; "" where the model's shape is unknown."""
-    if capacity.estimate is None:
-        return ""
-    estimate, device = capacity.estimate, capacity.estimate.device
-    how = "" if estimate.offload == "none" else f" with --offload {estimate.offload}"
-    fits = "fits" if estimate.sufficient else "does not fit"
-    time = f", about {duration(estimate.total_s)}" if estimate.total_s else ""
-    return f"{fits}{how}: needs {gib(estimate.needed)} of {gib(device.total)} ({device.name}){time}"
-
-
 def default_json(capacity: CapacityCheck) -> dict[str, Any]:
-    """The same for `--json`."""
+    """Whether the request fits on this machine, for `--json`."""
     if capacity.estimate is None:
         return {"here": None}
     estimate = capacity.estimate

@@ -136,7 +136,7 @@ def _parse_size(text: str) -> tuple[int, int]:
     """Width and height of `832x480` or `832*480`. Raises UsageError."""
     match = re.fullmatch(r"\s*(\d{1,9})\s*[x*]\s*(\d{1,9})\s*", text.lower())
     if not match:
-        raise UsageError(f"`size` {shortened(text)} is not a size.", hint="`size 832x480`")
+        raise UsageError(f"`size {shortened(text)}` is not a size.", hint="`size 832x480`")
     return int(match[1]), int(match[2])
 
 

@@ -15,6 +15,7 @@ from wancli.cost.totals import generation_cost
 from wancli.errors import SetupError, UsageError
 from wancli.planning.inputs import NO_INPUTS, add_required_inputs
 from wancli.planning.plan import Plan, make_plan
+from wancli.utils.units import duration, gib
 
 # Ways to save memory, the least lossy first; then smaller sizes.
 REMEDIES: tuple[Mapping[str, Any], ...] = (
@@ -46,6 +47,18 @@ class CapacityCheck:
     def offload(self) -> str:
         """The offload mode used; "none" without an estimate."""
         return self.estimate.offload if self.estimate else "none"
+
+    @property
+    def verdict(self) -> str:
+        """Whether the request fits, what it needs and how long it takes, in words."""
+        if self.estimate is None:
+            return "its shape is not known before it is downloaded"
+        estimate, device = self.estimate, self.estimate.device
+        how = "" if estimate.offload == "none" else f" with `offload {estimate.offload}`"
+        fits = "fits" if estimate.sufficient else "does not fit"
+        time = f", about {duration(estimate.total_s)}" if estimate.total_s else ""
+        needs = f"needs {gib(estimate.needed)} of {gib(device.total)} ({device.name})"
+        return f"{fits}{how}: {needs}{time}"
 
     def with_offload(self, settings: SettingsT) -> SettingsT:
         """The settings, with `offload` "auto" resolved."""

@@ -93,7 +93,7 @@ class Estimate:
                 self.ram,
                 "the RAM for offloaded weights",
             )
-        how = "" if self.offload == "none" else f" under `offload` {self.offload}"
+        how = "" if self.offload == "none" else f" under `offload {self.offload}`"
         raise CapacityError(
             f"{model} at this size needs {gib(needed)}{how}; {where} has {gib(total)}.",
             hint=f"{self._hint(remedy)}; `force` tries anyway",
@@ -102,7 +102,7 @@ class Estimate:
     def _hint(self, remedy: str) -> str:
         """Flags that would make it fit."""
         if other := next((offload for offload in self.possible if self.fits[offload]), None):
-            return f"`offload` {other}"
+            return f"`offload {other}`"
         least = list(self.possible)[-1]
         weights = max(self.cost.resident_weights[least].values())  # whatever the video's size
         smaller = "a smaller `size`, fewer `num_frames` or a smaller `model`"
@@ -146,7 +146,7 @@ def resolve_device(machine: Machine, gpu: Device | None = None) -> tuple[Device,
     """
     if gpu and machine.device.partition(":")[0] not in ("auto", gpu.kind):
         raise PlanError(
-            f"`gpu` plans for {gpu.name}, not for `device` {machine.device}.",
+            f"`gpu` plans for {gpu.name}, not for `device {machine.device}`.",
             hint="drop one of the two",
         )
     device = gpu or find_device(machine)

@@ -116,7 +116,7 @@ def describe(table: KernelTable) -> Iterator[str]:
         yield f"attention, {heads} heads, {tokens:,} tokens: {each}"
     for name, error in wrong_kernels(table.times).items():
         yield (
-            f"attention, {name}: {100 * error:.2g} % off float32, so `attention_backend` auto "
+            f"attention, {name}: {100 * error:.2g} % off float32, so `attention_backend auto` "
             "never takes it"
         )
     for name, problem in table.failed.items():
@@ -125,7 +125,7 @@ def describe(table: KernelTable) -> Iterator[str]:
         each = ", ".join(f"{n}: {1000 * median(t):.3g} ms" for n, t in table.aligned.items())
         chosen = tokens_to_align("auto", table.aligned)
         padding = str(chosen) if chosen > 1 else "off"
-        yield f"prompt K/V, padded to {each}; so `kv_align` auto is {padding}"
+        yield f"prompt K/V, padded to {each}; so `kv_align auto` is {padding}"
 
 
 def available_backends(device: torch.device) -> Iterator[tuple[str, Attend]]:

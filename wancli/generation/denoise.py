@@ -97,7 +97,7 @@ def denoise(
     if not torch.isfinite(latents).all():
         raise RunError(
             "the latents are not finite.",
-            hint="`dtype` float32, or a lower `guidance_scale`",
+            hint="`dtype float32`, or a lower `guidance_scale`",
         )
     frames = _levels(output) if task.segmented else None
     return DenoisedClip(latents, cached.stats(), prompt.memory.nbytes, freed, kernel.name, frames)

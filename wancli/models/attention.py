@@ -68,8 +68,8 @@ def choose_kernel(
         ran = _torch_choice(transformers[0], device)
     if ran != name and not automatic:
         raise SetupError(
-            f"`attention_backend` {name} does not run with this model and `dtype` here.",
-            hint=f"`attention_backend` {ran}",
+            f"`attention_backend {name}` does not run with this model and `dtype` here.",
+            hint=f"`attention_backend {ran}`",
         )
     return replace(kernel, name=ran)
 
@@ -112,8 +112,8 @@ def set_backend(transformers: Iterable[Any], name: str, device: torch.device) ->
             pass
     except (ValueError, RuntimeError, ImportError) as error:
         raise SetupError(
-            f"`attention_backend` {name}: {first_line(error)}",
-            hint="`attention_backend` native",
+            f"`attention_backend {name}`: {first_line(error)}",
+            hint="`attention_backend native`",
         ) from None
     for transformer in transformers:
         for processor in transformer.attn_processors.values():

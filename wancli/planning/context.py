@@ -70,12 +70,12 @@ def clip_frames(clip: Path, settings: RolloutSettings, spec: ModelSpec) -> int:
     if (info.width, info.height) != (video.width, video.height):
         raise UsageError(
             f"{clip} is {info.width}x{info.height}; the rollout is {video.width}x{video.height}.",
-            hint=f"`size` {info.width}x{info.height}, or scale the clip",
+            hint=f"`size {info.width}x{info.height}`, or scale the clip",
         )
     if abs(info.fps - video.fps) > 0.02:
         raise UsageError(
             f"{clip} has {info.fps:g} frames per second; the rollout has {video.fps}.",
-            hint=f"`fps` {info.fps:g}, or convert the clip",
+            hint=f"`fps {info.fps:g}`, or convert the clip",
         )
     chunk = settings.rollout.chunk_frames
     alone = 1 if settings.rollout.independent_first_frame else 0

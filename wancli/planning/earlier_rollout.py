@@ -28,7 +28,7 @@ def find_rollout(
             return path.parent
     raise InputError(
         f"no rollout of that prompt in '{folder}'.",
-        hint="name the video of the first run: `output` NAME.mp4",
+        hint="name the video of the first run: `output NAME.mp4`",
     )
 
 

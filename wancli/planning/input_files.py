@@ -34,12 +34,12 @@ def _check_clip(name: str, path: Path, video: VideoShape) -> None:
             f"{name} {path} has {info.frames} video frames; the output has {video.num_frames}.",
             hint=f"cut it to {video.num_frames}"
             if info.frames > video.num_frames
-            else f"`num_frames` {info.frames}",
+            else f"`num_frames {info.frames}`",
         )
     if abs(info.fps - video.fps) > 0.02:
         raise UsageError(
             f"{name} {path} has {info.fps:g} frames per second; the output has {video.fps}.",
-            hint=f"`fps` {info.fps:g}, or convert it",
+            hint=f"`fps {info.fps:g}`, or convert it",
         )
 
 

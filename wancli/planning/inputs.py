@@ -46,11 +46,11 @@ def choose_task(spec: ModelSpec, inputs: InputFiles, forced: str | None = None) 
         near = closest(forced, TASKS)
         known = ", ".join(TASKS)
         raise SettingsError(
-            f"`task` {forced!r} is not a task.", hint=f"'{near}'; known: {known}" if near else known
+            f"`task {forced!r}` is not a task.", hint=f"'{near}'; known: {known}" if near else known
         )
     if forced is not None and forced not in spec.tasks:
         raise PlanError(
-            f"`task` {forced} does not work with {spec.name}: {_kind(spec)}.",
+            f"`task {forced}` does not work with {spec.name}: {_kind(spec)}.",
             hint=_models(spec, names, [TASKS[forced]]),
         )
     possible = [TASKS[name] for name in ([forced] if forced else spec.tasks)]
@@ -88,10 +88,10 @@ def segments(task: Task, video: VideoShape) -> tuple[int, int]:
     if not task.segmented or 1 < frames <= most:
         return 1, frames
     if frames == 1:
-        raise PlanError(f"{task.name} generates more than one video frame.", hint="`num_frames` 77")
+        raise PlanError(f"{task.name} generates more than one video frame.", hint="`num_frames 77`")
     if (most - 1) % 4:
         near = most // 4 * 4 + 1
-        raise PlanError(f"`segment_frames` {most} is not 4k+1.", hint=f"use {near} or {near + 4}")
+        raise PlanError(f"`segment_frames {most}` is not 4k+1.", hint=f"use {near} or {near + 4}")
     return ceil((frames - 1) / (most - 1)), most
 
 
@@ -99,7 +99,7 @@ def _mismatch(
     spec: ModelSpec, names: Collection[str], possible: list[Task], forced: str | None
 ) -> PlanError:
     """Explain why no task of the model accepts these inputs."""
-    who = f"`task` {forced}" if forced else spec.name
+    who = f"`task {forced}`" if forced else spec.name
     for name in names:
         if not any(name in task.inputs for task in possible):
             reason = "" if forced else f": {_kind(spec)}"
@@ -121,7 +121,7 @@ def _mismatch(
 
 def _check_combination(task: Task, inputs: InputFiles) -> None:
     if inputs.mask and not (inputs.video or task.name == ANIMATE):
-        raise PlanError("`mask` marks the areas of a `video` to generate.", hint="`video` FILE")
+        raise PlanError("`mask` marks the areas of a `video` to generate.", hint="`video FILE`")
     if task.name == ANIMATE and bool(inputs.mask) != bool(inputs.background_video):
         raise PlanError(
             "`background_video` needs `mask`, and `mask` needs `background_video`.",
@@ -130,7 +130,7 @@ def _check_combination(task: Task, inputs: InputFiles) -> None:
     if task.name == ANIMATE and len(inputs.ref_image) > 1:
         raise PlanError(
             f"animate takes one `ref_image`, not {len(inputs.ref_image)}.",
-            hint="`ref_image` FILE once",
+            hint="`ref_image FILE` once",
         )
 
 
@@ -153,7 +153,7 @@ def effective_steps(sampling: Sampling, task: Task) -> int:
     steps = int(sampling.steps * sampling.strength)  # as diffusers rounds
     if not steps:
         raise PlanError(
-            f"`strength` {sampling.strength:g} leaves none of {sampling.steps} steps to run.",
-            hint="`strength` 0.8",
+            f"`strength {sampling.strength:g}` leaves none of {sampling.steps} steps to run.",
+            hint="`strength 0.8`",
         )
     return steps

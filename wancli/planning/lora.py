@@ -39,7 +39,7 @@ def find_lora(text: str) -> Lora:
             raise ValueError
     except ValueError:
         raise SettingsError(
-            f"`lora` {text}: {scale!r} is not a scale.", hint=f"{path}=0.8"
+            f"`lora {text}`: {scale!r} is not a scale.", hint=f"{path}=0.8"
         ) from None
     if not lora.path.is_file():
         raise missing("LoRA", lora.path)
@@ -62,13 +62,13 @@ def check_loras(texts: Sequence[str], *, model: str, experts: int) -> None:
     for lora in map(find_lora, texts):
         if experts > 1 and not lora.expert:
             raise PlanError(
-                f"`lora` {lora.path} does not say which of {model}'s two experts it is for.",
+                f"`lora {lora.path}` does not say which of {model}'s two experts it is for.",
                 hint=f"`lora` {lora.path}@high, @low, or once each",
             )
         if experts < 2 and lora.expert:
             raise PlanError(
                 f"`lora` {lora.path}@{lora.expert}: {model} has one expert.",
-                hint=f"`lora` {lora.path}",
+                hint=f"`lora {lora.path}`",
             )
         _check_kind(lora.path)
 

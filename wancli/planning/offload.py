@@ -18,7 +18,7 @@ OFFLOADS = {
 def offloads(settings: Settings, task: Task) -> tuple[str, ...]:
     """Modes compatible with the other settings. Raises PlanError if the requested one is not."""
     requested, method = settings.machine.offload, settings.step_cache.step_cache
-    mode, possible = f"`offload` {requested}", ["none"]
+    mode, possible = f"`offload {requested}`", ["none"]
     if settings.prompt_kv.free_kv_weights:
         refused = PlanError(
             f"`free_kv_weights` and {mode} both move the same weights.",
@@ -27,13 +27,13 @@ def offloads(settings: Settings, task: Task) -> tuple[str, ...]:
     elif method == "cachedit" and STEP_CACHES[task.transformer].functor:
         refused = PlanError(
             f"`use_cachedit` and {mode} both replace the forward of {task.transformer}.",
-            hint="`offload` none, or `step_cache` none",
+            hint="`offload none`, or `step_cache none`",
         )
     elif settings.machine.compile:
         possible = ["none", "model"]
         refused = PlanError(
             f"{mode} moves weights inside the blocks, which `compile` makes one graph each.",
-            hint="`offload` model, or `no_compile`",
+            hint="`offload model`, or `no_compile`",
         )
     else:
         return tuple(OFFLOADS)
@@ -57,5 +57,5 @@ def check_rollout_vae(machine: Machine) -> None:
     if machine.vae_tiling:
         raise PlanError(
             "`vae_tiling` does not work in rollouts: their VAE decodes chunk by chunk, untiled.",
-            hint="`no_vae_tiling`; `vae_dtype` bfloat16 saves memory, too",
+            hint="`no_vae_tiling`; `vae_dtype bfloat16` saves memory, too",
         )

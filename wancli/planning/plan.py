@@ -210,8 +210,8 @@ def timesteps(text: str) -> list[int]:
     decreases = all(a > b for a, b in pairwise(values))
     if not decreases or not 0 < values[-1] <= values[0] <= 1000:
         raise PlanError(
-            f"`steps_list` {text} must decrease, from at most 1000 to at least 1.",
-            hint="`steps_list` 1000,750,500,250",
+            f"`steps_list {text}` must decrease, from at most 1000 to at least 1.",
+            hint="`steps_list 1000,750,500,250`",
         )
     return values
 
@@ -240,12 +240,12 @@ def _check_rollout(settings: RolloutSettings, spec: ModelSpec, *, force: bool) -
     if TEXT not in spec.tasks:
         raise PlanError(
             f"{spec.name} is {' and '.join(spec.tasks)}; rollouts take text-to-video models.",
-            hint="`model` self-forcing",
+            hint="`model self-forcing`",
         )
     if spec.causal is False and not force:
         raise PlanError(
             f"{spec.name} was not trained to continue its own chunks: they will drift.",
-            hint="`model` self-forcing, or `force` to try it anyway",
+            hint="`model self-forcing`, or `force` to try it anyway",
         )
     check_machine(settings.machine)
     check_output(settings.output)
@@ -260,9 +260,9 @@ def _check_window(chosen: Rollout) -> None:
     least = chosen.sink_frames + chosen.chunk_frames
     if chosen.rolling_window and chosen.rolling_window < least:
         raise PlanError(
-            f"`rolling_window` {chosen.rolling_window} is too small for `sink_frames` "
-            f"{chosen.sink_frames} and `chunk_frames` {chosen.chunk_frames}.",
-            hint=f"`rolling_window` {least} or more",
+            f"`rolling_window {chosen.rolling_window}` is too small for `sink_frames` "
+            f"{chosen.sink_frames} and `chunk_frames {chosen.chunk_frames}`.",
+            hint=f"`rolling_window {least}` or more",
         )
     if chosen.trim == "after" and chosen.sink_frames:
         raise PlanError(
@@ -270,7 +270,7 @@ def _check_window(chosen: Rollout) -> None:
             hint="drop `sink_frames`, or `trim` before",
         )
     if chosen.rope == "sink" and not chosen.sink_frames:
-        raise PlanError("`rope` sink needs `sink_frames`.", hint="`sink_frames` 3")
+        raise PlanError("`rope sink` needs `sink_frames`.", hint="`sink_frames 3`")
 
 
 def _check_caches(settings: RolloutSettings, spec: ModelSpec) -> None:
@@ -279,13 +279,13 @@ def _check_caches(settings: RolloutSettings, spec: ModelSpec) -> None:
     if method != "none" and chosen.sampler == "few-step":
         count = len(timesteps(chosen.steps_list))
         raise PlanError(
-            f"`step_cache` {method} does not work with few-step rollouts: {count} steps a chunk "
+            f"`step_cache {method}` does not work with few-step rollouts: {count} steps a chunk "
             "have nothing to reuse.",
-            hint="`step_cache` none",
+            hint="`step_cache none`",
         )
     if method not in ("none", "cachedit"):
         raise PlanError(
-            f"`step_cache` {method} works only in diffusers' own loop, not in rollouts.",
+            f"`step_cache {method}` works only in diffusers' own loop, not in rollouts.",
             hint="`use_cachedit`",
         )
     check_step_cache(settings.step_cache, steps=settings.sampling.steps, layers=spec.layers)
@@ -328,5 +328,5 @@ def check_unused_settings(resolved: Resolved[Any], task: str = TEXT) -> None:
         if method not in wanted:
             raise PlanError(
                 f"`{name}` does nothing without `step_cache` {' or '.join(wanted)}.",
-                hint="`use_cachedit`" if wanted == ("cachedit",) else f"`step_cache` {wanted[0]}",
+                hint="`use_cachedit`" if wanted == ("cachedit",) else f"`step_cache {wanted[0]}`",
             )

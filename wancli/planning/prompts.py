@@ -77,7 +77,7 @@ def make_prompt_schedule(
         if not 1 <= change.chunk < chunks:
             raise PlanError(
                 f"no chunk {change.chunk} to change the prompt at: the last is {chunks - 1}.",
-                hint=f"`chunks` {change.chunk + 1}"
+                hint=f"`chunks {change.chunk + 1}`"
                 if change.chunk > 0
                 else "pass it as the prompt",
             )

@@ -15,7 +15,7 @@ def check_family(settings: Settings, spec: ModelSpec, family: Family) -> None:
     sampling = settings.sampling
     if sampling.scheduler not in family.schedulers:
         raise PlanError(
-            f"`scheduler` {sampling.scheduler} does not work with {spec.name}: its pipeline sets "
+            f"`scheduler {sampling.scheduler}` does not work with {spec.name}: its pipeline sets "
             "the sigmas, and this solver computes its own.",
             hint=f"`scheduler` {' or '.join(family.schedulers)}",
         )
@@ -41,30 +41,30 @@ def _check_true_cfg(sampling: Sampling, spec: ModelSpec) -> None:
     if sampling.negative_prompt and sampling.true_cfg_scale <= 1:
         raise PlanError(
             f"a negative prompt does nothing in {spec.name} without `true_cfg_scale`.",
-            hint="`true_cfg_scale` 6 (two forwards per step), or `negative_prompt` ''",
+            hint="`true_cfg_scale 6` (two forwards per step), or `negative_prompt ''`",
         )
     shapes, scale = spec.architecture, sampling.guidance_scale
     if isinstance(shapes, HunyuanVideo) and not shapes.transformer.guidance and scale > 1:
         raise PlanError(
-            f"{spec.name} does not support `guidance_scale` {scale:g}.",
-            hint="`guidance_scale` 1 `true_cfg_scale` 6",
+            f"{spec.name} does not support `guidance_scale {scale:g}`.",
+            hint="`guidance_scale 1` `true_cfg_scale 6`",
         )
 
 
 def _check_no_prompt_kv(chosen: PromptKV, model: str) -> None:
-    option = f"`kv_align` {chosen.kv_align}" if chosen.kv_align.isdigit() else ""
-    option = "`free_kv_weights`" if chosen.free_kv_weights else option
+    option = "kv_align" if chosen.kv_align.isdigit() else ""
+    option = "free_kv_weights" if chosen.free_kv_weights else option
     if option:
         raise PlanError(
-            f"{option} does not work with {model}: its prompt K/V change in every step.",
-            hint=f"drop {option.split()[0]}",
+            f"`{option}` does not work with {model}: its prompt K/V change in every step.",
+            hint=f"drop `{option}`",
         )
 
 
 def _check_speedups(machine: Machine, model: str) -> None:
     """Raise PlanError for speed-ups that would silently do nothing."""
     options = {
-        f"`quantize` {machine.quantize}": ("`quantize` none", machine.quantize != "none"),
+        f"`quantize {machine.quantize}`": ("`quantize none`", machine.quantize != "none"),
         "`fuse_qkv`": ("`no_fuse_qkv`", machine.fuse_qkv),
         "`compile`": ("`no_compile`", machine.compile),
     }

@@ -30,7 +30,7 @@ def check_output(output: Output) -> None:
         raise PlanError("`encoder` nvenc does not encode RGB.", hint="`encoder` x264")
     if output.encoder_preset != "auto":
         raise PlanError(
-            f"`encoder_preset` {output.encoder_preset} is one of x264, not of `encoder` nvenc.",
+            f"`encoder_preset {output.encoder_preset}` is one of x264, not of `encoder` nvenc.",
             hint="drop `encoder_preset`, or `encoder` x264",
         )
 
@@ -41,25 +41,25 @@ def check_device_kind(machine: Machine, kind: str) -> None:
     if kind == "cpu" and "float16" in (machine.dtype, machine.vae_dtype):
         name = "`dtype`" if machine.dtype == "float16" else "`vae_dtype`"
         raise PlanError(
-            f"{name} float16 does not work with `device` {device}.", hint=f"{name} bfloat16"
+            f"{name} float16 does not work with `device {device}`.", hint=f"{name} bfloat16"
         )
     if kind != "cuda" and machine.offload not in ("auto", "none"):
         raise PlanError(
-            f"`offload` {machine.offload} moves weights from a CUDA GPU to RAM; `device` "
+            f"`offload {machine.offload}` moves weights from a CUDA GPU to RAM; `device` "
             f"{device} has them in RAM already.",
-            hint="`offload` none",
+            hint="`offload none`",
         )
     if machine.quantize == "fp8" and kind == "mps":
-        raise PlanError("`quantize` fp8 does not work on mps.", hint="`quantize` int8")
+        raise PlanError("`quantize fp8` does not work on mps.", hint="`quantize int8`")
     if machine.quantize == "fp8-dynamic" and kind != "cuda":
         raise PlanError(
-            f"`quantize` fp8-dynamic multiplies in fp8, which `device` {device} does not.",
-            hint="`quantize` int8, which only makes the weights smaller",
+            f"`quantize fp8-dynamic` multiplies in fp8, which `device {device}` does not.",
+            hint="`quantize int8`, which only makes the weights smaller",
         )
     if machine.compile and machine.compile_mode == "reduce-overhead" and kind != "cuda":
         raise PlanError(
             f"`compile_mode` reduce-overhead uses CUDA graphs, and there are none on {kind}.",
-            hint="`compile_mode` default",
+            hint="`compile_mode default`",
         )
 
 
@@ -68,9 +68,9 @@ def check_capability(machine: Machine, gpu: str, capability: tuple[int, int] | N
     if machine.quantize == "fp8-dynamic" and capability and capability < FP8_CAPABILITY:
         major, minor = capability
         raise PlanError(
-            f"`quantize` fp8-dynamic needs a GPU of compute capability 8.9 or newer (Ada, Hopper, "
+            f"`quantize fp8-dynamic` needs a GPU of compute capability 8.9 or newer (Ada, Hopper, "
             f"Blackwell); {gpu} has {major}.{minor}.",
-            hint="`quantize` fp8, which only makes the weights smaller",
+            hint="`quantize fp8`, which only makes the weights smaller",
         )
 
 
@@ -86,13 +86,13 @@ def check_generation(settings: Settings, transformer: str) -> None:
         return
     if not settings.prompt_kv.prompt_kv and machine.attention_backend not in ("auto", "native"):
         raise PlanError(
-            f"`compile` with `attention_backend` {machine.attention_backend} needs the prompt K/V "
+            f"`compile` with `attention_backend {machine.attention_backend}` needs the prompt K/V "
             "cache: diffusers' own attention to the prompt breaks its graphs.",
-            hint="drop `no_prompt_kv`, or `attention_backend` native",
+            hint="drop `no_prompt_kv`, or `attention_backend native`",
         )
     if method in WITH_THRESHOLD:
         raise PlanError(
-            f"`step_cache` {method} hooks into blocks, which `compile` makes one graph each.",
+            f"`step_cache {method}` hooks into blocks, which `compile` makes one graph each.",
             hint="`use_cachedit`, or `no_compile`",
         )
     if method == "cachedit" and transformer == "WanVACETransformer3DModel":
@@ -110,7 +110,7 @@ def check_rollout(machine: Machine) -> None:
         raise PlanError(
             "`compile_mode` reduce-overhead does not work with rollouts: every chunk writes to "
             "another place in the K/V cache, and a CUDA graph to one.",
-            hint="`compile_mode` default",
+            hint="`compile_mode default`",
         )
 
 
@@ -128,13 +128,13 @@ def _check_fp8_products(machine: Machine) -> None:
     """
     if machine.dtype not in ("auto", "bfloat16"):
         raise PlanError(
-            f"`quantize` fp8-dynamic works with bfloat16, not with `dtype` {machine.dtype}.",
-            hint="`dtype` bfloat16, or `quantize` fp8",
+            f"`quantize fp8-dynamic` works with bfloat16, not with `dtype {machine.dtype}`.",
+            hint="`dtype bfloat16`, or `quantize fp8`",
         )
     if not machine.compile:
         raise PlanError(
-            "`quantize` fp8-dynamic is slower than bfloat16 without `compile`.",
-            hint="`compile`, or `quantize` fp8, which only makes the weights smaller",
+            "`quantize fp8-dynamic` is slower than bfloat16 without `compile`.",
+            hint="`compile`, or `quantize fp8`, which only makes the weights smaller",
         )
 
 
@@ -146,11 +146,11 @@ def _check_graphs(settings: Settings) -> None:
     if settings.prompt_kv.prompt_kv:
         raise PlanError(
             "`compile_mode` reduce-overhead overwrites blocks' output, which prompt K/V keep.",
-            hint="`no_prompt_kv`, or `compile_mode` default",
+            hint="`no_prompt_kv`, or `compile_mode default`",
         )
     if settings.step_cache.step_cache != "none":
         raise PlanError(
             "`compile_mode` reduce-overhead overwrites the output of blocks, which a step cache "
             "keeps.",
-            hint="`step_cache` none, or `compile_mode` default",
+            hint="`step_cache none`, or `compile_mode default`",
         )

@@ -90,7 +90,7 @@ def step_cache_spec(classes: Iterable[str]) -> StepCacheSpec:
     spec = next((STEP_CACHES[name] for name in names if name in STEP_CACHES), None)
     reason = spec.refused if spec else f"known are {', '.join(STEP_CACHES)}"
     if spec is None or reason:
-        raise PlanError(f"{names[0]} has no step cache: {reason}.", hint="`step_cache` none")
+        raise PlanError(f"{names[0]} has no step cache: {reason}.", hint="`step_cache none`")
     return spec
 
 
@@ -106,7 +106,7 @@ def check_step_cache(settings: StepCache, *, steps: int, model: str = "", layers
     if steps < LEAST_STEPS:
         raise PlanError(
             f"a step cache has nothing to reuse in {steps} steps; it needs {LEAST_STEPS}.",
-            hint="`steps` 20, or drop the step cache",
+            hint="`steps 20`, or drop the step cache",
         )
     if method == "cachedit":
         _check_cachedit(settings, steps)
@@ -131,12 +131,12 @@ def check_step_cache_task(settings: StepCache, task: Task) -> None:
         return
     if method not in spec.hooks:
         raise PlanError(
-            f"`step_cache` {method} gives wrong results on {spec.transformer}.",
+            f"`step_cache {method}` gives wrong results on {spec.transformer}.",
             hint="`use_cachedit`",
         )
     if not task.tells_branches or (method != "first-block" and not task.tells_steps):
         raise PlanError(
-            f"`step_cache` {method} does not work with {task.name}: its pipeline does not report "
+            f"`step_cache {method}` does not work with {task.name}: its pipeline does not report "
             f"the {'step' if task.tells_branches else 'branch'}.",
             hint="`use_cachedit`",
         )
@@ -145,9 +145,9 @@ def check_step_cache_task(settings: StepCache, task: Task) -> None:
 def _check_last_blocks(bn: int, spec: StepCacheSpec) -> None:
     if spec.most_bn is not None and bn > spec.most_bn:
         raise PlanError(
-            f"`cachedit_bn` {bn}: this model adds control hints to some blocks, so the last "
+            f"`cachedit_bn {bn}`: this model adds control hints to some blocks, so the last "
             f"{bn} would get those of others.",
-            hint=f"`cachedit_bn` {spec.most_bn}",
+            hint=f"`cachedit_bn {spec.most_bn}`",
         )
 
 
@@ -155,14 +155,14 @@ def _check_cachedit(settings: StepCache, steps: int) -> None:
     warmup, order = settings.cachedit_max_warmup_steps, settings.taylorseer_order
     if warmup >= steps:
         raise PlanError(
-            f"`cachedit_max_warmup_steps` {warmup} leaves none of {steps} steps to reuse.",
-            hint=f"`cachedit_max_warmup_steps` {min(4, steps - 1)}",
+            f"`cachedit_max_warmup_steps {warmup}` leaves none of {steps} steps to reuse.",
+            hint=f"`cachedit_max_warmup_steps {min(4, steps - 1)}`",
         )
     if settings.taylorseer and warmup < taylorseer_steps(order):
         raise PlanError(
-            f"`taylorseer_order` {order} needs {taylorseer_steps(order)} computed steps; "
+            f"`taylorseer_order {order}` needs {taylorseer_steps(order)} computed steps; "
             f"after {warmup} it would extrapolate at a lower order.",
-            hint=f"`cachedit_max_warmup_steps` {taylorseer_steps(order)}",
+            hint=f"`cachedit_max_warmup_steps {taylorseer_steps(order)}`",
         )
 
 
@@ -171,8 +171,8 @@ def check_blocks(settings: StepCache, blocks: int) -> None:
     fn, bn = settings.cachedit_fn, settings.cachedit_bn
     if fn + bn >= blocks:
         raise PlanError(
-            f"`cachedit_fn` {fn} and `cachedit_bn` {bn} leave none of {blocks} blocks to reuse.",
-            hint=f"`cachedit_fn` {max(1, blocks // 4)} `cachedit_bn` 0",
+            f"`cachedit_fn {fn}` and `cachedit_bn {bn}` leave none of {blocks} blocks to reuse.",
+            hint=f"`cachedit_fn {max(1, blocks // 4)}` `cachedit_bn 0`",
         )
 
 
@@ -199,12 +199,12 @@ def gate_step(settings: Settings, task: Task, *, steps: int, segments: int = 1) 
     step = ceil(gate * steps) if gate < 1 else gate
     if step != int(step) or gate == 1:  # 1: all of it, or the first step?
         raise PlanError(
-            f"`cfg_gate` {gate:g} is neither a step from 2 on nor a fraction.", hint="12, or 0.6"
+            f"`cfg_gate {gate:g}` is neither a step from 2 on nor a fraction.", hint="12, or 0.6"
         )
     if step >= steps:
         raise PlanError(
-            f"`cfg_gate` {gate:g} is never reached in {steps} steps.",
-            hint=f"`cfg_gate` {max(1, round(0.6 * steps))}, or 0.6",
+            f"`cfg_gate {gate:g}` is never reached in {steps} steps.",
+            hint=f"`cfg_gate {max(1, round(0.6 * steps))}`, or 0.6",
         )
     return int(step)
 

@@ -95,7 +95,7 @@ def check_embeds(path: Path, *, tokens: int, width: int, guided: bool) -> None:
     if guided and "negative_embeds" not in tensors:
         raise InputError(
             f"{path} has no negative_embeds, and guidance needs them.",
-            hint="`guidance_scale` 1, or add negative_embeds to the file",
+            hint="`guidance_scale 1`, or add negative_embeds to the file",
         )
     for name in tensors.keys() & {"prompt_embeds", "negative_embeds"}:
         embeds = tensors[name]
@@ -113,5 +113,5 @@ def check_embeds(path: Path, *, tokens: int, width: int, guided: bool) -> None:
         if embeds.shape[-2] > tokens:
             raise InputError(
                 f"{path}: {name} has {embeds.shape[-2]} tokens; the model needs {tokens}.",
-                hint=f"`text_length` {embeds.shape[-2]}",
+                hint=f"`text_length {embeds.shape[-2]}`",
             )

@@ -116,7 +116,7 @@ class RolloutSession:
         """Raise what `run` would raise about its outputs; writes and locks nothing."""
         video, latents, store = self.paths()
         self._outputs(video, latents, store).check()
-        self._check_earlier(video, store)
+        self._check_earlier(store)
 
     def make(self, observer: Observer) -> list[dict[str, Any]]:
         """Run it to its end and return its record. Raises WancliError."""
@@ -163,7 +163,7 @@ class RolloutSession:
     def _run(
         self, job: "RolloutJob", replaced: frozenset[Path], observer: Observer, model: WarmPipeline,
     ) -> Generator["RolloutChunk", None, "RunRecord"]:  # fmt: skip
-        self._check_earlier(job.video, job.store.folder)
+        self._check_earlier(job.store.folder)
         report_warnings(self.warnings, observer)
         if not model.loaded:
             check_reachable(self.spec.repo)
@@ -316,14 +316,12 @@ class RolloutSession:
             outputs.add(OutputFile(options.report, "`report`"))
         return outputs
 
-    def _check_earlier(self, video: Path | None, folder: Path | None) -> None:
+    def _check_earlier(self, folder: Path | None) -> None:
         """Raise UsageError if another rollout in `folder` would be lost."""
         free = self.options.overwrite or self.options.continues
         if folder and not free and any(folder.glob("chunk-*.safetensors")):
-            again = f"wancli rollout --resume -o {video}" if video else "`resume`"
             raise UsageError(
-                f"{folder} already holds a rollout.",
-                hint=f"{again}, `overwrite` or other names",
+                f"{folder} already holds a rollout.", hint="`resume`, `overwrite` or other names"
             )
 
     def _job(

@@ -190,7 +190,7 @@ class NoStore:
 
     def chunk(self, number: int) -> Tensor:
         """Raises OutputError."""
-        raise OutputError(f"chunk {number} was not saved.", hint="`output` NAME.mp4")
+        raise OutputError(f"chunk {number} was not saved.", hint="`output NAME.mp4`")
 
     def chunks(self) -> list[int]:
         """None are saved."""

@@ -180,7 +180,7 @@ def _mismatch(one: tuple[int, ...], other: tuple[int, ...]) -> UsageError | None
     if one != other:
         return UsageError(
             f"the videos are {width}x{height} and {other[2]}x{other[1]}.",
-            hint=f"generate both with `size` {width}x{height}",
+            hint=f"generate both with `size {width}x{height}`",
         )
     if min(height, width) < WINDOW:
         return UsageError(

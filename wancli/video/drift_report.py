@@ -158,10 +158,10 @@ def write_report(
     Raises UsageError for a name that does not end in .html, OutputError if it cannot be written.
     """
     if path.suffix.lower() != ".html":
-        raise UsageError(f"report {str(path)!r} does not end in .html.", hint="`report` FILE.html")
+        raise UsageError(f"report {str(path)!r} does not end in .html.", hint="`report FILE.html`")
     # A prompt from a shell may not be UTF-8.
     page = _page(summary, title=title).encode(errors="replace")
-    hint = "choose another place: `report` FILE.html"
+    hint = "choose another place: `report FILE.html`"
     write_whole(path, page, hint=hint, overwrite=overwrite)
 
 

@@ -22,7 +22,7 @@ def save_latents(
     latents: Tensor, path: Path, record: Mapping[str, Any], *, overwrite: bool = False
 ) -> None:
     """Write latents [1, C, F, H, W] atomically. Raises OutputError."""
-    hint = "choose another place: `save_latents` FILE"
+    hint = "choose another place: `save_latents FILE`"
     write_whole(path, _packed(latents, record), hint=hint, overwrite=overwrite)
 
 

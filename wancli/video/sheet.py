@@ -79,11 +79,11 @@ def draw_animation(video: Path, *, gif: bool, width: int | None, fps: float | No
     rate = fastest if fps is None else fps
     if not 0 < rate <= fastest:
         limit = "a GIF shows at most" if fastest < info.fps else f"{video} has"
-        message = f"`fps` {rate:g}: {limit} {fastest:g} frames a second."
-        raise UsageError(message, hint=f"`fps` {fastest:g}")
+        message = f"`fps {rate:g}`: {limit} {fastest:g} frames a second."
+        raise UsageError(message, hint=f"`fps {fastest:g}`")
     if 1 / rate > _MAX_FRAME_S:
         raise UsageError(
-            f"`fps` {rate:g}: a frame would be shown for over {_MAX_FRAME_S} s.", hint="`fps` 1"
+            f"`fps {rate:g}`: a frame would be shown for over {_MAX_FRAME_S} s.", hint="`fps 1`"
         )
     size = _fitted(info, width or info.width)
     count = max(1, round(info.frames * rate / info.fps))

@@ -26,7 +26,7 @@ _SHOW_WITHIN_S = 1.0  # after the first frames; otherwise with the next ones
 
 _ADVICE = {
     os.strerror(errno.ENOSPC): "free some space, or use another disk: `output_dir` DIR",
-    os.strerror(errno.ENAMETOOLONG): "use a shorter name: `output` NAME.mp4",
+    os.strerror(errno.ENAMETOOLONG): "use a shorter name: `output NAME.mp4`",
 }
 _ANY_ADVICE = "run the same command again, or use another place: `output_dir` DIR"
 

@@ -1,0 +1,163 @@
+"""A loaded model, and the chunks of a rollout."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+from wancli.api.keywords import AnyPath, ChunkKeywords, ClipKeywords, errors_name_keywords
+from wancli.api.requests import (
+    SOURCE,
+    Listener,
+    ignore_bytes,
+    plan_clip,
+    rollout_request,
+    split,
+)
+from wancli.api.results import Video
+from wancli.config.keywords import check_keywords
+from wancli.config.resolve import Layer
+from wancli.errors import UsageError
+from wancli.generation.batch import PlannedVideos
+from wancli.models.warm import WarmPipeline
+from wancli.planning.existing import record_beside, record_in
+from wancli.records.progress import Report
+from wancli.records.record import RunRecord
+from wancli.rollouts.session import RolloutSession, open_session
+
+if TYPE_CHECKING:
+    from wancli.rollouts.runner import RolloutChunk
+
+
+class _Closing(ABC):
+    """Closed at the end of its `with` block."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what is held."""
+
+
+class Model(_Closing):
+    """A loaded model, made by `load`. It makes one video at a time."""
+
+    @errors_name_keywords()
+    def __init__(self, planned: PlannedVideos, layers: Sequence[Layer], listener: Listener) -> None:
+        """Load what `planned` needs; `layers` are the defaults of later requests."""
+        spec = planned.spec
+        settings = planned.capacity.with_offload(planned.request.resolved.settings)
+        self._model, self._machine, self._listener = settings.model, settings.machine, listener
+        offload = Layer(SOURCE, {"machine": {"offload": settings.machine.offload}})
+        self._layers = [*layers, offload]
+        stays = ("vae",) if spec.causal else ()  # as rollouts need it
+        self._pipeline = WarmPipeline(spec, settings.machine, stays=stays, on_bytes=ignore_bytes)
+        try:
+            with self._pipeline.in_use(listener.report, task=planned.plan.task):
+                pass
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self._pipeline.spec.name
+
+    def close(self) -> None:
+        """Give the memory back; the model cannot be used again."""
+        self._pipeline.close()
+
+    @errors_name_keywords()
+    def generate(
+        self, prompt: str, *, seed: int | None = None, output: AnyPath | None = None,
+        progress: Report | None = None, **settings: Unpack[ClipKeywords],
+    ) -> Video:  # fmt: skip
+        """Generate a video, as `wancli.generate` does. Raises WancliError."""
+        check_keywords(settings, ClipKeywords.__optional_keys__, of="Model.generate")
+        layer, options = split(settings)
+        planned = plan_clip(prompt, [*self._layers, layer], options, seed=seed, output=output)
+        return make_clip(planned, self._pipeline, self._listener.with_report(progress))
+
+    @errors_name_keywords()
+    def rollout(
+        self, prompt: str | None = None, *, seed: int | None = None,
+        output: AnyPath | None = None, progress: Report | None = None,
+        **settings: Unpack[ChunkKeywords],
+    ) -> "RolloutStream":  # fmt: skip
+        """Generate a video chunk by chunk, as `wancli.rollout` does. Raises WancliError."""
+        check_keywords(settings, ChunkKeywords.__optional_keys__, of="Model.rollout")
+        if self._machine.offload == "model" and "vae" not in self._pipeline.stays:
+            raise UsageError(
+                f"`offload model` moves the VAE of {self.name}, which was loaded for clips.",
+                hint="wancli.rollout(..., force=True)",
+            )
+        layer, options = split(settings)
+        loaded = Layer("load", {"model": self._model, "machine": self._machine.model_dump()})
+        session = open_session(
+            rollout_request(prompt, options, seed=seed, output=output),
+            lambda: [*self._layers, layer],
+            [loaded, layer],
+        )
+        session.capacity.check()
+        return RolloutStream(session, self._pipeline, self._listener.with_report(progress))
+
+
+class RolloutStream(_Closing, Iterator["RolloutChunk"]):
+    """The chunks of a rollout, made as they are asked for.
+
+    After the last one `record` says how the video was made. Close the stream, leave its block or
+    drop it to stop early.
+    """
+
+    def __init__(
+        self, session: RolloutSession, pipeline: WarmPipeline, listener: Listener, *,
+        closes: bool = False,
+    ) -> None:  # fmt: skip
+        """With `closes`, the pipeline is closed at the end."""
+        self.path = session.paths()[0]
+        self.plan: Mapping[str, Any] = session.plan_json()
+        self.record: Mapping[str, Any] | None = None
+        self._pipeline = pipeline if closes else None
+        self._run = session.run(listener, pipeline)
+
+    @errors_name_keywords()
+    def __next__(self) -> "RolloutChunk":
+        try:
+            return next(self._run)
+        except StopIteration as end:
+            if isinstance(end.value, RunRecord):
+                self.record = end.value.as_json()
+            self.close()
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def __del__(self) -> None:
+        if hasattr(self, "_run"):
+            self.close()
+
+    def close(self) -> None:
+        """Stop, and give the model back. Finished chunks of an `output` stay for `resume`."""
+        self._run.close()
+        if self._pipeline:
+            self._pipeline.close()
+
+
+def make_clip(planned: PlannedVideos, pipeline: WarmPipeline, listener: Listener) -> Video:
+    """Make the one video of a plan, or read the one that is kept."""
+    (item,) = planned.todo
+    for clip in planned.run(listener, pipeline):
+        return Video(item.output, clip.frames, clip.record.as_json(), clip.latents)
+    from wancli.video.read import read_frames
+
+    path = item.output or Path()
+    return Video(path, read_frames(path), record_in(path) or record_beside(path) or {})
