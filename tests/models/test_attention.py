@@ -88,7 +88,7 @@ def test_a_measured_kernel_that_is_gone_is_passed_over(monkeypatch: pytest.Monke
     assert choose_kernel([wan()], Machine(), CPU, tokens=16) == AttentionKernel(
         "_native_math", "_native_math"
     )
-    with pytest.raises(SetupError, match="`attention_backend` sage") as caught:
+    with pytest.raises(SetupError, match="`attention_backend sage") as caught:
         choose_kernel([wan()], Machine(attention_backend="sage"), CPU, tokens=16)
     assert caught.value.exit_code == 4
 

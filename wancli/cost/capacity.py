@@ -180,9 +180,9 @@ def _changed(settings: SettingsT, changes: Mapping[str, Any]) -> SettingsT:
 def _flags(changes: Mapping[str, Any]) -> str:
     """Settings and their values as errors name them."""
     words = [
-        f"`{name}`" if value is True else f"`{name}` {value}"
+        f"`{name}`" if value is True else f"`{name} {value}`"
         for name, value in changes.items()
         if name not in ("width", "height")
     ]
-    size = [f"`size` {changes['width']}x{changes['height']}"] if "width" in changes else []
+    size = [f"`size {changes['width']}x{changes['height']}`"] if "width" in changes else []
     return " ".join([*size, *words])
