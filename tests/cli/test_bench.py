@@ -55,6 +55,20 @@ def test_variants_are_measured_beside_the_baseline(wancli: Wancli, tiny_model: P
     assert "fast" in Path("bench/report.html").read_text()
 
 
+def test_variants_with_other_speedups_have_their_own_transformer(wancli: Wancli, tiny_model: Path):
+    pytest.importorskip("torchao", reason="pip install 'wancli[quantize]'")
+    variants = ("--variant", "small: --quantize int8", "--variant", "math: --attention-backend "
+                "_native_math", "--variant", "fused: --fuse-qkv")  # fmt: skip
+    result = bench(wancli, tiny_model, *variants, "--json", "-q")
+    assert result.code == 0, result.err
+    baseline, small, math, fused = json.loads(result.out)["arms"]
+    assert baseline["summary"]["ssim_worst"] is None
+    assert small["lossy"] is math["lossy"] is fused["lossy"] is True
+    assert small["summary"]["ssim_worst"] < min(
+        arm["summary"]["ssim_worst"] for arm in (math, fused)
+    )
+
+
 def test_the_table_goes_to_stdout_and_messages_to_stderr(wancli: Wancli, tiny_model: Path):
     result = bench(wancli, tiny_model, "--variant", "exact: --no-prompt-kv")
     assert result.code == 0, result.err

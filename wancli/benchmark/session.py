@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 BASELINE = "baseline"
 SHARED = ("model", "machine", "video", "output")  # the same in all variants
+SPEEDUPS = ("quantize", "fuse_qkv", "compile", "compile_mode", "attention_backend")  # but for these
 
 
 @dataclass(frozen=True)
@@ -174,8 +175,11 @@ class BenchSession:
         sources = {key: resolved.sources[key] for key in others | own_keys}
         check_unused_settings(replace(resolved, sources=sources), self._task)
         settings = resolved.settings
+        speedups = {name: getattr(self.base.machine, name) for name in SPEEDUPS}
+        machine = settings.machine.model_copy(update=speedups)
         for part in SHARED:
-            if getattr(settings, part) != getattr(self.base, part):
+            value = machine if part == "machine" else getattr(settings, part)
+            if value != getattr(self.base, part):
                 raise PlanError(
                     f"variant '{name}' changes the {part}: all variants share it.",
                     hint="pass that flag to wancli bench itself",

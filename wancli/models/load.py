@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,11 +96,29 @@ def switch_task(loaded: Loaded, task: str) -> Loaded:
     kind, pipeline = getattr(diffusers, TASKS[task].pipeline), loaded.pipeline
     if type(pipeline) is kind:
         return loaded
-    parts = {**pipeline.config, **pipeline.components}
+    return replace(loaded, pipeline=_built(kind, {**pipeline.config, **pipeline.components}))
+
+
+def load_beside(loaded: Loaded, machine: Machine, *, task: str) -> Loaded:
+    """The same model with other speed-ups: its own transformers, and what is loaded besides.
+
+    Offloaded, it shares nothing: parts move with the pipeline that they belong to.
+    """
+    if machine.offload != "none":
+        return load_pipeline(loaded.spec, machine, task=task)
+    pipeline = loaded.pipeline
+    other = load_pipeline(loaded.spec, machine, ("transformer",), task=task).pipeline
+    own = {name: other.components.get(name) for name in EXPERTS.values()}
+    parts = {**pipeline.config, **pipeline.components, **own}
+    return replace(loaded, pipeline=_built(type(pipeline), parts))
+
+
+def _built(kind: Any, parts: Mapping[str, Any]) -> Any:
+    """A pipeline of those of the parts and settings that it has."""
     names = inspect.signature(kind.__init__).parameters
-    switched = kind(**{name: parts[name] for name in names if name in parts})
-    switched.set_progress_bar_config(disable=True)
-    return replace(loaded, pipeline=switched)
+    pipeline = kind(**{name: parts[name] for name in names if name in parts})
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def _try_tokenizers(pipeline: Any) -> None:
