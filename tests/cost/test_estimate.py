@@ -10,7 +10,7 @@ import pytest
 from wancli.catalog.local import find_spec
 from wancli.config.precision import transformer_dtype
 from wancli.config.resolve import Layer, resolve
-from wancli.config.settings import Machine, RolloutSettings, Settings
+from wancli.config.settings import Machine, Settings
 from wancli.cost.capacity import check_capacity
 from wancli.cost.devices import Device, find_cpu, find_device, find_gpus, planned_device
 from wancli.cost.estimate import (
@@ -24,9 +24,9 @@ from wancli.cost.estimate import (
     write_rates,
 )
 from wancli.cost.kernels import AttentionCase, KernelTime
-from wancli.cost.totals import Cost, generation_cost, rollout_cost
+from wancli.cost.totals import Cost, generation_cost
 from wancli.errors import CapacityError, OutputError, PlanError
-from wancli.planning.plan import make_plan, make_rollout_plan
+from wancli.planning.plan import make_plan
 from wancli.utils import disk
 from wancli.utils.disk import free_disk
 
@@ -150,28 +150,6 @@ def test_a_request_of_exactly_the_available_memory_fits():
     estimate(cost, whole, device).check("demo")
     with pytest.raises(CapacityError):
         estimate(cost, whole, replace(device, total=cost.resident() - 1)).check("demo")
-
-
-def test_a_rollout_decodes_beside_denoising_where_a_gpu_has_the_memory():
-    settings = RolloutSettings(model="self-forcing")
-    spec = find_spec(settings.model)
-    cost = rollout_cost(settings, spec, make_rollout_plan(settings, spec), wide=False)
-    assert cost
-    both = cost.beside()
-    assert both
-    assert both - cost.resident() == min(cost.activations["denoise"], cost.activations["decode"])
-    cases: tuple[tuple[int, str, Any, bool], ...] = (
-        (both, "cuda", "auto", True),
-        (both - 1, "cuda", "auto", False),
-        (both, "cuda", "model", False),
-        (both, "cpu", "auto", False),
-    )
-    for total, kind, offload, beside in cases:
-        device = replace(H200, kind=kind, total=total)
-        chosen = estimate(cost, Machine(offload=offload), device, ram=RAM)
-        assert chosen.beside is beside
-        assert chosen.needed == (both if beside else cost.resident(chosen.offload))
-        assert chosen.sufficient
 
 
 def test_time_is_flops_over_measured_rates():

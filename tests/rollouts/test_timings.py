@@ -18,12 +18,11 @@ CPU = torch.device("cpu")
 
 
 def row(index: int, *, generated: bool = True) -> ChunkTiming:
-    timer, decode = Timer(CPU), Timer(CPU)
-    for label in ("step", "step", "wait", "clean"):
+    timer = Timer(CPU)
+    for label in ("step", "step", "save", "decode", "wait", "clean"):
         timer.mark(label)
-    decode.mark("decode")
-    output = ChunkOutput(frames=8, decode=decode, write_s=0.125, drift_s=0.25)
-    return ChunkTiming(Span(index, 3 * index, 3), timer, timer, generated, 27, [1.0, 0.5], output)
+    output = ChunkOutput(frames=8, write_s=0.125, drift_s=0.25)
+    return ChunkTiming(Span(index, 3 * index, 3), timer, generated, 27, [1.0, 0.5], output)
 
 
 def test_every_chunk_is_written_as_soon_as_it_is_done(tmp_path: Path):
@@ -41,32 +40,11 @@ def test_every_chunk_is_written_as_soon_as_it_is_done(tmp_path: Path):
         assert rates(times, 4.0)["wall"] == 16 / 4  # of the two generated chunks
 
 
-def timed(at: dict[str, float], *, steps: float, clean: float, decode: float) -> dict[str, object]:
-    """A row of 10 video frames, with the milliseconds of its lanes."""
-    return {
-        "made": True, "video_frames": 10, "steps_ms": [steps], "clean_ms": clean,
-        "decode_ms": decode, "write_ms": 0.0, "drift_ms": 0.0, "wait_ms": 0.0, "at_ms": at,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("starts", "decodes", "seconds"),
-    [
-        ((0.0, 600.0), (300.0, 900.0), 1.2),  # in turn
-        ((0.0, 300.0), (100.0, 400.0), 0.7),  # beside the clean pass and the next chunk
-        ((0.0, 300.0), (100.0, 700.0), 0.9),  # nothing ran for 100 ms of these 1000
-    ],
-)
-def test_time_in_which_both_lanes_run_counts_once(
-    starts: tuple[float, ...], decodes: tuple[float, ...], seconds: float
-):
-    rows = [
-        timed({"step": start, "clean": start + 100, "decode": decode}, steps=100, clean=200,
-              decode=300)
-        for start, decode in zip(starts, decodes, strict=True)
-    ]  # fmt: skip
-    expected = {"transformer": 20 / 0.6, "with_vae": 20 / seconds, "wall": 10.0}
-    assert rates(rows, 2.0) == pytest.approx(expected)
+def test_rates_are_those_of_generated_chunks():
+    times = {"steps_ms": [60.0, 40.0], "clean_ms": 100.0, "decode_ms": 50.0}
+    times |= dict.fromkeys(("write_ms", "drift_ms", "wait_ms"), 900.0)
+    rows = [{"made": made, "video_frames": 10, **times} for made in (False, True, True)]
+    assert rates(rows, 2.0) == pytest.approx({"transformer": 50, "with_vae": 40, "wall": 10})
 
 
 def test_a_record_lists_the_first_and_the_last_chunks(tmp_path: Path):

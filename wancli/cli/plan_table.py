@@ -127,9 +127,6 @@ def cost_rows(estimate: Estimate | None, spec: ModelSpec, output: Path) -> Rows:
         chosen = fits and offload == estimate.offload and len(estimate.fits) > 1
         verdict += ": chosen" if chosen else ""
         rows.append(("peak", f"offload {offload}", gib(cost.resident(offload)), verdict))
-    if beside := cost.beside():
-        verdict = "fits: chosen" if estimate.beside else "not done"
-        rows.append(("peak", "decoding beside", gib(beside), verdict))
     return rows + _device_rows(estimate) + _disk_rows(estimate, spec, output)
 
 

@@ -67,15 +67,7 @@ class Estimate:
     @property
     def needed(self) -> int:
         """Peak bytes on the device under that mode."""
-        beside = self.cost.beside()
-        return beside if self.beside and beside else self.cost.resident(self.offload)
-
-    @property
-    def beside(self) -> bool:
-        """Whether a rollout decodes beside denoising: on a GPU with memory for both at once."""
-        needed = self.cost.beside()
-        asynchronous = self.device.kind == "cuda" and self.offload == "none"
-        return needed is not None and asynchronous and needed <= self.device.total
+        return self.cost.resident(self.offload)
 
     @property
     def total_s(self) -> float | None:

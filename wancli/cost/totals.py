@@ -57,13 +57,6 @@ class Cost:
         """Peak bytes on the device under an offload mode (see OFFLOADS)."""
         return max(self.in_phase(phase, offload) for phase in self.activations)
 
-    def beside(self) -> int | None:
-        """Peak bytes of a rollout that decodes beside denoising, without offload; else None."""
-        if not self.store:
-            return None
-        both = self.in_phase("denoise", "none") + self.activations["decode"]
-        return max(both, self.resident())
-
     def in_phase(self, phase: str, offload: str) -> int:
         """Peak bytes on the device in one phase."""
         caches = sum(self.cache_bytes.values()) if phase != "encode" else 0
@@ -74,10 +67,7 @@ class Cost:
         work = {phase: asdict(work) | {"flops": work.flops} for phase, work in self.work.items()}
         resident = {offload: self.resident(offload) for offload in OFFLOADS}
         per_forward = self.work["denoise"].flops // self.forwards
-        sums: dict[str, Any] = {
-            "flops": self.flops, "flops_per_forward": per_forward, "resident": resident,
-            "resident_beside": self.beside(),
-        }  # fmt: skip
+        sums = {"flops": self.flops, "flops_per_forward": per_forward, "resident": resident}
         numbers = {_JSON_KEYS.get(name, name): value for name, value in asdict(self).items()}
         return numbers | {"work": work} | sums
 

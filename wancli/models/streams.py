@@ -1,7 +1,5 @@
-"""Streams and copies that let a CUDA device work without making the host wait."""
+"""Copies and marks that let a CUDA device work without making the host wait."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,34 +25,6 @@ class HostCopy:
             self.ready.synchronize()
             self._copies = [copy.clone() for copy in self._copies]  # in memory that is not pinned
         return self._copies
-
-
-class SideStream:
-    """A stream beside a CUDA device's current one; on other devices, and without, just the order.
-
-    Work of one stream does not wait for that of another, nor does its memory: both are said here.
-    """
-
-    def __init__(self, device: torch.device, *, beside: bool) -> None:
-        cuda = beside and device.type == "cuda"
-        self._stream: Any = None
-        if cuda:
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-    @contextmanager
-    def after(self, ready: Any, *tensors: Tensor) -> Iterator[None]:
-        """Queue the work of the block behind the mark `ready` of another stream.
-
-        `tensors` of that stream keep their memory until this one has read them.
-        """
-        if self._stream is None:
-            yield
-            return
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(ready)
-            for tensor in tensors:
-                tensor.record_stream(self._stream)
-            yield
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

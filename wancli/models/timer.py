@@ -12,8 +12,8 @@ from wancli.models.streams import mark_stream
 class Timer:
     """Labelled marks in time; an interval has the label of the mark that ends it.
 
-    On CUDA they are those of the stream that is current at each mark, so that a timer of one lane
-    does not measure another. Reading it waits for its own last mark, and for nothing behind that.
+    On CUDA they are marks of the current stream: what the host does meanwhile does not count.
+    Reading waits for the last mark, and for nothing behind it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -36,16 +36,6 @@ class Timer:
     def seconds(self, *labels: str) -> float:
         """Seconds of all intervals that ended in one of `labels`."""
         return sum(sum(self.ms(label)) for label in labels) / 1000
-
-    def start_ms(self, label: str, *, since: "Timer") -> float | None:
-        """When the first interval `label` began, from the start of a timer of the same device.
-
-        None if there is no such interval. On CUDA it is a float32: after a day, within 8 ms.
-        """
-        self._wait()
-        begins = (a for (_, a), (name, _) in pairwise(self._marks) if name == label)
-        begin = next(begins, None)
-        return None if begin is None else _ms(since._marks[0][1], begin)
 
     def _wait(self) -> None:
         last = self._marks[-1][1]

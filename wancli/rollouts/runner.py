@@ -63,7 +63,7 @@ class RolloutJob:
     only_new: bool = False
     replaces: bool = False  # the rollout in `store`, once the model has loaded
     replaced: frozenset[Path] = frozenset()  # files that may be overwritten
-    beside: bool | None = None  # save and decode chunks beside later ones; None: as `_beside` says
+    beside: bool | None = None  # save and write chunks beside later ones; None: on CUDA devices
 
     @property
     def resume(self) -> str:
@@ -260,7 +260,7 @@ class _Run:
         self._job, self._model, self._sampler, self._sink = job, model, sampler, sink
         self._store = job.store
         self._report, self._device = report, model.device
-        self._timer = self._began = Timer(self._device)
+        self._timer = Timer(self._device)
         self._timings = timings
         self._open: deque[ChunkTiming] = deque()  # may not be fully timed yet
         self._undecoded: deque[ChunkTiming] = deque()  # or not yielded yet
@@ -287,14 +287,14 @@ class _Run:
     def _handle_chunk(self, event: Chunk) -> None:
         span = event.span
         stats = self._sampler.stats if event.generated else ()
-        output = self._sink.add(span, event.latents, save=self._save if event.generated else None)
-        # Alone in its lane the sink takes the time of decoding and writing, beside it none.
+        save = self._save if event.generated else None
+        output = self._sink.add(span, event.latents, self._timer, save=save)
+        # Without threads the sink takes the time of writing, else none.
         self._timer.mark("wait" if self._sink.beside else "shown")
         if not self._job.decodes:
             output.frames = span.video_frames(self._sampler.loaded.spec.strides)
         row = ChunkTiming(
-            span, self._timer, self._began, event.generated, self._model.visible, self._sigmas,
-            output, stats,
+            span, self._timer, event.generated, self._model.visible, self._sigmas, output, stats
         )  # fmt: skip
         self._open.append(row)
         self._undecoded.append(row)
@@ -394,25 +394,13 @@ def _open_video(stack: ExitStack, job: RolloutJob, record: RunRecord) -> VideoWr
 
 def _sink(job: RolloutJob, loaded: Loaded, writer: VideoWriter | None) -> ChunkSink:
     """Where the clean chunks go: to their files alone, or to a video as well."""
-    beside = _beside(loaded, job)
+    beside = loaded.device.type == "cuda" if job.beside is None else job.beside
     if not job.decodes:
         return ChunkSink(beside=beside)
     return VideoSink(
         loaded.pipeline.vae,
         writer,
         DriftMeter(job.settings.video.fps),
-        device=loaded.device,
         beside=beside,
         shows=lambda span: span.index >= 0 or not job.only_new,
     )
-
-
-def _beside(loaded: Loaded, job: RolloutJob) -> bool:
-    """Whether what follows denoising can overlap with it: on an asynchronous device.
-
-    Decoding needs memory to spare, which a device that weights are moved off does not have.
-    """
-    if job.beside is not None:
-        return job.beside
-    spare = not job.decodes or job.settings.machine.offload in ("auto", "none")
-    return loaded.device.type == "cuda" and spare

@@ -342,13 +342,7 @@ class RolloutSession:
             starts=self.options.starts,
             latents=latents,
             only_new=bool(request.inputs.get("only_new")),
-            beside=self._beside(),
         )
-
-    def _beside(self) -> bool | None:
-        """Whether to decode beside denoising; None where nothing is decoded, or memory unknown."""
-        estimate = self.capacity.estimate
-        return estimate.beside if estimate and self.options.video else None
 
     def _report_resumed(self, point: "ResumePoint", observer: Observer) -> None:
         observer.note(f"{point.chunks} of {len(self.plan.spans)} chunks are kept")

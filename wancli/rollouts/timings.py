@@ -1,10 +1,9 @@
 """Timings of a rollout, chunk by chunk."""
 
 import json
-import math
 import tempfile
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -29,7 +28,6 @@ class ChunkTiming:
 
     span: Span
     timer: Timer
-    began: Timer  # with the rollout
     generated: bool = True
     tokens: int = 0  # visible to its forwards
     sigmas: list[float] = field(default_factory=list)
@@ -37,11 +35,8 @@ class ChunkTiming:
     stats: Sequence[ForwardStats] = ()  # of its forwards, with a step cache
 
     def as_json(self) -> dict[str, Any]:
-        """Row of the record, times in milliseconds; `at_ms` is when they began in the rollout."""
-        timer, decode = self.timer, self.output.decode
-        at = {name: timer.start_ms(name, since=self.began) for name in ("step", "clean")}
-        if decode:
-            at["decode"] = decode.start_ms("decode", since=self.began)
+        """Row of the record, times in milliseconds."""
+        timer = self.timer
         return {
             "chunk": self.span.index,
             "made": self.generated,
@@ -50,11 +45,10 @@ class ChunkTiming:
             "sigmas": self.sigmas,
             "steps_ms": timer.ms("step"),
             "clean_ms": sum(timer.ms("clean")),
-            "decode_ms": sum(decode.ms("decode")) if decode else 0.0,
+            "decode_ms": sum(timer.ms("decode")),
             "write_ms": 1000 * self.output.write_s,
             "drift_ms": 1000 * self.output.drift_s,
             "wait_ms": sum(timer.ms("wait")),
-            "at_ms": {name: ms for name, ms in at.items() if ms is not None},
             "kv_tokens": self.tokens,
             **({"reuse": reuse_json(self.stats)} if self.stats else {}),
         }
@@ -123,7 +117,7 @@ _SECONDS = {
 
 
 def summed(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Total seconds by activity, each in its own lane: they may add up to more than passed.
+    """Total seconds by activity; on CUDA saving and drift take theirs beside the others.
 
     `wait_s` is how long denoising stood still for the stages behind it.
     """
@@ -146,34 +140,14 @@ def reuse(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
 def rates(rows: Iterable[dict[str, Any]], wall_s: float) -> dict[str, float]:
     """Video frames per second of generated chunks.
 
-    `transformer` by the time of denoising and clean passes alone, `with_vae` (if there was a video)
-    by the time in which denoising or decoding ran, counted once where both did, and by the `wall`
-    clock of the whole loop. `rows` is gone through several times.
+    `transformer` alone, `with_vae` if there was a video, and by the `wall` clock of the whole loop.
+    `rows` is gone through twice.
     """
-    frames = sum(row["video_frames"] for row in _made(rows))
-    seconds = summed(_made(rows))
-    times = {"transformer": seconds["denoise_s"] + seconds["clean_s"]}
+    frames = sum(row["video_frames"] for row in rows if row["made"])
+    seconds = summed(row for row in rows if row["made"])
+    transformer = seconds["denoise_s"] + seconds["clean_s"]
+    times = {"transformer": transformer}
     if seconds["decode_s"]:
-        times["with_vae"] = _union_s(busy for row in _made(rows) for busy in _busy(row))
+        times["with_vae"] = transformer + seconds["decode_s"]
     times["wall"] = wall_s
     return {name: frames / time for name, time in times.items() if time and frames}
-
-
-def _made(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    return (row for row in rows if row["made"])
-
-
-def _busy(row: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
-    """When the model and the VAE worked on a chunk: from and to, in milliseconds."""
-    lengths = {"step": sum(row["steps_ms"]), "clean": row["clean_ms"], "decode": row["decode_ms"]}
-    for name, start in row["at_ms"].items():
-        yield start, start + lengths[name]
-
-
-def _union_s(intervals: Iterable[tuple[float, float]]) -> float:
-    """Seconds in which at least one of the intervals (in milliseconds) runs."""
-    total, covered = 0.0, -math.inf
-    for start, end in sorted(intervals):
-        total += max(0.0, end - max(start, covered))
-        covered = max(covered, end)
-    return total / 1000
