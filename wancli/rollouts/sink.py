@@ -129,8 +129,7 @@ class VideoSink(ChunkSink):
     """Also decodes the chunks, writes them into one video, and measures their drift.
 
     With `beside`, writing and measuring are two more threads. The device decodes a chunk between
-    the denoising of two: both keep it busy alone, and side by side they took half as long again (on
-    an H200, 590 ms a chunk instead of 250 and 150).
+    the denoising of two: either keeps a GPU busy alone, and in turns they share their memory.
     """
 
     def __init__(
