@@ -1,7 +1,7 @@
 """Diffusers' own classes at any size on the meta device, and the memory that a run allocates."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -81,10 +81,12 @@ def flops(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def peak_bytes(model: nn.Module, call: Callable[[], object]) -> int:
+def peak_bytes(
+    model: nn.Module, call: Callable[[], object], *, fused: Sequence[Callable[..., object]] = ()
+) -> int:
     """Peak bytes of the tensors alive while `call` runs, without the model's own."""
     ledger = _Ledger(model)
-    with torch.no_grad(), _Fused(), ledger:
+    with torch.no_grad(), _Fused(*fused), ledger:
         call()
     return ledger.peak
 
@@ -150,11 +152,20 @@ class _Ledger(TorchDispatchMode):
 
 
 class _Fused(TorchFunctionMode):
-    """Attention as a fused kernel: the meta device only has the one that materializes scores."""
+    """Attention as a fused kernel: the meta device only has the one that materializes scores.
+
+    So are `others` whose output is like their input.
+    """
+
+    def __init__(self, *others: Callable[..., object]) -> None:
+        super().__init__()
+        self._others = others
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
         if func is nn.functional.scaled_dot_product_attention:
             return torch.empty_like(args[0] if args else (kwargs or {})["query"])
+        if func in self._others:
+            return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))

@@ -12,11 +12,14 @@ from wancli.cost.wan_vae import (
     decode_bytes,
     decode_flops,
     decoder,
+    decoder_parameters,
     encode_flops,
     largest_layer,
+    tiled_decode_bytes,
     tiles,
     vae_parameters,
 )
+from wancli.models.fast_decoder import DecoderSpeedups, speed_up_decoder
 from wancli.models.vae import StreamingDecoder
 
 VAE_2_1 = Autoencoder()
@@ -27,7 +30,9 @@ shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 @shapes
 def test_parameters_match_the_class(shape: Autoencoder):
-    assert vae_parameters(shape) == parameters(vae(shape))
+    model = vae(shape)
+    assert vae_parameters(shape) == parameters(model)
+    assert decoder_parameters(shape) == parameters(model.decoder)
 
 
 @shapes
@@ -76,6 +81,29 @@ def test_peak_memory_of_decoding_matches_the_formula(name: str, frames: int):
     assert decode_bytes(shape, grid) == pytest.approx(peak, rel=0.2)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["exact", "fast"])
+@pytest.mark.parametrize("frames", [1, 3, 6])
+@pytest.mark.parametrize("name", ["2.1", "2.2"])
+def test_peak_memory_of_streaming_matches_the_formula(
+    name: str, frames: int, dtype: torch.dtype | None
+):
+    shape, grid = SHAPES[name], Grid(frames, 30, 52)
+    model, channels = vae(shape), shape.latent_channels
+    if dtype:
+        speed_up_decoder(model, DecoderSpeedups(dtype=dtype))
+    model.register_to_config(latents_mean=[0.0] * channels, latents_std=[1.0] * channels)
+    decoder = StreamingDecoder(model)
+
+    def decode() -> None:
+        for part in torch.empty(1, channels, frames, 30, 52, device="meta").split(3, 2):
+            decoder.frames(part)
+
+    per_call, size = (3, dtype.itemsize) if dtype else (1, 4)
+    peak = peak_bytes(model, decode, fused=[torch.nn.functional.rms_norm])
+    planned = decode_bytes(shape, grid, chunk=3, latents_per_call=per_call, element_bytes=size)
+    assert planned == pytest.approx(peak, rel=0.2)
+
+
 @pytest.mark.parametrize(
     ("channels", "frames", "height", "small"),
     [(64, 2, 24, True), (96, 4, 32, True), (384, 1, 16, False), (96, 4, 34, False)],
@@ -105,7 +133,7 @@ def test_peak_memory_and_flops_of_tiled_decoding_match_the_formulas(frames: int)
     assert (model.tile_sample_min_width, model.tile_sample_stride_width) == (TILE, STRIDE)
     latents = torch.empty(1, shape.latent_channels, frames, 40, 60, device="meta")
     peak = peak_bytes(model, lambda: model.decode(latents))
-    assert decode_bytes(shape, grid, tiled=True) == pytest.approx(peak, rel=0.1)
+    assert tiled_decode_bytes(shape, grid) == pytest.approx(peak, rel=0.1)
     assert peak < decode_bytes(shape, grid) / 2
     work = sum(decode_flops(shape, tile).flops for tile in tiles(grid, shape.spatial))
     assert work == flops(lambda: model.decode(latents))
@@ -127,9 +155,7 @@ def test_flops_of_tiled_encoding_match_the_formula(name: str):
 
 def test_a_video_of_one_tile_is_not_tiled():
     assert tiles(Grid(3, 32, 32), 8) == [Grid(3, 32, 32)]
-    assert decode_bytes(VAE_2_1, Grid(3, 32, 32), tiled=True) == decode_bytes(
-        VAE_2_1, Grid(3, 32, 32)
-    )
+    assert tiled_decode_bytes(VAE_2_1, Grid(3, 32, 32)) == decode_bytes(VAE_2_1, Grid(3, 32, 32))
 
 
 def test_the_largest_layer_matches_the_class():

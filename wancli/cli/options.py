@@ -194,9 +194,9 @@ def _option(
 ) -> inspect.Parameter:
     kind: Any = field.annotation
     choices = get_args(kind) if get_origin(kind) is Literal else ()
-    plain = kind if kind in (bool, int, float, int | None, float | None) else str
+    plain = kind if kind in (bool, bool | None, int, float, int | None, float | None) else str
     plain = list[str] if kind == tuple[str, ...] else plain
-    spelling = f"{flag(name)}/{flag('no_' + name)}" if kind is bool else flag(name)
+    spelling = f"{flag(name)}/{flag('no_' + name)}" if kind in (bool, bool | None) else flag(name)
     option = typer.Option(
         spelling,
         *SPELLINGS.get(name, ()),

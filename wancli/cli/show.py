@@ -94,7 +94,9 @@ def show(
 
 
 @takes_output_options
-@takes_settings(Settings, only=("device", "vae_tiling", "vae_dtype"), show_defaults=False)
+@takes_settings(
+    Settings, only=("device", "vae_tiling", "vae_dtype", "vae_exact"), show_defaults=False
+)
 def decode(
     *,
     latents: Annotated[Path, typer.Argument(help="Latents (.safetensors) from wancli.")],

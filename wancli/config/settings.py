@@ -126,7 +126,13 @@ class Machine(Group):
     )
     vae_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Precision of the VAE: auto (float32), float32, bfloat16 or float16 (lossy).",
+        description="Precision of the VAE: auto (float32; bfloat16 for fast decoding on CUDA), "
+        "float32, bfloat16 or float16 (lossy).",
+    )
+    vae_exact: Annotated[bool | None, WhenUnset("off on CUDA, else on")] = Field(
+        None,
+        description="Decode as diffusers does, bit for bit; `no_vae_exact` is faster, and the same "
+        "but for rounding.",
     )
     lora: tuple[str, ...] = Field(
         (),

@@ -113,7 +113,7 @@ def generation_estimator(
 
     def estimator(settings: Settings) -> Estimate | None:
         planned, (device, wide) = plan(settings), resolve_device(settings.machine, gpu)
-        cost = generation_cost(settings, spec, planned, wide=wide)
+        cost = generation_cost(settings, spec, planned, wide=wide, kind=device.kind)
         modes = planned.offloads if offloads is None else offloads
         return estimate(cost, settings.machine, device, modes) if cost else None
 

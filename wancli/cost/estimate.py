@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from wancli.catalog.gpus import FP8_RATE, capability_of
-from wancli.config.precision import transformer_dtype, vae_dtype
+from wancli.config.precision import decoder_dtype, transformer_dtype
 from wancli.config.settings import Machine
 from wancli.cost.devices import Device, find_cpu, find_device
 from wancli.cost.kernels import KernelTime
@@ -127,7 +127,8 @@ def estimate(
         chosen = next((offload for offload in possible if fits[offload]), possible[-1])
     rates, dtype = read_rates(device), transformer_dtype(machine, device.kind)
     fp8 = machine.quantize == "fp8-dynamic"
-    spent = phase_seconds(cost, rates, dtype, vae=vae_dtype(machine), fp8=fp8) if rates else None
+    decoder = decoder_dtype(machine, device.kind)
+    spent = phase_seconds(cost, rates, dtype, vae=decoder, fp8=fp8) if rates else None
     return Estimate(cost, machine, device, chosen, fits, possible, ram, spent)
 
 

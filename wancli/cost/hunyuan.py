@@ -14,7 +14,13 @@ from wancli.catalog.hunyuan import (
     JointTransformer,
     Llama,
 )
-from wancli.cost.resources import Precision, Usage, WeightSizes, other_weight_sizes
+from wancli.cost.resources import (
+    Precision,
+    Usage,
+    WeightSizes,
+    other_weight_sizes,
+    vae_weight_sizes,
+)
 from wancli.cost.wan_transformer import NO_FLOPS, Flops, linear
 from wancli.cost.wan_vae import Grid, VaeLayer
 from wancli.cost.wan_vae import tiles as tiles_of_space
@@ -56,7 +62,13 @@ def hunyuan_usage(
         activations={
             "encode": llama_activation_bytes(llama, prompt, element_bytes=size),
             "denoise": joint_activation_bytes(t, rows, element_bytes=size),
-            "decode": causal_decode_bytes(vae, latents, element_bytes=precision.vae, tiled=tiled),
+            "decode": causal_decode_bytes(
+                vae,
+                latents,
+                element_bytes=precision.decoder,
+                video_bytes=precision.vae,
+                tiled=tiled,
+            ),
         },
     )
 
@@ -69,10 +81,16 @@ def _weight_sizes(
     largest = {
         "text_encoder": shapes.text_encoder.vocabulary * shapes.text_encoder.dim,
         "text_encoder_2": shapes.text_encoder_2.vocabulary * shapes.text_encoder_2.dim,
-        "vae": linear(27 * max(shapes.vae.channels), max(shapes.vae.channels)),
     }
-    sizes = dict.fromkeys(largest, size) | {"vae": precision.vae}
-    others = other_weight_sizes(parameters, largest, sizes)
+    others = other_weight_sizes(parameters, largest, dict.fromkeys(largest, size))
+    widest = max(shapes.vae.channels)
+    decoder = causal_decoder_parameters(shapes.vae)
+    others["vae"] = vae_weight_sizes(
+        precision,
+        encoder=parameters["vae"] - decoder,
+        decoder=decoder,
+        layer=linear(27 * widest, widest),
+    )
     # Layers outside the blocks stay on the device.
     dual, single = joint_block_parameters(t), single_block_parameters(t)
     group = parameters["transformer"] - (t.dual - 1) * dual - t.single * single
@@ -179,6 +197,11 @@ def causal_vae_parameters(vae: CausalVae) -> int:
     return sum(layer.parameters for walk in walks for layer in walk) + ends
 
 
+def causal_decoder_parameters(vae: CausalVae) -> int:
+    """Parameters of the decoder alone."""
+    return sum(layer.parameters for layer in _decoder(vae, Grid(1, 1, 1)))
+
+
 def causal_decode_flops(vae: CausalVae, latents: Grid, *, tiled: bool = False) -> Flops:
     """FLOPs of decoding all latents in overlapping temporal tiles; `tiled` adds spatial ones."""
     work = NO_FLOPS
@@ -192,8 +215,9 @@ def causal_decode_flops(vae: CausalVae, latents: Grid, *, tiled: bool = False) -
 
 
 def causal_decode_bytes(
-    vae: CausalVae, latents: Grid, *, element_bytes: int = 4, tiled: bool = False
-) -> int:
+    vae: CausalVae, latents: Grid, *, element_bytes: int = 4, video_bytes: int = 4,
+    tiled: bool = False,
+) -> int:  # fmt: skip
     """Approximate peak bytes of decoding, video included, excluding weights.
 
     The peak is at a tile's largest convolution or its middle block's attention masks, plus the
@@ -208,8 +232,8 @@ def causal_decode_bytes(
     decoded = [_video(vae, grid) for grid in in_time]
     before = sum(decoded[:-1])
     before += sum(_video(vae, replace(cut, frames=tile.frames)) for cut in in_space[1:])
-    working, joined = max(copies * largest, masks) + before, sum(decoded) + _video(vae, latents)
-    return int(element_bytes * max(working, joined))
+    working = element_bytes * max(copies * largest, masks) + video_bytes * before
+    return int(max(working, video_bytes * (sum(decoded) + _video(vae, latents))))
 
 
 def _video(vae: CausalVae, latents: Grid) -> int:

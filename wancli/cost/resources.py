@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wancli.config.precision import vae_dtype
+from wancli.config.precision import LATENTS_PER_CALL, decoder_dtype, decodes_fast, vae_dtype
 from wancli.config.settings import Machine
 from wancli.cost.wan_transformer import Flops
 
@@ -16,6 +16,8 @@ class Precision:
 
     size: int  # bytes per element, except in the VAE
     vae: int  # bytes per element in the VAE
+    decoder: int = WIDE  # bytes per element in the VAE's decoder
+    latents_per_call: int = 1  # latent frames that the decoder takes at once, after the first
     quantized: bool = False  # 8-bit weights in the blocks
     fp8_products: bool = False  # 8-bit activations, too
     tiled: bool = False  # VAE tiling
@@ -46,24 +48,32 @@ class Usage:
 def other_weight_sizes(
     parameters: Mapping[str, int], largest: Mapping[str, int], sizes: Mapping[str, int]
 ) -> dict[str, WeightSizes]:
-    """Weight sizes of the encoders and the VAE, given parameters of each part's `largest` layer.
+    """Weight sizes of the encoders, given parameters of each part's `largest` layer.
 
-    Group offload keeps the VAE resident and moves encoders layer by layer. `sizes` are bytes per
-    element.
+    Group offload moves them layer by layer. `sizes` are bytes per element.
     """
     weights = {}
     for part, layer in largest.items():
         size = sizes[part]
-        whole = parameters[part] * size
-        weights[part] = WeightSizes(whole, whole if part == "vae" else layer * size, layer * size)
+        weights[part] = WeightSizes(parameters[part] * size, layer * size, layer * size)
     return weights
 
 
-def precision_of(machine: Machine, *, wide: bool) -> Precision:
-    """Precision of these settings; `wide` is float32 weights and activations."""
+def vae_weight_sizes(
+    precision: Precision, *, encoder: int, decoder: int, layer: int
+) -> WeightSizes:
+    """Weight sizes of a VAE, given its parameters and those of its largest layer."""
+    whole = encoder * precision.vae + decoder * precision.decoder
+    return WeightSizes(whole, whole, layer * max(precision.vae, precision.decoder))
+
+
+def precision_of(machine: Machine, *, wide: bool, kind: str = "cpu") -> Precision:
+    """Precision of these settings on a `kind` of device; `wide` is float32 weights, activations."""
     return Precision(
         size=WIDE if wide else NARROW,
         vae=WIDE if vae_dtype(machine) == "float32" else NARROW,
+        decoder=WIDE if decoder_dtype(machine, kind) == "float32" else NARROW,
+        latents_per_call=LATENTS_PER_CALL if decodes_fast(machine, kind) else 1,
         quantized=machine.quantize != "none",
         fp8_products=machine.quantize == "fp8-dynamic",
         tiled=machine.vae_tiling,

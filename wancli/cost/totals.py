@@ -75,12 +75,15 @@ class Cost:
 _JSON_KEYS = {"memory_traffic": "moved", "resident_weights": "held", "cache_bytes": "kept"}
 
 
-def generation_cost(settings: Settings, spec: ModelSpec, plan: Plan, *, wide: bool) -> Cost | None:
+def generation_cost(
+    settings: Settings, spec: ModelSpec, plan: Plan, *, wide: bool, kind: str = "cpu"
+) -> Cost | None:
     """Cost of `wancli generate` without step caching; None if the architecture is unknown."""
     shapes, shape = spec.architecture, plan.shape
     if shapes is None:
         return None
-    precision, prompts = precision_of(settings.machine, wide=wide), 2 if plan.guided else 1
+    precision = precision_of(settings.machine, wide=wide, kind=kind)
+    prompts = 2 if plan.guided else 1
     if isinstance(shapes, HunyuanVideo):
         grid = Grid(shape.frames, shape.height, shape.width)
         usage = hunyuan_usage(
@@ -100,12 +103,13 @@ def generation_cost(settings: Settings, spec: ModelSpec, plan: Plan, *, wide: bo
 
 
 def rollout_cost(
-    settings: RolloutSettings, spec: ModelSpec, plan: RolloutPlan, *, wide: bool
+    settings: RolloutSettings, spec: ModelSpec, plan: RolloutPlan, *, wide: bool, kind: str = "cpu"
 ) -> Cost | None:
     """Cost of `wancli rollout` without recomputing the context; None if the shape is unknown."""
     if not isinstance(spec.architecture, Architecture):  # only Wan rolls out
         return None
-    precision, branches = precision_of(settings.machine, wide=wide), 2 if plan.guided else 1
+    precision = precision_of(settings.machine, wide=wide, kind=kind)
+    branches = 2 if plan.guided else 1
     usage = rollout_usage(spec, plan, precision)
     rolling = rolling_bytes(
         spec.wan.transformer, plan.window, plan.rope, element_bytes=precision.size

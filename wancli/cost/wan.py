@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from wancli.catalog.geometry import TILE, LatentShape, WindowConfig
 from wancli.catalog.specs import ModelSpec
+from wancli.catalog.tasks import TASKS
 from wancli.catalog.wan import (
     IMAGE_TOKENS,
     TIMESTEP_ROWS,
@@ -14,7 +15,14 @@ from wancli.catalog.wan import (
     Transformer,
 )
 from wancli.config.settings import RopePolicy
-from wancli.cost.resources import WIDE, Precision, Usage, WeightSizes, other_weight_sizes
+from wancli.cost.resources import (
+    WIDE,
+    Precision,
+    Usage,
+    WeightSizes,
+    other_weight_sizes,
+    vae_weight_sizes,
+)
 from wancli.cost.wan_transformer import (
     NO_FLOPS,
     Flops,
@@ -35,8 +43,10 @@ from wancli.cost.wan_vae import (
     Grid,
     decode_bytes,
     decode_flops,
+    decoder_parameters,
     encode_flops,
     largest_layer,
+    tiled_decode_bytes,
     tiles,
     vae_parameters,
 )
@@ -46,6 +56,8 @@ from wancli.planning.plan import Plan, RolloutPlan
 def generation_usage(spec: ModelSpec, plan: Plan, precision: Precision) -> Usage:
     """Resources of `wancli generate` without step caching."""
     shapes, reuse, rows = spec.wan, plan.prompt_kv, 1
+    if TASKS[plan.task].segmented:  # the pipeline decodes, one latent per call
+        precision = replace(precision, latents_per_call=1)
     if spec.per_token_time:
         rows = min(plan.tokens, TIMESTEP_ROWS) if reuse else plan.tokens
     forward = Forward(
@@ -165,7 +177,6 @@ def _usage(
     if t.in_channels > t.out_channels or t.vace_blocks:  # conditioned on an encoded video
         encode += _of_tiles(encode_flops, vae, seen)
     shown = tiles(grid, vae.spatial) if precision.tiled else [grid]
-    at_once = replace(grid, frames=chunk or grid.frames)
     scores = e.heads * spec.text_length**2 * (WIDE + size)
     quantized = quantization_buffer(t, tokens, precision)
     active = activation_bytes(t, tokens, element_bytes=size, per_token_time=per_token)
@@ -183,9 +194,7 @@ def _usage(
         activations={
             "encode": scores + spec.text_length * (4 * e.dim + 3 * e.ffn) * size,
             "denoise": active + quantized,
-            "decode": decode_bytes(
-                vae, at_once, element_bytes=precision.vae, tiled=precision.tiled
-            ),
+            "decode": _decode_bytes(vae, grid, precision, chunk=chunk),
         },
     )
 
@@ -195,6 +204,15 @@ def quantization_buffer(t: Transformer, tokens: int, precision: Precision) -> in
     if precision.fp8_products:
         return tokens * t.ffn
     return t.dim * t.ffn * precision.size if precision.quantized else 0
+
+
+def _decode_bytes(vae: Autoencoder, latents: Grid, precision: Precision, *, chunk: int) -> int:
+    sizes = {"element_bytes": precision.decoder, "video_bytes": precision.vae}
+    if precision.tiled:
+        return tiled_decode_bytes(vae, latents, **sizes)
+    per_call = precision.latents_per_call
+    chunk = chunk or (per_call if per_call > 1 else 0)  # as `generate` decodes
+    return decode_bytes(vae, latents, chunk=chunk, latents_per_call=per_call, **sizes)
 
 
 def _of_tiles(
@@ -213,12 +231,19 @@ def _weight_sizes(
     spared = (
         quantized_bytes(t, element_bytes=size, dynamic=dynamic) if precision.quantized else (0, 0)
     )
-    sizes = {"text_encoder": size, "image_encoder": WIDE, "vae": precision.vae}
-    largest = {"text_encoder": e.vocabulary * e.dim, "vae": largest_layer(shapes.vae)}
+    sizes = {"text_encoder": size, "image_encoder": WIDE}
+    largest = {"text_encoder": e.vocabulary * e.dim}
     if i:
         largest["image_encoder"] = i.dim * i.ffn
     parameters = part_parameters(shapes, experts)
     others = other_weight_sizes(parameters, largest, sizes)
+    decoder = decoder_parameters(shapes.vae)
+    others["vae"] = vae_weight_sizes(
+        precision,
+        encoder=parameters["vae"] - decoder,
+        decoder=decoder,
+        layer=largest_layer(shapes.vae),
+    )
     whole = transformer_parameters(t) * size + (WIDE - size) * wide_parameters(t) - spared[1]
     # Layers outside the blocks stay on the device.
     block = block_parameters(t) * size - spared[0]

@@ -5,7 +5,7 @@ the temporal stride. Causal convolutions cache their last input frames (diffuser
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from wancli.catalog.geometry import STRIDE, TILE
@@ -18,6 +18,7 @@ CACHE_FRAMES = 2  # input frames that a causal convolution caches (diffusers' CA
 # a matrix product, which is two to four times slower than oneDNN (ATen's use_mkldnn).
 MKLDNN_MIN_INPUT = 20_480
 PEAK_COPIES = 6.75  # of the largest input; see decode_bytes
+FAST_PEAK_COPIES = 5  # of the fast decoder, which activates in place and pads once
 BLEND_COPIES = 3  # copies of the video while tiles are blended
 
 
@@ -55,6 +56,12 @@ def vae_parameters(vae: Autoencoder) -> int:
     walks = (encoder(vae, grid, first=True), decoder(vae, grid, first=True))
     ends = (4 * z * z + 2 * z) + (z * z + z)  # 1x1 convolutions
     return sum(layer.parameters for walk in walks for layer in walk) + ends
+
+
+def decoder_parameters(vae: Autoencoder) -> int:
+    """Parameters of the decoder alone."""
+    grid = Grid(1, 2 ** len(vae.temporal), 2 ** len(vae.temporal))
+    return sum(layer.parameters for layer in decoder(vae, grid, first=True))
 
 
 def largest_layer(vae: Autoencoder) -> int:
@@ -97,30 +104,40 @@ def encode_flops(vae: Autoencoder, latents: Grid) -> Flops:
 
 
 def decode_bytes(
-    vae: Autoencoder, latents: Grid, *, element_bytes: int = 4, tiled: bool = False
-) -> int:
+    vae: Autoencoder, latents: Grid, *, chunk: int = 0, latents_per_call: int = 1,
+    element_bytes: int = 4, video_bytes: int = 4,
+) -> int:  # fmt: skip
     """Approximate peak bytes of decoding a video, excluding weights.
 
     The feature cache, the video so far and, at the largest convolution of a residual block: its
     input, the activation, that concatenated with cached frames, that again zero-padded, and its new
-    cache. With tiling, the same for one tile plus the tiles decoded before; at the end all tiles,
-    the blended rows and the clamped video.
+    cache. A StreamingDecoder decodes a `chunk` of latent frames (0: all) and keeps the cache before
+    it meanwhile. The fast decoder takes several latents per call. Elements are of `element_bytes`,
+    those of the video of `video_bytes`.
     """
-    if tiled:
-        cut = tiles(latents, vae.spatial)
-        if len(cut) > 1:
-            one_tile = decode_bytes(vae, cut[0], element_bytes=element_bytes)
-            sizes = [_video(vae, tile) for tile in cut]
-            blended = sum(sizes) + BLEND_COPIES * _video(vae, latents)
-            return int(max(one_tile + element_bytes * sum(sizes[1:]), element_bytes * blended))
-    one = Grid(1, latents.height, latents.width)
-    layers = list(decoder(vae, one, first=latents.frames == 1))
-    video = _video(vae, latents)
-    cached = sum(layer.cached for layer in layers)
+    later = 0 < chunk < latents.frames  # not only the first chunk
+    shown = replace(latents, frames=chunk if later else latents.frames)
+    layers = list(decoder(vae, replace(latents, frames=1), first=latents.frames == 1))
+    video = video_bytes * _video(vae, shown)
+    cached = sum(layer.cached for layer in layers) * (2 if later else 1)
     cached //= CACHE_FRAMES if latents.frames == 1 else 1
     largest = max(layer.input for layer in layers if layer.cached)
-    working = PEAK_COPIES * largest + cached
-    return int(element_bytes * max(working + video, 3 * video))
+    at_once = max(1, min(latents_per_call, shown.frames if later else latents.frames - 1))
+    copies = PEAK_COPIES if latents_per_call == 1 else FAST_PEAK_COPIES * at_once
+    return int(max(element_bytes * (copies * largest + cached) + video, 3 * video))
+
+
+def tiled_decode_bytes(
+    vae: Autoencoder, latents: Grid, *, element_bytes: int = 4, video_bytes: int = 4
+) -> int:
+    """The same for one tile plus the tiles decoded before; at the end, all blended."""
+    cut, sizes = tiles(latents, vae.spatial), {"element_bytes": element_bytes}
+    one_tile = decode_bytes(vae, cut[0], **sizes, video_bytes=video_bytes)
+    if len(cut) == 1:
+        return one_tile
+    videos = [_video(vae, tile) for tile in cut]
+    blended = sum(videos) + BLEND_COPIES * _video(vae, latents)
+    return max(one_tile + video_bytes * sum(videos[1:]), video_bytes * blended)
 
 
 def _video(vae: Autoencoder, latents: Grid) -> int:

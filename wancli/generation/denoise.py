@@ -19,8 +19,10 @@ from wancli.generation.caches import caches
 from wancli.generation.prompts import Prompt
 from wancli.generation.schedulers import make_scheduler
 from wancli.models.attention import AttentionKernel, choose_kernel
+from wancli.models.fast_decoder import latents_per_call
 from wancli.models.load import Loaded, transformers_of
-from wancli.models.vae import denormalize, require_finite, to_pixels
+from wancli.models.offload import onload
+from wancli.models.vae import StreamingDecoder, denormalize, require_finite, to_pixels
 from wancli.planning.plan import Plan
 from wancli.records.record import ForwardStats
 
@@ -181,7 +183,16 @@ def clip_frames(loaded: Loaded, denoised: DenoisedClip) -> NDArray[np.uint8]:
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
     """Normalised latents [1, C, F, H, W] to video frames uint8 [T, H, W, 3]. Raises DecodeError."""
+    if latents_per_call(vae) > 1 and not vae.use_tiling:
+        return _decode_in_parts(vae, latents)
     with require_finite(vae):
         video = vae.decode(denormalize(vae, latents), return_dict=False)[0]
     frames: NDArray[np.uint8] = to_pixels(video)[0].numpy()
     return frames
+
+
+def _decode_in_parts(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
+    """The same with as many latents per call as the decoder takes."""
+    onload(vae)
+    decoder, parts = StreamingDecoder(vae), torch.split(latents, latents_per_call(vae), 2)
+    return np.concatenate([decoder(part) for part in parts])

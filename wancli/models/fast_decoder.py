@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,15 +15,14 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from torch import Tensor, nn
 from torch.nn import functional
 
-LATENTS_PER_CALL = 3  # as many as a chunk of a rollout has
+from wancli.config.precision import LATENTS_PER_CALL
 
 
 @dataclass(frozen=True)
 class DecoderSpeedups:
     """What a FastDecoder does differently; each part can be measured alone.
 
-    HunyuanVideo's decoder has no causal cache and pads by replication: for it, only the dtype and
-    `channels_last` apply.
+    HunyuanVideo's decoder, which has no causal cache and pads by replication, only gets the dtype.
     """
 
     dtype: torch.dtype | None = None  # None: the VAE's
@@ -34,6 +33,11 @@ class DecoderSpeedups:
     compiled: bool = False  # one graph for each number of latents
 
 
+NO_SPEEDUPS = DecoderSpeedups(
+    latents_per_call=1, channels_last=False, pad_in_convolution=False, benchmark=False
+)
+
+
 class FastDecoder(nn.Module):
     """Wraps the decoder of a VAE, which then decodes faster and, but for rounding, the same video.
 
@@ -41,13 +45,10 @@ class FastDecoder(nn.Module):
     converted where they are.
     """
 
-    def __init__(self, decoder: nn.Module, speedups: DecoderSpeedups, *, causal: bool) -> None:
-        """`causal` is Wan's decoder, whose convolutions cache the frames before."""
+    def __init__(self, decoder: nn.Module, speedups: DecoderSpeedups) -> None:
         super().__init__()
-        self.latents_per_call = speedups.latents_per_call if causal else 1
-        self._speedups = speedups
-        if causal:
-            _replace_layers(decoder, speedups)
+        self.latents_per_call, self._speedups = speedups.latents_per_call, speedups
+        _replace_layers(decoder, speedups)
         self.decoder = decoder.to(speedups.dtype)
         if speedups.channels_last:
             _lay_out_channels_last(decoder)
@@ -67,7 +68,9 @@ class FastDecoder(nn.Module):
 
 def speed_up_decoder(vae: Any, speedups: DecoderSpeedups) -> None:
     """Replace the decoder of one of diffusers' VAEs by a fast one, before weights are offloaded."""
-    vae.decoder = FastDecoder(vae.decoder, speedups, causal=isinstance(vae, AutoencoderKLWan))
+    if not isinstance(vae, AutoencoderKLWan):
+        speedups = replace(NO_SPEEDUPS, dtype=speedups.dtype)
+    vae.decoder = FastDecoder(vae.decoder, speedups)
 
 
 def latents_per_call(vae: Any) -> int:

@@ -17,10 +17,11 @@ from wancli.catalog.hf_configs import CLASSES
 from wancli.catalog.local import PARTS, check_files, read_config, spec_of_folder
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import EXPERTS, TASKS, TEXT
-from wancli.config.precision import transformer_dtype, vae_dtype
+from wancli.config.precision import decoder_dtype, decodes_fast, transformer_dtype, vae_dtype
 from wancli.config.settings import Machine
 from wancli.errors import CapacityError, ModelError, WancliError, first_line, no_device
 from wancli.models.attention import set_backend
+from wancli.models.fast_decoder import DecoderSpeedups, speed_up_decoder
 from wancli.models.hub import download, hub_errors
 from wancli.models.lora import merge_loras
 from wancli.models.offload import place
@@ -65,7 +66,7 @@ def load_pipeline(
     with _quiet(), load_errors(spec):
         ready: dict[str, Any] = {"vae": None}
         if "vae" in parts:
-            ready["vae"] = _vae(spec, machine, at)
+            ready["vae"] = _vae(spec, machine, at, kind=device.type)
         for name in ("transformer", "transformer_2")[: spec.experts]:
             ready[name] = _part(getattr(diffusers, classes.transformer), spec, name, dtype, at)
         if spec.image_encoder and "text_encoder" in parts:
@@ -138,7 +139,7 @@ def load_vae(spec: ModelSpec, machine: Machine) -> tuple[Any, torch.device]:
     """Load the VAE alone, and return it with its device."""
     spec, device = _on_disk(spec, ("vae",)), pick_device(machine.device)
     with _quiet(), load_errors(spec):
-        return _vae(spec, machine, device).to(device), device
+        return _vae(spec, machine, device, kind=device.type).to(device), device
 
 
 def resolve_machine(machine: Machine) -> Machine:
@@ -175,9 +176,13 @@ def _on_disk(spec: ModelSpec, parts: Collection[str], on_bytes: OnBytes | None =
     return spec
 
 
-def _vae(spec: ModelSpec, machine: Machine, device: torch.device) -> Any:
-    kind = getattr(diffusers, spec.family.vae)
-    vae = _part(kind, spec, "vae", getattr(torch, vae_dtype(machine)), device)
+def _vae(spec: ModelSpec, machine: Machine, at: torch.device, *, kind: str) -> Any:
+    """The VAE, loaded to a device, for decoding on a `kind` of device."""
+    vae_class = getattr(diffusers, spec.family.vae)
+    vae = _part(vae_class, spec, "vae", getattr(torch, vae_dtype(machine)), at)
+    if decodes_fast(machine, kind):
+        dtype = getattr(torch, decoder_dtype(machine, kind))
+        speed_up_decoder(vae, DecoderSpeedups(dtype=dtype))
     if machine.vae_tiling:
         vae.enable_tiling()
     return vae

@@ -34,6 +34,12 @@ def place(
         _by_layer(pipeline, device)
 
 
+def onload(part: Any) -> None:
+    """Bring a component to its device if it is offloaded, for calls of its layers alone."""
+    if hook := getattr(part, "_hf_hook", None):
+        hook.pre_forward(part)
+
+
 def parts_of(pipeline: Any) -> dict[str, nn.Module]:
     """The components with weights, by name."""
     parts = pipeline.components.items()

@@ -18,6 +18,7 @@ SCHEMA = "wancli.run/1"
 ROLLOUT_SCHEMA = "wancli.rollout/1"
 ROLLOUT_FILE = "rollout.json"  # in NAME.rollout/: the rollout's request
 UNFINISHED = json.dumps({"schema": SCHEMA, "status": "unfinished"})  # embedded in a partial stream
+BEFORE_FAST_DECODING = {"vae_exact": True}  # in requests of versions that had no other way
 EMBEDDED_LIMIT = 32_000  # bytes of JSON inside an MP4
 
 
@@ -191,7 +192,10 @@ def write_json(value: Mapping[str, Any], path: Path, *, overwrite: bool = False)
 def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """The settings in a record, by table, as layers expect them."""
     request = record["request"]
-    return {name: request[name] for name in RolloutSettings.model_fields if name in request}
+    tables = {name: request[name] for name in RolloutSettings.model_fields if name in request}
+    if isinstance(machine := tables.get("machine"), Mapping):
+        tables["machine"] = {**BEFORE_FAST_DECODING, **machine}
+    return tables
 
 
 def rounded(timings: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 from wancli.errors import PlanError, UsageError, shortened
 from wancli.rollouts.store import RolloutStore
 
-# May differ from the first run: it changes no pixel, or a rollout does not read it.
+# May differ from the first run: it changes no latent, or a rollout does not read it.
 UNREAD = ("sampling.strength", "sampling.true_cfg_scale", "video.segment_frames")
-FREE = ("output", "sources", "schema", "machine.offload", *UNREAD)
+FREE = ("output", "sources", "schema", "machine.offload", "machine.vae_exact", *UNREAD)
 LONGER = ("rollout.chunks", "video.num_frames")  # may grow
 DECODING = ("machine.vae_dtype",)  # all chunks are decoded again; may change, see `may_redecode`
 ENCODED_STARTS = ("image", "extend")  # inputs that the VAE encodes

@@ -266,7 +266,7 @@ class RolloutSession:
     def _estimated(self, settings: RolloutSettings) -> Estimate | None:
         plan = self.plan if settings == self.resolved.settings else self._plan(settings)
         device, wide = resolve_device(settings.machine, self._gpu)
-        cost = rollout_cost(settings, self.spec, plan, wide=wide)
+        cost = rollout_cost(settings, self.spec, plan, wide=wide, kind=device.kind)
         return estimate(cost, settings.machine, device, plan.offloads) if cost else None
 
     def _schedule(self) -> PromptSchedule:
