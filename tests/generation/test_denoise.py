@@ -1,12 +1,16 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module  # type: ignore[import-untyped]
 from diffusers.video_processor import VideoProcessor
 
 from tests.fakes import tiny_pipeline, tiny_vae
 from wancli.config.settings import Sampling
 from wancli.generation.denoise import decode
 from wancli.generation.schedulers import make_scheduler
+from wancli.models.fast_decoder import DecoderSpeedups, speed_up_decoder
 
 
 def test_decoded_frames_equal_those_of_diffusers_rounded_to_uint8():
@@ -21,6 +25,33 @@ def test_decoded_frames_equal_those_of_diffusers_rounded_to_uint8():
     assert frames.shape == (5, 32, 32, 3)
     assert frames.dtype == np.uint8
     assert np.abs(frames / 255 - plain).max() <= 0.5 / 255 + 1e-6
+
+
+class Onloads(ModelHook):  # type: ignore[misc]
+    """Counts how often a component is brought to its device."""
+
+    times = 0
+
+    def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        self.times += 1
+        return args, kwargs
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_the_fast_decoder_decodes_the_same_frames_but_for_rounding(tiled: bool):
+    latents = torch.randn(1, 4, 6, 4, 40, generator=torch.Generator().manual_seed(0))
+    frames = []
+    for speedups in (None, DecoderSpeedups()):
+        vae, hook = tiny_vae(), Onloads()
+        if speedups:
+            speed_up_decoder(vae, speedups)
+        if tiled:
+            vae.enable_tiling()
+        add_hook_to_module(vae, hook)
+        frames.append(decode(vae, latents).astype(int))
+        assert hook.times == 1
+    assert frames[0].shape == frames[1].shape == (21, 32, 320, 3)
+    assert np.abs(frames[0] - frames[1]).max() <= 1
 
 
 @pytest.mark.parametrize("scheduler", ["unipc", "dpm++", "euler"])

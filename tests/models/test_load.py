@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -8,9 +9,10 @@ import transformers
 from tests.fakes import tiny_folder
 from wancli.catalog.local import find_spec, revision
 from wancli.catalog.specs import SPECS
-from wancli.config.precision import transformer_dtype
+from wancli.config.precision import decoder_dtype, decodes_fast, transformer_dtype
 from wancli.config.settings import Machine
 from wancli.errors import SetupError
+from wancli.models.fast_decoder import decoder_in_words, latents_per_call
 from wancli.models.load import load_pipeline, load_vae, pick_device
 
 
@@ -67,3 +69,30 @@ def test_loading_restores_the_verbosity_of_the_libraries(tiny_model: Path):
     before = [(each.get_verbosity(), each.is_progress_bar_enabled()) for each in libraries]
     load_vae(find_spec(str(tiny_model)), Machine(device="cpu"))
     assert [(each.get_verbosity(), each.is_progress_bar_enabled()) for each in libraries] == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "machine", "fast", "dtype"),
+    [
+        ("cpu", {}, False, "float32"),
+        ("cpu", {"vae_exact": False}, True, "float32"),
+        ("cuda", {}, True, "bfloat16"),
+        ("cuda", {"vae_exact": True}, False, "float32"),
+        ("cuda", {"vae_dtype": "float32"}, True, "float32"),
+        ("cuda", {"vae_dtype": "float16", "vae_exact": True}, False, "float16"),
+        ("mps", {}, False, "float32"),
+    ],
+)
+def test_a_gpu_decodes_fast_and_in_bfloat16_by_default(
+    kind: str, machine: dict[str, Any], fast: bool, dtype: str
+):
+    settings = Machine(**machine)
+    assert decodes_fast(settings, kind) is fast
+    assert decoder_dtype(settings, kind) == dtype
+
+
+def test_a_vae_is_loaded_with_the_decoder_that_is_set(tiny_model: Path):
+    spec = find_spec(str(tiny_model))
+    exact, fast = (load_vae(spec, Machine(device="cpu", vae_exact=way))[0] for way in (None, False))
+    assert (decoder_in_words(exact), decoder_in_words(fast)) == ("exact float32", "fast float32")
+    assert (latents_per_call(exact), latents_per_call(fast)) == (1, 3)

@@ -92,3 +92,21 @@ def test_a_bfloat16_vae_takes_half_the_memory_and_tiling_less_still():
     assert [2 * n for n in narrow] == pytest.approx(list(wide), abs=1)
     assert tiled[0] == wide[0]
     assert tiled[1] < wide[1] / 3
+
+
+def test_on_a_gpu_the_decoder_is_narrow_and_takes_three_latents():
+    spec = replace(find_spec("wan2.1-t2v-1.3b"), architecture=WAN_2_1_I2V)
+
+    def decode(kind: str, **machine: Any) -> tuple[int, int]:
+        requested = settings(machine=machine)
+        plan = make_plan(requested, spec)
+        cost = generation_cost(requested, spec, plan, wide=False, kind=kind)
+        assert cost
+        return cost.weights["vae"], cost.activations["decode"]
+
+    exact = decode("cpu")
+    assert decode("cuda", vae_exact=True) == exact
+    fast, wide = decode("cuda"), decode("cuda", vae_dtype="float32")
+    assert exact[0] / 2 < fast[0] < wide[0] == exact[0]
+    assert 2 * fast[1] == pytest.approx(wide[1], rel=0.05)
+    assert wide[1] > exact[1]

@@ -10,7 +10,7 @@ from wancli.config.seeds import parse_seeds
 from wancli.config.settings import Settings
 from wancli.errors import InputError, SettingsError
 from wancli.records.naming import name_output
-from wancli.records.record import EMBEDDED_LIMIT, Request, RunRecord, parse_record
+from wancli.records.record import EMBEDDED_LIMIT, Request, RunRecord, parse_record, settings_of
 
 
 def request(prompt: str = "a", seed: int = 1, **tables: object) -> Request:
@@ -34,6 +34,15 @@ def test_an_embedded_record_is_small_and_reads_back(prompt: str):
     assert parse_record(text, origin="x")["hash"] == requested.hash
     if len(prompt.encode(errors="replace")) < EMBEDDED_LIMIT // 8:
         assert len(text.encode(errors="surrogatepass")) <= EMBEDDED_LIMIT
+
+
+def test_records_of_before_fast_decoding_decode_as_they_did():
+    machine = Settings().machine.model_dump()
+    now = settings_of({"request": {"machine": machine}})
+    del machine["vae_exact"]
+    then = settings_of({"request": {"machine": machine}})
+    assert now["machine"]["vae_exact"] is None
+    assert then["machine"]["vae_exact"] is True
 
 
 def test_a_record_with_nonstandard_json_numbers_is_rejected():

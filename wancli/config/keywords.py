@@ -96,7 +96,7 @@ class MachineSettings(TypedDict, total=False):
     offload: Literal["auto", "none", "model", "group", "sequential"]
     vae_tiling: bool
     vae_dtype: Dtype
-    vae_exact: bool
+    vae_exact: bool | None
     lora: str | Sequence[str]
 
 

@@ -20,6 +20,7 @@ from wancli.generation.conditioning import read_pictures
 from wancli.generation.denoise import DenoisedClip, StepResult, clip_frames, decode, denoise
 from wancli.generation.preview import Previews, previews
 from wancli.generation.prompts import Prompt, encode_prompt
+from wancli.models.fast_decoder import decoder_in_words
 from wancli.models.load import Loaded, load_vae, resolve_machine
 from wancli.models.memory import fits_in_memory, peak_memory
 from wancli.models.timer import Timer
@@ -135,6 +136,7 @@ class Runner:
         timings |= {"uses": [asdict(forward) for forward in denoised.stats]} if cache else {}
         memory = self._memory(loaded.device, denoised)
         env = versions() | {"attention": denoised.attention}
+        env["vae_decoder"] = decoder_in_words(loaded.pipeline.vae)
         record = replace(record, status="ok", timings=timings, memory=memory, env=env, cache=cache)
         return Clip(record, frames, denoised.latents.cpu())
 
@@ -235,7 +237,7 @@ def decode_file(
         "status": "ok",
         "command": "decode",
         "error": None,
-        "env": versions(),
+        "env": versions() | {"vae_decoder": decoder_in_words(vae)},
         "request": source["request"] | {"machine": settings.machine.model_dump()},
         "timings": timings,
         "memory": peak_memory(device),

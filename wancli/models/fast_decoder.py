@@ -78,6 +78,13 @@ def latents_per_call(vae: Any) -> int:
     return vae.decoder.latents_per_call if isinstance(vae.decoder, FastDecoder) else 1
 
 
+def decoder_in_words(vae: Any) -> str:
+    """How the VAE decodes, for the record: exact float32, fast bfloat16."""
+    way = "fast" if isinstance(vae.decoder, FastDecoder) else "exact"
+    dtype = next(vae.decoder.parameters()).dtype
+    return f"{way} {str(dtype).removeprefix('torch.')}"
+
+
 class TimePaddedConv3d(WanCausalConv3d):  # type: ignore[misc]
     """A causal convolution that pads by copying along time only: in space, the kernel pads."""
 

@@ -19,6 +19,7 @@ from wancli.config.settings import RolloutSettings
 from wancli.errors import DecodeError, InputError, OutputError
 from wancli.generation.noise import IndexedNoise, Noise, StreamNoise
 from wancli.generation.runner import finish
+from wancli.models.fast_decoder import decoder_in_words
 from wancli.models.load import Loaded
 from wancli.models.memory import fits_in_memory, peak_memory, trim_heap
 from wancli.models.timer import Timer
@@ -206,6 +207,8 @@ def _generate(
             "kv_bytes": model.nbytes,
         }
         env = versions() | {"attention": model.kernel.name}
+        if loaded.pipeline.vae is not None:
+            env["vae_decoder"] = decoder_in_words(loaded.pipeline.vae)
         memory = peak_memory(loaded.device) | {"offload": job.settings.machine.offload}
         record = replace(
             record, status="ok", timings=timings, env=env, memory=memory,
