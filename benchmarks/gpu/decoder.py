@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.gpu.models import CHUNK, FRAMES, latents, load_decoder, memory, subject
 from benchmarks.gpu.session import Facts, Item, Session
 from benchmarks.gpu.timing import cudnn, kernel_ms, relative, time_ms
+from wancli.config.settings import Machine
 from wancli.models.fast_decoder import DecoderSpeedups, speed_up_decoder
 from wancli.models.vae import StreamingDecoder
 
@@ -55,7 +56,9 @@ def decoding_parts(session: Session) -> Iterator[Item]:
 
 
 def _exact(session: Session) -> Any:
-    return load_decoder(session, subject(session), vae_dtype="float32")
+    # diffusers' decoder: the setting is new
+    exact = {"vae_exact": True} if "vae_exact" in Machine.model_fields else {}
+    return load_decoder(session, subject(session), vae_dtype="float32", **exact)
 
 
 def _sped_up(exact: Any, speedups: DecoderSpeedups) -> Any:

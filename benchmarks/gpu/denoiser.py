@@ -29,6 +29,8 @@ from benchmarks.gpu.session import Facts, Item, Session
 from benchmarks.gpu.timing import Marks, kernel_ms, relative, wait
 from benchmarks.rollout import concatenating
 from wancli.catalog.geometry import Span, WindowConfig
+from wancli.config.settings import RopePolicy
+from wancli.models.attention import choose_kernel
 from wancli.models.optimize import speed_up
 from wancli.rollouts.denoiser import CausalDenoiser, PromptPair, causal
 
@@ -90,7 +92,7 @@ def _plain(session: Session) -> Any:
 
 def _copy(session: Session, machine: Mapping[str, Any]) -> Any:
     transformer = copy.deepcopy(_plain(session))
-    speed_up([transformer], machine_of(session, subject(session), machine))
+    speed_up([transformer], machine_of(session, subject(session), **machine))
     return transformer
 
 
@@ -100,16 +102,28 @@ def denoiser(
 ) -> Iterator[CausalDenoiser]:
     """A causal denoiser with a prompt."""
     config = WindowConfig(window, sink, CHUNK, of.shape.tokens_per_frame)
-    with causal(transformer, config, rope="sink" if sink else "absolute") as model:
+    tokens, rope = CHUNK * of.shape.tokens_per_frame, _rope(sink)
+    kernel = choose_kernel([transformer], machine_of(session, of), session.device, tokens=tokens)
+    with causal(transformer, config, rope=rope, kernel=kernel) as model:
         model.set_prompt(PromptPair(text(session, of, transformer)))
         yield model
+
+
+def _rope(sink: int) -> RopePolicy:
+    return "sink" if sink else "absolute"
 
 
 def measure(session: Session, transformer: Any, window: int, *, sink: int = 0) -> Facts:
     """Frames per second of late chunks, by events and by the clock."""
     of = subject(session)
     with denoiser(session, of, transformer, window, sink=sink) as model:
-        return late_chunks(session, window, lambda i, noise: chunk(session, model, i, noise))
+        since = perf_counter()
+        spans = [Span(index, index * CHUNK, CHUNK) for index in range(window // CHUNK + LATE)]
+        model.warm_up(spans, _noise(session)[0])
+        wait(session.device)
+        compile_s = round(perf_counter() - since, 2)
+        late = late_chunks(session, window, partial(chunk, session, model))
+        return {"kernel": model.kernel.name, "compile_s": compile_s, **late}
 
 
 def late_chunks(session: Session, window: int, run: Callable[[int, list[Tensor]], Marks]) -> Facts:

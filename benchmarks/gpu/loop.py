@@ -64,6 +64,8 @@ def _rollout(session: Session, model: Any, arguments: Mapping[str, Any]) -> Fact
     return {
         "wall_fps": round(FRAMES * (len(late) - 1) / (late[-1] - late[0]), 2),
         "first_chunk_s": round(times[0] - started, 2),
+        "compile_s": round(record["timings"].get("compile_s", 0.0), 2),
+        "kernel": record["env"]["attention"],
         **_parts(record["timings"]["chunks"][full:-1]),  # the last one has no clean pass
         "record_fps": {k: round(v, 2) for k, v in record["timings"]["fps"].items()},
         "memory": record["memory"],

@@ -1,6 +1,5 @@
 """The model that is measured: Wan2.1 1.3B, random weights, 480x832, chunks of 3 latents."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,16 +52,16 @@ def subject(session: Session) -> Subject:
 
 def load_transformer(session: Session, of: Subject, **machine: Any) -> Any:
     """Its transformer, in bfloat16 on a GPU."""
-    loaded = load_pipeline(of.spec, machine_of(session, of, machine), ["transformer"])
+    loaded = load_pipeline(of.spec, machine_of(session, of, **machine), ["transformer"])
     return loaded.pipeline.transformer
 
 
 def load_decoder(session: Session, of: Subject, **machine: Any) -> Any:
     """Its VAE."""
-    return load_vae(of.spec, machine_of(session, of, machine))[0]
+    return load_vae(of.spec, machine_of(session, of, **machine))[0]
 
 
-def machine_of(session: Session, of: Subject, machine: Mapping[str, Any]) -> Machine:
+def machine_of(session: Session, of: Subject, **machine: Any) -> Machine:
     """Settings of the machine."""
     table = {"device": session.device.type, "layers": of.layers, **machine}
     return resolve([Layer("flag", {"model": of.name, "machine": table})], Settings).settings.machine
