@@ -112,12 +112,13 @@ def test_commands_that_only_print_import_nothing_heavy(arguments, forked: Run, t
     [
         (["--help"], 0, ("rich", "pydantic")),
         (["--version"], 0, RUNNING),
-        (["generate", "--help"], 0, RUNNING),
         (["rollout", "--help"], 0, RUNNING),
         (["bench", "--help"], 0, RUNNING),
         (["show", "--help"], 0, RUNNING),
         (["model", "--help"], 0, RUNNING),
+        (["generate", "--help"], 0, (*RUNNING, "wancli.catalog.local", "tomli_w")),
         (["generate", "x", "--steps", "abc"], 2, RUNNING),
+        (["generate", "x", "--num-frames", "80"], 2, ("rich", "wancli.cost", "wancli.rollouts")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

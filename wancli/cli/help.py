@@ -172,7 +172,6 @@ def typed_defaults(command: Any, ctx: Any, words: Sequence[str]) -> Defaults:
     """The settings under the model and the preset in a command line; none where none are shown."""
     if not any(it.mark and it.param.show_default for it in _parameters(command, Defaults())):
         return Defaults()
-    from wancli.catalog.local import find_spec
     from wancli.config.layers import settings_layers, values_of
     from wancli.config.resolve import Layer
 
@@ -180,10 +179,20 @@ def typed_defaults(command: Any, ctx: Any, words: Sequence[str]) -> Defaults:
     model = {"model": typed["model"]} if typed.get("model") else {}
     try:
         layers = settings_layers(_ignore, Layer("flag", model), typed.get("preset"))
-        find_spec(values_of(layers)["model"])
+        _check_model(values_of(layers)["model"])
     except WancliError as error:
         return Defaults(note=f"The defaults are not shown: {with_flags(str(error))}")
     return defaults_under(layers, hint="" if model else "; for those of another, add --model NAME")
+
+
+def _check_model(name: str) -> None:
+    """Raise ModelError for a model that is neither known nor a folder."""
+    from wancli.catalog.random import known_spec
+
+    if not known_spec(name):
+        from wancli.catalog.local import find_spec  # here, since a known one needs no folder
+
+        find_spec(name)
 
 
 def defaults_under(layers: Sequence[Any], *, hint: str = "") -> Defaults:

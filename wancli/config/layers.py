@@ -7,7 +7,6 @@ from typing import Any
 
 import platformdirs
 
-from wancli.catalog.local import find_spec
 from wancli.catalog.random import known_spec
 from wancli.catalog.specs import ModelSpec
 from wancli.config.presets import (
@@ -40,6 +39,8 @@ def settings_layers(
 
 def find_model(resolved: Resolved[SettingsT]) -> ModelSpec:
     """The spec of the model in settings. Raises ModelError with the model's source, PlanError."""
+    from wancli.catalog.local import find_spec  # here, since a help needs no folders
+
     settings, source = resolved.settings, resolved.sources["model"]
     try:
         return find_spec(settings.model, layers=settings.machine.layers)

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-import tomli_w
 
 from wancli.config.resolve import TUNED_FOR, Layer, check_names, resolve
 from wancli.config.settings import RolloutSettings
 from wancli.errors import PresetError, UsageError, closest
-from wancli.utils.files import write_whole
 from wancli.utils.reading import read_toml, unreadable
 
 _HERE = Path(__file__).parents[1]
@@ -224,6 +222,10 @@ def save_preset(
     overwrite: bool = False,
 ) -> Path:  # fmt: skip
     """Write settings to the user's folder; returns the file."""
+    import tomli_w  # here, since these take time that most commands do not need
+
+    from wancli.utils.files import write_whole
+
     path = preset_file(name, overwrite=overwrite)
     about = {"description": description, "extends": extends}
     text = tomli_w.dumps({k: v for k, v in about.items() if v} | dict(tables))

@@ -13,8 +13,6 @@ from wancli.catalog.vocabulary import vocabulary_warnings
 from wancli.config.layers import find_model
 from wancli.config.resolve import Resolved
 from wancli.config.settings import Settings
-from wancli.cost.capacity import CapacityCheck, check_capacity, generation_estimator
-from wancli.cost.devices import Device
 from wancli.errors import PlanError, UsageError, WancliError
 from wancli.models.warm import OnBytes, WarmPipeline, quiet_imports
 from wancli.planning.existing import check_existing
@@ -31,6 +29,8 @@ from wancli.video.ffmpeg import choose_encoding
 from wancli.video.integrity import DAMAGED, Check
 
 if TYPE_CHECKING:
+    from wancli.cost.capacity import CapacityCheck
+    from wancli.cost.devices import Device
     from wancli.generation.runner import Clip, Runner
 
 
@@ -77,7 +77,7 @@ class PlannedVideos:
     spec: ModelSpec
     plan: Plan
     todo: Sequence[_PlannedVideo]
-    capacity: CapacityCheck
+    capacity: "CapacityCheck"
     warnings: Sequence[str] = ()
 
     def plan_json(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class PlannedVideos:
 
 def plan_videos(
     request: GenerateRequest, files: OutputFiles, *, assume_inputs: bool = False,
-    gpu: Device | None = None,
+    gpu: "Device | None" = None,
 ) -> PlannedVideos:  # fmt: skip
     """Check a request and name its videos. Raises WancliError.
 
@@ -159,6 +159,9 @@ def plan_videos(
             warnings,
         )  # fmt: skip
         todo.append(_name_files(video, files, several=len(request.seeds) > 1))
+    # Only what is valid so far needs what follows.
+    from wancli.cost.capacity import check_capacity, generation_estimator
+
     estimated = generation_estimator(
         spec, lambda s: make_plan(s, spec, inputs, task=request.task), gpu=gpu
     )
