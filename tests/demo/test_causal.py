@@ -14,6 +14,7 @@ from wancli.demo.causal import (
     query_spans,
     slots,
 )
+from wancli.demo.lean import lean_velocity
 
 CHANNELS, SIDE, CHUNK, CHUNKS, TEXT = 4, 4, 2, 3, 5
 TOKENS_PER_FRAME = 4  # 4x4 latents in patches of 2x2
@@ -142,6 +143,20 @@ def test_a_layout_equals_the_stock_transformer_under_the_mask(transformer, layou
     assert relative(velocity, stock) < TOLERANCE
 
 
+def test_the_lean_forward_equals_the_layout_and_its_gradients(transformer, layout, inputs):
+    sigmas = nn.functional.pad(1000 * inputs["sigmas"], ((CHUNKS - 1) * CHUNK, 0))
+    latents = torch.cat([inputs["clean"], inputs["noisy"]], 2)
+    with layout.applied_to(transformer, first=7):
+        velocity = causal_velocity(transformer, **inputs)
+        lean = lean_velocity(
+            transformer, latents, sigmas, inputs["embeddings"], spans=layout.self_attention.spans
+        )[:, :, (CHUNKS - 1) * CHUNK :]
+    assert relative(lean.detach(), velocity.detach()) < TOLERANCE
+    weight = transformer.blocks[0].attn1.to_q.weight
+    ours, theirs = (torch.autograd.grad(v.square().sum(), weight)[0] for v in (lean, velocity))
+    assert relative(ours, theirs) < 10 * TOLERANCE
+
+
 @torch.no_grad()
 def test_without_slots_the_stock_transformer_is_unchanged(transformer, inputs):
     call = (inputs["noisy"], torch.tensor([900.0, 100.0]), inputs["embeddings"])
@@ -149,6 +164,8 @@ def test_without_slots_the_stock_transformer_is_unchanged(transformer, inputs):
     with Layout(None, tokens_per_frame=TOKENS_PER_FRAME).applied_to(transformer):
         ours = transformer(*call).sample
     assert relative(ours, stock) < TOLERANCE
+    lean = lean_velocity(transformer, call[0], call[1][:, None], call[2])
+    assert relative(lean, stock) < TOLERANCE
 
 
 @torch.no_grad()

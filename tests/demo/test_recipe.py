@@ -17,9 +17,22 @@ from wancli.demo.autoencoder import (
     train_autoencoder,
 )
 from wancli.demo.dataset import Dataset
-from wancli.demo.parts import TEXT_LENGTH, make_tokenizer, tokenize
-from wancli.demo.training import BatchedMuon, Optimizer, load_checkpoint, rate, stop
-from wancli.demo.transformer import train_transformer
+from wancli.demo.parts import (
+    TEXT_LENGTH,
+    make_text_encoder,
+    make_tokenizer,
+    make_transformer,
+    tokenize,
+)
+from wancli.demo.training import (
+    BatchedMuon,
+    Optimizer,
+    clear_gradients,
+    load_checkpoint,
+    rate,
+    stop,
+)
+from wancli.demo.transformer import DemoModel, TrainingForward, draw_batch, train_transformer
 from wancli.demo.world import (
     BACKGROUNDS,
     COLORS,
@@ -88,6 +101,25 @@ def test_an_interrupted_transformer_training_resumes_exactly(tmp_path, data, mon
     assert_same(train("resumed").state_dict(), whole)
     assert not all(torch.equal(stopped["average"][name], value) for name, value in whole.items())
     assert_same(load_checkpoint(path), load_checkpoint(tmp_path / "whole" / "transformer.pt"))
+
+
+@pytest.mark.parametrize("causal_share", [0.0, 1.0])
+def test_the_lean_gradients_are_those_of_the_model(data, causal_share):
+    forward = TrainingForward(tokens_per_frame=4, device="cpu")
+    model = DemoModel(make_transformer(), make_text_encoder(len(forward.tokenizer)))
+    generator = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(model.transformer.proj_out.weight, std=0.05, generator=generator)
+    batch = draw_batch(data, 3, causal_share=causal_share, clips=2, tokenizer=forward.tokenizer)
+    losses, gradients = [], list[torch.Tensor]()
+    for compute in (forward.gradients(model), forward.lean_gradients(model)):
+        losses.append(compute(batch).item())
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        )
+        clear_gradients(model.parameters())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    ours, theirs = gradients  # both round to bfloat16, in different places
+    assert torch.cosine_similarity(ours, theirs, dim=0) > 0.999
 
 
 def stages(*steps: int) -> list[Stage]:

@@ -53,7 +53,7 @@ class Stage:
     frames: int  # maximum video frames of a batch
     muon_lr: float
     adam_lr: float
-    encoder_only: bool = False
+    parts: tuple[str, ...] = ("encoder", "quant_conv", "post_quant_conv", "decoder")  # trained
 
     def shape(self, step: int) -> tuple[int, int]:
         """Number of clips of a step, and video frames of each."""
@@ -63,7 +63,15 @@ class Stage:
 
 STAGES = (
     Stage("vae", 1200, clips=(13, 13, 13, 33), frames=78, muon_lr=0.02, adam_lr=2e-3),
-    Stage("vae-long", 80, (45,), frames=90, muon_lr=0.003, adam_lr=3e-4, encoder_only=True),
+    Stage(
+        "vae-long",
+        80,
+        (45,),
+        frames=90,
+        muon_lr=0.003,
+        adam_lr=3e-4,
+        parts=("encoder", "quant_conv"),
+    ),
 )
 
 
@@ -148,10 +156,9 @@ def train_autoencoder(
 
 
 def _train(vae: AutoencoderKLWan, stage: Stage, work: Path, device: str) -> None:
-    vae.requires_grad_(requires_grad=not stage.encoder_only)
-    if stage.encoder_only:
-        vae.encoder.requires_grad_()
-        vae.quant_conv.requires_grad_()
+    vae.requires_grad_(requires_grad=False)
+    for part in stage.parts:
+        vae.get_submodule(part).requires_grad_()
     parameters = [p for p in vae.parameters() if p.requires_grad]
     optimizer = Optimizer(
         [p for p in parameters if is_matrix(p)],

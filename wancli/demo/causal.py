@@ -87,13 +87,27 @@ class DenseAttention:
         value = attn.to_v(context).unflatten(2, (attn.heads, -1))
         if rotary_emb is not None:
             query, key = (_rotate(x, *rotary_emb) for x in (query, key))
-        everything = slice(0, key.shape[1])
-        parts = [
-            _attend(query[:, rows], *(torch.cat([x[:, k] for k in keys], 1) for x in (key, value)))
-            for rows, keys in self.spans or [(slice(0, query.shape[1]), [everything])]
-        ]
-        out: Tensor = attn.to_out[0](torch.cat(parts, 1).flatten(2))
+        out: Tensor = attn.to_out[0](attend_spans(query, key, value, self.spans).flatten(2))
         return out
+
+
+def attend_spans(
+    query: Tensor, key: Tensor, value: Tensor, spans: Sequence[QuerySpan] | None = None
+) -> Tensor:
+    """[B, L, H, D] attends to [B, M, H, D]: each run of queries to its keys, or all to all."""
+    if spans is None:
+        return _attend(query, key, value)
+    # Split once: the gradient of each slice would be as large as the whole.
+    sizes = [rows.stop - rows.start for rows, _ in spans]
+    queries, keys, values = (torch.split(x, sizes, 1) for x in (query, key, value))
+    out = []
+    for run, (_, reach) in zip(queries, spans, strict=True):
+        seen = [
+            i for i, (rows, _) in enumerate(spans)
+            if any(part.start <= rows.start < part.stop for part in reach)
+        ]  # fmt: skip
+        out.append(_attend(run, *(torch.cat([x[i] for i in seen], 1) for x in (keys, values))))
+    return torch.cat(out, 1)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ sigmas of a batch are stratified over their range, which lowers the variance of 
 """
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from transformers import UMT5EncoderModel
 
 from wancli.demo.causal import Layout, causal_velocity, slots
 from wancli.demo.dataset import Dataset
+from wancli.demo.lean import HalfCopy, lean_velocity
 from wancli.demo.parts import (
     CHUNK,
     embed,
@@ -67,7 +68,11 @@ def train_transformer(
     device: str = "cpu",
     compile_blocks: bool = True,
 ) -> DemoModel:
-    """Train or resume; returns the averaged weights. `work` holds checkpoint and curve."""
+    """Train or resume; returns the averaged weights. `work` holds checkpoint and curve.
+
+    On a CPU the blocks are compiled, on CUDA the lean forward is captured.
+    """
+    lean = device != "cpu"
     data = replace(data, latents=data.latents.to(device))
     rows, columns = data.latents.shape[-2:]
     forward = TrainingForward(tokens_per_frame=rows * columns // 4, device=device)
@@ -80,18 +85,16 @@ def train_transformer(
         optimizer.load_state_dict(state["optimizer"])
         average.load(state["average"])
         first = state["step"]
-    if compile_blocks:
+    compute_gradients = forward.lean_gradients(model) if lean else forward.gradients(model)
+    if compile_blocks and not lean:
         model.transformer.compile_repeated_blocks(dynamic=False)
 
     def train_step(*tensors: Tensor, masked: int) -> Tensor:
         optimizer.zero_grad()
-        batch = Batch.of(tensors, masked)
-        text = forward.embed(model.text_encoder, batch.ids, batch.mask)
-        loss = batch.loss(forward.velocity(model.transformer, batch, batch.noisy(), text))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = compute_gradients(Batch.of(tensors, masked))
         optimizer.step()
         average.update(model.state_dict())
-        return loss.detach()
+        return loss
 
     draw = partial(
         draw_batch, data, causal_share=CAUSAL_SHARE, clips=clips, tokenizer=forward.tokenizer
@@ -227,6 +230,47 @@ class TrainingForward:
         """Embeddings [B, TEXT_LENGTH, TEXT_DIM] of tokens."""
         with torch.autocast(self.device, dtype=torch.bfloat16):
             return embed(text_encoder, ids, mask)
+
+    def gradients(self, model: DemoModel) -> Callable[[Batch], Tensor]:
+        """A function that adds the gradients of a batch's loss, and returns the loss."""
+
+        def compute(batch: Batch) -> Tensor:
+            text = self.embed(model.text_encoder, batch.ids, batch.mask)
+            loss = batch.loss(self.velocity(model.transformer, batch, batch.noisy(), text))
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss.detach()
+
+        return compute
+
+    def lean_gradients(self, model: DemoModel) -> Callable[[Batch], Tensor]:
+        """`gradients` by fewer kernels, through a bfloat16 copy of the model."""
+        half = HalfCopy(model)
+        transformer, text_encoder = half.model.transformer, half.model.text_encoder
+
+        def compute(batch: Batch) -> Tensor:
+            half.refresh()
+            text = embed(text_encoder, batch.ids, batch.mask)
+            layout, sigmas, latents = (
+                self.layouts[batch.causal],
+                to_sigmas(batch.times),
+                batch.noisy(),
+            )
+            if batch.context is not None:
+                past = batch.context.shape[2]
+                latents = torch.cat([batch.context, latents], 2)
+                sigmas = nn.functional.pad(sigmas, (past, 0))
+            else:
+                past, sigmas = 0, sigmas[:, :1]
+            with layout.applied_to(transformer, first=batch.offset):
+                velocity = lean_velocity(
+                    transformer, latents, 1000 * sigmas, text, spans=layout.self_attention.spans
+                )
+            loss = batch.loss(velocity[:, :, past:])
+            loss.backward()  # type: ignore[no-untyped-call]
+            half.collect_gradients()
+            return loss.detach()
+
+        return compute
 
     def velocity(self, transformer: Any, batch: Batch, noisy: Tensor, text: Tensor) -> Tensor:
         """Velocity [B, C, F, H, W] of noisy latents at the batch's sigmas."""
