@@ -51,7 +51,7 @@ def make_model() -> DemoModel:
 def make_job(model: DemoModel) -> Distillation:
     """Teacher and student are the same model, on 4x4 latents."""
     views = TrainingForward(tokens_per_frame=4, device="cpu")
-    return Distillation(model.transformer, model.transformer, model.text_encoder, views, 4)
+    return Distillation(model.transformer, model.transformer, model.text_encoder, views)
 
 
 def draw(data: Dataset, *, causal_share: float) -> Batch:
@@ -111,7 +111,7 @@ def test_the_whole_lora_is_under_a_megabyte(tmp_path, monkeypatch):
 
 def test_own_rollouts_grow_to_a_window_and_then_move_it(data):
     job, like = make_job(make_model()), data.latents[:2]
-    rollouts = start_rollouts(data.scenes, 0, like, make_tokenizer())
+    rollouts = start_rollouts(data.scenes, 0, like, job.forward)
     windows = []
     for seed in range(4):
         rollouts = job.extend(rollouts, seed)

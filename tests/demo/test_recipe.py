@@ -27,7 +27,6 @@ from wancli.demo.parts import (
 from wancli.demo.training import (
     BatchedMuon,
     Optimizer,
-    clear_gradients,
     load_checkpoint,
     rate,
     stop,
@@ -105,18 +104,19 @@ def test_an_interrupted_transformer_training_resumes_exactly(tmp_path, data, mon
 
 @pytest.mark.parametrize("causal_share", [0.0, 1.0])
 def test_the_lean_gradients_are_those_of_the_model(data, causal_share):
-    forward = TrainingForward(tokens_per_frame=4, device="cpu")
-    model = DemoModel(make_transformer(), make_text_encoder(len(forward.tokenizer)))
+    whole, lean = (
+        TrainingForward(tokens_per_frame=4, device="cpu", lean=lean) for lean in (False, True)
+    )
+    model = DemoModel(make_transformer(), make_text_encoder(len(whole.tokenizer)))
     generator = torch.Generator().manual_seed(0)
     torch.nn.init.normal_(model.transformer.proj_out.weight, std=0.05, generator=generator)
-    batch = draw_batch(data, 3, causal_share=causal_share, clips=2, tokenizer=forward.tokenizer)
+    batch = draw_batch(data, 3, causal_share=causal_share, clips=2, tokenizer=whole.tokenizer)
     losses, gradients = [], list[torch.Tensor]()
-    for compute in (forward.gradients(model), forward.lean_gradients(model)):
-        losses.append(compute(batch).item())
+    for forward in (whole, lean):
+        losses.append(forward.gradients(model)(batch).item())
         gradients.append(
             torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         )
-        clear_gradients(model.parameters())
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     ours, theirs = gradients  # both round to bfloat16, in different places
     assert torch.cosine_similarity(ours, theirs, dim=0) > 0.999

@@ -30,6 +30,12 @@ class Dataset:
     mean: list[float]  # of the raw latents, by channel
     std: list[float]
 
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of a latent frame: patches of 2x2."""
+        rows, columns = self.latents.shape[-2:]
+        return rows * columns // 4
+
 
 @torch.no_grad()
 def encode_clips(vae: AutoencoderKLWan, work: Path, *, clips: int, device: str = "cpu") -> Dataset:

@@ -19,9 +19,10 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from wancli.demo.causal import Layout, causal_velocity, slots
+from wancli.demo.causal import Layout, slots
 from wancli.demo.dataset import Dataset
-from wancli.demo.parts import CHUNK, tokenize
+from wancli.demo.lean import HalfCopy
+from wancli.demo.parts import CHUNK
 from wancli.demo.training import (
     Adam,
     Average,
@@ -42,6 +43,7 @@ from wancli.demo.transformer import (
     SHIFT,
     Batch,
     DemoModel,
+    Place,
     TrainingForward,
     by_frame,
     draw_batch,
@@ -130,13 +132,12 @@ class Rollouts:
 
 
 def start_rollouts(
-    scenes: Sequence[Combination], seed: int, like: Tensor, tokenizer: Any
+    scenes: Sequence[Combination], seed: int, like: Tensor, forward: TrainingForward
 ) -> Rollouts:
     """Empty rollouts with new prompts, of the shape of `like` [B, C, F, H, W]."""
     rng = random.Random(seed)
     prompts = [describe(rng.choice(scenes), rng) for _ in range(len(like))]
-    ids, mask = (t.to(like.device) for t in tokenize(tokenizer, prompts))
-    return Rollouts(ids, mask, like[:, :, :0])
+    return Rollouts(*forward.tokenize(prompts), like[:, :, :0])
 
 
 @dataclass
@@ -147,18 +148,18 @@ class Distillation:
     teacher: WanTransformer3DModel
     text_encoder: Any
     forward: TrainingForward
-    tokens_per_frame: int
 
     def __post_init__(self) -> None:
         self.levels = few_step_levels(TIMESTEPS, shift=SHIFT, warp=True)
         self.next_chunk = [
             Layout(
                 slots(clean=past, noisy=range(past, past + 1), chunk=CHUNK),
-                tokens_per_frame=self.tokens_per_frame,
+                tokens_per_frame=self.forward.tokens_per_frame,
                 device=self.forward.device,
             )
             for past in range(FRAMES // CHUNK)
         ]
+        self._empty = self.forward.tokenize([""])
         self._render = CapturedStep(self.render_chunk, device=self.forward.device)
 
     def extend(self, rollouts: Rollouts, seed: int) -> Rollouts:
@@ -179,15 +180,11 @@ class Distillation:
     ) -> Tensor:
         """The student's chunk after the context [B, C, F, H, W], from one noise per step."""
         text = self.forward.embed(self.text_encoder, ids, mask)
-        layout = self.next_chunk[context.shape[2] // CHUNK]
+        place = Place(self.next_chunk[context.shape[2] // CHUNK], first, context)
 
         def velocity(latents: Tensor, timestep: float) -> Tensor:
             sigmas = torch.full((len(latents), CHUNK), timestep / 1000, device=latents.device)
-            with (
-                torch.autocast(latents.device.type, dtype=torch.bfloat16),
-                layout.applied_to(self.student, first=first),
-            ):
-                return causal_velocity(self.student, context, latents, sigmas, text).float()
+            return self.forward.place_velocity(self.student, latents, sigmas, text, place).float()
 
         *_, last = few_step(velocity, lambda step: noise[step], self.levels)
         return last.latents
@@ -199,7 +196,7 @@ class Distillation:
         noisy = batch.noisy()
         with torch.no_grad():
             text = self.forward.embed(self.text_encoder, batch.ids, batch.mask)
-            empty = self.forward.embed_prompts(self.text_encoder, [""]).expand_as(text)
+            empty = self.forward.embed(self.text_encoder, *self._empty).expand_as(text)
             cond, uncond = (
                 self.forward.velocity(self.teacher, batch, noisy, embeddings).float()
                 for embeddings in (text, empty)
@@ -239,9 +236,13 @@ def distill(
     device: str = "cpu",
 ) -> dict[str, Tensor]:
     """Train or resume; returns the averaged LoRA. `work` holds checkpoint and curve."""
-    data = replace(data, latents=data.latents.to(device))
-    distillation = make_distillation(model, data, device=device)
-    lora = TrainableLora(distillation.student)
+    data, teacher = replace(data, latents=data.latents.to(device)), model.to(device).eval()
+    student = copy.deepcopy(teacher.transformer)
+    lora = TrainableLora(student)
+    forward = TrainingForward(tokens_per_frame=data.tokens_per_frame, device=device)
+    half = HalfCopy(student, enabled=forward.lean)
+    teacher = HalfCopy(teacher, enabled=forward.lean).model
+    distillation = Distillation(half.model, teacher.transformer, teacher.text_encoder, forward)
     optimizer = Adam(lora.factors.values(), lr=RATE, betas=(0.9, 0.999))
     average = Average(lora.state_dict(), decay=EMA)
     batches_of = OwnRollouts(distillation, data, clips=clips)
@@ -252,14 +253,17 @@ def distill(
         average.load(state["average"])
         batches_of.load_state_dict(state["rollouts"])
         first = state["step"]
+    half.refresh()
 
     def train_step(*tensors: Tensor, masked: int) -> Tensor:
         clear_gradients(lora.factors.values())
         loss = distillation.loss(Batch.of(tensors, masked))
         loss.backward()  # type: ignore[no-untyped-call]
+        half.collect_gradients()
         lora.collect_gradients()
         optimizer.step()
         lora.merge()
+        half.refresh()
         average.update(lora.state_dict())
         return loss.detach()
 
@@ -279,24 +283,14 @@ def distill(
     return average.tensors
 
 
-def make_distillation(model: DemoModel, data: Dataset, *, device: str) -> Distillation:
-    """The model as the teacher, and its copy as the student."""
-    teacher = model.transformer.to(device).eval()
-    rows, columns = data.latents.shape[-2:]
-    tokens_per_frame = rows * columns // 4
-    forward = TrainingForward(tokens_per_frame=tokens_per_frame, device=device)
-    text_encoder = model.text_encoder.to(device)
-    return Distillation(copy.deepcopy(teacher), teacher, text_encoder, forward, tokens_per_frame)
-
-
 class OwnRollouts:
     """Batches of the data set, of which a part are replaced by the student's own rollouts."""
 
     def __init__(self, distillation: Distillation, data: Dataset, *, clips: int) -> None:
         self.distillation, self.data = distillation, data
-        self.tokenizer = distillation.forward.tokenizer
+        tokenizer = distillation.forward.tokenizer
         self._draw = partial(
-            draw_batch, data, causal_share=CAUSAL_SHARE, clips=clips, tokenizer=self.tokenizer
+            draw_batch, data, causal_share=CAUSAL_SHARE, clips=clips, tokenizer=tokenizer
         )
         self._feed = Feed(distillation.forward.device)
         self._like = data.latents[:1].expand(clips, -1, -1, -1, -1)
@@ -315,7 +309,7 @@ class OwnRollouts:
         return rollout_batch(self.rollouts, seed), True
 
     def _start(self, seed: int) -> Rollouts:
-        return start_rollouts(self.data.scenes, seed, self._like, self.tokenizer)
+        return start_rollouts(self.data.scenes, seed, self._like, self.distillation.forward)
 
     def state_dict(self) -> dict[str, Any]:
         """State to resume from."""

@@ -6,7 +6,7 @@ not for each of its tokens, and queries and keys are rotated together, as comple
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -22,32 +22,44 @@ _FLOAT32 = ("time_embedder", "scale_shift_table")  # as in diffusers
 
 
 class HalfCopy(Generic[Model]):
-    """A bfloat16 copy of a model, whose gradients become those of the model."""
+    """A bfloat16 copy of a model, whose gradients become those of the model.
 
-    def __init__(self, model: Model) -> None:
-        self.model = copy.deepcopy(model)
-        for name, p in self.model.named_parameters():
+    Without `enabled` it is the model itself.
+    """
+
+    def __init__(self, model: Model, *, enabled: bool = True) -> None:
+        self.model = copy.deepcopy(model) if enabled else model
+        for name, p in self.model.named_parameters() if enabled else ():
             if not any(part in name for part in _FLOAT32):
                 p.data = p.data.bfloat16()
-        self._whole, self._half = list(model.parameters()), list(self.model.parameters())
+        both = zip(model.parameters(), self.model.parameters(), strict=True)
+        self._pairs = list(both) if enabled else []
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the weights, and clear the gradients."""
-        torch._foreach_copy_([*self._half], [*self._whole])
-        for p in self._half:
+        for _, p in self._pairs:
             p.grad = None
+        _copy((ours, whole) for whole, ours in self._pairs)
 
     @torch.no_grad()
     def collect_gradients(self) -> None:
         """Give the gradients to the model."""
-        ours, theirs = list[Tensor](), list[Tensor]()
-        for p, half in zip(self._whole, self._half, strict=True):
-            if half.grad is not None:
-                p.grad = torch.empty_like(p)
-                ours.append(p.grad)
-                theirs.append(half.grad)
-        torch._foreach_copy_(ours, theirs)
+        gradients = [(p, ours.grad) for p, ours in self._pairs if ours.grad is not None]
+        for p, _ in gradients:
+            p.grad = torch.empty_like(p)
+        _copy((p.grad, gradient) for p, gradient in gradients if p.grad is not None)
+
+
+def _copy(pairs: Iterable[tuple[Tensor, Tensor | None]]) -> None:
+    """Copy to the first of each pair from the second."""
+    to, source = list[Tensor](), list[Tensor]()
+    for one, other in pairs:
+        if other is not None:
+            to.append(one)
+            source.append(other)
+    if to:
+        torch._foreach_copy_(to, source)
 
 
 def lean_velocity(

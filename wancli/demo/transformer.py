@@ -35,6 +35,7 @@ from wancli.demo.training import (
     Log,
     Optimizer,
     batches,
+    clear_gradients,
     is_checkpoint,
     load_checkpoint,
     rate,
@@ -70,12 +71,10 @@ def train_transformer(
 ) -> DemoModel:
     """Train or resume; returns the averaged weights. `work` holds checkpoint and curve.
 
-    On a CPU the blocks are compiled, on CUDA the lean forward is captured.
+    `compile_blocks` is for a CPU; on CUDA, the lean forward is captured.
     """
-    lean = device != "cpu"
     data = replace(data, latents=data.latents.to(device))
-    rows, columns = data.latents.shape[-2:]
-    forward = TrainingForward(tokens_per_frame=rows * columns // 4, device=device)
+    forward = TrainingForward(tokens_per_frame=data.tokens_per_frame, device=device)
     model = DemoModel(make_transformer(), make_text_encoder(len(forward.tokenizer))).to(device)
     optimizer = _optimizer(model)
     log, path, first = Log(work / "transformer.jsonl"), work / "transformer.pt", 0
@@ -85,12 +84,11 @@ def train_transformer(
         optimizer.load_state_dict(state["optimizer"])
         average.load(state["average"])
         first = state["step"]
-    compute_gradients = forward.lean_gradients(model) if lean else forward.gradients(model)
-    if compile_blocks and not lean:
+    compute_gradients = forward.gradients(model)
+    if compile_blocks and not forward.lean:
         model.transformer.compile_repeated_blocks(dynamic=False)
 
     def train_step(*tensors: Tensor, masked: int) -> Tensor:
-        optimizer.zero_grad()
         loss = compute_gradients(Batch.of(tensors, masked))
         optimizer.step()
         average.update(model.state_dict())
@@ -209,11 +207,26 @@ def by_frame(values: Tensor) -> Tensor:
     return values[:, None, :, None, None]
 
 
-class TrainingForward:
-    """Forwards in training: prompt embeddings, and bidirectional or causal velocity."""
+@dataclass(frozen=True)
+class Place:
+    """Where noisy latents are: their layout, first latent frame [] and past chunks."""
 
-    def __init__(self, *, tokens_per_frame: int, device: str) -> None:
+    layout: Layout
+    first: Tensor
+    context: Tensor | None = None  # [B, C, F, H, W]
+
+
+class TrainingForward:
+    """Forwards in training: prompt embeddings, and bidirectional or causal velocity.
+
+    `lean` ones are for CUDA, on models that HalfCopy made. Otherwise they are diffusers' own, under
+    autocast.
+    """
+
+    def __init__(self, *, tokens_per_frame: int, device: str, lean: bool | None = None) -> None:
         self.tokenizer, self.device = make_tokenizer(), device
+        self.tokens_per_frame = tokens_per_frame
+        self.lean = device != "cpu" if lean is None else lean
         chunks = FRAMES // CHUNK
         causal = slots(clean=chunks - 1, noisy=range(chunks), chunk=CHUNK)
         self.layouts = {
@@ -221,51 +234,25 @@ class TrainingForward:
             True: Layout(causal, tokens_per_frame=tokens_per_frame, device=device),
         }
 
-    def embed_prompts(self, text_encoder: UMT5EncoderModel, prompts: Sequence[str]) -> Tensor:
-        """Prompt embeddings [B, TEXT_LENGTH, TEXT_DIM]."""
+    def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Tokens and mask of prompts on the device."""
         ids, mask = tokenize(self.tokenizer, prompts)
-        return self.embed(text_encoder, ids.to(self.device), mask.to(self.device))
+        return ids.to(self.device), mask.to(self.device)
 
     def embed(self, text_encoder: UMT5EncoderModel, ids: Tensor, mask: Tensor) -> Tensor:
         """Embeddings [B, TEXT_LENGTH, TEXT_DIM] of tokens."""
-        with torch.autocast(self.device, dtype=torch.bfloat16):
+        with self._autocast():
             return embed(text_encoder, ids, mask)
 
     def gradients(self, model: DemoModel) -> Callable[[Batch], Tensor]:
-        """A function that adds the gradients of a batch's loss, and returns the loss."""
+        """A function that sets the gradients of a batch's loss, and returns the loss."""
+        half = HalfCopy(model, enabled=self.lean)
 
         def compute(batch: Batch) -> Tensor:
-            text = self.embed(model.text_encoder, batch.ids, batch.mask)
-            loss = batch.loss(self.velocity(model.transformer, batch, batch.noisy(), text))
-            loss.backward()  # type: ignore[no-untyped-call]
-            return loss.detach()
-
-        return compute
-
-    def lean_gradients(self, model: DemoModel) -> Callable[[Batch], Tensor]:
-        """`gradients` by fewer kernels, through a bfloat16 copy of the model."""
-        half = HalfCopy(model)
-        transformer, text_encoder = half.model.transformer, half.model.text_encoder
-
-        def compute(batch: Batch) -> Tensor:
+            clear_gradients(model.parameters())
             half.refresh()
-            text = embed(text_encoder, batch.ids, batch.mask)
-            layout, sigmas, latents = (
-                self.layouts[batch.causal],
-                to_sigmas(batch.times),
-                batch.noisy(),
-            )
-            if batch.context is not None:
-                past = batch.context.shape[2]
-                latents = torch.cat([batch.context, latents], 2)
-                sigmas = nn.functional.pad(sigmas, (past, 0))
-            else:
-                past, sigmas = 0, sigmas[:, :1]
-            with layout.applied_to(transformer, first=batch.offset):
-                velocity = lean_velocity(
-                    transformer, latents, 1000 * sigmas, text, spans=layout.self_attention.spans
-                )
-            loss = batch.loss(velocity[:, :, past:])
+            text = self.embed(half.model.text_encoder, batch.ids, batch.mask)
+            loss = batch.loss(self.velocity(half.model.transformer, batch, batch.noisy(), text))
             loss.backward()  # type: ignore[no-untyped-call]
             half.collect_gradients()
             return loss.detach()
@@ -274,15 +261,36 @@ class TrainingForward:
 
     def velocity(self, transformer: Any, batch: Batch, noisy: Tensor, text: Tensor) -> Tensor:
         """Velocity [B, C, F, H, W] of noisy latents at the batch's sigmas."""
-        sigmas = to_sigmas(batch.times)
-        with (
-            torch.autocast(self.device, dtype=torch.bfloat16),
-            self.layouts[batch.causal].applied_to(transformer, first=batch.offset),
-        ):
-            if batch.context is not None:
-                return causal_velocity(transformer, batch.context, noisy, sigmas, text)
+        place = Place(self.layouts[batch.causal], batch.offset, batch.context)
+        return self.place_velocity(transformer, noisy, to_sigmas(batch.times), text, place)
+
+    def place_velocity(
+        self, transformer: Any, noisy: Tensor, sigmas: Tensor, text: Tensor, place: Place
+    ) -> Tensor:
+        """Velocity [B, C, F, H, W] of noisy latents at sigmas [B, F], one per latent frame."""
+        layout, context = place.layout, place.context
+        with self._autocast(), layout.applied_to(transformer, first=place.first):
+            if self.lean:
+                return _lean_velocity(transformer, noisy, sigmas, text, place)
+            if context is not None:
+                return causal_velocity(transformer, context, noisy, sigmas, text)
             out: Tensor = transformer(noisy, 1000 * sigmas[:, 0], text, return_dict=False)[0]
             return out
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=not self.lean)
+
+
+def _lean_velocity(
+    transformer: Any, noisy: Tensor, sigmas: Tensor, text: Tensor, place: Place
+) -> Tensor:
+    spans = place.layout.self_attention.spans
+    if place.context is None:
+        return lean_velocity(transformer, noisy, 1000 * sigmas[:, :1], text, spans=spans)
+    past = place.context.shape[2]
+    latents = torch.cat([place.context, noisy], 2)
+    timesteps = nn.functional.pad(1000 * sigmas, (past, 0))
+    return lean_velocity(transformer, latents, timesteps, text, spans=spans)[:, :, past:]
 
 
 def _optimizer(model: DemoModel) -> Optimizer:
