@@ -43,7 +43,7 @@ from wancli.demo.transformer import (
     SHIFT,
     Batch,
     DemoModel,
-    Place,
+    Placement,
     TrainingForward,
     by_frame,
     draw_batch,
@@ -180,11 +180,11 @@ class Distillation:
     ) -> Tensor:
         """The student's chunk after the context [B, C, F, H, W], from one noise per step."""
         text = self.forward.embed(self.text_encoder, ids, mask)
-        place = Place(self.next_chunk[context.shape[2] // CHUNK], first, context)
+        place = Placement(self.next_chunk[context.shape[2] // CHUNK], first, context)
 
         def velocity(latents: Tensor, timestep: float) -> Tensor:
             sigmas = torch.full((len(latents), CHUNK), timestep / 1000, device=latents.device)
-            return self.forward.place_velocity(self.student, latents, sigmas, text, place).float()
+            return self.forward.velocity_at(self.student, latents, sigmas, text, place).float()
 
         *_, last = few_step(velocity, lambda step: noise[step], self.levels)
         return last.latents

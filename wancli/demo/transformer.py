@@ -208,7 +208,7 @@ def by_frame(values: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """Where noisy latents are: their layout, first latent frame [] and past chunks."""
 
     layout: Layout
@@ -261,11 +261,11 @@ class TrainingForward:
 
     def velocity(self, transformer: Any, batch: Batch, noisy: Tensor, text: Tensor) -> Tensor:
         """Velocity [B, C, F, H, W] of noisy latents at the batch's sigmas."""
-        place = Place(self.layouts[batch.causal], batch.offset, batch.context)
-        return self.place_velocity(transformer, noisy, to_sigmas(batch.times), text, place)
+        place = Placement(self.layouts[batch.causal], batch.offset, batch.context)
+        return self.velocity_at(transformer, noisy, to_sigmas(batch.times), text, place)
 
-    def place_velocity(
-        self, transformer: Any, noisy: Tensor, sigmas: Tensor, text: Tensor, place: Place
+    def velocity_at(
+        self, transformer: Any, noisy: Tensor, sigmas: Tensor, text: Tensor, place: Placement
     ) -> Tensor:
         """Velocity [B, C, F, H, W] of noisy latents at sigmas [B, F], one per latent frame."""
         layout, context = place.layout, place.context
@@ -282,7 +282,7 @@ class TrainingForward:
 
 
 def _lean_velocity(
-    transformer: Any, noisy: Tensor, sigmas: Tensor, text: Tensor, place: Place
+    transformer: Any, noisy: Tensor, sigmas: Tensor, text: Tensor, place: Placement
 ) -> Tensor:
     spans = place.layout.self_attention.spans
     if place.context is None:
