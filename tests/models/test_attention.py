@@ -53,7 +53,7 @@ def tried(device: Device = H100, **config: Any) -> list[str]:
         config=SimpleNamespace(**sizes), dtype=sizes.get("dtype", torch.bfloat16)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "find_device", lambda _: device)
+        patch.setattr("wancli.cost.estimate.find_device", lambda _: device)
         return kernels_to_try(model, Machine(), CUDA, 4680)
 
 

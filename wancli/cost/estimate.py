@@ -188,6 +188,16 @@ def read_rates(device: Device) -> Rates | None:
         return None
 
 
+def rates_here(machine: Machine) -> Rates | None:
+    """Rates of the device that the settings select.
+
+    Without any file of rates it is not looked for, which may take a run of nvidia-smi.
+    """
+    if not (user_cache() / RATES_FILE).is_file():
+        return None
+    return read_rates(find_device(machine))
+
+
 def stale_rates(device: Device) -> str:
     """Why a device has no rates: never measured, or not with this torch or as many threads."""
     try:

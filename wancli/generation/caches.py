@@ -14,8 +14,7 @@ from wancli.caching.session import Session
 from wancli.caching.step_cache import step_cache
 from wancli.catalog.tasks import TASKS
 from wancli.config.settings import Settings, StepCache
-from wancli.cost.devices import find_device
-from wancli.cost.estimate import read_rates
+from wancli.cost.estimate import rates_here
 from wancli.cost.kernels import tokens_to_align
 from wancli.models.load import Loaded, transformers_of
 from wancli.planning.plan import Plan
@@ -119,7 +118,7 @@ def step_caches(
 
 def _alignment(loaded: Loaded, settings: Settings) -> int:
     """Multiple to which the prompt's tokens are padded."""
-    rates = read_rates(find_device(settings.machine)) if loaded.device.type == "cuda" else None
+    rates = rates_here(settings.machine) if loaded.device.type == "cuda" else None
     return tokens_to_align(settings.prompt_kv.kv_align, rates.aligned if rates else {})
 
 

@@ -12,8 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from wancli.caching.attention import TORCH_KERNELS, is_torch_kernel
 from wancli.config.settings import Machine
-from wancli.cost.devices import find_device
-from wancli.cost.estimate import read_rates
+from wancli.cost.estimate import rates_here
 from wancli.cost.kernels import rank_kernels
 from wancli.errors import SetupError, first_line
 
@@ -83,7 +82,7 @@ def kernels_to_try(
     config = transformer.config
     if device.type != "cuda" or not hasattr(config, "ffn_dim"):  # HunyuanVideo's needs a mask
         return ["native"]
-    rates = read_rates(find_device(machine)) if transformer.dtype in NARROW else None
+    rates = rates_here(machine) if transformer.dtype in NARROW else None
     heads = config.num_attention_heads
     ranked = rank_kernels(rates.kernels, heads=heads, tokens=tokens) if rates else {}
     return [*ranked, next(iter(TORCH_KERNELS))]
