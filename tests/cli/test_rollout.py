@@ -456,7 +456,7 @@ def test_no_chunk_of_a_rollout_waits_for_the_device(
         try:
             for event in loop.rollout(*arguments):
                 yield event
-                if event.span.index == 1:  # kernels are chosen by then
+                if event.span.index == 3:  # kernels are chosen by then
                     torch.cuda.set_sync_debug_mode("error")
         finally:
             torch.cuda.set_sync_debug_mode("default")
