@@ -85,8 +85,10 @@ class ChunkSink:
         item = _Item(span, timer, latents, on_host, save)
         try:
             self._queue(item)
-        finally:  # what cannot be decoded is saved, too
+        except Exception:  # what cannot be decoded is saved, too; an interrupt must not wait
             self._saving.put(item)
+            raise
+        self._saving.put(item)
         return item.output
 
     def finish(self) -> None:
