@@ -1,7 +1,7 @@
 """Case 9: whole rollouts through `wancli.rollout`: denoise, decode, and frames in memory."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -19,48 +19,48 @@ from wancli.catalog.hf_configs import part_config
 LATE = 6  # chunks after the window is full
 
 
+Start = Callable[..., "wancli.RolloutStream"]  # `rollout` of a loaded model, or wancli's
+
+
 def rollouts(session: Session) -> Iterator[Item]:
     """Case 9: frames per second by the clock, with the VAE; on a CPU not compiled."""
     cuda = session.device.type == "cuda"
-    yield from _variant(session, "compiled" if cuda else "eager", (9, 21), compile=cuda)
+    with wancli.load(subject(session).name, device=session.device.type, compile=cuda) as model:
+        yield from _items(session, "compiled" if cuda else "eager", model.rollout, (9, 21))
 
 
 def more_rollouts(session: Session) -> Iterator[Item]:
     """Case 9: the same eager, and with products in fp8."""
-    if session.device.type == "cuda":
-        yield from _variant(session, "eager", (9,))
-        fp8 = {"compile": True, "quantize": "fp8-dynamic"}
-        yield from _variant(session, "fp8-dynamic, compiled", (9,), **fp8)
+    if session.device.type != "cuda":
+        return
+    start: Start = partial(wancli.rollout, model=subject(session).name, device="cuda")
+    yield from _items(session, "eager", start, (9,))
+    # not loaded once: weights to quantize are drawn on the CPU, and the text encoder's are many
+    fp8 = partial(start, compile=True, quantize="fp8-dynamic")
+    yield from _items(session, "fp8-dynamic, compiled", fp8, (9,))
 
 
-def _variant(session: Session, name: str, windows: Sequence[int], **machine: Any) -> Iterator[Item]:
-    of = subject(session)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        wancli.load(of.name, device=session.device.type, **machine) as model,
-    ):
-        embeddings = _embeddings(of, Path(folder) / "embeddings.safetensors")
+def _items(session: Session, name: str, start: Start, windows: Sequence[int]) -> Iterator[Item]:
+    with tempfile.TemporaryDirectory() as folder:
+        embeddings = _embeddings(subject(session), Path(folder) / "embeddings.safetensors")
+        start = partial(start, "x", seed=1, prompt_embeds=embeddings)
         for window in windows:
-            arguments = {"prompt_embeds": embeddings, "rolling_window": window}
-            yield f"{name}, window {window}", partial(_rollout, session, model, arguments)
-        arguments = {"prompt_embeds": embeddings, "rolling_window": windows[0]}
-        arguments |= {"output": Path(folder) / "video.mp4"}
-        yield f"{name}, window {windows[0]}, MP4", partial(_rollout, session, model, arguments)
+            yield f"{name}, window {window}", partial(_rollout, session, start, window)
+        written = partial(start, output=Path(folder) / "video.mp4")
+        yield f"{name}, window 9, MP4", partial(_rollout, session, written, 9)
 
 
-def _rollout(session: Session, model: Any, arguments: Mapping[str, Any]) -> Facts:
+def _rollout(session: Session, start: Start, window: int) -> Facts:
     """A late chunk by the clock; the parts of a late chunk in the record."""
-    of, times = subject(session), list[float]()
-    full = arguments["rolling_window"] // CHUNK
+    of, times, full = subject(session), list[float](), window // CHUNK
     started = perf_counter()
-    stream = model.rollout(
-        "x", seed=1, chunks=full + (2 if session.small else LATE), guidance_scale=1.0,
+    stream = start(
+        chunks=full + (2 if session.small else LATE), rolling_window=window, guidance_scale=1.0,
         sampler="few-step", steps_list="1000,750,500,250", size=f"{of.width}x{of.height}",
-        **arguments,
     )  # fmt: skip
     for _ in stream:
         times.append(perf_counter())
-    record, late = stream.record, times[full - 1 :]
+    record, late = stream.record or {}, times[full - 1 :]
     return {
         "wall_fps": round(FRAMES * (len(late) - 1) / (late[-1] - late[0]), 2),
         "first_chunk_s": round(times[0] - started, 2),

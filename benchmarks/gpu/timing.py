@@ -13,10 +13,10 @@ from torch import Tensor
 
 BUDGET_S = 0.25  # of the repeats of one measurement
 KINDS = {  # kernels by the first pattern that fits their name
+    "fused": "triton",
     "attention": "flash|fmha|sdpa|attention|attn",
     "convolution": "conv|implicit|fprop|wgrad|cudnn.*ndhwc|nhwc",
     "product": "gemm|cutlass|cublas|nvjet|sm90_xmma|matmul|splitk",
-    "fused": "triton",
     "copy": "memcpy|memset|copy|cat",
     "norm": "norm|softmax|reduce",
 }
