@@ -12,7 +12,6 @@ from torch import Tensor
 from benchmarks.gpu.models import CHUNK, FRAMES, latents, load_decoder, memory, subject
 from benchmarks.gpu.session import Facts, Item, Session
 from benchmarks.gpu.timing import cudnn, kernel_ms, relative, time_ms
-from wancli.config.settings import Machine
 from wancli.models.fast_decoder import DecoderSpeedups, speed_up_decoder
 from wancli.models.vae import StreamingDecoder
 
@@ -29,36 +28,43 @@ PARTS = {
 
 
 def decoding(session: Session) -> Iterator[Item]:
-    """Case 7: the VAE as it is, in float32 and bfloat16; fast; and fast and compiled."""
-    exact = _exact(session)
-    reference = cache(lambda: _video(session, StreamingDecoder(exact).video))
-
-    def item(name: str, vae: Any, *, tf32: bool = False) -> Item:
-        return name, partial(_measure, session, vae, reference, tf32=tf32)
-
-    yield item("float32", exact)
-    yield item("fast", _sped_up(exact, FAST))
+    """Case 7: the VAE as diffusers decodes, in float32, and fast."""
+    exact, measure = _measurer(session)
+    yield "float32", partial(measure, exact)
+    fast = _sped_up(exact, FAST)
+    yield "fast", partial(measure, fast)
     if session.device.type == "cuda":
-        compiled = _sped_up(exact, DecoderSpeedups(dtype=HALF, compiled=True))
-        yield item("fast, compiled", compiled)
-        yield item("bfloat16", copy.deepcopy(exact).to(HALF))
-        yield item("float32, TF32 (torch's default)", exact, tf32=True)
-        yield "kernels, fast", partial(_kernels, session, _sped_up(exact, FAST))
-        yield "kernels, fast, compiled", partial(_kernels, session, compiled)
+        yield "fast, kernels", partial(_kernels, session, fast)
+
+
+def decoding_compiled(session: Session) -> Iterator[Item]:
+    """Case 7: the same compiled, and in other precisions; on CUDA only."""
+    if session.device.type != "cuda":
+        return
+    exact, measure = _measurer(session)
+    yield "bfloat16", partial(measure, copy.deepcopy(exact).to(HALF))
+    yield "float32, TF32 (torch's default)", partial(measure, exact, tf32=True)
+    compiled = _sped_up(exact, DecoderSpeedups(dtype=HALF, compiled=True))
+    yield "fast, compiled", partial(measure, compiled)
+    yield "fast, compiled, kernels", partial(_kernels, session, compiled)
 
 
 def decoding_parts(session: Session) -> Iterator[Item]:
     """Case 7: fast decoding without each of its parts."""
+    exact, measure = _measurer(session)
+    for name, speedups in PARTS.items():
+        yield name, partial(measure, _sped_up(exact, speedups))
+
+
+def _measurer(session: Session) -> tuple[Any, Callable[..., Facts]]:
+    """The VAE in float32, and what measures another with its error to it."""
     exact = _exact(session)
     reference = cache(lambda: _video(session, StreamingDecoder(exact).video))
-    for name, speedups in PARTS.items():
-        yield name, partial(_measure, session, _sped_up(exact, speedups), reference)
+    return exact, partial(_measure, session, reference)
 
 
 def _exact(session: Session) -> Any:
-    # diffusers' decoder: the setting is new
-    exact = {"vae_exact": True} if "vae_exact" in Machine.model_fields else {}
-    return load_decoder(session, subject(session), vae_dtype="float32", **exact)
+    return load_decoder(session, subject(session), vae_dtype="float32", vae_exact=True)
 
 
 def _sped_up(exact: Any, speedups: DecoderSpeedups) -> Any:
@@ -68,7 +74,7 @@ def _sped_up(exact: Any, speedups: DecoderSpeedups) -> Any:
 
 
 def _measure(
-    session: Session, vae: Any, reference: Callable[[], Tensor], *, tf32: bool = False
+    session: Session, reference: Callable[[], Tensor], vae: Any, *, tf32: bool = False
 ) -> Facts:
     """Milliseconds of a late chunk, frames per second, and the error of the first one."""
     if session.device.type == "cuda":

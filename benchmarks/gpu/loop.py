@@ -30,11 +30,12 @@ def rollouts(session: Session) -> Iterator[Item]:
 
 
 def more_rollouts(session: Session) -> Iterator[Item]:
-    """Case 9: the same eager, and with products in fp8."""
+    """Case 9: the same eager, with diffusers' own decoding, and with products in fp8."""
     if session.device.type != "cuda":
         return
     start: Start = partial(wancli.rollout, model=subject(session).name, device="cuda")
     yield from _items(session, "eager", start, (9,))
+    yield from _items(session, "eager, --vae-exact", partial(start, vae_exact=True), (9,))
     # not loaded once: weights to quantize are drawn on the CPU, and the text encoder's are many
     fp8 = partial(start, compile=True, quantize="fp8-dynamic")
     yield from _items(session, "fp8-dynamic, compiled", fp8, (9,))
