@@ -116,7 +116,8 @@ def test_a_video_without_an_output_has_frames_and_a_record_and_writes_nothing(
     assert video.record["request"]["sources"]["sampling.steps"] == "argument"
     assert names() == ["z.st"]
     kinds = [type(event).__name__ for event in events]
-    assert kinds == [*["Phase"] * 2, *["Step", "PreviewEvent"] * 2, "Phase"]
+    assert kinds == [*["Phase"] * 2, *["Step", "PreviewEvent"] * 2, "Phase", *["Decoded"] * 2]
+    assert events[-2:] == [wancli.Decoded(1, 5), wancli.Decoded(5, 5)]
     assert capfd.readouterr() == ("", "")
 
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         UsageError,
         WancliError,
     )
-    from wancli.records.progress import ChunkDone, Phase, PreviewEvent, Step
+    from wancli.records.progress import ChunkDone, Decoded, Loading, Phase, PreviewEvent, Step
     from wancli.rollouts.runner import RolloutChunk
 else:
 
@@ -68,9 +68,11 @@ __all__ = [
     "ChunkDone",
     "ChunkKeywords",
     "ClipKeywords",
+    "Decoded",
     "GenerateKeywords",
     "InputError",
     "LoadKeywords",
+    "Loading",
     "Model",
     "ModelError",
     "OutputError",

@@ -10,7 +10,7 @@ from wancli.cli.console import open_console
 from wancli.cli.options import OutputOptions
 from wancli.cli.progress import Pace, RunProgress, TransferProgress, bar_line, clock_time
 from wancli.cli.screen import Screen
-from wancli.records.progress import ChunkDone, Phase, Step
+from wancli.records.progress import ChunkDone, Decoded, Loading, Phase, Step
 
 
 class Clock:
@@ -44,6 +44,19 @@ def test_a_phase_without_steps_shows_its_time_and_promises_nothing():
     run = Run("decode")
     run.clock.now += 75
     assert (run.progress.fraction, run.progress.text()) == (None, "1:15")
+
+
+def test_loading_counts_bytes_and_decoding_video_frames():
+    run = Run("load")
+    run.progress.handle(Loading("transformer", 2**29, 2**31))
+    run.clock.now += 12
+    text = "transformer 512.0 MiB of 2.0 GiB 25% 0:12"
+    assert (run.progress.fraction, run.progress.text()) == (0.25, text)
+    run.progress.handle(Phase("decode"))
+    assert (run.progress.fraction, run.progress.text()) == (None, "0:00")
+    run.progress.handle(Decoded(17, 34))
+    run.clock.now += 3
+    assert (run.progress.fraction, run.progress.text()) == (0.5, "frame 17/34 50% 0:03")
 
 
 def test_the_count_of_one_phase_does_not_last_into_the_next():

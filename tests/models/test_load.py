@@ -1,3 +1,4 @@
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,15 @@ import torch
 import transformers
 
 from tests.fakes import tiny_folder
-from wancli.catalog.local import find_spec, revision
+from wancli.catalog.local import PARTS, find_spec, revision
 from wancli.catalog.specs import SPECS
 from wancli.config.precision import decoder_dtype, decodes_fast, transformer_dtype
 from wancli.config.settings import Machine
 from wancli.errors import SetupError
 from wancli.models.fast_decoder import decoder_in_words, latents_per_call
 from wancli.models.load import load_pipeline, load_vae, pick_device
+from wancli.models.warm import LoadWatch
+from wancli.records.progress import Loading
 
 
 def test_dtype_applies_to_all_components_but_the_vae(tiny_model: Path):
@@ -23,6 +26,20 @@ def test_dtype_applies_to_all_components_but_the_vae(tiny_model: Path):
     transformer = loaded.pipeline.transformer
     assert transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
     assert transformer.blocks[0].scale_shift_table.dtype == torch.float32  # diffusers keeps it so
+
+
+@pytest.mark.parametrize("parts", [PARTS, ("transformer",)])
+def test_parts_are_reported_before_they_are_read(tiny_model: Path, parts: tuple[str, ...]):
+    events: list[Any] = []
+    watch = LoadWatch(report=events.append)
+    load_pipeline(find_spec(str(tiny_model)), Machine(device="cpu"), parts, watch=watch)
+    order = [part for part in ("vae", "transformer", "text_encoder") if part in parts]
+    sizes = [
+        sum(file.stat().st_size for file in (tiny_model / part).glob("*.safetensors"))
+        for part in order
+    ]
+    done = [0, *accumulate(sizes)][:-1]
+    assert events == [Loading(*each, sum(sizes)) for each in zip(order, done, strict=True)]
 
 
 def test_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu():

@@ -53,9 +53,9 @@ def generate(
     """Generate a video from a prompt, and from pictures and videos with models that take them.
 
     With `output`, an MP4 with its record inside and beside it is written, too; the name may be a
-    template, such as "{prompt:40}-{seed}.mp4". `progress` is called with each Phase, Step and
-    PreviewEvent. The other settings are those of `wancli generate --help`, with the same presets
-    and defaults. To make several videos, `load` the model once. Raises WancliError.
+    template, such as "{prompt:40}-{seed}.mp4". `progress` is called with each Phase, Loading, Step,
+    PreviewEvent and Decoded. The other settings are those of `wancli generate --help`, with the
+    same presets and defaults. To make several videos, `load` the model once. Raises WancliError.
 
     >>> video = wancli.generate("a red circle moving right", model="demo", seed=1, steps=4)
     >>> video.frames.shape

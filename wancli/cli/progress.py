@@ -9,7 +9,17 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from wancli.cli.terminal_images import Place
-from wancli.records.progress import ChunkDone, Event, Phase, PreviewEvent, Report, Step
+from wancli.records.progress import (
+    ChunkDone,
+    Decoded,
+    Event,
+    Loading,
+    Phase,
+    PreviewEvent,
+    Report,
+    Step,
+)
+from wancli.utils.units import gib
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -85,6 +95,7 @@ class RunProgress:
         self.fraction: float | None = None
         self._began = self._last_step = self._last_chunk = self._clock()
         self._step: Step | None = None
+        self._count = ""
         self._chunks_done = self._chunks = 0
         self._steps_pace, self._chunks_pace = Pace(), Pace()
 
@@ -93,6 +104,12 @@ class RunProgress:
         now = self._clock()
         if isinstance(event, Phase):
             self._start(event.name)
+        elif isinstance(event, Loading):
+            self._count = f"{event.part} {gib(event.done)} of {gib(event.total)}"
+            self.fraction = event.done / event.total
+        elif isinstance(event, Decoded):
+            self._count = f"frame {event.frames}/{event.total}"
+            self.fraction = event.frames / event.total
         elif isinstance(event, Step):
             self._step = event
             self._steps_pace.add(now - self._last_step)
@@ -106,10 +123,12 @@ class RunProgress:
             self.fraction = self._chunks_done / event.total
 
     def text(self) -> str:
-        """`step 12/30 40% 812 ms/step eta 0:14`, or the time since the phase began."""
+        """`step 12/30 40% 812 ms/step eta 0:14`; else counts and the time since the phase began."""
         step = self._step
         if self.fraction is None:
             return clock_time(self._since(self._began))
+        if self._count:
+            return f"{self._count} {self.fraction:.0%} {clock_time(self._since(self._began))}"
         if step is None:
             return f"chunk {self._chunks_done}/{self._chunks} {self.fraction:.0%}"
         chunk = f"chunk {step.chunk + 1}/{step.chunks} " if step.chunks > 1 else ""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKLWan
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,7 +24,9 @@ from wancli.models.fast_decoder import latents_per_call
 from wancli.models.load import Loaded, transformers_of
 from wancli.models.offload import onload
 from wancli.models.vae import StreamingDecoder, denormalize, require_finite, to_pixels
+from wancli.models.vae_scaling import latent_normalizer
 from wancli.planning.plan import Plan
+from wancli.records.progress import Decoded, Report, ignore
 from wancli.records.record import ForwardStats
 
 
@@ -173,26 +176,44 @@ def _boundary(pipeline: Any, ratio: float | None) -> Iterator[None]:
         pipeline.register_to_config(boundary_ratio=before)
 
 
-def clip_frames(loaded: Loaded, denoised: DenoisedClip) -> NDArray[np.uint8]:
+def clip_frames(
+    loaded: Loaded, denoised: DenoisedClip, report: Report = ignore
+) -> NDArray[np.uint8]:
     """The video frames uint8 [T, H, W, 3], decoded now unless the pipeline has done so."""
     if denoised.frames is not None:
         return denoised.frames
-    return decode(loaded.pipeline.vae, denoised.latents)
+    return decode(loaded.pipeline.vae, denoised.latents, report)
 
 
 @torch.no_grad()
-def decode(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
-    """Normalised latents [1, C, F, H, W] to video frames uint8 [T, H, W, 3]. Raises DecodeError."""
+def decode(vae: Any, latents: Tensor, report: Report = ignore) -> NDArray[np.uint8]:
+    """Normalised latents [1, C, F, H, W] to video frames uint8 [T, H, W, 3]. Raises DecodeError.
+
+    Frames are reported as they are decoded, unless the decoder works in tiles.
+    """
+    done, total = 0, latent_normalizer(vae).temporal * (latents.shape[2] - 1) + 1
+
+    def on_frames(count: int) -> None:
+        nonlocal done
+        done += count
+        report(Decoded(done, total))
+
     if latents_per_call(vae) > 1 and not vae.use_tiling:
-        return _decode_in_parts(vae, latents)
-    with require_finite(vae):
+        return _decode_in_parts(vae, latents, on_frames)
+    in_tiles = vae.use_tiling or not isinstance(vae, AutoencoderKLWan)  # others': in time, too
+    with require_finite(vae, None if in_tiles else on_frames):
         video = vae.decode(denormalize(vae, latents), return_dict=False)[0]
     frames: NDArray[np.uint8] = to_pixels(video)[0].numpy()
     return frames
 
 
-def _decode_in_parts(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
+def _decode_in_parts(
+    vae: Any, latents: Tensor, on_frames: Callable[[int], None]
+) -> NDArray[np.uint8]:
     """The same with as many latents per call as the decoder takes."""
     onload(vae)
-    decoder, parts = StreamingDecoder(vae), torch.split(latents, latents_per_call(vae), 2)
-    return np.concatenate([decoder(part) for part in parts])
+    decoder, frames = StreamingDecoder(vae), []
+    for part in torch.split(latents, latents_per_call(vae), 2):
+        frames.append(decoder(part))
+        on_frames(len(frames[-1]))
+    return np.concatenate(frames)

@@ -129,7 +129,7 @@ class Runner:
             _save(denoised.latents, job, record)
             report(Phase("decode"))
             with keeping(self._whole(denoised.latents), job.output, record.as_json()):
-                frames = clip_frames(loaded, denoised)
+                frames = clip_frames(loaded, denoised, report)
             clock.mark("decode")
         cache = _cache(self.settings, self.plan, denoised.stats)
         timings = {**record.timings, **_timings(job, clock, denoised.stats, sigmas)}
@@ -230,7 +230,7 @@ def decode_file(
     vae, device = load_vae(find_spec(settings.model), settings.machine)
     loaded = perf_counter()
     report(Phase("decode"))
-    frames = decode(vae, latents)
+    frames = decode(vae, latents, report)
     decoded = perf_counter()
     timings = {"load_s": loaded - started, "decode_s": decoded - loaded}
     update: dict[str, Any] = {

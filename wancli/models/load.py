@@ -27,8 +27,9 @@ from wancli.models.lora import merge_loras
 from wancli.models.offload import place
 from wancli.models.optimize import check_speed, speed_up
 from wancli.models.random_weights import random_components, random_part
-from wancli.models.warm import OnBytes
+from wancli.models.warm import UNWATCHED, LoadWatch, OnBytes
 from wancli.planning.lora import find_lora
+from wancli.records.progress import Loading, Report
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,17 @@ class Loaded:
 
 def load_pipeline(
     spec: ModelSpec, machine: Machine, parts: Collection[str] = PARTS, *, task: str = TEXT,
-    stays: Collection[str] = (), on_bytes: OnBytes | None = None,
+    stays: Collection[str] = (), watch: LoadWatch = UNWATCHED,
 ) -> Loaded:  # fmt: skip
     """Load the `parts` of a model into diffusers' pipeline for a task.
 
-    The image encoder is in float32; `stays` as in `place`, `on_bytes` as in `download`. Raises
-    ModelError for broken files and for a model that cannot do the task, SetupError for a missing
-    device.
+    The image encoder is in float32; `stays` as in `place`. Raises ModelError for broken files and
+    for a model that cannot do the task, SetupError for a missing device.
     """
     device = pick_device(machine.device)
     dtype: torch.dtype = getattr(torch, transformer_dtype(machine, device.type))
     check_speed(machine, device)
-    spec = _on_disk(spec, parts, on_bytes)
+    spec = _on_disk(spec, parts, watch.on_bytes)
     if task not in spec.tasks:
         raise ModelError(
             f"{spec.name} is {' and '.join(spec.tasks)}, not {task}.",
@@ -63,18 +63,23 @@ def load_pipeline(
     # Random weights are drawn on the device, unless they are offloaded or quantized afterwards.
     resident = machine.offload in ("auto", "none") and machine.quantize == "none"
     at = device if resident else torch.device("cpu")
+    reading = _Reading(spec, parts, watch.report)
     with _quiet(), load_errors(spec):
         ready: dict[str, Any] = {"vae": None}
         if "vae" in parts:
+            reading.begin("vae")
             ready["vae"] = _vae(spec, machine, at, kind=device.type)
         for name in ("transformer", "transformer_2")[: spec.experts]:
+            reading.begin(name)
             ready[name] = _part(getattr(diffusers, classes.transformer), spec, name, dtype, at)
         if spec.image_encoder and "text_encoder" in parts:
+            reading.begin("image_encoder")
             ready["image_encoder"] = _image_encoder(spec, at)
         pipeline_class = getattr(diffusers, classes.pipeline)
         if "text_encoder" in parts and spec.random:
             pipeline = pipeline_class(**random_components(spec, dtype=dtype, device=at), **ready)
         elif "text_encoder" in parts:
+            reading.begin("text_encoder")
             pipeline = pipeline_class.from_pretrained(
                 str(spec.folder), dtype=dtype, local_files_only=True, **ready
             )
@@ -90,6 +95,30 @@ def load_pipeline(
         place(pipeline, device, machine.offload, stays=stays)
     pipeline.set_progress_bar_config(disable=True)
     return Loaded(pipeline, spec, device)
+
+
+class _Reading:
+    """Reports each part before its weights are read, with the bytes of those before it."""
+
+    def __init__(self, spec: ModelSpec, parts: Collection[str], report: Report) -> None:
+        """Random weights are not read, and not reported."""
+        of_text = ("text_encoder", "text_encoder_2", "image_encoder")
+        names = [*EXPERTS.values(), *(part for part in parts if part == "vae")]
+        names += of_text if "text_encoder" in parts else ()
+        self._bytes = {name: _weight_bytes(spec, name) for name in names}
+        self._done, self._report = 0, report
+
+    def begin(self, part: str) -> None:
+        """Report that this part is read next."""
+        if total := sum(self._bytes.values()):
+            self._report(Loading(part, self._done, total))
+            self._done += self._bytes[part]
+
+
+def _weight_bytes(spec: ModelSpec, part: str) -> int:
+    """Bytes of a part's files; 0 where it has none."""
+    files = (spec.folder / part).glob("*.safetensors") if spec.folder else ()
+    return sum(file.stat().st_size for file in files)
 
 
 def switch_task(loaded: Loaded, task: str) -> Loaded:

@@ -4,7 +4,7 @@ Latents [B, C, F, H, W] are normalised, as the transformer sees them. Video is [
 [-1, 1], frames are uint8.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,14 +45,17 @@ def to_pixels(video: Tensor) -> Tensor:
 
 
 @contextmanager
-def require_finite(vae: Any) -> Iterator[None]:
+def require_finite(vae: Any, on_frames: Callable[[int], None] | None = None) -> Iterator[None]:
     """Raise DecodeError if anything the VAE decodes in the block is not finite.
 
-    Checked before clamping, which would turn inf into white and NaN into black.
+    Checked before clamping, which would turn inf into white and NaN into black. `on_frames` is
+    called with the number of frames of each call of the decoder.
     """
 
     def check(_decoder: Any, _inputs: Any, video: Tensor) -> None:
         check_finite(torch.isfinite(video).all())
+        if on_frames:
+            on_frames(video.shape[2])
 
     hook = vae.decoder.register_forward_hook(check)
     try:

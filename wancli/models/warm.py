@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import TEXT
 from wancli.config.settings import Machine
 from wancli.errors import UsageError
-from wancli.records.progress import Phase, Report
+from wancli.records.progress import Phase, Report, ignore
 from wancli.utils.garbage import freeze_again, uncollected
 from wancli.utils.threads import choose_idle_threads
 
@@ -21,6 +22,17 @@ if TYPE_CHECKING:
     from wancli.models.load import Loaded
 
 OnBytes = Callable[[int], None]  # called with the bytes downloaded so far
+
+
+@dataclass(frozen=True)
+class LoadWatch:
+    """Callbacks of a model that is loaded; without `on_bytes`, huggingface_hub draws its bars."""
+
+    report: Report = ignore
+    on_bytes: OnBytes | None = None
+
+
+UNWATCHED = LoadWatch()
 
 # They log while they are imported: warnings about what is not used here.
 _LOUD = ("torchao", "torch.utils._pytree", "diffusers")
@@ -66,7 +78,7 @@ class WarmPipeline:
         self, spec: ModelSpec, machine: Machine, *, parts: Collection[str] = PARTS,
         stays: Collection[str] = (), on_bytes: OnBytes | None = None,
     ) -> None:  # fmt: skip
-        """`parts`, `stays` and `on_bytes` as in `load_pipeline`."""
+        """`parts` and `stays` as in `load_pipeline`, `on_bytes` as in `LoadWatch`."""
         self.spec, self.machine, self.stays = spec, machine, stays
         self._parts, self._on_bytes, self._since = parts, on_bytes, perf_counter()
         self._loaded: Loaded | None = None
@@ -110,7 +122,7 @@ class WarmPipeline:
         with torch.random.fork_rng(devices=[]), uncollected():
             self._loaded = load_pipeline(
                 self.spec, self.machine, self._parts, task=task, stays=self.stays,
-                on_bytes=self._on_bytes,
+                watch=LoadWatch(report, self._on_bytes),
             )  # fmt: skip
         return self._loaded, perf_counter() - self._since
 

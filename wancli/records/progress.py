@@ -18,6 +18,23 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """A part of the model whose weights are read next."""
+
+    part: str
+    done: int  # bytes of the parts before it
+    total: int  # bytes of all parts
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Video frames that the VAE has decoded."""
+
+    frames: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Step:
     """A finished denoising step of a video, or of a chunk of it."""
 
@@ -44,10 +61,14 @@ class PreviewEvent:
     png: bytes
 
 
-Event = Phase | Step | ChunkDone | PreviewEvent
+Event = Phase | Loading | Step | ChunkDone | Decoded | PreviewEvent
 
 
 Report = Callable[[Event], None]
+
+
+def ignore(_event: Event) -> None:
+    """Report nothing."""
 
 
 class Observer(Protocol):
