@@ -25,6 +25,21 @@ print(json.dumps([code or 0, heavy]))
 """
 
 
+FIRST = f"""
+import json, os, sys
+
+class First:
+    def write(self, text):
+        heavy = [name for name in {HEAVY} if name in sys.modules]
+        print(json.dumps([text, heavy, len(sys.modules)]), flush=True)
+        os._exit(0)
+
+sys.argv[0], sys.stderr = "wancli", First()
+from wancli.cli.app import main
+main()
+"""
+
+
 def run(*arguments, folder, program=WATCHED, **variables):
     """Exit code, heavy modules that were imported, stdout and stderr of `wancli ARGUMENTS`."""
     done = subprocess.run(
@@ -206,3 +221,14 @@ def test_completion_imports_nothing_heavy(typed, offered, tmp_path):
     code, heavy, stdout, stderr = run(folder=tmp_path, **variables)
     assert (code, heavy) == (0, []), stderr
     assert offered in stdout.split()
+
+
+@pytest.mark.parametrize("command", [["generate", "a red circle"], ["rollout", "a red circle"]])
+def test_a_run_says_something_before_it_imports_anything_heavy(command, tmp_path):
+    """Half a second passes until then; its measure is the modules, which no load changes."""
+    program = [sys.executable, "-c", FIRST, *command]
+    done = subprocess.run(program, cwd=tmp_path, env=environment(), capture_output=True, check=True)
+    text, heavy, modules = json.loads(done.stdout)
+    assert text.strip() == "import"
+    assert heavy == []
+    assert modules < 500
