@@ -7,9 +7,10 @@ from torch import Tensor
 from wancli.cost.kernels import AttentionCase, rank_kernels, wrong_kernels
 from wancli.doctor import kernels
 from wancli.doctor.kernels import (
+    MeasuredBackend,
     available_backends,
-    backend_function,
     describe,
+    find_backend,
     measure_alignments,
     measure_kernels,
 )
@@ -42,7 +43,7 @@ def blind_at_the_end(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return native(query, key[:, :-4], value[:, :-4])
 
 
-native = backend_function("native", CPU)
+native = find_backend("native", CPU).attend
 
 
 def test_wrong_and_broken_kernels_are_named_and_the_right_one_is_taken():
@@ -50,7 +51,9 @@ def test_wrong_and_broken_kernels_are_named_and_the_right_one_is_taken():
         "fast": fast_and_wrong, "nan": not_finite, "blind": blind_at_the_end, "broken": broken,
         "native": native,
     }  # fmt: skip
-    table = measure_kernels(CPU, backends, round_s=1e-4)
+    table = measure_kernels(
+        CPU, {name: MeasuredBackend(each) for name, each in backends.items()}, round_s=1e-4
+    )
     assert [*rank_kernels(table.times, heads=2, tokens=64)] == ["native"]
     errors = {time.backend: time.error for time in table.times}
     assert errors["native"] < 1e-5
@@ -65,7 +68,8 @@ def test_wrong_and_broken_kernels_are_named_and_the_right_one_is_taken():
 
 
 def test_no_case_is_begun_after_the_budget():
-    assert measure_kernels(CPU, {"native": native}, budget_s=-1.0).times == []
+    backends = {"native": MeasuredBackend(native)}
+    assert measure_kernels(CPU, backends, budget_s=-1.0).times == []
 
 
 def test_backends_that_run_here_are_found():

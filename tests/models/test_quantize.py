@@ -157,7 +157,7 @@ def test_fp8_products_are_close_to_bfloat16_on_a_gpu(command: str):
         return torch.cat([torch.from_numpy(chunk.frames).float() for chunk in chunks])
 
     frames = run(), run(quantize="fp8-dynamic")
-    assert 0 < (frames[0] - frames[1]).abs().mean() < 8  # of 255
+    assert 0 < (frames[0] - frames[1]).abs().mean() < 4  # of 255; 1.1 on a CPU
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("int8", "float32"), ("fp8", "bfloat16")])

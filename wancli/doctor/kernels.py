@@ -1,7 +1,7 @@
 """Times and errors of attention kernels at the sizes of the known models."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
@@ -17,7 +17,6 @@ from diffusers.models.attention_dispatch import (
 )
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
 from wancli.caching.attention import TORCH_KERNELS, attend, is_torch_kernel
 from wancli.caching.lru import KV
@@ -57,6 +56,14 @@ ROUNDS, CHECKED_ROWS = 5, 64
 
 
 @dataclass(frozen=True)
+class MeasuredBackend:
+    """A function that attends, in a context that is entered once."""
+
+    attend: Attend
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+@dataclass(frozen=True)
 class KernelTable:
     """Measured kernels, rounds by alignment of cross-attention, and what failed, with its error."""
 
@@ -67,7 +74,7 @@ class KernelTable:
 
 def measure_kernels(
     device: torch.device,
-    backends: Mapping[str, Attend] | None = None,
+    backends: Mapping[str, MeasuredBackend] | None = None,
     *,
     round_s: float = 0.02,
     budget_s: float = 15.0,
@@ -90,13 +97,13 @@ def measure_kernels(
             expected = _reference(*tensors)
         except torch.OutOfMemoryError:
             break
-        for name, function in list(backends.items()):
+        for name, backend in list(backends.items()):
             if name in QUADRATIC and 4 * case.heads * case.queries * case.keys > MOST_SCORES:
                 continue
             try:
-                with torch.no_grad():
-                    error = _error(function(*tensors), expected)
-                rounds = _rounds({name: partial(function, *tensors)}, device, round_s)
+                with torch.no_grad(), backend.context():
+                    error = _error(backend.attend(*tensors), expected)
+                    rounds = _rounds({name: partial(backend.attend, *tensors)}, device, round_s)
                 times.append(KernelTime(name, case, median(rounds[name]), error))
             except Exception as problem:  # noqa: BLE001 - each kernel raises something else
                 failed[name] = first_line(problem)
@@ -128,41 +135,28 @@ def describe(table: KernelTable) -> Iterator[str]:
         yield f"prompt K/V, padded to {each}; so `kv_align auto` is {padding}"
 
 
-def available_backends(device: torch.device) -> Iterator[tuple[str, Attend]]:
+def available_backends(device: torch.device) -> Iterator[tuple[str, MeasuredBackend]]:
     """torch's kernels and diffusers' backends that attend to a tiny tensor here."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     tiny = _draw(AttentionCase(2, 256, 256), device, dtype)
     for name in AttentionBackendName:
         if any(word in name.value for word in LEFT_OUT) or not _is_here(name):
             continue
-        function = backend_function(name.value, device)
+        backend = find_backend(name.value, device)
         try:
-            with torch.no_grad():
-                function(*tiny)
+            with torch.no_grad(), backend.context():
+                backend.attend(*tiny)
         except Exception:  # noqa: BLE001 - the doctor lists what does not run
             continue
-        yield name.value, function
+        yield name.value, backend
 
 
-def backend_function(name: str, device: torch.device) -> Attend:
-    """Attention with one backend alone: torch's kernels as `AttentionKernel` runs them."""
+def find_backend(name: str, device: torch.device) -> MeasuredBackend:
+    """A backend alone: torch's kernels as `AttentionKernel` runs them, others by diffusers."""
     if name in TORCH_KERNELS and is_torch_kernel(name, device):
-        return partial(_torch_attention, name)
-    return partial(_dispatched, name)
-
-
-def _torch_attention(
-    name: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
-) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    with sdpa_kernel(TORCH_KERNELS[name]):
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
-
-
-def _dispatched(name: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    with attention_backend(name):  # checks its package, and loads its kernel
-        mixed: Tensor = dispatch_attention_fn(query, key, value)
-    return mixed
+        return MeasuredBackend(attend, partial(sdpa_kernel, TORCH_KERNELS[name]))
+    # Checks its package, and loads its kernel.
+    return MeasuredBackend(dispatch_attention_fn, partial(attention_backend, name))
 
 
 def _is_here(name: AttentionBackendName) -> bool:
