@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import signal
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -187,12 +188,14 @@ class CapturedStep:
     """
 
     EAGER = 3  # calls before the capture, in which libraries allocate what they need
+    AHEAD = 4  # steps that may wait for the device, so that a stop or a log is never far behind
 
     def __init__(self, step: Callable[..., Tensor], *, device: str) -> None:
         self.step = step
         self.stream = make_stream(device)
         self.calls: dict[Hashable, int] = {}
         self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+        self._replays: deque[torch.cuda.Event] = deque()
 
     def __call__(self, *inputs: Tensor, **constants: Hashable) -> Tensor:
         """Take a step."""
@@ -207,12 +210,20 @@ class CapturedStep:
             for ours, new in zip(static, inputs, strict=True):
                 ours.copy_(new)
             graph.replay()
+            self._limit_replays()
             return out.clone()
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             out = self.step(*inputs, **constants)
         torch.cuda.current_stream().wait_stream(self.stream)
         return out
+
+    def _limit_replays(self) -> None:
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record()
+        self._replays.append(event)
+        if len(self._replays) > self.AHEAD:
+            self._replays.popleft().synchronize()
 
     def _capture(
         self, key: Hashable, inputs: Iterable[Tensor], constants: dict[str, Hashable]
