@@ -36,6 +36,17 @@ def test_generate_writes_a_video_and_its_sidecar_and_prints_the_path(
     assert sorted(p.name for p in Path("out").iterdir()) == ["a.json", "a.mp4"]
 
 
+@pytest.mark.slow
+def test_the_first_step_of_a_compiled_video_is_timed_apart(wancli: Wancli, tiny_model: Path):
+    result = wancli(*small(tiny_model), "--compile", "--json", "-q")
+    assert result.code == 0, result.err
+    timings = json.loads(result.out)["timings"]
+    first, second = timings["steps_ms"]
+    assert timings["first_step_s"] == pytest.approx(first / 1000)
+    assert timings["denoise_s"] >= 0.999 * second / 1000
+    assert timings["denoise_s"] < timings["first_step_s"]
+
+
 def test_latents_are_those_of_a_plain_diffusers_call(wancli: Wancli, tiny_model: Path):
     result = wancli(
         *small(tiny_model), "--seed", 7, "--guidance-scale", 3, "--flow-shift", 2.5,

@@ -152,6 +152,23 @@ def test_sigkill_loses_at_most_one_chunk(wancli: Wancli, tiny_model: Path):
     assert digest() == digest("whole.mp4")
 
 
+@pytest.mark.slow
+def test_a_compiled_rollout_is_timed_apart_and_resumes_to_the_same_frames(
+    wancli: Wancli, tiny_model: Path
+):
+    arguments = small(tiny_model, "--chunks", 4, "--rolling-window", 4, "--compile", "-o", "a.mp4")
+    result = wancli(*arguments, "--json")
+    assert result.code == 0, result.err
+    timings, whole = json.loads(result.out)["timings"], digest()
+    assert timings["compile_s"] > 1  # which no step contains
+    assert max(max(row["steps_ms"]) for row in timings["chunks"]) < 1000
+    for number in (2, 3):
+        Path(f"a.rollout/chunk-{number:06}.safetensors").unlink()
+    result = wancli("rollout", "--resume", "-o", "a.mp4", "-q")
+    assert result.code == 0, result.err
+    assert digest() == whole
+
+
 def test_resume_extends_a_finished_rollout_without_repeating_its_settings(
     wancli: Wancli, tiny_model: Path
 ):

@@ -60,7 +60,7 @@ def roll(model: CausalDenoiser, *, chunks: int = 5) -> Tensor:
 
 def chunk(model: CausalDenoiser, span: Span) -> list[Tensor]:
     """Velocities of one chunk."""
-    latents = draw(1, 4, SIZE, SIDE, SIDE, seed=span.index).to(model.device)
+    latents = draw(1, 4, span.frames, SIDE, SIDE, seed=span.index).to(model.device)
     model.begin(span)
     velocities = [model.velocity(latents, timestep) for timestep in (900.0, 500.0)]
     model.commit(latents, 0.0)
@@ -136,6 +136,25 @@ def test_a_compiled_rollout_differs_by_rounding(
 ):
     error = compiled_error(wan, shape, rope=rope, guidance_scale=scale)
     assert error < 2e-6, f"relative error {error:.1e}"
+
+
+@pytest.mark.slow
+def test_a_first_frame_that_is_a_chunk_by_itself_takes_a_graph_of_its_own():
+    sizes = [Span(0, 0, 1), *(Span(index, SIZE * index - 1, SIZE) for index in range(1, 5))]
+    latents = torch.zeros(1, 4, SIZE, SIDE, SIDE)
+    velocities, model = [], wan(num_layers=2)
+    for compiled in (False, True):
+        if compiled:
+            compile_blocks(model, "default")
+        with causal(model, window(5)) as denoiser:
+            denoiser.set_prompt(prompts(denoiser, 1))
+            if compiled:
+                denoiser.warm_up(sizes, latents)
+                assert graphs() == 2
+            velocities.append([chunk(denoiser, span) for span in sizes])
+    assert graphs() == 2
+    for plain, ours in zip(*velocities, strict=True):
+        assert relative(torch.cat(ours), torch.cat(plain)) < 2e-6
 
 
 @pytest.mark.slow

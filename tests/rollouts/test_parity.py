@@ -1,5 +1,6 @@
 """Parity of rollouts with the original Self-Forcing code (see tests/parity/README.md)."""
 
+import copy
 import json
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from wancli.catalog.geometry import Span, WindowConfig, lay_out
 from wancli.config.settings import Sampling
 from wancli.generation.flow import few_step, few_step_levels, solve
 from wancli.generation.noise import StreamNoise
+from wancli.models.optimize import compile_blocks
 from wancli.rollouts.denoiser import PromptPair, causal
 from wancli.rollouts.loop import Chunk, ChunkPrompt, RolloutInputs, rollout
 from wancli.rollouts.sampler import make_solver
@@ -102,20 +104,30 @@ def roll(transformer, model_json, inputs, case):
     return latents.transpose(0, 1)
 
 
+@pytest.fixture(params=["eager", pytest.param("compiled", marks=pytest.mark.slow)])
+def either(request, transformer):
+    """The transformer as it is, or with compiled blocks."""
+    if request.param == "eager":
+        return transformer
+    model = copy.deepcopy(transformer)
+    compile_blocks(model, "default")
+    return model
+
+
 @pytest.mark.parametrize("name", ["t2v_full", "t2v_win6", "init_full", "init_win6"])
-def test_latents_equal_those_of_the_original(transformer, model_json, inputs, name):
+def test_latents_equal_those_of_the_original(either, model_json, inputs, name):
     case = json.loads((PARITY / f"case_{name}.json").read_text())
     expected = load_file(PARITY / f"case_{name}.safetensors")["latents"]
-    latents = roll(transformer, model_json, inputs, case)
+    latents = roll(either, model_json, inputs, case)
     error = (latents - expected).abs().max().item()
     assert latents.shape == expected.shape
     assert error < 5e-6, f"{name}: {error:.1e} off"
 
 
-def test_guided_latents_equal_those_of_the_original(transformer, model_json, inputs):
+def test_guided_latents_equal_those_of_the_original(either, model_json, inputs):
     case = json.loads((PARITY / "case_cfg_init_win6.json").read_text())
     expected = load_file(PARITY / "case_cfg_init_win6.safetensors")["last_chunk"]
-    latents = roll(transformer, model_json, inputs, case)
+    latents = roll(either, model_json, inputs, case)
     error = (latents[-len(expected) :] - expected).abs().max().item()
     assert len(latents) == case["initial_latent_frames"] + case["noise_frames"]
     assert error < 2e-5, f"{error:.1e} off"

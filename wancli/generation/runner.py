@@ -132,7 +132,9 @@ class Runner:
                 frames = clip_frames(loaded, denoised, report)
             clock.mark("decode")
         cache = _cache(self.settings, self.plan, denoised.stats)
-        timings = {**record.timings, **_timings(job, clock, denoised.stats, sigmas)}
+        compiles = self.settings.machine.compile
+        measured = _timings(job, clock, denoised.stats, sigmas, compiles=compiles)
+        timings = {**record.timings, **measured}
         timings |= {"uses": [asdict(forward) for forward in denoised.stats]} if cache else {}
         memory = self._memory(loaded.device, denoised)
         env = versions() | {"attention": denoised.attention}
@@ -183,13 +185,18 @@ def _save(latents: Tensor, job: Job, record: RunRecord) -> None:
 
 
 def _timings(
-    job: Job, clock: Timer, stats: Sequence[ForwardStats], sigmas: list[float]
+    job: Job, clock: Timer, stats: Sequence[ForwardStats], sigmas: list[float], *, compiles: bool
 ) -> dict[str, Any]:
-    """Seconds of each phase up to the video frames; time, sigma and forwards of each step."""
+    """Seconds of each phase up to the video frames; time, sigma and forwards of each step.
+
+    A first step that `compiles` is a phase by itself.
+    """
     forwards = [sum(s.step == step and s.blocks > 0 for s in stats) for step in range(len(sigmas))]
+    first = clock.ms("step")[0] / 1000 if compiles else 0.0
     return {
         "encode_prompt_s": clock.seconds("encode"),
-        "denoise_s": clock.seconds("step", "denoise"),
+        **({"first_step_s": first} if compiles else {}),
+        "denoise_s": clock.seconds("step", "denoise") - first,
         **({"preview_s": clock.seconds("preview")} if job.preview_every else {}),
         "decode_s": clock.seconds("decode"),
         "steps_ms": clock.ms("step"),
