@@ -76,6 +76,7 @@ class Session:
 
     def write(self, row: dict[str, Any]) -> None:
         """Print a measurement, and append it to the file."""
+        row["at_s"] = round(self.seconds - self.left, 1)
         self.rows.append(row)
         line = json.dumps(row)
         logger.info("%s", line)

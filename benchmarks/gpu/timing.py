@@ -76,11 +76,9 @@ def time_ms(
     wait(device)
     first = 1000 * (perf_counter() - started)
     started = perf_counter()
-    warm_up = 2 if device.type == "cuda" else 1
-    for _ in range(warm_up):
-        call()
+    call()
     wait(device)
-    once = (perf_counter() - started) / warm_up
+    once = perf_counter() - started
     marks = Marks(device)
     repeats = min(100, max(least, round(budget_s / max(once, 1e-6))))
     for _ in range(repeats if device.type == "cuda" else 1):  # a CPU only shows that it works
