@@ -18,11 +18,12 @@ from tests.conftest import Wancli
 from wancli import Video, generate
 from wancli.catalog.local import find_spec
 from wancli.config.resolve import Layer, resolve
-from wancli.config.settings import Machine, Settings
+from wancli.config.settings import Machine, PromptKV, Settings
 from wancli.cost.devices import Device
 from wancli.cost.estimate import FP8, Rates, write_rates
 from wancli.cost.kernels import AttentionCase, KernelTime, rank_kernels
 from wancli.errors import SetupError
+from wancli.generation.caches import prompt_alignment
 from wancli.models import attention
 from wancli.models.attention import AttentionKernel, choose_kernel, kernels_to_try
 from wancli.planning.plan import make_plan
@@ -69,6 +70,15 @@ def test_auto_uses_no_table_of_another_gpu_torch_or_dtype(monkeypatch: pytest.Mo
     assert tried(dtype=torch.float32) == ["_native_cudnn"]
     monkeypatch.setattr("wancli.cost.devices.package_version", lambda _: "2.99.0")
     assert tried() == ["_native_cudnn"]
+
+
+def test_auto_pads_the_prompt_where_that_was_measured_faster(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("wancli.cost.estimate.find_device", lambda _: H100)
+    off = Settings(prompt_kv=PromptKV(kv_align="off"))
+    assert prompt_alignment(CUDA, Settings()) == 1
+    write_rates(H100, replace(RATES, aligned={1: [2.0, 2.1], 8: [2.0, 2.2], 64: [1.0, 1.9]}))
+    assert prompt_alignment(CUDA, Settings()) == 64
+    assert prompt_alignment(CUDA, off) == prompt_alignment(CPU, Settings()) == 1
 
 
 def test_auto_leaves_the_choice_to_torch_on_a_cpu_and_for_masked_attention():

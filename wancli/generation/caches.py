@@ -80,7 +80,7 @@ def caches(
                     prompt_kv(
                         transformer,
                         memory,
-                        align=_alignment(loaded, settings),
+                        align=prompt_alignment(loaded.device, settings),
                         uniform_timesteps=uniform,
                         offload_to=torch.device("cpu") if chosen.free_kv_weights else None,
                     )
@@ -116,9 +116,9 @@ def step_caches(
         yield sessions
 
 
-def _alignment(loaded: Loaded, settings: Settings) -> int:
-    """Multiple to which the prompt's tokens are padded."""
-    rates = rates_here(settings.machine) if loaded.device.type == "cuda" else None
+def prompt_alignment(device: torch.device, settings: Settings) -> int:
+    """Multiple to which the prompt's tokens are padded: measured on GPUs only."""
+    rates = rates_here(settings.machine) if device.type == "cuda" else None
     return tokens_to_align(settings.prompt_kv.kv_align, rates.aligned if rates else {})
 
 
