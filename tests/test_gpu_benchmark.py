@@ -47,11 +47,19 @@ def test_cases_are_skipped_when_time_is_up(tmp_path: Path):
 
 
 CARD = [
-    {"case": 0, "name": "versions", "card": "A GPU", "driver": "1.2", "torch": "2.11", "cudnn": 9},
+    {
+        "case": 0,
+        "name": "versions",
+        "card": "A GPU",
+        "driver": "1.2",
+        "torch": "2.11",
+        "cudnn": 91900,
+    },
     {"case": 6, "name": "compiled, window 9", "transformer_fps": 51.26},
     {"case": 6, "name": "compiled, error", "error": 0.0051},
     {"case": 6, "name": "compiled, window 21", "error": "OutOfMemoryError: no"},
     {"case": 9, "name": "compiled, window 9", "wall_fps": 33.33},
+    {"case": 9, "name": "compiled, window 9, MP4", "wall_fps": 30.06},
     {
         "case": 7,
         "name": "fast",
@@ -71,12 +79,12 @@ def test_tables_are_made_of_the_results(tmp_path: Path):
     text = "a\n<!-- gpu-{0}: begin -->\nold\n<!-- gpu-{0}: end -->\nb"
     cards = read_results(tmp_path)
     for kind, line in (
-        ("rollouts", "| compiled, window 9 | 51.3 | 33.3 | 5.1e-03 |"),
+        ("rollouts", "| compiled, window 9 | 51.3 | 33.3 | 30.1 | 5.1e-03 |"),
         ("decoding", "| fast | 50.0 | 80.0 | 4.0e-03 | 59 dB |"),
         ("attention", "| 12 heads, 32 keys | 400 | 601 |"),
     ):
         lines = filled(text.format(kind), cards).splitlines()
-        assert lines[3] == "A GPU (driver 1.2, torch 2.11, cuDNN 9):"
+        assert lines[3] == "A GPU (driver 1.2, torch 2.11, cuDNN 9.19):"
         assert lines[-4:] == [line, "", f"<!-- gpu-{kind}: end -->", "b"]
         empty = filled(text.format(kind), [])
         assert empty == text.format(kind).replace("old\n", "")

@@ -53,7 +53,9 @@ def table(kind: str, cards: Sequence[Card]) -> str:
 
 def _title(card: Card) -> str:
     """The card, and the versions that were measured."""
-    of = card.get((0, "versions"), {})
+    of = dict(card.get((0, "versions"), {}))
+    if of.get("cudnn"):  # 91900 is 9.19.0
+        of["cudnn"] = ".".join(map(str, divmod(of["cudnn"] // 100, 100)))
     known = [("driver", "driver"), ("torch", "torch"), ("cuDNN", "cudnn"), ("wancli", "wancli")]
     versions = ", ".join(f"{label} {of[name]}" for label, name in known if of.get(name))
     return f"{of.get('card', 'unknown card')} ({versions})"
@@ -61,7 +63,7 @@ def _title(card: Card) -> str:
 
 def _rollouts(card: Card) -> Iterator[Sequence[str]]:
     """Frames per second of late chunks, by variant and window."""
-    yield "frames a second", "transformer alone", "with the VAE, by the clock", "error"
+    yield "frames a second", "transformer alone", "with the VAE", "and into an MP4", "error"
     names = [name for case, name in card if case in (5, 6, 8) and "window" in name]
     for name in sorted(dict.fromkeys(names), key=_order):
         alone = next(row for case in (5, 6, 8) if (row := card.get((case, name))))
@@ -69,9 +71,10 @@ def _rollouts(card: Card) -> Iterator[Sequence[str]]:
         cells = [
             _number(alone.get("transformer_fps"), 1),
             _number(card.get((9, name), {}).get("wall_fps"), 1),
+            _number(card.get((9, f"{name}, MP4"), {}).get("wall_fps"), 1),
             _number(error.get("error"), None),
         ]
-        if any(cells[:2]):
+        if any(cells[:3]):
             yield name, *cells
 
 
@@ -106,7 +109,9 @@ def _variant(name: str) -> str:
 def _number(value: float | None, digits: int | None) -> str:
     if value is None:
         return ""
-    return f"{value:.1e}" if digits is None else f"{value:.{digits}f}"
+    if digits is None:
+        return f"{value:.1e}" if value else "0"
+    return f"{value:.{digits}f}"
 
 
 def main() -> int:
