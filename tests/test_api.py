@@ -392,8 +392,14 @@ def test_errors_name_keyword_arguments_not_flags(tiny_model: Path):
     assert "`compile=False`" in off.value.hint
     with pytest.raises(wancli.UsageError, match="`resume` needs"):
         wancli.rollout(resume=True)
-    with pytest.raises(wancli.ModelError, match="nope"):
+    with pytest.raises(wancli.ModelError, match="^model 'nope' not found"):
         wancli.load("nope")
+    with pytest.raises(wancli.SettingsError) as frames:
+        wancli.rollout(PROMPT, num_frames=9)  # type: ignore[call-arg]
+    assert frames.value.hint.startswith("`chunks=N`")
+    Path("a.mp4").touch()
+    with pytest.raises(wancli.UsageError, match="a.mp4 exists"):
+        wancli.rollout(PROMPT, output="a.mp4")
     with wancli.load(str(tiny_model)) as model, pytest.raises(wancli.SettingsError):
         model.generate(PROMPT, dtype="bfloat16")  # type: ignore[call-arg]
 

@@ -95,6 +95,7 @@ def rollout(
     request = rollout_request(prompt, options, seed=seed, output=output)
     session = open_session(request, lambda: settings_layers(listener.warn, layer, *preset), [layer])
     session.capacity.check()
+    session.check_outputs()
     pipeline = session.pipeline(on_bytes=ignore_bytes)
     return RolloutStream(session, pipeline, listener, closes=True)
 

@@ -107,6 +107,7 @@ class Model(_Closing):
             [loaded, layer],
         )
         session.capacity.check()
+        session.check_outputs()
         return RolloutStream(session, self._pipeline, self._listener.with_report(progress))
 
 

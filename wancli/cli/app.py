@@ -58,14 +58,6 @@ COMMANDS = {
 
 LIBRARIES = ("torch", "diffusers", "transformers", "cache-dit", "torchao")  # of --version -v
 
-# Hints for options that another command has.
-INSTEAD = {
-    ("wancli rollout", "--num-frames"): "--chunks N, each of --chunk-frames latent frames",
-    ("wancli rollout", "--frames"): "--chunks N, each of --chunk-frames latent frames",
-    ("wancli rollout", "--scheduler"): "--sampler NAME",
-    ("wancli generate", "--chunks"): "wancli rollout --chunks N",
-}
-
 # Errors of a full, broken or read-only disk.
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
@@ -161,9 +153,16 @@ def _usage_error(error: Any) -> UsageError:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "wancli"
     similar = ", ".join(sorted(getattr(error, "possibilities", None) or ()))
-    if hint := INSTEAD.get((command, getattr(error, "option_name", "")), similar):
+    option = getattr(error, "option_name", "").lstrip("-").replace("-", "_")
+    if hint := (option and _instead(command, option)) or similar:
         return UsageError(error.message, hint=hint)  # an unknown option
     return UsageError(must_be(error.format_message()), hint=f"{command} --help")
+
+
+def _instead(command: str, option: str) -> str:
+    from wancli.config.keywords import instead
+
+    return instead(command.removeprefix("wancli "), option)
 
 
 def _unexpected(error: Exception) -> WancliError:

@@ -100,6 +100,20 @@ class MachineSettings(TypedDict, total=False):
     lora: str | Sequence[str]
 
 
+# Hints for settings that another command has.
+_INSTEAD = {
+    ("rollout", "num_frames"): "`chunks N`, each of `chunk_frames` latent frames",
+    ("rollout", "frames"): "`chunks N`, each of `chunk_frames` latent frames",
+    ("rollout", "scheduler"): "`sampler NAME`",
+    ("generate", "chunks"): "a rollout has `chunks N`",
+}
+
+
+def instead(command: str, name: str) -> str:
+    """The hint for a setting that a command lacks, but has another for; "" for others."""
+    return _INSTEAD.get((command, name), "")
+
+
 def keyword_layer(source: str, values: Mapping[str, Any]) -> Layer:
     """A layer of settings by name, without tables. None, [] and () leave a setting unset.
 
@@ -152,5 +166,8 @@ def check_keywords(values: Iterable[str], known: Collection[str], *, of: str) ->
     for name in values:
         if name not in known:
             near = closest(name, known)
-            hint = f"did you mean `{near}`?" if near else f"help(wancli.{of}) lists them"
+            similar = (
+                f"did you mean `{near}`?" if near else f"help(wancli.{of.split()[0]}) lists them"
+            )
+            hint = instead(of.rpartition(".")[2], name) or similar
             raise SettingsError(f"`{name}` is not a setting of {of}.", hint=hint)

@@ -16,7 +16,7 @@ from wancli.config.presets import (
     step_cache_layer,
     unreadable_places,
 )
-from wancli.config.resolve import Layer, Resolved, SettingsT, fields_of, overlay
+from wancli.config.resolve import EXPLICIT, Layer, Resolved, SettingsT, fields_of, overlay
 from wancli.config.settings import RolloutSettings
 from wancli.errors import ModelError, PresetError, Warn
 
@@ -45,7 +45,7 @@ def find_model(resolved: Resolved[SettingsT]) -> ModelSpec:
     try:
         return find_spec(settings.model, layers=settings.machine.layers)
     except ModelError as error:
-        if source in ("flag", "default"):
+        if source in (*EXPLICIT, "default"):
             raise
         raise ModelError(f"{source}: {error}", hint=error.hint) from None
 

@@ -266,8 +266,8 @@ def _check_window(chosen: Rollout) -> None:
         )
     if chosen.trim == "after" and chosen.sink_frames:
         raise PlanError(
-            "`trim` after has no sinks; `sink_frames` needs `trim` before.",
-            hint="drop `sink_frames`, or `trim` before",
+            "`trim after` has no sinks; `sink_frames` needs `trim before`.",
+            hint="drop `sink_frames`, or `trim before`",
         )
     if chosen.rope == "sink" and not chosen.sink_frames:
         raise PlanError("`rope sink` needs `sink_frames`.", hint="`sink_frames 3`")
