@@ -18,7 +18,7 @@ CACHE_FRAMES = 2  # input frames that a causal convolution caches (diffusers' CA
 # a matrix product, which is two to four times slower than oneDNN (ATen's use_mkldnn).
 MKLDNN_MIN_INPUT = 20_480
 PEAK_COPIES = 6.75  # of the largest input; see decode_bytes
-FAST_PEAK_COPIES = 5  # of the fast decoder, which activates in place and pads once
+FAST_PEAK_COPIES = 5.5  # of the fast decoder, which activates in place and pads once
 BLEND_COPIES = 3  # copies of the video while tiles are blended
 
 

@@ -3,13 +3,16 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    CACHE_T,
     WanCausalConv3d,
     WanResample,
+    WanResidualBlock,
     WanRMS_norm,
 )
 from torch import Tensor, nn
@@ -30,7 +33,7 @@ class DecoderSpeedups:
     channels_last: bool = True  # weights and activations in NDHWC; normalise in one pass
     pad_in_convolution: bool = True  # pad by copying along time only
     benchmark: bool = True  # let cuDNN time its kernels once per shape
-    compiled: bool = False  # one graph for each number of latents
+    compiled: bool = False  # what lies between the convolutions of a residual block
 
 
 NO_SPEEDUPS = DecoderSpeedups(
@@ -52,13 +55,9 @@ class FastDecoder(nn.Module):
         self.decoder = decoder.to(speedups.dtype)
         if speedups.channels_last:
             _lay_out_channels_last(decoder)
-        if speedups.compiled:
-            decoder.compile(fullgraph=True, dynamic=False)
 
     def forward(self, latents: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Video of latents [B, C, n, H, W], not clamped."""
-        if self._speedups.compiled and (features := kwargs.get("feat_cache")):
-            features[:] = map(_same_strides, features)
         layout = torch.channels_last_3d if self._speedups.channels_last else torch.preserve_format
         with _benchmarking(enabled=self._speedups.benchmark):
             inputs = latents.to(self._speedups.dtype or latents.dtype, memory_format=layout)
@@ -71,6 +70,14 @@ def speed_up_decoder(vae: Any, speedups: DecoderSpeedups) -> None:
     if not isinstance(vae, AutoencoderKLWan):
         speedups = replace(NO_SPEEDUPS, dtype=speedups.dtype)
     vae.decoder = FastDecoder(vae.decoder, speedups)
+
+
+def compile_decoder(vae: Any) -> bool:
+    """Compile the VAE's decoder if it is a fast one; whether it is. Pays off after many chunks."""
+    for layer in vae.decoder.modules():
+        if isinstance(layer, ChannelsLastResidualBlock):
+            layer.compiled = True
+    return isinstance(vae.decoder, FastDecoder)
 
 
 def latents_per_call(vae: Any) -> int:
@@ -99,12 +106,15 @@ class TimePaddedConv3d(WanCausalConv3d):  # type: ignore[misc]
 
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
         """Convolve [B, C, T, H, W] after the cached frames, or after zeros."""
-        missing = self._lead
-        if missing and cache_x is not None:
-            x, missing = torch.cat([cache_x, x], 2), missing - cache_x.shape[2]
-        if missing:
-            x = functional.pad(x, (0, 0, 0, 0, missing, 0))
-        convolved: Tensor = self._conv_forward(x, self.weight, self.bias)
+        if cache_x is None or not self._lead:
+            return self.after(x, 0, bias=self.bias)
+        return self.after(torch.cat([cache_x, x], 2), cache_x.shape[2], bias=self.bias)
+
+    def after(self, x: Tensor, cached: int, *, bias: Tensor | None) -> Tensor:
+        """Convolve [B, C, cached + T, H, W] to T frames."""
+        if missing := self._lead - cached:
+            x = functional.pad(x, (0, 0, 0, 0, max(missing, 0), 0))
+        convolved: Tensor = self._conv_forward(x, self.weight, bias)
         return convolved
 
 
@@ -115,14 +125,111 @@ class ChannelsLastNorm(nn.Module):
         """Shares the weights of `norm`, which has no bias."""
         super().__init__()
         self.gamma = norm.gamma
-        self._epsilon = 1e-24 / norm.gamma.numel()  # of the mean square; norm's is of the root sum
+        self.epsilon = 1e-24 / norm.gamma.numel()  # of the mean square; norm's is of the root sum
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [B, C, ...] over C."""
         weight = self.gamma.flatten()
-        normalized = functional.rms_norm(x.movedim(1, -1), weight.shape, weight, self._epsilon)
+        normalized = functional.rms_norm(x.movedim(1, -1), weight.shape, weight, self.epsilon)
         out: Tensor = normalized.movedim(-1, 1)
         return out
+
+
+class ChannelsLastResidualBlock(nn.Module):
+    """WanResidualBlock that writes a convolution's input once, behind the frames before it.
+
+    Compiled, the biases of its convolutions are added by what reads their output.
+    """
+
+    def __init__(self, block: WanResidualBlock, *, compiled: bool) -> None:
+        """Shares the layers of `block`, which are replaced already."""
+        super().__init__()
+        self.norm1, self.conv1, self.norm2, self.conv2 = (
+            block.norm1, block.conv1, block.norm2, block.conv2,
+        )  # fmt: skip
+        self.conv_shortcut = block.conv_shortcut
+        self.compiled = compiled
+
+    def forward(self, x: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> Tensor:
+        """Features [B, C, T, H, W] to [B, C', T, H, W]."""
+        first = feat_cache[feat_idx[0]]
+        steady = first is not None and first.shape[2] == CACHE_T and first.shape[0] == 1
+        if self.compiled and steady:  # graphs for how a video starts would not pay
+            return self._forward_compiled(x, feat_cache, feat_idx)
+        shortcut: Tensor = self.conv_shortcut(x)
+        for norm, convolution in self._pairs():
+            before, cached = feat_cache[feat_idx[0]], 0
+            if before is not None:
+                before, cached = _rows(before), before.shape[2]
+            x = _next_inputs(
+                _activate(_rows(x), norm.gamma, before, norm.epsilon), x, feat_cache, feat_idx
+            )
+            x = convolution.after(x, cached, bias=convolution.bias)
+        return x + shortcut
+
+    def _forward_compiled(self, x: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> Tensor:
+        (norm, first), (next_norm, last) = self._pairs()
+        shortcut = self.conv_shortcut(x)
+        before = _rows(feat_cache[feat_idx[0]])
+        rows = _compiled(_activate)(_rows(x), norm.gamma, before, norm.epsilon)
+        x = _next_inputs(rows, x, feat_cache, feat_idx)
+        x = first.after(x, CACHE_T, bias=None)
+        before = _rows(feat_cache[feat_idx[0]])
+        rows = _compiled(_activate_biased)(
+            _rows(x), first.bias, next_norm.gamma, before, next_norm.epsilon
+        )
+        x = _next_inputs(rows, x, feat_cache, feat_idx)
+        x = last.after(x, CACHE_T, bias=None)
+        return _features(_compiled(_add)(_rows(x), last.bias, _rows(shortcut)), x)
+
+    def _pairs(self) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+        """Each norm with the convolution after it."""
+        return (self.norm1, self.conv1), (self.norm2, self.conv2)
+
+
+def _next_inputs(rows: Tensor, like: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> Tensor:
+    """Rows as the features that a convolution reads, whose last frames are cached."""
+    inputs = _features(rows, like)
+    feat_cache[feat_idx[0]] = inputs[:, :, -CACHE_T:].clone()
+    feat_idx[0] += 1
+    return inputs
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[B, C, T, H, W] as [B, T, H W, C], or [T, H W, C] for one video: torch compiles for fewer."""
+    rows = x.movedim(1, -1).flatten(2, 3).contiguous()  # a copy only on a CPU
+    return (rows[0] if len(rows) == 1 else rows).detach()  # of a view, torch guards the whole
+
+
+def _features(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `_rows`; height and width are those of `like`."""
+    return rows.view(like.shape[0], -1, *like.shape[3:], rows.shape[-1]).movedim(-1, 1)
+
+
+def _activate(rows: Tensor, gamma: Tensor, before: Tensor | None, epsilon: float) -> Tensor:
+    """`before` and then the normalised and activated rows [..., T, H W, C]."""
+    weight = gamma.flatten()
+    activated = functional.silu(
+        functional.rms_norm(rows, weight.shape, weight, epsilon), inplace=True
+    )
+    return activated if before is None else torch.cat([before, activated], -3)
+
+
+def _activate_biased(
+    rows: Tensor, bias: Tensor, gamma: Tensor, before: Tensor | None, epsilon: float
+) -> Tensor:
+    """The same of rows to which a bias is added first."""
+    return _activate(rows + bias, gamma, before, epsilon)
+
+
+def _add(rows: Tensor, bias: Tensor, shortcut: Tensor) -> Tensor:
+    return rows + bias + shortcut
+
+
+@cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compile a function of rows: once for each number of channels, whatever the video's size."""
+    return torch.compile(function, fullgraph=True, dynamic=True)
 
 
 class ChannelsLastUpsample(nn.Module):
@@ -177,6 +284,9 @@ def _replace_layers(decoder: nn.Module, speedups: DecoderSpeedups) -> None:
         for layer in decoder.modules():
             if isinstance(layer, nn.SiLU):
                 layer.inplace = True  # its input is a norm's output, which nothing else reads
+    if speedups.pad_in_convolution and speedups.channels_last:
+        block = partial(ChannelsLastResidualBlock, compiled=speedups.compiled)
+        _replace(decoder, WanResidualBlock, block)
 
 
 def _replace(decoder: nn.Module, kind: type, faster: Callable[[Any], nn.Module]) -> None:
@@ -194,16 +304,6 @@ def _lay_out_channels_last(decoder: nn.Module) -> None:
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last_3d)
         elif isinstance(layer, nn.Conv2d):
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
-
-
-def _same_strides(feature: Any) -> Any:
-    """A cached feature with the batch stride of a tensor of its own, for which a graph exists.
-
-    A copy of a slice has that of what it was cut from, and torch compiles for each.
-    """
-    if not isinstance(feature, Tensor) or feature.shape[0] > 1:
-        return feature
-    return feature.as_strided(feature.shape, (feature.numel(), *feature.stride()[1:]))
 
 
 @contextmanager

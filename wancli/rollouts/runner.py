@@ -19,10 +19,11 @@ from wancli.config.settings import RolloutSettings
 from wancli.errors import DecodeError, InputError, OutputError
 from wancli.generation.noise import IndexedNoise, Noise, StreamNoise
 from wancli.generation.runner import finish
-from wancli.models.fast_decoder import decoder_in_words
+from wancli.models.fast_decoder import compile_decoder, decoder_in_words
 from wancli.models.load import Loaded
 from wancli.models.memory import fits_in_memory, peak_memory, trim_heap
 from wancli.models.timer import Timer
+from wancli.models.vae import StreamingDecoder
 from wancli.models.warm import WarmPipeline
 from wancli.planning.context import NO_FILES, ContextFiles
 from wancli.planning.plan import RolloutPlan
@@ -232,7 +233,13 @@ def _compile(
     longest = max(span.frames for span in spans)
     model.set_prompt(ready.prompts.of_chunk(spans[0]).prompts)
     size = (1, shape.channels, longest, shape.height, shape.width)
-    model.warm_up(spans, torch.zeros(size, device=model.device))
+    zeros = torch.zeros(size, device=model.device)
+    model.warm_up(spans, zeros)
+    vae = ready.loaded.pipeline.vae
+    if vae is not None and compile_decoder(vae):
+        decoder = StreamingDecoder(vae)
+        for span in spans[:3]:  # the first two begin the video, the third continues it
+            decoder.frames(zeros[:, :, : span.frames])
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return {"compile_s": perf_counter() - started}
