@@ -38,14 +38,14 @@ def foreign(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of keys that another library's kernel, which breaks graphs, has attended to."""
     seen: list[int] = []
 
-    def kernel(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> Tensor:
+    def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         seen.append(key.shape[1])
         torch._dynamo.graph_break()
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         attend = torch.nn.functional.scaled_dot_product_attention
-        return attend(q, k, v, attn_mask=attn_mask).transpose(1, 2)
+        return attend(q, k, v).transpose(1, 2)
 
-    names = {"query", "key", "value", "attn_mask"}
+    names = {"query", "key", "value"}
     monkeypatch.setitem(_AttentionBackendRegistry._backends, MATH, kernel)
     monkeypatch.setitem(_AttentionBackendRegistry._supported_arg_names, MATH, names)
     return seen

@@ -31,24 +31,24 @@ def attend(
     """Queries [B, L, H, D] attend to keys and values [B, M, H, D]: [B, L, H, D].
 
     `backend` is a name of diffusers' `AttentionBackendName`, whose requirements are met and whose
-    kernel is loaded; `mask` [B or 1, 1, 1, M] is True where a key is visible. torch chooses among
-    its own kernels, on a GPU in the order that is set. Of another library's torch.compile
-    sees one operator, so that none breaks a graph.
+    kernel is loaded. torch chooses among its own kernels, on a GPU in the order that is set. Of
+    another library's torch.compile sees one operator, so that none breaks a graph. Most of those
+    take no mask: with `mask` [B or 1, 1, 1, M], True where a key is visible, torch attends.
     """
-    if is_torch_kernel(backend, query.device):
+    if mask is not None or is_torch_kernel(backend, query.device):
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
-    mixed: Tensor = torch.ops.wancli.attend(query, key, value, backend, mask)
+    mixed: Tensor = torch.ops.wancli.attend(query, key, value, backend)
     return mixed
 
 
 @torch.library.custom_op("wancli::attend", mutates_args=())
-def _attend(query: Tensor, key: Tensor, value: Tensor, backend: str, mask: Tensor | None) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, backend: str) -> Tensor:
     name = AttentionBackendName(backend)
-    mixed: Tensor = dispatch_attention_fn(query, key, value, attn_mask=mask, backend=name)
+    mixed: Tensor = dispatch_attention_fn(query, key, value, backend=name)
     return mixed.contiguous()  # as the fake promises
 
 
 @_attend.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, backend: str, mask: Tensor | None) -> Tensor:
+def _(query: Tensor, key: Tensor, value: Tensor, backend: str) -> Tensor:
     return query.new_empty(query.shape)
