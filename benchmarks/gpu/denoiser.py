@@ -51,7 +51,9 @@ def eager(session: Session) -> Iterator[Item]:
 
 def compiled(session: Session) -> Iterator[Item]:
     """Case 6: the same with compiled blocks."""
-    yield from _windows(session, "compiled", _copy(session, COMPILED))
+    transformer = _copy(session, COMPILED)
+    yield from _windows(session, "compiled", transformer)
+    yield "compiled, kernels of a forward", partial(_kernels, session, transformer)
 
 
 def fp8(session: Session) -> Iterator[Item]:
@@ -70,9 +72,9 @@ def more(session: Session) -> Iterator[Item]:
 
 
 def kernels(session: Session) -> Iterator[Item]:
-    """Case 4: kernels of one forward by kind."""
+    """Case 4: kernels of one forward by kind; those of a compiled one are in case 6."""
     variants: Mapping[str, Mapping[str, Any]]
-    variants = {"eager": {}, "compiled": COMPILED, "fp8-dynamic, compiled": FP8}
+    variants = {"eager": {}, "fp8-dynamic, compiled": FP8}
     for name, machine in variants.items():
         if session.device.type == "cuda" or not machine:
             transformer = _copy(session, machine)
