@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -95,6 +95,6 @@ def _strip(frames: Tensor) -> bytes:
     picture = row.resize((row.width * scale, row.height * scale), Image.Resampling.BICUBIC)
     about = PngInfo()
     about.add_text(*PREVIEW_MARK)
-    return iio.imwrite(
-        "<bytes>", np.asarray(picture), extension=".png", plugin="pillow", pnginfo=about
-    )
+    file = BytesIO()
+    picture.save(file, "PNG", pnginfo=about)
+    return file.getvalue()
