@@ -3,7 +3,6 @@
 import atexit
 import gc
 import os
-import sys
 
 from wancli.utils.interrupts import Interrupted, handle, leave
 
@@ -40,8 +39,9 @@ def start_fast() -> None:
 def _end() -> None:
     """End the process: all that is left is to take objects apart, for 0.2 s after a video."""
     if _codes:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        from wancli.cli.streams import flush_streams
+
+        flush_streams()
         os._exit(_codes[-1])
 
 

@@ -45,6 +45,12 @@ def open_streams() -> None:
     sys.stderr = _text(_Stderr(2, "w", closefd=False), sys.stderr)
 
 
+def flush_streams() -> None:
+    """Write what is buffered."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
 class _Stdout(io.FileIO):
     """Standard output; a failed write is an error, once."""
 
