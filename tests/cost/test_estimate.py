@@ -143,6 +143,20 @@ def test_the_vae_computes_at_the_rate_of_its_own_dtype():
     assert narrow["denoise"] == wide["denoise"]
 
 
+def test_fast_decoding_is_estimated_at_its_measured_rate():
+    cost = cost_of("wan2.1-t2v-14b")
+    rates = replace(RATES, fast_convolution=10 * RATES.convolution)
+    slow, unmeasured, fast = (
+        phase_seconds(cost, measured, "bfloat16", fast=way)
+        for measured, way in ((rates, False), (RATES, True), (rates, True))
+    )
+    assert slow
+    assert fast
+    assert unmeasured == slow
+    assert fast["decode"] < slow["decode"] / 5
+    assert fast["denoise"] == slow["denoise"]
+
+
 def test_a_request_of_exactly_the_available_memory_fits():
     cost = cost_of("demo")
     device = replace(H200, total=cost.resident())

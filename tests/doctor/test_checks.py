@@ -14,7 +14,7 @@ from wancli.doctor.checks import (
     check_imports,
     check_packages,
 )
-from wancli.doctor.measure import DTYPES, measure
+from wancli.doctor.measure import DTYPES, _fast_rate, measure
 
 
 def test_installed_packages_meet_their_requirements():
@@ -95,6 +95,11 @@ def test_rates_cover_what_a_plan_needs(small: bool, monkeypatch: pytest.MonkeyPa
     for rate in (*products, rates.convolution, rates.small_convolution):
         assert 1e8 < rate < 1e14
     assert rates.copy > 1e7
+    assert rates.fast_convolution is None  # only GPUs decode fast by default
+
+
+def test_the_rate_of_fast_decoding_is_measured_with_its_layers():
+    assert 1e6 < _fast_rate(torch.device("cpu"), 0.005, [(8, 1, 16)]) < 1e14
 
 
 def test_a_note_is_never_fatal():

@@ -93,8 +93,9 @@ def _measure(screen: Screen) -> "Rates":
         screen.note(f"{name}: matmul {rate / 1e12:.3g} TFLOP/s{also}")
     convolution = rates.convolution / 1e12
     small = rates.small_convolution / 1e12
+    fast = f", fast {rates.fast_convolution / 1e12:.3g} TFLOP/s" if rates.fast_convolution else ""
     screen.note(
-        f"convolution {convolution:.3g} TFLOP/s, small {small:.3g} TFLOP/s, "
+        f"convolution {convolution:.3g} TFLOP/s, small {small:.3g} TFLOP/s{fast}, "
         f"copy {gib(rates.copy)}/s"
     )
     for line in describe(kernels):

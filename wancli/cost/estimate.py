@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from wancli.catalog.gpus import FP8_RATE, capability_of
-from wancli.config.precision import decoder_dtype, transformer_dtype
+from wancli.config.precision import decoder_dtype, decodes_fast, transformer_dtype
 from wancli.config.settings import Machine
 from wancli.cost.devices import Device, find_cpu, find_device
 from wancli.cost.kernels import KernelTime
@@ -35,6 +35,7 @@ class Rates:
     convolution: Rate  # of whole VAE blocks in float32
     small_convolution: Rate  # likewise
     copy: Rate
+    fast_convolution: Rate | None = None  # of whole VAE blocks as the fast decoder runs them
     measured: str = ""  # when, ISO 8601
     kernels: tuple[KernelTime, ...] = ()  # of attention
     aligned: Mapping[int, Sequence[Rate]] = field(default_factory=dict)  # see tokens_to_align
@@ -127,8 +128,8 @@ def estimate(
         chosen = next((offload for offload in possible if fits[offload]), possible[-1])
     rates, dtype = read_rates(device), transformer_dtype(machine, device.kind)
     fp8 = machine.quantize == "fp8-dynamic"
-    decoder = decoder_dtype(machine, device.kind)
-    spent = phase_seconds(cost, rates, dtype, vae=decoder, fp8=fp8) if rates else None
+    vae, fast = decoder_dtype(machine, device.kind), decodes_fast(machine, device.kind)
+    spent = phase_seconds(cost, rates, dtype, vae=vae, fp8=fp8, fast=fast) if rates else None
     return Estimate(cost, machine, device, chosen, fits, possible, ram, spent)
 
 
@@ -149,12 +150,14 @@ def resolve_device(machine: Machine, gpu: Device | None = None) -> tuple[Device,
 
 
 def phase_seconds(
-    cost: Cost, rates: Rates, dtype: str, *, vae: str = "float32", fp8: bool = False
-) -> dict[str, float] | None:
+    cost: Cost, rates: Rates, dtype: str, *, vae: str = "float32", fp8: bool = False,
+    fast: bool = False,
+) -> dict[str, float] | None:  # fmt: skip
     """Seconds by phase; None if that dtype was not measured.
 
     `fp8` is for the transformer's products, all of them: those that stay wide are few. Weight
-    transfers are not counted, and convolutions are assumed to be as slow as in float32.
+    transfers are not counted, and convolutions are assumed to be as slow as in float32, unless the
+    VAE decodes `fast` and that was measured.
     """
     if not {dtype, vae} <= rates.matmul.keys() & rates.attention.keys():
         return None
@@ -164,10 +167,12 @@ def phase_seconds(
         matmul = rates.matmul[kind]
         if fp8 and phase == "denoise":
             matmul = rates.matmul.get(FP8, FP8_RATE * matmul)
+        quick = rates.fast_convolution if fast and phase == "decode" else None
+        convolution = quick or rates.convolution
         spent[phase] = (
             work.matmul / matmul
             + work.attention / rates.attention[kind]
-            + work.convolution / rates.convolution
+            + work.convolution / convolution
             + work.small_convolution / rates.small_convolution
             + cost.memory_traffic.get(phase, 0) / rates.copy
         )

@@ -7,15 +7,17 @@ from time import perf_counter
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import sdpa_kernel
 
 from wancli.caching.attention import TORCH_KERNELS
 from wancli.catalog.gpus import FP8_CAPABILITY
+from wancli.config.precision import LATENTS_PER_CALL
 from wancli.cost.estimate import FP8, Rates
 from wancli.cost.wan_vae import CACHE_FRAMES, CAUSAL
 from wancli.doctor.kernels import KernelTable
+from wancli.models.fast_decoder import DecoderSpeedups, FastDecoder
 
 ROUNDS = 3
 DTYPES = ("float32", "bfloat16", "float16")
@@ -53,6 +55,7 @@ def measure(
         attention=attention,
         convolution=_convolution_rate(device, budget_s, layers),
         small_convolution=_convolution_rate(device, budget_s, SMALL_LAYERS),
+        fast_convolution=_fast_rate(device, budget_s, layers) if device.type == "cuda" else None,
         copy=2 * source.numel() * copied,
         measured=datetime.now(UTC).isoformat(timespec="seconds"),
         kernels=tuple(kernels.times) if kernels else (),
@@ -60,29 +63,56 @@ def measure(
     )
 
 
+class ResidualBlocks(nn.Module):
+    """Residual blocks of a VAE, each on features of its own [1, C, T, H, W] after cached ones."""
+
+    def __init__(self, layers: Sequence[tuple[int, int, int]]) -> None:
+        """`layers` are channels, frames and side."""
+        super().__init__()
+        self.blocks = nn.ModuleList(WanResidualBlock(channels, channels) for channels, *_ in layers)
+        self._layers, self._features = layers, list[tuple[Tensor, Tensor]]()
+
+    def forward(self, like: Tensor) -> Tensor:
+        """Run all blocks on features with the device, dtype and layout of `like`; returns it."""
+        if not self._features:
+            self._features = [
+                (self._random(c, frames, side, like), self._random(c, CACHE_FRAMES, side, like))
+                for c, frames, side in self._layers
+            ]
+        for block, (features, before) in zip(self.blocks, self._features, strict=True):
+            block(features, feat_cache=[before, before], feat_idx=[0])
+        return like
+
+    @staticmethod
+    def _random(channels: int, frames: int, side: int, like: Tensor) -> Tensor:
+        last = like.is_contiguous(memory_format=torch.channels_last_3d)
+        layout = torch.channels_last_3d if last else torch.contiguous_format
+        features = torch.randn(1, channels, frames, side, side, device=like.device)
+        return features.to(like.dtype, memory_format=layout)
+
+
 def _convolution_rate(
-    device: torch.device, budget_s: float, layers: Sequence[tuple[int, int, int]]
-) -> float:
+    device: torch.device, budget_s: float, layers: Sequence[tuple[int, int, int]], *,
+    fast: DecoderSpeedups | None = None,
+) -> float:  # fmt: skip
     """FLOPs per second of a VAE's residual blocks, one after the other, as in decoding.
 
     The time includes their norms, activations and caching.
     """
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(1, *shape, device=device)
-
-    inputs = [
-        (WanResidualBlock(c, c).to(device), random(c, frames, side, side),
-         random(c, CACHE_FRAMES, side, side))
-        for c, frames, side in layers
-    ]  # fmt: skip
-
-    def call() -> None:
-        for block, video, before in inputs:
-            block(video, feat_cache=[before, before], feat_idx=[0])
-
+    blocks: nn.Module = ResidualBlocks(layers)
+    blocks = (FastDecoder(blocks, fast) if fast else blocks).to(device)
+    like = torch.zeros(1, 2, 2, 2, 2, device=device)
     work = sum(2 * 2 * CAUSAL * c**2 * frames * side**2 for c, frames, side in layers)
-    return work * _per_second(device, budget_s, call)
+    return work * _per_second(device, budget_s, lambda: blocks(like))
+
+
+def _fast_rate(
+    device: torch.device, budget_s: float, layers: Sequence[tuple[int, int, int]]
+) -> float:
+    """The same as the fast decoder runs them."""
+    several = [(c, LATENTS_PER_CALL * frames, side) for c, frames, side in layers]
+    speedups = DecoderSpeedups(dtype=torch.bfloat16)
+    return _convolution_rate(device, budget_s, several, fast=speedups)
 
 
 def _product(left: Tensor, right: Tensor) -> Callable[[], Tensor]:
