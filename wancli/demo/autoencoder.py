@@ -193,7 +193,7 @@ def _train(vae: AutoencoderKLWan, stage: Stage, work: Path, device: str) -> None
             log.write(step=step, **dict(zip(LOSSES, losses.tolist(), strict=True)))
         if is_checkpoint(step + 1, stage.steps, every=100):
             some = crops(7, 6, frames=max(stage.clips), device=device)
-            log.write(step=step + 1, psnr=autoencoder_psnr(vae, some))
+            log.write(step=step + 1, frames=stage.frames, psnr=autoencoder_psnr(vae, some))
             state = optimizer.state_dict()
             save_checkpoint(path, model=vae.state_dict(), optimizer=state, step=step + 1)
     vae.zero_grad()

@@ -11,7 +11,6 @@ from wancli.demo.autoencoder import STAGES
 from wancli.demo.dataset import CLIP
 from wancli.demo.parts import CHUNK
 from wancli.demo.report import GOALS, SHARES
-from wancli.demo.transformer import BATCH
 from wancli.demo.world import (
     BACKGROUNDS,
     COLORS,
@@ -154,16 +153,15 @@ def _training(work: Path) -> str:
     )
     vae = [
         f"{lines[-1]['step']:,} steps of crops of {_alternatives(stage.clips)} video frames, "
-        f"{stage.frames} per step"
+        f"{lines[-1]['frames']} per step"
         for stage in STAGES
         if (lines := _read_curve(work / f"{stage.name}.jsonl"))
     ]
     done = (
         vae and f"- VAE: {', then '.join(vae)}",
         clips and f"- latents: {clips[-1]['clips']:,} clips of {CLIP} video frames",
-        steps
-        and f"- transformer and text encoder: {steps[-1]['step'] + 1:,} steps of {BATCH} clips",
-        distilled and f"- four-step LoRA: {distilled[-1]['step'] + 1:,} steps of {BATCH} clips",
+        steps and f"- transformer and text encoder: {_steps(steps)}",
+        distilled and f"- four-step LoRA: {_steps(distilled)}",
     )
     minutes = [line["minutes"] for line in stages]
     uninterrupted = len(minutes) == len(done) + 1
@@ -171,6 +169,11 @@ def _training(work: Path) -> str:
     times = times if uninterrupted else [""] * len(done)
     rows = [f"{stage}{time}" for stage, time in zip(done, times, strict=True) if stage]
     return "\n".join(["", "## Training", "", "`python -m wancli.demo.train`:", "", *rows, ""])
+
+
+def _steps(curve: Sequence[Mapping[str, Any]]) -> str:
+    last = curve[-1]
+    return f"{last['step'] + 1:,} steps of {last['clips']} clips"
 
 
 def _alternatives(values: Sequence[int]) -> str:

@@ -273,7 +273,7 @@ def distill(
         optimizer.set_rate(rate(step, steps, hold=0.4))
         average.set_step(step)
         loss = captured(*snap_to_solver(batch), masked=batch.masked)
-        log.collect({"step": step, "causal": batch.causal, "own": own}, loss)
+        log.collect({"step": step, "clips": clips, "causal": batch.causal, "own": own}, loss)
         if is_checkpoint(step + 1, steps, every=50):
             log.flush()
             save_checkpoint(

@@ -8,22 +8,39 @@ import argparse
 import copy
 import logging
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 
 from wancli.catalog.specs import DEMO_FOLDER
-from wancli.demo.autoencoder import STAGES, make_autoencoder, train_autoencoder
+from wancli.demo.autoencoder import STAGES, Stage, make_autoencoder, train_autoencoder
 from wancli.demo.dataset import Dataset, encode_clips
 from wancli.demo.distill import distill, write_lora
 from wancli.demo.parts import TEXT_LENGTH, make_tokenizer
 from wancli.demo.training import Log, stop
 from wancli.demo.transformer import SHIFT, DemoModel, train_transformer
 
-CLIPS = 4000
-TRANSFORMER_STEPS = 16000
-DISTILL_STEPS = 800
+
+@dataclass(frozen=True)
+class Budget:
+    """Sizes of the stages of a training."""
+
+    vae: Sequence[Stage]
+    clips: int  # of the data set
+    batch: int  # clips of a step
+    steps: int  # of the transformer
+    distill_steps: int
+
+
+# Hours on two cores, and minutes on an H100, whose steps take hardly longer with more clips.
+CPU = Budget(STAGES, clips=4000, batch=16, steps=16000, distill_steps=800)
+GPU = Budget(
+    [replace(s, steps=3 * s.steps, frames=2 * s.frames) for s in STAGES],
+    clips=8000, batch=48, steps=16000, distill_steps=2000,
+)  # fmt: skip
 
 logger = logging.getLogger("wancli.demo")
 
@@ -32,10 +49,9 @@ def train(
     work: Path,
     out: Path,
     *,
+    budget: Budget,
     device: str,
     compile_blocks: bool,
-    transformer_steps: int,
-    distill_steps: int,
 ) -> None:
     """Train all parts and write the model folder; `work` holds checkpoints, latents and curves."""
     began = time.monotonic()
@@ -45,17 +61,21 @@ def train(
         logger.info("%5.1f min  %s", minutes, stage)
         Log(work / "stages.jsonl").write(minutes=minutes)
 
-    log_stage(f"autoencoder, {' and '.join(f'{s.steps} steps ({s.name}.jsonl)' for s in STAGES)}")
-    vae = train_autoencoder(work, device=device)
-    log_stage(f"latents of {CLIPS} clips")
-    data = encode_clips(vae, work, clips=CLIPS, device=device)
-    log_stage(f"transformer, {transformer_steps} steps; curve: {work}/transformer.jsonl")
+    stages = " and ".join(f"{stage.steps} steps ({stage.name}.jsonl)" for stage in budget.vae)
+    log_stage(f"autoencoder, {stages}")
+    vae = train_autoencoder(work, device=device, stages=budget.vae)
+    log_stage(f"latents of {budget.clips} clips")
+    data = encode_clips(vae, work, clips=budget.clips, device=device)
+    log_stage(f"transformer, {budget.steps} steps; curve: {work}/transformer.jsonl")
     model = train_transformer(
-        work, data, steps=transformer_steps, device=device, compile_blocks=compile_blocks
-    )
+        work, data, steps=budget.steps, clips=budget.batch, device=device,
+        compile_blocks=compile_blocks,
+    )  # fmt: skip
     export(model, vae, data, out)
-    log_stage(f"written: {out}; distillation, {distill_steps} steps; curve: {work}/distill.jsonl")
-    lora = distill(work, model, data, steps=distill_steps, device=device)
+    log_stage(
+        f"written: {out}; distillation, {budget.distill_steps} steps; curve: {work}/distill.jsonl"
+    )
+    lora = distill(work, model, data, steps=budget.distill_steps, clips=budget.batch, device=device)
     write_lora(lora, out.parent / "loras" / "demo-4step.safetensors")
     log_stage(f"written: {out.parent / 'loras'}")
 
@@ -85,21 +105,26 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("demo-work"), help="checkpoints, curves")
     parser.add_argument("--out", type=Path, default=DEMO_FOLDER, help="model folder to write")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int, default=TRANSFORMER_STEPS, help="transformer steps")
-    parser.add_argument("--distill-steps", type=int, default=DISTILL_STEPS, help="of the LoRA")
+    parser.add_argument("--steps", type=int, help="transformer steps, if not those of the device")
+    parser.add_argument("--distill-steps", type=int, help="of the LoRA, likewise")
     parser.add_argument("--no-compile", action="store_true", help="without a C++ compiler")
     parser.add_argument("--seconds", type=float, help="save and exit after this time")
     options = parser.parse_args()
     stop.install(options.seconds)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options.work.mkdir(parents=True, exist_ok=True)
+    budget = CPU if options.device == "cpu" else GPU
+    budget = replace(
+        budget,
+        steps=options.steps or budget.steps,
+        distill_steps=options.distill_steps or budget.distill_steps,
+    )
     train(
         options.work,
         options.out,
+        budget=budget,
         device=options.device,
         compile_blocks=not options.no_compile,
-        transformer_steps=options.steps,
-        distill_steps=options.distill_steps,
     )
 
 

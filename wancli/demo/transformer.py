@@ -103,7 +103,7 @@ def train_transformer(
         optimizer.set_rate(rate(step, steps, hold=0.4))
         average.set_step(step)
         loss = captured(*batch, masked=batch.masked)
-        log.collect({"step": step, "causal": batch.causal}, loss)
+        log.collect({"step": step, "clips": clips, "causal": batch.causal}, loss)
         if is_checkpoint(step + 1, steps, every=250):
             log.flush()
             save_checkpoint(
