@@ -564,8 +564,10 @@ def compile_and_run(model, backend):
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_blocks_share_a_graph(backend):
     plain, ours, alone, added = compile_and_run(build(num_layers=5), backend)
-    assert equal(ours, plain)
-    assert (alone, added) == (1, 1)  # the cache is filled before the blocks
+    if backend == "eager":
+        assert equal(ours, plain)
+    torch.testing.assert_close(ours, plain)  # the cache is filled uncompiled, before the blocks
+    assert (alone, added) == (1, 1)
 
 
 @pytest.mark.parametrize("with_face", [False, True])
