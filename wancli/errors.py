@@ -1,7 +1,7 @@
 """Errors that wancli raises: one line, one hint, best something to type, and an exit code.
 
 Messages and hints name a setting in backticks (`cfg_gate`, `offload model`), which the command line
-prints as its flag.
+prints as its flag, and the Python functions as a keyword argument.
 
 WancliError                     exit 1
 ├── UsageError                  exit 2    an invalid request; nothing was loaded
