@@ -16,11 +16,12 @@ def main() -> int:
     parser.add_argument("--chunks", type=int, default=200)
     parser.add_argument("--first", type=int, default=20)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "wancli", "rollout", PROMPT, "--seed", "1", "-q"]
         command += ["--chunks", str(options.chunks), "--steps", str(options.steps)]
-        command += ["-o", f"{folder}/long.mp4"]
+        command += ["-o", f"{folder}/long.mp4", *(["--compile"] if options.compile else [])]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         samples: dict[int, list[tuple[float, float]]] = {}
         while process.poll() is None:
