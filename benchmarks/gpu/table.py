@@ -121,7 +121,7 @@ def main() -> int:
     for name in DOCUMENTS:
         path = ROOT / name
         path.write_text(filled(path.read_text("utf-8"), cards), "utf-8")
-        logger.info("%s: tables of %d cards", name, len(cards))
+        logger.info("%s: results of %d", name, len(cards))
     return 0
 
 
