@@ -1,6 +1,9 @@
-"""LoRAs are merged as W + scale * B @ A, or rejected."""
+"""LoRAs are merged as W + scale * alpha / rank * B @ A + differences, or rejected."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,82 +22,235 @@ LAYERS = {
     "blocks.0.self_attn.q": "blocks.0.attn1.to_q",
     "blocks.1.ffn.0": "blocks.1.ffn.net.0.proj",
 }
+RANK, ALPHA = 4, 2.0
+# As trainers and tools write them: the prefix, whether layers have diffusers' names, the names of
+# the factors, and where alpha is (nowhere: B is multiplied by alpha / rank).
+PEFT = ("lora_A.weight", "lora_B.weight")
+NAMED = ("lora_A.default.weight", "lora_B.default.weight")
+KOHYA = ("lora_down.weight", "lora_up.weight")
+FORMS = {
+    "peft": ("base_model.model.", True, PEFT, ""),
+    "peft, its adapter named": ("", False, NAMED, ""),
+    "peft, with its config": ("base_model.model.", True, PEFT, "beside"),
+    "diffusers": ("transformer.", True, PEFT, ""),
+    "diffusers, with metadata": ("transformer.", True, PEFT, "metadata"),
+    "old diffusers": ("transformer.", True, ("lora.down.weight", "lora.up.weight"), "key"),
+    "Wan": ("", False, PEFT, ""),
+    "ComfyUI": ("diffusion_model.", False, KOHYA, "key"),
+    "ComfyUI, of peft": ("diffusion_model.", False, PEFT, "key"),
+    "kohya": ("lora_unet_", False, KOHYA, "key"),
+    "kohya, of diffusers": ("lora_transformer_", True, KOHYA, "key"),
+    "LongLive": ("base_model.model.model._fsdp_wrapped_module.", False, NAMED, ""),
+}
 
 
-def random_lora(naming: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A random LoRA's tensors by name, and the product that each pair adds to its layer."""
-    generator, tensors, added = torch.Generator().manual_seed(0), {}, {}
-    for original, layer in LAYERS.items():
-        rows = 32 if "ffn" in layer else 24
-        down = torch.randn(4, 24, generator=generator)
-        up = torch.randn(rows, 4, generator=generator)
-        name = {"wan": f"diffusion_model.{original}", "diffusers": f"transformer.{layer}",
-                "longlive": f"base_model.model.model.{original}"}[naming]  # fmt: skip
-        middle = ".default" if naming == "longlive" else ""
-        tensors[f"{name}.lora_A{middle}.weight"] = down
-        tensors[f"{name}.lora_B{middle}.weight"] = up
-        added[f"{layer}.weight"] = up @ down
+def factors(**layers: tuple[int, int]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Random B and A by layer."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: (
+            torch.randn(rows, RANK, generator=generator),
+            torch.randn(RANK, columns, generator=generator),
+        )
+        for name, (rows, columns) in layers.items()
+    }
+
+
+FACTORS = factors(**{"blocks.0.self_attn.q": (24, 24), "blocks.1.ffn.0": (32, 24)})
+
+
+def random_lora() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A LoRA's tensors by name, and the product that each pair adds to its weight."""
+    tensors, added = {}, {}
+    for layer, (b, a) in FACTORS.items():
+        tensors[f"diffusion_model.{layer}.lora_A.weight"] = a
+        tensors[f"diffusion_model.{layer}.lora_B.weight"] = b
+        added[f"{LAYERS[layer]}.weight"] = b @ a
     return tensors, added
 
 
-@pytest.mark.parametrize("naming", ["wan", "diffusers", "longlive"])
-def test_a_lora_changes_the_weights_of_its_layers_only(tmp_path: Path, naming: str):
-    tensors, added = random_lora(naming)
-    path = tmp_path / ("x.pt" if naming == "longlive" else "x.safetensors")
-    if naming == "longlive":
-        torch.save({"generator_lora": tensors, "step": torch.tensor(3)}, path)
-    else:
-        save_file(tensors, path)
+def write_form(form: str, folder: Path) -> Path:
+    """The same LoRA in one of the forms."""
+    prefix, diffusers, (down, up), where = FORMS[form]
+    tensors, metadata = {}, {}
+    for original, (b, a) in FACTORS.items():
+        layer = LAYERS[original] if diffusers else original
+        if prefix.endswith("_"):
+            layer = layer.replace(".", "_")
+        tensors[f"{prefix}{layer}.{down}"] = a.clone()
+        tensors[f"{prefix}{layer}.{up}"] = b.clone() if where else b * (ALPHA / RANK)
+        if where == "key":
+            tensors[f"{prefix}{layer}.alpha"] = torch.tensor(ALPHA)
+    if where == "metadata":
+        metadata = {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": ALPHA})}
+    if where == "beside":
+        (folder / "adapter_config.json").write_text(json.dumps({"lora_alpha": ALPHA}))
+    if form == "LongLive":
+        torch.save({"generator_lora": tensors, "step": torch.tensor(3)}, folder / "x.pt")
+        return folder / "x.pt"
+    path = folder / ("adapter_model.safetensors" if where == "beside" else "x.safetensors")
+    save_file(tensors, path, metadata=metadata)
+    return path
+
+
+def merged(path: Path, scale: float = 0.5, *, wide: bool = False) -> dict[str, Tensor]:
+    """The weights that a LoRA changes in the tiny model, in float64 if `wide`."""
     pipeline = tiny_pipeline()
+    if wide:
+        pipeline.transformer.double()
     before = {name: p.clone() for name, p in pipeline.transformer.state_dict().items()}
-    merge_loras(pipeline, [Lora(path, 0.5)])
-    after = pipeline.transformer.state_dict()
+    merge_loras(pipeline, [Lora(path, scale)])
+    after: dict[str, Tensor] = pipeline.transformer.state_dict()
     assert set(after) == set(before)
-    for name, old in before.items():
-        expected = old + 0.5 * added[name] if name in added else old
-        assert torch.allclose(after[name], expected, atol=1e-6), name
+    return {name: p for name, p in after.items() if not torch.equal(p, before[name])}
 
 
-def test_two_loras_add_up(tmp_path: Path):
-    tensors, added = random_lora("wan")
-    save_file(tensors, tmp_path / "x.safetensors")
-    pipeline = tiny_pipeline()
-    weight = "blocks.0.attn1.to_q.weight"
-    before = pipeline.transformer.state_dict()[weight].clone()
-    merge_loras(pipeline, [Lora(tmp_path / "x.safetensors", scale) for scale in (1.0, -0.25)])
-    after = pipeline.transformer.state_dict()[weight]
-    assert torch.allclose(after, before + 0.75 * added[weight], atol=1e-6)
+def base(**more: Any) -> Mapping[str, Tensor]:
+    weights: Mapping[str, Tensor] = tiny_pipeline(**more).transformer.double().state_dict()
+    return weights
 
 
-def test_a_pair_without_a_layer_is_an_error(tmp_path: Path):
-    tensors, _ = random_lora("wan")
-    tensors = {name.replace("blocks.1", "blocks.9"): value for name, value in tensors.items()}
-    save_file(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(ModelError, match="LoRA"):
-        merge_loras(tiny_pipeline(), [Lora(tmp_path / "x.safetensors")])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_lora_merges_to_the_same_weights(tmp_path: Path, form: str):
+    """B @ A is added in float64, and in float32 every form agrees to the bit."""
+    path = write_form(form, tmp_path)
+    exact, weights = merged(path, wide=True), base()
+    assert set(exact) == {f"{layer}.weight" for layer in LAYERS.values()}
+    for original, (b, a) in FACTORS.items():
+        name = f"{LAYERS[original]}.weight"
+        added = 0.5 * ALPHA / RANK * b.double() @ a.double()
+        assert torch.allclose(exact[name], weights[name] + added, rtol=0, atol=1e-14)
+    other = tmp_path / "other"
+    other.mkdir()
+    for name, weight in merged(write_form("kohya", other)).items():
+        assert torch.equal(merged(path)[name], weight)
 
 
-def test_a_file_without_a_lora_is_rejected(tmp_path: Path):
-    (tmp_path / "x.pt").write_bytes(b"abc")
-    save_file({"a": torch.zeros(1)}, tmp_path / "y.safetensors")
-    for name, error in (("x.pt", InputError), ("y.safetensors", ModelError)):
-        with pytest.raises(error, match=name):
-            merge_loras(tiny_pipeline(), [Lora(tmp_path / name)])
-
-
-def test_an_alpha_scales_its_pair(tmp_path: Path):
-    tensors, added = random_lora("wan")
-    old = {
-        n.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): t for n, t in tensors.items()
+@pytest.mark.parametrize("naming", ["ComfyUI", "diffusers"])
+def test_differences_of_weights_biases_norms_and_modulation_are_added(tmp_path: Path, naming: str):
+    """lightx2v's files hold `diff` and `diff_b` beside factors, LyCORIS' `w_norm` and `b_norm`."""
+    names = {
+        "blocks.0.attn1.to_q.weight": ("blocks.0.self_attn.q.diff", "blocks.0.attn1.to_q.diff"),
+        "blocks.0.attn1.to_q.bias": ("blocks.0.self_attn.q.diff_b", "blocks.0.attn1.to_q.diff_b"),
+        "blocks.1.attn2.norm_k.weight": (
+            "blocks.1.cross_attn.norm_k.diff",
+            "blocks.1.attn2.norm_k.w_norm",
+        ),
+        "blocks.1.norm2.bias": ("blocks.1.norm3.diff_b", "blocks.1.norm2.b_norm"),
+        "blocks.1.scale_shift_table": ("blocks.1.diff_m", "blocks.1.scale_shift_table.diff"),
+        "scale_shift_table": ("head.diff_m", "scale_shift_table.diff"),
+        "patch_embedding.weight": ("patch_embedding.diff", "patch_embedding.diff"),
+        "proj_out.bias": ("head.head.diff_b", "proj_out.diff_b"),
+        "condition_embedder.time_proj.weight": (
+            "time_projection.1.diff",
+            "condition_embedder.time_proj.diff",
+        ),
     }
-    alphas = {f"diffusion_model.{layer}.alpha": torch.tensor(1.0) for layer in LAYERS}
-    save_file(old | alphas, tmp_path / "x.safetensors")
+    weights, generator = base(), torch.Generator().manual_seed(0)
+    added = {name: torch.randn(weights[name].shape, generator=generator) for name in names}
+    which = 0 if naming == "ComfyUI" else 1
+    prefix = ("diffusion_model.", "transformer.")[which]
+    tensors = {f"{prefix}{keys[which]}": added[name] for name, keys in names.items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    exact = merged(tmp_path / "x.safetensors", wide=True)
+    assert set(exact) == set(names)
+    for name in names:
+        expected = weights[name] + 0.5 * added[name].double()
+        assert torch.allclose(exact[name], expected, rtol=0, atol=1e-14), name
+
+
+def test_factors_of_a_convolution_and_of_a_bias_are_merged(tmp_path: Path):
+    generator, name = torch.Generator().manual_seed(0), "diffusion_model.patch_embedding"
+    down, up, bias = (
+        torch.randn(*shape, generator=generator)
+        for shape in ((4, 4, 1, 2, 2), (24, 4, 1, 1, 1), (24,))
+    )
+    keys = ("lora_down.weight", "lora_up.weight", "lora_up.bias", "alpha")
+    values = (down, up, bias, torch.tensor(ALPHA))
+    save_file(
+        {f"{name}.{k}": v for k, v in zip(keys, values, strict=True)}, tmp_path / "x.safetensors"
+    )
+    exact, weights = merged(tmp_path / "x.safetensors", wide=True), base()
+    product = torch.einsum("or,rcfhw->ocfhw", up.flatten(1).double(), down.double())
+    for parameter, change in {"weight": product, "bias": bias.double()}.items():
+        expected = weights[f"patch_embedding.{parameter}"] + 0.25 * change
+        assert torch.allclose(exact[f"patch_embedding.{parameter}"], expected, rtol=0, atol=1e-14)
+
+
+def test_the_order_of_two_loras_does_not_matter_to_the_bit(tmp_path: Path):
+    paths = []
+    for seed, name in enumerate("ab"):
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {
+            f"diffusion_model.{layer}.{part}.weight": torch.randn(*shape, generator=generator)
+            for layer, rows in (("blocks.0.self_attn.q", 24), ("blocks.1.ffn.0", 32))
+            for part, shape in (("lora_A", (RANK, 24)), ("lora_B", (rows, RANK)))
+        }
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        paths.append(tmp_path / f"{name}.safetensors")
+    results = []
+    loras = [Lora(paths[0], 0.7), Lora(paths[1], -0.3), Lora(paths[0], 1e-3)]
+    for order in (loras, loras[::-1]):
+        pipeline = tiny_pipeline()
+        pipeline.transformer.double()  # unrounded sums differ with the order of adding
+        merge_loras(pipeline, order)
+        results.append(pipeline.transformer.state_dict())
+    assert all(torch.equal(weight, results[1][name]) for name, weight in results[0].items())
+    weight, pairs = "blocks.0.attn1.to_q.weight", [merged(path, 1.0, wide=True) for path in paths]
+    both = base()[weight] + sum(
+        scale * (pair[weight] - base()[weight])
+        for scale, pair in ((0.701, pairs[0]), (-0.3, pairs[1]))
+    )
+    assert torch.allclose(results[0][weight], both, rtol=0, atol=1e-13)
+
+
+def pair(layer: str, rows: int = 24, columns: int = 24) -> dict[str, Tensor]:
+    """The factors of one layer, in ComfyUI's form."""
+    name = f"diffusion_model.{layer}"
+    return {f"{name}.lora_A.weight": torch.ones(2, columns),
+            f"{name}.lora_B.weight": torch.ones(rows, 2)}  # fmt: skip
+
+
+ONE = pair("blocks.0.self_attn.q")
+BROKEN: dict[str, tuple[dict[str, Tensor], str]] = {
+    "an unknown layer": ({**ONE, **pair("blocks.0.self_attn.gate")}, "which it lacks"),
+    "another width": (pair("blocks.0.self_attn.q", 36, 36), r"\[36, 36\], not \[24, 24\]"),
+    "only layers that the model lacks": (pair("blocks.0.cross_attn.k_img"), "none of its 2 keys"),
+    "one factor": ({k: v for k, v in ONE.items() if "lora_A" in k} | pair("blocks.1.ffn.0", 32),
+                   "lacks a factor of blocks.0.attn1.to_q"),
+    "an alpha alone": ({**ONE, "blocks.0.ffn.0.alpha": torch.tensor(1.0)}, "lacks a factor"),
+    "factors of two ranks": ({**ONE, "diffusion_model.blocks.0.self_attn.q.lora_B.weight":
+                              torch.ones(24, 3)}, "do not multiply"),
+    "a layer twice": ({**ONE, **{k.removeprefix("diffusion_model."): v.clone()
+                                 for k, v in ONE.items()}}, "unknown keys"),
+    "other keys": ({**ONE, "blocks.0.weight": torch.ones(1)}, "unknown keys: 'blocks.0.weight'"),
+    "no LoRA": ({"a": torch.zeros(1)}, "holds no LoRA"),
+    "DoRA": ({**ONE, "diffusion_model.blocks.0.self_attn.q.dora_scale": torch.ones(24, 1)},
+             "is a DoRA, which is not supported"),
+    "peft's DoRA": ({**ONE, "blocks.0.self_attn.q.lora_magnitude_vector": torch.ones(24)},
+                    "is a DoRA"),
+    "LoKr": ({"lora_unet_blocks_0_self_attn_q.lokr_w1": torch.ones(2, 2)}, "is a LoKr"),
+    "LoHa": ({"lora_unet_blocks_0_self_attn_q.hada_w1_a": torch.ones(2, 2)}, "is a LoHa"),
+    "integers": ({**ONE, "blocks.0.norm3.diff": torch.ones(24, dtype=torch.int64)}, "is I64"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_cannot_be_applied_is_refused_before_any_weight_changes(tmp_path: Path, case: str):
+    tensors, error = BROKEN[case]
+    save_file(tensors, tmp_path / "bad.safetensors")
+    save_file(ONE, tmp_path / "a.safetensors")
     pipeline = tiny_pipeline()
-    weight = "blocks.1.ffn.net.0.proj.weight"
-    before = pipeline.transformer.state_dict()[weight].clone()
-    merge_loras(pipeline, [Lora(tmp_path / "x.safetensors")])
-    after = pipeline.transformer.state_dict()[weight]
-    assert torch.allclose(after, before + added[weight] / 4, atol=1e-6)
+    before = pipeline.transformer.blocks[0].attn1.to_q.weight.clone()
+    with pytest.raises(ModelError, match=error):
+        merge_loras(pipeline, [Lora(tmp_path / f"{name}.safetensors") for name in ("a", "bad")])
+    assert torch.equal(pipeline.transformer.blocks[0].attn1.to_q.weight, before)
+
+
+def test_a_pickle_that_is_broken_is_rejected(tmp_path: Path):
+    (tmp_path / "x.pt").write_bytes(b"abc")
+    with pytest.raises(InputError, match=r"x\.pt"):
+        merge_loras(tiny_pipeline(), [Lora(tmp_path / "x.pt")])
 
 
 def test_a_lora_is_a_file_an_expert_and_a_scale(tmp_path: Path):
@@ -122,7 +278,7 @@ def test_a_packaged_lora_is_found_by_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("expert", ["high", "low"])
 def test_a_lora_changes_only_its_expert(tmp_path: Path, expert: str):
-    tensors, added = random_lora("wan")
+    tensors, added = random_lora()
     save_file(tensors, tmp_path / "x.safetensors")
     pipeline = tiny_pipeline(experts=2)
     experts = {"high": pipeline.transformer, "low": pipeline.transformer_2}
@@ -154,7 +310,7 @@ def test_a_lora_names_an_expert_if_and_only_if_there_are_two(
     wancli: Wancli, tiny_model: Path, tmp_path: Path
 ):
     tiny_folder(tmp_path / "two", experts=2)
-    tensors, _ = random_lora("wan")
+    tensors, _ = random_lora()
     save_file(tensors, "x.safetensors")
     run = ("generate", "a red circle", "--steps", 1, "--frames", 5, "--size", "32x32", "-q")
     result = wancli(*run, "--model", tmp_path / "two", "--lora", "x.safetensors")
@@ -167,20 +323,57 @@ def test_a_lora_names_an_expert_if_and_only_if_there_are_two(
     assert result.code == 0, result.err
 
 
-def test_a_lora_changes_the_video_and_is_recorded(wancli: Wancli, tiny_model: Path):
-    tensors, _ = random_lora("wan")
-    save_file(tensors, "x.safetensors")
+def test_a_lora_changes_the_video_and_its_keys_are_counted(wancli: Wancli, tiny_model: Path):
+    """In the plan, in the record, and on the screen where any are dropped."""
+    tensors, _ = random_lora()
+    images = pair("blocks.0.cross_attn.k_img") | {"blocks.9.cross_attn.norm_k.diff": torch.ones(24)}
+    text = {"lora_te_layers_0_q.lora_down.weight": torch.ones(1, 2)}
+    save_file(tensors | images | text, "x.safetensors")
     run = (
         "generate", "a red circle", "--model", tiny_model, "--steps", 1, "--frames", 5,
-        "--size", "32x32", "--seed", 1, "--json", "-q",
+        "--size", "32x32", "--seed", 1,
     )  # fmt: skip
-    import json
-
-    plain = json.loads(wancli(*run, "-o", "a.mp4").out)
-    result = wancli(*run, "-o", "b.mp4", "--lora", "x.safetensors=0.5")
+    plain = json.loads(wancli(*run, "--json", "-q", "-o", "a.mp4").out)
+    lora = ("--lora", "x.safetensors=0.5")
+    result = wancli(*run, "--json", "-o", "b.mp4", *lora)
     assert result.code == 0, result.err
     record = json.loads(result.out)
+    dropped = {"text encoder layers": 1, "image layers": 2, "blocks beyond the model's last": 1}
+    use = {"name": "x.safetensors", "scale": 0.5, "keys": 8, "applied": 4, "dropped": dropped}
+    assert record["lora"] == [use]
     assert record["request"]["machine"]["lora"] == ["x.safetensors=0.5"]
-    assert plain["request"]["machine"]["lora"] == []
+    assert "lora" not in plain
     assert record["output"]["framemd5"] != plain["output"]["framemd5"]
+    assert "x.safetensors: 4 of 8 keys applied, 2 dropped (image layers), 1 dropped" in result.err
+    plan = " ".join(wancli("plan", *run[1:], *lora).out.split())
+    assert "LoRA x.safetensors, 0.5 4 of 8 keys applied 2 dropped (image layers), 1" in plan
+    assert json.loads(wancli(*run, *lora, "--dry-run", "--json").out)["plan"]["lora"] == [use]
+    save_file(tensors, "all.safetensors")
+    assert "keys" not in wancli(*run, "--lora", "all.safetensors", "-o", "c.mp4").err
     assert wancli("generate", "x", "--lora", "no.safetensors").code == 4
+
+
+@pytest.mark.parametrize(
+    ("model", "number", "why"),
+    [
+        ("wan2.2-ti2v-5b", 0, "blocks.0.attn1.to_q.weight [5120, 5120], not [3072, 3072]"),
+        ("wan2.1-vace-1.3b", 39, "none of its 2 keys has a layer"),
+        ("random:wan2.1-vace-14b", 39, ""),
+        ("wan2.1-t2v-14b", 39, ""),
+        ("hunyuanvideo", 39, ""),  # its layers are not known before the download
+    ],
+)
+def test_a_lora_of_another_model_is_refused_by_the_plan(
+    wancli: Wancli, model: str, number: int, why: str
+):
+    save_file(pair(f"blocks.{number}.self_attn.q", 5120, 5120), "x.safetensors")
+    run = ("plan", "--model", model, "--lora", "x.safetensors", "--force")
+    result = wancli(*run)
+    assert result.code == (4 if why else 0), result.err
+    assert ("2 of 2 keys" in result.out) == (not why and model != "hunyuanvideo")
+    if why:
+        assert f"LoRA x.safetensors is not for {model}: {why}." in result.err
+        assert "it fits wan2.1-t2v-14b, wan2.2-t2v-a14b, wan2.1-i2v-14b" in result.err
+    if model == "wan2.1-t2v-14b":
+        Path("x.safetensors").write_bytes(Path("x.safetensors").read_bytes()[:-10])
+        assert wancli(*run).code == 4

@@ -242,7 +242,7 @@ def test_fused_projections_quantize_to_the_same_values(kind: str):
 
 @every_kind
 def test_a_lora_is_merged_before_quantization(kind: Any, tmp_path: Path):
-    tensors, added = random_lora("wan")
+    tensors, added = random_lora()
     save_file(tensors, tmp_path / "x.safetensors")
     spec = find_spec(str(tiny_folder(tmp_path / "model")))
     machine = Machine(device="cpu", quantize=kind, lora=(f"{tmp_path / 'x.safetensors'}=0.5",))

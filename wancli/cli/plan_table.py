@@ -12,6 +12,7 @@ from wancli.cli.settings_table import in_words, settings_rows
 from wancli.cost.capacity import CapacityCheck, DefaultCapacity
 from wancli.cost.devices import find_cpu
 from wancli.cost.estimate import Estimate
+from wancli.planning.lora import LoraUse
 from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import Request
 from wancli.utils.disk import free_disk
@@ -214,7 +215,9 @@ def show_plan(
             planned = {"plan": plan, "request": request.as_json(), **cost}
             screen.json({**planned, "output": {"path": str(output)}})
         return
-    costs = cost_rows(capacity.estimate, capacity.spec, items[0][1])
+    uses = [LoraUse(**use) for use in plan["lora"]]
+    costs = [("LoRA", f"{use.name}, {use.scale:g}", use.counts, use.drops) for use in uses]
+    costs += cost_rows(capacity.estimate, capacity.spec, items[0][1])
     screen.table("", " ", "amount", "", rows=costs, right=("amount",))
     if screen.options.brief:
         return
@@ -236,5 +239,5 @@ def _plan_rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield "  latents", size, ""
         elif name.endswith("_s"):
             yield f"  {name.removesuffix('_s')}", f"{value:.2f} s", ""
-        elif value is not None:
+        elif value is not None and name != "lora":  # it is in the cost's table
             yield f"  {name}", in_words(value), ""

@@ -18,7 +18,7 @@ from wancli.models.warm import OnBytes, WarmPipeline, quiet_imports
 from wancli.planning.existing import check_existing
 from wancli.planning.input_files import check_input_files, inputs_json
 from wancli.planning.inputs import NO_INPUTS, InputFiles, add_required_inputs
-from wancli.planning.lora import find_lora
+from wancli.planning.lora import find_lora, report_loras
 from wancli.planning.output_files import sidecar_files
 from wancli.planning.plan import Plan, check_unused_settings, make_plan
 from wancli.records.naming import name_fields, name_output
@@ -113,6 +113,7 @@ class PlannedVideos:
         outputs = _outputs(request, todo, files)
         with outputs.locked():
             report_warnings(self.warnings, observer)
+            report_loras(self.plan.lora, observer)
             model = model or self.pipeline()
             if not model.loaded:
                 check_reachable(self.spec.repo)
@@ -156,7 +157,7 @@ def plan_videos(
     for seed in request.seeds:
         video = Request(
             request.prompt, seed, settings, request.resolved.sources, weights, input_records,
-            warnings,
+            warnings, [asdict(use) for use in plan.lora],
         )  # fmt: skip
         todo.append(_name_files(video, files, several=len(request.seeds) > 1))
     # Only what is valid so far needs what follows.

@@ -1,9 +1,7 @@
-"""Read original Wan checkpoints under diffusers' key names.
+"""Read original Wan checkpoints under diffusers' key names, which are in `catalog/wan_layers.py`.
 
-Original keys: wan/modules/model.py of https://github.com/Wan-Video/Wan2.1 (9737cba). Their names in
-diffusers: scripts/convert_wan_to_diffusers.py of https://github.com/huggingface/diffusers
-(58eb52c). Pickles of https://github.com/guandeh17/Self-Forcing (33593df) hold `generator_ema`,
-`generator`, or both; their keys carry the prefixes of FSDP and of the trainer.
+Pickles of https://github.com/guandeh17/Self-Forcing (33593df) hold `generator_ema`, `generator`, or
+both; their keys carry the prefixes of FSDP and of the trainer.
 """
 
 import re
@@ -17,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from wancli.catalog.wan_layers import from_original, strip_wrappers
 from wancli.errors import InputError, ModelError
 from wancli.records.tensor_files import checkpoint_files
 from wancli.utils.reading import unreadable
@@ -28,47 +27,7 @@ _GENERATORS = (
     "generator",
     "generator_lora",
 )  # the EMA first: it is the one to sample from
-_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 _MAX_LISTED = 8  # names in one error
-
-_ATTENTION = {
-    "q": "to_q",
-    "k": "to_k",
-    "v": "to_v",
-    "o": "to_out.0",
-    "norm_q": "norm_q",
-    "norm_k": "norm_k",
-}
-EMBEDDER = "condition_embedder"
-IMAGE = f"{EMBEDDER}.image_embedder"
-# Order matters: each pair applies to the result of those before it.
-_RENAMES = (
-    ("time_embedding.0", f"{EMBEDDER}.time_embedder.linear_1"),
-    ("time_embedding.2", f"{EMBEDDER}.time_embedder.linear_2"),
-    ("text_embedding.0", f"{EMBEDDER}.text_embedder.linear_1"),
-    ("text_embedding.2", f"{EMBEDDER}.text_embedder.linear_2"),
-    ("time_projection.1", f"{EMBEDDER}.time_proj"),
-    ("head.modulation", "scale_shift_table"),
-    ("head.head", "proj_out"),
-    ("modulation", "scale_shift_table"),
-    ("ffn.0", "ffn.net.0.proj"),
-    ("ffn.2", "ffn.net.2"),
-    # The original applies its norms in the order 1, 3, 2; diffusers in the order 1, 2, 3.
-    ("norm2", "norm__placeholder"),
-    ("norm3", "norm2"),
-    ("norm__placeholder", "norm3"),
-    *((f"self_attn.{old}", f"attn1.{new}") for old, new in _ATTENTION.items()),
-    *((f"cross_attn.{old}", f"attn2.{new}") for old, new in _ATTENTION.items()),
-    # Image-to-video only.
-    ("attn2.to_k_img", "attn2.add_k_proj"),
-    ("attn2.to_v_img", "attn2.add_v_proj"),
-    ("attn2.norm_k_img", "attn2.norm_added_k"),
-    ("img_emb.proj.0", f"{IMAGE}.norm1"),
-    ("img_emb.proj.1", f"{IMAGE}.ff.net.0.proj"),
-    ("img_emb.proj.3", f"{IMAGE}.ff.net.2"),
-    ("img_emb.proj.4", f"{IMAGE}.norm2"),
-    ("img_emb.emb_pos", f"{IMAGE}.pos_embed"),
-)
 
 
 def read_checkpoint(source: Path) -> Tensors:
@@ -81,7 +40,7 @@ def read_checkpoint(source: Path) -> Tensors:
     if source.is_dir() or source.suffix == ".safetensors":
         tensors = _read_shards(source, paths)
     else:
-        tensors = _read_pickle(source)
+        tensors = read_pickle(source)
     return _rename_keys(tensors, source)
 
 
@@ -107,7 +66,8 @@ def _read_shards(source: Path, paths: Sequence[Path]) -> Tensors:
     return tensors
 
 
-def _read_pickle(source: Path) -> Tensors:
+def read_pickle(source: Path) -> Tensors:
+    """The tensors of a torch pickle, memory-mapped; no code in it is run. Raises InputError."""
     try:
         mmap = zipfile.is_zipfile(source)  # pickles of the format before zip cannot be mapped
         state = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
@@ -141,24 +101,12 @@ def _unreadable(source: Path, error: Any) -> InputError:
 
 
 def _rename_keys(tensors: Tensors, source: Path) -> Tensors:
-    names = [_strip_wrappers(key) for key in tensors]
+    names = [strip_wrappers(key).removeprefix("model.") for key in tensors]
     if not any(".attn1." in name for name in names):  # else they are diffusers' already
-        names = [_to_diffusers(name) for name in names]
+        names = [from_original(name) for name in names]
     if duplicates := sorted(name for name, times in Counter(names).items() if times > 1):
         raise ModelError(
             f"{source} has duplicate keys, under different prefixes: {some(duplicates)}.",
             hint="save the state dict of one model alone",
         )
     return dict(zip(names, tensors.values(), strict=True))
-
-
-def _strip_wrappers(key: str) -> str:
-    for wrapper in _WRAPPERS:
-        key = key.replace(wrapper, "")
-    return key.removeprefix("model.")
-
-
-def _to_diffusers(name: str) -> str:
-    for old, new in _RENAMES:
-        name = name.replace(old, new)
-    return name

@@ -14,8 +14,9 @@ from diffusers import WanTransformer3DModel
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from wancli.catalog.wan_layers import EMBEDDER, IMAGE
 from wancli.errors import InputError, ModelError, closest, first_line
-from wancli.models.checkpoint import EMBEDDER, IMAGE, Tensors, read_checkpoint, some
+from wancli.models.checkpoint import Tensors, read_checkpoint, some
 from wancli.models.convert_folder import check_base, check_target, copy_parts
 from wancli.utils.files import whole_folder
 from wancli.utils.reading import read_json, unreadable

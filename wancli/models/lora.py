@@ -1,81 +1,98 @@
 """Merge LoRAs (arXiv:2106.09685) into a transformer, so that steps cost no more than before."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wancli.catalog.tasks import EXPERTS
-from wancli.errors import ModelError, first_line
-from wancli.models.checkpoint import Tensors, read_checkpoint
-from wancli.planning.lora import Lora
+import torch
+from safetensors import safe_open
+from torch import Tensor
 
-ADAPTER = "wancli"
-HINT = "give a LoRA of this model, as .safetensors or .pt, in peft's or Wan's naming"
-_HEADS = re.compile(r"^(?:base_model\.model\.|diffusion_model\.|model\.|transformer\.)+")
-# diffusers fills these with zeros when it loads a text-to-video LoRA into an image-to-video model.
-_OF_IMAGES = ("add_k_proj", "add_v_proj")
-_IMAGES = (*_OF_IMAGES, "k_img", "v_img")
-_MIDDLES = {".lora_down.": ".lora_A.", ".lora_up.": ".lora_B.", ".default.": "."}
+from wancli.catalog.tasks import EXPERTS
+from wancli.models.checkpoint import read_pickle
+from wancli.planning.lora import Lora
+from wancli.planning.lora_keys import (
+    LoraFile,
+    LoraFit,
+    check_fit,
+    fit_lora,
+    parse_lora,
+    read_lora_file,
+    weight_name,
+)
+
+
+@dataclass(frozen=True)
+class _OpenLora:
+    """A LoRA that fits a transformer, and how to read its tensors."""
+
+    file: LoraFile
+    fit: LoraFit
+    scale: float
+    read: Callable[[str], Tensor]  # by key
 
 
 def merge_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
-    """Add scale * B @ A of every LoRA to the weights of its transformer.
+    """Add scale * alpha / rank * B @ A of every LoRA, and its differences, to the weights.
 
-    Raises InputError for a broken file, ModelError for a LoRA of another model.
+    Sums are taken in float64 and in the order of the files' names, so that the order of `loras`
+    does not matter, and rounded once. Raises InputError for a broken file, ModelError for a LoRA of
+    another model.
     """
+    for expert, part in EXPERTS.items():
+        own = [lora for lora in loras if (lora.expert or "high") == expert]
+        if own:
+            _merge(getattr(pipeline, part), sorted(own, key=lambda each: (each.path, each.scale)))
+
+
+def _merge(transformer: Any, loras: Sequence[Lora]) -> None:
+    weights: dict[str, Tensor] = dict(transformer.named_parameters())
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    opened = []
+    for lora in loras:  # all of them, before any weight changes
+        file, read = _open(lora.path)
+        fit = fit_lora(file, shapes)
+        check_fit(file, fit, type(transformer).__name__)
+        opened.append(_OpenLora(file, fit, lora.scale, read))
+    for layer in dict.fromkeys(layer for lora in opened for layer in lora.fit.layers):
+        _merge_layer(layer, weights, [lora for lora in opened if layer in lora.fit.layers])
+
+
+def _open(path: Path) -> tuple[LoraFile, Callable[[str], Tensor]]:
+    if path.suffix == ".safetensors":
+        file = read_lora_file(path)  # its header, which is checked
+        return file, safe_open(path, "pt").get_tensor
+    tensors: Mapping[str, Tensor] = read_pickle(path)
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    return parse_lora(path, shapes, {}), tensors.__getitem__
+
+
+@torch.no_grad()
+def _merge_layer(layer: str, weights: Mapping[str, Tensor], loras: Collection[_OpenLora]) -> None:
+    sums: dict[str, Tensor] = {}
     for lora in loras:
-        part = EXPERTS[lora.expert or "high"]
-        _load(pipeline, lora.path, part)
-        pipeline.set_adapters([ADAPTER], [lora.scale])
-        pipeline.fuse_lora(components=[part], adapter_names=[ADAPTER])
-        pipeline.unload_lora_weights()
+        read = {kind: lora.read(key).double() for kind, key in lora.fit.layers[layer].items()}
+        for name, change in _changes(lora.file, layer, read).items():
+            if name not in sums:  # on the CPU, for MPS has no float64
+                sums[name] = weights[name].cpu().double()
+            sums[name] += lora.scale * change
+    for name, total in sums.items():
+        weights[name].copy_(total)
 
 
-def read_lora(path: Path) -> Tensors:
-    """Read matrices as `LAYER.lora_A.weight` and `LAYER.lora_B.weight`, also LongLive's pickles.
-
-    An alpha is multiplied in, which peft does by its configuration.
-    """
-    tensors = {_peft_name(name): tensor for name, tensor in read_checkpoint(path).items()}
-    for name in [name for name in tensors if name.endswith(".alpha")]:
-        alpha, down = float(tensors.pop(name)), f"{name.removesuffix('.alpha')}.lora_A.weight"
-        if down in tensors:
-            tensors[down] = tensors[down] * (alpha / len(tensors[down]))
-    return tensors
-
-
-def _peft_name(name: str) -> str:
-    for old, new in _MIDDLES.items():
-        name = name.replace(old, new)
-    return _HEADS.sub("", name)
-
-
-def _load(pipeline: Any, path: Path, part: str) -> None:
-    """Load a LoRA as an adapter of a transformer; every pair of matrices must find its layer."""
-    tensors = read_lora(path)
-    pairs = [name for name in tensors if name.endswith(".lora_A.weight")]
-    if not pairs:
-        raise ModelError(f"{path} holds no LoRA.", hint=HINT)
-    if any("img_attn_qkv" in name for name in pairs):
-        raise ModelError(
-            f"LoRA {path} is in HunyuanVideo's original naming, with fused layers.",
-            hint="give it in diffusers' naming",
-        )
-    state = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
-    second = {"load_into_transformer_2": True} if part == EXPERTS["low"] else {}
-    try:
-        pipeline.load_lora_weights(state, adapter_name=ADAPTER, **second)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"LoRA {path} does not fit: {first_line(error)}", hint=HINT) from None
-    matched = sum(
-        ADAPTER in getattr(layer, "lora_A", {})
-        for name, layer in getattr(pipeline, part).named_modules()
-        if not name.endswith(_OF_IMAGES)
-        or any(image in pair for image in _IMAGES for pair in pairs)
-    )
-    if matched != len(pairs):
-        raise ModelError(
-            f"LoRA {path}: only {matched} of its {len(pairs)} layers exist in this model.",
-            hint=HINT,
-        )
+def _changes(file: LoraFile, layer: str, read: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a LoRA of scale 1 adds to a layer's parameters, by their names."""
+    weight, bias = weight_name(layer), f"{layer}.bias"
+    changes: dict[str, Tensor] = {}
+    if "up" in read:
+        alpha = float(read["alpha"]) if "alpha" in read else None
+        scaling, (up, down) = file.scaling(layer, alpha), (read["up"], read["down"])
+        product = scaling * (up.flatten(1) @ down.flatten(1))
+        changes[weight] = product.view(len(up), *down.shape[1:])
+        if "up_bias" in read:
+            changes[bias] = scaling * read["up_bias"]
+    for kind, name in (("diff", weight), ("diff_b", bias)):
+        if kind in read:
+            changes[name] = changes[name] + read[kind] if name in changes else read[kind]
+    return changes

@@ -1,16 +1,24 @@
-"""LoRA files with their scale, and which expert they are for."""
+"""LoRA files with their scale, which expert they are for, and what their keys do to a model."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 
+from wancli.catalog.hub_cache import find_cached
+from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import EXPERTS
-from wancli.errors import InputError, PlanError, SettingsError, missing
+from wancli.catalog.wan_layers import parameter_shapes
+from wancli.errors import InputError, ModelError, PlanError, SettingsError, missing
+from wancli.planning.lora_keys import LoraFit, check_fit, fit_lora, read_lora_file
+from wancli.records.progress import Observer
 from wancli.utils.reading import check_tensors, user_path
 
 _DEMO = Path(__file__).parents[1] / "demo" / "loras"
 PACKAGED = {path.stem: path for path in _DEMO.glob("*.safetensors")}  # LoRAs known by name
+_ON_HUB = re.compile(r"([\w.-]+/[\w.-]+):([^:]+)", re.ASCII)  # REPO:FILE
 
 
 @dataclass(frozen=True)
@@ -22,12 +30,37 @@ class Lora:
     expert: str = ""  # high or low; "" for a single expert
 
 
+@dataclass(frozen=True)
+class LoraUse:
+    """How many keys of a LoRA are applied to a model and how many not, by reason."""
+
+    name: str  # of its file, with its expert
+    scale: float
+    keys: int | None = None  # None: not known before it loads
+    applied: int | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> str:
+        """How many keys are applied."""
+        if self.keys is None:
+            return "keys are counted when it loads"
+        return f"{self.applied:,} of {self.keys:,} keys applied"
+
+    @property
+    def drops(self) -> str:
+        """How many keys are dropped, and why; empty if none."""
+        return ", ".join(f"{count:,} dropped ({why})" for why, count in self.dropped.items())
+
+
 def find_lora(text: str) -> Lora:
     """Parse `PATH` or `PATH=SCALE`, with `@high` or `@low` after PATH for one of two experts.
 
-    PATH may be the name of a packaged LoRA, unless a file has that name.
+    PATH may be the name of a packaged LoRA, or REPO:FILE in the hub's cache, unless a file has that
+    name.
 
-    Raises InputError for a missing file, SettingsError for a bad scale.
+    Raises InputError for a missing file, ModelError for one of the hub that is not downloaded,
+    SettingsError for a bad scale.
     """
     path, scale = text, "1"
     if "=" in text and not Path(_of_expert(text)[0]).exists():
@@ -46,9 +79,30 @@ def find_lora(text: str) -> Lora:
     return lora
 
 
+def hub_file(name: str) -> tuple[str, str] | None:
+    """The repository and file of a LoRA on the hub, REPO:FILE; None for any other name."""
+    match = _ON_HUB.fullmatch(name)
+    return (match[1], match[2]) if match and not user_path(name).exists() else None
+
+
 def _place(name: str) -> Path:
     path = user_path(name)
-    return path if path.exists() else PACKAGED.get(name, path)
+    if path.exists():
+        return path
+    if on_hub := hub_file(name):
+        return cached_lora(*on_hub)
+    return PACKAGED.get(name, path)
+
+
+def cached_lora(repo: str, file: str) -> Path:
+    """The file in the hub's cache. Raises ModelError if it is not there."""
+    folder = find_cached(repo)
+    if folder is None or not (folder / file).is_file():
+        raise ModelError(
+            f"LoRA '{repo}:{file}' is not on this machine.",
+            hint=f"wancli model pull {repo}:{file}",
+        )
+    return folder / file
 
 
 def _of_expert(path: str) -> tuple[str, str]:
@@ -57,20 +111,56 @@ def _of_expert(path: str) -> tuple[str, str]:
     return (name, expert) if at and expert in EXPERTS and not Path(path).exists() else (path, "")
 
 
-def check_loras(texts: Sequence[str], *, model: str, experts: int) -> None:
-    """Raise InputError for a file that is missing or no LoRA, PlanError for a wrong expert."""
-    for lora in map(find_lora, texts):
-        if experts > 1 and not lora.expert:
-            raise PlanError(
-                f"`lora {lora.path}` does not say which of {model}'s two experts it is for.",
-                hint=f"`lora` {lora.path}@high, @low, or once each",
-            )
-        if experts < 2 and lora.expert:
-            raise PlanError(
-                f"`lora` {lora.path}@{lora.expert}: {model} has one expert.",
-                hint=f"`lora {lora.path}`",
-            )
-        _check_kind(lora.path)
+def check_loras(texts: Sequence[str], spec: ModelSpec) -> tuple[LoraUse, ...]:
+    """What the keys of each LoRA do to a model, from the headers of its files.
+
+    Raises InputError for a file that is missing or broken, PlanError for a wrong expert, ModelError
+    for a LoRA of another model.
+    """
+    return tuple(_check_lora(find_lora(text), spec) for text in texts)
+
+
+def _check_lora(lora: Lora, spec: ModelSpec) -> LoraUse:
+    if spec.experts > 1 and not lora.expert:
+        raise PlanError(
+            f"`lora {lora.path}` does not say which of {spec.name}'s two experts it is for.",
+            hint=f"`lora` {lora.path}@high, @low, or once each",
+        )
+    if spec.experts < 2 and lora.expert:
+        raise PlanError(
+            f"`lora` {lora.path}@{lora.expert}: {spec.name} has one expert.",
+            hint=f"`lora {lora.path}`",
+        )
+    _check_kind(lora.path)
+    name = f"{lora.path.name}@{lora.expert}" if lora.expert else lora.path.name
+    if lora.path.suffix != ".safetensors":  # a pickle has no header
+        return LoraUse(name, lora.scale)
+    state = lora.path.stat()
+    part = EXPERTS[lora.expert or "high"]
+    keys, fit = _fit(lora.path, (state.st_mtime_ns, state.st_size), spec, part)
+    if fit is None:
+        return LoraUse(name, lora.scale)
+    return LoraUse(name, lora.scale, keys, fit.applied, fit.dropped)
+
+
+@lru_cache(maxsize=16)  # a request is planned several times
+def _fit(
+    path: Path, _state: tuple[int, int], spec: ModelSpec, part: str
+) -> tuple[int, LoraFit | None]:
+    """The number of keys in a file, and what becomes of them; None where that is unknown."""
+    lora, parameters = read_lora_file(path), parameter_shapes(spec, part)
+    if parameters is None:
+        return len(lora.shapes), None
+    fit = fit_lora(lora, parameters)
+    check_fit(lora, fit, spec.name)
+    return len(lora.shapes), fit
+
+
+def report_loras(uses: Sequence[LoraUse], observer: Observer) -> None:
+    """Note what is not applied, of each LoRA of which anything is dropped."""
+    for use in uses:
+        if use.dropped:
+            observer.note(f"LoRA {use.name}: {use.counts}, {use.drops}")
 
 
 def _check_kind(path: Path) -> None:

@@ -26,7 +26,7 @@ from wancli.planning.inputs import (
     reference_frames,
     segments,
 )
-from wancli.planning.lora import check_loras
+from wancli.planning.lora import LoraUse, check_loras
 from wancli.planning.offload import check_rollout_vae, check_tiling, offloads
 from wancli.planning.rules_family import check_family, check_family_flags
 from wancli.planning.rules_machine import (
@@ -63,6 +63,7 @@ class Plan:
     forwards: int  # transformer calls in total
     offloads: tuple[str, ...]  # modes compatible with the other settings
     duration_s: float
+    lora: tuple[LoraUse, ...] = ()  # what becomes of their keys
 
 
 def make_plan(
@@ -75,7 +76,7 @@ def make_plan(
     sampling, video = settings.sampling, settings.video
     chosen = choose_task(spec, inputs, task)
     shape = _shape(video, spec, num_frames=video.num_frames)
-    _check_experts(settings, spec)
+    loras = _check_experts(settings, spec)
     check_machine(settings.machine)
     check_output(settings.output)
     check_family(settings, spec, chosen.family)
@@ -107,6 +108,7 @@ def make_plan(
         forwards=steps + ((gate or steps) if guided else 0),
         offloads=offloads(settings, chosen),
         duration_s=video.num_frames / video.fps,
+        lora=loras,
     )
 
 
@@ -132,6 +134,7 @@ class RolloutPlan:
     offloads: tuple[str, ...]  # modes compatible with the other settings
     num_frames: int  # video frames in total
     duration_s: float
+    lora: tuple[LoraUse, ...] = ()  # what becomes of their keys
 
     def as_json(self) -> dict[str, Any]:
         """The plan with counts instead of the chunks, of which there may be a million."""
@@ -144,6 +147,7 @@ class RolloutPlan:
             "shape": asdict(self.shape),
             **{name: getattr(self.window, name) for name in ("window", "sink", "chunk")},
             **{f.name: getattr(self, f.name) for f in fields(self) if f.name not in several},
+            "lora": [asdict(use) for use in self.lora],
         }
 
 
@@ -155,7 +159,7 @@ def make_rollout_plan(
     Raises PlanError for incompatible settings.
     """
     chosen = settings.rollout
-    _check_rollout(settings, spec, force=force)
+    loras = _check_rollout(settings, spec, force=force)
     context, spans = lay_out(
         chosen.chunks,
         chunk_frames=chosen.chunk_frames,
@@ -180,6 +184,7 @@ def make_rollout_plan(
         offloads=offloads(settings, TASKS[TEXT]),
         num_frames=num_frames,
         duration_s=num_frames / settings.video.fps,
+        lora=loras,
     )
 
 
@@ -235,8 +240,10 @@ def _rope(chosen: Rollout) -> RopePolicy:
     return "relative" if chosen.sink_frames else "absolute"
 
 
-def _check_rollout(settings: RolloutSettings, spec: ModelSpec, *, force: bool) -> None:
-    """Raise PlanError for a model or settings that a rollout does not support."""
+def _check_rollout(
+    settings: RolloutSettings, spec: ModelSpec, *, force: bool
+) -> tuple[LoraUse, ...]:
+    """What the LoRAs' keys do. Raises PlanError for what a rollout does not support."""
     if TEXT not in spec.tasks:
         raise PlanError(
             f"{spec.name} is {' and '.join(spec.tasks)}; rollouts take text-to-video models.",
@@ -251,9 +258,10 @@ def _check_rollout(settings: RolloutSettings, spec: ModelSpec, *, force: bool) -
     check_output(settings.output)
     check_rollout(settings.machine)
     check_rollout_vae(settings.machine)
-    _check_experts(settings, spec)
+    loras = _check_experts(settings, spec)
     _check_window(settings.rollout)
     _check_caches(settings, spec)
+    return loras
 
 
 def _check_window(chosen: Rollout) -> None:
@@ -301,14 +309,15 @@ def _check_prompt_kv(chosen: PromptKV) -> None:
         raise PlanError(f"{option} needs the prompt K/V cache.", hint="drop `no_prompt_kv`")
 
 
-def _check_experts(settings: Settings, spec: ModelSpec) -> None:
+def _check_experts(settings: Settings, spec: ModelSpec) -> tuple[LoraUse, ...]:
+    """What the LoRAs' keys do. Raises PlanError for settings of an expert that is not there."""
     for name in ("guidance_scale_2", "boundary_ratio"):
         if getattr(settings.sampling, name) is not None and spec.experts < 2:
             raise PlanError(
                 f"`{name}` needs a model with two experts; {spec.name} has one.",
                 hint=f"drop `{name}`",
             )
-    check_loras(settings.machine.lora, model=spec.name, experts=spec.experts)
+    return check_loras(settings.machine.lora, spec)
 
 
 def check_unused_settings(resolved: Resolved[Any], task: str = TEXT) -> None:

@@ -33,6 +33,7 @@ class Request:
     model_revision: str = ""  # identifies the weights
     inputs: Mapping[str, Any] = field(default_factory=dict)  # input files, prompt changes, seeds
     warnings: Sequence[str] = ()  # printed beforehand; not part of the request
+    loras: Sequence[Mapping[str, Any]] = ()  # what becomes of their keys; nor is this
 
     def as_json(self) -> dict[str, Any]:
         """All resolved values and their sources."""
@@ -97,12 +98,13 @@ class RunRecord:
     cache: Mapping[str, Any] = field(default_factory=dict)  # reuse by step caches
     error: Mapping[str, Any] | None = None
     warnings: Sequence[str] = ()  # printed before the run
+    lora: Sequence[Mapping[str, Any]] = ()  # keys applied and dropped, of each
     schema: str = SCHEMA
 
     def as_json(self) -> dict[str, Any]:
         """The record for the sidecar and `--json`."""
         record = {"schema": self.schema, **asdict(self)}
-        for name in ("drift", "cache", "warnings"):
+        for name in ("drift", "cache", "warnings", "lora"):
             if not record[name]:
                 del record[name]
         return record

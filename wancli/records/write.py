@@ -22,6 +22,7 @@ def start_record(request: Request, *, command: str, created: datetime) -> RunRec
         request=request.as_json(),
         hash=request.hash,
         warnings=request.warnings,
+        lora=request.loras,
     )
 
 

@@ -1,7 +1,7 @@
 """From a request to a rollout's job: plan, prompt schedule, seeds, paths, resuming."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from wancli.errors import UsageError, WancliError
 from wancli.models.warm import OnBytes, WarmPipeline, quiet_imports
 from wancli.planning.context import NO_FILES, ContextFiles, check_context_files, context_frames
 from wancli.planning.earlier_rollout import find_rollout, stored_request
-from wancli.planning.lora import find_lora
+from wancli.planning.lora import find_lora, report_loras
 from wancli.planning.output_files import is_of_rollout, rollout_files, sidecar_files
 from wancli.planning.plan import RolloutPlan, check_unused_settings, make_rollout_plan
 from wancli.planning.prompts import PromptChange, PromptSchedule, make_prompt_schedule
@@ -165,6 +165,7 @@ class RolloutSession:
     ) -> Generator["RolloutChunk", None, "RunRecord"]:  # fmt: skip
         self._check_earlier(job.store.folder)
         report_warnings(self.warnings, observer)
+        report_loras(self.plan.lora, observer)
         if not model.loaded:
             check_reachable(self.spec.repo)
         from wancli.records.write import failed_record
@@ -235,6 +236,7 @@ class RolloutSession:
             revision(self.spec),
             inputs,
             self.warnings,
+            [asdict(use) for use in self.plan.lora],
         )
 
     def paths(self) -> tuple[Path | None, Path | None, Path | None]:
