@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from wancli.utils.heap import keep_heap
 from wancli.utils.packages import silence_torchao
 from wancli.utils.threads import choose_threads
 
 choose_threads()  # as the command line does; torch is imported by the tests
+keep_heap()
 silence_torchao()
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
 
 from wancli.demo.judge import NONE, Verdict, judge, measure
 from wancli.demo.world import (
@@ -41,13 +40,14 @@ def make_video(*scenes: Scene, first: int = 0, frames: int = FRAMES) -> Tensor:
 
 
 def blurred(video: Tensor, *, sigma: float, noise: float = 0.0) -> Tensor:
-    """A Gaussian blur (pixels), then noise (levels)."""
-    reach = math.ceil(3 * sigma)
-    kernel = torch.softmax(-(torch.arange(-reach, reach + 1) ** 2) / (2 * sigma**2), 0)
-    planes = video.float().permute(0, 3, 1, 2).flatten(0, 1)[:, None]
-    planes = pad(planes, (reach,) * 4, mode="replicate")
-    planes = conv2d(conv2d(planes, kernel[None, None, None]), kernel[None, None, :, None])
-    out: Tensor = planes.unflatten(0, (-1, 3))[:, :, 0].permute(0, 2, 3, 1)
+    """A Gaussian blur (pixels) that repeats the edges, then noise (levels)."""
+    reach, side = math.ceil(3 * sigma), video.shape[1]
+    offsets = torch.arange(-reach, reach + 1)
+    kernel = torch.softmax(-(offsets**2) / (2 * sigma**2), 0).expand(side, -1)
+    sources = (torch.arange(side)[:, None] + offsets).clamp(0, side - 1)
+    smooth = torch.zeros(side, side).scatter_add_(1, sources, kernel)  # to rows, from columns
+    planes = smooth @ video.float().permute(0, 3, 1, 2) @ smooth.T
+    out = planes.permute(0, 2, 3, 1)
     grain = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
     return (out + noise * grain).round().clamp(0, 255).byte()
 
@@ -102,8 +102,9 @@ def test_blurred_and_noisy_renders_are_judged_correctly() -> None:
 def test_every_combination_is_judged_correctly() -> None:
     clips = sample_clips(1)
     assert mistakes(clips) == []
-    degraded = [(combination, blurred(clip, sigma=1.0, noise=7.0)) for combination, clip in clips]
-    assert len(mistakes(degraded)) <= len(clips) / 100
+    some = clips[::3]  # of which one in a hundred may be misjudged
+    degraded = [(combination, blurred(clip, sigma=1.0, noise=7.0)) for combination, clip in some]
+    assert len(mistakes(degraded)) <= len(some) / 100
 
 
 @pytest.mark.parametrize("motion", MOTIONS)

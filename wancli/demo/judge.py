@@ -131,12 +131,12 @@ def _unshaded(video: Tensor) -> Tensor:
 def _colors(pixels: Tensor) -> tuple[str, str]:
     """Color and background of [T, H, W, 3], by a vote of the pixels in each frame."""
     palette = torch.tensor([*COLORS.values(), *BACKGROUNDS.values()], dtype=torch.float32)
-    flat = pixels.flatten(1, 2).mT  # [T, 3, H*W]
-    squares = (palette**2).sum(-1)[:, None] - 2 * palette @ flat  # without the pixel's own square
-    limit = (COLOR_RADIUS**2 - (flat**2).sum(1, keepdim=True)).minimum(
-        squares.amin(1, keepdim=True)
-    )
-    share = (squares <= limit).float().mean(2)  # [T, palette]: fraction of pixels
+    planes = pixels.permute(3, 0, 1, 2).flatten(2)  # [3, T, H*W]
+    own = (palette**2).sum(1, keepdim=True)
+    squares = torch.addmm(own, palette, planes.flatten(1), alpha=-2)  # without the pixel's own
+    squares = squares.view(-1, *planes.shape[1:])  # [palette, T, H*W]
+    limit = (COLOR_RADIUS**2 - (planes**2).sum(0)).minimum(squares.amin(0))
+    share = (squares <= limit).sum(2, dtype=torch.int32).T / planes.shape[2]  # [T, palette]
     objects, grounds = share[:, : len(COLORS)], share[:, len(COLORS) :]
     visible = (objects.amax(1) > MIN_VOTES) & (objects.amax(1) > 0.5 * objects.sum(1))
     is_visible = _share(visible) >= ALWAYS
