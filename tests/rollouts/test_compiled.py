@@ -268,6 +268,7 @@ def test_compiled_blocks_copy_no_row_of_the_cache_on_cuda():
     shape, peaks = window(4000), []  # 62 MiB of keys and values a branch: far more than the rest
     for compiled in (False, True):
         with on_cuda(torch.bfloat16, shape, compiled=compiled, guidance_scale=1.0) as denoiser:
+            denoiser.set_prompt(prompts(denoiser, 1))
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()

@@ -17,6 +17,10 @@ from wancli.config.settings import RopePolicy
 from wancli.generation.flow import guide
 from wancli.models.attention import DEFAULT_KERNEL, AttentionKernel
 
+# Of a class of block in a process: two or three for each kind of rollout until torch makes a size
+# symbolic. Its own limit is 8, after which it raises.
+MAX_GRAPHS = 64
+
 
 @dataclass(frozen=True)
 class PromptPair:
@@ -101,24 +105,28 @@ class CausalDenoiser:
         and in whether it fills the sink. `latents` [1, C, F, H, W] are of the longest chunk. The
         prompt is set; the caches are empty, before and after.
         """
-        kinds = set()
+        kinds, caches, capacity = set(), self._caches(), self._window.capacity
         for span in spans:
             self.begin(span)
             for _ in range(2):  # the first forward of a chunk, and later ones
-                kv = self._caches()[0]
-                fills_sink = kv.stored < kv.blocks[0].raw_sink.shape[1]
-                kind = (span.frames, kv.stored > 0, kv.hidden > 0, fills_sink)
-                if kind not in kinds:
-                    kinds.add(kind)
-                    self._forward_all(latents[:, :, : span.frames], 0.0)
-                for kv in self._caches():
+                if self._kind() not in kinds:
+                    kinds.add(self._kind())
+                    with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS):
+                        self._forward_all(latents[:, :, : span.frames], 0.0)
+                for kv in caches:
                     kv.end_forward()
-            for kv in self._caches():
+            for kv in caches:
                 kv.commit()
-            if kv.stored + span.frames * self._window.tokens_per_frame > self._window.capacity:
+            if caches[0].stored + span.frames * self._window.tokens_per_frame > capacity:
                 break  # full: nothing changes any more
-        for kv in self._caches():
+        for kv in caches:
             kv.reset()
+
+    def _kind(self) -> tuple[object, ...]:
+        """What the graph of the next forward depends on."""
+        kv = self._caches()[0]
+        fills_sink = kv.stored < kv.blocks[0].raw_sink.shape[1]
+        return self._span.frames, kv.stored > 0, kv.hidden > 0, fills_sink
 
     def begin(self, span: Span) -> None:
         """Make room for a chunk. Beginning it again discards its uncommitted forwards."""
