@@ -1,5 +1,6 @@
 """A few steps of the demo's training: it resumes exactly, and its tokenizer knows the world."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -26,6 +27,7 @@ from wancli.demo.parts import (
 )
 from wancli.demo.training import (
     BatchedMuon,
+    CapturedStep,
     Optimizer,
     load_checkpoint,
     rate,
@@ -100,6 +102,19 @@ def test_an_interrupted_transformer_training_resumes_exactly(tmp_path, data, mon
     assert_same(train("resumed").state_dict(), whole)
     assert not all(torch.equal(stopped["average"][name], value) for name, value in whole.items())
     assert_same(load_checkpoint(path), load_checkpoint(tmp_path / "whole" / "transformer.pt"))
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:This instance was constructed with capturable=True")
+def test_captured_steps_train_as_those_that_are_called(tmp_path, data, monkeypatch):
+    def train(work) -> list[float]:
+        train_transformer(tmp_path / work, data, steps=14, clips=2, device="cuda")
+        lines = (tmp_path / work / "transformer.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    captured = train("captured")
+    monkeypatch.setattr(CapturedStep, "EAGER", 100)
+    assert captured == pytest.approx(train("called"), rel=0.02)
 
 
 @pytest.mark.parametrize("causal_share", [0.0, 1.0])
