@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
@@ -10,8 +11,10 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from tests.fakes import tiny_vae
+from tests.hunyuan import tiny_hunyuan
 from tests.models.test_vae import Failing, Whole, stream, wan21_vae, wan22_vae, whole
 from wancli.errors import DecodeError
+from wancli.generation.denoise import decode
 from wancli.models import fast_decoder
 from wancli.models.fast_decoder import DecoderSpeedups, latents_per_call, speed_up_decoder
 from wancli.models.vae import StreamingDecoder, denormalize, encode
@@ -80,6 +83,16 @@ def test_diffusers_own_decode_and_its_tiles_use_it(case: tuple[str, Whole]):
         video = vae.decode(denormalize(vae, exact.latents)).sample
     assert relative(video, exact.video) < FLOAT32
     assert not torch.equal(video, exact.video)
+
+
+def test_hunyuanvideo_gets_a_narrow_decoder_and_no_more():
+    latents = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    exact, vae = (tiny_hunyuan().vae.eval() for _ in range(2))
+    latents = latents[:, : exact.config.latent_channels]
+    speed_up_decoder(vae, DecoderSpeedups(dtype=torch.bfloat16))
+    assert latents_per_call(vae) == 1
+    frames = [decode(each, latents).astype(int) for each in (exact, vae)]
+    assert 0 < np.abs(frames[0] - frames[1]).max() <= 4
 
 
 def test_the_encoder_stays_in_its_dtype_bit_for_bit(case: tuple[str, Whole]):
