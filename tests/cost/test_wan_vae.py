@@ -82,7 +82,7 @@ def test_peak_memory_of_decoding_matches_the_formula(name: str, frames: int):
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["exact", "fast"])
-@pytest.mark.parametrize("frames", [1, 3, 6])
+@pytest.mark.parametrize("frames", [1, 3, 5, 6])
 @pytest.mark.parametrize("name", ["2.1", "2.2"])
 def test_peak_memory_of_streaming_matches_the_formula(
     name: str, frames: int, dtype: torch.dtype | None

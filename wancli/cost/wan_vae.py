@@ -122,7 +122,8 @@ def decode_bytes(
     cached = sum(layer.cached for layer in layers) * (2 if later else 1)
     cached //= CACHE_FRAMES if latents.frames == 1 else 1
     largest = max(layer.input for layer in layers if layer.cached)
-    at_once = max(1, min(latents_per_call, shown.frames if later else latents.frames - 1))
+    most = min(chunk, latents.frames - chunk) if later else latents.frames - 1
+    at_once = max(1, min(latents_per_call, most))
     copies = PEAK_COPIES if latents_per_call == 1 else FAST_PEAK_COPIES * at_once
     return int(max(element_bytes * (copies * largest + cached) + video, 3 * video))
 
