@@ -146,18 +146,19 @@ def test_fp8_products_are_compiled_into_whole_graphs():
 @pytest.mark.gpu
 @pytest.mark.parametrize("command", ["generate", "rollout"])
 def test_fp8_products_are_close_to_bfloat16_on_a_gpu(command: str):
-    """Two steps of the demo model; its linear layers are small, so that compiling is most of it."""
+    """Latents, since decoding makes more or less of the same error."""
 
     def run(**machine: Any) -> Tensor:
         options: dict[str, Any] = {"seed": 1, "compile": True, **machine}
         if command == "generate":
             clip = wancli.generate("a red circle", num_frames=5, steps=2, **options)
-            return torch.from_numpy(clip.frames).float()
+            assert clip.latents is not None
+            return clip.latents.float().cpu()
         chunks = wancli.rollout("a red circle", chunks=2, **options)
-        return torch.cat([torch.from_numpy(chunk.frames).float() for chunk in chunks])
+        return torch.cat([chunk.latents.float().cpu() for chunk in chunks], 2)
 
-    frames = run(), run(quantize="fp8-dynamic")
-    assert 0 < (frames[0] - frames[1]).abs().mean() < 4  # of 255; 1.1 on a CPU
+    whole, small = run(), run(quantize="fp8-dynamic")
+    assert 0 < relative(small, whole) < 0.25  # 0.11 on a CPU, of a forward 0.04
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("int8", "float32"), ("fp8", "bfloat16")])

@@ -142,6 +142,8 @@ def available_backends(device: torch.device) -> Iterator[tuple[str, MeasuredBack
     for name in AttentionBackendName:
         if any(word in name.value for word in LEFT_OUT) or not _is_here(name):
             continue
+        if name.value == "native" and device.type == "cuda":  # one of torch's kernels
+            continue
         backend = find_backend(name.value, device)
         try:
             with torch.no_grad(), backend.context():
