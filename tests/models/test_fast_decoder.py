@@ -16,7 +16,12 @@ from tests.models.test_vae import Failing, Whole, stream, wan21_vae, wan22_vae, 
 from wancli.errors import DecodeError
 from wancli.generation.denoise import decode
 from wancli.models import fast_decoder
-from wancli.models.fast_decoder import DecoderSpeedups, latents_per_call, speed_up_decoder
+from wancli.models.fast_decoder import (
+    DecoderSpeedups,
+    benchmark_decoder,
+    latents_per_call,
+    speed_up_decoder,
+)
 from wancli.models.vae import StreamingDecoder, denormalize, encode
 
 VAES = {"wan2.1": wan21_vae, "wan2.2": wan22_vae}
@@ -149,14 +154,16 @@ def test_non_finite_video_is_rejected_before_clamping():
         StreamingDecoder(vae)(torch.zeros(1, 4, 1, 2, 2))
 
 
-def test_cudnn_benchmarks_during_a_call_only(monkeypatch: pytest.MonkeyPatch):
+def test_cudnn_benchmarks_when_it_should_and_during_a_call_only(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    vae, during = fast("wan2.1"), []
+    vae, during = fast("wan2.1", benchmark=False), []
     vae.decoder.decoder.register_forward_pre_hook(
         lambda *_: during.append(torch.backends.cudnn.benchmark)
     )
     streamed(vae, torch.zeros(1, 16, 1, 4, 6), (1,))
-    assert during == [True]
+    benchmark_decoder(vae)
+    streamed(vae, torch.zeros(1, 16, 1, 4, 6), (1,))
+    assert during == [False, True]
     assert not torch.backends.cudnn.benchmark
 
 

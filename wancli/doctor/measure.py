@@ -111,7 +111,7 @@ def _fast_rate(
 ) -> float:
     """The same as the fast decoder runs them."""
     several = [(c, LATENTS_PER_CALL * frames, side) for c, frames, side in layers]
-    speedups = DecoderSpeedups(dtype=torch.bfloat16)
+    speedups = DecoderSpeedups(dtype=torch.bfloat16, benchmark=False)
     return _convolution_rate(device, budget_s, several, fast=speedups)
 
 

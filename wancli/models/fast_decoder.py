@@ -51,6 +51,7 @@ class FastDecoder(nn.Module):
     def __init__(self, decoder: nn.Module, speedups: DecoderSpeedups) -> None:
         super().__init__()
         self.latents_per_call, self._speedups = speedups.latents_per_call, speedups
+        self.benchmark = speedups.benchmark
         _replace_layers(decoder, speedups)
         self.decoder = decoder.to(speedups.dtype)
         if speedups.channels_last:
@@ -59,7 +60,7 @@ class FastDecoder(nn.Module):
     def forward(self, latents: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Video of latents [B, C, n, H, W], not clamped."""
         layout = torch.channels_last_3d if self._speedups.channels_last else torch.preserve_format
-        with _benchmarking(enabled=self._speedups.benchmark):
+        with _benchmarking(enabled=self.benchmark):
             inputs = latents.to(self._speedups.dtype or latents.dtype, memory_format=layout)
             video: Tensor = self.decoder(inputs, *args, **kwargs)
         return video.to(latents.dtype)
@@ -83,6 +84,11 @@ def compile_decoder(vae: Any) -> bool:
 def latents_per_call(vae: Any) -> int:
     """How many latent frames the VAE's decoder takes at once, after the first."""
     return vae.decoder.latents_per_call if isinstance(vae.decoder, FastDecoder) else 1
+
+
+def benchmark_decoder(vae: Any) -> None:
+    """Let cuDNN time its kernels for the VAE's fast decoder: a second or two for each shape."""
+    vae.decoder.benchmark = True
 
 
 def decoder_in_words(vae: Any) -> str:

@@ -211,7 +211,8 @@ def _vae(spec: ModelSpec, machine: Machine, at: torch.device, *, kind: str) -> A
     vae = _part(vae_class, spec, "vae", getattr(torch, vae_dtype(machine)), at)
     if decodes_fast(machine, kind):
         dtype = getattr(torch, decoder_dtype(machine, kind))
-        speed_up_decoder(vae, DecoderSpeedups(dtype=dtype))
+        # To time cuDNN's kernels takes longer than to decode a clip.
+        speed_up_decoder(vae, DecoderSpeedups(dtype=dtype, benchmark=False))
     if machine.vae_tiling:
         vae.enable_tiling()
     return vae

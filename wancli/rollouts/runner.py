@@ -19,7 +19,7 @@ from wancli.config.settings import RolloutSettings
 from wancli.errors import DecodeError, InputError, OutputError
 from wancli.generation.noise import IndexedNoise, Noise, StreamNoise
 from wancli.generation.runner import finish
-from wancli.models.fast_decoder import compile_decoder, decoder_in_words
+from wancli.models.fast_decoder import benchmark_decoder, compile_decoder, decoder_in_words
 from wancli.models.load import Loaded
 from wancli.models.memory import fits_in_memory, peak_memory, trim_heap
 from wancli.models.timer import Timer
@@ -237,6 +237,7 @@ def _compile(
     model.warm_up(spans, zeros)
     vae = ready.loaded.pipeline.vae
     if vae is not None and compile_decoder(vae):
+        benchmark_decoder(vae)
         decoder = StreamingDecoder(vae)
         for span in spans[:3]:  # the first two begin the video, the third continues it
             decoder.frames(zeros[:, :, : span.frames])
