@@ -189,6 +189,17 @@ def test_weights_are_random_norms_ones_and_biases_zero():
     assert linear.bias.tolist() == norm.bias.tolist() == [0, 0, 0]
 
 
+@pytest.mark.gpu
+def test_a_quantized_model_has_the_weights_of_a_whole_one():
+    pytest.importorskip("torchao", reason="pip install 'wancli[quantize]'")
+    spec = find_spec("random:demo")
+    whole, small = (
+        load_pipeline(spec, Machine(device="cuda", quantize=kind)).pipeline.transformer
+        for kind in ("none", "int8")
+    )
+    assert torch.equal(whole.proj_out.weight, small.proj_out.weight)
+
+
 def test_every_byte_is_one_token():
     spec = find_spec("random:wan2.1-t2v-1.3b")
     tokenizer = byte_tokenizer(spec)

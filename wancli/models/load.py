@@ -60,9 +60,10 @@ def load_pipeline(
             hint=f"`task {spec.tasks[0]}`",
         )
     classes = TASKS[task]
-    # Random weights are drawn on the device, unless they are offloaded or quantized afterwards.
-    resident = machine.offload in ("auto", "none") and machine.quantize == "none"
-    at = device if resident else torch.device("cpu")
+    # Random weights are made where they are kept, or quantized before.
+    cpu = torch.device("cpu")
+    at = device if machine.offload in ("auto", "none") else cpu
+    transformer_at = at if machine.quantize == "none" else cpu
     reading = _Reading(spec, parts, watch.report)
     with _quiet(), load_errors(spec):
         ready: dict[str, Any] = {"vae": None}
@@ -71,7 +72,10 @@ def load_pipeline(
             ready["vae"] = _vae(spec, machine, at, kind=device.type)
         for name in ("transformer", "transformer_2")[: spec.experts]:
             reading.begin(name)
-            ready[name] = _part(getattr(diffusers, classes.transformer), spec, name, dtype, at)
+            ready[name] = _part(
+                getattr(diffusers, classes.transformer), spec, name, dtype, transformer_at,
+                draw_on=device,
+            )  # fmt: skip
         if spec.image_encoder and "text_encoder" in parts:
             reading.begin("image_encoder")
             ready["image_encoder"] = _image_encoder(spec, at)
@@ -218,10 +222,13 @@ def _vae(spec: ModelSpec, machine: Machine, at: torch.device, *, kind: str) -> A
     return vae
 
 
-def _part(kind: Any, spec: ModelSpec, name: str, dtype: torch.dtype, device: torch.device) -> Any:
+def _part(
+    kind: Any, spec: ModelSpec, name: str, dtype: torch.dtype, device: torch.device, *,
+    draw_on: torch.device | None = None,
+) -> Any:  # fmt: skip
     """Load one component, with exactly the keys it should have; a random one on the device."""
     if spec.random:
-        return random_part(kind, spec, name, dtype=dtype, device=device)
+        return random_part(kind, spec, name, dtype=dtype, device=device, draw_on=draw_on)
     problems = ("missing_keys", "unexpected_keys", "mismatched_keys")
     return _checked_part(kind, spec, name, dtype=dtype, problems=problems)
 
