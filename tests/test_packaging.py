@@ -10,8 +10,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-# Used by diffusers on our behalf: prompts are cleaned by ftfy, LoRAs are loaded by peft.
-INDIRECT = {"ftfy", "peft"}
+# Used by diffusers on our behalf: prompts are cleaned by ftfy.
+INDIRECT = {"ftfy"}
 
 
 def declared() -> set[str]:

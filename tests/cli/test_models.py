@@ -18,18 +18,10 @@ from tests.conftest import Result, Wancli
 from tests.forked import Run
 from tests.hub import COMMIT, Hub, put_in_cache, serving
 from wancli.catalog.specs import DEMO_FOLDER, SPECS
+from wancli.planning.lora import PACKAGED
 
 KNOWN = "wan2.1-t2v-1.3b"
 REPO = SPECS[KNOWN].repo
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, not the user's."""
-    for name in ("HF_HOME", "HUGGINGFACE_HUB_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
 
 
 def listed(result: Result) -> dict[str, dict[str, object]]:
@@ -51,7 +43,7 @@ def test_the_list_shows_known_and_cached_models_with_their_sizes(
     (other / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     put_in_cache(other, repo="me/flux", cache=cache)
     rows = listed(wancli("model", "list", "--json"))
-    assert set(rows) == {*SPECS, "me/my-wan"}
+    assert set(rows) == {*SPECS, *PACKAGED, "me/my-wan"}
     states = {name: row["state"] for name, row in rows.items()}
     assert states["demo"] == "in the package"
     assert states[KNOWN] == "yes"

@@ -1,5 +1,6 @@
 """`wancli model`: list, pull, info, path, rm and convert."""
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,7 @@ from wancli.cli.messages import with_flags
 from wancli.cli.options import OutputOptions, takes_output_options
 from wancli.cli.screen import Screen
 from wancli.errors import InputError, ModelError, UsageError
+from wancli.planning.lora import PACKAGED, cached_lora, find_lora, hub_file, is_lora
 from wancli.records.tensor_files import checkpoint_files
 from wancli.utils.outputs import OutputFile, OutputSet
 from wancli.utils.units import gib
@@ -47,19 +49,17 @@ Model = Annotated[
 @command("list")
 @takes_output_options
 def list_(output_options: OutputOptions) -> None:
-    """List the known models and those in the hub's cache, with their size on disk."""
+    """List the known models, and models and LoRAs in the hub's cache, with their size on disk."""
     screen = Screen(output_options)
     repos = [spec.repo for spec in SPECS.values()]
     others = [find_spec(repo) for repo in cached_repos() if repo not in repos]
+    entries = [*filter(None, map(_list_entry, [*SPECS.values(), *others])), *_lora_entries()]
     rows = []
-    for spec in [*SPECS.values(), *others]:
-        entry = _list_entry(spec)
-        if entry is None:
-            continue
+    for entry in entries:
         if output_options.json:
             screen.json(entry)
         size = gib(entry["bytes"]) if entry["bytes"] else ""
-        rows.append((spec.name, entry["task"], entry["state"], size, spec.description))
+        rows.append((entry["name"], entry["task"], entry["state"], size, entry["description"]))
     if not output_options.json:
         screen.table("name", "task", "here", "size", "description", rows=rows, right=("size",))
 
@@ -67,26 +67,24 @@ def list_(output_options: OutputOptions) -> None:
 @command()
 @takes_output_options
 def pull(name: Model, output_options: OutputOptions) -> None:
-    """Download a model from the hub; resumes earlier downloads.
+    """Download a model from the hub, or a LoRA (REPO:FILE); resumes earlier downloads.
 
     wancli model pull wan2.1-t2v-1.3b
     """
-    spec, screen = _with_files(name), Screen(output_options)
+    screen = Screen(output_options)
+    if lora := hub_file(name):
+        _fetch(*lora, screen=screen)
+        _say_lora_path(screen, *lora)
+        return
+    spec = _with_files(name)
     if spec.folder is not None:
         raise UsageError(
             f"model '{name}' is in {spec.folder}: there is nothing to download.",
             hint="wancli model list prints the models on the hub",
         )
-    from wancli.models.hub import bytes_to_download, check_space, download
     from wancli.models.inspect import missing_files
 
-    check_reachable(spec.repo)
-    needed = bytes_to_download(spec.repo)
-    if needed:
-        check_space(spec.repo, needed)
-        screen.note(f"{spec.repo}: {gib(needed)} to download")
-    with screen.transfer(needed) as tell:
-        folder = download(spec.repo, tell)
+    folder = _fetch(spec.repo, screen=screen)
     if missing := missing_files(folder):
         raise ModelError(
             f"{spec.name} is not a complete model: it lacks {', '.join(missing[:3])}.",
@@ -95,10 +93,26 @@ def pull(name: Model, output_options: OutputOptions) -> None:
     _say_path(screen, spec, folder)
 
 
+def _fetch(repo: str, only: str = "", *, screen: Screen) -> Path:
+    """Download a model, or `only` one file of its repository; returns the folder in the cache."""
+    from wancli.models.hub import bytes_to_download, check_space, download
+
+    check_reachable(repo)
+    needed = bytes_to_download(repo, only=only)
+    if needed:
+        check_space(repo, needed)
+        screen.note(f"{repo}: {gib(needed)} to download")
+    with screen.transfer(needed) as tell:
+        return download(repo, tell, only=only)
+
+
 @command()
 @takes_output_options
 def info(name: Model, output_options: OutputOptions) -> None:
-    """Describe a model: task, parts, parameters, dtypes, strides, and whether it fits here."""
+    """Describe a model (task, parts, parameters, whether it fits here), or the file of a LoRA."""
+    if is_lora(name):
+        _show_lora(name, Screen(output_options))
+        return
     from wancli.cli.plan_table import default_json
     from wancli.cost.capacity import check_default_capacity
     from wancli.models.inspect import inspect_model
@@ -133,7 +147,10 @@ def info(name: Model, output_options: OutputOptions) -> None:
 @command()
 @takes_output_options
 def path(name: Model, output_options: OutputOptions) -> None:
-    """Print the folder of a downloaded model."""
+    """Print the folder of a downloaded model, or the file of a LoRA (REPO:FILE)."""
+    if lora := hub_file(name):
+        _say_lora_path(Screen(output_options), *lora)
+        return
     _say_path(Screen(output_options), *_local_folder(name))
 
 
@@ -259,6 +276,56 @@ def _list_entry(spec: ModelSpec) -> dict[str, Any] | None:
         "folder": str(spec.folder) if spec.folder else None,
         "description": spec.description,
     }
+
+
+def _lora_entries() -> Iterator[dict[str, Any]]:
+    """Entries of the LoRAs in the package and in the hub's cache."""
+    from wancli.models.inspect import cached_loras, inspect_lora
+
+    packaged = [(name, "", path) for name, path in sorted(PACKAGED.items())]
+    for name, repo, path in [*packaged, *cached_loras()]:
+        lora = inspect_lora(path)
+        yield {
+            "name": name,
+            "repo": repo,
+            "task": "LoRA",
+            "state": "yes" if repo else "in the package",
+            "bytes": lora.bytes,
+            "folder": str(path.parent),
+            "description": lora.description,
+        }
+
+
+def _show_lora(name: str, screen: Screen) -> None:
+    """Describe a LoRA by the header of its file."""
+    from wancli.models.inspect import inspect_lora
+
+    lora = inspect_lora(find_lora(name).path)
+    if screen.options.json:
+        screen.json(lora.as_json())
+        return
+    facts = {
+        "file": str(lora.path),
+        "form": lora.form,
+        "keys": f"{lora.keys:,}",
+        "layers": f"{lora.layers:,}",
+        "rank": ", ".join(map(str, lora.ranks)),
+        "size": lora.size,
+        "blocks": f"{lora.blocks} of dim {lora.dim}" if lora.dim else str(lora.blocks or ""),
+        "task": lora.task,
+        "expert": lora.expert and f"{lora.expert} noise, by its name",
+        "fits": ", ".join(lora.models) or "no known model",
+        "on disk": gib(lora.bytes),
+    }
+    screen.table("", "", rows=[(fact, value) for fact, value in facts.items() if value])
+
+
+def _say_lora_path(screen: Screen, repo: str, file: str) -> None:
+    path = cached_lora(repo, file)
+    if screen.options.json:
+        screen.json({"name": f"{repo}:{file}", "repo": repo, "path": str(path)})
+    else:
+        screen.result(str(path))
 
 
 def _size_of(folder: Path) -> int:

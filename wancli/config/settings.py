@@ -137,7 +137,7 @@ class Machine(Group):
     lora: tuple[str, ...] = Field(
         (),
         description="LoRA to merge: PATH or PATH=SCALE; PATH@high or PATH@low for one of two "
-        "experts; repeatable.",
+        "experts; PATH may be REPO:FILE of the hub (wancli model pull); repeatable.",
     )
 
 

@@ -4,6 +4,7 @@ huggingface_hub honours HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
 """
 
 import errno
+import glob
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,8 +45,8 @@ _STORAGE = {
 }
 
 
-def download(repo: str, on_bytes: OnBytes | None = None) -> Path:
-    """Download what is missing of a model, and return its folder in the cache.
+def download(repo: str, on_bytes: OnBytes | None = None, *, only: str = "") -> Path:
+    """Download what is missing of a model, or `only` one file; returns its folder in the cache.
 
     Without `on_bytes`, huggingface_hub draws its own bars. Raises ModelError, and OutputError for
     a full disk.
@@ -55,7 +56,7 @@ def download(repo: str, on_bytes: OnBytes | None = None) -> Path:
         work = background.submit(
             snapshot_download,
             repo,
-            allow_patterns=list(PATTERNS),
+            allow_patterns=_patterns(only),
             cache_dir=cache_folder(),
             local_files_only=not hub_answers(),
             tqdm_class=_bars(on_bytes, stop) if on_bytes else None,
@@ -67,10 +68,14 @@ def download(repo: str, on_bytes: OnBytes | None = None) -> Path:
             raise
 
 
-def bytes_to_download(repo: str) -> int | None:
+def _patterns(only: str) -> list[str]:
+    return [glob.escape(only)] if only else list(PATTERNS)
+
+
+def bytes_to_download(repo: str, *, only: str = "") -> int | None:
     """The bytes that `download` would fetch; None if the hub does not say.
 
-    Raises ModelError, also for a repository without a pipeline.
+    Raises ModelError, also for a repository without a pipeline, or without the file `only`.
     """
     if not hub_answers():
         return None
@@ -78,14 +83,19 @@ def bytes_to_download(repo: str) -> int | None:
         try:
             files = snapshot_download(
                 repo,
-                allow_patterns=list(PATTERNS),
+                allow_patterns=_patterns(only),
                 cache_dir=cache_folder(),
                 tqdm_class=_bars(lambda _: None, Event()),
                 dry_run=True,
             )
         except DryRunError:
             return None  # offline or refused: download() says which, or finds it all cached
-    if not {"model_index.json", "transformer/config.json"} & {file.filename for file in files}:
+    names = {file.filename for file in files}
+    if only and only not in names:
+        raise ModelError(
+            f"'{repo}' has no file '{only}'.", hint=f"see https://huggingface.co/{repo}/tree/main"
+        )
+    if not only and not {"model_index.json", "transformer/config.json"} & names:
         raise ModelError(
             f"model '{name_of(repo)}' is not a pipeline: it has no model_index.json.",
             hint="give a Wan model in diffusers' format; its name often ends in -Diffusers",

@@ -1,19 +1,27 @@
 """Inspect a model folder through its JSON files and the headers of its weights, without torch."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from wancli.catalog.hf_configs import CLASSES, part_config
-from wancli.catalog.hub_cache import find_cached
+from wancli.catalog.hub_cache import cached_repos, find_cached
 from wancli.catalog.local import broken_weights, find_spec, read_config, spec_of_folder
-from wancli.catalog.specs import ModelSpec
-from wancli.catalog.tasks import EXPERTS, TASKS
+from wancli.catalog.specs import SPECS, ModelSpec
+from wancli.catalog.tasks import EXPERTS, IMAGE, TASKS, TEXT
 from wancli.catalog.wan import Architecture
 from wancli.cost.wan import part_parameters
-from wancli.errors import ModelError
+from wancli.errors import InputError, ModelError, WancliError
+from wancli.planning.lora_keys import (
+    LoraFile,
+    changed_shapes,
+    count_blocks,
+    fitting_models,
+    read_lora_file,
+)
 from wancli.utils.reading import read_header, read_json
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -154,3 +162,108 @@ def _tensors(path: Path) -> list[tuple[str, int]]:
     except (OSError, ValueError):
         raise broken_weights(path) from None
     return [(_DTYPES.get(stored.dtype, stored.dtype), prod(stored.shape)) for stored in tensors]
+
+
+@dataclass(frozen=True)
+class LoraInfo:
+    """What a LoRA is and which models it is for, as far as its keys and its name tell."""
+
+    path: Path
+    bytes: int
+    keys: int
+    layers: int
+    form: str  # whose names its keys have, and what they hold
+    ranks: Mapping[int, int]  # number of layers by rank, the most common first
+    blocks: int  # of the transformer, up to the last one that it changes
+    dim: int  # hidden size; 0 if no layer tells
+    size: str  # 1.3B, 5B or 14B; "" if unknown
+    task: str  # "" if neither keys nor name tell
+    expert: str  # high or low, by its name; "" if that does not tell
+    models: tuple[str, ...]  # known models whose layers it fits
+
+    @property
+    def description(self) -> str:
+        """In one line."""
+        rank = f"rank {next(iter(self.ranks))}" if self.ranks else ""
+        noise = self.expert and f"{self.expert} noise"
+        return ", ".join(filter(None, (rank, self.size, self.task, noise)))
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields."""
+        return asdict(self) | {"path": str(self.path)}
+
+
+def inspect_lora(path: Path) -> LoraInfo:
+    """Describe a LoRA by the header of its file. Raises InputError or ModelError for others."""
+    if path.suffix != ".safetensors":
+        raise InputError(
+            f"{path} is not .safetensors: it has no header to read.",
+            hint="`lora` takes it; its keys are counted as it loads",
+        )
+    lora = read_lora_file(path)
+    models = tuple(fitting_models(lora))
+    changes = (item for layer in lora.layers for item in changed_shapes(lora, layer).items())
+    dims = (shape[0] for name, shape in changes if re.match(r"blocks\..*attn\d\.to_", name))
+    sizes = (re.search(r"(?<![\d.])(\d+(?:\.\d+)?)b", model) for model in models)
+    return LoraInfo(
+        path,
+        path.stat().st_size,
+        len(lora.shapes),
+        len(lora.layers),
+        _form(lora),
+        lora.ranks,
+        count_blocks(lora.layers),
+        next(dims, 0),
+        next((f"{size[1]}B" for size in sizes if size), ""),
+        _lora_task(path, models),
+        _named(r"(?<![a-z])(high|low)(?:[ _-]?noise)?(?![a-z])", path),
+        models,
+    )
+
+
+_PREFIXES = {
+    "lora_": "kohya",
+    "diffusion_model.": "ComfyUI",
+    "base_model.model.": "peft",
+    "transformer.": "diffusers",
+}
+
+
+def _form(lora: LoraFile) -> str:
+    """Whose prefix the keys have, and what they hold."""
+    first = next(key for keys in lora.layers.values() for key in keys.values())
+    whose = next((name for prefix, name in _PREFIXES.items() if first.startswith(prefix)), "bare")
+    held = {kind for keys in lora.layers.values() for kind in keys}
+    kinds = ("up", "alpha", "up_bias", "diff", "diff_b")
+    words = [{"up": "factors"}.get(kind, kind) for kind in kinds if kind in held]
+    return f"{whose} names; {', '.join(words)}"
+
+
+def _lora_task(path: Path, models: Sequence[str]) -> str:
+    """The task by the models that a LoRA fits, else by its name; "" if neither tells."""
+    if models and not any(TEXT in SPECS[model].tasks for model in models):
+        return SPECS[models[0]].tasks[0]
+    by_name = {"t2v": TEXT, "i2v": IMAGE, "": ""}
+    return by_name[_named(r"(?<![a-z])(t2v|i2v)(?![a-z])", path)]
+
+
+def _named(pattern: str, path: Path) -> str:
+    """The first match of a pattern in the name of a file or, failing that, of its folder."""
+    names = (path.stem.lower(), path.parent.name.lower())
+    return next((match[1] for name in names if (match := re.search(pattern, name))), "")
+
+
+def cached_loras() -> list[tuple[str, str, Path]]:
+    """REPO:FILE, repository and path of every LoRA in the hub's cache."""
+    loras = []
+    for repo in cached_repos():
+        folder = find_cached(repo)
+        if folder is None or (folder / "model_index.json").exists():
+            continue
+        for path in sorted(folder.rglob("*.safetensors")):
+            try:
+                read_lora_file(path)
+            except WancliError:  # another kind of model
+                continue
+            loras.append((f"{repo}:{path.relative_to(folder).as_posix()}", repo, path))
+    return loras

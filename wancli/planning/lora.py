@@ -85,6 +85,13 @@ def hub_file(name: str) -> tuple[str, str] | None:
     return (match[1], match[2]) if match and not user_path(name).exists() else None
 
 
+def is_lora(name: str) -> bool:
+    """Whether a name is that of a LoRA and not of a model: a file, packaged, or REPO:FILE."""
+    path = user_path(name)
+    is_file = path.suffix in (".safetensors", ".pt", ".pth") and path.is_file()
+    return is_file or name in PACKAGED or hub_file(name) is not None
+
+
 def _place(name: str) -> Path:
     path = user_path(name)
     if path.exists():

@@ -210,7 +210,7 @@ def fit_lora(lora: LoraFile, parameters: Shapes) -> LoraFit:
     """Match a LoRA to the parameters of a transformer, by diffusers' names."""
     applied: dict[str, Mapping[str, str]] = {}
     dropped: Counter[str] = Counter({_TEXT_LAYERS: lora.text_keys} if lora.text_keys else {})
-    blocks = _blocks(parameters)
+    blocks = count_blocks(parameters)
     misfits = []
     for layer, keys in lora.layers.items():
         changes = changed_shapes(lora, layer)
@@ -256,7 +256,7 @@ def _why_dropped(layer: str, parameters: Shapes, blocks: int) -> str:
     return _MORE_BLOCKS if block and int(block[1]) >= blocks > 0 else ""
 
 
-def _blocks(names: Iterable[str]) -> int:
+def count_blocks(names: Iterable[str]) -> int:
     """Number of the last block among names of parameters or layers, plus one."""
     matches = (re.match(r"blocks\.(\d+)\.", name) for name in names)
     return max((int(match[1]) + 1 for match in matches if match), default=0)
