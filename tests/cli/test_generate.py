@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import Wancli
 from tests.fakes import tiny_clip
+from wancli.video.ffmpeg import Encoding
 from wancli.video.read import probe, read_comment
 from wancli.video.write import framemd5
 
@@ -209,7 +210,8 @@ def test_a_failed_save_keeps_latents_that_decode_to_the_same_frames(
     wancli(*small(tiny_model), "--seed", 1, "-o", "whole.mp4")
     Path("a.latents.safetensors").write_text("mine")
     with monkeypatch.context() as patch:
-        patch.setattr("wancli.generation.batch.check_encoder", lambda _: None)  # it breaks later
+        for module in ("batch", "runner"):  # ffmpeg breaks later
+            patch.setattr(f"wancli.generation.{module}.choose_encoding", lambda *_: Encoding())
         patch.setattr("wancli.video.ffmpeg.ffmpeg_exe", lambda: "/bin/false")
         failed = wancli(*small(tiny_model), "--seed", 1, "-o", "a.mp4", "--json")
     assert failed.code == 6
