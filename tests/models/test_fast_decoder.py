@@ -1,6 +1,7 @@
 """The fast decoder is the VAE's own but for rounding, for both Wan VAEs, however it is chunked."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from wancli.models import fast_decoder
 from wancli.models.fast_decoder import (
     DecoderSpeedups,
     benchmark_decoder,
+    compile_decoder,
     latents_per_call,
     speed_up_decoder,
 )
+from wancli.models.offload import place
 from wancli.models.vae import StreamingDecoder, denormalize, encode
 
 VAES = {"wan2.1": wan21_vae, "wan2.2": wan22_vae}
@@ -112,11 +115,10 @@ def test_the_encoder_stays_in_its_dtype_bit_for_bit(case: tuple[str, Whole]):
 def test_its_layers_keep_the_channels_last():
     vae = fast("wan2.1")
     features = torch.randn(1, 16, 2, 4, 6).contiguous(memory_format=torch.channels_last_3d)
-    block = vae.decoder.decoder.up_blocks[0]
-    state: list[Any] = ["Rep"]
+    decoder, state = vae.decoder.decoder, list[Any](["Rep"])
     with torch.no_grad():
-        normalized = block.resnets[0].norm1(features)
-        doubled = block.upsamplers[0](features, state, [0])
+        normalized = decoder.norm_out(features[:, : decoder.norm_out.gamma.numel()].clone())
+        doubled = decoder.up_blocks[0].upsamplers[0](features, state, [0])
     assert doubled.shape == (1, 8, 4, 8, 12)
     for tensor in (normalized, doubled, state[0]):
         assert tensor.is_contiguous(memory_format=torch.channels_last_3d)
@@ -134,6 +136,16 @@ def test_a_failed_chunk_can_be_decoded_again(case: tuple[str, Whole], done: int)
     hook.remove()
     parts.append(decoder.video(latents[:, :, done:]))
     assert relative(torch.cat(parts, 2), exact.video) < FLOAT32
+
+
+def test_offloaded_by_layer_it_decodes_the_same_video(case: tuple[str, Whole]):
+    name, exact = case
+    resident, offloaded = fast(name), fast(name)
+    place(SimpleNamespace(components={"vae": offloaded}), torch.device("cpu"), "sequential")
+    assert all(weight.is_meta for weight in offloaded.decoder.parameters())  # until it is used
+    assert not compile_decoder(offloaded)
+    videos = [streamed(vae, exact.latents, (3, 3, 2)) for vae in (resident, offloaded)]
+    assert torch.equal(*videos)
 
 
 def test_its_cache_is_no_larger_than_that_of_the_exact_decoder(case: tuple[str, Whole]):

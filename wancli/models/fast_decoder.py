@@ -74,11 +74,16 @@ def speed_up_decoder(vae: Any, speedups: DecoderSpeedups) -> None:
 
 
 def compile_decoder(vae: Any) -> bool:
-    """Compile the VAE's decoder if it is a fast one; whether it is. Pays off after many chunks."""
+    """Compile the VAE's decoder if it is a fast one that is not offloaded by layer; whether it is.
+
+    Pays off after many chunks.
+    """
+    if not isinstance(vae.decoder, FastDecoder) or next(vae.decoder.parameters()).is_meta:
+        return False
     for layer in vae.decoder.modules():
         if isinstance(layer, ChannelsLastResidualBlock):
             layer.compiled = True
-    return isinstance(vae.decoder, FastDecoder)
+    return True
 
 
 def latents_per_call(vae: Any) -> int:
@@ -110,16 +115,18 @@ class TimePaddedConv3d(WanCausalConv3d):  # type: ignore[misc]
         self.weight, self.bias = convolution.weight, convolution.bias
         self.padding, self._lead = (0, height, width), lead
 
-    def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-        """Convolve [B, C, T, H, W] after the cached frames, or after zeros."""
-        if cache_x is None or not self._lead:
-            return self.after(x, 0, bias=self.bias)
-        return self.after(torch.cat([cache_x, x], 2), cache_x.shape[2], bias=self.bias)
+    def forward(
+        self, x: Tensor, cache_x: Tensor | None = None, *, cached: int = 0, biased: bool = True
+    ) -> Tensor:
+        """Convolve [B, C, cached + T, H, W] to T frames; `cache_x`, too, are frames before them.
 
-    def after(self, x: Tensor, cached: int, *, bias: Tensor | None) -> Tensor:
-        """Convolve [B, C, cached + T, H, W] to T frames."""
-        if missing := self._lead - cached:
-            x = functional.pad(x, (0, 0, 0, 0, max(missing, 0), 0))
+        Zeros stand for those that are missing. Without the bias if not `biased`.
+        """
+        if cache_x is not None and self._lead:
+            x, cached = torch.cat([cache_x, x], 2), cache_x.shape[2]
+        if cached < self._lead:
+            x = functional.pad(x, (0, 0, 0, 0, self._lead - cached, 0))
+        bias = self.bias if biased else None
         convolved: Tensor = self._conv_forward(x, self.weight, bias)
         return convolved
 
@@ -141,18 +148,32 @@ class ChannelsLastNorm(nn.Module):
         return out
 
 
+class ActivatedRows(ChannelsLastNorm):
+    """ChannelsLastNorm and SiLU, of rows, written behind the rows of the frames before them."""
+
+    def forward(
+        self, rows: Tensor, before: Tensor | None, *, bias: Tensor | None = None,
+        compiled: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """`before` and then the activated rows [..., T, H W, C], to which a bias is added first."""
+        function: Callable[..., Tensor] = _activate if bias is None else _activate_biased
+        inputs = (rows,) if bias is None else (rows, bias)
+        run = _compiled(function) if compiled else function
+        return run(*inputs, self.gamma, before, self.epsilon)
+
+
 class ChannelsLastResidualBlock(nn.Module):
     """WanResidualBlock that writes a convolution's input once, behind the frames before it.
 
-    Compiled, the biases of its convolutions are added by what reads their output.
+    Each layer reads its own weights, for which offloading by layer fetches them. Only compiled, the
+    biases of its convolutions are added by what reads their output.
     """
 
     def __init__(self, block: WanResidualBlock, *, compiled: bool) -> None:
         """Shares the layers of `block`, which are replaced already."""
         super().__init__()
-        self.norm1, self.conv1, self.norm2, self.conv2 = (
-            block.norm1, block.conv1, block.norm2, block.conv2,
-        )  # fmt: skip
+        self.norm1, self.conv1 = ActivatedRows(block.norm1), block.conv1
+        self.norm2, self.conv2 = ActivatedRows(block.norm2), block.conv2
         self.conv_shortcut = block.conv_shortcut
         self.compiled = compiled
 
@@ -163,34 +184,21 @@ class ChannelsLastResidualBlock(nn.Module):
         if self.compiled and steady:  # graphs for how a video starts would not pay
             return self._forward_compiled(x, feat_cache, feat_idx)
         shortcut: Tensor = self.conv_shortcut(x)
-        for norm, convolution in self._pairs():
+        for norm, convolution in ((self.norm1, self.conv1), (self.norm2, self.conv2)):
             before, cached = feat_cache[feat_idx[0]], 0
             if before is not None:
                 before, cached = _rows(before), before.shape[2]
-            x = _next_inputs(
-                _activate(_rows(x), norm.gamma, before, norm.epsilon), x, feat_cache, feat_idx
-            )
-            x = convolution.after(x, cached, bias=convolution.bias)
+            x = _next_inputs(norm(_rows(x), before), x, feat_cache, feat_idx)
+            x = convolution(x, cached=cached)
         return x + shortcut
 
     def _forward_compiled(self, x: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> Tensor:
-        (norm, first), (next_norm, last) = self._pairs()
-        shortcut = self.conv_shortcut(x)
-        before = _rows(feat_cache[feat_idx[0]])
-        rows = _compiled(_activate)(_rows(x), norm.gamma, before, norm.epsilon)
-        x = _next_inputs(rows, x, feat_cache, feat_idx)
-        x = first.after(x, CACHE_T, bias=None)
-        before = _rows(feat_cache[feat_idx[0]])
-        rows = _compiled(_activate_biased)(
-            _rows(x), first.bias, next_norm.gamma, before, next_norm.epsilon
-        )
-        x = _next_inputs(rows, x, feat_cache, feat_idx)
-        x = last.after(x, CACHE_T, bias=None)
-        return _features(_compiled(_add)(_rows(x), last.bias, _rows(shortcut)), x)
-
-    def _pairs(self) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-        """Each norm with the convolution after it."""
-        return (self.norm1, self.conv1), (self.norm2, self.conv2)
+        shortcut, bias = self.conv_shortcut(x), None
+        for norm, convolution in ((self.norm1, self.conv1), (self.norm2, self.conv2)):
+            rows = norm(_rows(x), _rows(feat_cache[feat_idx[0]]), bias=bias, compiled=True)
+            x = _next_inputs(rows, x, feat_cache, feat_idx)
+            x, bias = convolution(x, cached=CACHE_T, biased=False), convolution.bias
+        return _features(_compiled(_add)(_rows(x), bias, _rows(shortcut)), x)
 
 
 def _next_inputs(rows: Tensor, like: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> Tensor:
