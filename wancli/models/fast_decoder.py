@@ -148,8 +148,13 @@ class ChannelsLastNorm(nn.Module):
         return out
 
 
-class ActivatedRows(ChannelsLastNorm):
-    """ChannelsLastNorm and SiLU, of rows, written behind the rows of the frames before them."""
+class ActivatedRows(nn.Module):
+    """A norm and SiLU of rows, written behind the rows of the frames before them."""
+
+    def __init__(self, norm: ChannelsLastNorm) -> None:
+        """Shares the weights of `norm`."""
+        super().__init__()
+        self.gamma, self.epsilon = norm.gamma, norm.epsilon
 
     def forward(
         self, rows: Tensor, before: Tensor | None, *, bias: Tensor | None = None,
