@@ -33,7 +33,7 @@ from wancli.video.read import read_frames
 PROMPT = "a red circle moving right"
 SMALL: dict[str, Any] = {"steps": 2, "num_frames": 5, "size": (32, 32), "fps": 8}
 CHUNKS: dict[str, Any] = {
-    "size": "32x32", "fps": 8, "chunks": 3, "chunk_frames": 2, "steps_list": "1000,500"
+    "size": "32x32", "fps": 8, "chunks": 3, "chunk_frames": 2, "scheduler": "unipc", "steps": 2
 }  # fmt: skip
 
 

@@ -39,9 +39,6 @@ steps = 9
 num_frames = 9
 width = 48
 height = 48
-[rollout]
-sampler = "few-step"
-steps_list = "1000,500"
 """
 
 

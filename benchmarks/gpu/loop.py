@@ -58,7 +58,7 @@ def _rollout(session: Session, start: Start, window: int) -> Facts:
     started = perf_counter()
     stream = start(
         chunks=full + (2 if session.small else LATE), rolling_window=window, guidance_scale=1.0,
-        sampler="few-step", steps_list="1000,750,500,250", size=f"{of.width}x{of.height}",
+        scheduler="few-step", steps_list="1000,750,500,250", size=f"{of.width}x{of.height}",
     )  # fmt: skip
     for _ in stream:
         times.append(perf_counter())

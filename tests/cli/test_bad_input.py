@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import Result, Wancli
 
 GENERATE = ("generate", "a red circle")
+LISTED = (*GENERATE, "--sampler", "few-step", "--steps-list", "1000,500")
 CACHED = (*GENERATE, "--use-cachedit", "--cachedit-fn", 1)
 
 
@@ -65,7 +66,15 @@ def complaint(result: Result) -> tuple[str, str]:
         ((*GENERATE, "--cfg-gate", 20), "never reached in 20 steps", "--cfg-gate 12"),
         ((*GENERATE, "--cfg-gate", 0.5, "--guidance-scale", 1), "needs guidance", "drop"),
         ((*GENERATE, "--kv-align", "wide"), "--kv-align 'wide'", "auto"),
-        (("rollout", "a", "--use-cachedit", "--sampler", "few-step"), "4 steps a chunk", "none"),
+        ((*LISTED, "--use-cachedit"), "2 listed steps", "--step-cache none"),
+        ((*LISTED, "--sampler", "euler", "--use-cachedit"), "2 listed steps", "--step-cache none"),
+        ((*LISTED, "--guidance-scale", 3), "distilled", "--guidance-scale 1"),
+        ((*LISTED, "--cfg-gate", 2), "runs without", "drop --cfg-gate"),
+        ((*LISTED, "--steps", 4), "--steps does nothing with --steps-list", "drop --steps"),
+        ((*LISTED, "--steps-list", "250,500"), "must decrease", "--steps-list 1000,"),
+        ((*LISTED, "--steps-list", "1001"), "at most 1000", "--steps-list 1000,"),
+        ((*LISTED, "--sampler", "unipc"), "--scheduler unipc", "few-step or euler"),
+        ((*GENERATE, "--no-warp-steps"), "does nothing without --steps-list", "drop --warp"),
         (("rollout", "a", "--step-cache", "seacache"), "diffusers' own loop", "--use-cachedit"),
         (("rollout", "a", "--cfg-gate", 0.5), "does not work with rollouts", "drop --cfg-gate"),
         ((*GENERATE, "--device", "tpu"), "--device 'tpu'", "cuda"),

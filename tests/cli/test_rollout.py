@@ -362,8 +362,8 @@ def test_a_recached_prompt_resumes_to_the_same_latents(wancli: Wancli, tiny_mode
 
 def test_guidance_doubles_the_rolling_cache(wancli: Wancli, tiny_model: Path):
     run = small(
-        tiny_model, "--chunks", 2, "--sampler", "unipc", "--steps", 3, "--no-video", "--json",
-        "--save-latents",
+        tiny_model, "--chunks", 2, "--steps-list", "", "--sampler", "unipc", "--steps", 3,
+        "--no-video", "--json", "--save-latents",
     )  # fmt: skip
     guided = json.loads(wancli(*run, "a.st", "--guidance-scale", 3).out)
     plain = json.loads(wancli(*run, "b.st", "--guidance-scale", 1).out)
@@ -546,8 +546,8 @@ def test_a_rollout_uses_both_experts(wancli: Wancli, tmp_path: Path):
 
     model = tiny_folder(tmp_path / "two", experts=2)
     run = small(
-        model, "--chunks", 2, "--sampler", "unipc", "--steps", 4, "--flow-shift", 1, "--no-video",
-        "--guidance-scale", 3, "--save-latents",
+        model, "--chunks", 2, "--steps-list", "", "--sampler", "unipc", "--steps", 4,
+        "--flow-shift", 1, "--no-video", "--guidance-scale", 3, "--save-latents",
     )  # fmt: skip
     result = wancli(*run, "a.st")
     assert result.code == 0, result.err

@@ -84,8 +84,8 @@ def test_a_summary_has_the_prompt_changes_of_a_rollout(wancli: Wancli, record: P
 @pytest.mark.parametrize(
     ("sampler", "line"),
     [
-        ("unipc", "seed 7, unipc, 20 steps a chunk, guidance 5, shift 3"),
-        ("few-step", "seed 7, few-step, timesteps 1000,500, shift 3"),
+        ("unipc", "seed 7, 20 steps a chunk, unipc, guidance 5, shift 3"),
+        ("few-step", "seed 7, timesteps 1000,500, few-step, shift 3"),
     ],
 )
 def test_a_summary_of_a_rollout_has_its_steps(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
+from diffusers.configuration_utils import FrozenDict
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -97,12 +98,42 @@ def arguments(model: Path, *more: object) -> tuple[object, ...]:
     )  # fmt: skip
 
 
+class ByHand:
+    """Timesteps 1000, 750, 500 and 250 at shift 5, with every step written out."""
+
+    order, config = 1, FrozenDict(num_train_timesteps=1000)
+    sigmas = (1.0, 0.9375, 2.5 / 3, 0.625, 0.0)
+
+    def __init__(self, scheduler: str) -> None:
+        self.renoises, self.generator = scheduler == "few-step", torch.Generator().manual_seed(7)
+
+    def set_timesteps(self, _count: int, **_: Any) -> None:
+        self.timesteps = torch.tensor(self.sigmas[:-1]) * 1000
+
+    def set_begin_index(self, _index: int) -> None:
+        pass
+
+    def step(self, velocity: Tensor, timestep: Tensor, sample: Tensor, **_: Any) -> tuple[Tensor]:
+        index = self.timesteps.tolist().index(float(timestep))
+        sigma, after = self.sigmas[index : index + 2]
+        if not self.renoises:
+            return ((sample.double() + (after - sigma) * velocity.double()).float(),)
+        clean = (sample.double() - sigma * velocity.double()).float()
+        noise = torch.randn(sample.shape, generator=self.generator) if after else 0.0
+        return ((1 - after) * clean + after * noise,)
+
+    def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        sigma = float(timesteps[0]) / 1000
+        return (1 - sigma) * clean + sigma * noise
+
+
 def call_diffusers(
-    model: Path, task: str, inputs: dict[str, str], files: Path, output_type: str = "latent"
-) -> Any:
+    model: Path, task: str, inputs: dict[str, str], files: Path, output_type: str = "latent",
+    listed: ByHand | None = None,
+) -> Any:  # fmt: skip
     """Output of a plain diffusers call, with `inputs` fitted as a user would fit them."""
     pipeline = getattr(diffusers, TASKS[task].pipeline).from_pretrained(model)
-    pipeline.scheduler = UniPCMultistepScheduler.from_config(
+    pipeline.scheduler = listed or UniPCMultistepScheduler.from_config(
         pipeline.scheduler.config, flow_shift=1
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -127,7 +158,8 @@ def call_diffusers(
         arguments["num_frames"] = 5
     return pipeline(
         prompt=PROMPT, negative_prompt="", num_inference_steps=4, width=32, height=32,
-        guidance_scale=3.0, generator=torch.Generator().manual_seed(7), output_type=output_type,
+        guidance_scale=1.0 if listed else 3.0, output_type=output_type,
+        generator=listed.generator if listed else torch.Generator().manual_seed(7),
         max_sequence_length=min(512, pipeline.tokenizer.model_max_length), **arguments,
     ).frames  # fmt: skip
 
@@ -165,6 +197,35 @@ def test_latents_equal_those_of_a_plain_diffusers_call(
     assert sorted(record["timings"]["sigmas"], reverse=True) == record["timings"]["sigmas"]
     info = probe(Path("a.mp4"))
     assert (info.width, info.height, info.frames) == (*SIZE, 5)
+
+
+@pytest.mark.parametrize(
+    ("case", "scheduler"),
+    [("text", "few-step"), ("video", "few-step"), ("image, two experts", "euler"),
+     ("image by token", "few-step"), ("vace of references", "few-step"), ("animate", "few-step")],
+)  # fmt: skip
+def test_a_list_of_timesteps_is_walked_as_by_hand_in_one_forward_a_step(
+    wancli: Wancli, models: Path, files: Path, case: str, scheduler: str
+):
+    folder, task, inputs = CASES[case]
+    plain = call_diffusers(models / folder, task, inputs, files, listed=ByHand(scheduler))
+    strength = ("--strength", 0.5) if task == VIDEO else ()
+    guidance = ("--guidance-scale", 1) if scheduler == "euler" else ()  # few-step has none
+    result = wancli(
+        "generate", PROMPT, "--model", models / folder, "--frames", 5, "--size", "32x32",
+        "--fps", 8, "--seed", 7, "--flow-shift", 5, *guidance, "--json", *strength,
+        "--sampler", scheduler, "--steps-list", "1000,750,500,250", *flags(inputs, files),
+        "-o", "a.mp4", "--save-latents", "z.safetensors", "--preview-every", 1,
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    latents = as_pipeline_output(
+        load_file("z.safetensors")["latents"].transpose(0, 1)[None], models / folder, task
+    )
+    assert torch.allclose(latents, plain[:, :, -2:], rtol=0, atol=2e-5)
+    timings = json.loads(result.out)["timings"]
+    assert timings["forwards"] == ([1, 1] if task == VIDEO else [1, 1, 1, 1])
+    again = wancli("repro", "a.json", "-o", "b.mp4")
+    assert "identical" in again.err, again.err
 
 
 def test_a_long_animation_is_generated_in_segments(wancli: Wancli, models: Path, files: Path):

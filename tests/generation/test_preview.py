@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,11 @@ def test_clean_latents_of_a_straight_path_are_exact_from_the_second_step():
         torch.testing.assert_close(predicted, latents(0))
     first = step_result(0)
     assert predict_clean(first, None) is first.latents
+
+
+def test_clean_latents_that_a_step_predicted_are_shown_instead():
+    step = replace(step_result(0), clean=latents(0))
+    assert predict_clean(step, latents(1)) is step.clean
 
 
 def test_a_preview_is_written_every_few_steps_and_removed_at_the_end(tmp_path: Path):

@@ -15,7 +15,8 @@ class Family:
     name: str
     vae: str  # diffusers' class
     guidance: str = "guidance_scale"  # setting that enables the uncond forward when above 1
-    schedulers: tuple[str, ...] = ("unipc", "dpm++", "euler")
+    schedulers: tuple[str, ...] = ("unipc", "dpm++", "euler", "few-step")
+    listed_steps: bool = True  # its pipeline leaves the sigmas to the scheduler
     second_text_encoder: bool = False
     prompt_kv: bool = True  # the prompt's keys and values are the same in every step
     faster: bool = True  # supports quantization, fused QKV and compilation
@@ -29,6 +30,7 @@ HUNYUAN_VIDEO = Family(
     "AutoencoderKLHunyuanVideo",
     guidance="true_cfg_scale",
     schedulers=("euler", "unipc"),
+    listed_steps=False,
     second_text_encoder=True,
     prompt_kv=False,
     faster=False,

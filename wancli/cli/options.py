@@ -40,6 +40,7 @@ SPELLINGS = {
     "negative_prompt": ("-n",),
     "steps": ("--num-inference-steps",),
     "num_frames": ("--frames",),
+    "scheduler": ("--sampler",),
 }
 
 COMPLETIONS = {"model": complete_models, "device": complete_from("auto", "cpu", "cuda", "mps")}

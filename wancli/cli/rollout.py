@@ -110,7 +110,7 @@ Force = Annotated[
 ]
 
 
-@takes_settings(RolloutSettings, without=("num_frames", "scheduler", *PROMPT_KV, *OF_TASKS))
+@takes_settings(RolloutSettings, without=("num_frames", *PROMPT_KV, *OF_TASKS))
 def plan_rollout(  # noqa: PLR0913 - one parameter per flag that is not a setting
     *,
     overrides: Layer,

@@ -13,8 +13,9 @@ from wancli.cli.options import OutputOptions, Overwrite, takes_output_options, t
 from wancli.cli.screen import Screen
 from wancli.cli.timings import in_lines, phases
 from wancli.config.resolve import Layer, resolve
-from wancli.config.settings import Settings
+from wancli.config.settings import FEW_STEPS, Settings
 from wancli.errors import InputError
+from wancli.records.record import settings_of
 
 if TYPE_CHECKING:
     from wancli.video.integrity import Check
@@ -45,13 +46,6 @@ _ROLLOUT_SUMMARY = {
         "window {request.rollout.rolling_window}",
         "sinks {request.rollout.sink_frames}",
     ),
-}
-_ROLLOUT_STEPS = {
-    "unipc": (
-        "{request.sampling.steps} steps a chunk",
-        "guidance {request.sampling.guidance_scale}",
-    ),
-    "few-step": ("timesteps {request.rollout.steps_list}",),
 }
 _COLUMNS = 60  # of a line of times
 _FIELD = re.compile(r"\{([\w.]+)\}")
@@ -131,7 +125,6 @@ def decode(
 def _check_latents(latents: Path, overrides: Layer) -> None:
     """Raise WancliError for latents that the VAE of their model cannot decode."""
     from wancli.catalog.local import check_files, find_spec
-    from wancli.records.record import settings_of
     from wancli.records.tensor_files import latents_record, latents_shape
 
     channels, record = latents_shape(latents)[1], latents_record(latents)
@@ -195,8 +188,8 @@ def _summary_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     flags = [str(key).rpartition(".")[2] for key, source in origins.items() if source == "flag"]
     others = dict.fromkeys(str(source) for source in origins.values() if source != "flag")
     changed = [f"flags {', '.join(flags)}"] if flags else []
-    lines = _SUMMARY | (_rollout_lines(record) if "rollout" in record["request"] else {})
-    texts = {name: _filled(parts, record) for name, parts in lines.items()}
+    record = {**record, "request": {**record["request"], **settings_of(record)}}
+    texts = {name: _filled(parts, record) for name, parts in _lines(record).items()}
     texts["prompt"] = "; ".join([texts["prompt"], *_prompt_changes(record)])
     texts |= {
         "settings from": "; ".join([*changed, *others]),
@@ -205,12 +198,22 @@ def _summary_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, text) for name, text in texts.items() if text]
 
 
-def _rollout_lines(record: Mapping[str, Any]) -> dict[str, Sequence[str]]:
-    """The lines that a rollout has instead of a clip's, or besides."""
-    sampler = _at(record, "request.rollout.sampler")
-    steps = _ROLLOUT_STEPS.get(str(sampler), ())
-    seed, *_, shift = _SUMMARY["sampling"]
-    return _ROLLOUT_SUMMARY | {"sampling": (seed, "{request.rollout.sampler}", *steps, shift)}
+def _lines(record: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    """The lines of a record: a rollout has some besides, and a list of timesteps no `steps`."""
+    seed, steps, solver, guidance, shift = _SUMMARY["sampling"]
+    rollout = "rollout" in record["request"]
+    scheduler = _at(record, "request.sampling.scheduler")
+    listed = _at(record, "request.sampling.steps_list")
+    if scheduler == "few-step" or (scheduler == "euler" and listed):
+        steps = f"timesteps {listed or FEW_STEPS}"
+    elif rollout:
+        steps += " a chunk"
+    guided = () if scheduler == "few-step" else (guidance,)
+    lines: dict[str, Sequence[str]] = {
+        **_SUMMARY,
+        "sampling": (seed, steps, solver, *guided, shift),
+    }
+    return {**lines, **_ROLLOUT_SUMMARY} if rollout else lines
 
 
 def _prompt_changes(record: Mapping[str, Any]) -> list[str]:

@@ -22,6 +22,9 @@ class SharedSettings(TypedDict, total=False):
     guidance_scale_2: float | None
     boundary_ratio: float | None
     flow_shift: float
+    scheduler: Literal["unipc", "dpm++", "euler", "few-step"]
+    steps_list: str
+    warp_steps: bool
     negative_prompt: str
     size: str | tuple[int, int]  # "832x480": width and height
     width: int
@@ -51,7 +54,6 @@ class SharedSettings(TypedDict, total=False):
 class ClipSettings(TypedDict, total=False):
     """Settings of clips alone."""
 
-    scheduler: Literal["unipc", "dpm++", "euler"]
     true_cfg_scale: float
     strength: float
     num_frames: int
@@ -70,10 +72,7 @@ class ChunkSettings(TypedDict, total=False):
     sink_frames: int
     trim: Literal["before", "after"]
     rope: Literal["auto", "absolute", "relative", "sink"]
-    sampler: Literal["few-step", "unipc"]
-    steps_list: str
     first_chunk_steps: str
-    warp_steps: bool
     context_noise: float
     independent_first_frame: bool
     noise: Literal["indexed", "compat"]
@@ -104,7 +103,8 @@ class MachineSettings(TypedDict, total=False):
 _INSTEAD = {
     ("rollout", "num_frames"): "`chunks N`, each of `chunk_frames` latent frames",
     ("rollout", "frames"): "`chunks N`, each of `chunk_frames` latent frames",
-    ("rollout", "scheduler"): "`sampler NAME`",
+    ("rollout", "sampler"): "`scheduler NAME`",
+    ("generate", "sampler"): "`scheduler NAME`",
     ("generate", "chunks"): "a rollout has `chunks N`",
 }
 

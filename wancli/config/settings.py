@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MAX_SEED = 2**53  # the largest integer that every JSON reader keeps
 RopePolicy = Literal["absolute", "relative", "sink"]
+FEW_STEPS = "1000,750,500,250"  # Self-Forcing's, and those of most distilled models
 STEPS_LIST = r"^\d+(,\d+)*$"
 
 
@@ -26,6 +27,15 @@ class Group(BaseModel):
     """One table of a preset, one panel of `--help`, one object of the record."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
+
+
+Scheduler = Annotated[
+    Literal["unipc", "dpm++", "euler", "few-step"],
+    Field(
+        description="Solver: unipc, dpm++, euler, or few-step, which renoises after each step of "
+        "`steps_list`, for models distilled by DMD; it runs without guidance."
+    ),
+]
 
 
 class Sampling(Group):
@@ -57,10 +67,23 @@ class Sampling(Group):
         le=100,
         description="Shift of the noise schedule; higher spends more steps at high noise.",
     )
-    scheduler: Literal["unipc", "dpm++", "euler"] = Field(
-        "unipc", description="Solver: unipc, dpm++ or euler."
+    scheduler: Scheduler = "unipc"
+    steps_list: Annotated[str, WhenUnset(f"few-step: {FEW_STEPS}; euler: `steps` of them")] = Field(
+        "",
+        pattern=f"{STEPS_LIST}|^$",
+        description="Timesteps for few-step and euler, as a distilled model was trained "
+        "(denoising_step_list).",
+    )
+    warp_steps: bool = Field(
+        default=True, description="Apply `flow_shift` to the listed timesteps."
     )
     negative_prompt: str = Field("", description="What to avoid in the video.")
+
+
+class RolloutSampling(Sampling):
+    """The same for rollouts, whose models are distilled unless a preset says otherwise."""
+
+    scheduler: Scheduler = "few-step"
 
 
 class VideoShape(Group):
@@ -227,7 +250,7 @@ class PromptKV(Group):
 
 
 class Rollout(Group):
-    """Chunks, the attention window and few-step sampling."""
+    """Chunks and the attention window."""
 
     chunks: int = Field(7, ge=1, le=100_000, description="Number of chunks.")
     chunk_frames: int = Field(
@@ -252,20 +275,8 @@ class Rollout(Group):
         description="Positions of cached keys: absolute, relative, sink, or auto (absolute without "
         "sinks, relative with them).",
     )
-    sampler: Literal["few-step", "unipc"] = Field(
-        "few-step",
-        description="Sampler: few-step (`steps_list`) or unipc (`steps`, `guidance_scale`).",
-    )
-    steps_list: str = Field(
-        "1000,750,500,250",
-        pattern=STEPS_LIST,
-        description="Timesteps of the few-step sampler (denoising_step_list).",
-    )
     first_chunk_steps: Annotated[str, WhenUnset("`steps_list`")] = Field(
         "", pattern=f"{STEPS_LIST}|^$", description="Timesteps of the first chunk."
-    )
-    warp_steps: bool = Field(
-        default=True, description="Apply `flow_shift` to the listed timesteps."
     )
     context_noise: float = Field(
         0.0,
@@ -313,4 +324,5 @@ class Settings(BaseModel):
 class RolloutSettings(Settings):
     """The settings of `wancli rollout`, and every table a preset may hold."""
 
+    sampling: RolloutSampling = RolloutSampling()
     rollout: Rollout = Rollout()

@@ -46,6 +46,7 @@ from wancli.demo.world import Scene, combinations, render, sample_scene
 from wancli.errors import WancliError
 from wancli.models.load import Loaded, load_pipeline
 from wancli.models.vae import to_pixels
+from wancli.planning.listed_steps import listed_steps
 
 PROMPTS = 208  # every held-out combination once
 PART = 16  # clips per task of a process
@@ -175,11 +176,11 @@ def make_tasks(
     """Split the cases of each use into tasks; the first `long` cases are also long rollouts."""
     sampling, chunked = settings.sampling, settings.rollout
     parts = [cases[i : i + PART] for i in range(0, len(cases), PART)]
-    steps, shift = f"{sampling.steps} steps", f"shift {sampling.flow_shift:g}"
-    chunk_steps = f"at {chunked.steps_list}" if chunked.sampler == "few-step" else steps
+    listed = f"at {sampling.steps_list}" if listed_steps(sampling) else ""
+    solver = f"{sampling.scheduler}, {listed or f'{sampling.steps} steps'}"
     about = {
-        "generate": f"{sampling.scheduler}, {steps}, {shift}",
-        "rollout": f"chunks of {chunked.chunk_frames}, {chunked.sampler}, {chunk_steps}, {shift}",
+        "generate": f"{solver}, shift {sampling.flow_shift:g}",
+        "rollout": f"chunks of {chunked.chunk_frames}, {solver}, shift {sampling.flow_shift:g}",
     }
     ends = f"the last {stability.END:.0%} of {stability.CHUNKS} chunks"
     long_tasks = [EvaluationTask(LONG, ends, [case]) for case in cases[:long]]

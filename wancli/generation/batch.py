@@ -18,6 +18,7 @@ from wancli.models.warm import OnBytes, WarmPipeline, quiet_imports
 from wancli.planning.existing import check_existing
 from wancli.planning.input_files import check_input_files, inputs_json
 from wancli.planning.inputs import NO_INPUTS, InputFiles, add_required_inputs
+from wancli.planning.listed_steps import step_count
 from wancli.planning.lora import find_lora, report_loras
 from wancli.planning.output_files import sidecar_files
 from wancli.planning.plan import Plan, check_unused_settings, make_plan
@@ -207,7 +208,7 @@ def _name_files(request: Request, files: OutputFiles, *, several: bool) -> _Plan
     """The request with the paths of its files."""
     settings = request.settings
     fields = name_fields(
-        settings, prompt=request.prompt, seed=request.seed, steps=settings.sampling.steps
+        settings, prompt=request.prompt, seed=request.seed, steps=step_count(settings.sampling)
     )
     output = latents = None
     if files.video:

@@ -18,13 +18,14 @@ from wancli.config.settings import Settings
 from wancli.errors import RunError
 from wancli.generation.caches import caches
 from wancli.generation.prompts import Prompt
-from wancli.generation.schedulers import make_scheduler
+from wancli.generation.schedulers import clip_scheduler
 from wancli.models.attention import AttentionKernel, choose_kernel
 from wancli.models.fast_decoder import latents_per_call
 from wancli.models.load import Loaded, transformers_of
 from wancli.models.offload import onload
 from wancli.models.vae import StreamingDecoder, denormalize, require_finite, to_pixels
 from wancli.models.vae_scaling import latent_normalizer
+from wancli.planning.listed_steps import step_count
 from wancli.planning.plan import Plan
 from wancli.records.progress import Decoded, Report, ignore
 from wancli.records.record import ForwardStats
@@ -48,12 +49,16 @@ class DenoisedClip:
 
 @dataclass(frozen=True)
 class StepResult:
-    """A finished denoising step from `sigma` to `after`, with its `latents` [1, C, F, H, W]."""
+    """A finished denoising step from `sigma` to `after`, with its `latents` [1, C, F, H, W].
+
+    `clean` latents are set where the step predicted them and then added other noise.
+    """
 
     index: int
     sigma: float
     after: float
     latents: Tensor
+    clean: Tensor | None = None
 
 
 def denoise(
@@ -71,9 +76,9 @@ def denoise(
     if the latents, or frames that the pipeline decodes, are not finite.
     """
     sampling, task, pipeline = settings.sampling, TASKS[plan.task], loaded.pipeline
-    scheduler = make_scheduler(pipeline.scheduler.config, sampling)
-    scheduler.set_timesteps(sampling.steps)
-    skipped = sampling.steps - plan.steps // plan.segments
+    generator = torch.Generator().manual_seed(seed)
+    scheduler = clip_scheduler(pipeline.scheduler.config, sampling, generator)
+    skipped = step_count(sampling) - plan.steps // plan.segments
     timesteps = scheduler.timesteps[skipped:].tolist() * plan.segments
     last: dict[str, Tensor] = {}
     kernel = choose_kernel(
@@ -88,7 +93,8 @@ def denoise(
         caches(loaded, prompt.memory, settings, plan, timesteps) as cached,
     ):
         output: Tensor = pipeline(
-            generator=torch.Generator().manual_seed(seed),
+            generator=generator,
+            num_inference_steps=step_count(sampling),
             max_sequence_length=loaded.spec.text_length,
             output_type="pt" if task.segmented else "latent",
             callback_on_step_end=_after_step(plan, on_step, last, skipped=skipped),
@@ -120,7 +126,9 @@ def _after_step(
         first = skipped + index
         sigma, after = pipeline.scheduler.sigmas[first : first + 2].tolist()
         latents = tensors["latents"][:, :, plan.references :]
-        on_step(StepResult(next(step_numbers), sigma, after, latents))
+        clean = getattr(pipeline.scheduler, "clean", None)
+        clean = None if clean is None else clean[:, :, plan.references :]
+        on_step(StepResult(next(step_numbers), sigma, after, latents, clean))
         last.update(tensors)
         return tensors
 
@@ -137,9 +145,11 @@ def _arguments(task: Task, settings: Settings, plan: Plan) -> dict[str, Any]:
     """The settings as arguments of the pipeline; some only some pipelines have."""
     values = {**settings.sampling.model_dump(), **settings.video.model_dump()}
     values["segment_frames"] = plan.segment_frames
+    if settings.sampling.scheduler == "few-step":
+        values["guidance_scale"] = 1.0
     of_all = {name: values[name] for name in ("guidance_scale", "width", "height")}
     of_task = {argument: values[name] for name, argument in task.settings.items()}
-    return {"num_inference_steps": values["steps"], **of_all, **of_task}
+    return {**of_all, **of_task}
 
 
 @contextmanager

@@ -81,6 +81,8 @@ def predict_clean(step: StepResult, before: Tensor | None) -> Tensor:
     Independent of the solver and its state. After the first step the latents before it are not
     known, and the noisy ones are returned.
     """
+    if step.clean is not None:
+        return step.clean
     if before is None:
         return step.latents
     velocity = (before - step.latents) / (step.sigma - step.after)

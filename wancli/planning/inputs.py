@@ -10,6 +10,7 @@ from wancli.catalog.specs import RANDOM, SPECS, ModelSpec
 from wancli.catalog.tasks import ANIMATE, TASKS, TEXT, Task
 from wancli.config.settings import Sampling, VideoShape
 from wancli.errors import PlanError, SettingsError, closest
+from wancli.planning.listed_steps import step_count
 
 VIDEOS = ("video", "mask", "pose_video", "face_video", "background_video")
 
@@ -149,11 +150,11 @@ def _models(spec: ModelSpec, inputs: Collection[str], tasks: Collection[Task]) -
 def effective_steps(sampling: Sampling, task: Task) -> int:
     """Denoising steps of one segment: video-to-video skips the first ones. Raises PlanError."""
     if "strength" not in task.settings:
-        return sampling.steps
-    steps = int(sampling.steps * sampling.strength)  # as diffusers rounds
+        return step_count(sampling)
+    steps = int(step_count(sampling) * sampling.strength)  # as diffusers rounds
     if not steps:
         raise PlanError(
-            f"`strength {sampling.strength:g}` leaves none of {sampling.steps} steps to run.",
+            f"`strength {sampling.strength:g}` leaves none of {step_count(sampling)} steps to run.",
             hint="`strength 0.8`",
         )
     return steps

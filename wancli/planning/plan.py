@@ -1,7 +1,6 @@
 """Plan a request: derive shapes and step counts, and check combinations, before anything loads."""
 
 from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
 from typing import Any
 
 from wancli.catalog.geometry import LatentShape, Span, WindowConfig, latent_shape, lay_out
@@ -25,6 +24,12 @@ from wancli.planning.inputs import (
     effective_steps,
     reference_frames,
     segments,
+)
+from wancli.planning.listed_steps import (
+    check_listed_flags,
+    check_listed_steps,
+    listed_steps,
+    timesteps,
 )
 from wancli.planning.lora import LoraUse, check_loras
 from wancli.planning.offload import check_rollout_vae, check_tiling, offloads
@@ -80,6 +85,7 @@ def make_plan(
     check_machine(settings.machine)
     check_output(settings.output)
     check_family(settings, spec, chosen.family)
+    check_listed_steps(settings, spec, chosen.family)
     check_generation(settings, chosen.transformer)
     check_tiling(settings)
     _check_prompt_kv(settings.prompt_kv)
@@ -113,9 +119,12 @@ def make_plan(
 
 
 def is_guided(sampling: Sampling, family: Family) -> bool:
-    """Whether guidance is on: a step then has an uncond forward, of the negative prompt."""
+    """Whether guidance is on: a step then has an uncond forward, of the negative prompt.
+
+    Never where few-step samples: those models are distilled to run without.
+    """
     scale: float = getattr(sampling, family.guidance)
-    return scale > 1
+    return scale > 1 and sampling.scheduler != "few-step"
 
 
 @dataclass(frozen=True)
@@ -168,8 +177,8 @@ def make_rollout_plan(
     )
     num_frames = (spans[-1].end - 1) * spec.strides.temporal + 1
     shape = _shape(settings.video, spec, num_frames=num_frames)
-    guided = chosen.sampler == "unipc" and is_guided(settings.sampling, spec.family)
-    steps = tuple(_steps(settings, span) for span in spans)
+    guided = is_guided(settings.sampling, spec.family)
+    steps = tuple(len(chunk_steps(settings, span)) or settings.sampling.steps for span in spans)
     clean_passes = (len(context) + len(spans) - 1) * spec.experts
     return RolloutPlan(
         model=spec.name,
@@ -209,29 +218,11 @@ def _window(chosen: Rollout, shape: LatentShape) -> WindowConfig:
     )
 
 
-def timesteps(text: str) -> list[int]:
-    """Parse a comma-separated list of timesteps. Raises PlanError unless it decreases."""
-    values = [int(word) for word in text.split(",")]
-    decreases = all(a > b for a, b in pairwise(values))
-    if not decreases or not 0 < values[-1] <= values[0] <= 1000:
-        raise PlanError(
-            f"`steps_list {text}` must decrease, from at most 1000 to at least 1.",
-            hint="`steps_list 1000,750,500,250`",
-        )
-    return values
-
-
-def _steps(settings: RolloutSettings, span: Span) -> int:
-    chosen = settings.rollout
-    if chosen.sampler == "unipc":
-        return settings.sampling.steps
-    return len(timesteps(chunk_steps(chosen, span)))
-
-
-def chunk_steps(chosen: Rollout, span: Span) -> str:
-    """The few-step list of a chunk; the first chunk may have its own."""
-    first = span.index == 0 and chosen.first_chunk_steps
-    return chosen.first_chunk_steps if first else chosen.steps_list
+def chunk_steps(settings: RolloutSettings, span: Span) -> tuple[int, ...]:
+    """Listed timesteps of a chunk, the first of which may have its own; empty without a list."""
+    first = settings.rollout.first_chunk_steps
+    steps = listed_steps(settings.sampling)
+    return timesteps(first, "first_chunk_steps") if steps and first and span.index == 0 else steps
 
 
 def _rope(chosen: Rollout) -> RopePolicy:
@@ -283,14 +274,8 @@ def _check_window(chosen: Rollout) -> None:
 
 def _check_caches(settings: RolloutSettings, spec: ModelSpec) -> None:
     """Raise PlanError for a lossy cache or attention backend that rollouts do not support."""
-    chosen, method = settings.rollout, settings.step_cache.step_cache
-    if method != "none" and chosen.sampler == "few-step":
-        count = len(timesteps(chosen.steps_list))
-        raise PlanError(
-            f"`step_cache {method}` does not work with few-step rollouts: {count} steps a chunk "
-            "have nothing to reuse.",
-            hint="`step_cache none`",
-        )
+    method = settings.step_cache.step_cache
+    check_listed_steps(settings, spec, spec.family)
     if method not in ("none", "cachedit"):
         raise PlanError(
             f"`step_cache {method}` works only in diffusers' own loop, not in rollouts.",
@@ -323,6 +308,7 @@ def _check_experts(settings: Settings, spec: ModelSpec) -> tuple[LoraUse, ...]:
 def check_unused_settings(resolved: Resolved[Any], task: str = TEXT) -> None:
     """Raise PlanError for a flag of a step cache or task that would have no effect."""
     check_family_flags(resolved, TASKS[task].family)
+    check_listed_flags(resolved)
     check_compile_mode(resolved.settings.machine, resolved.sources)
     for key in ("sampling.strength", "sampling.true_cfg_scale", "video.segment_frames"):
         name = key.partition(".")[2]

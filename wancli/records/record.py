@@ -18,6 +18,7 @@ SCHEMA = "wancli.run/1"
 ROLLOUT_SCHEMA = "wancli.rollout/1"
 ROLLOUT_FILE = "rollout.json"  # in NAME.rollout/: the rollout's request
 UNFINISHED = json.dumps({"schema": SCHEMA, "status": "unfinished"})  # embedded in a partial stream
+_MOVED = ("sampler", "steps_list", "warp_steps")  # from the rollout's settings
 BEFORE_FAST_DECODING = {"vae_exact": True}  # in requests of versions that had no other way
 EMBEDDED_LIMIT = 32_000  # bytes of JSON inside an MP4
 
@@ -197,7 +198,19 @@ def settings_of(record: Mapping[str, Any]) -> dict[str, Any]:
     tables = {name: request[name] for name in RolloutSettings.model_fields if name in request}
     if isinstance(machine := tables.get("machine"), Mapping):
         tables["machine"] = {**BEFORE_FAST_DECODING, **machine}
+    rollout, sampling = tables.get("rollout"), tables.get("sampling", {})
+    if isinstance(rollout, Mapping) and isinstance(sampling, Mapping):
+        tables |= _with_scheduler(rollout, sampling)
     return tables
+
+
+def _with_scheduler(rollout: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Both tables, of which the first had a `sampler` before clips had few steps."""
+    old = {name: value for name, value in rollout.items() if name in _MOVED}
+    kept = {name: value for name, value in rollout.items() if name not in _MOVED}
+    if old.pop("sampler", None) == "few-step":
+        sampling = {**sampling, **old, "scheduler": "few-step"}
+    return {"rollout": kept, "sampling": sampling}
 
 
 def rounded(timings: Mapping[str, Any]) -> dict[str, Any]:

@@ -372,7 +372,7 @@ def _noise(job: RolloutJob) -> Noise:
     if job.settings.rollout.noise == "indexed" and not file:
         return IndexedNoise(job.seeds, shape)
     start, renoise = read_noise(file) if file else (None, None)
-    few = job.settings.rollout.sampler == "few-step"
+    few = job.settings.sampling.scheduler == "few-step"
     draws = plan.steps if few else [1] * len(plan.spans)  # a solver only needs initial noise
     try:
         return StreamNoise(

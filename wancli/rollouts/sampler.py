@@ -23,11 +23,11 @@ from wancli.generation.flow import (
     solve,
 )
 from wancli.generation.noise import Noise
-from wancli.generation.schedulers import make_scheduler
+from wancli.generation.schedulers import ListedScheduler, make_scheduler
 from wancli.models.attention import choose_kernel
 from wancli.models.load import Loaded, transformers_of
 from wancli.models.streams import to_device
-from wancli.planning.plan import RolloutPlan, chunk_steps, timesteps
+from wancli.planning.plan import RolloutPlan, chunk_steps
 from wancli.records.record import ForwardStats
 from wancli.rollouts.denoiser import CausalDenoiser, causal
 
@@ -83,13 +83,14 @@ class ChunkSampler:
         def noise(step: int) -> Tensor:
             return to_device(self.noise(span, step), self.loaded.device)
 
-        sampling, rollout = self.settings.sampling, self.settings.rollout
-        if rollout.sampler == "unipc":
+        sampling, steps = self.settings.sampling, chunk_steps(self.settings, span)
+        levels = few_step_levels(steps, shift=sampling.flow_shift, warp=sampling.warp_steps)
+        if sampling.scheduler == "few-step":
+            yield from few_step(velocity, noise, levels)
+        elif levels:
+            yield from solve(velocity, noise(0), ListedScheduler(levels))
+        else:
             yield from self._solve(noise(0), velocity)
-            return
-        steps = timesteps(chunk_steps(rollout, span))
-        levels = few_step_levels(steps, shift=sampling.flow_shift, warp=rollout.warp_steps)
-        yield from few_step(velocity, noise, levels)
 
     def _solve(self, noise: Tensor, velocity: Velocity) -> Iterator[Denoised]:
         pipeline, sampling = self.loaded.pipeline, self.settings.sampling

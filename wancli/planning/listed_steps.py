@@ -1,0 +1,81 @@
+"""Rules about a list of timesteps, which distilled models take instead of a number of steps."""
+
+from itertools import pairwise
+from typing import Any
+
+from wancli.catalog.specs import ModelSpec
+from wancli.catalog.tasks import Family
+from wancli.config.resolve import EXPLICIT, Resolved
+from wancli.config.settings import FEW_STEPS, Sampling, Settings
+from wancli.errors import PlanError
+
+
+def timesteps(text: str, name: str = "steps_list") -> tuple[int, ...]:
+    """Parse a comma-separated list of timesteps. Raises PlanError unless it decreases."""
+    values = tuple(int(word) for word in text.split(","))
+    decreases = all(a > b for a, b in pairwise(values))
+    if not decreases or not 0 < values[-1] <= values[0] <= 1000:
+        raise PlanError(
+            f"`{name} {text}` must decrease, from at most 1000 to at least 1.",
+            hint=f"`{name} {FEW_STEPS}`",
+        )
+    return values
+
+
+def listed_steps(sampling: Sampling) -> tuple[int, ...]:
+    """The listed timesteps; empty for a solver that spaces `steps` of them. Raises PlanError."""
+    if sampling.scheduler == "few-step":
+        return timesteps(sampling.steps_list or FEW_STEPS)
+    listed = sampling.scheduler == "euler" and sampling.steps_list
+    return timesteps(sampling.steps_list) if listed else ()
+
+
+def step_count(sampling: Sampling) -> int:
+    """Denoising steps: those listed, or `steps`."""
+    return len(listed_steps(sampling)) or sampling.steps
+
+
+def check_listed_steps(settings: Settings, spec: ModelSpec, family: Family) -> None:
+    """Raise PlanError for a model or cache that a list of timesteps rules out."""
+    steps, caches = listed_steps(settings.sampling), settings.step_cache
+    if not steps:
+        return
+    if not family.listed_steps:
+        raise PlanError(
+            f"`steps_list` does not work with {spec.name}: its pipeline sets the sigmas.",
+            hint="`steps_list ''`",
+        )
+    if caches.step_cache != "none":
+        raise PlanError(
+            f"`step_cache {caches.step_cache}` does not work with `steps_list`: {len(steps)} "
+            "listed steps have nothing to reuse.",
+            hint="`step_cache none`",
+        )
+    if caches.cfg_gate is not None and settings.sampling.scheduler == "few-step":
+        raise PlanError(
+            "`cfg_gate` needs guidance, and `scheduler few-step` runs without.",
+            hint="drop `cfg_gate`",
+        )
+
+
+def check_listed_flags(resolved: Resolved[Any]) -> None:
+    """Raise PlanError for an explicit flag that a list of timesteps, or none, makes useless."""
+    sampling: Sampling = resolved.settings.sampling
+    explicit = {key for key, source in resolved.sources.items() if source in EXPLICIT}
+    steps, scale, few = listed_steps(sampling), sampling.guidance_scale, "`scheduler few-step`"
+    if steps and "sampling.steps" in explicit:
+        raise PlanError("`steps` does nothing with `steps_list`.", hint="drop `steps`")
+    if "sampling.steps_list" in explicit and sampling.steps_list and not steps:
+        raise PlanError(
+            f"`steps_list` does nothing with `scheduler {sampling.scheduler}`.",
+            hint="`scheduler` few-step or euler",
+        )
+    if "sampling.warp_steps" in explicit and not steps:
+        raise PlanError("`warp_steps` does nothing without `steps_list`.", hint="drop `warp_steps`")
+    guided = "sampling.guidance_scale" in explicit and scale > 1
+    if sampling.scheduler == "few-step" and guided:
+        raise PlanError(
+            f"`guidance_scale {scale:g}` does nothing: {few} is for models distilled to run "
+            "without guidance.",
+            hint="`guidance_scale 1`, or `scheduler euler`",
+        )
