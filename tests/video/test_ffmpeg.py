@@ -27,6 +27,12 @@ case "$*" in *h264_nvenc*)
     echo "[out#0] [error] Task finished: Operation not permitted" >&2; exit 255
 esac
 """
+WITHOUT_NVENC = """
+case "$*" in
+    *-encoders*) echo " V....D libx264  H.264"; exit;;
+    *h264_nvenc*) echo "[fatal] Unrecognized option 'rc'." >&2; exit 8;;
+esac
+"""
 # Stands for the hardware: x264, by nvenc's arguments.
 NVENC = """
 set -- "${@/h264_nvenc/libx264}"
@@ -91,9 +97,13 @@ def test_hardware_encodes_where_it_is_chosen_and_works(
     assert write(tmp_path / "a.mp4", smooth(4), encoding=encoding).encoder == name
 
 
-def test_hardware_that_does_not_encode_is_refused_with_its_own_words(wrap_ffmpeg):
-    wrap_ffmpeg(NO_NVENC)
-    with pytest.raises(SetupError, match=r"OpenEncodeSessionEx failed: unsup") as caught:
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [(NO_NVENC, "OpenEncodeSessionEx failed: unsup"), (WITHOUT_NVENC, "ffmpeg has no NVENC")],
+)
+def test_hardware_that_does_not_encode_is_refused_with_the_reason(wrap_ffmpeg, lines, reason):
+    wrap_ffmpeg(lines)
+    with pytest.raises(SetupError, match=reason) as caught:
         choose_encoding(Output(encoder="nvenc"), (64, 48))
     assert caught.value.hint == "`encoder` x264"
 

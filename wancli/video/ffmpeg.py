@@ -169,11 +169,19 @@ def _encoder_fault(exe: str, encoding: Encoding, size: tuple[int, int]) -> str:
         "pipe:1",
         stdin=bytes(_TRIED_FRAMES * width * height * 3),
     )
+    if done.returncode and encoding.encoder == "nvenc" and not _knows(b"h264_nvenc"):
+        return f"{exe} has no NVENC"  # its own words would be about an option
     if done.returncode:  # the first fault: those after it follow from it
         faults = _FAULT.findall(done.stderr.decode(errors="replace"))
         return str((faults or [failure_reason(b"", returncode=done.returncode)])[0])
     tagged = (_COLR_RGB if encoding.lossless else _COLR_YUV) in done.stdout
     return "" if tagged else "it does not tag colours as BT.709"
+
+
+def _knows(encoder: bytes) -> bool:
+    """Whether ffmpeg lists the encoder, or lists none."""
+    listed = run_ffmpeg("-encoders")
+    return encoder in listed.stdout or listed.returncode != 0
 
 
 class Encoder:
