@@ -15,6 +15,7 @@ from wancli.config.resolve import Resolved
 from wancli.config.settings import Settings
 from wancli.errors import PlanError, UsageError, WancliError
 from wancli.models.warm import OnBytes, WarmPipeline, quiet_imports
+from wancli.planning.distilled import warn_of_distilled
 from wancli.planning.existing import check_existing
 from wancli.planning.input_files import check_input_files, inputs_json
 from wancli.planning.inputs import NO_INPUTS, InputFiles, add_required_inputs
@@ -114,6 +115,7 @@ class PlannedVideos:
         outputs = _outputs(request, todo, files)
         with outputs.locked():
             report_warnings(self.warnings, observer)
+            warn_of_distilled(request.resolved.settings, observer.warn)
             report_loras(self.plan.lora, observer)
             model = model or self.pipeline()
             if not model.loaded:

@@ -17,6 +17,7 @@ from wancli.config.settings import (
     VideoShape,
 )
 from wancli.errors import PlanError
+from wancli.planning.distilled import check_distilled
 from wancli.planning.inputs import (
     NO_INPUTS,
     InputFiles,
@@ -86,6 +87,7 @@ def make_plan(
     check_output(settings.output)
     check_family(settings, spec, chosen.family)
     check_listed_steps(settings, spec, chosen.family)
+    check_distilled(settings)
     check_generation(settings, chosen.transformer)
     check_tiling(settings)
     _check_prompt_kv(settings.prompt_kv)
