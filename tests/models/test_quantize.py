@@ -146,19 +146,20 @@ def test_fp8_products_are_compiled_into_whole_graphs():
 @pytest.mark.gpu
 @pytest.mark.parametrize("command", ["generate", "rollout"])
 def test_fp8_products_are_close_to_bfloat16_on_a_gpu(command: str):
-    """Latents, since decoding makes more or less of the same error."""
+    """Latents, since decoding makes more or less of the same error; few graphs to compile."""
 
     def run(**machine: Any) -> Tensor:
-        options: dict[str, Any] = {"seed": 1, "compile": True, **machine}
+        options: dict[str, Any] = {"seed": 1, "steps": 2, "vae_exact": True, **machine}
         if command == "generate":
-            clip = wancli.generate("a red circle", num_frames=5, steps=2, **options)
+            clip = wancli.generate("a red circle", num_frames=5, **options)
             assert clip.latents is not None
             return clip.latents.float().cpu()
-        chunks = wancli.rollout("a red circle", chunks=2, **options)
-        return torch.cat([chunk.latents.float().cpu() for chunk in chunks], 2)
+        (chunk,) = wancli.rollout("a red circle", chunks=1, **options)
+        return chunk.latents.float().cpu()
 
-    whole, small = run(), run(quantize="fp8-dynamic")
-    assert 0 < relative(small, whole) < 0.25  # 0.11 on a CPU, of a forward 0.04
+    whole, small = run(), run(quantize="fp8-dynamic", compile=True)
+    # On a CPU: 0.11, of a forward 0.04; bfloat16 alone is 0.03 from float32.
+    assert 0.05 < relative(small, whole) < 0.25
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("int8", "float32"), ("fp8", "bfloat16")])
