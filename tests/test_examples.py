@@ -15,7 +15,7 @@ def test_first_steps(
     runpy.run_path(str(EXAMPLES / "first_steps.py"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "(9, 48, 48, 3) uint8 seed 1"
-    assert lines[2].startswith('wan2.1-t2v-14b: fits with `offload="group"`: needs 9.0 GiB of 24.0')
+    assert lines[2].startswith('wan2.1-t2v-14b: fits with `offload="group"`: needs 9.4 GiB of 24.0')
     assert lines[3] == "(9, 96, 96, 3)"
     assert lines[4] == "step 1 of 2, sigma 1.000"
     assert [line.split(",")[0] for line in lines[6:9]] == [

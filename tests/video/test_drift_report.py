@@ -137,7 +137,7 @@ def test_a_very_short_video_has_a_page(frames, tmp_path):
 def test_a_report_that_is_not_html_is_rejected(name, summary, tmp_path):
     with pytest.raises(UsageError, match="does not end in .html") as caught:
         write_report(summary, tmp_path / name, title="")
-    assert caught.value.hint == "`report` FILE.html"
+    assert caught.value.hint == "`report FILE.html`"
 
 
 @pytest.mark.parametrize("place", ["file/drift.html", "folder.html"])
@@ -146,5 +146,5 @@ def test_an_unwritable_path_is_one_error(place, summary, tmp_path):
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(OutputError, match="cannot write") as caught:
         write_report(summary, tmp_path / place, title="")
-    assert "`report`" in caught.value.hint
+    assert "`report FILE.html`" in caught.value.hint
     assert sorted(entry.name for entry in tmp_path.rglob("*")) == ["file", "folder.html"]
