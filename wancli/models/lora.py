@@ -15,6 +15,7 @@ from wancli.planning.lora import Lora
 from wancli.planning.lora_keys import (
     LoraFile,
     LoraFit,
+    changed_shapes,
     check_fit,
     fit_lora,
     parse_lora,
@@ -70,29 +71,31 @@ def _open(path: Path) -> tuple[LoraFile, Callable[[str], Tensor]]:
 
 @torch.no_grad()
 def _merge_layer(layer: str, weights: Mapping[str, Tensor], loras: Collection[_OpenLora]) -> None:
-    sums: dict[str, Tensor] = {}
+    changed = dict.fromkeys(name for lora in loras for name in changed_shapes(lora.file, layer))
+    sums = {name: _wide(weights[name]) for name in changed}
     for lora in loras:
-        read = {kind: lora.read(key).double() for kind, key in lora.fit.layers[layer].items()}
-        for name, change in _changes(lora.file, layer, read).items():
-            if name not in sums:  # on the CPU, for MPS has no float64
-                sums[name] = weights[name].cpu().double()
-            sums[name] += lora.scale * change
+        _add(lora, layer, sums)
     for name, total in sums.items():
         weights[name].copy_(total)
 
 
-def _changes(file: LoraFile, layer: str, read: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a LoRA of scale 1 adds to a layer's parameters, by their names."""
+def _add(lora: _OpenLora, layer: str, sums: Mapping[str, Tensor]) -> None:
+    """Add what a LoRA changes in a layer to its weight and bias, in place."""
     weight, bias = weight_name(layer), f"{layer}.bias"
-    changes: dict[str, Tensor] = {}
+    at = next(iter(sums.values())).device
+    read = {kind: lora.read(key).to(at).double() for kind, key in lora.fit.layers[layer].items()}
     if "up" in read:
         alpha = float(read["alpha"]) if "alpha" in read else None
-        scaling, (up, down) = file.scaling(layer, alpha), (read["up"], read["down"])
-        product = scaling * (up.flatten(1) @ down.flatten(1))
-        changes[weight] = product.view(len(up), *down.shape[1:])
+        scale = lora.scale * lora.file.scaling(layer, alpha)
+        up, down = (read[factor].flatten(1) for factor in ("up", "down"))
+        sums[weight].view(len(up), -1).addmm_(up, down, alpha=scale)
         if "up_bias" in read:
-            changes[bias] = scaling * read["up_bias"]
+            sums[bias].add_(read["up_bias"], alpha=scale)
     for kind, name in (("diff", weight), ("diff_b", bias)):
         if kind in read:
-            changes[name] = changes[name] + read[kind] if name in changes else read[kind]
-    return changes
+            sums[name].add_(read[kind], alpha=lora.scale)
+
+
+def _wide(weight: Tensor) -> Tensor:
+    """The weight in float64; on the CPU if its device has none."""
+    return (weight.cpu() if weight.device.type == "mps" else weight).double().contiguous()
