@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.conftest import Wancli
-from tests.fakes import tiny_folder, tiny_pipeline
+from tests.fakes import tiny_folder, tiny_pipeline, tiny_transformer
 from wancli.catalog.tasks import ANIMATE, IMAGE, VACE, VIDEO
 from wancli.errors import InputError, ModelError, SettingsError
 from wancli.models.lora import merge_loras
@@ -93,11 +94,15 @@ def write_form(form: str, folder: Path) -> Path:
     return path
 
 
+def tiny(*, wide: bool = True) -> Any:
+    """As much of a pipeline as merging needs; in float64 if `wide`."""
+    transformer = tiny_transformer()
+    return SimpleNamespace(transformer=transformer.double() if wide else transformer)
+
+
 def merged(path: Path, scale: float = 0.5, *, wide: bool = False) -> dict[str, Tensor]:
     """The weights that a LoRA changes in the tiny model, in float64 if `wide`."""
-    pipeline = tiny_pipeline()
-    if wide:
-        pipeline.transformer.double()
+    pipeline = tiny(wide=wide)
     before = {name: p.clone() for name, p in pipeline.transformer.state_dict().items()}
     merge_loras(pipeline, [Lora(path, scale)])
     after: dict[str, Tensor] = pipeline.transformer.state_dict()
@@ -105,8 +110,9 @@ def merged(path: Path, scale: float = 0.5, *, wide: bool = False) -> dict[str, T
     return {name: p for name, p in after.items() if not torch.equal(p, before[name])}
 
 
-def base(**more: Any) -> Mapping[str, Tensor]:
-    weights: Mapping[str, Tensor] = tiny_pipeline(**more).transformer.double().state_dict()
+def base() -> Mapping[str, Tensor]:
+    """The weights before, in float64."""
+    weights: Mapping[str, Tensor] = tiny().transformer.state_dict()
     return weights
 
 
@@ -191,8 +197,7 @@ def test_the_order_of_two_loras_does_not_matter_to_the_bit(tmp_path: Path):
     results = []
     loras = [Lora(paths[0], 0.7), Lora(paths[1], -0.3), Lora(paths[0], 1e-3)]
     for order in (loras, loras[::-1]):
-        pipeline = tiny_pipeline()
-        pipeline.transformer.double()  # unrounded sums differ with the order of adding
+        pipeline = tiny()  # in float64, where unrounded sums differ with the order of adding
         merge_loras(pipeline, order)
         results.append(pipeline.transformer.state_dict())
     assert all(torch.equal(weight, results[1][name]) for name, weight in results[0].items())
@@ -240,7 +245,7 @@ def test_what_cannot_be_applied_is_refused_before_any_weight_changes(tmp_path: P
     tensors, error = BROKEN[case]
     save_file(tensors, tmp_path / "bad.safetensors")
     save_file(ONE, tmp_path / "a.safetensors")
-    pipeline = tiny_pipeline()
+    pipeline = tiny()
     before = pipeline.transformer.blocks[0].attn1.to_q.weight.clone()
     with pytest.raises(ModelError, match=error):
         merge_loras(pipeline, [Lora(tmp_path / f"{name}.safetensors") for name in ("a", "bad")])
@@ -250,7 +255,7 @@ def test_what_cannot_be_applied_is_refused_before_any_weight_changes(tmp_path: P
 def test_a_pickle_that_is_broken_is_rejected(tmp_path: Path):
     (tmp_path / "x.pt").write_bytes(b"abc")
     with pytest.raises(InputError, match=r"x\.pt"):
-        merge_loras(tiny_pipeline(), [Lora(tmp_path / "x.pt")])
+        merge_loras(tiny(), [Lora(tmp_path / "x.pt")])
 
 
 def test_a_lora_is_a_file_an_expert_and_a_scale(tmp_path: Path):
