@@ -220,6 +220,10 @@ ONE = pair("blocks.0.self_attn.q")
 BROKEN: dict[str, tuple[dict[str, Tensor], str]] = {
     "an unknown layer": ({**ONE, **pair("blocks.0.self_attn.gate")}, "which it lacks"),
     "another width": (pair("blocks.0.self_attn.q", 36, 36), r"\[36, 36\], not \[24, 24\]"),
+    "a difference of another shape": ({**ONE, "blocks.0.self_attn.q.diff": torch.ones(1, 24)},
+                                      r"\[1, 24\], not \[24, 24\]"),
+    "an alpha that is complex": ({**ONE, "diffusion_model.blocks.0.self_attn.q.alpha":
+                                  torch.ones((), dtype=torch.complex64)}, "is C64"),
     "only layers that the model lacks": (pair("blocks.0.cross_attn.k_img"), "none of its 2 keys"),
     "one factor": ({k: v for k, v in ONE.items() if "lora_A" in k} | pair("blocks.1.ffn.0", 32),
                    "lacks a factor of blocks.0.attn1.to_q"),

@@ -202,8 +202,8 @@ def inspect_lora(path: Path) -> LoraInfo:
         )
     lora = read_lora_file(path)
     models = tuple(fitting_models(lora))
-    changes = (item for layer in lora.layers for item in changed_shapes(lora, layer).items())
-    dims = (shape[0] for name, shape in changes if re.match(r"blocks\..*attn\d\.to_", name))
+    changes = (item for layer in lora.layers for item in changed_shapes(lora, layer))
+    projections = (s for name, s in changes if re.match(r"blocks\..*attn\d\.to_", name))
     sizes = (re.search(r"(?<![\d.])(\d+(?:\.\d+)?)b", model) for model in models)
     return LoraInfo(
         path,
@@ -213,7 +213,7 @@ def inspect_lora(path: Path) -> LoraInfo:
         _form(lora),
         lora.ranks,
         count_blocks(lora.layers),
-        next(dims, 0),
+        next((shape[0] for shape in projections if shape), 0),
         next((f"{size[1]}B" for size in sizes if size), ""),
         _lora_task(path, models),
         _named(r"(?<![a-z])(high|low)(?:[ _-]?noise)?(?![a-z])", path),

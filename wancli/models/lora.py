@@ -71,7 +71,7 @@ def _open(path: Path) -> tuple[LoraFile, Callable[[str], Tensor]]:
 
 @torch.no_grad()
 def _merge_layer(layer: str, weights: Mapping[str, Tensor], loras: Collection[_OpenLora]) -> None:
-    changed = dict.fromkeys(name for lora in loras for name in changed_shapes(lora.file, layer))
+    changed = dict.fromkeys(name for lora in loras for name, _ in changed_shapes(lora.file, layer))
     sums = {name: _wide(weights[name]) for name in changed}
     for lora in loras:
         _add(lora, layer, sums)

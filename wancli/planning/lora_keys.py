@@ -126,7 +126,7 @@ def read_lora_file(path: Path) -> LoraFile:
     except (OSError, ValueError) as error:
         raise unreadable(path, error, hint="copy that file again") from None
     for key, stored in header.tensors.items():
-        if stored.dtype not in _FLOATS and not key.endswith(".alpha"):
+        if stored.dtype not in (*_FLOATS, *(("I64", "I32") if key.endswith(".alpha") else ())):
             raise ModelError(
                 f"LoRA {path}: {shortened(key)} is {stored.dtype}, which is not merged.",
                 hint="give it in 32, 16 or 8 bit floats",
@@ -214,12 +214,12 @@ def fit_lora(lora: LoraFile, parameters: Shapes) -> LoraFit:
     misfits = []
     for layer, keys in lora.layers.items():
         changes = changed_shapes(lora, layer)
-        if all(parameters.get(name) == shape for name, shape in changes.items()):
+        if all(parameters.get(name) == shape for name, shape in changes):
             applied[layer] = keys
         elif reason := _why_dropped(layer, parameters, blocks):
             dropped[reason] += len(keys)
         else:
-            name, shape = next((n, s) for n, s in changes.items() if parameters.get(n) != s)
+            name, shape = next((n, s) for n, s in changes if parameters.get(n) != s)
             own = parameters.get(name)
             misfits.append(f"{name} {[*shape]}, not {[*own]}" if own else f"{name}, which it lacks")
     counts = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
@@ -231,16 +231,14 @@ def weight_name(layer: str) -> str:
     return layer if layer.rpartition(".")[2] in _BARE else f"{layer}.weight"
 
 
-def changed_shapes(lora: LoraFile, layer: str) -> dict[str, Shape]:
-    """Shapes of the parameters that a layer's keys change: its weight, its bias, or both."""
+def changed_shapes(lora: LoraFile, layer: str) -> list[tuple[str, Shape]]:
+    """Parameters that a layer's keys change, its weight or its bias, each with the shape added."""
     keys, shapes = lora.layers[layer], lora.shapes
     weight, bias = weight_name(layer), f"{layer}.bias"
-    changes: dict[str, Shape] = {}
-    for kind, name in (("diff", weight), ("diff_b", bias), ("up_bias", bias)):
-        if kind in keys:
-            changes[name] = shapes[keys[kind]]
+    kinds = (("diff", weight), ("diff_b", bias), ("up_bias", bias))
+    changes = [(name, shapes[keys[kind]]) for kind, name in kinds if kind in keys]
     if "up" in keys:
-        changes[weight] = (shapes[keys["up"]][0], *shapes[keys["down"]][1:])
+        changes.append((weight, (shapes[keys["up"]][0], *shapes[keys["down"]][1:])))
     return changes
 
 
