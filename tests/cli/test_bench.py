@@ -69,6 +69,24 @@ def test_variants_with_other_speedups_have_their_own_transformer(wancli: Wancli,
     )
 
 
+def test_few_steps_are_measured_beside_many_with_their_motion(wancli: Wancli, tiny_model: Path):
+    few = "few: --sampler few-step --steps-list 1000,500"
+    straight = "straight: --sampler euler --steps-list 1000,500 --guidance-scale 1"
+    result = bench(wancli, tiny_model, "--variant", few, "--variant", straight)
+    assert result.code == 0, result.err
+    assert "nothing was reused" not in result.err
+    header, *rows = result.out.strip().splitlines()
+    assert header.split()[-1] == "motion"
+    report = json.loads(Path("bench/bench.json").read_text())
+    many, few, straight = (arm["summary"] for arm in report["arms"])
+    assert (many["forwards"], few["forwards"], straight["forwards"]) == (20, 2, 2)
+    levels = [run["motion"] for run in report["runs"]]
+    assert [few["motion"], straight["motion"]] == pytest.approx([n / levels[0] for n in levels[1:]])
+    assert rows[0].split()[-1] == "100%"
+    result = bench(wancli, tiny_model, "--variant", "few: --sampler few-step --steps 3")
+    assert "--steps does nothing with --steps-list" in result.err
+
+
 def test_the_table_goes_to_stdout_and_messages_to_stderr(wancli: Wancli, tiny_model: Path):
     result = bench(wancli, tiny_model, "--variant", "exact: --no-prompt-kv")
     assert result.code == 0, result.err

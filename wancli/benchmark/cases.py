@@ -24,6 +24,12 @@ class Variant:
     plan: Plan
     lossy: bool
 
+    @property
+    def caches(self) -> bool:
+        """Whether it has a lossy cache."""
+        chosen = self.settings.step_cache
+        return chosen.step_cache != "none" or chosen.cfg_gate is not None
+
 
 @dataclass(frozen=True)
 class BenchInputs:
@@ -56,6 +62,7 @@ class Run:
     peak_gib: float | None = None
     quality: Quality | None = None  # against the baseline; None for the baseline
     latents: LatentQuality | None = None  # likewise
+    motion: float = 0.0  # mean change between consecutive video frames, in levels
 
     @property
     def case(self) -> tuple[str, int]:
@@ -89,6 +96,7 @@ class Summary:
     ssim_worst: float | None  # over all video frames of all runs
     psnr_db: float | None  # of the mean squared error over runs; None if nothing differs
     temporal_levels: float | None  # mean over runs
+    motion: float | None  # of all runs, over the baseline's; None for one that stands still
     equal_video: bool | None  # every pixel of every run
     equal_latents: bool | None  # every value of every run
 
@@ -101,6 +109,7 @@ class Arm:
     flags: str  # as typed
     lossy: bool
     summary: Summary
+    caches: bool = True  # whether it has a lossy cache, which may reuse forwards
 
 
 @dataclass(frozen=True)
@@ -145,6 +154,7 @@ class Bench:
 def summarize(runs: Sequence[Run], baseline: Sequence[Run]) -> Summary:
     """Summarize an arm's runs against the baseline's, paired by prompt and seed."""
     reference = {run.case: run for run in baseline}
+    moving = sum(reference[run.case].motion for run in runs)
     uses = [use for run in runs for use in run.uses]
     peaks = [run.peak_gib for run in runs if run.peak_gib is not None]
     qualities = [run.quality for run in runs if run.quality]
@@ -164,6 +174,7 @@ def summarize(runs: Sequence[Run], baseline: Sequence[Run]) -> Summary:
         ssim_worst=min((quality.ssim.worst for quality in qualities), default=None),
         psnr_db=psnr(fmean(quality.mse.mean for quality in qualities)) if qualities else None,
         temporal_levels=fmean(flicker) if flicker else None,
+        motion=sum(run.motion for run in runs) / moving if moving else None,
         equal_video=all(quality.equal for quality in qualities) if qualities else None,
         equal_latents=all(latents) if latents else None,
     )

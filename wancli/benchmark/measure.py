@@ -26,6 +26,7 @@ from wancli.records.progress import Phase, Report, Step
 from wancli.records.record import Request
 from wancli.records.write import TimedRecord, start_record, versions
 from wancli.video.compare import Quality, compare_latents, compare_videos
+from wancli.video.measures import motion
 
 
 @dataclass
@@ -161,6 +162,7 @@ class Measurer:
             total_s=clock.seconds("encode", "denoise", "decode"),
             uses=tuple(denoised.stats),
             peak_gib=max(peak_memory(loaded.device).values(), default=None),
+            motion=motion(frames),
         )
         return RenderedRun(run, frames, denoised.latents)
 

@@ -98,7 +98,7 @@ def _notes_on(arm: Arm) -> Iterator[str]:
             f"{speed}; a different sample, with SSIM {summary.ssim:.3f} and "
             f"{_fixed(summary.ssim_worst, 3)} in its worst video frame."
         )
-    if arm.lossy and summary.forwards and not summary.forwards_reused:
+    if arm.lossy and arm.caches and summary.forwards and not summary.forwards_reused:
         yield f"{arm.name}: nothing was reused."
 
 

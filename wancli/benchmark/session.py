@@ -33,6 +33,7 @@ from wancli.errors import PlanError, QualityError, UsageError
 from wancli.models.warm import quiet_imports
 from wancli.planning.input_files import check_input_files, inputs_json
 from wancli.planning.inputs import NO_INPUTS, InputFiles, choose_task
+from wancli.planning.listed_steps import LISTED
 from wancli.planning.offload import OFFLOADS
 from wancli.planning.output_files import bench_folder
 from wancli.planning.plan import Plan, check_unused_settings, make_plan
@@ -48,7 +49,16 @@ if TYPE_CHECKING:
 
 BASELINE = "baseline"
 SHARED = ("model", "machine", "video", "output")  # the same in all variants
-SPEEDUPS = ("quantize", "fuse_qkv", "compile", "compile_mode", "attention_backend")  # but for these
+SPEEDUPS = (
+    "quantize",
+    "fuse_qkv",
+    "compile",
+    "compile_mode",
+    "attention_backend",
+    "lora",
+)  # but these
+# Keys of settings that variants may share without using them.
+MAY_BE_UNUSED = ("step_cache.", *(f"sampling.{name}" for name in LISTED))
 
 
 @dataclass(frozen=True)
@@ -168,10 +178,15 @@ class BenchSession:
         name, flags, own = entry.name, entry.flags, entry.layers
         *below, flags_of_all = self._layers
         resolved = resolve([*below, *entry.preset, flags_of_all, *own], Settings)
-        own_flags = (la.tables.get("step_cache", {}) for la in own if la.source == "flag")
-        own_keys = {f"step_cache.{key}" for table in own_flags for key in table}
-        # Step cache settings shared by all variants may be unused in some of them.
-        others = {key for key in resolved.sources if not key.startswith("step_cache.")}
+        own_keys = {
+            f"{table}.{key}"
+            for layer in own
+            if layer.source == "flag"
+            for table in ("step_cache", "sampling")
+            for key in layer.tables.get(table, {})
+        }
+        # Caches and timesteps shared by all variants may be unused in some of them.
+        others = {key for key in resolved.sources if not key.startswith(MAY_BE_UNUSED)}
         sources = {key: resolved.sources[key] for key in others | own_keys}
         check_unused_settings(replace(resolved, sources=sources), self._task)
         settings = resolved.settings
@@ -238,7 +253,13 @@ class BenchSession:
     def _bench(self, measurer: "Measurer", variants: Sequence[Variant], runs: list[Run]) -> Bench:
         baseline = [run for run in runs if run.arm == BASELINE]
         arms = [
-            Arm(v.name, v.flags, v.lossy, summarize([r for r in runs if r.arm == v.name], baseline))
+            Arm(
+                v.name,
+                v.flags,
+                v.lossy,
+                summarize([r for r in runs if r.arm == v.name], baseline),
+                v.caches,
+            )
             for v in variants
         ]
         sampling, video = self.base.sampling, self.base.video

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 GOALS, TUNE = "Goals", "Tuning"
 COLUMNS = (
-    "variant", "denoise", "speed-up", "total", "blocks", "SSIM", "worst", "PSNR", "temporal"
+    "variant", "denoise", "speed-up", "total", "blocks", "SSIM", "worst", "PSNR", "temporal",
+    "motion",
 )  # fmt: skip
 Prompts = Annotated[
     list[str],
@@ -146,7 +147,7 @@ def _show(bench: "Bench", page: Path, screen: Screen) -> None:
             f"worst {bench.floor.ssim_worst:.3f}"
         )
     for arm in bench.arms[1:]:
-        if arm.lossy and not arm.summary.forwards_reused:
+        if arm.lossy and arm.caches and not arm.summary.forwards_reused:
             screen.warn(
                 f"{arm.name}: nothing was reused.", hint="a higher threshold, which `tune` finds"
             )
@@ -166,4 +167,5 @@ def _row(arm: "Arm") -> tuple[str, ...]:
         "" if summary.ssim_worst is None else same or f"{summary.ssim_worst:.4f}",
         "" if summary.psnr_db is None else f"{summary.psnr_db:.1f} dB",
         "" if summary.temporal_levels is None else f"{summary.temporal_levels:.2f}",
+        "" if summary.motion is None else f"{summary.motion:.0%}",
     )

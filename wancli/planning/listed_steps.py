@@ -9,6 +9,8 @@ from wancli.config.resolve import EXPLICIT, Resolved
 from wancli.config.settings import FEW_STEPS, Sampling, Settings
 from wancli.errors import PlanError
 
+LISTED = ("steps", "steps_list", "warp_steps", "guidance_scale")  # useless with a list, or without
+
 
 def timesteps(text: str, name: str = "steps_list") -> tuple[int, ...]:
     """Parse a comma-separated list of timesteps. Raises PlanError unless it decreases."""

@@ -1,6 +1,7 @@
 """Statistics of video frames, of latents, and of series. Pure functions."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,12 @@ def frame_statistics(frame: Frame) -> tuple[float, ...]:
 def change(one: Frame, other: Frame) -> float:
     """Mean absolute difference in 8-bit levels."""
     return float((np.maximum(one, other) - np.minimum(one, other)).mean())
+
+
+def motion(frames: NDArray[np.uint8]) -> float:
+    """Mean change between consecutive video frames [T, H, W, 3], in 8-bit levels; 0 for one."""
+    changes = [change(one, other) for one, other in pairwise(frames)]
+    return float(np.mean(changes)) if changes else 0.0
 
 
 def channel_statistics(latents: Values) -> Values:
