@@ -159,6 +159,8 @@ def test_a_plan_counts_the_parameters_in_the_folder(wancli: Wancli, model: Path)
     ("flags", "error", "hint"),
     [
         (("--scheduler", "dpm++"), "--scheduler dpm++ does not work with", "--scheduler euler or"),
+        (("--sampler", "few-step"), "--scheduler few-step does not work", "--scheduler euler or"),
+        (("--steps-list", "1000,500"), "its pipeline sets the sigmas", "--steps-list ''"),
         (("--negative-prompt", "x"), "a negative prompt does nothing", "--true-cfg-scale 6"),
         (("--prompt-kv",), "--prompt-kv does not work with this model", "drop --prompt-kv"),
         (("--free-kv-weights",), "--free-kv-weights does not work with", "drop --free-kv-weights"),

@@ -371,6 +371,14 @@ def test_guidance_doubles_the_rolling_cache(wancli: Wancli, tiny_model: Path):
     assert [len(row["sigmas"]) for row in guided["timings"]["chunks"]] == [3, 3]
 
 
+def test_a_rollout_goes_straight_down_a_list(wancli: Wancli, tiny_model: Path):
+    run = small(tiny_model, "--chunks", 2, "--flow-shift", 5, "--no-video", "--json")
+    result = wancli(*run, "--sampler", "euler", "--guidance-scale", 1, "--save-latents", "a.st")
+    assert result.code == 0, result.err
+    for row in json.loads(result.out)["timings"]["chunks"]:
+        assert row["sigmas"] == pytest.approx([1, 5 / 6], abs=1e-4)
+
+
 @pytest.mark.parametrize("flag", ["--image", "--extend"])
 def test_a_rollout_continues_an_image_or_a_clip(wancli: Wancli, tiny_model: Path, flag: str):
     rng = np.random.default_rng(0)

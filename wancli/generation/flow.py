@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -42,7 +43,8 @@ def few_step_levels(timesteps: Sequence[int], *, shift: float, warp: bool) -> tu
 
 def to_clean(noisy: Tensor, velocity: Tensor, sigma: float) -> Tensor:
     """Clean (x0) prediction, noisy - sigma * velocity, in float64 as in Self-Forcing."""
-    return (noisy.double() - sigma * velocity.double()).to(noisy.dtype)
+    exact = torch.float32 if noisy.device.type == "mps" else torch.float64  # which MPS lacks
+    return (noisy.to(exact) - sigma * velocity.to(exact)).to(noisy.dtype)
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
