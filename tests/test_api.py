@@ -86,9 +86,8 @@ def test_keywords_have_the_types_of_the_settings(kind: Any, tables: tuple[str, .
         name: info.annotation for t, name, info in fields_of(RolloutSettings) if t in tables
     }
     hints = {n: h for n, h in get_type_hints(kind).items() if n not in ("size", "use_cachedit")}
-    assert hints.items() - settings.items() == (
-        {("lora", hints["lora"])} if "lora" in hints else set()
-    )
+    one_or_several = {(name, hints[name]) for name in ("lora", "transformer") if name in hints}
+    assert hints.items() - settings.items() == one_or_several
 
 
 def test_every_setting_has_a_keyword():

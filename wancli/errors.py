@@ -22,11 +22,12 @@ Interrupted (BaseException, of interrupts.py)   exit 130 (SIGINT), 143 (SIGTERM)
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 SETTING = re.compile(r"`([a-z]\w*)((?: [^`]+)?)`")  # in a message: a setting, perhaps with a value
+_MOST_LISTED = 8  # names in one error
 _LONGEST_VALUE, _LONGEST_LINE = 80, 400  # characters of foreign text in an error
 
 
@@ -120,6 +121,12 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     names = {other.lower(): other for other in known}
     matches = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
     return names[matches[0]] if matches else None
+
+
+def some(names: Sequence[str]) -> str:
+    """Join the first names of a list, and say how many more there are."""
+    more = len(names) - _MOST_LISTED
+    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def shortened(value: object) -> str:

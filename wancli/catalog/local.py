@@ -198,6 +198,8 @@ def check_files(spec: ModelSpec, parts: Collection[str] = PARTS) -> None:
     if spec.image_encoder and "text_encoder" in parts:
         more.append("image_encoder")
     for part in (*parts, *more):
+        if spec.file_of(part):
+            continue  # its header has been checked
         files = sorted((spec.folder / part).glob("*.safetensors"))
         if not files:
             raise ModelError(
@@ -222,10 +224,11 @@ def broken_weights(path: Path) -> ModelError:
 
 
 def revision(spec: ModelSpec) -> str:
-    """Identify the weights: the hub's commit, or a digest of a local folder; "" if unknown.
+    """Identify the model: the hub's commit, or a digest of a local folder; "" if unknown.
 
-    The digest covers the JSON files, and the size and first MiB of each weights file. Random
-    weights are determined by name and number of layers, on one kind of device in one dtype.
+    `spec.files` have digests of their own. A folder's covers the JSON files, and the size and
+    first MiB of each weights file. Random weights are determined by name and number of layers, on
+    one kind of device in one dtype.
     """
     if spec.random:
         return f"{spec.name} layers={spec.layers}"

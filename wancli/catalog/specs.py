@@ -42,6 +42,20 @@ RANDOM = "random:"  # prefix of models with random weights
 
 
 @dataclass(frozen=True)
+class WeightFile:
+    """One part's weights in a file of their own, instead of the model's; see weight_files.py."""
+
+    part: str  # of a pipeline
+    path: Path
+    digest: str
+    keys: int  # of the whole file
+    parameters: int
+    bytes: int  # as stored, without scales
+    dtypes: tuple[str, ...]  # safetensors' names, the most common first
+    scales: int = 0  # number of weights in fp8 that have one
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Facts about one model."""
 
@@ -61,6 +75,11 @@ class ModelSpec:
     folder: Path | None = None  # of its files, if known before loading
     random: bool = False  # random weights, not read from a file
     draws: str = ""  # all that a small model knows
+    files: tuple[WeightFile, ...] = ()
+
+    def file_of(self, part: str) -> WeightFile | None:
+        """The file that a part is read from, if it is not the model's own."""
+        return next((file for file in self.files if file.part == part), None)
 
     @property
     def on_hub(self) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 def _same(*names: str) -> Mapping[str, str]:
@@ -105,3 +106,9 @@ TASKS = {
 
 
 EXPERTS = {"high": "transformer", "low": "transformer_2"}  # by noise level; diffusers' names
+
+
+def of_expert(text: str) -> tuple[str, str]:
+    """Split `@high` or `@low` off the name of a file, unless a file has that very name."""
+    name, at, expert = text.rpartition("@")
+    return (name, expert) if at and expert in EXPERTS and not Path(text).exists() else (text, "")

@@ -6,12 +6,15 @@ scripts/convert_wan_to_diffusers.py of https://github.com/huggingface/diffusers 
 """
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from wancli.catalog.hf_configs import vace_layers
 from wancli.catalog.local import broken_weights
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.wan import Architecture, FaceEncoder, Transformer
+from wancli.errors import ModelError, some
 from wancli.utils.reading import read_header
 
 Shape = tuple[int, ...]
@@ -85,6 +88,23 @@ def from_original(name: str) -> str:
         new = _IN_BLOCK.get(block[3])
         return f"{block[1]}.{block[2]}.{new}{dot}{kind}" if new else name
     return f"{_OUTSIDE.get(layer, layer)}{dot}{kind}"
+
+
+def parameter_names(names: Iterable[str], source: Path) -> dict[str, str]:
+    """diffusers' name of each parameter, all of them in its naming or in the original.
+
+    Raises ModelError for two names of one parameter.
+    """
+    listed = list(names)
+    ours = any(".attn1." in name for name in listed)
+    renamed = {name: name if ours else from_original(name) for name in listed}
+    counts = Counter(renamed[name] for name in listed)
+    if duplicates := sorted(name for name, times in counts.items() if times > 1):
+        raise ModelError(
+            f"{source} has duplicate keys, under different prefixes: {some(duplicates)}.",
+            hint="save the state dict of one model alone",
+        )
+    return renamed
 
 
 def layer_name(name: str) -> str:

@@ -29,6 +29,7 @@ METAVARS = {
     "model": "MODEL",
     "device": "DEVICE",
     "attention_backend": "NAME",
+    "transformer": "FILE",
     "lora": "PATH",
     "steps_list": "LIST",
     "first_chunk_steps": "LIST",

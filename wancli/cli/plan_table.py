@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from wancli.catalog.hub_cache import cache_folder, repo_folder
-from wancli.catalog.specs import ModelSpec
+from wancli.catalog.specs import ModelSpec, WeightFile
 from wancli.cli.messages import with_flags
 from wancli.cli.screen import Screen
 from wancli.cli.settings_table import in_words, settings_rows
@@ -16,6 +16,7 @@ from wancli.planning.lora import LoraUse
 from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import Request
 from wancli.utils.disk import free_disk
+from wancli.utils.reading import DTYPE_NAMES
 from wancli.utils.units import duration, flops, gib
 
 Rows = list[tuple[str, str, str, str]]
@@ -217,6 +218,7 @@ def show_plan(
         return
     uses = [LoraUse(**use) for use in plan["lora"]]
     costs = [("LoRA", f"{use.name}, {use.scale:g}", use.counts, use.drops) for use in uses]
+    costs += [_file_row(file) for file in capacity.spec.files]
     costs += cost_rows(capacity.estimate, capacity.spec, items[0][1])
     screen.table("", " ", "amount", "", rows=costs, right=("amount",))
     if screen.options.brief:
@@ -228,6 +230,18 @@ def show_plan(
         screen.result(f"seed {request.seed}: {output}")
     if more := len(items[_MOST_OUTPUTS:]):
         screen.result(f"and {more:,} more: --json prints them all")
+
+
+def _file_row(file: WeightFile) -> tuple[str, str, str, str]:
+    dtypes = ", ".join(DTYPE_NAMES.get(name, name) for name in file.dtypes)
+    fp8 = any(name.startswith("F8") for name in file.dtypes)
+    scales = f"{file.scales:,} scales" if file.scales else "no scales: values as stored"
+    return (
+        f"weights of {file.part}",
+        f"{file.path.name}, {file.bytes:,} bytes",
+        f"{file.keys:,} keys, {file.parameters:,} parameters in {dtypes}",
+        scales if fp8 else "",
+    )
 
 
 def _plan_rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -69,7 +69,7 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     request, place = record["request"], folder(output_dir)
     before = None if dry_run else _frames(record, file)  # which --overwrite may replace
     text = request["prompt"] if prompt_flag is None else read_prompt(prompt_flag)
-    layers = [Layer(f"record of {file.name}", settings_of(record)), overrides]
+    layers = [Layer(f"record of {file.name}", _settings(record, file, overrides)), overrides]
     name = output or f"{file.stem}-repro.mp4"
     if record["command"] == "rollout":
         _refuse_files(request, file)
@@ -87,6 +87,16 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     output_record = next(iter(carry_out(planned, screen, dry_run=dry_run)), None)
     if output_record and output_record["hash"] == record["hash"]:
         _compare(before, file, output_record, screen)
+
+
+def _settings(record: dict[str, Any], file: Path, overrides: Layer) -> dict[str, Any]:
+    """The settings of a record, with its weights where they are now. Raises InputError."""
+    from wancli.catalog.weight_files import find_recorded
+
+    tables, weights = settings_of(record), record["request"].get("weights", [])
+    if weights and "transformer" not in overrides.tables.get("machine", {}):
+        tables["machine"] = {**tables["machine"], "transformer": find_recorded(weights, file)}
+    return tables
 
 
 def read_record(file: Path) -> dict[str, Any]:

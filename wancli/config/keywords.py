@@ -96,6 +96,7 @@ class MachineSettings(TypedDict, total=False):
     vae_tiling: bool
     vae_dtype: Dtype
     vae_exact: bool | None
+    transformer: str | Sequence[str]
     lora: str | Sequence[str]
 
 
@@ -142,8 +143,8 @@ def _expand(keyword: str, value: Any) -> dict[str, Any]:
         return {"width": width, "height": height}
     if keyword == "use_cachedit":
         return {"step_cache": "cachedit" if value else "none"}
-    if keyword == "lora" and isinstance(value, str):
-        return {"lora": (value,)}
+    if keyword in ("lora", "transformer") and isinstance(value, str):
+        return {keyword: (value,)}
     return {keyword: value}
 
 

@@ -39,15 +39,18 @@ def settings_layers(
 
 def find_model(resolved: Resolved[SettingsT]) -> ModelSpec:
     """The spec of the model in settings. Raises ModelError with the model's source, PlanError."""
-    from wancli.catalog.local import find_spec  # here, since a help needs no folders
+    # Here, since a help needs no folders.
+    from wancli.catalog.local import find_spec
+    from wancli.catalog.weight_files import add_weight_files
 
     settings, source = resolved.settings, resolved.sources["model"]
     try:
-        return find_spec(settings.model, layers=settings.machine.layers)
+        spec = find_spec(settings.model, layers=settings.machine.layers)
     except ModelError as error:
         if source in (*EXPLICIT, "default"):
             raise
         raise ModelError(f"{source}: {error}", hint=error.hint) from None
+    return add_weight_files(spec, settings.machine.transformer)
 
 
 def _preset_layers(preset: str | None) -> list[Layer]:

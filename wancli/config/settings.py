@@ -157,6 +157,11 @@ class Machine(Group):
         description="Decode as diffusers does, bit for bit; `no_vae_exact` is faster, and the same "
         "but for rounding.",
     )
+    transformer: tuple[str, ...] = Field(
+        (),
+        description="Transformer's weights in one .safetensors file, instead of the model's: "
+        "FILE; FILE@high and FILE@low for two experts.",
+    )
     lora: tuple[str, ...] = Field(
         (),
         description="LoRA to merge: PATH or PATH=SCALE; PATH@high or PATH@low for one of two "

@@ -150,7 +150,7 @@ def _cost(
     pixels = settings.video.width * settings.video.height
     frames = 1 + (shape.frames - 1) * spec.strides.temporal
     bits = LOSSLESS_BITS_PER_PIXEL if settings.output.lossless else BITS_PER_PIXEL
-    stored = sum(usage.parameters.values())
+    stored = sum(n for part, n in usage.parameters.items() if not spec.file_of(part))
     clean = WIDE * shape.channels * shape.frames * shape.height * shape.width
     return Cost(
         parameters=usage.parameters,

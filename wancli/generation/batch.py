@@ -10,6 +10,7 @@ from wancli.catalog.hub_cache import check_reachable
 from wancli.catalog.local import check_files, revision
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.vocabulary import vocabulary_warnings
+from wancli.catalog.weight_files import weights_json
 from wancli.config.layers import find_model
 from wancli.config.resolve import Resolved
 from wancli.config.settings import Settings
@@ -94,7 +95,7 @@ class PlannedVideos:
         """Raise what `run` would raise about its outputs; writes and locks nothing."""
         checks = [(item, _existing(item, self.files)) for item in self.todo]
         todo = [item for item, check in checks if check is None or check.status == DAMAGED]
-        _outputs(self.request, todo, self.files).check()
+        _outputs(self.request, todo, self.files, self.spec).check()
 
     def make(self, observer: Observer) -> list[dict[str, Any]]:
         """Make every video, and return the new records. Raises WancliError."""
@@ -112,7 +113,7 @@ class PlannedVideos:
         todo = [item for item in self.todo if _is_needed(item, files, observer)]
         if not todo:
             return
-        outputs = _outputs(request, todo, files)
+        outputs = _outputs(request, todo, files, self.spec)
         with outputs.locked():
             report_warnings(self.warnings, observer)
             warn_of_distilled(request.resolved.settings, observer.warn)
@@ -160,7 +161,7 @@ def plan_videos(
     for seed in request.seeds:
         video = Request(
             request.prompt, seed, settings, request.resolved.sources, weights, input_records,
-            warnings, [asdict(use) for use in plan.lora],
+            warnings, [asdict(use) for use in plan.lora], weights_json(spec),
         )  # fmt: skip
         todo.append(_name_files(video, files, several=len(request.seeds) > 1))
     # Only what is valid so far needs what follows.
@@ -258,12 +259,13 @@ def _comes_from(path: Path, *, digest: str) -> bool:
 
 
 def _outputs(
-    request: GenerateRequest, todo: Sequence[_PlannedVideo], files: OutputFiles
+    request: GenerateRequest, todo: Sequence[_PlannedVideo], files: OutputFiles, spec: ModelSpec
 ) -> OutputSet:
     """All files to be written. Raises UsageError if two of them are the same."""
     inputs = [path for paths in request.inputs.named().values() for path in paths]
     loras = [find_lora(text).path for text in request.resolved.settings.machine.lora]
-    outputs = OutputSet(overwrite=files.overwrite, reads=[*inputs, *loras])
+    weights = [file.path for file in spec.files]
+    outputs = OutputSet(overwrite=files.overwrite, reads=[*inputs, *loras, *weights])
     for item in todo:
         ours = partial(_comes_from, digest=item.request.hash) if files.skip_existing else not_ours
         if item.output:

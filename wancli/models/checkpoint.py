@@ -6,7 +6,6 @@ both; their keys carry the prefixes of FSDP and of the trainer.
 
 import re
 import zipfile
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from wancli.catalog.wan_layers import from_original, strip_wrappers
-from wancli.errors import InputError, ModelError
+from wancli.catalog.wan_layers import parameter_names, strip_wrappers
+from wancli.errors import InputError, ModelError, some
 from wancli.records.tensor_files import checkpoint_files
 from wancli.utils.reading import unreadable
 
@@ -27,7 +26,6 @@ _GENERATORS = (
     "generator",
     "generator_lora",
 )  # the EMA first: it is the one to sample from
-_MAX_LISTED = 8  # names in one error
 
 
 def read_checkpoint(source: Path) -> Tensors:
@@ -42,12 +40,6 @@ def read_checkpoint(source: Path) -> Tensors:
     else:
         tensors = read_pickle(source)
     return _rename_keys(tensors, source)
-
-
-def some(names: Sequence[str]) -> str:
-    """Join the first names of a list, and say how many more there are."""
-    more = len(names) - _MAX_LISTED
-    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _read_shards(source: Path, paths: Sequence[Path]) -> Tensors:
@@ -101,12 +93,6 @@ def _unreadable(source: Path, error: Any) -> InputError:
 
 
 def _rename_keys(tensors: Tensors, source: Path) -> Tensors:
-    names = [strip_wrappers(key).removeprefix("model.") for key in tensors]
-    if not any(".attn1." in name for name in names):  # else they are diffusers' already
-        names = [from_original(name) for name in names]
-    if duplicates := sorted(name for name, times in Counter(names).items() if times > 1):
-        raise ModelError(
-            f"{source} has duplicate keys, under different prefixes: {some(duplicates)}.",
-            hint="save the state dict of one model alone",
-        )
-    return dict(zip(names, tensors.values(), strict=True))
+    bare = {key: strip_wrappers(key).removeprefix("model.") for key in tensors}
+    names = parameter_names(bare.values(), source)
+    return {names[bare[key]]: tensor for key, tensor in tensors.items()}

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from wancli.catalog.wan_layers import EMBEDDER, IMAGE
-from wancli.errors import InputError, ModelError, closest, first_line
-from wancli.models.checkpoint import Tensors, read_checkpoint, some
+from wancli.errors import InputError, ModelError, closest, first_line, some
+from wancli.models.checkpoint import Tensors, read_checkpoint
 from wancli.models.convert_folder import check_base, check_target, copy_parts
 from wancli.utils.files import whole_folder
 from wancli.utils.reading import read_json, unreadable

@@ -6,7 +6,7 @@ huggingface_hub honours HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE.
 import errno
 import glob
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -45,11 +45,13 @@ _STORAGE = {
 }
 
 
-def download(repo: str, on_bytes: OnBytes | None = None, *, only: str = "") -> Path:
+def download(
+    repo: str, on_bytes: OnBytes | None = None, *, only: str = "", without: Collection[str] = ()
+) -> Path:
     """Download what is missing of a model, or `only` one file; returns its folder in the cache.
 
-    Without `on_bytes`, huggingface_hub draws its own bars. Raises ModelError, and OutputError for
-    a full disk.
+    The weights of the parts `without` are not fetched. Without `on_bytes`, huggingface_hub draws
+    its own bars. Raises ModelError, and OutputError for a full disk.
     """
     stop = Event()
     with hub_errors(repo), ThreadPoolExecutor(1) as background:
@@ -57,6 +59,7 @@ def download(repo: str, on_bytes: OnBytes | None = None, *, only: str = "") -> P
             snapshot_download,
             repo,
             allow_patterns=_patterns(only),
+            ignore_patterns=[f"{part}/*.safetensors" for part in without],
             cache_dir=cache_folder(),
             local_files_only=not hub_answers(),
             tqdm_class=_bars(on_bytes, stop) if on_bytes else None,

@@ -22,9 +22,7 @@ from wancli.planning.lora_keys import (
     fitting_models,
     read_lora_file,
 )
-from wancli.utils.reading import read_header, read_json
-
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+from wancli.utils.reading import DTYPE_NAMES, read_header, read_json
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ def _tensors(path: Path) -> list[tuple[str, int]]:
         tensors = read_header(path).tensors.values()
     except (OSError, ValueError):
         raise broken_weights(path) from None
-    return [(_DTYPES.get(stored.dtype, stored.dtype), prod(stored.shape)) for stored in tensors]
+    return [(DTYPE_NAMES.get(stored.dtype, stored.dtype), prod(stored.shape)) for stored in tensors]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from wancli.models.lora import merge_loras
 from wancli.models.offload import place
 from wancli.models.optimize import check_speed, speed_up
 from wancli.models.random_weights import random_components, random_part
+from wancli.models.single_file import read_part
 from wancli.models.warm import UNWATCHED, LoadWatch, OnBytes
 from wancli.planning.lora import find_lora
 from wancli.records.progress import Loading, Report
@@ -121,6 +122,8 @@ class _Reading:
 
 def _weight_bytes(spec: ModelSpec, part: str) -> int:
     """Bytes of a part's files; 0 where it has none."""
+    if file := spec.file_of(part):
+        return file.bytes
     files = (spec.folder / part).glob("*.safetensors") if spec.folder else ()
     return sum(file.stat().st_size for file in files)
 
@@ -203,8 +206,10 @@ def _on_disk(spec: ModelSpec, parts: Collection[str], on_bytes: OnBytes | None =
     """The spec with its folder: hub models are downloaded, files are checked."""
     if spec.on_hub:
         with load_errors(spec):
-            folder = download(spec.repo, on_bytes)
-        spec = spec_of_folder(folder, name=spec.name, repo=spec.repo)
+            without = [file.part for file in spec.files]
+            folder = download(spec.repo, on_bytes, without=without)
+        read = spec_of_folder(folder, name=spec.name, repo=spec.repo)
+        spec = replace(read, files=spec.files)
     check_files(spec, parts)
     return spec
 
@@ -227,6 +232,8 @@ def _part(
     draw_on: torch.device | None = None,
 ) -> Any:  # fmt: skip
     """Load one component, with exactly the keys it should have; a random one on the device."""
+    if file := spec.file_of(name):
+        return read_part(kind, spec, file, dtype=dtype)
     if spec.random:
         return random_part(kind, spec, name, dtype=dtype, device=device, draw_on=draw_on)
     problems = ("missing_keys", "unexpected_keys", "mismatched_keys")

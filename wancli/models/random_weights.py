@@ -40,10 +40,10 @@ def random_part(
     if name == "vae":
         channels = spec.latent_channels
         config |= {"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
-    with _default_dtype(dtype), device, _SkipInit(), torch.random.fork_rng([]):
+    with default_dtype(dtype), device, _SkipInit(), torch.random.fork_rng([]):
         as_config = _CONFIGS.get(name)
         model = kind(as_config(**config)) if as_config else kind(**config)
-    wide = _float32_modules(model, dtype)
+    wide = float32_modules(model, dtype)
     for path, parameter in model.named_parameters():
         if not wide.isdisjoint(path.split(".")):
             parameter.data = parameter.data.to(torch.float32)
@@ -132,7 +132,7 @@ class _SkipInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _float32_modules(model: Any, dtype: torch.dtype) -> frozenset[str]:
+def float32_modules(model: Any, dtype: torch.dtype) -> frozenset[str]:
     """Names of modules that stay in float32; transformers has them for float16 only."""
     if isinstance(model, ModelMixin):
         return frozenset(model._keep_in_fp32_modules or ())
@@ -140,7 +140,7 @@ def _float32_modules(model: Any, dtype: torch.dtype) -> frozenset[str]:
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Create modules in that dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from wancli.catalog.hub_cache import find_cached
 from wancli.catalog.specs import ModelSpec
-from wancli.catalog.tasks import EXPERTS
+from wancli.catalog.tasks import EXPERTS, of_expert
 from wancli.catalog.wan_layers import parameter_shapes
 from wancli.errors import InputError, ModelError, PlanError, SettingsError, missing
 from wancli.planning.lora_keys import LoraFit, check_fit, fit_lora, read_lora_file
@@ -63,9 +63,9 @@ def find_lora(text: str) -> Lora:
     SettingsError for a bad scale.
     """
     path, scale = text, "1"
-    if "=" in text and not Path(_of_expert(text)[0]).exists():
+    if "=" in text and not Path(of_expert(text)[0]).exists():
         path, _, scale = text.rpartition("=")
-    name, expert = _of_expert(path)
+    name, expert = of_expert(path)
     try:
         lora = Lora(_place(name), float(scale), expert)
         if not isfinite(lora.scale):
@@ -110,12 +110,6 @@ def cached_lora(repo: str, file: str) -> Path:
             hint=f"wancli model pull {repo}:{file}",
         )
     return folder / file
-
-
-def _of_expert(path: str) -> tuple[str, str]:
-    """Split off `@high` or `@low`, unless a file has that very name."""
-    name, at, expert = path.rpartition("@")
-    return (name, expert) if at and expert in EXPERTS and not Path(path).exists() else (path, "")
 
 
 def check_loras(texts: Sequence[str], spec: ModelSpec) -> tuple[LoraUse, ...]:

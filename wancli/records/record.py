@@ -35,6 +35,7 @@ class Request:
     inputs: Mapping[str, Any] = field(default_factory=dict)  # input files, prompt changes, seeds
     warnings: Sequence[str] = ()  # printed beforehand; not part of the request
     loras: Sequence[Mapping[str, Any]] = ()  # what becomes of their keys; nor is this
+    weights: Sequence[Mapping[str, Any]] = ()  # files instead of the model's own
 
     def as_json(self) -> dict[str, Any]:
         """All resolved values and their sources."""
@@ -43,6 +44,7 @@ class Request:
             "seed": self.seed,
             **self.settings.model_dump(mode="json"),
             "model_revision": self.model_revision,
+            **({"weights": self.weights} if self.weights else {}),
             **({"inputs": self.inputs} if self.inputs else {}),
             "sources": {k: v for k, v in self.sources.items() if v != "default"},
         }
@@ -54,6 +56,9 @@ class Request:
         del values["sources"]
         del values["output"]["metadata"], values["machine"]["offload"]
         del values["prompt_kv"]["prompt_kv"], values["prompt_kv"]["free_kv_weights"]
+        del values["machine"]["transformer"]  # its digest is in the weights
+        if "weights" in values:
+            values["weights"] = digests(values["weights"])
         if "inputs" in values:
             values["inputs"] = without_paths(values["inputs"])
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
@@ -119,8 +124,11 @@ class RunRecord:
         record["output"] = {k: v for k, v in record["output"].items() if k != "path"}
         if Path(record["request"]["model"]).is_absolute():
             record["request"]["model"] = Path(record["request"]["model"]).name
-        if "inputs" in record["request"]:
-            record["request"]["inputs"] = without_paths(record["request"]["inputs"])
+        for name in record["request"].keys() & {"inputs", "weights"}:
+            record["request"][name] = without_paths(record["request"][name])
+        if "weights" in record["request"]:
+            names = [str(entry["name"]) for entry in record["request"]["weights"]]
+            record["request"]["machine"] = {**record["request"]["machine"], "transformer": names}
         text = json.dumps(record, ensure_ascii=False)
         if len(text.encode()) > EMBEDDED_LIMIT:
             record["request"]["sources"] = {}
@@ -128,15 +136,16 @@ class RunRecord:
         return text
 
 
-def without_paths(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The files by name and digest only, wherever they are stored."""
+def digests(weights: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What identifies files of weights, by part, whatever their names."""
+    return {entry["part"]: entry["digest"] for entry in weights}
 
-    def placeless(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: inner for key, inner in value.items() if key != "path"}
-        return [placeless(entry) for entry in value] if isinstance(value, list) else value
 
-    return {name: placeless(value) for name, value in inputs.items()}
+def without_paths(value: Any) -> Any:
+    """Files by name and digest only, wherever they are stored."""
+    if isinstance(value, Mapping):
+        return {key: without_paths(inner) for key, inner in value.items() if key != "path"}
+    return [*map(without_paths, value)] if isinstance(value, list) else value
 
 
 def error_json(error: WancliError) -> dict[str, Any]:

@@ -53,6 +53,15 @@ class Inputs(_Schema):
     only_new: bool = False
 
 
+class Weights(_Schema):
+    """Weights of one part in a file of their own."""
+
+    part: str
+    name: str
+    digest: str
+    path: str | None = None
+
+
 class StoredRequest(_Schema):
     """A request; its settings are checked when they are resolved."""
 
@@ -61,6 +70,7 @@ class StoredRequest(_Schema):
     model: str
     model_revision: str = ""
     output: Table = {}
+    weights: list[Weights] = []
     inputs: Inputs = Inputs()
 
 

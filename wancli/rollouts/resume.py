@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from wancli.errors import PlanError, UsageError, shortened
+from wancli.records.record import digests
 from wancli.rollouts.store import RolloutStore
 
 # May differ from the first run: it changes no latent, or a rollout does not read it.
 UNREAD = ("sampling.strength", "sampling.true_cfg_scale", "video.segment_frames")
-FREE = ("output", "sources", "schema", "machine.offload", "machine.vae_exact", *UNREAD)
+# The weights have the digest of the transformer's file, wherever it is.
+FREE = (
+    "output", "sources", "schema", "machine.offload", "machine.vae_exact", "machine.transformer",
+    *UNREAD,
+)  # fmt: skip
 LONGER = ("rollout.chunks", "video.num_frames")  # may grow
 DECODING = ("machine.vae_dtype",)  # all chunks are decoded again; may change, see `may_redecode`
 ENCODED_STARTS = ("image", "extend")  # inputs that the VAE encodes
@@ -98,6 +103,8 @@ def _flat(value: Mapping[str, Any], keep: int, path: str = "") -> Iterator[tuple
             continue
         if name in ("inputs.changes", "inputs.seeds"):  # [chunk, value] in order
             yield name, [entry for entry in inner if entry[0] < max(keep, 1)]
+        elif name == "weights":
+            yield name, digests(inner)
         elif isinstance(inner, Mapping):
             yield from _flat(inner, keep, f"{name}.")
         else:

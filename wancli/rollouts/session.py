@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wancli.catalog.hub_cache import check_reachable
 from wancli.catalog.local import check_files, revision
 from wancli.catalog.vocabulary import vocabulary_warnings
+from wancli.catalog.weight_files import weights_json
 from wancli.config.layers import find_model
 from wancli.config.resolve import Layer, Resolved, resolve
 from wancli.config.seeds import parse_seeds
@@ -237,6 +238,7 @@ class RolloutSession:
             inputs,
             self.warnings,
             [asdict(use) for use in self.plan.lora],
+            weights_json(self.spec),
         )
 
     def paths(self) -> tuple[Path | None, Path | None, Path | None]:
@@ -305,8 +307,10 @@ class RolloutSession:
                 f"`report {options.report}` is not an .html file.", hint="`report drift.html`"
             )
         loras = [find_lora(text).path for text in self.resolved.settings.machine.lora]
+        weights = [file.path for file in self.spec.files]
         outputs = OutputSet(
-            overwrite=options.overwrite, reads=[*options.starts.named().values(), *loras]
+            overwrite=options.overwrite,
+            reads=[*options.starts.named().values(), *loras, *weights],
         )
         ours = partial(is_of_rollout, before=self.before) if options.continues else not_ours
         for path, role in ((video, "`output`"), (latents, "`save_latents`")):
