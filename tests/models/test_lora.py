@@ -358,7 +358,11 @@ def test_a_lora_changes_the_video_and_its_keys_are_counted(wancli: Wancli, tiny_
     assert "LoRA x.safetensors, 0.5 4 of 8 keys applied 2 dropped (image layers), 1" in plan
     assert json.loads(wancli(*run, *lora, "--dry-run", "--json").out)["plan"]["lora"] == [use]
     save_file(tensors, "all.safetensors")
-    assert "keys" not in wancli(*run, "--lora", "all.safetensors", "-o", "c.mp4").err
+    again = ("--lora", "all.safetensors", "-o", "c.mp4", "--skip-existing")
+    assert "keys" not in wancli(*run, *again).err
+    assert wancli(*run, *again).code == 0
+    save_file({name: -tensor for name, tensor in tensors.items()}, "all.safetensors")
+    assert "c.mp4 exists and comes from another request" in wancli(*run, *again).err
     assert wancli("generate", "x", "--lora", "no.safetensors").code == 4
 
 

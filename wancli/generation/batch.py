@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wancli.catalog.hub_cache import check_reachable
-from wancli.catalog.local import check_files, revision
+from wancli.catalog.local import check_files
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.vocabulary import vocabulary_warnings
 from wancli.catalog.weight_files import weights_json
@@ -21,7 +21,7 @@ from wancli.planning.existing import check_existing
 from wancli.planning.input_files import check_input_files, inputs_json
 from wancli.planning.inputs import NO_INPUTS, InputFiles, add_required_inputs
 from wancli.planning.listed_steps import step_count
-from wancli.planning.lora import find_lora, report_loras
+from wancli.planning.lora import find_lora, merged_revision, report_loras
 from wancli.planning.output_files import sidecar_files
 from wancli.planning.plan import Plan, check_unused_settings, make_plan
 from wancli.records.naming import name_fields, name_output
@@ -156,7 +156,8 @@ def plan_videos(
         choose_encoding(settings.output, (settings.video.width, settings.video.height))
     warnings = vocabulary_warnings(spec, [request.prompt])
     check_input_files(request.inputs, settings.video)
-    weights, input_records = revision(spec), inputs_json(request.inputs, plan)
+    weights = merged_revision(spec, settings.machine.lora)
+    input_records = inputs_json(request.inputs, plan)
     todo = []
     for seed in request.seeds:
         video = Request(

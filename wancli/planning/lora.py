@@ -1,5 +1,6 @@
 """LoRA files with their scale, which expert they are for, and what their keys do to a model."""
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,13 +9,14 @@ from math import isfinite
 from pathlib import Path
 
 from wancli.catalog.hub_cache import find_cached
+from wancli.catalog.local import revision
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import EXPERTS, of_expert
 from wancli.catalog.wan_layers import parameter_shapes
 from wancli.errors import InputError, ModelError, PlanError, SettingsError, missing
 from wancli.planning.lora_keys import LoraFit, check_fit, fit_lora, read_lora_file
 from wancli.records.progress import Observer
-from wancli.utils.reading import check_tensors, user_path
+from wancli.utils.reading import check_tensors, open_file, user_path
 
 _DEMO = Path(__file__).parents[1] / "demo" / "loras"
 PACKAGED = {path.stem: path for path in _DEMO.glob("*.safetensors")}  # LoRAs known by name
@@ -155,6 +157,19 @@ def _fit(
     fit = fit_lora(lora, parameters)
     check_fit(lora, fit, spec.name)
     return len(lora.shapes), fit
+
+
+def merged_revision(spec: ModelSpec, texts: Sequence[str]) -> str:
+    """Identify a model's weights with LoRAs merged: the model's revision, then each LoRA's digest.
+
+    A digest covers the size and the first MiB of the file, which holds the header.
+    """
+    return "+".join([revision(spec), *(_digest(find_lora(text).path) for text in texts)])
+
+
+def _digest(path: Path) -> str:
+    with open_file(path) as file:
+        return hashlib.sha256(b"%d " % path.stat().st_size + file.read(2**20)).hexdigest()[:16]
 
 
 def report_loras(uses: Sequence[LoraUse], observer: Observer) -> None:

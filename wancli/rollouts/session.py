@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wancli.catalog.hub_cache import check_reachable
-from wancli.catalog.local import check_files, revision
+from wancli.catalog.local import check_files
 from wancli.catalog.vocabulary import vocabulary_warnings
 from wancli.catalog.weight_files import weights_json
 from wancli.config.layers import find_model
@@ -22,7 +22,7 @@ from wancli.errors import UsageError, WancliError
 from wancli.models.warm import OnBytes, WarmPipeline, quiet_imports
 from wancli.planning.context import NO_FILES, ContextFiles, check_context_files, context_frames
 from wancli.planning.earlier_rollout import find_rollout, stored_request
-from wancli.planning.lora import find_lora, report_loras
+from wancli.planning.lora import find_lora, merged_revision, report_loras
 from wancli.planning.output_files import is_of_rollout, rollout_files, sidecar_files
 from wancli.planning.plan import RolloutPlan, check_unused_settings, make_rollout_plan
 from wancli.planning.prompts import PromptChange, PromptSchedule, make_prompt_schedule
@@ -234,7 +234,7 @@ class RolloutSession:
             self.seeds[0],
             settings.model_copy(update={"video": video}),
             self.resolved.sources,
-            revision(self.spec),
+            merged_revision(self.spec, settings.machine.lora),
             inputs,
             self.warnings,
             [asdict(use) for use in self.plan.lora],
