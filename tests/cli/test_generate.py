@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import Wancli
 from tests.fakes import tiny_clip
+from wancli.utils import interrupts
 from wancli.video.ffmpeg import Encoding
 from wancli.video.read import probe, read_comment
 from wancli.video.write import framemd5
@@ -301,28 +303,39 @@ def test_verbose_prints_a_row_per_step(wancli: Wancli, tiny_model: Path):
     assert "peak RAM" in result.err
 
 
-@pytest.mark.parametrize("more", [("generate",), ("rollout", "--chunks", "2")])
-def test_it_says_something_before_torch_is_imported(tmp_path: Path, more: tuple[str, ...]):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "wancli", *more, "a red circle moving right"], cwd=tmp_path,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert process.stderr
-        assert process.stderr.readline() == "import\n"  # is not said once it is imported
-    finally:
-        process.kill()
-        process.communicate()
+@pytest.fixture
+def _handled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Signals do here what they do in a process of wancli."""
+    monkeypatch.setattr(interrupts, "_state", interrupts._State())
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    before = {n: signal.getsignal(n) for n in (*interrupts.SIGNALS, signal.SIGALRM)}
+    interrupts.handle()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
-    ids=["int", "term"],
-)
-def test_a_signal_stops_it_soon_and_leaves_no_files(
-    tiny_model: Path, tmp_path: Path, number: signal.Signals, code: int
+@pytest.mark.usefixtures("_handled")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["int", "term"])
+def test_a_signal_stops_it_and_leaves_no_files(
+    wancli: Wancli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ):
+    steps = []
+
+    def step(*_: object, **__: object) -> None:
+        steps.append(number)
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(UniPCMultistepScheduler, "step", step)
+    result = wancli(*small(tiny_model), "-o", "a.mp4")
+    assert (result.code, len(steps)) == (128 + number, 1)
+    assert result.err.splitlines()[-2] == f"error: interrupted by {number.name}."
+    assert "Traceback" not in result.err
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_signal_stops_a_process_soon(tiny_model: Path, tmp_path: Path):
     command = [sys.executable, "-m", "wancli", *map(str, small(tiny_model)), "--steps", "900"]
     process = subprocess.Popen(
         [*command, "-o", "a.mp4"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
@@ -331,9 +344,9 @@ def test_a_signal_stops_it_soon_and_leaves_no_files(
     while "denoise" not in process.stderr.readline():
         assert process.poll() is None
     time.sleep(0.3)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=20)
-    assert process.returncode == code
+    assert process.returncode == 143
     assert err.splitlines()[-2].startswith("error: interrupted by")
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
