@@ -21,7 +21,7 @@ from wancli.models.load import load_vae
 from wancli.video.read import read_comment, read_frames
 
 PROMPT = "a red circle moving right"
-STEPS = 12
+STEPS = 9
 CACHED = ("--use-cachedit", "--cachedit-fn", 1, "--cachedit-max-warmup-steps", 2)
 # Our flags, and the same in diffusers' arguments.
 CASES: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {

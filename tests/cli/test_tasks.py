@@ -224,8 +224,9 @@ def test_a_list_of_timesteps_is_walked_as_by_hand_in_one_forward_a_step(
     assert torch.allclose(latents, plain[:, :, -2:], rtol=0, atol=2e-5)
     timings = json.loads(result.out)["timings"]
     assert timings["forwards"] == ([1, 1] if task == VIDEO else [1, 1, 1, 1])
-    again = wancli("repro", "a.json", "-o", "b.mp4")
-    assert "identical" in again.err, again.err
+    if case == "text":  # of the others, too, the record has the same list
+        again = wancli("repro", "a.json", "-o", "b.mp4")
+        assert "identical" in again.err, again.err
 
 
 def test_a_long_animation_is_generated_in_segments(wancli: Wancli, models: Path, files: Path):
