@@ -135,7 +135,7 @@ class Failing:
 @pytest.mark.parametrize("done", [0, 3], ids=["at the start", "later"])
 @pytest.mark.parametrize("layer", ["mid_block", "conv_out"])
 def test_a_failed_chunk_can_be_decoded_again(case: Whole, layer: str, done: int):
-    decoder, latents = StreamingDecoder(case.vae), case.latents
+    decoder, latents = StreamingDecoder(case.vae), case.latents[:, :, : done + 3]
     parts = [decoder.video(latents[:, :, :done])] if done else []
     failing = Failing()
     hook = getattr(case.vae.decoder, layer).register_forward_hook(failing)
@@ -146,7 +146,8 @@ def test_a_failed_chunk_can_be_decoded_again(case: Whole, layer: str, done: int)
         hook.remove()
     assert failing.passed == 2
     parts.append(decoder.video(latents[:, :, done:]))
-    assert torch.equal(torch.cat(parts, 2), case.video)
+    video = torch.cat(parts, 2)
+    assert torch.equal(video, case.video[:, :, : 4 * latents.shape[2] - 3])
 
 
 def test_a_batch_of_videos_is_rejected_without_side_effects(case: Whole):
