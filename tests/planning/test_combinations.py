@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Wancli
@@ -69,37 +71,42 @@ def test_float16_is_rejected_on_a_cpu_named_or_detected(device: str, name: str):
     check_device_kind(machine.model_copy(update={"device": "auto"}), "cuda")
 
 
+@cache
+def fused_output(task: str, kind: Any, offload: str | None) -> list[Tensor]:
+    machine = Machine(quantize=kind, fuse_qkv=True, attention_backend="native")
+    loaded = loaded_for(task, None)
+    speed_up(transformers_of(loaded.pipeline), machine)
+    if offload:
+        place(loaded.pipeline, CPU, offload)
+    return videos_of(loaded, settings_of(task), task, count=1)
+
+
 @every_mode
 @pytest.mark.parametrize(("task", "kind"), [(VACE, "int8"), (ANIMATE, "fp8")])
 def test_fused_quantized_blocks_are_bit_identical_when_offloaded(task: str, kind: Any, mode: str):
     pytest.importorskip("torchao", reason="pip install 'wancli[quantize]'")
-    machine = Machine(quantize=kind, fuse_qkv=True, attention_backend="native")
-    settings, outputs = settings_of(task), []
-    for offload in (None, mode):
-        loaded = loaded_for(task, None)
-        speed_up(transformers_of(loaded.pipeline), machine)
-        if offload:
-            place(loaded.pipeline, CPU, offload)
-        outputs.append(videos_of(loaded, settings, task, count=1))
-    assert same(*outputs)
+    assert same(fused_output(task, kind, mode), fused_output(task, kind, None))
 
 
-@every_mode
-def test_hunyuan_video_with_tiling_and_a_cache_is_bit_identical_when_offloaded(mode: str):
+@cache
+def hunyuan_output(offload: str | None) -> list[Tensor]:
+    """With tiles and a step cache."""
     spec = replace(SPECS["hunyuanvideo"], latent_channels=4, architecture=None)
     sampling = {"steps": 9, "scheduler": "euler", "true_cfg_scale": 3.0}
     tables = {"sampling": sampling, "video": {"num_frames": 5, "width": 272, "height": 32}}
     tables |= {"prompt_kv": {"prompt_kv": False}, "step_cache": CACHES["first-block"]}
     settings = resolve([Layer("flag", tables)], Settings).settings
-    outputs = []
-    for offload in (None, mode):
-        pipeline = tiny_hunyuan()
-        pipeline.set_progress_bar_config(disable=True)
-        pipeline.vae.enable_tiling()
-        if offload:
-            place(pipeline, CPU, offload)
-        outputs.append(videos_of(Loaded(pipeline, spec, CPU), settings, spec.tasks[0]))
-    assert same(*outputs)
+    pipeline = tiny_hunyuan()
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.vae.enable_tiling()
+    if offload:
+        place(pipeline, CPU, offload)
+    return videos_of(Loaded(pipeline, spec, CPU), settings, spec.tasks[0])
+
+
+@every_mode
+def test_hunyuan_video_with_tiling_and_a_cache_is_bit_identical_when_offloaded(mode: str):
+    assert same(hunyuan_output(mode), hunyuan_output(None))
 
 
 def generate(wancli: Wancli, *flags: object) -> dict[str, Any]:
@@ -134,14 +141,12 @@ def test_segments_can_be_decoded_with_tiling_and_in_bfloat16(wancli: Wancli):
 
 
 MANY_OPTIONS = ("--layers", 2, "--fuse-qkv", "--vae-tiling", "--vae-dtype", "bfloat16", "--dtype",
-              "bfloat16", "--attention-backend", "native")  # fmt: skip
+              "bfloat16", "--attention-backend", "native", "--quantize", "int8")  # fmt: skip
 
 
-@pytest.mark.parametrize("quantize", ["none", "int8"])
-def test_repro_decode_and_skip_existing_work_with_many_options(wancli: Wancli, quantize: str):
-    if quantize != "none":
-        pytest.importorskip("torchao", reason="pip install 'wancli[quantize]'")
-    flags = ("--model", "random:demo", *MANY_OPTIONS, "--quantize", quantize)
+def test_repro_decode_and_skip_existing_work_with_many_options(wancli: Wancli):
+    pytest.importorskip("torchao", reason="pip install 'wancli[quantize]'")
+    flags = ("--model", "random:demo", *MANY_OPTIONS)
     record = generate(wancli, *flags, "--save-latents", "z.safetensors", "-o", "a.mp4")
     assert "identical" in wancli("repro", "a.mp4", "-o", "b.mp4").err
     decoding = wancli("decode", "z.safetensors", "-o", "d.mp4", "--json")
