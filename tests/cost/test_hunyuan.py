@@ -137,7 +137,7 @@ def test_parameters_and_flops_of_a_tiny_transformer_match_the_formulas(guidance:
 
 
 def test_flops_of_a_forward_match_those_torch_counts():
-    shape = HunyuanVideo().transformer
+    shape = replace(HunyuanVideo().transformer, dual=2, single=4)  # counting all takes 2 s
     model, arguments = transformer(shape), inputs(shape, Grid(3, 4, 6))
     assert joint_flops(shape, 18).flops == flops(lambda: model(**arguments))
 
@@ -145,7 +145,7 @@ def test_flops_of_a_forward_match_those_torch_counts():
 @shapes
 def test_parameters_and_flops_of_the_vae_match_the_formulas(shape: HunyuanVideo):
     assert causal_vae_parameters(shape.vae) == parameters(vae(shape.vae))
-    for frames in (1, 4, 5, 9, 10):
+    for frames in (1, 4, 5, 9, 10) if shape == TINY else (1, 5):
         latents = torch.empty(1, shape.vae.latent_channels, frames, 4, 6, device=META)
         counted = flops(partial(vae(shape.vae).decode, latents))
         assert causal_decode_flops(shape.vae, Grid(frames, 4, 6)).flops == counted

@@ -74,7 +74,7 @@ def test_the_architecture_of_the_demo_matches_its_folder():
 @every_architecture
 def test_flops_match_those_torch_counts(name: str):
     shape, frames = ARCHITECTURES[name].transformer, 3
-    if name != "WAN_1_3B":  # counting all layers takes a second
+    if name != "DEMO":  # counting all layers takes a second
         shape = replace(shape, layers=5, vace_blocks=min(3, shape.vace_blocks))
     model = transformer(shape)
     arguments = inputs(shape, frames=frames)
