@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import Wancli
-from tests.fakes import tiny_folder
+from tests.fakes import tiny_folder, tiny_vae
 from tests.models.test_convert import NAMES, WEIGHTS, Tensors, config_file, expected
 from wancli.catalog.local import find_spec, spec_of_folder
+from wancli.catalog.part_names import text_encoder_name, vae_name
 from wancli.catalog.weight_files import add_weight_files
 from wancli.config.settings import Machine
 from wancli.errors import InputError, ModelError, PlanError, SettingsError, WancliError
@@ -300,3 +302,125 @@ def test_a_rollout_resumes_with_a_file_that_has_moved(wancli: Wancli, tiny_model
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, "moved.safetensors")
     result = wancli(*run, "--resume", "--chunks", 3, "--transformer", "moved.safetensors")
     assert (result.code, "weights was" in result.err) == (2, True)
+
+
+def vae_names(tensors: Tensors, *, blocks: int, nested: bool) -> Tensors:
+    """A tiny VAE of diffusers in the naming of Wan 2.1's code or, nested, of Wan 2.2's."""
+    inner = ("residual.0", "residual.2", "residual.3", "residual.6", "shortcut", "resample.1")
+    layers = ["conv1", "conv2"]
+    for half, way in (("encoder", "down"), ("decoder", "up")):
+        ends = ("conv1", "head.0", "head.2", *(f"middle.1.{x}" for x in ("norm", "to_qkv", "proj")))
+        places = ["middle.0", "middle.2"]
+        for index in range(16):
+            outer = f"{way}samples.{index}"
+            places += [f"{outer}.{way}samples.{n}" for n in range(4)] if nested else [outer]
+        ends += tuple(f"{place}.{x}" for place in places for x in (*inner, "time_conv"))
+        layers += [f"{half}.{end}" for end in ends]
+    old = [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias", "gamma")]
+    names = {vae_name(name, res_blocks=blocks): name for name in reversed(old)}
+    return {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def text_names(tensors: Tensors) -> Tensors:
+    """A tiny UMT5 encoder in the naming of Wan's code."""
+    layers = ["token_embedding", "norm"]
+    inner = ("norm1", "norm2", "pos_embedding.embedding", "ffn.gate.0", "ffn.fc1", "ffn.fc2")
+    for index in range(4):
+        layers += [f"blocks.{index}.{x}" for x in (*inner, *(f"attn.{x}" for x in "qkvo"))]
+    names = {text_encoder_name(f"{layer}.weight"): f"{layer}.weight" for layer in layers}
+    return {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def weights_of(folder: Path, part: str) -> Tensors:
+    return load_file(next((folder / part).glob("*.safetensors")))
+
+
+def test_a_vae_of_wan_2_1_is_renamed_as_diffusers_renames_it():
+    vae = tiny_vae(num_res_blocks=2, dim_mult=[1, 2, 4, 4])  # as released; it knows no other
+    old = vae_names(vae.state_dict(), blocks=2, nested=False)
+    theirs = convert_wan_vae_to_diffusers({name: name for name in old})
+    assert theirs == {vae_name(name, res_blocks=2): name for name in old}
+
+
+@pytest.mark.parametrize("model", ["tiny", "demo"])  # VAEs of the kinds of Wan 2.1 and 2.2
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("naming", ["original", "library", "whole"])
+def test_a_vae_and_a_text_encoder_load_what_the_folder_loads(
+    model: str, dtype: str, naming: str, tiny_model: Path, tmp_path: Path
+):
+    spec = find_spec("demo" if model == "demo" else str(tiny_model))
+    assert spec.folder
+    vae, text = weights_of(spec.folder, "vae"), weights_of(spec.folder, "text_encoder")
+    if naming != "library":
+        blocks = spec.wan.vae.res_blocks
+        vae, text = vae_names(vae, blocks=blocks, nested=model == "demo"), text_names(text)
+    if naming == "whole":
+        prefix = "text_encoders.umt5xxl.transformer."
+        whole = {f"vae.{name}": tensor for name, tensor in vae.items()}
+        vae = text = whole | {f"{prefix}{name}": tensor for name, tensor in text.items()}
+    text = text | {"spiece_model": torch.zeros(3, dtype=torch.uint8)}
+    save_file(vae, tmp_path / "vae.safetensors")
+    save_file(text, tmp_path / "text.safetensors")
+    files = {"vae": tmp_path / "vae.safetensors", "text_encoder": tmp_path / "text.safetensors"}
+    named = {part: str(path) for part, path in files.items()}
+    machine = Machine.model_validate({"device": "cpu", "dtype": dtype, "vae_dtype": dtype})
+    ours = load_pipeline(add_weight_files(spec, **named), machine).pipeline
+    theirs = load_pipeline(spec, machine).pipeline
+    for part in files:
+        state = dict(getattr(theirs, part).state_dict())
+        assert same(dict(getattr(ours, part).state_dict()), state), part
+    assert ours.text_encoder.shared.weight is ours.text_encoder.encoder.embed_tokens.weight
+
+
+def test_a_text_encoder_in_fp8_is_multiplied_by_its_scales(tiny_model: Path, tmp_path: Path):
+    name = "encoder.block.0.layer.0.SelfAttention.q"
+    tensors = weights_of(tiny_model, "text_encoder")
+    tensors[f"{name}.weight"] = tensors[f"{name}.weight"].to(torch.float8_e4m3fn)
+    save_file(tensors | {f"{name}.scale_weight": torch.tensor(0.5)}, tmp_path / "x.safetensors")
+    spec = add_weight_files(
+        find_spec(str(tiny_model)), text_encoder=str(tmp_path / "x.safetensors")
+    )
+    pipeline = load_pipeline(spec, Machine(device="cpu", dtype="float32")).pipeline
+    ours = pipeline.text_encoder.state_dict()[f"{name}.weight"]
+    assert torch.equal(ours, tensors[f"{name}.weight"].float() * 0.5)
+
+
+def test_wrong_files_of_a_vae_and_a_text_encoder_are_refused(wancli: Wancli, tiny_model: Path):
+    tensors = weights_of(tiny_model, "text_encoder")
+    del tensors["shared.weight"]
+    save_file(tensors, "text.safetensors")
+    vae = weights_of(tiny_model, "vae")
+    del vae["quant_conv.weight"]
+    save_file(vae, "vae.safetensors")
+    run = (*RUN, "--model", tiny_model, "-o", "a.mp4")
+    for flag, name, lacking in (
+        ("--text-encoder", "text", "shared.weight"), ("--vae", "vae", "quant_conv.weight"),
+    ):  # fmt: skip
+        result = wancli(*run, flag, f"{name}.safetensors")
+        assert result.code == 4
+        assert f"keys missing: {lacking}." in result.err
+    result = wancli("generate", "x", "--model", "hunyuanvideo", "--vae", "vae.safetensors")
+    assert (result.code, "does not take its vae" in result.err) == (2, True)
+
+
+def test_all_parts_may_come_from_files_and_are_found_again(wancli: Wancli, tiny_model: Path):
+    shutil.copytree(tiny_model, "bare")
+    flags: list[object] = []
+    for part in ("transformer", "vae", "text_encoder"):
+        next(Path("bare", part).glob("*.safetensors")).rename(f"{part}.safetensors")
+        flags += [f"--{part.replace('_', '-')}", f"{part}.safetensors"]
+    run = (*RUN, "--json", "-q")
+    plain = json.loads(wancli(*run, "--model", tiny_model, "-o", "a.mp4").out)
+    save = ("--save-latents", "b.safetensors")
+    result = wancli(*run, "--model", "bare", *flags, "-o", "b.mp4", *save)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["output"]["framemd5"] == plain["output"]["framemd5"]
+    assert wancli("decode", "b.safetensors", "-o", "d.mp4").code == 0
+    Path("there").mkdir()
+    for part in ("transformer", "vae", "text_encoder"):
+        Path(f"{part}.safetensors").rename(Path("there", f"{part}.safetensors"))
+    shutil.copy("b.mp4", "there")
+    assert "identical" in wancli("repro", "there/b.mp4", "-o", "c.mp4").err
+    assert wancli("decode", "b.safetensors", "-o", "e.mp4").code == 4
+    again = ("decode", "b.safetensors", "-o", "e.mp4", "--vae", "there/vae.safetensors")
+    assert wancli(*again).code == 0

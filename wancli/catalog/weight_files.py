@@ -1,4 +1,4 @@
-"""A transformer's weights in one safetensors file, in any naming, checked by its header.
+"""Weights of a part in one safetensors file, in any naming, checked by its header.
 
 Read are the naming of Wan's code and that of diffusers, bare or under a prefix, as in ComfyUI's
 files (`model.diffusion_model.`). Weights in fp8 may have scales, by which they are multiplied:
@@ -15,20 +15,31 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from wancli.catalog.part_names import text_encoder_name, text_encoder_parameters, vae_name
 from wancli.catalog.specs import SPECS, ModelSpec, WeightFile
 from wancli.catalog.tasks import EXPERTS, of_expert
-from wancli.catalog.wan import Architecture
+from wancli.catalog.wan import Architecture, Autoencoder
 from wancli.catalog.wan_layers import Shape, parameter_names, strip_wrappers, wan_parameters
 from wancli.errors import InputError, ModelError, PlanError, SettingsError, missing, some
 from wancli.utils.reading import Header, open_file, read_header, unreadable, user_path
 
-_PREFIX = re.compile(r"(?:model\.)?(?:diffusion_model\.)?|transformer\.")
-_WHOLE = "model.diffusion_model."  # of a file that may hold the other parts, too
+_PREFIX = {
+    "transformer": re.compile(r"(?:model\.)?(?:diffusion_model\.)?|transformer\."),
+    "vae": re.compile(r"vae\.|first_stage_model\."),
+    "text_encoder": re.compile(r"(?:text_encoders\.umt5xxl\.)?(?:transformer\.)?"),
+}
+# Prefixes of a file that may hold the other parts, too.
+_WHOLE = {
+    "transformer": ("model.diffusion_model.",),
+    "vae": ("vae.", "first_stage_model."),
+    "text_encoder": ("text_encoders.umt5xxl.",),
+}
 _SCALE = re.compile(r"(.+)\.(?:scale_weight|weight_scale)")
-_UNUSED = re.compile(r"(?:.+\.)?(?:scale_input|input_scale|comfy_quant|scaled_fp8)")
+_UNUSED = re.compile(
+    r"(?:.+\.)?(?:scale_input|input_scale|comfy_quant|scaled_fp8|spiece_model|encoder\.embed_tokens\.weight)"
+)
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _FLOATS = ("F32", "F16", "BF16", *_FP8)
-_HINT = "give the file of a whole transformer: .safetensors, LoRAs merged, no other variant"
 _SAMPLE = 4096  # bytes of each tensor in a digest
 
 
@@ -46,8 +57,12 @@ class WeightKeys:
         return {name: self.header.tensors[key].shape for name, key in self.stored.items()}
 
 
-def add_weight_files(spec: ModelSpec, texts: Sequence[str]) -> ModelSpec:
+def add_weight_files(
+    spec: ModelSpec, texts: Sequence[str] = (), *, vae: str = "", text_encoder: str = ""
+) -> ModelSpec:
     """The spec with the weights in FILE, or FILE@high and FILE@low, for its transformers.
+
+    The VAE and the text encoder may have a file, too.
 
     Raises InputError for a file that is missing or broken, ModelError for weights of another
     model, PlanError for a wrong expert.
@@ -62,6 +77,9 @@ def add_weight_files(spec: ModelSpec, texts: Sequence[str]) -> ModelSpec:
                 f"`transformer {text}`: {part} has a file already.", hint="give one for each"
             )
         files[part] = read_weight_file(user_path(name), spec, part)
+    for part, name in (("vae", vae), ("text_encoder", text_encoder)):
+        if name:
+            files[part] = read_weight_file(user_path(name), spec, part)
     return replace(spec, files=tuple(files.values()))
 
 
@@ -79,18 +97,22 @@ def _check_expert(spec: ModelSpec, name: str, expert: str) -> None:
 
 
 def read_weight_file(path: Path, spec: ModelSpec, part: str) -> WeightFile:
-    """Check a file against the transformer of a model. Raises InputError or ModelError."""
+    """Check a file against a part of a model. Raises InputError or ModelError.
+
+    The names in a VAE's file are checked as it loads, first of all parts.
+    """
     if not path.is_file():
         raise missing("file", path)
-    keys = read_weight_keys(path)
+    keys = read_weight_keys(path, spec, part)
     architecture = spec.architecture
-    if isinstance(architecture, Architecture) and not architecture.transformer.face:
-        _check_keys(path, keys, spec.name, wan_parameters(architecture.transformer))
-    elif architecture:
-        raise PlanError(
-            f"`transformer {path}`: {spec.name} does not take its transformer from one file.",
-            hint="give a Wan model that is not Wan-Animate",
-        )
+    if isinstance(architecture, Architecture):
+        if part == "text_encoder":
+            check_keys(path, keys, spec, part, text_encoder_parameters(architecture.text_encoder))
+        elif part != "vae":
+            _refuse_unless(not architecture.transformer.face, path, spec, part)
+            check_keys(path, keys, spec, part, wan_parameters(architecture.transformer))
+    else:
+        _refuse_unless(architecture is None, path, spec, part)
     tensors = [keys.header.tensors[key] for key in keys.stored.values()]
     dtypes = Counter(tensor.dtype for tensor in tensors)
     return WeightFile(
@@ -105,28 +127,51 @@ def read_weight_file(path: Path, spec: ModelSpec, part: str) -> WeightFile:
     )
 
 
-def read_weight_keys(path: Path) -> WeightKeys:
-    """Read the header of a file, and sort its keys. Raises InputError or ModelError."""
+def _refuse_unless(condition: bool, path: Path, spec: ModelSpec, part: str) -> None:  # noqa: FBT001
+    if not condition:
+        setting = setting_of(part)
+        raise PlanError(
+            f"`{setting} {path}`: {spec.name} does not take its {part} from one file.",
+            hint=f"drop `{setting}`",
+        )
+
+
+def setting_of(part: str) -> str:
+    """The setting that names the file of a part."""
+    return "transformer" if part in EXPERTS.values() else part
+
+
+def read_weight_keys(path: Path, spec: ModelSpec, part: str) -> WeightKeys:
+    """Read the header of a file, and sort the keys of a part. Raises InputError or ModelError."""
+    kind = setting_of(part)
     try:
         header = read_header(path)
     except (OSError, ValueError) as error:
         raise unreadable(path, error, hint="give a .safetensors file, or copy it again") from None
-    keys = [key for key in header.tensors if key.startswith(_WHOLE)] or list(header.tensors)
+    own = [key for key in header.tensors if key.startswith(_WHOLE[kind])]
+    keys = own or list(header.tensors)
     marked = any(key.endswith("scaled_fp8") for key in keys)
-    bare = {key: _bare(key) for key in keys if not _UNUSED.fullmatch(key)}
+    used = (key for key in keys if not _UNUSED.fullmatch(key))
+    bare = {key: _PREFIX[kind].sub("", strip_wrappers(key), count=1) for key in used}
     scale_of = {
         key: f"{m[1]}.weight" for key, name in bare.items() if (m := _SCALE.fullmatch(name))
     }
-    names = parameter_names([bare[key] for key in bare.keys() - scale_of.keys()], path)
+    names = _names([bare[key] for key in bare.keys() - scale_of.keys()], path, spec, kind)
     stored = {names[name]: key for key, name in bare.items() if key not in scale_of}
     scales = {names.get(name, name): key for key, name in scale_of.items()}
     _check_scales(path, header, stored, scales, marked=marked)
     return WeightKeys(header, stored, scales)
 
 
-def _bare(key: str) -> str:
-    """A key without wrappers and prefix."""
-    return _PREFIX.sub("", strip_wrappers(key), count=1)
+def _names(names: Sequence[str], path: Path, spec: ModelSpec, kind: str) -> Mapping[str, str]:
+    """The library's name of each parameter of a part."""
+    if kind == "transformer":
+        return parameter_names(names, path)
+    if kind == "text_encoder":
+        return {name: text_encoder_name(name) for name in names}
+    known = isinstance(spec.architecture, Architecture)
+    blocks = spec.wan.vae.res_blocks if known else Autoencoder().res_blocks
+    return {name: vae_name(name, res_blocks=blocks) for name in names}
 
 
 def _check_scales(
@@ -158,7 +203,9 @@ def _is_scale(header: Header, key: str, *, of: str) -> bool:
     return scale.dtype in _FLOATS and prod(scale.shape) in (1, *weight.shape[:1])
 
 
-def _check_keys(path: Path, keys: WeightKeys, model: str, expected: Mapping[str, Shape]) -> None:
+def check_keys(
+    path: Path, keys: WeightKeys, spec: ModelSpec, part: str, expected: Mapping[str, Shape]
+) -> None:
     """Raise ModelError, with all that is wrong, unless the file holds exactly these parameters."""
     shapes = keys.shapes
     problems = {
@@ -176,10 +223,12 @@ def _check_keys(path: Path, keys: WeightKeys, model: str, expected: Mapping[str,
         ],
     }
     if reasons := [f"{kind}: {some(names)}" for kind, names in problems.items() if names]:
-        known = models_of(shapes)
+        known, what = models_of(shapes), setting_of(part)
         raise ModelError(
-            f"{path} is not the transformer of {model}; keys {'; '.join(reasons)}.",
-            hint=f"it fits {', '.join(known)}" if known else _HINT,
+            f"{path} is not the {what} of {spec.name}; keys {'; '.join(reasons)}.",
+            hint=f"it fits {', '.join(known)}"
+            if known
+            else f"give the whole {what}, in .safetensors and of this model",
         )
 
 
@@ -216,14 +265,19 @@ def weights_json(spec: ModelSpec) -> list[dict[str, Any]]:
     ]
 
 
-def find_recorded(weights: Sequence[Mapping[str, Any]], record: Path) -> tuple[str, ...]:
-    """The setting for the files of a record: at their old path or beside it, by their digest.
+def find_recorded(weights: Sequence[Mapping[str, Any]], record: Path) -> dict[str, Any]:
+    """The settings for the files of a record: at their old path or beside it, by their digest.
 
     Raises InputError for one that is missing or has changed.
     """
-    several = len({entry["part"] for entry in weights} | {"transformer"}) > 1
+    several = any(entry["part"] == EXPERTS["low"] for entry in weights)
     experts = {part: f"@{expert}" for expert, part in EXPERTS.items()} if several else {}
-    return tuple(f"{_find(entry, record)}{experts.get(entry['part'], '')}" for entry in weights)
+    found = {
+        entry["part"]: f"{_find(entry, record)}{experts.get(entry['part'], '')}"
+        for entry in weights
+    }
+    transformers = tuple(found.pop(part) for part in EXPERTS.values() if part in found)
+    return found | ({"transformer": transformers} if transformers else {})
 
 
 def _find(entry: Mapping[str, Any], record: Path) -> Path:
@@ -236,6 +290,6 @@ def _find(entry: Mapping[str, Any], record: Path) -> Path:
         except (OSError, ValueError):
             continue
     raise InputError(
-        f"{record} was made with `transformer` {name}, which is missing or has changed.",
-        hint=f"put the original {name} beside it, or give `transformer` FILE",
+        f"{record} was made with {name}, which is missing or has changed.",
+        hint=f"put the original {name} beside it, or give `{setting_of(entry['part'])}` FILE",
     )

@@ -30,6 +30,8 @@ METAVARS = {
     "device": "DEVICE",
     "attention_backend": "NAME",
     "transformer": "FILE",
+    "vae": "FILE",
+    "text_encoder": "FILE",
     "lora": "PATH",
     "steps_list": "LIST",
     "first_chunk_steps": "LIST",

@@ -91,11 +91,13 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
 
 def _settings(record: dict[str, Any], file: Path, overrides: Layer) -> dict[str, Any]:
     """The settings of a record, with its weights where they are now. Raises InputError."""
-    from wancli.catalog.weight_files import find_recorded
+    from wancli.catalog.weight_files import find_recorded, setting_of
 
-    tables, weights = settings_of(record), record["request"].get("weights", [])
-    if weights and "transformer" not in overrides.tables.get("machine", {}):
-        tables["machine"] = {**tables["machine"], "transformer": find_recorded(weights, file)}
+    tables, others = settings_of(record), overrides.tables.get("machine", {})
+    weights = record["request"].get("weights", [])
+    own = [entry for entry in weights if setting_of(entry["part"]) not in others]
+    if own:
+        tables["machine"] = {**tables["machine"], **find_recorded(own, file)}
     return tables
 
 

@@ -89,7 +89,7 @@ def show(
 
 @takes_output_options
 @takes_settings(
-    Settings, only=("device", "vae_tiling", "vae_dtype", "vae_exact"), show_defaults=False
+    Settings, only=("device", "vae", "vae_tiling", "vae_dtype", "vae_exact"), show_defaults=False
 )
 def decode(
     *,
@@ -125,11 +125,13 @@ def decode(
 def _check_latents(latents: Path, overrides: Layer) -> None:
     """Raise WancliError for latents that the VAE of their model cannot decode."""
     from wancli.catalog.local import check_files, find_spec
+    from wancli.catalog.weight_files import add_weight_files
     from wancli.records.tensor_files import latents_record, latents_shape
 
     channels, record = latents_shape(latents)[1], latents_record(latents)
     layer = Layer(f"record of {latents.name}", settings_of(record))
-    spec = find_spec(resolve([layer, overrides], Settings).settings.model)
+    settings = resolve([layer, overrides], Settings).settings
+    spec = add_weight_files(find_spec(settings.model), vae=settings.machine.vae)
     check_files(spec, ("vae",))
     if spec.architecture and channels != spec.latent_channels:
         raise InputError(

@@ -97,6 +97,8 @@ class MachineSettings(TypedDict, total=False):
     vae_dtype: Dtype
     vae_exact: bool | None
     transformer: str | Sequence[str]
+    vae: str
+    text_encoder: str
     lora: str | Sequence[str]
 
 

@@ -50,7 +50,10 @@ def find_model(resolved: Resolved[SettingsT]) -> ModelSpec:
         if source in (*EXPLICIT, "default"):
             raise
         raise ModelError(f"{source}: {error}", hint=error.hint) from None
-    return add_weight_files(spec, settings.machine.transformer)
+    machine = settings.machine
+    return add_weight_files(
+        spec, machine.transformer, vae=machine.vae, text_encoder=machine.text_encoder
+    )
 
 
 def _preset_layers(preset: str | None) -> list[Layer]:

@@ -16,6 +16,9 @@ FEW_STEPS = "1000,750,500,250"  # Self-Forcing's, and those of most distilled mo
 STEPS_LIST = r"^\d+(,\d+)*$"
 
 
+WEIGHTS = ("transformer", "vae", "text_encoder")  # settings that name files of weights
+
+
 @dataclass(frozen=True)
 class WhenUnset:
     """Marks a setting that is unset by default: what then applies, for its help."""
@@ -161,6 +164,12 @@ class Machine(Group):
         (),
         description="Transformer's weights in one .safetensors file, instead of the model's: "
         "FILE; FILE@high and FILE@low for two experts.",
+    )
+    vae: Annotated[str, WhenUnset("the model's")] = Field(
+        "", description="VAE's weights in one .safetensors file."
+    )
+    text_encoder: Annotated[str, WhenUnset("the model's")] = Field(
+        "", description="Text encoder's weights (UMT5) in one .safetensors file."
     )
     lora: tuple[str, ...] = Field(
         (),

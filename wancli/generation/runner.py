@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wancli.catalog.local import find_spec
 from wancli.catalog.tasks import TASKS
+from wancli.catalog.weight_files import add_weight_files
 from wancli.config.resolve import Layer, Resolved, check_tuned, resolve
 from wancli.config.settings import Settings
 from wancli.generation.conditioning import read_pictures
@@ -234,7 +235,9 @@ def decode_file(
     check_output(settings.output)
     choose_encoding(settings.output, (settings.video.width, settings.video.height))
     report(Phase("load"))
-    vae, device = load_vae(find_spec(settings.model), settings.machine)
+    vae, device = load_vae(
+        add_weight_files(find_spec(settings.model), vae=settings.machine.vae), settings.machine
+    )
     loaded = perf_counter()
     report(Phase("decode"))
     frames = decode(vae, latents, report)

@@ -77,14 +77,13 @@ def load_pipeline(
                 getattr(diffusers, classes.transformer), spec, name, dtype, transformer_at,
                 draw_on=device,
             )  # fmt: skip
-        if spec.image_encoder and "text_encoder" in parts:
-            reading.begin("image_encoder")
-            ready["image_encoder"] = _image_encoder(spec, at)
+        if "text_encoder" in parts:
+            ready |= _encoders(spec, reading, dtype, at)
         pipeline_class = getattr(diffusers, classes.pipeline)
         if "text_encoder" in parts and spec.random:
-            pipeline = pipeline_class(**random_components(spec, dtype=dtype, device=at), **ready)
+            rest = random_components(spec, dtype=dtype, device=at)
+            pipeline = pipeline_class(**{**rest, **ready})
         elif "text_encoder" in parts:
-            reading.begin("text_encoder")
             pipeline = pipeline_class.from_pretrained(
                 str(spec.folder), dtype=dtype, local_files_only=True, **ready
             )
@@ -100,6 +99,21 @@ def load_pipeline(
         place(pipeline, device, machine.offload, stays=stays)
     pipeline.set_progress_bar_config(disable=True)
     return Loaded(pipeline, spec, device)
+
+
+def _encoders(
+    spec: ModelSpec, reading: "_Reading", dtype: torch.dtype, device: torch.device
+) -> dict[str, Any]:
+    """The encoders that the pipeline does not load itself."""
+    encoders = {}
+    if spec.image_encoder:
+        reading.begin("image_encoder")
+        encoders["image_encoder"] = _image_encoder(spec, device)
+    reading.begin("text_encoder")
+    if spec.file_of("text_encoder"):
+        kind = getattr(transformers, CLASSES["text_encoder"])
+        encoders["text_encoder"] = _part(kind, spec, "text_encoder", dtype, device)
+    return encoders
 
 
 class _Reading:

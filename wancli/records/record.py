@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wancli.config.settings import RolloutSettings, Settings
+from wancli.config.settings import WEIGHTS, RolloutSettings, Settings
 from wancli.errors import InputError, WancliError, missing
 from wancli.records.schema import Record, RolloutRecord, check_schema
 from wancli.utils.files import write_whole
@@ -56,7 +56,8 @@ class Request:
         del values["sources"]
         del values["output"]["metadata"], values["machine"]["offload"]
         del values["prompt_kv"]["prompt_kv"], values["prompt_kv"]["free_kv_weights"]
-        del values["machine"]["transformer"]  # its digest is in the weights
+        for name in WEIGHTS:
+            del values["machine"][name]  # the weights have its digest
         if "weights" in values:
             values["weights"] = digests(values["weights"])
         if "inputs" in values:
@@ -127,13 +128,19 @@ class RunRecord:
         for name in record["request"].keys() & {"inputs", "weights"}:
             record["request"][name] = without_paths(record["request"][name])
         if "weights" in record["request"]:
-            names = [str(entry["name"]) for entry in record["request"]["weights"]]
-            record["request"]["machine"] = {**record["request"]["machine"], "transformer": names}
+            machine = record["request"]["machine"]
+            names = {n: _name(machine[n]) for n in WEIGHTS}
+            record["request"]["machine"] = {**machine, **names}
         text = json.dumps(record, ensure_ascii=False)
         if len(text.encode()) > EMBEDDED_LIMIT:
             record["request"]["sources"] = {}
             text = json.dumps(record, ensure_ascii=False)
         return text
+
+
+def _name(path: Any) -> Any:
+    """The name of each file in a setting."""
+    return Path(path).name if isinstance(path, str) else [*map(_name, path)]
 
 
 def digests(weights: Sequence[Mapping[str, Any]]) -> dict[str, str]:

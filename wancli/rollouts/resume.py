@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wancli.config.settings import WEIGHTS
 from wancli.errors import PlanError, UsageError, shortened
 from wancli.records.record import digests
 from wancli.rollouts.store import RolloutStore
 
 # May differ from the first run: it changes no latent, or a rollout does not read it.
 UNREAD = ("sampling.strength", "sampling.true_cfg_scale", "video.segment_frames")
-# The weights have the digest of the transformer's file, wherever it is.
+# The weights have the digests of files, wherever they are.
 FREE = (
-    "output", "sources", "schema", "machine.offload", "machine.vae_exact", "machine.transformer",
-    *UNREAD,
+    "output", "sources", "schema", "machine.offload", "machine.vae_exact", *UNREAD,
+    *(f"machine.{name}" for name in WEIGHTS),
 )  # fmt: skip
 LONGER = ("rollout.chunks", "video.num_frames")  # may grow
 DECODING = ("machine.vae_dtype",)  # all chunks are decoded again; may change, see `may_redecode`
