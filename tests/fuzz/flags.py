@@ -24,6 +24,7 @@ READS = {
     "noise_file": ("noise.safetensors",), "prompt_embeds": ("embeds.safetensors",),
     "script": ("script.toml", "script.jsonl"), "source": ("checkpoint.safetensors", "lora.pt"),
     "config": ("heads.json",), "lora": ("lora.safetensors", "lora.pt", "lora.safetensors=0.5"),
+    "vae": ("checkpoint.safetensors",), "text_encoder": ("checkpoint.safetensors",),
     "transformer": ("checkpoint.safetensors", "checkpoint.safetensors@high"),
     "base": MODELS,
 }  # fmt: skip
