@@ -156,7 +156,7 @@ def test_an_unreachable_target_exits_with_7_and_saves_nothing(wancli: Wancli, ti
 @pytest.mark.parametrize(
     ("task", "files"),
     [
-        (IMAGE, {"image": "p.png"}),
+        pytest.param(IMAGE, {"image": "p.png"}, marks=pytest.mark.slow),
         (ANIMATE, {"pose_video": "v.mp4", "face_video": "f.mp4", "ref_image": "p.png"}),
     ],
 )

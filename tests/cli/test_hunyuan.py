@@ -31,7 +31,6 @@ CASES: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
         ("--true-cfg-scale", 3, "--negative-prompt", "a blue circle"),
         {"true_cfg_scale": 3.0, "negative_prompt": "a blue circle"},
     ),
-    "unguided": (("--true-cfg-scale", 3), {"true_cfg_scale": 3.0, "negative_prompt": ""}),
     "other guidance": (("--guidance-scale", 2), {"guidance_scale": 2.0}),
     "cachedit": ((*CACHED, "--cachedit-residual-threshold", 1e-9), {}),
     "first block": (("--step-cache", "first-block", "--step-cache-threshold", 1e-9), {}),
@@ -88,15 +87,11 @@ def test_latents_equal_those_of_a_plain_diffusers_call(wancli: Wancli, model: Pa
     assert record["memory"]["prompt_kv_gib"] == 0
 
 
-def test_frames_equal_those_of_a_plain_diffusers_call(wancli: Wancli, model: Path):
-    generate(wancli, model, "--lossless")
+def test_frames_and_sigmas_equal_those_of_a_plain_diffusers_call(wancli: Wancli, model: Path):
+    record, _ = generate(wancli, model, "--lossless")
     plain = call_diffusers(model, output_type="pt")[0].permute(0, 2, 3, 1)
     ours = torch.from_numpy(read_frames(Path("a.mp4")).copy())
     assert torch.equal(ours, (plain * 255).round().to(torch.uint8))
-
-
-def test_the_record_has_the_sigmas_of_the_pipeline(wancli: Wancli, model: Path):
-    record, _ = generate(wancli, model)
     line = [1 - i / STEPS for i in range(STEPS)]
     expected = [7 * s / (1 + 6 * s) for s in line]
     assert record["timings"]["sigmas"] == pytest.approx(expected, abs=1e-4)
