@@ -27,8 +27,8 @@ from wancli.models.vae import (
 )
 
 PARITY = Path(__file__).parents[1] / "parity"
-CHUNKS = {"even": (3, 3, 3, 2), "uneven": (1, 3, 2, 5), "single": (1,) * 11, "whole": (11,)}
-FRAMES = 11  # latent frames
+CHUNKS = {"even": (3, 3, 2), "uneven": (1, 3, 2, 2), "single": (1,) * 8, "whole": (8,)}
+FRAMES = 8  # latent frames
 
 # The same float32 arithmetic by the same library, but other machines choose other kernels.
 # Measured: decode 1.9e-6, encode 6.3e-7.
@@ -101,7 +101,7 @@ def test_streamed_frames_equal_those_of_generate(case: Whole):
 def test_a_plain_decode_in_between_does_not_interfere(case: Whole):
     decoder, parts = StreamingDecoder(case.vae), []
     other = whole(case.vae, frames=2, seed=1)
-    for part in stream(decoder, case.latents, (3, 3, 3, 2)):
+    for part in stream(decoder, case.latents, (3, 3, 2)):
         parts.append(part)
         again = whole(case.vae, frames=2, seed=1)
         assert torch.equal(again.video, other.video)
@@ -111,8 +111,8 @@ def test_a_plain_decode_in_between_does_not_interfere(case: Whole):
 def test_two_decoders_of_one_vae_are_independent(case: Whole):
     other = whole(case.vae, frames=FRAMES, seed=1)
     videos = zip(
-        stream(StreamingDecoder(case.vae), case.latents, (3, 3, 3, 2)),
-        stream(StreamingDecoder(case.vae), other.latents, (2, 5, 3, 1)),
+        stream(StreamingDecoder(case.vae), case.latents, (3, 3, 2)),
+        stream(StreamingDecoder(case.vae), other.latents, (2, 5, 1)),
         strict=True,
     )
     ours, theirs = (torch.cat(parts, 2) for parts in zip(*videos, strict=True))
@@ -163,7 +163,7 @@ def test_memory_does_not_grow_with_the_video(case: Whole):
     for chunk in case.latents.repeat(1, 1, 2, 1, 1)[:, :, 1:].split(3, 2):
         assert not decoder.video(chunk).requires_grad
         sizes.append(decoder.nbytes)
-    assert len(sizes) == 7
+    assert len(sizes) == 5
     assert {*sizes} == {sizes[0]}
     assert sizes[0] > 0
 
