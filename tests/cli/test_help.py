@@ -99,6 +99,17 @@ def test_a_single_group_can_be_shown(wancli: Wancli):
     assert "--fps N" in text  # though it is among the common ones, too
 
 
+@pytest.mark.parametrize("name", ["generate", "rollout"])
+def test_a_hidden_group_is_described_by_what_is_in_it(name: str, wancli: Wancli):
+    rows = wancli(name, "--help").out.partition("More (")[2]
+    texts = dict(re.findall(r"^  ([a-z0-9/-]+)  +(.*)", rows, re.MULTILINE))
+    assert texts["sampling"] == "Steps, guidance, solver, timesteps"
+    assert len(texts) > 4
+    for text in texts.values():
+        assert text
+        assert not re.search("the same|rollouts|preset says", text, re.IGNORECASE), text
+
+
 @pytest.mark.parametrize("name", ["generate", "rollout", "plan", "repro", "bench"])
 def test_a_long_help_names_every_group_that_it_hides(name: str, wancli: Wancli):
     short, whole = (wancli(name, option).out for option in ("--help", "--help-all"))

@@ -42,7 +42,7 @@ Scheduler = Annotated[
 
 
 class Sampling(Group):
-    """Steps, guidance and solver."""
+    """Steps, guidance, solver, timesteps."""
 
     steps: int = Field(50, ge=1, le=1000, description="Denoising steps.")
     guidance_scale: float = Field(
@@ -84,9 +84,9 @@ class Sampling(Group):
 
 
 class RolloutSampling(Sampling):
-    """The same for rollouts, whose models are distilled unless a preset says otherwise."""
+    """Steps, guidance, solver, timesteps."""  # help shows it: the group's own text
 
-    scheduler: Scheduler = "few-step"
+    scheduler: Scheduler = "few-step"  # rollouts' models are distilled unless a preset says not
 
 
 class VideoShape(Group):
