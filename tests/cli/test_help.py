@@ -99,6 +99,17 @@ def test_a_single_group_can_be_shown(wancli: Wancli):
     assert "--fps N" in text  # though it is among the common ones, too
 
 
+def test_an_unknown_group_is_an_error_that_names_the_groups_nearest_first(wancli: Wancli):
+    result = wancli("generate", "--help", "samplng")
+    assert (result.code, result.out) == (2, "")
+    assert "no group 'samplng' in the help of wancli generate. hint: use sampling, " in " ".join(
+        result.err.split()
+    )
+    assert "step-cache" in result.err
+    assert wancli("generate", "--help", "--json").code == 0
+    assert wancli("compare", "--help", "a.mp4").out == COMPARE  # has no groups to choose from
+
+
 @pytest.mark.parametrize("name", ["generate", "rollout"])
 def test_a_hidden_group_is_described_by_what_is_in_it(name: str, wancli: Wancli):
     rows = wancli(name, "--help").out.partition("More (")[2]

@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from itertools import pairwise
 from shutil import get_terminal_size
 from typing import Any
@@ -27,6 +28,7 @@ from wancli.cli.help import (
     typed_defaults,
 )
 from wancli.cli.messages import dashed
+from wancli.errors import UsageError
 
 NAMES = ("-h", "--help", "--help-all")
 FIRST = (ARGUMENTS, OPTIONS, INPUTS)  # groups that `--help` shows
@@ -36,7 +38,10 @@ INDENT, COLUMN = 2, 30  # where names and their texts begin
 
 
 def help_text(command: Any, ctx: Any, words: Sequence[str]) -> str:
-    """The help that a command line asks for; `words` is what follows the command's name."""
+    """The help that a command line asks for; `words` is what follows the command's name.
+
+    Raises UsageError for a group that a long help does not have.
+    """
     described = describe(command, ctx, typed_defaults(command, ctx, words))
     width = min(get_terminal_size().columns, WIDEST)
     flags = [dashed(word).lower() for word in words]
@@ -47,12 +52,25 @@ def help_text(command: Any, ctx: Any, words: Sequence[str]) -> str:
         lines = [line for group in whole for line in _group_lines(group, width)]
     else:
         lines = [*_lines(described, described.groups, width)]
+        if len(lines) > LONGEST:
+            _check_group(described, flags)
         if "--help-all" not in flags and len(lines) > LONGEST:
             first = [group for group in described.groups if group.title in FIRST]
             rest = [group for group in described.groups if group not in first]
             lines = [*_lines(described, first, width), *_more_lines(described, rest, width)]
     note = ["", *_wrapped(described.note, width)] if described.note else []
     return "\n".join([*lines, *note])
+
+
+def _check_group(described: CommandHelp, flags: Sequence[str]) -> None:
+    """Raise UsageError for a word after `--help`, which no group has for its name."""
+    after = (word for name, word in pairwise(flags) if name in NAMES)
+    if unknown := next((word for word in after if not word.startswith("-")), None):
+        keys = [group.key for group in described.groups]
+        near = get_close_matches(unknown, keys, n=len(keys), cutoff=0)
+        raise UsageError(
+            f"no group '{unknown}' in the help of {described.path}.", hint=f"use {', '.join(near)}"
+        )
 
 
 def _lines(described: CommandHelp, groups: Sequence[HelpGroup], width: int) -> Iterator[str]:
