@@ -216,6 +216,26 @@ def test_pull_downloads_only_missing_files(
     assert f"me/wan: {whole.stat().st_size / 2**10:,.1f} KiB to download" in err
 
 
+def test_weights_that_a_file_stands_for_are_not_downloaded(
+    forked: Run, tiny_model: Path, tmp_path: Path, cache: Path
+):
+    (weights,) = (tiny_model / "transformer").glob("*.safetensors")
+    flags = ("--model", "me/wan", "--transformer", weights, "--seed", "1", "-o", "a.mp4")
+    size = ("--steps", "1", "--frames", "5", "--size", "32x32")
+    with serving(Hub(repos={"me/wan": tiny_model})) as hub:
+        online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
+        run = ("generate", "a red circle", *flags, *size)
+        code, _, _, err = forked(*map(str, run), folder=tmp_path, **online)
+    assert code == 0, err
+    fetched = {path.partition(COMMIT)[2] for path in hub.requests if "/resolve/" in path}
+    assert "/transformer/config.json" in fetched
+    assert f"/vae/{weights.name}" in fetched
+    assert f"/transformer/{weights.name}" not in fetched
+    again = [*map(str, run), "--overwrite"]
+    code, _, _, err = forked(*again, folder=tmp_path, HF_HUB_OFFLINE="1")
+    assert code == 0, err
+
+
 def test_pull_distinguishes_gated_missing_and_foreign_repositories(
     forked: Run, tmp_path: Path, cache: Path
 ):
