@@ -12,23 +12,18 @@ from wancli.catalog.local import find_spec
 from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Machine, RolloutSettings, Settings
 from wancli.errors import PlanError, SetupError
+from wancli.models.warm import WarmPipeline
 from wancli.planning.plan import make_plan, make_rollout_plan
 from wancli.planning.rules_machine import (
     TORCHAO,
     check_capability,
     check_compile_mode,
-    check_machine,
+    check_quantizer,
 )
 from wancli.utils.packages import check_package
 
 FP8 = {"quantize": "fp8-dynamic", "compile": True}
 GRAPHS = {"compile": True, "compile_mode": "reduce-overhead"}
-
-
-@pytest.fixture
-def torchao(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretend that torchao is installed: plans do not import it."""
-    monkeypatch.setattr("importlib.metadata.version", lambda _: "99.0")
 
 
 def plan(model: str = "demo", **tables: Any) -> None:
@@ -56,7 +51,6 @@ REJECTED: list[tuple[str, dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.usefixtures("torchao")
 @pytest.mark.parametrize(("model", "tables", "message"), REJECTED)
 def test_incompatible_settings_are_rejected_by_the_plan(
     model: str, tables: dict[str, Any], message: str
@@ -66,7 +60,6 @@ def test_incompatible_settings_are_rejected_by_the_plan(
     assert caught.value.hint
 
 
-@pytest.mark.usefixtures("torchao")
 @pytest.mark.parametrize(
     "other",
     [
@@ -86,7 +79,6 @@ def test_compatible_settings_are_accepted(other: dict[str, Any]):
         plan(**{**tables, "machine": {**machine, "compile_mode": "max-autotune"}})
 
 
-@pytest.mark.usefixtures("torchao")
 def test_rollouts_support_fused_quantized_and_compiled_blocks_but_no_cuda_graphs():
     def rollout(**machine: Any) -> None:
         settings = resolve([Layer("flag", {"machine": machine})], RolloutSettings).settings
@@ -133,13 +125,14 @@ def test_a_missing_or_old_torchao_says_what_to_install(monkeypatch: pytest.Monke
     for installed in ("0.17.0", "0.9"):
         monkeypatch.setattr("importlib.metadata.version", lambda _, installed=installed: installed)
         with pytest.raises(SetupError, match=f"not {installed}"):
-            check_machine(Machine(quantize="int8"))
+            check_quantizer(Machine(quantize="int8"))
     for installed in ("0.18.0", "0.18.0+git1", "1.0"):
         monkeypatch.setattr("importlib.metadata.version", lambda _, installed=installed: installed)
         check_package("torchao", TORCHAO, needed_by="--quantize")
     monkeypatch.setattr("importlib.metadata.version", not_installed)
-    check_machine(Machine())
+    check_quantizer(Machine())
+    plan("demo", machine={"quantize": "fp8"})  # computes bytes, for which nothing is installed
     with pytest.raises(SetupError) as caught:
-        check_machine(Machine(quantize="fp8"))
-    assert caught.value.hint == "pip install 'torchao>=0.18'"
+        WarmPipeline(find_spec("demo"), Machine(quantize="fp8"))
+    assert caught.value.hint == "pip install 'wancli[quantize]'"
     assert caught.value.exit_code == 4

@@ -7,7 +7,7 @@ from wancli.config.resolve import EXPLICIT
 from wancli.config.settings import Machine, Output, Settings
 from wancli.errors import PlanError
 from wancli.planning.step_caches import WITH_THRESHOLD
-from wancli.utils.packages import check_package
+from wancli.utils.packages import check_package, extra_command
 
 TORCHAO = (0, 18)  # first version whose Int8WeightOnlyConfig has one scale per row
 
@@ -16,10 +16,15 @@ def check_machine(machine: Machine) -> None:
     """Raise PlanError for settings that are incompatible on any machine."""
     if machine.device != "auto":
         check_device_kind(machine, machine.device.partition(":")[0])
-    if machine.quantize != "none":
-        check_package("torchao", TORCHAO, needed_by="`quantize`")
     if machine.quantize == "fp8-dynamic":
         _check_fp8_products(machine)
+
+
+def check_quantizer(machine: Machine) -> None:
+    """Raise SetupError if quantization needs a package that is missing; a plan needs none."""
+    if machine.quantize != "none":
+        hint = extra_command("quantize")
+        check_package("torchao", TORCHAO, needed_by="`quantize`", hint=hint)
 
 
 def check_output(output: Output) -> None:
