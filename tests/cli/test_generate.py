@@ -309,6 +309,8 @@ def _handled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(interrupts, "_state", interrupts._State())
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     before = {n: signal.getsignal(n) for n in (*interrupts.SIGNALS, signal.SIGALRM)}
+    for number in before:  # a shell's background jobs ignore SIGINT, and so would we
+        signal.signal(number, signal.SIG_DFL)
     interrupts.handle()
     yield
     for number, handler in before.items():
