@@ -65,12 +65,14 @@ def check_listed_flags(resolved: Resolved[Any]) -> None:
     sampling: Sampling = resolved.settings.sampling
     explicit = {key for key, source in resolved.sources.items() if source in EXPLICIT}
     steps, scale, few = listed_steps(sampling), sampling.guidance_scale, "`scheduler few-step`"
-    if steps and "sampling.steps" in explicit:
+    if steps and "sampling.steps" in explicit and sampling.steps != len(steps):
         raise PlanError("`steps` does nothing with `steps_list`.", hint="drop `steps`")
     if "sampling.steps_list" in explicit and sampling.steps_list and not steps:
+        source = resolved.sources["sampling.scheduler"]
+        whose = "" if source in EXPLICIT else f", the {source}"
         raise PlanError(
-            f"`steps_list` does nothing with `scheduler {sampling.scheduler}`.",
-            hint="`scheduler` few-step or euler",
+            f"`steps_list` does nothing with `scheduler {sampling.scheduler}`{whose}.",
+            hint="`scheduler few-step` or `scheduler euler`",
         )
     if "sampling.warp_steps" in explicit and not steps:
         raise PlanError("`warp_steps` does nothing without `steps_list`.", hint="drop `warp_steps`")
