@@ -56,7 +56,9 @@ def test_a_step_cache_that_never_triggers_changes_no_bit_and_warns(wancli: Wancl
     assert torch.equal(latents, same)
     assert record["cache"]["reused"] == 0
     result = wancli("generate", "a red circle", "--model", model, *SMALL, *never, "-o", "b.mp4")
-    assert "warn: cachedit: nothing was reused. hint: a higher" in " ".join(result.err.split())
+    text = " ".join(result.err.split())
+    assert "warn: cachedit: nothing was reused. hint: a higher threshold" in text
+    assert "or a lower --cachedit-max-warmup-steps" in text
 
 
 def test_the_record_lists_what_each_forward_computed(wancli: Wancli, model: Path):

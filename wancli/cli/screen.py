@@ -211,7 +211,9 @@ class Screen:
             f"{method}: {reused} of {forwards} forwards reused, {share:.0%} of the blocks run"
         )
         if not reused:
+            cachedit = method.startswith("cachedit")
+            warmup = "a lower `cachedit_max_warmup_steps`" if cachedit else "fewer warmup steps"
             self.warn(
                 f"{method}: nothing was reused.",
-                hint="a higher threshold, which wancli bench --tune finds, or fewer warmup steps",
+                hint=f"a higher threshold, which wancli bench --tune finds, or {warmup}",
             )
