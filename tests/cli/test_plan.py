@@ -32,7 +32,9 @@ def test_a_plan_equals_a_dry_run_without_the_settings(wancli: Wancli):
     assert "flow_shift" not in text
     for word in ("transformer", "2,280,096", "denoise", "fits", "wancli doctor --measure"):
         assert word in text
-    assert "flow_shift" in wancli("generate", "x", "--dry-run").out
+    out = wancli("generate", "x", "--dry-run").out
+    assert "flow_shift" in out
+    assert out.count("segment_frames") == 1  # the setting, not the plan's too
 
 
 def test_chunks_turn_it_into_the_plan_of_a_rollout(wancli: Wancli):
@@ -51,6 +53,12 @@ def test_a_flag_of_the_other_command_is_rejected(wancli: Wancli, args, hint: str
     result = wancli("plan", *args)
     assert result.code == 2
     assert hint in result.err
+
+
+def test_as_many_steps_as_are_listed_may_be_stated_too(wancli: Wancli):
+    listed = ("generate", "x", "--sampler", "few-step", "--steps-list", "1000,500", "--dry-run")
+    assert wancli(*listed, "--steps", 2).code == 0
+    assert wancli(*listed, "--steps", 3).code == 2
 
 
 def test_a_dry_run_of_many_videos_prints_a_few_and_counts_the_rest(wancli: Wancli):

@@ -21,6 +21,7 @@ from wancli.utils.units import duration, flops, gib
 
 Rows = list[tuple[str, str, str, str]]
 _MOST_OUTPUTS = 100  # in a table
+SHOWN_ELSEWHERE = ("lora", "segment_frames")  # in the cost's table, in the settings below
 MEASURE = "no times yet: wancli doctor --measure"
 MEASURE_THERE = "no times: wancli doctor --measure on that GPU"
 
@@ -253,5 +254,5 @@ def _plan_rows(plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield "  latents", size, ""
         elif name.endswith("_s"):
             yield f"  {name.removesuffix('_s')}", f"{value:.2f} s", ""
-        elif value is not None and name != "lora":  # it is in the cost's table
+        elif value is not None and name not in SHOWN_ELSEWHERE:
             yield f"  {name}", in_words(value), ""
