@@ -104,6 +104,7 @@ def test_info_says_what_a_lora_is_for(
     save_file(tensors, f"{name}.safetensors")
     info = json.loads(wancli("model", "info", f"{name}.safetensors", "--json").out)
     assert {key: info[key] for key in expected} == expected
+    assert (not info["first_keys"]) == bool(info["models"])
     if info["models"]:
         assert (info["ranks"], info["form"]) == ({"2": 1}, "ComfyUI names; factors")
         table = " ".join(wancli("model", "info", f"{name}.safetensors").out.split())

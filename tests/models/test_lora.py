@@ -218,7 +218,8 @@ def pair(layer: str, rows: int = 24, columns: int = 24) -> dict[str, Tensor]:
 
 ONE = pair("blocks.0.self_attn.q")
 BROKEN: dict[str, tuple[dict[str, Tensor], str]] = {
-    "an unknown layer": ({**ONE, **pair("blocks.0.self_attn.gate")}, "which it lacks"),
+    "an unknown layer": ({**ONE, **pair("blocks.0.self_attn.gate")},
+                         r"no layer 'blocks.*gate' \(diffusion_.*gate.lora_A.weight in the file"),
     "another width": (pair("blocks.0.self_attn.q", 36, 36), r"\[36, 36\], not \[24, 24\]"),
     "a difference of another shape": ({**ONE, "blocks.0.self_attn.q.diff": torch.ones(1, 24)},
                                       r"\[1, 24\], not \[24, 24\]"),

@@ -315,6 +315,7 @@ def _show_lora(name: str, screen: Screen) -> None:
         "task": lora.task,
         "expert": lora.expert and f"{lora.expert} noise, by its name",
         "fits": ", ".join(lora.models) or "no known model",
+        "first keys": ", ".join(lora.first_keys),
         "on disk": gib(lora.bytes),
     }
     screen.table("", "", rows=[(fact, value) for fact, value in facts.items() if value])

@@ -178,6 +178,7 @@ class LoraInfo:
     task: str  # "" if neither keys nor name tell
     expert: str  # high or low, by its name; "" if that does not tell
     models: tuple[str, ...]  # known models whose layers it fits
+    first_keys: tuple[str, ...]  # as in the file, where no known model fits
 
     @property
     def description(self) -> str:
@@ -216,6 +217,7 @@ def inspect_lora(path: Path) -> LoraInfo:
         _lora_task(path, models),
         _named(r"(?<![a-z])(high|low)(?:[ _-]?noise)?(?![a-z])", path),
         models,
+        () if models else tuple(sorted(lora.shapes)[:3]),
     )
 
 

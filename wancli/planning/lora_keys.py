@@ -221,7 +221,9 @@ def fit_lora(lora: LoraFile, parameters: Shapes) -> LoraFit:
         else:
             name, shape = next((n, s) for n, s in changes if parameters.get(n) != s)
             own = parameters.get(name)
-            misfits.append(f"{name} {[*shape]}, not {[*own]}" if own else f"{name}, which it lacks")
+            key = next(iter(keys.values()))
+            lacks = f"the model has no layer '{name.removesuffix('.weight')}' ({key} in the file)"
+            misfits.append(f"{name} {[*shape]}, not {[*own]}" if own else lacks)
     counts = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
     return LoraFit(applied, dict(counts), tuple(misfits))
 
