@@ -128,6 +128,9 @@ def test_a_killed_rollout_resumes_to_the_same_frames(
             wancli(*arguments, "-o", "a.mp4")
     assert not Path("a.mp4").exists()
     assert len(list(Path("a.rollout").glob("chunk-*"))) == after // 2
+    if after:
+        hint = "watch a.part.mp4, or finish it: wancli rollout --resume -o a.mp4"
+        assert hint in " ".join(wancli("show", "a.mp4").err.split())
     result = wancli(*arguments, "-o", "a.mp4", "--resume")
     assert result.code == 0, result.err
     assert digest() == digest("whole.mp4")

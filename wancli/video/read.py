@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shlex
 import struct
 import subprocess
 from collections.abc import Generator, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from wancli.errors import InputError, missing
+from wancli.utils.outputs import stream_part
 from wancli.utils.reading import open_file, unreadable
 from wancli.video.ffmpeg import failure_reason, ffmpeg_exe, run_ffmpeg
 
@@ -206,9 +208,20 @@ def _open(path: Path) -> BinaryIO:
     try:
         return open_file(path)
     except FileNotFoundError:
-        raise missing("video", path) from None
+        raise _unfinished(path) or missing("video", path) from None
     except (OSError, ValueError) as error:
         raise unreadable(path, error, hint="give a file you can read") from error
+
+
+def _unfinished(path: Path) -> InputError | None:
+    """Error for the video of a rollout that was interrupted, which can be resumed."""
+    part = stream_part(path)
+    if not part.exists() or not path.with_suffix(".rollout").is_dir():
+        return None
+    return InputError(
+        f"video '{path}' not found: its rollout is not finished.",
+        hint=f"watch {part}, or finish it: wancli rollout `resume` -o {shlex.quote(str(path))}",
+    )
 
 
 @dataclass(frozen=True)
