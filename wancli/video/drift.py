@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 WINDOW_S = 5.0  # the first and last seconds that are compared
 FIRST_CHUNKS = 3  # the reference for every chunk
 STILL = 0.1  # an invisible change between video frames, in 8-bit levels
+RATED_S = 10.0  # seconds of video from which a trend has a rate a minute
 NOTABLE = 3.0  # units of change over the whole video from which a trend is reported
 BAD_SEAM = 2.0
 PAUSE_S = 1.0  # without motion at the end, from which it counts as stopped
@@ -251,7 +252,9 @@ def _trend(series: _Series, summary: Mapping[str, Any]) -> str:
     if not series.drifts:
         return f"{word} steady at {_short(first)}"
     verb = "rises" if series.slope > 0 else "falls"
-    return f"{word} {verb} {_short(abs(series.slope))} a minute, {_short(first)} to {_short(last)}"
+    rated = float(np.ptp(series.minutes)) * 60 >= RATED_S
+    rate = f" {_short(abs(series.slope))} a minute," if rated else ""
+    return f"{word} {verb}{rate} from {_short(first)} to {_short(last)}"
 
 
 def _motion(series: _Series, summary: Mapping[str, Any]) -> str:
