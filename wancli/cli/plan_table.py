@@ -110,7 +110,7 @@ def cost_rows(estimate: Estimate | None, spec: ModelSpec, output: Path) -> Rows:
     if estimate is None:
         why = f"the shape of {spec.name} is not known before it is downloaded"
         return [("cost", "unknown", "", why)]
-    cost, device = estimate.cost, estimate.device
+    cost = estimate.cost
     rows = [("parameters", n, f"{count:,}", "") for n, count in cost.parameters.items()]
     each = cost.work["denoise"].flops / cost.forwards
     rows.append(("forward", "tokens", f"{cost.tokens:,}", flops(each)))
@@ -118,13 +118,12 @@ def cost_rows(estimate: Estimate | None, spec: ModelSpec, output: Path) -> Rows:
     for phase, work in cost.work.items():
         time = duration(spent[phase]) if spent else ""
         rows.append(("compute", phase, flops(work.flops), time))
-    unknown = MEASURE if device.here else MEASURE_THERE
-    total = f"about {duration(estimate.total_s)}" if estimate.total_s else unknown
+    total = f"about {duration(estimate.total_s)}" if estimate.total_s else ""
     rows.append(("compute", "total", flops(cost.flops), total))
-    rows += [("memory", f"weights of {n}", gib(size), "") for n, size in cost.weights.items()]
+    rows += [("memory", f"weights: {n}", gib(size), "") for n, size in cost.weights.items()]
     caches = [(name.replace("_", " "), size) for name, size in cost.cache_bytes.items() if size]
     rows += [("memory", name, gib(size), "") for name, size in caches]
-    rows += [("memory", f"activations, {n}", gib(size), "") for n, size in cost.activations.items()]
+    rows += [("memory", f"activations: {n}", gib(size), "") for n, size in cost.activations.items()]
     for offload, fits in estimate.fits.items():
         verdict = "fits" if fits else "does not fit"
         chosen = fits and offload == estimate.offload and len(estimate.fits) > 1
@@ -222,6 +221,8 @@ def show_plan(
     costs += [_file_row(file) for file in capacity.spec.files]
     costs += cost_rows(capacity.estimate, capacity.spec, items[0][1])
     screen.table("", " ", "amount", "", rows=costs, right=("amount",))
+    if capacity.estimate and not capacity.estimate.total_s:
+        screen.note(MEASURE if capacity.estimate.device.here else MEASURE_THERE)
     if screen.options.brief:
         return
     request = items[0][0]
