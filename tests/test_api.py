@@ -122,6 +122,7 @@ def test_a_video_without_an_output_has_frames_and_a_record_and_writes_nothing(
 
 def test_the_command_line_makes_the_same_video(tiny_model: Path, run_wancli: Wancli):
     video = wancli.generate(PROMPT, model=str(tiny_model), seed=1, output="door.mp4", **SMALL)
+    assert repr(video) == "Video(32x32, 5 frames, path=PosixPath('door.mp4'))"
     flags = ("--steps", 2, "--frames", 5, "--size", "32x32", "--fps", 8)
     result = run_wancli(
         "generate", PROMPT, "--model", tiny_model, "--seed", 1, *flags, "-o", "cli.mp4", "--json"

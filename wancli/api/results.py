@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Video:
     """A finished video: `frames` uint8 [T, H, W, 3], and the record of how it was made.
 
@@ -24,9 +24,13 @@ class Video:
     """
 
     path: Path | None
-    frames: "NDArray[np.uint8]" = field(repr=False)
-    record: Mapping[str, Any] = field(repr=False)
-    latents: "Tensor | None" = field(default=None, repr=False)
+    frames: "NDArray[np.uint8]"
+    record: Mapping[str, Any]
+    latents: "Tensor | None" = None
+
+    def __repr__(self) -> str:
+        count, height, width, _ = self.frames.shape
+        return f"Video({width}x{height}, {count} frames, path={self.path!r})"
 
     @property
     def seed(self) -> int:
