@@ -351,7 +351,10 @@ class RolloutSession:
         )
 
     def _report_resumed(self, point: "ResumePoint", observer: Observer) -> None:
-        observer.note(f"{point.chunks} of {len(self.plan.spans)} chunks are kept")
+        again = (
+            "; they are decoded again for the MP4" if self.options.video and point.chunks else ""
+        )
+        observer.note(f"{point.chunks} of {len(self.plan.spans)} chunks are kept{again}")
         if point.damaged:
             observer.warn(
                 f"damaged or replaced chunks were moved to {point.damaged}.",
