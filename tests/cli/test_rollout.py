@@ -184,6 +184,9 @@ def test_resume_extends_a_finished_rollout_without_repeating_its_settings(
     Path("a.mp4").write_bytes(video)  # it has no metadata, but the sidecar has the record
     result = wancli("rollout", "--resume", "--chunks", 4, "-o", "a.mp4", "-q")
     assert result.code == 0, result.err
+    for flag in ((), ("--dry-run",)):  # nothing is imported for it
+        result = wancli("rollout", "--resume", "--chunks", 3, "-o", "a.mp4", *flag)
+        assert (result.code, "--chunks 3: 4 are already finished" in result.err) == (2, True)
     wancli(*small(tiny_model, "--chunks", 4, "-o", "whole.mp4"))
     assert digest() == digest("whole.mp4")
 

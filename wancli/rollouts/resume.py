@@ -61,15 +61,21 @@ def resume_rollout(
             hint=f"`rerender {chunks - 1}`",
         )
     check_same(before, request, keep=keep)
-    if chunks < keep:
-        raise PlanError(
-            f"`chunks {chunks}`: {sound} are already finished.",
-            hint=f"`chunks {sound}` or more, or `rerender`",
-        )
+    if rerender is None:
+        check_chunks(chunks, finished=sound)
     aside = store.set_aside(keep)
     no_digests = store.add_digests(keep)
     store.write_request(request)
     return ResumePoint(keep, None if rerender is not None else aside, no_digests)
+
+
+def check_chunks(chunks: int, *, finished: int) -> None:
+    """Raise PlanError for fewer chunks than are finished."""
+    if chunks < finished:
+        raise PlanError(
+            f"`chunks {chunks}`: {finished} are already finished.",
+            hint=f"`chunks {finished}` or more, or `rerender`",
+        )
 
 
 def may_redecode(request: Mapping[str, Any]) -> bool:

@@ -29,6 +29,8 @@ from wancli.planning.prompts import PromptChange, PromptSchedule, make_prompt_sc
 from wancli.records.naming import name_fields, name_output, with_name
 from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import Request, settings_of
+from wancli.rollouts.resume import check_chunks
+from wancli.rollouts.store import RolloutStore
 from wancli.utils.files import digest
 from wancli.utils.interrupts import Interrupted
 from wancli.utils.outputs import OutputFile, OutputSet, not_ours
@@ -191,7 +193,6 @@ class RolloutSession:
     ) -> "RolloutJob":
         """The job with its settings settled and its folder begun, or checked to be resumed."""
         from wancli.rollouts import resume
-        from wancli.rollouts.store import RolloutStore
 
         options, store, request = self.options, job.store, job.request.as_json()
         replaces = options.overwrite and not options.continues and bool(store.chunks())
@@ -334,7 +335,7 @@ class RolloutSession:
         self, request: Request, video: Path | None, latents: Path | None, store: Path | None
     ) -> "RolloutJob":
         from wancli.rollouts.runner import RolloutJob
-        from wancli.rollouts.store import NoStore, RolloutStore
+        from wancli.rollouts.store import NoStore
 
         return RolloutJob(
             request=request,
@@ -381,4 +382,8 @@ def open_session(
     base = find_rollout(request.prompt, request.output, request.latents, request.folder)
     before = stored_request(base)
     stored = Layer(base.name, settings_of({"request": before}))
-    return RolloutSession(request, [stored, *overrides], before=before, base=base, gpu=gpu)
+    session = RolloutSession(request, [stored, *overrides], before=before, base=base, gpu=gpu)
+    if request.rerender is None:  # before torch is imported
+        chunks, finished = len(session.plan.spans), RolloutStore(base).undamaged_chunks()
+        check_chunks(chunks, finished=finished)
+    return session

@@ -15,17 +15,16 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from wancli.errors import OutputError
 from wancli.records.record import ROLLOUT_FILE, ROLLOUT_SCHEMA
 from wancli.utils.files import remove, write_whole
 from wancli.utils.reading import open_file, parse_json
+
+if TYPE_CHECKING:  # it is asked what it holds before torch is imported
+    import torch
+    from torch import Tensor
 
 CONTEXT = "given"  # the name of the initial context's latents
 _CHUNK = re.compile(r"chunk-([0-9]{6,18})\.safetensors")
@@ -49,15 +48,21 @@ class RolloutStore:
         )
         self._put(ROLLOUT_FILE, text.encode())
 
-    def save(self, name: str, latents: Tensor) -> None:
+    def save(self, name: str, latents: "Tensor") -> None:
         """Save clean latents [1, C, n, H, W], synced to disk on return. Raises OutputError."""
+        from safetensors.torch import save
+
         frames = latents[0].transpose(0, 1).float().cpu().contiguous()
         content = save({"latents": frames})
         self._add_digest(name, content)  # first: a kill leaves no latents without a digest
         self._put(f"{name}.safetensors", content)
 
-    def load(self, name: str, device: torch.device | None = None) -> Tensor | None:
+    def load(self, name: str, device: "torch.device | None" = None) -> "Tensor | None":
         """Clean latents [1, C, n, H, W] on `device`; None if missing or not as saved."""
+        import torch
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
         try:
             content = self._read(name)
             frames = load(content)["latents"]
@@ -70,7 +75,7 @@ class RolloutStore:
         sound = real and bool(torch.isfinite(frames).all())
         return frames.transpose(0, 1)[None].to(device or "cpu") if sound else None
 
-    def chunk(self, number: int) -> Tensor:
+    def chunk(self, number: int) -> "Tensor":
         """Clean latents [1, C, n, H, W] of a finished chunk. Raises OutputError."""
         latents = self.load(chunk_name(number))
         if latents is None:
@@ -96,6 +101,16 @@ class RolloutStore:
         count = 0
         while self.load(chunk_name(count)) is not None:
             count += 1
+        return count
+
+    def undamaged_chunks(self) -> int:
+        """Number of chunks from the first, without a gap, whose files have their digests."""
+        digests, count = self._read_digests(), 0
+        with suppress(OSError):
+            while (name := chunk_name(count)) in digests:
+                if hashlib.sha256(self._read(name)).hexdigest() != digests[name]:
+                    break
+                count += 1
         return count
 
     def chunks(self) -> list[int]:
@@ -182,13 +197,13 @@ class NoStore:
 
     folder = None
 
-    def load(self, name: str, device: torch.device | None = None) -> None:
+    def load(self, name: str, device: "torch.device | None" = None) -> None:
         """None: nothing was saved."""
 
-    def save(self, name: str, latents: Tensor) -> None:
+    def save(self, name: str, latents: "Tensor") -> None:
         """Save nothing."""
 
-    def chunk(self, number: int) -> Tensor:
+    def chunk(self, number: int) -> "Tensor":
         """Raises OutputError."""
         raise OutputError(f"chunk {number} was not saved.", hint="`output NAME.mp4`")
 
