@@ -45,7 +45,7 @@ def test_the_first_step_of_a_compiled_video_is_timed_apart(wancli: Wancli, tiny_
     assert result.code == 0, result.err
     timings = json.loads(result.out)["timings"]
     first, second = timings["steps_ms"]
-    assert timings["first_step_s"] == pytest.approx(first / 1000)
+    assert timings["first_step_s"] == pytest.approx(first / 1000, abs=1e-4)  # as rounded
     assert timings["denoise_s"] >= 0.999 * second / 1000
     assert timings["denoise_s"] < timings["first_step_s"]
 
