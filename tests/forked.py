@@ -84,6 +84,16 @@ def exit_code(program: Callable[[], object]) -> object:
     return code
 
 
+def renew_threads() -> None:
+    """Give torch, if it is imported, its threads in a fork.
+
+    It does so at its first use, and fails ("Invalid thread pool!") where two threads of the program
+    get there at once, as when weights are read.
+    """
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(torch.get_num_threads())
+
+
 def _run(arguments: list[str], out: Path, err: Path, outcome: Path) -> NoReturn:
     """Run `wancli ARGUMENTS` and exit."""
     from wancli.__main__ import main as wancli

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.forked import exit_code
+from tests.forked import exit_code, renew_threads
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("wancli", "python")
@@ -100,6 +100,7 @@ def be(arguments: list[str]) -> None:
     """The program, to its end."""
     from wancli.__main__ import main
 
+    renew_threads()
     if Path(arguments[0]).name == "wancli":
         sys.argv = arguments
         code = exit_code(main)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.forked import renew_threads
 from tests.fuzz.child import Command, entry_point, prepare, run_and_exit
 from wancli.utils import interrupts
 
@@ -162,6 +163,7 @@ def start(command: Command) -> Child:
         return Child(command, child, since)
     try:
         os.close(ready)
+        renew_threads()
         prepare(command)
         main = entry_point()
         os.close(started)
