@@ -71,7 +71,7 @@ def test_unknown_words_are_warned_about_before_generation_and_recorded(
     result = wancli(command, "a cat and a red circle", "--dry-run", "--seed", 1)
     assert (result.code, result.err.count("warn:")) == (0, 1)
     assert "demo does not know 'cat'." in result.err
-    assert wancli(command, "a red circle", "--dry-run", "--seed", 1).err == ""
+    assert "know" not in wancli(command, "a red circle", "--dry-run", "--seed", 1).err
     request = Request("a cat", 1, Settings(), {}, warnings=vocabulary_warnings(DEMO, ["a cat"]))
     record = start_record(request, command=command, created=datetime.now(UTC))
     assert "'cat'" in json.loads(record.embedded())["warnings"][0]
