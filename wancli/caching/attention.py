@@ -1,7 +1,9 @@
-"""Attention by torch's kernels, or by another library's behind one operator.
+"""What attention in Wan's blocks shares: projections, and kernels of torch or of other libraries.
 
 Shapes: B batch, L tokens of the queries, M tokens of keys and values, H heads, D head size.
 """
+
+from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
@@ -52,3 +54,24 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, backend: str) -> Tensor:
 @_attend.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, backend: str) -> Tensor:
     return query.new_empty(query.shape)
+
+
+def by_head(attn: Any, x: Tensor) -> Tensor:
+    """[B, L, H*D] to [B, L, H, D]."""
+    return x.view(*x.shape[:2], attn.heads, -1)
+
+
+def project(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised queries and keys, and values, of tokens [B, L, H*D]: each [B, L, H, D]."""
+    if attn.fused_projections:
+        query, key, value = attn.to_qkv(x).chunk(3, dim=-1)
+    else:
+        query, key, value = attn.to_q(x), attn.to_k(x), attn.to_v(x)
+    query, key = attn.norm_q(query), attn.norm_k(key)
+    return by_head(attn, query), by_head(attn, key), by_head(attn, value)
+
+
+def project_out(attn: Any, mixed: Tensor) -> Tensor:
+    """The block's output [B, L, H*D] of [B, L, H*D]."""
+    out: Tensor = attn.to_out[1](attn.to_out[0](mixed))
+    return out

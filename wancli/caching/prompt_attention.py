@@ -11,7 +11,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from wancli.caching.attention import attend
+from wancli.caching.attention import attend, by_head, project_out
 from wancli.caching.lru import KV, CacheEntry, version
 from wancli.catalog.specs import TEXT_LENGTH
 
@@ -64,25 +64,24 @@ class PromptAttention(CachedAttention):
             raise ValueError("this transformer attends to an image, but there is none")
         if self.text.kv.key is None:
             self.fill_text(attn, encoder_hidden_states[:, images:])
-        query = _by_head(attn, attn.norm_q(attn.to_q(hidden_states)))
+        query = by_head(attn, attn.norm_q(attn.to_q(hidden_states)))
         mixed = self.attend(query, self.text.kv)
         if has_image:
             if self.image.kv.key is None:
                 self.fill_image(attn, encoder_hidden_states[:, :images])
             mixed = mixed + self.attend(query, self.image.kv)
-        out: Tensor = attn.to_out[1](attn.to_out[0](mixed))
-        return out
+        return project_out(attn, mixed)
 
     def fill_text(self, attn: Any, tokens: Tensor) -> None:
         """Compute the keys and values of text tokens [B, M, H*D]."""
         key, value = _keys_values(text_projections(attn), tokens)
-        key, value = _by_head(attn, attn.norm_k(key)), _by_head(attn, value)
+        key, value = by_head(attn, attn.norm_k(key)), by_head(attn, value)
         self.text.kv.fill(key, value, align=self._align)
 
     def fill_image(self, attn: Any, tokens: Tensor) -> None:
         """Compute the keys and values of image tokens [B, M, H*D]."""
         key, value = _keys_values(image_projections(attn), tokens)
-        key, value = _by_head(attn, attn.norm_added_k(key)), _by_head(attn, value)
+        key, value = by_head(attn, attn.norm_added_k(key)), by_head(attn, value)
         self.image.kv.fill(key, value, align=self._align)
 
 
@@ -110,7 +109,7 @@ class FaceAttention(CachedAttention):
                 for x in _keys_values(text_projections(attn), motion)
             )
             kv.fill(attn.norm_k(key).flatten(0, 1), value.flatten(0, 1))
-        query = attn.norm_q(_by_head(attn, attn.to_q(attn.pre_norm_q(hidden_states))))
+        query = attn.norm_q(by_head(attn, attn.to_q(attn.pre_norm_q(hidden_states))))
         query = query.reshape(batch * frames, -1, *query.shape[2:])  # [B*T, L/T, H, D]
         mixed = self.attend(query, kv)
         out: Tensor = attn.to_out(mixed.reshape(batch, -1, mixed.shape[-1]))
@@ -202,8 +201,3 @@ def _keys_values(projections: Projections, tokens: Tensor) -> tuple[Tensor, Tens
     else:
         key, value = (projection(tokens) for projection in projections)
     return key, value
-
-
-def _by_head(attn: Any, x: Tensor) -> Tensor:
-    """[B, M, H*D] to [B, M, H, D]."""
-    return x.view(*x.shape[:2], attn.heads, -1)

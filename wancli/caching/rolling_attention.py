@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wancli.caching.attention import attend
+from wancli.caching.attention import attend, project, project_out
 from wancli.caching.lru import swap
 from wancli.caching.rolling_kv import BlockKV, RollingKV
 
@@ -75,18 +75,16 @@ class RollingAttention:
         if kv is None or not isinstance(position, ChunkPosition):
             raise RuntimeError("enter rolling self-attention through `use_kv_cache`")
         query, key, value = project(attn, hidden_states)
-        query, key = by_head(attn, attn.norm_q(query)), by_head(attn, attn.norm_k(key))
         start, end = position.start, position.start + key.shape[1]
         sink = min(kv.raw_sink.shape[1], end) - start  # the chunk's tokens that belong to it
         if sink > 0:
             kv.raw_sink[:, start : start + sink] = key[:, :sink]
         kv.keys[:, start:end] = rotate(key, position.table)
-        kv.values[:, start:end] = by_head(attn, value)
+        kv.values[:, start:end] = value
         visible = slice(position.first_visible, end)
         query = rotate(query, position.table)
         mixed = attend(query, kv.keys[:, visible], kv.values[:, visible], self.backend)
-        out: Tensor = attn.to_out[1](attn.to_out[0](mixed.flatten(2)))
-        return out
+        return project_out(attn, mixed.flatten(2))
 
 
 class RollingRope(nn.Module):
@@ -237,19 +235,6 @@ def rotate_complex(x: Tensor, table: RotaryTable) -> Tensor:
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
-
-
-def by_head(attn: Any, x: Tensor) -> Tensor:
-    """[B, L, H*D] to [B, L, H, D]."""
-    return x.view(*x.shape[:2], attn.heads, -1)
-
-
-def project(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [B, L, H*D]."""
-    if attn.fused_projections:
-        query, key, value = attn.to_qkv(x).chunk(3, dim=-1)
-        return query, key, value
-    return attn.to_q(x), attn.to_k(x), attn.to_v(x)
 
 
 def _wide_device(device: torch.device) -> torch.device:

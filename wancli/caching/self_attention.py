@@ -11,8 +11,7 @@ import torch
 from diffusers.models.transformers import transformer_wan, transformer_wan_animate
 from torch import Tensor
 
-from wancli.caching.attention import attend
-from wancli.caching.rolling_attention import by_head, project
+from wancli.caching.attention import attend, project, project_out
 
 STOCK = (transformer_wan.WanAttnProcessor, transformer_wan_animate.WanAttnProcessor)
 
@@ -33,12 +32,10 @@ class SelfAttention:
     ) -> Tensor:
         """[B, L, H*D]; `rotary_emb` are cos and sin, each [1, L, 1, D]."""
         query, key, value = project(attn, hidden_states)
-        query, key = by_head(attn, attn.norm_q(query)), by_head(attn, attn.norm_k(key))
         if rotary_emb is not None:
             query, key = rotate(query, *rotary_emb), rotate(key, *rotary_emb)
-        mixed = attend(query, key, by_head(attn, value), self.backend, mask=attention_mask)
-        out: Tensor = attn.to_out[1](attn.to_out[0](mixed.flatten(2)))
-        return out
+        mixed = attend(query, key, value, self.backend, mask=attention_mask)
+        return project_out(attn, mixed.flatten(2))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
