@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from wancli.utils import interrupts
+
 START = """
 import os, signal, sys, time
 from wancli.utils import interrupts
@@ -92,6 +94,13 @@ except Interrupted as error:
     print(error)
 """
     assert run(UNWIND + script, tmp_path) == (0, "interrupted by SIGTERM.\n", "")
+
+
+def test_a_signal_is_not_lost_where_a_library_makes_another_error_of_it(wancli, monkeypatch):
+    assert wancli("show", "missing.mp4").code == 4
+    monkeypatch.setattr(interrupts._state, "number", signal.SIGINT)
+    result = wancli("show", "missing.mp4")
+    assert (result.code, result.err.splitlines()[0]) == (130, "error: interrupted by SIGINT.")
 
 
 def test_a_second_signal_does_not_disturb_cleanup(tmp_path):

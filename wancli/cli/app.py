@@ -17,7 +17,7 @@ from wancli.cli import help_text
 from wancli.cli.lazy import Entry, lazy
 from wancli.cli.messages import dashed, use_color, write_error, write_result
 from wancli.errors import CapacityError, OutputError, SetupError, UsageError, WancliError, must_be
-from wancli.utils.interrupts import Interrupted, ignore
+from wancli.utils.interrupts import Interrupted, ignore, received
 from wancli.utils.packages import silence_torchao
 from wancli.utils.threads import choose_threads
 
@@ -140,6 +140,8 @@ def _check_place() -> None:
 
 def _end(error: WancliError | Interrupted) -> NoReturn:
     ignore()
+    if (number := received()) and not isinstance(error, Interrupted):
+        error = Interrupted(number)  # of which a library has made another error
     if isinstance(error, Interrupted) and error.number == signal.SIGPIPE:
         sys.exit(error.exit_code)  # the reader, such as `head`, is done
     if os.environ.get("WANCLI_DEBUG") == "1":

@@ -84,6 +84,11 @@ def uninterrupted() -> Iterator[None]:
         _state.uninterruptible -= 1
 
 
+def received() -> int:
+    """Number of the signal that ends the run; 0 without one."""
+    return _state.number
+
+
 def ignore() -> None:
     """Ignore signals during the last moments of the process."""
     if _state.handled:
