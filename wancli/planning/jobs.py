@@ -1,0 +1,373 @@
+"""Files of jobs for a batch: JSON lines, CSV, TOML, or one prompt a line.
+
+A job has the settings of its command by name, as flags or keyword arguments spell them. Every list
+expands, and so do seeds such as `0-3`: the jobs of a line are all combinations. Many jobs share few
+settings, so those are kept once, for each to be validated once.
+"""
+
+import csv
+import hashlib
+import io
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, islice, product
+from pathlib import Path
+from typing import Any
+
+from wancli.config.keywords import instead
+from wancli.config.seeds import parse_seeds
+from wancli.errors import (
+    InputError,
+    SettingsError,
+    UsageError,
+    WancliError,
+    closest,
+    missing,
+    shortened,
+)
+from wancli.planning.prompts import check_prompt
+from wancli.utils.reading import parse_json, read_text, read_toml, unreadable
+
+LARGEST_BATCH = 512 * 2**20  # bytes
+MOST_JOBS = 1_000_000
+MOST_VIDEOS = 10_000  # of one line by `num_videos`
+STDIN = Path("-")
+_LISTS = ("lora", "ref_image")  # settings that are lists; a list of lists expands
+_OWN = ("prompt", "seed", "num_videos", "output", "id", "command")  # of a job, not shared
+_HINT = 'JSON lines such as {"prompt": "a red circle", "seed": "0-3"}, CSV, TOML, or prompts'
+
+Row = tuple[int, dict[str, Any]]  # the line in the file, and its values
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """What several jobs share: the command, and its settings by keyword."""
+
+    command: str
+    values: Mapping[str, Any]
+    line: int  # of the first job that has them
+
+
+@dataclass(frozen=True, slots=True)
+class BatchJob:
+    """One video to make. Without a `seed` one is drawn."""
+
+    line: int  # in the file, from 1; in TOML the number of the job
+    settings: int  # index of its JobSettings
+    prompt: str | None = None
+    seed: int | None = None
+    output: str | None = None  # name or template
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class BatchFile:
+    """The jobs of a file, in order; `digest` is equal for files of the same jobs."""
+
+    origin: str
+    settings: Sequence[JobSettings]
+    jobs: Sequence[BatchJob]
+    digest: str
+
+
+def read_jobs(path: Path, known: Mapping[str, Collection[str]]) -> BatchFile:
+    """Read a file of jobs, or standard input for `-`; `known` has the keys of each command.
+
+    Raises InputError for a file that cannot be read, SettingsError or UsageError with the line.
+    """
+    origin = "standard input" if path == STDIN else str(path)
+    defaults, rows = _rows(path, origin)
+    reader = _JobReader(origin, known, defaults)
+    jobs: list[BatchJob] = []
+    for line, row in rows:
+        jobs.extend(islice(reader.jobs_of(line, row), MOST_JOBS + 1 - len(jobs)))
+        if len(jobs) > MOST_JOBS:
+            raise at_line(
+                origin, line, UsageError(f"over {MOST_JOBS:,} jobs.", hint="split the file")
+            )
+    if not jobs:
+        raise InputError(f"{origin} has no jobs.", hint=_HINT)
+    return BatchFile(origin, reader.settings, jobs, _digest(reader.settings, jobs))
+
+
+def at_line(origin: str, line: int, error: WancliError) -> WancliError:
+    """The same kind of error, which begins with the file and the line."""
+    return type(error)(f"{origin}:{line}: {error}", hint=error.hint)
+
+
+class _JobReader:
+    """Makes jobs of rows, and collects the settings that they share."""
+
+    def __init__(
+        self, origin: str, known: Mapping[str, Collection[str]], defaults: Mapping[str, Any]
+    ) -> None:
+        self.settings: list[JobSettings] = []
+        self._origin, self._known = origin, known
+        self._defaults = _spelled(defaults)
+        self._numbers: dict[str, int] = {}  # of settings, by their repr
+        self._checked: set[tuple[str, ...]] = set()  # names that are valid together
+        self._ids: dict[str, int] = {}  # lines
+
+    def jobs_of(self, line: int, row: Mapping[str, Any]) -> Iterator[BatchJob]:
+        """The jobs of a line. Raises WancliError with the line."""
+        try:
+            yield from self._expand(line, self._defaults | _spelled(row))
+        except WancliError as error:
+            raise at_line(self._origin, line, error) from None
+
+    def _expand(self, line: int, row: dict[str, Any]) -> Iterator[BatchJob]:
+        command = row.get("command", "generate")
+        self._check(command, row)
+        name = self._unique(line, row.get("id"))
+        seeds = _seeds(row.get("seed"), row.get("num_videos"))
+        shared = {key: value for key, value in row.items() if key not in _OWN}
+        prompts = _texts("prompt", row.get("prompt"))
+        prompts = [None if prompt is None else check_prompt(prompt) for prompt in prompts]
+        outputs = _texts("output", row.get("output"))
+        for values in _combinations(shared):
+            number = self._number(line, command, values)
+            for prompt, seed, output in product(prompts, seeds, outputs):
+                yield BatchJob(line, number, prompt, seed, output, name)
+
+    def _check(self, command: Any, row: Mapping[str, Any]) -> None:
+        """Raise SettingsError for a command or a key that is not known."""
+        names = (command, *row)
+        try:
+            if names in self._checked:
+                return
+        except TypeError:
+            pass  # the command is a list, say
+        if not isinstance(command, str) or command not in self._known:
+            near = closest(str(command), self._known)
+            hint = f"did you mean '{near}'?" if near else ", ".join(self._known)
+            raise SettingsError(f"unknown command {shortened(command)}.", hint=hint)
+        known = {*self._known[command], *_OWN}
+        for key in row:
+            if key not in known:
+                near = closest(key, known)
+                similar = f"did you mean '{near}'?" if near else f"wancli {command} --help"
+                raise SettingsError(
+                    f"unknown key '{key}' of {command}.", hint=instead(command, key) or similar
+                )
+        self._checked.add(names)
+
+    def _unique(self, line: int, name: Any) -> str | None:
+        if name is None:
+            return None
+        text = str(name)
+        first = self._ids.setdefault(text, line)
+        if first != line:
+            raise UsageError(f"the id '{text}' is that of line {first}, too.", hint="another id")
+        return text
+
+    def _number(self, line: int, command: str, values: Mapping[str, Any]) -> int:
+        """The number of these settings, which are new or were on an earlier line."""
+        key = repr((command, sorted(values.items())))  # unlike equality, tells 1 from true
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = len(self.settings)
+            self.settings.append(JobSettings(command, dict(values), line))
+        return number
+
+
+def _spelled(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys as keyword arguments: `--num-frames` and `num-frames` are `num_frames`.
+
+    Values of null are unset. Raises SettingsError for a key that stands twice.
+    """
+    spelled: dict[str, Any] = {}
+    for key, value in row.items():
+        name = _keyword(key)
+        if name in spelled:
+            raise SettingsError(f"the key '{name}' stands twice.", hint="drop one of them")
+        spelled[name] = value
+    return {name: value for name, value in spelled.items() if value is not None}
+
+
+@lru_cache(maxsize=1000)
+def _keyword(key: str) -> str:
+    return key.strip().removeprefix("--").replace("-", "_")
+
+
+def _seeds(value: Any, count: Any) -> Sequence[int | None]:
+    """Seeds of `7`, `0-3`, or a list of them; `count` of them up from a single one."""
+    number = None if count is None else _count(count)
+    if value is None or value == "random":
+        return [None] * (number or 1)
+    if type(value) is int and number is None and 0 <= value < 2**53:
+        return [value]
+    texts = value if isinstance(value, list) else [value]
+    if not texts:
+        raise SettingsError("`seed` is an empty list.", hint='`seed`: 7, "0-3" or [1, 2]')
+    seeds = list(chain.from_iterable(parse_seeds(_seed_text(text), number) for text in texts))
+    if len(set(seeds)) < len(seeds):
+        raise SettingsError("`seed` lists a seed twice.", hint="list each seed once")
+    return seeds
+
+
+def _seed_text(value: Any) -> str:
+    return "not a seed" if isinstance(value, bool | float | list | dict) else str(value)
+
+
+def _count(value: Any) -> int:
+    text = str(value)
+    digits = text.isascii() and text.isdigit() and len(text) < 9
+    if not (digits and 1 <= int(text) <= MOST_VIDEOS):
+        raise SettingsError(
+            f"`num_videos {text[:40]}`: not a number of videos.", hint=f"1 to {MOST_VIDEOS}"
+        )
+    return int(text)
+
+
+def _is_matrix(name: str, value: Any) -> bool:
+    """Whether a value is a list of several values."""
+    if name in _LISTS:
+        return isinstance(value, list) and any(isinstance(inner, list) for inner in value)
+    return isinstance(value, list)
+
+
+def _values(name: str, value: Any) -> Sequence[Any]:
+    """The values of a key that expands. Raises SettingsError for an empty list."""
+    if not _is_matrix(name, value):
+        return [value]
+    if not value:
+        raise SettingsError(f"`{name}` is an empty list.", hint="drop it, or list its values")
+    return list(value)
+
+
+def _combinations(shared: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    lists = {name: _values(name, v) for name, v in shared.items() if _is_matrix(name, v)}
+    if not lists:
+        yield shared
+        return
+    for chosen in product(*lists.values()):
+        yield {**shared, **dict(zip(lists, chosen, strict=True))}
+
+
+def _texts(name: str, value: Any) -> Sequence[str | None]:
+    """The texts of a key that expands; [None] where it is unset. Raises SettingsError."""
+    values = _values(name, value)
+    for text in values:
+        if value is not None and not isinstance(text, str):
+            raise SettingsError(f"`{name}` {shortened(text)} is not text.", hint=f'"{name}": "…"')
+    return values
+
+
+def _digest(settings: Iterable[JobSettings], jobs: Iterable[BatchJob]) -> str:
+    """Digest of all jobs, whatever the file's format and line ends."""
+    digest = hashlib.sha256()
+    for one in settings:
+        digest.update(repr((one.command, sorted(one.values.items()))).encode())
+    for job in jobs:
+        fields = (job.settings, job.prompt, job.seed, job.output, job.id)
+        digest.update(repr(fields).encode())
+    return digest.hexdigest()[:16]
+
+
+def _rows(path: Path, origin: str) -> tuple[Mapping[str, Any], Iterator[Row]]:
+    """The defaults of a file, and its rows. Raises InputError."""
+    try:
+        if path.suffix.lower() == ".toml":
+            return _toml_rows(path)
+        text = _read_stdin() if path == STDIN else read_text(path, most=LARGEST_BATCH)
+    except FileNotFoundError:
+        raise missing("batch", path) from None
+    except (OSError, ValueError) as error:
+        raise unreadable(Path(origin), error, hint=_HINT) from None
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return {}, _csv_rows(text, origin, "\t" if path.suffix.lower() == ".tsv" else ",")
+    lines = enumerate(io.StringIO(text, newline=None), 1)
+    filled = ((number, line.strip()) for number, line in lines if line.strip())
+    if path.suffix.lower() in (".jsonl", ".ndjson", ".json") or _is_json(text):
+        return _json_rows(filled, origin)
+    return {}, ((number, {"prompt": line}) for number, line in filled)
+
+
+def _read_stdin() -> str:
+    """Standard input. Raises OSError, ValueError."""
+    content = sys.stdin.buffer.read(LARGEST_BATCH + 1)
+    if len(content) > LARGEST_BATCH:
+        raise ValueError(f"it has over {LARGEST_BATCH // 2**20} MiB")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text (byte {error.start})") from None
+
+
+def _is_json(text: str) -> bool:
+    return text[:1000].lstrip().startswith("{")
+
+
+def _json_rows(
+    lines: Iterator[tuple[int, str]], origin: str
+) -> tuple[Mapping[str, Any], Iterator[Row]]:
+    """Rows of JSON lines, whose first may be {"defaults": {...}}."""
+    rows = (_json_row(number, line, origin) for number, line in lines)
+    first = next(rows, None)
+    if first is None:
+        return {}, iter(())
+    number, values = first
+    if values.keys() != {"defaults"}:
+        return {}, chain([first], rows)
+    return _table(values["defaults"], "defaults", origin, number), rows
+
+
+def _json_row(number: int, line: str, origin: str) -> Row:
+    try:
+        return number, parse_json(line)
+    except ValueError as error:
+        raise at_line(origin, number, InputError(f"{error}.", hint=_HINT)) from None
+
+
+def _toml_rows(path: Path) -> tuple[Mapping[str, Any], Iterator[Row]]:
+    """Rows of [[jobs]], and the table [defaults]."""
+    tables = read_toml(path)
+    jobs = tables.pop("jobs", [])
+    defaults = _table(tables.pop("defaults", {}), "defaults", str(path), 1)
+    if tables:
+        name = next(iter(tables))
+        raise InputError(f"{path}: unknown table '{name}'.", hint="[defaults] and [[jobs]]")
+    if not isinstance(jobs, list):
+        raise InputError(f"{path}: 'jobs' is not a list of tables.", hint="[[jobs]]")
+    rows = enumerate(jobs, 1)
+    return defaults, ((number, _table(row, "jobs", str(path), number)) for number, row in rows)
+
+
+def _table(value: Any, name: str, origin: str, line: int) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    raise at_line(origin, line, InputError(f"'{name}' is no table of settings.", hint=_HINT))
+
+
+def _csv_rows(text: str, origin: str, delimiter: str) -> Iterator[Row]:
+    """Rows of CSV under a header; an empty cell is unset."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    try:
+        for cells in reader:
+            if not any(cells):
+                continue
+            if not header:
+                header = [cell.strip() for cell in cells]
+                _check_header(header, origin, reader.line_num)
+                continue
+            if len(cells) > len(header):
+                wide = InputError(
+                    f"{len(cells)} cells under {len(header)} keys.",
+                    hint='put text with commas in quotes: "a, b"',
+                )
+                raise at_line(origin, reader.line_num, wide)
+            yield reader.line_num, {k: c for k, c in zip(header, cells, strict=False) if c.strip()}
+    except csv.Error as error:
+        broken = InputError(f"not CSV: {error}.", hint='quotes within text are doubled: ""')
+        raise at_line(origin, reader.line_num, broken) from None
+
+
+def _check_header(header: Sequence[str], origin: str, line: int) -> None:
+    """Raise InputError for a column without a key, or twice the same."""
+    for key in header:
+        if not key or header.count(key) > 1:
+            wrong = f"the column '{key}' stands twice." if key else "a column has no key."
+            raise at_line(origin, line, InputError(wrong, hint="prompt,seed,steps"))
