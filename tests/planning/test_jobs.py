@@ -33,7 +33,7 @@ SAME = {
     "b.jsonl": '{"defaults": {"steps": "4"}}\n{"prompt": "a", "seed": 1}\n{"prompt": "b, c"}\n',
     "b.csv": 'prompt,seed,steps\na,1,4\n"b, c",,4\n',
     "b.tsv": "prompt\tseed\tsteps\na\t1\t4\nb, c\t\t4\n",
-    "b.toml": '[defaults]\nsteps = "4"\n[[jobs]]\nprompt = "a"\nseed = 1\n[[jobs]]\nprompt="b, c"\n',
+    "b.toml": '[defaults]\nsteps = "4"\n[[jobs]]\nprompt = "a"\nseed = 1\n[[jobs]]\nprompt="b, c"',
 }
 
 
@@ -99,7 +99,7 @@ def test_a_setting_of_true_is_not_a_setting_of_one(read):
         ('{"prompt": "a", "seed": []}', SettingsError, "empty list", "0-3"),
         ('{"prompt": "a", "steps": []}', SettingsError, "empty list", "drop"),
         ('{"prompt": "a", "steps": 1, "--steps": 2}', SettingsError, "twice", "drop"),
-        ('{"prompt": "a", "num_videos": 0}', SettingsError, "num_videos 0", "1 or more"),
+        ('{"prompt": "a", "num_videos": 0}', SettingsError, "num_videos 0", "1 to 10000"),
         ('{"prompt": "a", "id": "x"}', UsageError, "that of line 1", "another"),
         ('{"prompt": "a"', InputError, "not JSON", "JSON lines"),
         ('["a"]', InputError, "not a JSON object", "JSON lines"),

@@ -1,0 +1,217 @@
+"""The ledger: no job is lost, none is made twice, whatever happens to the workers."""
+
+import fcntl
+import os
+import random
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from wancli.errors import InputError, OutputError, RunError, UsageError
+from wancli.records.ledger import (
+    LedgerJob,
+    LedgerSettings,
+    LedgerWorker,
+    check_local,
+    create_ledger,
+    open_ledger,
+)
+
+SETTINGS = [LedgerSettings(model, "generate", {"steps": model}) for model in (0, 1)]
+
+
+def fresh(folder, count=6, digest="d"):
+    jobs = [
+        LedgerJob(n + 1, n % 2, f"prompt {n}", n, str(folder / f"{n}.mp4")) for n in range(count)
+    ]
+    return create_ledger(folder / "b.ledger", digest, SETTINGS, jobs, version="1")
+
+
+def make(job):
+    job.output.write_bytes(b"video")
+    return {"id": str(job.number)}
+
+
+def test_a_worker_stays_on_its_model(tmp_path):
+    with fresh(tmp_path) as ledger:
+        worker = LedgerWorker(ledger)
+        jobs = [worker.claim() for _ in range(6)]
+        assert [job.model for job in jobs] == [0, 0, 0, 1, 1, 1]
+        assert [job.values["steps"] for job in jobs] == [0, 0, 0, 1, 1, 1]
+        assert worker.claim() is None
+        worker.close()
+
+
+def test_a_second_worker_begins_with_another_model(tmp_path):
+    with fresh(tmp_path) as ledger, fresh(tmp_path) as same:
+        first, second = LedgerWorker(ledger), LedgerWorker(same)
+        assert [first.claim().model, second.claim().model] == [0, 1]
+
+
+def test_a_job_is_done_only_with_a_file(tmp_path):
+    with fresh(tmp_path) as ledger:
+        worker = LedgerWorker(ledger)
+        job = worker.claim()
+        with pytest.raises(OutputError, match="not there"):
+            worker.done(job, {})
+        assert ledger.counts()["running"] == 1
+        worker.done(job, make(job))
+        (row,) = ledger.rows("done")
+        assert (row["bytes"], row["record"], row["attempt"]) == (5, '{"id": "1"}', 1)
+
+
+def test_a_failure_keeps_its_error_until_it_is_tried_again(tmp_path):
+    with fresh(tmp_path) as ledger:
+        worker = LedgerWorker(ledger)
+        worker.failed(worker.claim(), RunError("no.", hint="less"))
+        (row,) = ledger.rows("failed")
+        assert '"hint": "less"' in row["error"]
+        assert ledger.retry("failed") == 1
+        assert ledger.counts() == {
+            "pending": 6, "running": 0, "done": 0, "failed": 0, "skipped": 0,
+        }  # fmt: skip
+
+
+def test_a_closed_worker_gives_its_job_back_and_changes_it_no_more(tmp_path):
+    with fresh(tmp_path) as ledger:
+        late, worker = LedgerWorker(ledger), LedgerWorker(ledger)
+        job = late.claim()
+        late.close()
+        again = worker.claim()
+        assert (again.number, again.attempt) == (job.number, 2)
+        late.failed(job, RunError("late.", hint=""))
+        assert ledger.counts()["failed"] == 0
+
+
+def test_a_living_worker_keeps_its_job_however_old_its_heartbeat(tmp_path):
+    with fresh(tmp_path) as ledger:
+        worker = LedgerWorker(ledger)
+        worker.claim()
+        with sqlite3.connect(ledger.path) as db:
+            db.execute("UPDATE jobs SET heartbeat = 0")
+        db.close()
+        assert ledger.free_abandoned() == 0
+
+
+def test_the_same_batch_opens_its_ledger_and_another_is_refused(tmp_path):
+    with fresh(tmp_path) as ledger:
+        worker = LedgerWorker(ledger)
+        job = worker.claim()
+        worker.done(job, make(job))
+    with fresh(tmp_path) as ledger:
+        assert ledger.counts()["done"] == 1
+    with pytest.raises(UsageError, match="of another batch"):
+        fresh(tmp_path, digest="e")
+
+
+def test_the_ledger_of_another_version_is_refused(tmp_path):
+    fresh(tmp_path).close()
+    with sqlite3.connect(tmp_path / "b.ledger") as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    for opening in (lambda: fresh(tmp_path), lambda: open_ledger(tmp_path / "b.ledger")):
+        with pytest.raises(UsageError, match="of wancli 1, with tables 99"):
+            opening()
+
+
+@pytest.mark.parametrize("opening", [fresh, lambda folder: open_ledger(folder / "b.ledger")])
+def test_what_is_no_ledger_stays_as_it_is(tmp_path, opening):
+    path = tmp_path / "b.ledger"
+    path.write_text("notes of mine\n" * 100)
+    with pytest.raises(InputError, match="not a ledger"):
+        opening(tmp_path)
+    assert path.read_text() == "notes of mine\n" * 100
+    path.unlink()
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE jobs (x)")
+    db.close()
+    with pytest.raises(UsageError, match="another program's"):
+        opening(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match="FIFO"):
+        opening(tmp_path)
+
+
+def test_a_network_file_system_is_refused():
+    mounts = "/dev/a / ext4 rw 0 0\nserver:/x /mnt/my\\040share nfs4 rw 0 0\n"
+    check_local(Path("/mnt"), mounts)
+    with pytest.raises(UsageError, match="network file system .nfs4"):
+        check_local(Path("/mnt/my share/videos"), mounts)
+
+
+def test_a_full_disk_is_an_output_error(tmp_path):
+    with fresh(tmp_path) as ledger:
+        (pages,) = ledger._db.execute("PRAGMA page_count").fetchone()
+        ledger._db.execute(f"PRAGMA max_page_count = {pages}")
+        worker = LedgerWorker(ledger)
+        job = worker.claim()
+        make(job)
+        with pytest.raises(OutputError, match="full"):
+            worker.done(job, {"x": "y" * 100_000})
+        assert ledger.counts()["running"] == 1
+
+
+def work(folder, seed):
+    """Work like a worker of a batch, with marks that show a job that two have at once."""
+    chance = random.Random(seed)
+    with fresh(folder, 80) as ledger:
+        worker = LedgerWorker(ledger)
+        while True:
+            ledger.free_abandoned()
+            job = worker.claim()
+            if job is None:
+                return
+            mark = os.open(folder / f"{job.number}.mark", os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                (folder / f"{job.number}.twice").touch()
+            kept = job.output.exists()
+            if not kept:
+                time.sleep(chance.random() / 50)
+                part = folder / f"{job.number}.{os.getpid()}.part"
+                part.write_bytes(b"video")
+                os.link(part, job.output)  # fails where there is one
+            worker.done(job, {"pid": os.getpid()}, kept=kept)
+            os.close(mark)
+
+
+def spawn(folder, seed):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work(folder, seed)
+            os._exit(0)
+        except BaseException as error:
+            (folder / f"{os.getpid()}.failed").write_text(repr(error))
+        finally:
+            os._exit(1)
+    return pid
+
+
+def test_workers_killed_at_random_moments_lose_no_job_and_make_none_twice(tmp_path):
+    chance, kills = random.Random(5), 0
+    workers = {spawn(tmp_path, number) for number in range(3)}
+    while workers:
+        time.sleep(chance.random() / 20)
+        if kills < 25:
+            kills += 1
+            os.kill(victim := chance.choice(sorted(workers)), signal.SIGKILL)
+            workers.add(spawn(tmp_path, kills + 10))
+            os.waitpid(victim, 0)
+            workers.remove(victim)
+            continue
+        status = os.waitpid(workers.pop(), 0)[1]
+        assert status == 0, [path.read_text() for path in tmp_path.glob("*.failed")]
+    with fresh(tmp_path, 80) as ledger:
+        assert ledger.free_abandoned() == 0
+        counts = ledger.counts()
+        attempts = sum(row["attempt"] for row in ledger.rows())
+    assert counts["done"] + counts["skipped"] == 80, counts
+    assert attempts > 80, "no job was interrupted"
+    assert list(tmp_path.glob("*.twice")) == []
+    assert list(tmp_path.glob("*.failed")) == []

@@ -1,0 +1,433 @@
+"""The ledger of a batch: which job waits, runs, is done or has failed, in one SQLite file.
+
+It holds the jobs themselves, so that whoever opens it can work on them. A worker holds a lock
+(`utils.locks`), which the kernel releases however the worker ends; the times in the ledger are for
+people, and no clock decides who is alive. So a ledger is used from one machine: SQLite's WAL needs
+that, and a network file system is refused.
+
+SQLite's own locks are of the kind that a process loses when it closes any descriptor of the file:
+nothing here may open the ledger but SQLite.
+"""
+
+import json
+import os
+import secrets
+import socket
+import sqlite3
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from wancli.errors import InputError, OutputError, UsageError, WancliError
+from wancli.records.record import error_json
+from wancli.utils.files import kind_of
+from wancli.utils.locks import FolderLock, NameLocked
+
+SCHEMA = 1  # of the tables
+_APPLICATION = 0x57414E42  # "WANB": SQLite's mark of whose file it is
+_WAIT = 60.0  # seconds for another process's write
+PENDING, RUNNING, DONE, FAILED, SKIPPED = STATES = (
+    "pending", "running", "done", "failed", "skipped",
+)  # fmt: skip
+# Without the shared memory or the locks that SQLite needs.
+_NETWORK = {
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "lustre", "ceph", "beegfs", "gpfs",
+    "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse",
+}  # fmt: skip
+_TABLES = """
+CREATE TABLE batch (digest TEXT NOT NULL, version TEXT NOT NULL, made REAL NOT NULL);
+CREATE TABLE settings (
+    number INTEGER PRIMARY KEY, model INTEGER NOT NULL, command TEXT NOT NULL, json TEXT NOT NULL
+);
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY, line INTEGER NOT NULL, id TEXT, model INTEGER NOT NULL,
+    settings INTEGER NOT NULL REFERENCES settings, prompt TEXT, seed INTEGER,
+    output TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'pending', attempt INTEGER NOT NULL DEFAULT 0,
+    worker TEXT, host TEXT, pid INTEGER, heartbeat REAL, began REAL, ended REAL,
+    bytes INTEGER, error TEXT, record TEXT
+);
+CREATE INDEX by_state ON jobs (state, model, number);
+"""
+
+
+@dataclass(frozen=True)
+class LedgerSettings:
+    """Settings of jobs; those with the same `model` number run on one loaded model."""
+
+    model: int
+    command: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerJob:
+    """A job with its final name. `settings` is the index of its LedgerSettings."""
+
+    line: int
+    settings: int
+    prompt: str | None
+    seed: int | None
+    output: str
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class ClaimedJob:
+    """A job that a worker has claimed. `attempt` counts from 1."""
+
+    number: int
+    attempt: int
+    model: int
+    command: str
+    values: Mapping[str, Any]
+    prompt: str | None
+    seed: int | None
+    output: Path
+
+
+class Ledger:
+    """An open ledger. Each process opens its own, after any fork."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        """Use `create_ledger` or `open_ledger`."""
+        self.path, self._db = path, connection
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    @property
+    def digest(self) -> str:
+        """Digest of the batch whose jobs these are."""
+        with _sqlite(self.path):
+            return str(self._db.execute("SELECT digest FROM batch").fetchone()[0])
+
+    def counts(self) -> dict[str, int]:
+        """The number of jobs in each state."""
+        with _sqlite(self.path):
+            rows = self._db.execute("SELECT state, count(*) FROM jobs GROUP BY state")
+            return dict.fromkeys(STATES, 0) | dict(rows.fetchall())
+
+    def rows(self, *states: str) -> Iterator[dict[str, Any]]:
+        """Jobs in some states, or all, in the order of the file."""
+        marks = ",".join("?" * len(states))
+        where = f"WHERE state IN ({marks})" if states else ""
+        with _sqlite(self.path):
+            cursor = self._db.execute(f"SELECT * FROM jobs {where} ORDER BY number", states)
+            names = [column[0] for column in cursor.description]
+            for row in cursor:
+                yield dict(zip(names, row, strict=True))
+
+    def retry(self, *states: str) -> int:
+        """Let jobs in these states wait again; returns how many."""
+        marks = ",".join("?" * len(states))
+        with self._transaction() as db:
+            return db.execute(
+                "UPDATE jobs SET state = 'pending', worker = NULL, attempt = 0, error = NULL, "
+                f"ended = NULL WHERE state IN ({marks})",
+                states,
+            ).rowcount
+
+    def free_abandoned(self) -> int:
+        """Let the jobs of workers that have ended wait again; returns how many."""
+        with _sqlite(self.path):
+            query = "SELECT DISTINCT worker FROM jobs WHERE state = 'running'"
+            workers = [str(row[0]) for row in self._db.execute(query)]
+        dead = [worker for worker in workers if not _is_alive(self.path, worker)]
+        if not dead:
+            return 0
+        with self._transaction() as db:
+            update = (
+                "UPDATE jobs SET state = 'pending', worker = NULL "
+                "WHERE state = 'running' AND worker = ?"
+            )
+            return sum(db.execute(update, (worker,)).rowcount for worker in dead)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """A block of changes that happen all or not at all. Raises OutputError."""
+        with _sqlite(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+
+class LedgerWorker:
+    """One who takes jobs from a ledger; alive until `close`, or the end of the process."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.name = secrets.token_hex(8)
+        self._ledger, self._model = ledger, -1
+        self._lock = FolderLock(ledger.path.parent)
+        self._lock.acquire(_lock_name(ledger.path, self.name))
+        _check_lock(self._lock, ledger.path)
+
+    def close(self) -> None:
+        """Give back what is claimed, and end."""
+        with self._ledger._transaction() as db:
+            db.execute(
+                "UPDATE jobs SET state = 'pending', worker = NULL "
+                "WHERE state = 'running' AND worker = ?",
+                (self.name,),
+            )
+        self._lock.release()
+
+    def claim(self) -> ClaimedJob | None:
+        """The next job, of the same model while there is one; None if none waits."""
+        with self._ledger._transaction() as db:
+            first = "SELECT number FROM jobs WHERE state = 'pending' AND model = ? LIMIT 1"
+            found = db.execute(first, (self._model,)).fetchone()
+            found = found or db.execute(_NEXT).fetchone()
+            if found is None:
+                return None
+            now = time.time()
+            db.execute(
+                "UPDATE jobs SET state = 'running', attempt = attempt + 1, worker = ?, host = ?, "
+                "pid = ?, began = ?, heartbeat = ?, ended = NULL, error = NULL WHERE number = ?",
+                (self.name, socket.gethostname(), os.getpid(), now, now, found[0]),
+            )
+            row = db.execute(_CLAIMED, found).fetchone()
+        number, attempt, self._model, command, values, prompt, seed, output = row
+        path = Path(output)
+        return ClaimedJob(
+            number, attempt, self._model, command, json.loads(values), prompt, seed, path
+        )
+
+    def beat(self, job: ClaimedJob) -> None:
+        """Note that the job is being worked on, for `batch status`."""
+        self._change(job, "heartbeat = ?", (time.time(),))
+
+    def done(self, job: ClaimedJob, record: Mapping[str, Any], *, kept: bool = False) -> None:
+        """Note that the video is whole under its final name; `kept`: it was there before.
+
+        Raises OutputError if no file has that name.
+        """
+        try:
+            size = job.output.stat().st_size
+        except OSError as error:
+            raise OutputError(
+                f"{job.output} is not there: {error.strerror}.", hint="wancli batch retry"
+            ) from None
+        state, text = SKIPPED if kept else DONE, json.dumps(record)
+        values = (state, time.time(), size, text)
+        self._change(job, "state = ?, ended = ?, bytes = ?, record = ?", values)
+
+    def failed(self, job: ClaimedJob, error: WancliError) -> None:
+        """Note why the job failed."""
+        values = (FAILED, time.time(), json.dumps(error_json(error)))
+        self._change(job, "state = ?, ended = ?, error = ?", values)
+
+    def _change(self, job: ClaimedJob, change: str, values: Sequence[Any]) -> None:
+        """Change the row of a job, unless it is no longer this worker's."""
+        ours = "WHERE number = ? AND worker = ? AND attempt = ? AND state = 'running'"
+        with self._ledger._transaction() as db:
+            db.execute(
+                f"UPDATE jobs SET {change} {ours}",
+                (*values, job.number, self.name, job.attempt),
+            )
+
+
+# A model that nobody works on before one that somebody does: each is loaded as rarely as possible.
+_NEXT = """
+SELECT number FROM jobs WHERE state = 'pending'
+ORDER BY model IN (SELECT model FROM jobs WHERE state = 'running'), model, number LIMIT 1
+"""
+_CLAIMED = """
+SELECT jobs.number, attempt, jobs.model, command, json, prompt, seed, output
+FROM jobs JOIN settings ON settings.number = jobs.settings WHERE jobs.number = ?
+"""
+
+
+def create_ledger(
+    path: Path, digest: str, settings: Iterable[LedgerSettings], jobs: Iterable[LedgerJob], *,
+    version: str,
+) -> Ledger:  # fmt: skip
+    """Write a ledger, or open the one of the same batch. Raises UsageError, OutputError.
+
+    All jobs appear at once: of two processes that begin together one writes them.
+    """
+    check_local(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(path, _connect(path, mode="rwc"))
+    try:
+        with ledger._transaction() as db:
+            if not _has_tables(db):
+                _fill(db, digest, settings, jobs, version=version)
+        _check(ledger)
+        if ledger.digest != digest:
+            raise UsageError(
+                f"{path} is the ledger of another batch.",
+                hint="another `ledger`, or wancli batch status of that one",
+            )
+    except BaseException:
+        ledger.close()
+        raise
+    return ledger
+
+
+def open_ledger(path: Path) -> Ledger:
+    """Open an existing ledger. Raises InputError, UsageError."""
+    if not path.exists():
+        raise InputError(f"ledger '{path}' not found.", hint="the folder of the batch's outputs")
+    check_local(path.parent)
+    ledger = Ledger(path, _connect(path, mode="rw"))
+    try:
+        with _sqlite(path):
+            if not _has_tables(ledger._db):
+                raise InputError(f"{path} is not a ledger.", hint="a file of wancli batch")
+        _check(ledger)
+    except BaseException:
+        ledger.close()
+        raise
+    return ledger
+
+
+def check_local(folder: Path, mounts: str | None = None) -> None:
+    """Raise UsageError for a folder on a network file system; `mounts` as in /proc/self/mounts."""
+    kind = _file_system(Path(os.path.realpath(folder)), mounts)
+    if kind in _NETWORK:
+        raise UsageError(
+            f"{folder} is on a network file system ({kind}), where a ledger is not safe.",
+            hint="a `ledger` on a local disk; the videos may stay there",
+        )
+
+
+def _file_system(folder: Path, mounts: str | None) -> str:
+    """Type of the file system that holds a folder; "" if unknown."""
+    try:
+        text = Path("/proc/self/mounts").read_text() if mounts is None else mounts
+    except OSError:
+        return ""
+    best, kind = -1, ""
+    for line in text.splitlines():
+        fields = line.split()
+        place = Path(fields[1].encode().decode("unicode_escape"))  # a space is \040
+        if folder.is_relative_to(place) and len(place.parts) >= best:
+            best, kind = len(place.parts), fields[2]
+    return kind
+
+
+def _connect(path: Path, *, mode: str) -> sqlite3.Connection:
+    """Connect to a regular file, or a new one. Raises UsageError, OutputError."""
+    try:
+        kind = path.lstat().st_mode
+    except OSError:
+        kind = stat.S_IFREG  # none there
+    if not stat.S_ISREG(kind):
+        raise UsageError(f"{path} is {kind_of(kind)}, not a ledger.", hint="another `ledger`")
+    with _sqlite(path):
+        uri = f"{path.absolute().as_uri()}?mode={mode}"
+        db = sqlite3.connect(
+            uri, uri=True, timeout=_WAIT, isolation_level=None, check_same_thread=False
+        )
+        try:
+            _check_owner(db, path)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+
+def _check_owner(db: sqlite3.Connection, path: Path) -> None:
+    """Raise UsageError for a database that is not a ledger; an empty file may become one."""
+    (owner,) = db.execute("PRAGMA application_id").fetchone()
+    (pages,) = db.execute("PRAGMA page_count").fetchone()
+    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if owner != _APPLICATION and (tables or pages > 1):
+        raise UsageError(f"{path} is another program's database.", hint="another `ledger`")
+
+
+def _has_tables(db: sqlite3.Connection) -> bool:
+    return bool(db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'jobs'").fetchone()[0])
+
+
+def _fill(
+    db: sqlite3.Connection, digest: str, settings: Iterable[LedgerSettings],
+    jobs: Iterable[LedgerJob], *, version: str,
+) -> None:  # fmt: skip
+    for statement in filter(str.strip, _TABLES.split(";")):
+        db.execute(statement)
+    db.execute(f"PRAGMA application_id = {_APPLICATION}")
+    db.execute(f"PRAGMA user_version = {SCHEMA}")
+    db.execute("INSERT INTO batch VALUES (?, ?, ?)", (digest, version, time.time()))
+    shared = list(settings)
+    db.executemany(
+        "INSERT INTO settings VALUES (?, ?, ?, ?)",
+        ((n, s.model, s.command, json.dumps(s.values)) for n, s in enumerate(shared)),
+    )
+    db.executemany(
+        "INSERT INTO jobs (line, id, model, settings, prompt, seed, output) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            (j.line, j.id, shared[j.settings].model, j.settings, j.prompt, j.seed, j.output)
+            for j in jobs
+        ),
+    )
+
+
+def _check(ledger: Ledger) -> None:
+    """Raise UsageError for the ledger of another version."""
+    with _sqlite(ledger.path):
+        (schema,) = ledger._db.execute("PRAGMA user_version").fetchone()
+        if schema != SCHEMA:
+            (version,) = ledger._db.execute("SELECT version FROM batch").fetchone()
+            raise UsageError(
+                f"{ledger.path} is the ledger of wancli {version}, with tables {schema}.",
+                hint="another `ledger`, or that version",
+            )
+
+
+@contextmanager
+def _sqlite(path: Path) -> Iterator[None]:
+    """Turn errors of SQLite into ours. Raises OutputError, InputError."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise OutputError(
+            f"cannot use {path}: {error}.", hint="free some space, or another `ledger`"
+        ) from None
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"{path} is not a ledger: {error}.", hint="another `ledger`") from None
+
+
+def _lock_name(path: Path, worker: str) -> str:
+    return f"{path.name}.{worker}"
+
+
+def _check_lock(lock: FolderLock, path: Path) -> None:
+    """Raise UsageError where locks do not work: then nobody knows who is alive."""
+    if not lock.works:
+        raise UsageError(
+            f"{path.parent} has no working locks, which a ledger needs.",
+            hint="a `ledger` in a folder of your own, on a local disk",
+        )
+
+
+def _is_alive(path: Path, worker: str) -> bool:
+    """Whether a worker holds its lock."""
+    lock = FolderLock(path.parent)
+    try:
+        lock.acquire(_lock_name(path, worker))
+        _check_lock(lock, path)
+    except NameLocked:
+        return True
+    finally:
+        lock.release()
+    return False
