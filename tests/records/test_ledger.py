@@ -186,7 +186,7 @@ def spawn(folder, seed):
         try:
             work(folder, seed)
             os._exit(0)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - a child of pytest
             (folder / f"{os.getpid()}.failed").write_text(repr(error))
         finally:
             os._exit(1)

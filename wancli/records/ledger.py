@@ -17,14 +17,14 @@ import sqlite3
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from wancli.errors import InputError, OutputError, UsageError, WancliError
 from wancli.records.record import error_json
-from wancli.utils.files import kind_of
+from wancli.utils.files import kind_of, part_name, place
 from wancli.utils.locks import FolderLock, NameLocked
 
 SCHEMA = 1  # of the tables
@@ -259,24 +259,19 @@ def create_ledger(
 ) -> Ledger:  # fmt: skip
     """Write a ledger, or open the one of the same batch. Raises UsageError, OutputError.
 
-    All jobs appear at once: of two processes that begin together one writes them.
+    The file appears whole: of two processes that begin together, one's is used. Besides, SQLite
+    does not wait for others while it turns WAL on.
     """
     check_local(path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(path, _connect(path, mode="rwc"))
-    try:
-        with ledger._transaction() as db:
-            if not _has_tables(db):
-                _fill(db, digest, settings, jobs, version=version)
-        _check(ledger)
-        if ledger.digest != digest:
-            raise UsageError(
-                f"{path} is the ledger of another batch.",
-                hint="another `ledger`, or wancli batch status of that one",
-            )
-    except BaseException:
+    if not os.path.lexists(path):
+        _write(path, digest, settings, jobs, version=version)
+    ledger = open_ledger(path)
+    if ledger.digest != digest:
         ledger.close()
-        raise
+        raise UsageError(
+            f"{path} is the ledger of another batch.",
+            hint="another `ledger`, or wancli batch status of that one",
+        )
     return ledger
 
 
@@ -285,16 +280,37 @@ def open_ledger(path: Path) -> Ledger:
     if not path.exists():
         raise InputError(f"ledger '{path}' not found.", hint="the folder of the batch's outputs")
     check_local(path.parent)
-    ledger = Ledger(path, _connect(path, mode="rw"))
+    ledger = Ledger(path, _connect(path))
     try:
-        with _sqlite(path):
-            if not _has_tables(ledger._db):
-                raise InputError(f"{path} is not a ledger.", hint="a file of wancli batch")
         _check(ledger)
     except BaseException:
         ledger.close()
         raise
     return ledger
+
+
+def _write(
+    path: Path, digest: str, settings: Iterable[LedgerSettings], jobs: Iterable[LedgerJob], *,
+    version: str,
+) -> None:  # fmt: skip
+    """Write a new ledger, unless another process is faster. Raises OutputError."""
+    part = part_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _sqlite(path), closing(sqlite3.connect(part, isolation_level=None)) as db:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("BEGIN")
+            _fill(db, digest, settings, jobs, version=version)
+            db.execute("COMMIT")
+        with suppress(FileExistsError):
+            place(part, path, overwrite=False)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror}.", hint="another folder for the `ledger`"
+        ) from None
+    finally:
+        for suffix in ("", "-wal", "-shm"):
+            part.with_name(part.name + suffix).unlink(missing_ok=True)
 
 
 def check_local(folder: Path, mounts: str | None = None) -> None:
@@ -322,40 +338,17 @@ def _file_system(folder: Path, mounts: str | None) -> str:
     return kind
 
 
-def _connect(path: Path, *, mode: str) -> sqlite3.Connection:
-    """Connect to a regular file, or a new one. Raises UsageError, OutputError."""
-    try:
-        kind = path.lstat().st_mode
-    except OSError:
-        kind = stat.S_IFREG  # none there
+def _connect(path: Path) -> sqlite3.Connection:
+    """Connect to a regular file. Raises UsageError, OutputError."""
+    kind = path.lstat().st_mode
     if not stat.S_ISREG(kind):
         raise UsageError(f"{path} is {kind_of(kind)}, not a ledger.", hint="another `ledger`")
     with _sqlite(path):
-        uri = f"{path.absolute().as_uri()}?mode={mode}"
         db = sqlite3.connect(
-            uri, uri=True, timeout=_WAIT, isolation_level=None, check_same_thread=False
+            f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_WAIT, isolation_level=None
         )
-        try:
-            _check_owner(db, path)
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing
-        except BaseException:
-            db.close()
-            raise
+        db.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing
         return db
-
-
-def _check_owner(db: sqlite3.Connection, path: Path) -> None:
-    """Raise UsageError for a database that is not a ledger; an empty file may become one."""
-    (owner,) = db.execute("PRAGMA application_id").fetchone()
-    (pages,) = db.execute("PRAGMA page_count").fetchone()
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if owner != _APPLICATION and (tables or pages > 1):
-        raise UsageError(f"{path} is another program's database.", hint="another `ledger`")
-
-
-def _has_tables(db: sqlite3.Connection) -> bool:
-    return bool(db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'jobs'").fetchone()[0])
 
 
 def _fill(
@@ -383,13 +376,17 @@ def _fill(
 
 
 def _check(ledger: Ledger) -> None:
-    """Raise UsageError for the ledger of another version."""
-    with _sqlite(ledger.path):
-        (schema,) = ledger._db.execute("PRAGMA user_version").fetchone()
+    """Raise UsageError for another program's database, and for the ledger of another version."""
+    path, db = ledger.path, ledger._db
+    with _sqlite(path):
+        (owner,) = db.execute("PRAGMA application_id").fetchone()
+        (schema,) = db.execute("PRAGMA user_version").fetchone()
+        if owner != _APPLICATION:
+            raise UsageError(f"{path} is another program's database.", hint="another `ledger`")
         if schema != SCHEMA:
-            (version,) = ledger._db.execute("SELECT version FROM batch").fetchone()
+            (version,) = db.execute("SELECT version FROM batch").fetchone()
             raise UsageError(
-                f"{ledger.path} is the ledger of wancli {version}, with tables {schema}.",
+                f"{path} is the ledger of wancli {version}, with tables {schema}.",
                 hint="another `ledger`, or that version",
             )
 
