@@ -81,6 +81,11 @@ def test_seeds_are_spelled_as_for_generate(read, seed, seeds):
     assert [job.seed for job in batch.jobs] == seeds
 
 
+def test_null_unsets_a_default(read):
+    lines = '{"defaults": {"size": "8x8"}}\n{"command": "rollout", "prompt": "a", "size": null}'
+    assert read(lines).settings[0].values == {}
+
+
 def test_a_setting_of_true_is_not_a_setting_of_one(read):
     assert len(read('{"prompt": "a", "steps": 1}\n{"prompt": "a", "steps": true}').settings) == 2
 

@@ -113,7 +113,8 @@ class _JobReader:
     def jobs_of(self, line: int, row: Mapping[str, Any]) -> Iterator[BatchJob]:
         """The jobs of a line. Raises WancliError with the line."""
         try:
-            yield from self._expand(line, self._defaults | _spelled(row))
+            values = self._defaults | _spelled(row)
+            yield from self._expand(line, {k: v for k, v in values.items() if v is not None})
         except WancliError as error:
             raise at_line(self._origin, line, error) from None
 
@@ -175,7 +176,7 @@ class _JobReader:
 def _spelled(row: Mapping[str, Any]) -> dict[str, Any]:
     """Keys as keyword arguments: `--num-frames` and `num-frames` are `num_frames`.
 
-    Values of null are unset. Raises SettingsError for a key that stands twice.
+    A value of null unsets a default. Raises SettingsError for a key that stands twice.
     """
     spelled: dict[str, Any] = {}
     for key, value in row.items():
@@ -183,7 +184,7 @@ def _spelled(row: Mapping[str, Any]) -> dict[str, Any]:
         if name in spelled:
             raise SettingsError(f"the key '{name}' stands twice.", hint="drop one of them")
         spelled[name] = value
-    return {name: value for name, value in spelled.items() if value is not None}
+    return spelled
 
 
 @lru_cache(maxsize=1000)
