@@ -27,6 +27,7 @@ COMMANDS = {
         "wancli.cli.rollout:rollout",
         "Generate a video of any length, chunk by chunk, in constant memory.",
     ),
+    "batch": Entry("wancli.cli.batch:app", "Make the videos of a file of jobs, or prompts."),
     "plan": Entry(
         "wancli.cli.plan:plan", "Estimate what a video needs, and whether it fits; loads nothing."
     ),

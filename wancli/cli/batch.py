@@ -1,0 +1,174 @@
+"""`wancli batch`: many videos of a file of jobs, on models that load once."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from wancli.cli.options import DryRun, Folder, OutputOptions, folder, takes_output_options
+from wancli.errors import RunError, UsageError, WancliError
+
+if TYPE_CHECKING:
+    from wancli.api.batch import JobOutcome, PlannedBatch
+    from wancli.cli.screen import Screen
+
+
+class _FileOrCommand(TyperGroup):
+    """A group whose command is `run`, where a file stands in its place."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = not args or args[0] in self.commands or args[0] in ctx.help_option_names
+        return super().parse_args(ctx, args if named else ["run", *args])
+
+
+app = typer.Typer(cls=_FileOrCommand, no_args_is_help=False, help="Make the videos of a file.")
+
+JobFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE", help="Jobs as JSON lines, CSV or TOML, or prompts; - reads standard input."
+    ),
+]
+LedgerFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--ledger", metavar="FILE", show_default="NAME.ledger beside the videos",
+        help="What is done and what is not; a batch that is started again goes on.",
+    ),
+]  # fmt: skip
+Skip = Annotated[
+    bool, typer.Option("--skip-existing", help="Keep videos that already exist for the same job.")
+]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")]
+MaxFailures = Annotated[
+    int | None, typer.Option("--max-failures", min=1, help="Stop after that many failures.")
+]
+Existing = Annotated[Path, typer.Argument(metavar="LEDGER", help="The ledger of a batch.")]
+
+
+@app.command("run")
+@takes_output_options
+def run(  # noqa: PLR0913 - one parameter per flag
+    *,
+    output_options: OutputOptions,
+    file: JobFile,
+    output_dir: Folder = None,
+    ledger: LedgerFile = None,
+    skip_existing: Skip = False,
+    fail_fast: FailFast = False,
+    max_failures: MaxFailures = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Make the videos of a file of jobs; each model loads once.
+
+    wancli batch jobs.jsonl --output-dir videos
+    """
+    from wancli.api.batch import JOB_KEYS, BatchWorker, plan_batch
+    from wancli.api.requests import Listener
+    from wancli.cli.screen import Screen
+    from wancli.planning.jobs import STDIN, read_jobs
+    from wancli.records.ledger import create_ledger
+    from wancli.utils.packages import package_version
+
+    screen, place = Screen(output_options), folder(output_dir)
+    batch = read_jobs(file, JOB_KEYS)
+    planned = plan_batch(batch, place, Listener(None))
+    if dry_run:
+        _show(planned, screen)
+        return
+    path = ledger or place / f"{'batch' if file == STDIN else file.stem}.ledger"
+    version = package_version("wancli") or ""
+    most = 1 if fail_fast else max_failures
+    failures = 0
+    with create_ledger(
+        path, batch.digest, planned.settings, planned.jobs, version=version
+    ) as opened:
+        outcomes = BatchWorker(opened, skip_existing=skip_existing).run()
+        try:
+            for outcome in outcomes:
+                _print(outcome, screen)
+                failures += outcome.error is not None
+                if failures == most:
+                    break
+        finally:
+            outcomes.close()
+        counts = opened.counts()
+    screen.note(_summary(counts))
+    if failures:
+        raise RunError(
+            f"{failures} of {len(planned.jobs):,} jobs failed.", hint=f"wancli batch retry {path}"
+        )
+
+
+@app.command("status")
+@takes_output_options
+def status(*, output_options: OutputOptions, ledger: Existing) -> None:
+    """Print how many jobs wait, run, are done or have failed, and why."""
+    from wancli.cli.screen import Screen
+    from wancli.records.ledger import open_ledger
+
+    screen = Screen(output_options)
+    with open_ledger(ledger) as opened:
+        counts, failed = opened.counts(), list(opened.rows("failed"))
+    if screen.options.json:
+        screen.json({"ledger": str(ledger), **counts})
+        return
+    screen.result(_summary(counts))
+    for row in failed:
+        screen.result(f"line {row['line']}: {json.loads(row['error'])['message']}")
+
+
+@app.command("retry")
+@takes_output_options
+def retry(*, output_options: OutputOptions, ledger: Existing) -> None:
+    """Let failed jobs wait again, for the next `wancli batch`."""
+    from wancli.cli.screen import Screen
+    from wancli.records.ledger import open_ledger
+
+    with open_ledger(ledger) as opened:
+        count = opened.retry("failed")
+    if not count:
+        raise UsageError("no job has failed.", hint=f"wancli batch status {ledger}")
+    Screen(output_options).result(f"{count:,} jobs wait again")
+
+
+def _show(planned: "PlannedBatch", screen: "Screen") -> None:
+    models = len({one.model for one in planned.settings})
+    if screen.options.json:
+        for job in planned.jobs:
+            screen.json({"line": job.line, "seed": job.seed, "output": {"path": job.output}})
+        return
+    from wancli.utils.units import duration
+
+    time = duration(planned.seconds) if planned.seconds else "not known"
+    rows = [("videos", f"{len(planned.jobs):,}"), ("models", str(models)), ("time", time)]
+    screen.table("", "", rows=rows)
+
+
+def _print(outcome: "JobOutcome", screen: "Screen") -> None:
+    """Print a job that has ended: its path, or its record with --json."""
+    job, error = outcome.job, outcome.error
+    if error:
+        screen.warn(f"{job.output.name}: {error}", hint=error.hint)
+    if not screen.options.json:
+        if not error:
+            screen.result(str(job.output))
+        return
+    screen.json({"job": job.number, **_json(outcome)})
+
+
+def _json(outcome: "JobOutcome") -> dict[str, Any]:
+    from wancli.records.record import error_json
+
+    error: WancliError | None = outcome.error
+    if error:
+        path = {"path": str(outcome.job.output)}
+        return {"status": "failed", "error": error_json(error), "output": path}
+    status = {"status": "skipped"} if outcome.kept else {}
+    return {**(outcome.record or {}), **status}
+
+
+def _summary(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number:,} {state}" for state, number in counts.items() if number)
