@@ -1,7 +1,8 @@
 """Batches: jobs that are planned and named before anything loads, and a worker that makes them."""
 
+import os
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -118,6 +119,21 @@ def _named(batch: BatchFile, fields: list[dict[str, Any]], folder: Path) -> Iter
         yield LedgerJob(job.line, job.settings, job.prompt, seed, text, job.id)
 
 
+def check_new(planned: PlannedBatch) -> None:
+    """Raise UsageError for a job whose video exists before the batch has begun.
+
+    A job of `overwrite` replaces it.
+    """
+    there: dict[str, set[str]] = {}
+    for job in planned.jobs:
+        place, _, name = job.output.rpartition(os.sep)
+        if place not in there:
+            there[place] = {found.name for found in Path(place).glob("*")}
+        if name in there[place] and not planned.settings[job.settings].values.get("overwrite"):
+            error = UsageError(f"{job.output} exists.", hint="`skip_existing`, or another `output`")
+            raise at_line(planned.batch.origin, job.line, error)
+
+
 class BatchWorker:
     """A loaded model that takes jobs from a ledger, and loads another where they need one."""
 
@@ -129,7 +145,7 @@ class BatchWorker:
         self._model: Model | None = None
         self._number = -1
 
-    def run(self) -> Iterator[JobOutcome]:
+    def run(self) -> Generator[JobOutcome, None, None]:
         """Make jobs until none waits. What runs when the iterator is closed is given back."""
         worker = LedgerWorker(self._ledger)
         try:

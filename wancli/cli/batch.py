@@ -65,7 +65,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
 
     wancli batch jobs.jsonl --output-dir videos
     """
-    from wancli.api.batch import JOB_KEYS, BatchWorker, plan_batch
+    from wancli.api.batch import JOB_KEYS, BatchWorker, check_new, plan_batch
     from wancli.api.requests import Listener
     from wancli.cli.screen import Screen
     from wancli.planning.jobs import STDIN, read_jobs
@@ -75,10 +75,12 @@ def run(  # noqa: PLR0913 - one parameter per flag
     screen, place = Screen(output_options), folder(output_dir)
     batch = read_jobs(file, JOB_KEYS)
     planned = plan_batch(batch, place, Listener(None))
+    path = ledger or place / f"{'batch' if file == STDIN else file.stem}.ledger"
+    if not (skip_existing or path.exists()):
+        check_new(planned)
     if dry_run:
         _show(planned, screen)
         return
-    path = ledger or place / f"{'batch' if file == STDIN else file.stem}.ledger"
     version = package_version("wancli") or ""
     most = 1 if fail_fast else max_failures
     failures = 0

@@ -1,0 +1,65 @@
+"""`wancli batch`: everything is checked before anything loads, and nothing is lost."""
+
+import json
+
+import pytest
+
+JOBS = (
+    '{"defaults": {"steps": 1, "num-frames": 5}}\n'
+    '{"prompt": "a red circle", "seed": "0-1"}\n'
+    '{"prompt": "a blue circle", "seed": 2, "output": "x.mp4"}\n'
+)
+
+
+def test_a_dry_run_loads_and_writes_nothing(forked, tmp_path):
+    (tmp_path / "j.jsonl").write_text(JOBS)
+    code, heavy, out, _ = forked("batch", "j.jsonl", "--dry-run", "--json", folder=tmp_path)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert "torch" not in heavy
+    assert [(row["line"], row["seed"]) for row in rows] == [(2, 0), (2, 1), (3, 2)]
+    assert rows[2]["output"]["path"] == str(tmp_path / "x.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["j.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"prompt": "a", "stepz": 4}', "j.jsonl:4: unknown key 'stepz'"),
+        ('{"prompt": "a", "steps": 0}', "j.jsonl:4: --steps 0: must be greater"),
+        ('{"prompt": "a", "output": "X.mp4"}', "is the output of line 3, too"),
+        ('{"prompt": "a", "model": "nonne"}', "j.jsonl:4: "),
+        ('{"prompt": "a", "image": "none.png"}', "j.jsonl:4: "),
+    ],
+)
+def test_a_wrong_job_is_named_before_anything_loads(forked, tmp_path, line, words):
+    (tmp_path / "j.jsonl").write_text(JOBS + line)
+    code, heavy, _, err = forked("batch", "j.jsonl", folder=tmp_path)
+    assert code in (2, 4)
+    assert words in err
+    assert "torch" not in heavy
+    assert [path.name for path in tmp_path.iterdir()] == ["j.jsonl"]
+
+
+def test_an_existing_file_stops_a_new_batch(forked, tmp_path):
+    (tmp_path / "j.jsonl").write_text(JOBS)
+    (tmp_path / "x.mp4").write_text("mine")
+    code, _, _, err = forked("batch", "j.jsonl", folder=tmp_path)
+    assert code == 2
+    assert "j.jsonl:3: " in err
+    assert "--skip-existing" in err
+
+
+@pytest.mark.slow
+def test_a_batch_goes_on_where_it_stopped(forked, tmp_path):
+    (tmp_path / "j.jsonl").write_text(JOBS)
+    code, _, out, err = forked("batch", "j.jsonl", "--json", folder=tmp_path)
+    assert code == 0, err
+    assert [json.loads(line)["status"] for line in out.splitlines()] == ["ok"] * 3
+    code, _, out, _ = forked("batch", "j.jsonl", folder=tmp_path)
+    assert (code, out) == (0, "")
+    code, _, out, _ = forked("batch", "status", "j.ledger", folder=tmp_path)
+    assert out == "3 done\n"
+    code, _, _, err = forked("batch", "retry", "j.ledger", folder=tmp_path)
+    assert code == 2
+    assert "no job has failed" in err
