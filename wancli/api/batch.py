@@ -173,13 +173,14 @@ class BatchWorker:
         values = {name: v for name, v in job.values.items() if name not in LOADED_WITH}
         model, report = self._loaded(job), _beating(worker, job, self._report)
         target: Any = {"seed": job.seed, "output": job.output, "progress": report}
+        # An earlier attempt may have ended between the video and its row.
+        skip = self._skip or job.attempt > 1
         if job.command == "rollout":
-            stream = model.rollout(job.prompt, **target, **values)
+            again = skip and job.output.with_suffix(".rollout").exists()
+            stream = model.rollout(job.prompt, **target, **values, resume=again)
             for _chunk in stream:
                 pass
             return stream.record or {}, False
-        # An earlier attempt may have ended between the video and its row.
-        skip = self._skip or job.attempt > 1
         video = model.generate(job.prompt or "", **target, **values, skip_existing=skip)
         return video.record, video.latents is None
 

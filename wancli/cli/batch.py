@@ -1,12 +1,13 @@
 """`wancli batch`: many videos of a file of jobs, on models that load once."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
+from wancli.cli.help import WancliCommand, WancliGroup
 from wancli.cli.options import DryRun, Folder, OutputOptions, folder, takes_output_options
 from wancli.errors import RunError, UsageError, WancliError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from wancli.cli.screen import Screen
 
 
-class _FileOrCommand(TyperGroup):
+class _FileOrCommand(WancliGroup):
     """A group whose command is `run`, where a file stands in its place."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -23,7 +24,10 @@ class _FileOrCommand(TyperGroup):
         return super().parse_args(ctx, args if named else ["run", *args])
 
 
-app = typer.Typer(cls=_FileOrCommand, no_args_is_help=False, help="Make the videos of a file.")
+app = typer.Typer(
+    cls=_FileOrCommand, add_completion=False, help="Make the videos of a file of jobs, or prompts."
+)
+command = partial(app.command, cls=WancliCommand)
 
 JobFile = Annotated[
     Path,
@@ -48,7 +52,7 @@ MaxFailures = Annotated[
 Existing = Annotated[Path, typer.Argument(metavar="LEDGER", help="The ledger of a batch.")]
 
 
-@app.command("run")
+@command("run")
 @takes_output_options
 def run(  # noqa: PLR0913 - one parameter per flag
     *,
@@ -104,7 +108,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
         )
 
 
-@app.command("status")
+@command("status")
 @takes_output_options
 def status(*, output_options: OutputOptions, ledger: Existing) -> None:
     """Print how many jobs wait, run, are done or have failed, and why."""
@@ -122,7 +126,7 @@ def status(*, output_options: OutputOptions, ledger: Existing) -> None:
         screen.result(f"line {row['line']}: {json.loads(row['error'])['message']}")
 
 
-@app.command("retry")
+@command("retry")
 @takes_output_options
 def retry(*, output_options: OutputOptions, ledger: Existing) -> None:
     """Let failed jobs wait again, for the next `wancli batch`."""
