@@ -133,7 +133,7 @@ class Ledger:
         marks = ",".join("?" * len(states))
         with self._transaction() as db:
             return db.execute(
-                "UPDATE jobs SET state = 'pending', worker = NULL, attempt = 0, error = NULL, "
+                "UPDATE jobs SET state = 'pending', worker = NULL, error = NULL, "
                 f"ended = NULL WHERE state IN ({marks})",
                 states,
             ).rowcount
