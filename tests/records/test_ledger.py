@@ -12,6 +12,7 @@ import pytest
 
 from wancli.errors import InputError, OutputError, RunError, UsageError
 from wancli.records.ledger import (
+    ClaimedJob,
     LedgerJob,
     LedgerSettings,
     LedgerWorker,
@@ -30,6 +31,12 @@ def fresh(folder, count=6, digest="d"):
     return create_ledger(folder / "b.ledger", digest, SETTINGS, jobs, version="1")
 
 
+def claim(worker: LedgerWorker) -> ClaimedJob:
+    job = worker.claim()
+    assert job
+    return job
+
+
 def make(job):
     job.output.write_bytes(b"video")
     return {"id": str(job.number)}
@@ -38,7 +45,7 @@ def make(job):
 def test_a_worker_stays_on_its_model(tmp_path):
     with fresh(tmp_path) as ledger:
         worker = LedgerWorker(ledger)
-        jobs = [worker.claim() for _ in range(6)]
+        jobs = [claim(worker) for _ in range(6)]
         assert [job.model for job in jobs] == [0, 0, 0, 1, 1, 1]
         assert [job.values["steps"] for job in jobs] == [0, 0, 0, 1, 1, 1]
         assert worker.claim() is None
@@ -48,13 +55,13 @@ def test_a_worker_stays_on_its_model(tmp_path):
 def test_a_second_worker_begins_with_another_model(tmp_path):
     with fresh(tmp_path) as ledger, fresh(tmp_path) as same:
         first, second = LedgerWorker(ledger), LedgerWorker(same)
-        assert [first.claim().model, second.claim().model] == [0, 1]
+        assert [claim(first).model, claim(second).model] == [0, 1]
 
 
 def test_a_job_is_done_only_with_a_file(tmp_path):
     with fresh(tmp_path) as ledger:
         worker = LedgerWorker(ledger)
-        job = worker.claim()
+        job = claim(worker)
         with pytest.raises(OutputError, match="not there"):
             worker.done(job, {})
         assert ledger.counts()["running"] == 1
@@ -66,7 +73,7 @@ def test_a_job_is_done_only_with_a_file(tmp_path):
 def test_a_failure_keeps_its_error_until_it_is_tried_again(tmp_path):
     with fresh(tmp_path) as ledger:
         worker = LedgerWorker(ledger)
-        worker.failed(worker.claim(), RunError("no.", hint="less"))
+        worker.failed(claim(worker), RunError("no.", hint="less"))
         (row,) = ledger.rows("failed")
         assert '"hint": "less"' in row["error"]
         assert ledger.retry("failed") == 1
@@ -78,9 +85,9 @@ def test_a_failure_keeps_its_error_until_it_is_tried_again(tmp_path):
 def test_a_closed_worker_gives_its_job_back_and_changes_it_no_more(tmp_path):
     with fresh(tmp_path) as ledger:
         late, worker = LedgerWorker(ledger), LedgerWorker(ledger)
-        job = late.claim()
+        job = claim(late)
         late.close()
-        again = worker.claim()
+        again = claim(worker)
         assert (again.number, again.attempt) == (job.number, 2)
         late.failed(job, RunError("late.", hint=""))
         assert ledger.counts()["failed"] == 0
@@ -89,7 +96,7 @@ def test_a_closed_worker_gives_its_job_back_and_changes_it_no_more(tmp_path):
 def test_a_living_worker_keeps_its_job_however_old_its_heartbeat(tmp_path):
     with fresh(tmp_path) as ledger:
         worker = LedgerWorker(ledger)
-        worker.claim()
+        claim(worker)
         with sqlite3.connect(ledger.path) as db:
             db.execute("UPDATE jobs SET heartbeat = 0")
         db.close()
@@ -99,7 +106,7 @@ def test_a_living_worker_keeps_its_job_however_old_its_heartbeat(tmp_path):
 def test_the_same_batch_opens_its_ledger_and_another_is_refused(tmp_path):
     with fresh(tmp_path) as ledger:
         worker = LedgerWorker(ledger)
-        job = worker.claim()
+        job = claim(worker)
         worker.done(job, make(job))
     with fresh(tmp_path) as ledger:
         assert ledger.counts()["done"] == 1
@@ -148,7 +155,7 @@ def test_a_full_disk_is_an_output_error(tmp_path):
         (pages,) = ledger._db.execute("PRAGMA page_count").fetchone()
         ledger._db.execute(f"PRAGMA max_page_count = {pages}")
         worker = LedgerWorker(ledger)
-        job = worker.claim()
+        job = claim(worker)
         make(job)
         with pytest.raises(OutputError, match="full"):
             worker.done(job, {"x": "y" * 100_000})
