@@ -8,6 +8,7 @@ WancliError                     exit 1
 │   ├── SettingsError                     an invalid value, or an unknown setting
 │   ├── PresetError                       a missing or invalid preset
 │   └── PlanError                         settings that are incompatible
+├── BatchError                  exit 3    jobs of a batch failed; the others are done
 ├── SetupError                  exit 4    a model, file, package or device is missing
 │   ├── ModelError                        an unknown, missing or broken model
 │   └── InputError                        a missing or invalid input file
@@ -64,6 +65,12 @@ class PresetError(UsageError):
 
 class PlanError(UsageError):
     """Settings that are incompatible."""
+
+
+class BatchError(WancliError):
+    """Jobs of a batch failed; the others are done."""
+
+    exit_code = 3
 
 
 class SetupError(WancliError):

@@ -1,8 +1,16 @@
 """`wancli batch`: everything is checked before anything loads, and nothing is lost."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.conftest import Wancli
+from wancli.api.batch import JOB_KEYS, plan_batch
+from wancli.api.requests import Listener
+from wancli.planning.jobs import read_jobs
+from wancli.records.ledger import create_ledger
 
 JOBS = (
     '{"defaults": {"steps": 1, "num-frames": 5}}\n'
@@ -63,3 +71,28 @@ def test_a_batch_goes_on_where_it_stopped(forked, tmp_path):
     code, _, _, err = forked("batch", "retry", "j.ledger", folder=tmp_path)
     assert code == 2
     assert "no job has failed" in err
+
+
+def test_failed_jobs_end_the_batch_with_3_and_are_tried_by_the_same_command(
+    wancli: Wancli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WANCLI_MODEL", str(tiny_model))
+    small = {"steps": 1, "num-frames": 5, "size": "32x32", "prompt": "a circle", "seed": 1}
+    jobs = [json.dumps({**small, "output": f"{name}.mp4"}) for name in "ab"]
+    Path("j.jsonl").write_text("\n".join(jobs))
+    with create_ledger(Path("j.ledger"), **_planned(Path("j.jsonl"))):
+        Path("a.mp4").write_text("mine")  # after the check that a new batch begins with
+    result = wancli("batch", "j.jsonl")
+    assert (result.code, result.out) == (3, f"{Path('b.mp4').absolute()}\n")
+    assert "1 of 2 jobs failed" in result.err
+    assert Path("a.mp4").read_text() == "mine"
+    Path("a.mp4").unlink()
+    result = wancli("batch", "j.jsonl")
+    assert (result.code, result.out) == (0, f"{Path('a.mp4').absolute()}\n")
+
+
+def _planned(path: Path) -> dict[str, Any]:
+    batch = read_jobs(path, JOB_KEYS)
+    planned = plan_batch(batch, Path(), Listener(None))
+    jobs = {"settings": planned.settings, "jobs": planned.jobs}
+    return {"digest": batch.digest, "version": "1", **jobs}

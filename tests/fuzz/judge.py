@@ -15,7 +15,7 @@ from tests.fuzz.child import Broken, File
 from tests.fuzz.place import Listing, Place, added, damaged
 from tests.fuzz.warm import Outcome
 
-CODES = {0, 1, 2, 4, 5, 6, 7}  # without signals; see the table in README.md
+CODES = {0, 1, 2, 3, 4, 5, 6, 7}  # without signals; see the table in README.md
 CACHES = ("home/.cache", "tmp/torchinductor_")  # caches of wancli and of libraries
 SIGPIPE_CODE = 141  # the reader has closed the pipe
 # Escapes and other control characters, including C1, and those that reverse text.

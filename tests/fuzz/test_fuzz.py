@@ -56,7 +56,7 @@ def outcome(*, code: int = 0, out: bytes = b"", err: bytes = b"", hung: bool = F
             "traceback",
         ),
         (outcome(code=1, err=b"error: unexpected KeyError: 1\nhint:  x\n"), "unexpected"),
-        (outcome(code=3, err=ERROR_AND_HINT), "exit code"),
+        (outcome(code=9, err=ERROR_AND_HINT), "exit code"),
         (outcome(code=-11), "exit code"),
         (outcome(code=2, err=b"oh\n"), "words"),
         (outcome(out=b"\x1b[31mred"), "escape"),

@@ -1,16 +1,13 @@
-"""Batches: jobs that are planned and named before anything loads, and a worker that makes them."""
+"""Batches: jobs that are checked and named before anything loads."""
 
 import os
 import unicodedata
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
-from wancli.api import load
 from wancli.api.keywords import GenerateKeywords, RolloutKeywords
-from wancli.api.model import Model
 from wancli.api.requests import Listener, all_layers, clip_request, rollout_request
 from wancli.config.keywords import MachineSettings
 from wancli.config.resolve import resolve
@@ -20,9 +17,8 @@ from wancli.errors import UsageError, WancliError
 from wancli.generation.batch import OutputFiles, plan_videos
 from wancli.planning.jobs import BatchFile, BatchJob, JobSettings, at_line
 from wancli.planning.listed_steps import step_count
-from wancli.records.ledger import ClaimedJob, Ledger, LedgerJob, LedgerSettings, LedgerWorker
+from wancli.records.ledger import LedgerJob, LedgerSettings
 from wancli.records.naming import name_fields, name_output
-from wancli.records.progress import Event, Report, ignore
 from wancli.rollouts.session import RolloutSession
 
 # The batch itself says whether and where a job is done.
@@ -33,7 +29,6 @@ JOB_KEYS = {
 }
 # What a model is loaded with.
 LOADED_WITH = {*MachineSettings.__optional_keys__, "model", "preset", "cachedit_preset", "task"}
-_BEAT = 5.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -44,16 +39,6 @@ class PlannedBatch:
     settings: list[LedgerSettings]
     jobs: list[LedgerJob]
     seconds: float | None  # None where the device was not measured
-
-
-@dataclass(frozen=True)
-class JobOutcome:
-    """A job that has ended: its record, or the error that it failed with."""
-
-    job: ClaimedJob
-    record: Mapping[str, Any] | None = None
-    error: WancliError | None = None
-    kept: bool = False
 
 
 def plan_batch(batch: BatchFile, folder: Path, listener: Listener) -> PlannedBatch:
@@ -132,80 +117,3 @@ def check_new(planned: PlannedBatch) -> None:
         if name in there[place] and not planned.settings[job.settings].values.get("overwrite"):
             error = UsageError(f"{job.output} exists.", hint="`skip_existing`, or another `output`")
             raise at_line(planned.batch.origin, job.line, error)
-
-
-class BatchWorker:
-    """A loaded model that takes jobs from a ledger, and loads another where they need one."""
-
-    def __init__(
-        self, ledger: Ledger, *, skip_existing: bool = False, report: Report = ignore
-    ) -> None:
-        self._ledger, self._report = ledger, report
-        self._skip = skip_existing
-        self._model: Model | None = None
-        self._number = -1
-
-    def run(self) -> Generator[JobOutcome, None, None]:
-        """Make jobs until none waits. What runs when the iterator is closed is given back."""
-        worker = LedgerWorker(self._ledger)
-        try:
-            while True:
-                self._ledger.free_abandoned()
-                job = worker.claim()
-                if job is None:
-                    return
-                yield self._outcome(worker, job)
-        finally:
-            worker.close()
-            self._close()
-
-    def _outcome(self, worker: LedgerWorker, job: ClaimedJob) -> JobOutcome:
-        try:
-            record, kept = self._make(worker, job)
-            worker.done(job, record, kept=kept)
-        except WancliError as error:
-            worker.failed(job, error)
-            return JobOutcome(job, error=error)
-        return JobOutcome(job, record=record, kept=kept)
-
-    def _make(self, worker: LedgerWorker, job: ClaimedJob) -> tuple[Mapping[str, Any], bool]:
-        """The record of a finished video, and whether it was there before."""
-        values = {name: v for name, v in job.values.items() if name not in LOADED_WITH}
-        model, report = self._loaded(job), _beating(worker, job, self._report)
-        target: Any = {"seed": job.seed, "output": job.output, "progress": report}
-        # An earlier attempt may have ended between the video and its row.
-        skip = self._skip or job.attempt > 1
-        if job.command == "rollout":
-            again = skip and job.output.with_suffix(".rollout").exists()
-            stream = model.rollout(job.prompt, **target, **values, resume=again)
-            for _chunk in stream:
-                pass
-            return stream.record or {}, False
-        video = model.generate(job.prompt or "", **target, **values, skip_existing=skip)
-        return video.record, video.latents is None
-
-    def _loaded(self, job: ClaimedJob) -> Model:
-        if self._model is None or self._number != job.model:
-            self._close()
-            settings: Any = {n: v for n, v in job.values.items() if n in LOADED_WITH}
-            self._model, self._number = load(**settings, progress=self._report), job.model
-        return self._model
-
-    def _close(self) -> None:
-        if self._model is not None:
-            self._model.close()
-            self._model = None
-
-
-def _beating(worker: LedgerWorker, job: ClaimedJob, report: Report) -> Report:
-    """A callback that also notes in the ledger, now and then, that the job goes on."""
-    last = monotonic()
-
-    def on_event(event: Event) -> None:
-        nonlocal last
-        if monotonic() - last > _BEAT:
-            worker.beat(job)
-            last = monotonic()
-        report(event)
-
-    return on_event

@@ -9,10 +9,11 @@ import typer
 
 from wancli.cli.lazy import WancliCommand, WancliGroup
 from wancli.cli.options import DryRun, Folder, OutputOptions, folder, takes_output_options
-from wancli.errors import RunError, UsageError, WancliError
+from wancli.errors import BatchError, UsageError, WancliError
 
 if TYPE_CHECKING:
-    from wancli.api.batch import JobOutcome, PlannedBatch
+    from wancli.api.batch import PlannedBatch
+    from wancli.api.batch_worker import JobOutcome
     from wancli.cli.screen import Screen
 
 
@@ -69,7 +70,8 @@ def run(  # noqa: PLR0913 - one parameter per flag
 
     wancli batch jobs.jsonl --output-dir videos
     """
-    from wancli.api.batch import JOB_KEYS, BatchWorker, check_new, plan_batch
+    from wancli.api.batch import JOB_KEYS, check_new, plan_batch
+    from wancli.api.batch_worker import BatchWorker
     from wancli.api.requests import Listener
     from wancli.cli.screen import Screen
     from wancli.planning.jobs import STDIN, read_jobs
@@ -91,6 +93,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
     with create_ledger(
         path, batch.digest, planned.settings, planned.jobs, version=version
     ) as opened:
+        opened.retry("failed")  # of an earlier run
         outcomes = BatchWorker(opened, skip_existing=skip_existing).run()
         try:
             for outcome in outcomes:
@@ -102,10 +105,9 @@ def run(  # noqa: PLR0913 - one parameter per flag
             outcomes.close()
         counts = opened.counts()
     screen.note(_summary(counts))
-    if failures:
-        raise RunError(
-            f"{failures} of {len(planned.jobs):,} jobs failed.", hint=f"wancli batch retry {path}"
-        )
+    if failed := counts["failed"]:
+        message = f"{failed:,} of {len(planned.jobs):,} jobs failed."
+        raise BatchError(message, hint=f"wancli batch status {path}; the same command tries again")
 
 
 @command("status")
