@@ -408,6 +408,29 @@ def test_a_rollout_continues_an_image_or_a_clip(wancli: Wancli, tiny_model: Path
     assert probe(Path("a.mp4")).frames == initial_frames + 24
 
 
+def test_a_picture_can_be_the_first_latent_frame_of_the_first_chunk(
+    wancli: Wancli, tiny_model: Path
+):
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    imageio.imwrite("start.png", pixels)
+    run = small(tiny_model, "--chunks", 2, "-i", "start.png", "--image-start", "first-frame")
+    run = (*run, "--steps-list", "", "--sampler", "unipc", "--steps", 2, "--guidance-scale", 1)
+    result = wancli(*run, "-o", "a.mp4", "--save-latents", "a.st")
+    assert result.code == 0, result.err
+    assert probe(Path("a.mp4")).frames == 1 + 4 * 3  # the picture's frame is one of the first chunk
+    from diffusers import AutoencoderKLWan
+
+    from wancli.models.vae import encode_image
+
+    vae = AutoencoderKLWan.from_pretrained(tiny_model, subfolder="vae").eval()
+    latents = load_file("a.st")["latents"]
+    assert torch.equal(latents[0], encode_image(vae, pixels)[0, :, 0])
+    Path("start.png").unlink()  # its encoded latents are kept
+    result = wancli("rollout", "--rerender", 0, "-o", "a.mp4", "--save-latents", "b.st", "-q")
+    assert result.code == 0, result.err
+    assert torch.equal(load_file("b.st")["latents"], latents)
+
+
 def test_repro_reproduces_a_rollout(wancli: Wancli, tiny_model: Path):
     run = small(tiny_model, "--chunks", 3, "--at", 1, "a blue circle", "--rolling-window", 4)
     wancli(*run, "-o", "a.mp4")
@@ -517,6 +540,12 @@ def test_no_chunk_of_a_rollout_waits_for_the_device(
         (("--steps-list", "250,500"), 2, "must decrease", "1000,750"),
         (("--trim", "after", "--sink-frames", 1), 2, "has no sinks", "--trim before"),
         (("--rope", "sink"), 2, "needs --sink-frames", "--sink-frames 3"),
+        (
+            ("--image-start", "first-frame", "--chunk-frames", 1),
+            2,
+            "nothing to generate",
+            "--image-start context",
+        ),
         (("--resume", "-o", "no.mp4"), 4, "no rollout to resume", "without --resume"),
         (("--seed", "1,2"), 2, "one seed", "--seed 7"),
         (("--no-video",), 2, "--save-latents", "x.safetensors"),
@@ -539,6 +568,15 @@ def test_invalid_input_is_rejected_in_two_lines(
     assert second.startswith("hint: ")
     assert hint in second
     assert not list(Path().glob("*.mp4"))
+
+
+def test_a_picture_inside_the_first_chunk_cannot_be_left_out(wancli: Wancli, tiny_model: Path):
+    imageio.imwrite("start.png", np.zeros((32, 32, 3), np.uint8))
+    result = wancli(
+        *small(tiny_model, "-i", "start.png", "--image-start", "first-frame", "--only-new")
+    )
+    assert result.code == 2
+    assert "part of the first" in result.err
 
 
 def test_a_clip_that_does_not_match_is_rejected_before_anything_loads(

@@ -50,10 +50,12 @@ def padded(embeddings, length):
 def roll(transformer, model_json, inputs, case):
     """Latents [F, C, H, W] of our loop, context first."""
     context = inputs["initial_latent"][: case["initial_latent_frames"]]
+    given = len(context) % case["num_frame_per_block"]
     context_spans, spans = lay_out(
         case["noise_frames"] // case["num_frame_per_block"],
         chunk_frames=case["num_frame_per_block"],
-        context=len(context),
+        context=len(context) - given,
+        given=given,
     )
     timesteps, scale = case.get("denoising_step_list", [0]), case.get("guidance_scale", 1.0)
     noise = StreamNoise(
@@ -63,7 +65,7 @@ def roll(transformer, model_json, inputs, case):
         start=inputs["noise"][: case["noise_frames"]],
         renoise=inputs["renoise"],
     )
-    total_frames = case["initial_latent_frames"] + case["noise_frames"]
+    total_frames = case["initial_latent_frames"] - given + case["noise_frames"]
     local = case["local_attn_size_frames"]
     cond, uncond = (
         padded(inputs[f"{name}_embeds"], model_json["text_len"]) for name in ("prompt", "negative")
@@ -89,6 +91,7 @@ def roll(transformer, model_json, inputs, case):
         prompts=lambda _span: ChunkPrompt(prompts),
         finished=lambda _span: None,
         denoise=denoise,
+        given=context.transpose(0, 1)[None] if given else None,
         context_timestep=case["context_noise"],
     )
     window = WindowConfig(
@@ -104,6 +107,12 @@ def roll(transformer, model_json, inputs, case):
     return latents.transpose(0, 1)
 
 
+def expected_of(name):
+    """Settings of a case, and the latents that the original had."""
+    case = json.loads((PARITY / f"case_{name}.json").read_text())
+    return case, load_file(PARITY / f"case_{name}.safetensors")
+
+
 @pytest.fixture(params=["eager", pytest.param("compiled", marks=pytest.mark.slow)])
 def either(request, transformer):
     """The transformer as it is, or with compiled blocks."""
@@ -116,8 +125,8 @@ def either(request, transformer):
 
 @pytest.mark.parametrize("name", ["t2v_full", "t2v_win6", "init_full", "init_win6"])
 def test_latents_equal_those_of_the_original(either, model_json, inputs, name):
-    case = json.loads((PARITY / f"case_{name}.json").read_text())
-    expected = load_file(PARITY / f"case_{name}.safetensors")["latents"]
+    case, original = expected_of(name)
+    expected = original["latents"]
     latents = roll(either, model_json, inputs, case)
     error = (latents - expected).abs().max().item()
     assert latents.shape == expected.shape
@@ -125,9 +134,20 @@ def test_latents_equal_those_of_the_original(either, model_json, inputs, name):
 
 
 def test_guided_latents_equal_those_of_the_original(either, model_json, inputs):
-    case = json.loads((PARITY / "case_cfg_init_win6.json").read_text())
-    expected = load_file(PARITY / "case_cfg_init_win6.safetensors")["last_chunk"]
+    case, original = expected_of("cfg_init_win6")
+    expected = original["last_chunk"]
     latents = roll(either, model_json, inputs, case)
     error = (latents[-len(expected) :] - expected).abs().max().item()
     assert len(latents) == case["initial_latent_frames"] + case["noise_frames"]
     assert error < 2e-5, f"{error:.1e} off"
+
+
+@pytest.mark.parametrize("name", ["t2v", "i2v"])
+def test_latents_equal_those_of_longlive_2(either, model_json, inputs, name):
+    case, original = expected_of(f"longlive2_{name}")
+    latents = roll(either, model_json, inputs, case)
+    first, last = original["first_chunk"], original["last_chunk"]
+    errors = [latents[: len(first)] - first, latents[-len(last) :] - last]
+    error = max(chunk.abs().max().item() for chunk in errors)
+    assert len(latents) == case["noise_frames"]
+    assert error < 2e-5, f"{name}: {error:.1e} off"

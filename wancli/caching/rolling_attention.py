@@ -45,7 +45,7 @@ class RolloutState:
     def __init__(self) -> None:
         self.kv: RollingKV | None = None  # of the branch (cond or uncond) of the next forward
         self.first_frame = 0  # latent frame at which the current chunk begins
-        self.timestep = 0.0  # of the next forward
+        self.timestep: float | None = 0.0  # of the next forward; None: tokens have their own
         self.attentions: Sequence[RollingAttention] = ()
 
     def use(self, kv: RollingKV) -> None:
@@ -167,7 +167,7 @@ class ExactTimesteps(nn.Module):
         self.channels = channels
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        """[B] to [B, channels], in the timesteps' dtype."""
+        """[N] to [N, channels], in the timesteps' dtype."""
         half, device = self.channels // 2, _wide_device(timesteps.device)
         steps = torch.arange(half, dtype=torch.float64, device=device)
         angles = timesteps.to(device).double()[:, None] * 10_000.0 ** (-steps / half)
@@ -175,7 +175,7 @@ class ExactTimesteps(nn.Module):
 
 
 class OncePerTimestep(nn.Module):
-    """A module that runs once per timestep."""
+    """A module that runs once per timestep, or in each forward whose tokens have their own."""
 
     def __init__(self, module: nn.Module, state: RolloutState) -> None:
         super().__init__()
@@ -184,9 +184,15 @@ class OncePerTimestep(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The module's output for the state's timestep."""
-        output = self._outputs.get(self.state.timestep)
-        if output is None:
-            output = self._outputs[self.state.timestep] = self.module(x)
+        timestep = self.state.timestep
+        if timestep is None:
+            return self._run(x)
+        if timestep not in self._outputs:
+            self._outputs[timestep] = self._run(x)
+        return self._outputs[timestep]
+
+    def _run(self, x: Tensor) -> Tensor:
+        output: Tensor = self.module(x)
         return output
 
 

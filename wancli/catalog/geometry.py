@@ -1,6 +1,6 @@
 """Sizes of a video in pixels, latents and tokens. Arithmetic only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -73,6 +73,7 @@ class Span:
     index: int
     first_frame: int
     frames: int
+    given: int = 0  # first frames that are clean from the start: those of a picture
 
     @property
     def end(self) -> int:
@@ -115,12 +116,14 @@ class WindowConfig:
 
 
 def lay_out(
-    chunks: int, *, chunk_frames: int, context: int = 0, independent_first_frame: bool = False
-) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    chunks: int, *, chunk_frames: int, context: int = 0, given: int = 0,
+    independent_first_frame: bool = False,
+) -> tuple[tuple[Span, ...], tuple[Span, ...]]:  # fmt: skip
     """Spans of `context` latent frames of initial context, and of the `chunks` that follow.
 
-    With `independent_first_frame` the video's first latent frame is a chunk by itself. Raises
-    PlanError if the context does not fill whole chunks.
+    With `independent_first_frame` the video's first latent frame is a chunk by itself. The first of
+    the `chunks` begins with `given` frames. Raises PlanError if the context does not fill whole
+    chunks.
     """
     alone = 1 if independent_first_frame else 0
     lone, rest = min(alone, context), max(0, context - alone)
@@ -136,6 +139,7 @@ def lay_out(
         sizes[0] = 1
     firsts = accumulate(sizes[:-1], initial=0)
     spans = [Span(i - before, *pair) for i, pair in enumerate(zip(firsts, sizes, strict=True))]
+    spans[before] = replace(spans[before], given=given)
     return tuple(spans[:before]), tuple(spans[before:])
 
 

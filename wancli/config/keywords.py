@@ -75,6 +75,7 @@ class ChunkSettings(TypedDict, total=False):
     first_chunk_steps: str
     context_noise: float
     independent_first_frame: bool
+    image_start: Literal["context", "first-frame"]
     noise: Literal["indexed", "compat"]
     recache: bool
     blend: int

@@ -301,6 +301,11 @@ class Rollout(Group):
     independent_first_frame: bool = Field(
         default=False, description="Generate the first latent frame as a chunk of its own."
     )
+    image_start: Literal["context", "first-frame"] = Field(
+        "context",
+        description="How a picture begins the video: context (a chunk before the generated ones) "
+        "or first-frame (clean in the first of them: LongLive 2).",
+    )
     noise: Literal["indexed", "compat"] = Field(
         "indexed",
         description="Order of the noise: indexed (the same for a chunk at any length) or compat "

@@ -35,6 +35,7 @@ class ContextFiles:
 
 
 NO_FILES = ContextFiles()
+ONE_FRAME = {"image", "initial_latents"}  # inputs that the first chunk may begin with
 
 
 def context_frames(
@@ -54,12 +55,14 @@ def context_frames(
         return latents_shape(files.initial_latents)[0]
     chosen = settings.rollout
     if files.image:
-        return 1 if chosen.independent_first_frame else chosen.chunk_frames
+        alone = chosen.independent_first_frame or chosen.image_start == "first-frame"
+        return 1 if alone else chosen.chunk_frames
     if not before:
         return 0
     total = (int(before["video"]["num_frames"]) - 1) // spec.strides.temporal + 1
     generated = int(before["rollout"]["chunks"]) * int(before["rollout"]["chunk_frames"])
-    return max(0, total - generated)
+    within = chosen.image_start == "first-frame" and before["inputs"].keys() & ONE_FRAME
+    return max(1 if within else 0, total - generated)
 
 
 def clip_frames(clip: Path, settings: RolloutSettings, spec: ModelSpec) -> int:
@@ -100,7 +103,7 @@ def check_context_files(
     if files.image:
         open_image(files.image)
     if files.initial_latents:
-        check_latents(files.initial_latents, plan.shape, frames=plan.context[-1].end)
+        check_latents(files.initial_latents, plan.shape, frames=plan.start_frames)
     if files.noise_file:
         check_noise(files.noise_file, plan.shape)
     if files.prompt_embeds:

@@ -147,6 +147,11 @@ class RolloutPlan:
     duration_s: float
     lora: tuple[LoraUse, ...] = ()  # what becomes of their keys
 
+    @property
+    def start_frames(self) -> int:
+        """Latent frames to start from: the initial context, or what the first chunk is given."""
+        return self.spans[0].first_frame + self.spans[0].given
+
     def as_json(self) -> dict[str, Any]:
         """The plan with counts instead of the chunks, of which there may be a million."""
         several = ("model", "shape", "window", "spans", "context", "steps")
@@ -171,10 +176,12 @@ def make_rollout_plan(
     """
     chosen = settings.rollout
     loras = _check_rollout(settings, spec, force=force)
+    given = context_frames if chosen.image_start == "first-frame" and context_frames == 1 else 0
     context, spans = lay_out(
         chosen.chunks,
         chunk_frames=chosen.chunk_frames,
-        context=context_frames,
+        context=context_frames - given,
+        given=given,
         independent_first_frame=chosen.independent_first_frame,
     )
     num_frames = (spans[-1].end - 1) * spec.strides.temporal + 1
@@ -272,6 +279,18 @@ def _check_window(chosen: Rollout) -> None:
         )
     if chosen.rope == "sink" and not chosen.sink_frames:
         raise PlanError("`rope sink` needs `sink_frames`.", hint="`sink_frames 3`")
+    if chosen.image_start == "first-frame":
+        _check_first_frame(chosen)
+
+
+def _check_first_frame(chosen: Rollout) -> None:
+    """Raise PlanError where nothing but the picture would be in the first chunk."""
+    if chosen.independent_first_frame or chosen.chunk_frames == 1:
+        of = "independent_first_frame" if chosen.independent_first_frame else "chunk_frames 1"
+        raise PlanError(
+            f"`image_start first-frame` leaves nothing to generate in the first chunk with `{of}`.",
+            hint="`image_start context`",
+        )
 
 
 def _check_caches(settings: RolloutSettings, spec: ModelSpec) -> None:

@@ -85,7 +85,7 @@ def read_context(files: ContextFiles, loaded: Loaded, plan: RolloutPlan) -> Tens
         stride = loaded.spec.strides.spatial
         size = (plan.shape.width * stride, plan.shape.height * stride)
         image = read_image(files.image, size=size)
-        return encode_image(loaded.pipeline.vae, image, latent_frames=plan.context[-1].end)
+        return encode_image(loaded.pipeline.vae, image, latent_frames=plan.start_frames)
     raise ValueError("there is no initial context")
 
 

@@ -126,7 +126,7 @@ class CausalDenoiser:
         """What the graph of the next forward depends on."""
         kv = self._caches()[0]
         fills_sink = kv.stored < kv.blocks[0].raw_sink.shape[1]
-        return self._span.frames, kv.stored > 0, kv.hidden > 0, fills_sink
+        return self._span.frames, self._span.given, kv.stored > 0, kv.hidden > 0, fills_sink
 
     def begin(self, span: Span) -> None:
         """Make room for a chunk. Beginning it again discards its uncommitted forwards."""
@@ -137,7 +137,7 @@ class CausalDenoiser:
             kv.begin(span.frames * self._window.tokens_per_frame)
 
     def velocity(self, latents: Tensor, timestep: float) -> Tensor:
-        """Guided velocity of the chunk's noisy latents [1, C, F, H, W]."""
+        """Guided velocity of the chunk's noisy latents [1, C, F, H, W]; those given are clean."""
         expert = next(e for e in self._experts if timestep >= e.min_timestep)
         cond, *uncond = self._forward(expert, latents, timestep)
         return guide(cond, uncond[0], expert.scale) if uncond else cond
@@ -187,9 +187,8 @@ class CausalDenoiser:
         if len(self._embeddings) < len(expert.branches):
             raise RuntimeError("call set_prompt first; guidance needs an uncond prompt")
         transformer, state = expert.transformer, expert.state
-        dtype, state.timestep = transformer.dtype, timestep
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
-        timesteps = torch.full((len(latents),), timestep, device=latents.device, dtype=exact)
+        dtype, state.timestep = transformer.dtype, None if self._span.given else timestep
+        timesteps = self._timesteps(latents, timestep, wide=dtype == torch.float64)
         velocities = []
         for kv, text in zip(expert.branches, self._embeddings, strict=False):
             state.use(kv)
@@ -198,6 +197,17 @@ class CausalDenoiser:
             kv.end_forward()
             velocities.append(velocity.to(latents.dtype))
         return velocities
+
+    def _timesteps(self, latents: Tensor, timestep: float, *, wide: bool) -> Tensor:
+        """[B]; where frames are given, which have timestep 0, one for each token, [B, L]."""
+        batch, given, tokens = len(latents), self._span.given, self._window.tokens_per_frame
+        shape = (batch, latents.shape[2], tokens) if given else (batch,)
+        exact = torch.float64 if wide else torch.float32
+        timesteps = torch.full(shape, timestep, device=latents.device, dtype=exact)
+        if not given:
+            return timesteps
+        timesteps[:, :given] = 0
+        return timesteps.flatten(1)
 
 
 @contextmanager

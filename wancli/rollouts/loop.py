@@ -4,9 +4,10 @@ Self-Forcing (arXiv:2506.08009); with many-step guided sampling, the same loop a
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from wancli.catalog.geometry import Span
@@ -77,6 +78,7 @@ class RolloutInputs:
     prompts: Callable[[Span], ChunkPrompt]
     finished: Callable[[Span], Tensor | None]  # latents of a chunk from an earlier run
     denoise: Callable[[Span, Velocity], Iterator[Denoised]]
+    given: Tensor | None = None  # clean latents that the first chunk begins with
     context_timestep: float = 0.0  # of the clean passes of generated chunks
 
 
@@ -100,7 +102,7 @@ def rollout(model: Denoiser, inputs: RolloutInputs) -> Iterator[Event]:
         finished = inputs.finished(span)
         model.begin(span)
         if finished is None:
-            for step in inputs.denoise(span, model.velocity):
+            for step in _denoise(model, inputs, span):
                 yield StepDone(span, step)
             latents = step.latents
         else:
@@ -109,3 +111,20 @@ def rollout(model: Denoiser, inputs: RolloutInputs) -> Iterator[Event]:
         if span is not inputs.spans[-1]:
             model.commit(latents, inputs.context_timestep)
             yield KVCommitted(span)
+
+
+def _denoise(model: Denoiser, inputs: RolloutInputs, span: Span) -> Iterator[Denoised]:
+    """Denoise a chunk step by step; frames that it is given are clean before and after each."""
+    if inputs.given is None or not span.given:
+        yield from inputs.denoise(span, model.velocity)
+        return
+    given = inputs.given
+
+    def begun(latents: Tensor) -> Tensor:
+        return torch.cat([given.to(latents), latents[:, :, span.given :]], 2)
+
+    def velocity(latents: Tensor, timestep: float) -> Tensor:
+        return model.velocity(begun(latents), timestep)
+
+    for step in inputs.denoise(span, velocity):
+        yield replace(step, latents=begun(step.latents))

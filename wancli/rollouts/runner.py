@@ -150,6 +150,7 @@ class _Prepared:
     loaded: Loaded
     prompts: PromptEncoder
     context: list[tuple[Span, Tensor]]
+    given: Tensor | None  # clean latents that the first chunk begins with
     timings: Mapping[str, float]  # of loading and encoding
 
 
@@ -163,9 +164,9 @@ def _prepare(job: RolloutJob, loaded: Loaded, report: Report, *, load_s: float) 
     prompts.encode()
     if job.replaces and isinstance(job.store, RolloutStore):
         start_rollout(job.store, job.request.as_json())
-    context = _context(job, loaded)
+    context, given = _context(job, loaded)
     timings = {"load_s": load_s, "encode_prompt_s": perf_counter() - started}
-    return _Prepared(loaded, prompts, context, timings)
+    return _Prepared(loaded, prompts, context, given, timings)
 
 
 def _generate(
@@ -187,6 +188,7 @@ def _generate(
             prompts=ready.prompts.of_chunk,
             finished=lambda span: _finished(job, loaded, span),
             denoise=sampler,
+            given=ready.given,
             context_timestep=job.settings.rollout.context_noise,
         )
         folder = job.store.folder
@@ -355,15 +357,20 @@ def _finished(job: RolloutJob, loaded: Loaded, span: Span) -> Tensor | None:
     return latents if latents is not None and latents.shape == expected else None
 
 
-def _context(job: RolloutJob, loaded: Loaded) -> list[tuple[Span, Tensor]]:
-    """Chunks of the initial context, encoded once: a resumed rollout reuses the same latents."""
-    if not job.plan.context:
-        return []
+def _context(job: RolloutJob, loaded: Loaded) -> tuple[list[tuple[Span, Tensor]], Tensor | None]:
+    """Chunks of the initial context, and latents that the first chunk begins with.
+
+    They are encoded once: a resumed rollout reuses the same latents.
+    """
+    plan = job.plan
+    if not plan.start_frames:
+        return [], None
     latents = job.store.load(CONTEXT, loaded.device)
     if latents is None:
         latents = read_context(job.starts, loaded, job.plan).to(loaded.device)
         job.store.save(CONTEXT, latents)
-    return [(span, latents[:, :, span.first_frame : span.end]) for span in job.plan.context]
+    context = [(span, latents[:, :, span.first_frame : span.end]) for span in plan.context]
+    return context, None if context else latents
 
 
 def _noise(job: RolloutJob) -> Noise:

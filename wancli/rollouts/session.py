@@ -18,7 +18,7 @@ from wancli.cost.capacity import CapacityCheck, check_capacity
 from wancli.cost.devices import Device
 from wancli.cost.estimate import Estimate, estimate, resolve_device
 from wancli.cost.totals import rollout_cost
-from wancli.errors import UsageError, WancliError
+from wancli.errors import PlanError, UsageError, WancliError
 from wancli.models.warm import OnBytes, WarmPipeline, quiet_imports
 from wancli.planning.context import NO_FILES, ContextFiles, check_context_files, context_frames
 from wancli.planning.earlier_rollout import find_rollout, stored_request
@@ -88,6 +88,12 @@ class RolloutSession:
         self._context = context_frames(options.starts, settings, self.spec, before)
         self.plan = self._plan(settings)
         check_context_files(options.starts, self.plan, settings, self.spec)
+        if options.only_new and self.plan.spans[0].given:
+            raise PlanError(
+                "`only_new` leaves out chunks before the generated ones; with `image_start "
+                "first-frame` the picture is part of the first.",
+                hint="drop `only_new`",
+            )
         self.schedule = self._schedule()
         self.seeds = self._seeds()
         if options.video and options.files and gpu is None:
