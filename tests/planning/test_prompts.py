@@ -1,5 +1,6 @@
 """The prompt of each chunk of a rollout."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,14 @@ def test_a_script_is_toml_or_json_lines(tmp_path: Path):
     toml.write_text('[[at]]\nchunk = 3\nprompt = "b"\n[[at]]\nchunk = 4\nprompt = "c"\n')
     lines.write_text('{"chunk": 3, "prompt": "b"}\n\n{"chunk": 4, "prompt": "c"}\n')
     assert read_script(toml) == read_script(lines) == [PromptChange(3, "b"), PromptChange(4, "c")]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_line_of_a_script_ends_at_no_separator_inside_a_prompt(tmp_path: Path, end: str):
+    path, prompt = tmp_path / "s.jsonl", "a cat\u2028sleeps\x85\u2029"
+    rows = [json.dumps({"chunk": n, "prompt": prompt}, ensure_ascii=False) for n in (3, 4)]
+    path.write_text(end.join(rows), "utf-8", newline="")
+    assert read_script(path) == [PromptChange(3, prompt), PromptChange(4, prompt)]
 
 
 @pytest.mark.parametrize("text", ['{"chunk": 3}', '{"chunk": "3", "prompt": "b"}', "3", "{"])

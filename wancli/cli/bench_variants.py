@@ -15,7 +15,7 @@ from wancli.config.presets import find_preset, step_cache_layer
 from wancli.config.presets import layers as preset_layers
 from wancli.config.resolve import Layer
 from wancli.errors import InputError, UsageError, missing
-from wancli.utils.reading import read_text, read_toml, unreadable
+from wancli.utils.reading import read_lines, read_toml, unreadable
 
 _FORM = 'prompts = ["a red circle"], seeds = "0-2", and a table [variants] of names and flags'
 
@@ -99,12 +99,11 @@ def _read_prompts(text: str) -> list[str]:
     if path.suffix not in (".txt", ".prompts"):
         return [text.strip()] if text.strip() else []
     try:
-        lines = read_text(path).splitlines()
+        return [line.strip() for line in read_lines(path)]
     except FileNotFoundError:
         raise missing("file of prompts", path) from None
     except (OSError, ValueError) as error:
         raise unreadable(path, error, hint="write one prompt per line") from None
-    return [line.strip() for line in lines if line.strip()]
 
 
 class _File(NamedTuple):

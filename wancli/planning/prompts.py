@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wancli.errors import InputError, PlanError, UsageError, missing, shortened
-from wancli.utils.reading import parse_json, read_text, read_toml, unreadable
+from wancli.utils.reading import parse_json, read_lines, read_toml, unreadable
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,7 @@ def read_script(path: Path) -> list[PromptChange]:
         if path.suffix == ".toml":
             rows = read_toml(path).get("at", [])
         else:
-            lines = read_text(path).splitlines()
-            rows = [parse_json(line) for line in lines if line.strip()]
+            rows = [parse_json(line) for line in read_lines(path)]
     except FileNotFoundError:
         raise missing("script", path) from None
     except (OSError, ValueError) as error:

@@ -100,6 +100,15 @@ def read_text(path: Path, *, most: int = LARGEST_TEXT) -> str:
     return _decoded(content)
 
 
+def read_lines(path: Path) -> list[str]:
+    """Read UTF-8 text by lines, without the blank ones.
+
+    A line ends as in a text file; `str.splitlines` also splits at separators that a prompt in JSON
+    may hold, such as U+2028.
+    """
+    return [line for line in re.split(r"\r\n|\r|\n", read_text(path)) if line.strip()]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file."""
     return parse_json(read_text(path))
