@@ -1,6 +1,7 @@
 """Hints suggest similar names, or nothing; messages below the command line name settings."""
 
 import ast
+import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 import wancli
 from wancli.catalog.specs import SPECS
-from wancli.errors import closest, missing
+from wancli.errors import OutputError, closest, missing
 
 PACKAGE = Path(wancli.__file__).parent
 
@@ -69,3 +70,8 @@ def test_messages_below_the_command_line_name_settings_and_not_flags():
     assert len(texts) > 300
     typed = re.compile(r"(wancli|pip) .*|`[^`]*`")  # commands, and settings with their values
     assert [t for t in texts if re.search(r"--[a-z]", typed.sub("", t[1]))] == []
+
+
+def test_an_error_passes_between_processes_with_its_hint():
+    error = pickle.loads(pickle.dumps(OutputError("full.", hint="free some space")))
+    assert (type(error), str(error), error.hint) == (OutputError, "full.", "free some space")

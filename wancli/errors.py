@@ -25,7 +25,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 SETTING = re.compile(r"`([a-z]\w*)((?: [^`]+)?)`")  # in a message: a setting, perhaps with a value
 _MOST_LISTED = 8  # names in one error
@@ -47,6 +47,13 @@ class WancliError(Exception):
     def __init__(self, message: str, *, hint: str) -> None:
         super().__init__(message)
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), str(self), self.hint)  # between processes
+
+
+def _rebuilt(kind: type[WancliError], message: str, hint: str) -> WancliError:
+    return kind(message, hint=hint)
 
 
 class UsageError(WancliError):

@@ -12,6 +12,7 @@ import pytest
 
 from wancli.errors import InputError, OutputError, RunError, UsageError
 from wancli.records.ledger import (
+    MOST_DEATHS,
     ClaimedJob,
     LedgerJob,
     LedgerSettings,
@@ -100,7 +101,27 @@ def test_a_living_worker_keeps_its_job_however_old_its_heartbeat(tmp_path):
         with sqlite3.connect(ledger.path) as db:
             db.execute("UPDATE jobs SET heartbeat = 0")
         db.close()
-        assert ledger.free_abandoned() == 0
+        assert ledger.free_abandoned() == []
+
+
+def test_a_job_that_its_workers_die_in_fails_until_it_is_tried_again(tmp_path):
+    with fresh(tmp_path, 1) as ledger:
+        for _ in range(MOST_DEATHS):
+            assert ledger.counts()["failed"] == 0
+            worker = LedgerWorker(ledger)
+            job = claim(worker)
+            failed = ledger.free(worker.name)
+        assert [one.number for one in failed] == [job.number]
+        (row,) = ledger.rows("failed")
+        assert "was killed 3 times" in row["error"]
+        ledger.retry("failed")
+        assert ledger.free(claim_and_die(ledger)) == []
+
+
+def claim_and_die(ledger):
+    worker = LedgerWorker(ledger)
+    claim(worker)
+    return worker.name
 
 
 def test_the_same_batch_opens_its_ledger_and_another_is_refused(tmp_path):
@@ -215,7 +236,7 @@ def test_workers_killed_at_random_moments_lose_no_job_and_make_none_twice(tmp_pa
         status = os.waitpid(workers.pop(), 0)[1]
         assert status == 0, [path.read_text() for path in tmp_path.glob("*.failed")]
     with fresh(tmp_path, 80) as ledger:
-        assert ledger.free_abandoned() == 0
+        assert ledger.free_abandoned() == []
         counts = ledger.counts()
         attempts = sum(row["attempt"] for row in ledger.rows())
     assert counts["done"] + counts["skipped"] == 80, counts

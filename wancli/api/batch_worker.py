@@ -1,18 +1,20 @@
 """A worker of a batch: a loaded model that takes jobs from a ledger."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from wancli.api import load
 from wancli.api.batch import LOADED_WITH
 from wancli.api.model import Model
 from wancli.errors import WancliError
-from wancli.records.ledger import ClaimedJob, Ledger, LedgerWorker
+from wancli.records.ledger import ClaimedJob, Ledger, LedgerWorker, died_error
 from wancli.records.progress import Event, Report, ignore
 
 _BEAT = 5.0  # seconds
+_WAIT = 1.0  # seconds between looks at the jobs of others
+Started = Callable[[ClaimedJob], object]
 
 
 @dataclass(frozen=True)
@@ -29,23 +31,32 @@ class BatchWorker:
     """A loaded model that takes jobs from a ledger, and loads another where they need one."""
 
     def __init__(
-        self, ledger: Ledger, *, skip_existing: bool = False, report: Report = ignore
-    ) -> None:
-        self._ledger, self._report = ledger, report
+        self, ledger: Ledger, *, skip_existing: bool = False, report: Report = ignore,
+        started: Started = lambda job: None,
+    ) -> None:  # fmt: skip
+        self._ledger, self._report, self._started = ledger, report, started
         self._skip = skip_existing
         self._model: Model | None = None
         self._number = -1
 
     def run(self) -> Generator[JobOutcome, None, None]:
-        """Make jobs until none waits. What runs when the iterator is closed is given back."""
+        """Make jobs until none is left, waiting for those of others, who may die.
+
+        What runs when the iterator is closed is given back.
+        """
         worker = LedgerWorker(self._ledger)
         try:
             while True:
-                self._ledger.free_abandoned()
-                job = worker.claim()
-                if job is None:
+                for failed in self._ledger.free_abandoned():
+                    yield JobOutcome(failed, error=died_error())
+                if job := worker.claim():
+                    self._started(job)
+                    yield self._outcome(worker, job)
+                elif self._ledger.is_running():
+                    self._close()  # its memory may be what the others need
+                    sleep(_WAIT)
+                else:
                     return
-                yield self._outcome(worker, job)
         finally:
             worker.close()
             self._close()

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from wancli.errors import InputError, OutputError, UsageError, WancliError
+from wancli.errors import InputError, OutputError, RunError, UsageError, WancliError
 from wancli.records.record import error_json
 from wancli.utils.files import kind_of, part_name, place
 from wancli.utils.locks import FolderLock, NameLocked
@@ -30,6 +30,7 @@ from wancli.utils.locks import FolderLock, NameLocked
 SCHEMA = 1  # of the tables
 _APPLICATION = 0x57414E42  # "WANB": SQLite's mark of whose file it is
 _WAIT = 60.0  # seconds for another process's write
+MOST_DEATHS = 3  # of workers in one job: it is probably what they die of
 PENDING, RUNNING, DONE, FAILED, SKIPPED = STATES = (
     "pending", "running", "done", "failed", "skipped",
 )  # fmt: skip
@@ -47,8 +48,8 @@ CREATE TABLE jobs (
     number INTEGER PRIMARY KEY, line INTEGER NOT NULL, id TEXT, model INTEGER NOT NULL,
     settings INTEGER NOT NULL REFERENCES settings, prompt TEXT, seed INTEGER,
     output TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'pending', attempt INTEGER NOT NULL DEFAULT 0,
-    worker TEXT, host TEXT, pid INTEGER, heartbeat REAL, began REAL, ended REAL,
-    bytes INTEGER, error TEXT, record TEXT
+    deaths INTEGER NOT NULL DEFAULT 0, worker TEXT, host TEXT, pid INTEGER, heartbeat REAL,
+    began REAL, ended REAL, bytes INTEGER, error TEXT, record TEXT
 );
 CREATE INDEX by_state ON jobs (state, model, number);
 """
@@ -133,25 +134,42 @@ class Ledger:
         marks = ",".join("?" * len(states))
         with self._transaction() as db:
             return db.execute(
-                "UPDATE jobs SET state = 'pending', worker = NULL, error = NULL, "
+                "UPDATE jobs SET state = 'pending', worker = NULL, error = NULL, deaths = 0, "
                 f"ended = NULL WHERE state IN ({marks})",
                 states,
             ).rowcount
 
-    def free_abandoned(self) -> int:
-        """Let the jobs of workers that have ended wait again; returns how many."""
+    def is_running(self) -> bool:
+        """Whether somebody works on a job."""
+        with _sqlite(self.path):
+            query = "SELECT 1 FROM jobs WHERE state = 'running' LIMIT 1"
+            return self._db.execute(query).fetchone() is not None
+
+    def free_abandoned(self) -> list[ClaimedJob]:
+        """Let the jobs of workers that have died wait again.
+
+        Returns those that `MOST_DEATHS` workers have died in: they have failed, by `died_error`.
+        """
         with _sqlite(self.path):
             query = "SELECT DISTINCT worker FROM jobs WHERE state = 'running'"
             workers = [str(row[0]) for row in self._db.execute(query)]
         dead = [worker for worker in workers if not _is_alive(self.path, worker)]
-        if not dead:
-            return 0
+        return [job for worker in dead for job in self.free(worker)]
+
+    def free(self, worker: str) -> list[ClaimedJob]:
+        """Let the jobs of one worker that has died wait again, as `free_abandoned` does."""
+        ours = "state = 'running' AND worker = ?"
         with self._transaction() as db:
-            update = (
-                "UPDATE jobs SET state = 'pending', worker = NULL "
-                "WHERE state = 'running' AND worker = ?"
+            db.execute(f"UPDATE jobs SET deaths = deaths + 1 WHERE {ours}", (worker,))
+            most = f"SELECT number FROM jobs WHERE {ours} AND deaths >= {MOST_DEATHS}"
+            failed = [_claimed(db, row[0]) for row in db.execute(most, (worker,)).fetchall()]
+            error = json.dumps(error_json(died_error()))
+            db.executemany(
+                "UPDATE jobs SET state = 'failed', ended = ?, error = ? WHERE number = ?",
+                [(time.time(), error, job.number) for job in failed],
             )
-            return sum(db.execute(update, (worker,)).rowcount for worker in dead)
+            db.execute(f"UPDATE jobs SET state = 'pending', worker = NULL WHERE {ours}", (worker,))
+        return failed
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -201,12 +219,9 @@ class LedgerWorker:
                 "pid = ?, began = ?, heartbeat = ?, ended = NULL, error = NULL WHERE number = ?",
                 (self.name, socket.gethostname(), os.getpid(), now, now, found[0]),
             )
-            row = db.execute(_CLAIMED, found).fetchone()
-        number, attempt, self._model, command, values, prompt, seed, output = row
-        path = Path(output)
-        return ClaimedJob(
-            number, attempt, self._model, command, json.loads(values), prompt, seed, path
-        )
+            job = _claimed(db, found[0])
+        self._model = job.model
+        return job
 
     def beat(self, job: ClaimedJob) -> None:
         """Note that the job is being worked on, for `batch status`."""
@@ -240,6 +255,22 @@ class LedgerWorker:
                 f"UPDATE jobs SET {change} {ours}",
                 (*values, job.number, self.name, job.attempt),
             )
+
+
+def died_error() -> RunError:
+    """The error of a job that workers die in."""
+    return RunError(
+        f"the process that made it was killed {MOST_DEATHS} times.",
+        hint="less memory: a smaller `size`, `offload group`; the same command tries again",
+    )
+
+
+def _claimed(db: sqlite3.Connection, number: int) -> ClaimedJob:
+    number, attempt, model, command, values, prompt, seed, output = db.execute(
+        _CLAIMED, (number,)
+    ).fetchone()
+    path = Path(output)
+    return ClaimedJob(number, attempt, model, command, json.loads(values), prompt, seed, path)
 
 
 # A model that nobody works on before one that somebody does: each is loaded as rarely as possible.

@@ -1,0 +1,31 @@
+"""A worker waits for the jobs of others, who may die."""
+
+import pytest
+
+from tests.api.fakes import FakeWorker
+from wancli.api import batch_worker
+from wancli.records.ledger import LedgerJob, LedgerSettings, LedgerWorker, create_ledger
+
+
+@pytest.mark.parametrize("gives_back", [True, False])
+def test_a_worker_takes_the_last_job_of_another_who_does_not_make_it(
+    tmp_path, monkeypatch, gives_back
+):
+    job = LedgerJob(1, 0, "a", 1, str(tmp_path / "a.mp4"))
+    settings = LedgerSettings(0, "generate", {})
+    with create_ledger(tmp_path / "b.ledger", "d", [settings], [job], version="1") as ledger:
+        other = LedgerWorker(ledger)
+        claimed = other.claim()
+        assert claimed
+
+        def meanwhile(_seconds: float) -> None:
+            if gives_back:
+                other.close()
+            else:
+                claimed.output.touch()
+                other.done(claimed, {})
+
+        monkeypatch.setattr(batch_worker, "sleep", meanwhile)
+        made = [outcome.job.attempt for outcome in FakeWorker(ledger).run()]
+        assert made == ([2] if gives_back else [])
+        assert ledger.counts()["done"] == 1
