@@ -22,6 +22,8 @@ Interrupted (BaseException, of interrupts.py)   exit 130 (SIGINT), 143 (SIGTERM)
 """
 
 import difflib
+import errno
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,6 +32,9 @@ from typing import Any, Protocol
 SETTING = re.compile(r"`([a-z]\w*)((?: [^`]+)?)`")  # in a message: a setting, perhaps with a value
 _MOST_LISTED = 8  # names in one error
 _LONGEST_VALUE, _LONGEST_LINE = 80, 400  # characters of foreign text in an error
+
+# Errors of a full, broken or read-only disk.
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 class Warn(Protocol):
@@ -165,3 +170,22 @@ def no_device(name: str) -> SetupError:
     return SetupError(
         f"`device {name}` is not available on this machine.", hint="`device auto` or cpu"
     )
+
+
+def unexpected(error: Exception) -> WancliError:
+    """An error of the system, or of wancli itself, as one with a hint; `__cause__` is the error."""
+    wrapped = _wrapped(error)
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _wrapped(error: Exception) -> WancliError:
+    if isinstance(error, MemoryError):
+        return CapacityError("out of memory.", hint="a smaller `size`, or fewer `num_frames`")
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        place = f"{os.fsdecode(error.filename)}: {error.strerror}."
+        if error.errno in _STORAGE:
+            return OutputError(f"cannot write {place}", hint="free some space, or write elsewhere")
+        return SetupError(f"cannot use {place}", hint="check the path and its permissions")
+    message = f"unexpected {type(error).__name__}: {error}"
+    return WancliError(message, hint="WANCLI_DEBUG=1 prints the traceback; please report it")

@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,13 @@ from typing import Any
 from wancli.api.keywords import GenerateKeywords, RolloutKeywords
 from wancli.api.requests import Listener, all_layers, clip_request, rollout_request
 from wancli.config.keywords import MachineSettings
-from wancli.config.resolve import resolve
 from wancli.config.seeds import parse_seeds
-from wancli.config.settings import RolloutSettings, Settings
+from wancli.cost.estimate import Estimate
 from wancli.errors import UsageError, WancliError
-from wancli.generation.batch import OutputFiles, plan_videos
+from wancli.generation.batch import OutputFiles, PlannedVideos, plan_videos
 from wancli.planning.jobs import BatchFile, BatchJob, JobSettings, at_line
 from wancli.planning.listed_steps import step_count
+from wancli.planning.offload import OFFLOADS
 from wancli.records.ledger import LedgerJob, LedgerSettings
 from wancli.records.naming import name_fields, name_output
 from wancli.rollouts.session import RolloutSession
@@ -49,45 +49,89 @@ def plan_batch(batch: BatchFile, folder: Path, listener: Listener) -> PlannedBat
     firsts: dict[int, BatchJob] = {}
     for job in batch.jobs:
         firsts.setdefault(job.settings, job)
-    models: dict[str, int] = {}
-    settings, fields, seconds = [], [], []
+    checked = []
     for number, shared in enumerate(batch.settings):
         try:
-            names, estimate = _plan(shared, firsts[number], listener)
+            checked.append(_check(shared, firsts[number], listener))
         except WancliError as error:
             raise at_line(batch.origin, shared.line, error) from None
-        loaded = {name: v for name, v in shared.values.items() if name in LOADED_WITH}
-        model = models.setdefault(repr(sorted(loaded.items())), len(models))
-        settings.append(LedgerSettings(model, shared.command, shared.values))
-        fields.append(names)
-        seconds.append(estimate)
-    jobs = list(_named(batch, fields, folder.absolute()))
-    known = [s for s in seconds if s is not None]
-    total = sum(seconds[j.settings] or 0 for j in jobs) if len(known) == len(seconds) else None
+    settings = _grouped(batch.settings, checked)
+    jobs = list(_named(batch, [one.fields for one in checked], folder.absolute()))
+    seconds = [one.seconds for one in checked]
+    known = None not in seconds
+    total = sum(seconds[job.settings] or 0 for job in jobs) if known else None
     return PlannedBatch(batch, settings, jobs, total)
 
 
-def _plan(
-    shared: JobSettings, job: BatchJob, listener: Listener
-) -> tuple[dict[str, Any], float | None]:
-    """Check one job of those that share settings: the fields of its name, and its seconds."""
-    layers, options = all_layers(shared.values, listener)
-    prompt, rollout = job.prompt or "", shared.command == "rollout"
-    resolved = resolve(layers, RolloutSettings if rollout else Settings)
-    if rollout:
-        request = rollout_request(job.prompt, options, seed=job.seed or 0, output="x.mp4")
-        planned: Any = RolloutSession(request, layers, before={})
-    else:
-        clip = clip_request(prompt, layers, options, seed=job.seed or 0)
-        planned = plan_videos(clip, OutputFiles(None, Path(), video=False))
+@dataclass(frozen=True)
+class _Checked:
+    """Settings that are valid: the fields of their videos' names, and what one of them needs."""
+
+    fields: Mapping[str, Any]
+    estimate: Estimate | None
+    auto: bool  # whether the mode of offload is the plan's to choose
+
+    @property
+    def seconds(self) -> float | None:
+        return self.estimate.total_s if self.estimate else None
+
+
+def _check(shared: JobSettings, job: BatchJob, listener: Listener) -> _Checked:
+    """Check one job of those that share settings. Raises WancliError."""
+    planned = plan_job(shared.command, job.prompt, shared.values, listener)
     planned.capacity.check()
-    steps = step_count(resolved.settings.sampling)
-    estimate = planned.capacity.estimate
-    fields = name_fields(resolved.settings, prompt=prompt, seed=0, steps=steps)
-    return fields, estimate.total_s if estimate else None
+    settings = planned.resolved.settings
+    steps = step_count(settings.sampling)
+    fields = name_fields(settings, prompt="", seed=0, steps=steps)
+    return _Checked(fields, planned.capacity.estimate, settings.machine.offload == "auto")
 
 
-def _named(batch: BatchFile, fields: list[dict[str, Any]], folder: Path) -> Iterator[LedgerJob]:
+def plan_job(
+    command: str, prompt: str | None, values: Mapping[str, Any], listener: Listener
+) -> PlannedVideos | RolloutSession:
+    """Plan a job by itself, without its files. Raises WancliError."""
+    layers, options = all_layers(values, listener)
+    if command == "rollout":
+        request = rollout_request(prompt, options, seed=0, output="x.mp4")
+        return RolloutSession(request, layers, before={})
+    clip = clip_request(prompt or "", layers, options, seed=0)
+    return plan_videos(clip, OutputFiles(None, Path(), video=False))
+
+
+def _grouped(settings: Sequence[JobSettings], checked: Sequence[_Checked]) -> list[LedgerSettings]:
+    """The settings with the number of the model that they run on.
+
+    A model is loaded once, so `offload auto` is for its most demanding video; only settings that do
+    not work in that mode load the model again, in their own.
+    """
+    modes = list(OFFLOADS)
+    groups: dict[str, list[int]] = {}
+    for number, shared in enumerate(settings):
+        groups.setdefault(_loaded_with(shared.values), []).append(number)
+    values = [shared.values for shared in settings]
+    for members in groups.values():
+        autos = {n: checked[n].estimate for n in members if checked[n].auto}
+        estimates = {n: estimate for n, estimate in autos.items() if estimate}
+        most = max((e.offload for e in estimates.values()), key=modes.index, default="")
+        for number, estimate in estimates.items():
+            mode = most if most in estimate.possible else estimate.offload
+            values[number] = {**values[number], "offload": mode}
+    models: dict[str, int] = {}
+    numbers = [models.setdefault(_loaded_with(one), len(models)) for one in values]
+    return [
+        LedgerSettings(model, shared.command, one)
+        for model, shared, one in zip(numbers, settings, values, strict=True)
+    ]
+
+
+def _loaded_with(values: Mapping[str, Any]) -> str:
+    """Equal for settings that run on one loaded model."""
+    return repr(sorted((name, v) for name, v in values.items() if name in LOADED_WITH))
+
+
+def _named(
+    batch: BatchFile, fields: Sequence[Mapping[str, Any]], folder: Path
+) -> Iterator[LedgerJob]:
     """Jobs with seeds and final names. Raises UsageError for two of one name."""
     lines: dict[str, int] = {}
     for job in batch.jobs:

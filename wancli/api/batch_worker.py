@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic, sleep
 from typing import Any
 
-from wancli.api import load
-from wancli.api.batch import LOADED_WITH
+from wancli.api.batch import LOADED_WITH, plan_job
 from wancli.api.model import Model
-from wancli.errors import WancliError
+from wancli.api.requests import Listener, all_layers
+from wancli.errors import WancliError, Warn, unexpected
+from wancli.planning.existing import record_beside, record_in
 from wancli.records.ledger import ClaimedJob, Ledger, LedgerWorker, died_error
 from wancli.records.progress import Event, Report, ignore
 
@@ -19,12 +21,16 @@ Started = Callable[[ClaimedJob], object]
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """A job that has ended: its record, or the error that it failed with."""
+    """A job that has ended: its record, or the error that it failed with.
+
+    Where its model cannot be loaded, `others` that need the same one have failed with it.
+    """
 
     job: ClaimedJob
     record: Mapping[str, Any] | None = None
     error: WancliError | None = None
     kept: bool = False
+    others: int = 0
 
 
 class BatchWorker:
@@ -32,9 +38,11 @@ class BatchWorker:
 
     def __init__(
         self, ledger: Ledger, *, skip_existing: bool = False, report: Report = ignore,
-        started: Started = lambda job: None,
+        started: Started = lambda job: None, warn: Warn | None = None,
     ) -> None:  # fmt: skip
+        """`started` is called with each job. Errors and warnings name settings in backticks."""
         self._ledger, self._report, self._started = ledger, report, started
+        self._warn = _once(warn) if warn else None
         self._skip = skip_existing
         self._model: Model | None = None
         self._number = -1
@@ -65,32 +73,36 @@ class BatchWorker:
         try:
             record, kept = self._make(worker, job)
             worker.done(job, record, kept=kept)
-        except WancliError as error:
+        except _NotLoaded as failure:
+            others = worker.failed_to_load(job, failure.error)
+            return JobOutcome(job, error=failure.error, others=others)
+        except Exception as failure:  # noqa: BLE001 - it does not end the batch
+            error = failure if isinstance(failure, WancliError) else unexpected(failure)
             worker.failed(job, error)
+            if error is not failure:
+                self._close()  # nobody knows what state it is in
             return JobOutcome(job, error=error)
         return JobOutcome(job, record=record, kept=kept)
 
     def _make(self, worker: LedgerWorker, job: ClaimedJob) -> tuple[Mapping[str, Any], bool]:
         """The record of a finished video, and whether it was there before."""
-        values = {name: v for name, v in job.values.items() if name not in LOADED_WITH}
-        model, report = self._loaded(job), _beating(worker, job, self._report)
-        target: Any = {"seed": job.seed, "output": job.output, "progress": report}
-        # An earlier attempt may have ended between the video and its row.
-        skip = self._skip or job.attempt > 1
-        if job.command == "rollout":
-            again = skip and job.output.with_suffix(".rollout").exists()
-            stream = model.rollout(job.prompt, **target, **values, resume=again)
-            for _chunk in stream:
-                pass
-            return stream.record or {}, False
-        video = model.generate(job.prompt or "", **target, **values, skip_existing=skip)
-        return video.record, video.latents is None
+        listener = _JobListener(worker, job, self._report, self._warn)
+        try:
+            model = self._loaded(job, listener)
+        except WancliError as error:
+            raise _NotLoaded(error) from None
+        except Exception as error:  # noqa: BLE001 - likewise of all that need this model
+            raise _NotLoaded(unexpected(error)) from None
+        return _make_video(model, job, listener, skip=self._skip or job.attempt > 1)
 
-    def _loaded(self, job: ClaimedJob) -> Model:
+    def _loaded(self, job: ClaimedJob, listener: Listener) -> Model:
+        """The model of a job, loaded for the job: that was checked to fit."""
         if self._model is None or self._number != job.model:
             self._close()
-            settings: Any = {n: v for n, v in job.values.items() if n in LOADED_WITH}
-            self._model, self._number = load(**settings, progress=self._report), job.model
+            loaded = {name: v for name, v in job.values.items() if name in LOADED_WITH}
+            planned = plan_job(job.command, job.prompt, job.values, listener)
+            layers, _ = all_layers(loaded, listener)
+            self._model, self._number = Model(planned, layers, listener), job.model
         return self._model
 
     def _close(self) -> None:
@@ -99,15 +111,68 @@ class BatchWorker:
             self._model = None
 
 
-def _beating(worker: LedgerWorker, job: ClaimedJob, report: Report) -> Report:
-    """A callback that also notes in the ledger, now and then, that the job goes on."""
-    last = monotonic()
+class _NotLoaded(Exception):
+    """The model of a job could not be loaded."""
 
-    def on_event(event: Event) -> None:
-        nonlocal last
-        if monotonic() - last > _BEAT:
-            worker.beat(job)
-            last = monotonic()
-        report(event)
+    def __init__(self, error: WancliError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
-    return on_event
+
+class _JobListener(Listener):
+    """Notes in the ledger, now and then, that a job goes on, and passes on what is reported."""
+
+    def __init__(
+        self, worker: LedgerWorker, job: ClaimedJob, report: Report, warn: Warn | None
+    ) -> None:
+        super().__init__(self._on_event)
+        self._beat = partial(worker.beat, job)
+        self._pass_on, self._warn, self._last = report, warn, monotonic()
+
+    def _on_event(self, event: Event) -> None:
+        if monotonic() - self._last > _BEAT:
+            self._beat()
+            self._last = monotonic()
+        self._pass_on(event)
+
+    def warn(self, text: str, *, hint: str) -> None:
+        """Pass a warning on."""
+        if self._warn:
+            self._warn(text, hint=hint)
+
+
+def _once(warn: Warn) -> Warn:
+    """A callback that passes each warning on once: jobs are alike."""
+    seen: set[str] = set()
+
+    def new(text: str, *, hint: str) -> None:
+        if text not in seen:
+            seen.add(text)
+            warn(text, hint=hint)
+
+    return new
+
+
+def _make_video(
+    model: Model, job: ClaimedJob, listener: Listener, *, skip: bool
+) -> tuple[Mapping[str, Any], bool]:
+    """The record of a finished video, and whether it was there before.
+
+    An earlier attempt may have ended between the video and its row: `skip` looks for it.
+    """
+    values = {name: v for name, v in job.values.items() if name not in LOADED_WITH}
+    target: Any = {"seed": job.seed, "output": job.output}
+    if job.command == "rollout":
+        values["resume"] = skip and job.output.with_suffix(".rollout").exists()
+        session = model.plan_rollout(job.prompt, settings=values, **target)
+        run = session.run(listener, model.pipeline)
+        while True:
+            try:
+                next(run)
+            except StopIteration as end:
+                return end.value.as_json(), False
+    values["skip_existing"] = skip
+    planned = model.plan_clip(job.prompt or "", settings=values, **target)
+    for clip in planned.run(listener, model.pipeline):
+        return clip.record.as_json(), False
+    return record_in(job.output) or record_beside(job.output) or {}, True

@@ -49,18 +49,18 @@ class _Closing(ABC):
 class Model(_Closing):
     """A loaded model, made by `load`. It makes one video at a time."""
 
-    @errors_name_keywords()
-    def __init__(self, planned: PlannedVideos, layers: Sequence[Layer], listener: Listener) -> None:
+    def __init__(
+        self, planned: PlannedVideos | RolloutSession, layers: Sequence[Layer], listener: Listener
+    ) -> None:
         """Load what `planned` needs; `layers` are the defaults of later requests."""
-        spec = planned.spec
-        settings = planned.capacity.with_offload(planned.request.resolved.settings)
+        spec, settings = planned.spec, planned.capacity.with_offload(planned.resolved.settings)
         self._model, self._machine, self._listener = settings.model, settings.machine, listener
         offload = Layer(SOURCE, {"machine": {"offload": settings.machine.offload}})
         self._layers = [*layers, offload]
         stays = ("vae",) if spec.causal else ()  # as rollouts need it
         self._pipeline = WarmPipeline(spec, settings.machine, stays=stays, on_bytes=ignore_bytes)
         try:
-            with self._pipeline.in_use(listener.report, task=planned.plan.task):
+            with self._pipeline.in_use(listener.report, task=planned.task):
                 pass
         except BaseException:
             self.close()
@@ -82,8 +82,7 @@ class Model(_Closing):
     ) -> Video:  # fmt: skip
         """Generate a video, as `wancli.generate` does. Raises WancliError."""
         check_keywords(settings, ClipKeywords.__optional_keys__, of="Model.generate")
-        layer, options = split(settings)
-        planned = plan_clip(prompt, [*self._layers, layer], options, seed=seed, output=output)
+        planned = self.plan_clip(prompt, seed=seed, output=output, settings=settings)
         return make_clip(planned, self._pipeline, self._listener.with_report(progress))
 
     @errors_name_keywords()
@@ -94,6 +93,26 @@ class Model(_Closing):
     ) -> "RolloutStream":  # fmt: skip
         """Generate a video chunk by chunk, as `wancli.rollout` does. Raises WancliError."""
         check_keywords(settings, ChunkKeywords.__optional_keys__, of="Model.rollout")
+        session = self.plan_rollout(prompt, seed=seed, output=output, settings=settings)
+        return RolloutStream(session, self._pipeline, self._listener.with_report(progress))
+
+    @property
+    def pipeline(self) -> WarmPipeline:
+        """The loaded pipeline, on which planned videos run."""
+        return self._pipeline
+
+    def plan_clip(
+        self, prompt: str, *, seed: int | None, output: AnyPath | None, settings: Mapping[str, Any]
+    ) -> PlannedVideos:
+        """Check and plan a video. Raises WancliError, which names settings in backticks."""
+        layer, options = split(settings)
+        return plan_clip(prompt, [*self._layers, layer], options, seed=seed, output=output)
+
+    def plan_rollout(
+        self, prompt: str | None, *, seed: int | None, output: AnyPath | None,
+        settings: Mapping[str, Any],
+    ) -> RolloutSession:  # fmt: skip
+        """Check and plan a rollout. Raises WancliError, which names settings in backticks."""
         if self._machine.offload == "model" and "vae" not in self._pipeline.stays:
             raise UsageError(
                 f"`offload model` moves the VAE of {self.name}, which was loaded for clips.",
@@ -108,7 +127,7 @@ class Model(_Closing):
         )
         session.capacity.check()
         session.check_outputs()
-        return RolloutStream(session, self._pipeline, self._listener.with_report(progress))
+        return session
 
 
 class RolloutStream(_Closing, Iterator["RolloutChunk"]):

@@ -1,6 +1,5 @@
 """The command line: commands by name, errors as two lines, exit codes."""
 
-import errno
 import os
 import signal
 import sys
@@ -16,7 +15,7 @@ from typer.exceptions import TyperException
 from wancli.cli import help_text
 from wancli.cli.lazy import Entry, lazy
 from wancli.cli.messages import dashed, use_color, write_error, write_result
-from wancli.errors import CapacityError, OutputError, SetupError, UsageError, WancliError, must_be
+from wancli.errors import SetupError, UsageError, WancliError, must_be, unexpected
 from wancli.utils.interrupts import Interrupted, ignore, received
 from wancli.utils.packages import silence_torchao
 from wancli.utils.threads import choose_threads
@@ -58,9 +57,6 @@ COMMANDS = {
 }
 
 LIBRARIES = ("torch", "diffusers", "transformers", "cache-dit", "torchao")  # of --version -v
-
-# Errors of a full, broken or read-only disk.
-_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 app = typer.Typer(
     cls=lazy(COMMANDS),
@@ -116,9 +112,7 @@ def main() -> None:
     except (WancliError, Interrupted) as error:
         _end(error)
     except Exception as error:  # noqa: BLE001 - no traceback reaches the user
-        wrapped = _unexpected(error)
-        wrapped.__cause__ = error
-        _end(wrapped)
+        _end(unexpected(error))
 
 
 def _check_place() -> None:
@@ -166,19 +160,6 @@ def _instead(command: str, option: str) -> str:
     from wancli.config.keywords import instead
 
     return instead(command.removeprefix("wancli "), option)
-
-
-def _unexpected(error: Exception) -> WancliError:
-    """An error of the system, or of wancli itself, as one with a hint."""
-    if isinstance(error, MemoryError):
-        return CapacityError("out of memory.", hint="a smaller `size`, or fewer `num_frames`")
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        place = f"{os.fsdecode(error.filename)}: {error.strerror}."
-        if error.errno in _STORAGE:
-            return OutputError(f"cannot write {place}", hint="free some space, or write elsewhere")
-        return SetupError(f"cannot use {place}", hint="check the path and its permissions")
-    message = f"unexpected {type(error).__name__}: {error}"
-    return WancliError(message, hint="WANCLI_DEBUG=1 prints the traceback; please report it")
 
 
 def _silence_libraries() -> None:

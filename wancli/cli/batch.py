@@ -1,6 +1,7 @@
 """`wancli batch`: many videos of a file of jobs, on models that load once."""
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -94,7 +95,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
         path, batch.digest, planned.settings, planned.jobs, version=version
     ) as opened:
         opened.retry("failed")  # of an earlier run
-        outcomes = BatchWorker(opened, skip_existing=skip_existing).run()
+        outcomes = BatchWorker(opened, skip_existing=skip_existing, warn=screen.warn).run()
         try:
             for outcome in outcomes:
                 _print(outcome, screen)
@@ -159,7 +160,10 @@ def _print(outcome: "JobOutcome", screen: "Screen") -> None:
     """Print a job that has ended: its path, or its record with --json."""
     job, error = outcome.job, outcome.error
     if error:
-        screen.warn(f"{job.output.name}: {error}", hint=error.hint)
+        if os.environ.get("WANCLI_DEBUG") == "1":
+            raise error
+        others = f" and {outcome.others:,} that need the same model" if outcome.others else ""
+        screen.warn(f"{job.output.name}{others}: {error}", hint=error.hint)
     if not screen.options.json:
         if not error:
             screen.result(str(job.output))
@@ -173,7 +177,8 @@ def _json(outcome: "JobOutcome") -> dict[str, Any]:
     error: WancliError | None = outcome.error
     if error:
         path = {"path": str(outcome.job.output)}
-        return {"status": "failed", "error": error_json(error), "output": path}
+        others = {"others": outcome.others} if outcome.others else {}
+        return {"status": "failed", "error": error_json(error), "output": path, **others}
     status = {"status": "skipped"} if outcome.kept else {}
     return {**(outcome.record or {}), **status}
 

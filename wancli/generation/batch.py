@@ -83,6 +83,16 @@ class PlannedVideos:
     capacity: "CapacityCheck"
     warnings: Sequence[str] = ()
 
+    @property
+    def resolved(self) -> Resolved[Settings]:
+        """The settings, and where each is from."""
+        return self.request.resolved
+
+    @property
+    def task(self) -> str:
+        """The task that the inputs select."""
+        return self.plan.task
+
     def plan_json(self) -> dict[str, Any]:
         """The plan as JSON."""
         return asdict(self.plan)

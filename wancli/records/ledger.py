@@ -247,6 +247,16 @@ class LedgerWorker:
         values = (FAILED, time.time(), json.dumps(error_json(error)))
         self._change(job, "state = ?, ended = ?, error = ?", values)
 
+    def failed_to_load(self, job: ClaimedJob, error: WancliError) -> int:
+        """Note that a job's model cannot be loaded: all that wait for it fail; returns how many."""
+        self.failed(job, error)
+        with self._ledger._transaction() as db:
+            return db.execute(
+                "UPDATE jobs SET state = 'failed', ended = ?, error = ? "
+                "WHERE state = 'pending' AND model = ?",
+                (time.time(), json.dumps(error_json(error)), job.model),
+            ).rowcount
+
     def _change(self, job: ClaimedJob, change: str, values: Sequence[Any]) -> None:
         """Change the row of a job, unless it is no longer this worker's."""
         ours = "WHERE number = ? AND worker = ? AND attempt = ? AND state = 'running'"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from wancli.catalog.hub_cache import check_reachable
 from wancli.catalog.local import check_files
+from wancli.catalog.tasks import TEXT
 from wancli.catalog.vocabulary import vocabulary_warnings
 from wancli.catalog.weight_files import weights_json
 from wancli.config.layers import find_model
@@ -71,6 +72,8 @@ class RolloutRequest:
 
 class RolloutSession:
     """One rollout, from its options to its record."""
+
+    task = TEXT
 
     def __init__(
         self, options: RolloutRequest, layers: list[Layer], *,

@@ -1,0 +1,88 @@
+"""A batch's worker: jobs fail one by one, those of a model that does not load fail together."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from wancli.api.batch import JOB_KEYS, plan_batch
+from wancli.api.batch_worker import BatchWorker, JobOutcome
+from wancli.api.requests import Listener
+from wancli.planning.jobs import read_jobs
+from wancli.records.ledger import Ledger, create_ledger
+from wancli.records.progress import Event, Phase
+
+SMALL = 'steps = 1\nnum_frames = 5\nsize = "32x32"\n'
+
+
+@contextmanager
+def batch(folder: Path, text: str) -> Iterator[Ledger]:
+    """The ledger of the jobs of a TOML file."""
+    path = folder / "j.toml"
+    path.write_text(f"[defaults]\n{SMALL}{text}")
+    read = read_jobs(path, JOB_KEYS)
+    planned = plan_batch(read, folder, Listener(None))
+    ledger = folder / "j.ledger"
+    with create_ledger(ledger, read.digest, planned.settings, planned.jobs, version="1") as opened:
+        yield opened
+
+
+def run(ledger: Ledger, **options: Any) -> tuple[list[JobOutcome], list[str]]:
+    """What a worker makes of all jobs, and the phases that it went through."""
+    phases: list[str] = []
+
+    def report(event: Event) -> None:
+        if isinstance(event, Phase):
+            phases.append(event.name)
+
+    return list(BatchWorker(ledger, report=report, **options).run()), phases
+
+
+def test_a_model_loads_once_for_clips_and_rollouts(tmp_path: Path, tiny_model: Path):
+    jobs = '[[jobs]]\nprompt = "a circle"\nseed = [1, 2]\n'
+    with batch(tmp_path, f'model = "{tiny_model}"\n{jobs}') as ledger:
+        outcomes, phases = run(ledger)
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert phases.count("load") == 1
+
+
+def test_jobs_whose_model_does_not_load_fail_together(tmp_path: Path, tiny_model: Path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    jobs = f'[[jobs]]\nprompt = "a circle"\nseed = "1-3"\nmodel = "{model}"\n'
+    jobs += f'[[jobs]]\nprompt = "a square"\nseed = 4\nmodel = "{tiny_model}"\n'
+    with batch(tmp_path, jobs) as ledger:
+        for file in model.glob("transformer/*.safetensors"):
+            file.write_bytes(b"no weights")
+        (failed, made), _ = run(ledger)
+        errors = {row["error"] for row in ledger.rows("failed")}
+        assert ledger.counts() | {"failed": 3, "done": 1} == ledger.counts()
+    assert failed.error
+    assert failed.others == 2
+    assert len(errors) == 1
+    assert made.error is None
+
+
+def test_errors_of_jobs_name_settings_and_not_keyword_arguments(tmp_path: Path, tiny_model: Path):
+    job = f'[[jobs]]\nprompt = "a circle"\nmodel = "{tiny_model}"\noutput = "a.mp4"\n'
+    with batch(tmp_path, job) as ledger:
+        (tmp_path / "a.mp4").write_text("mine")
+        (outcome,), _ = run(ledger)
+    assert outcome.error
+    assert outcome.error.hint.startswith("`overwrite`, or")
+
+
+def test_an_unexpected_error_fails_its_job_only(tmp_path: Path, tiny_model: Path):
+    jobs = f'[[jobs]]\nprompt = "a circle"\nmodel = "{tiny_model}"\nseed = [1, 2]\n'
+    first = True
+
+    def report(event: Event) -> None:
+        nonlocal first
+        if first and event == Phase("denoise"):
+            first = False
+            raise RuntimeError("of a library")
+
+    with batch(tmp_path, jobs) as ledger:
+        failed, made = list(BatchWorker(ledger, report=report).run())
+    assert "RuntimeError: of a library" in str(failed.error)
+    assert made.error is None
