@@ -328,6 +328,32 @@ def test_the_cache_does_not_grow(transformer):
     assert len(addresses) == 1
 
 
+def test_the_first_frames_of_a_shot_stay_until_the_next_one():
+    """Wherever they are in their chunk, and however many leave at once."""
+    kv = RollingKV(
+        WindowConfig(7, sink=1, chunk=2, tokens_per_frame=1), blocks=1, batch=1, heads=1,
+        head_dim=2, dtype=torch.float32, device=torch.device("cpu"),
+    )  # fmt: skip
+    seen = []
+    for first in range(0, 20, 2):
+        kv.begin(2)
+        kv.keys[0, 0, kv.stored : kv.stored + 2] = torch.tensor([first, first + 1])[:, None, None]
+        kv.commit()
+        if first in (4, 14):
+            kv.keep(2)
+        seen.append(kv.keys[0, 0, : kv.stored, 0, 0].int().tolist())
+    assert seen[2:] == [
+        [0, 1, 2, 3, 4, 5],
+        [0, 2, 3, 4, 5, 6, 7],
+        [0, 4, 5, 6, 7, 8, 9],
+        [0, 4, 7, 8, 9, 10, 11],
+        [0, 4, 9, 10, 11, 12, 13],
+        [0, 4, 11, 12, 13, 14, 15],
+        [0, 12, 13, 14, 15, 16, 17],
+        [0, 14, 15, 16, 17, 18, 19],
+    ]
+
+
 def test_a_chunk_that_does_not_fit_is_rejected():
     kv = RollingKV(
         WindowConfig(4, sink=2, chunk=3, tokens_per_frame=1), blocks=1, batch=1, heads=1,

@@ -29,6 +29,9 @@ PROMPT = "a red circle moving right"
 SMALL = ("--size", "32x32", "--fps", 8, "--chunk-frames", 2, "--steps-list", "1000,500", "-q")
 
 
+SHOTS = ("--rope", "absolute", "--sink-frames", 1, "--shot-sink")
+
+
 def small(model: Path, *more: object) -> tuple[object, ...]:
     return ("rollout", PROMPT, "--model", model, *SMALL, "--seed", 1, *more)
 
@@ -366,6 +369,28 @@ def test_a_recached_prompt_resumes_to_the_same_latents(wancli: Wancli, tiny_mode
     assert torch.equal(load_file("a.st")["latents"], load_file("whole.st")["latents"])
 
 
+def test_a_new_prompt_can_begin_a_shot(wancli: Wancli, tiny_model: Path):
+    run = small(tiny_model, *SHOTS, "--rolling-window", 4, "--no-video", "--at", 1, "a blue circle")
+    latents = {}
+    for name, flags in {
+        "whole": (),
+        "prefix": ("--shot-prefix", "A new scene."),
+        "offset": ("--shot-offset", 2),
+        "no sink": ("--no-shot-sink",),
+    }.items():
+        result = wancli(*run, *flags, "--chunks", 5, "--save-latents", f"{name}.st")
+        assert result.code == 0, result.err
+        latents[name] = load_file(f"{name}.st")["latents"]
+    first = {"prefix": 2, "offset": 2, "no sink": 4}  # frames that are the same
+    for name, same in first.items():
+        assert torch.equal(latents[name][:same], latents["whole"][:same])
+        assert not torch.equal(latents[name][same : same + 2], latents["whole"][same : same + 2])
+    wancli(*run, "--chunks", 3, "--save-latents", "a.st")
+    result = wancli("rollout", "--resume", "--chunks", 5, "--no-video", "--save-latents", "a.st")
+    assert result.code == 0, result.err
+    assert torch.equal(load_file("a.st")["latents"], latents["whole"])
+
+
 def test_guidance_doubles_the_rolling_cache(wancli: Wancli, tiny_model: Path):
     run = small(
         tiny_model, "--chunks", 2, "--steps-list", "", "--sampler", "unipc", "--steps", 3,
@@ -540,6 +565,12 @@ def test_no_chunk_of_a_rollout_waits_for_the_device(
         (("--steps-list", "250,500"), 2, "must decrease", "1000,750"),
         (("--trim", "after", "--sink-frames", 1), 2, "has no sinks", "--trim before"),
         (("--rope", "sink"), 2, "needs --sink-frames", "--sink-frames 3"),
+        (("--shot-sink", "--rope", "absolute"), 2, "needs --sink-frames", "--sink-frames 3"),
+        (("--shot-sink", "--sink-frames", 1), 2, "needs absolute positions", "--rope absolute"),
+        (("--shot-offset", 8, "--sink-frames", 1), 2, "--shot-offset 8", "--rope absolute"),
+        (("--shot-prefix", "Cut.", "--blend", 2), 2, "fades in", "drop one"),
+        ((*SHOTS, "--recache"), 2, "--recache replaces", "drop --recache"),
+        ((*SHOTS, "--rolling-window", 4), 2, "two sinks", "--rolling-window 5"),
         (
             ("--image-start", "first-frame", "--chunk-frames", 1),
             2,

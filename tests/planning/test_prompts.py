@@ -29,6 +29,12 @@ def test_a_new_prompt_is_blended_in_over_several_chunks():
     assert schedule.at(3) == BlendedPrompt("a", "b", 0.5)
 
 
+def test_the_first_chunk_of_a_shot_has_a_prefix():
+    schedule = make_prompt_schedule("a", [PromptChange(2, "b")], chunks=4, prefix="Cut.")
+    assert [schedule.at(chunk).new for chunk in range(4)] == ["a", "a", "Cut. b", "b"]
+    assert schedule.prompts == ["a", "Cut. b", "b"]
+
+
 @pytest.mark.parametrize(
     ("changes", "error"),
     [

@@ -11,10 +11,12 @@ from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from safetensors.torch import load_file
 
 from wancli.catalog.geometry import Span, WindowConfig, lay_out
-from wancli.config.settings import Sampling
+from wancli.config.settings import Rollout, Sampling
 from wancli.generation.flow import few_step, few_step_levels, solve
 from wancli.generation.noise import StreamNoise
 from wancli.models.optimize import compile_blocks
+from wancli.planning.plan import in_shots
+from wancli.planning.prompts import PromptChange, PromptSchedule
 from wancli.rollouts.denoiser import PromptPair, causal
 from wancli.rollouts.loop import Chunk, ChunkPrompt, RolloutInputs, rollout
 from wancli.rollouts.sampler import make_solver
@@ -71,6 +73,10 @@ def roll(transformer, model_json, inputs, case):
         padded(inputs[f"{name}_embeds"], model_json["text_len"]) for name in ("prompt", "negative")
     )
     prompts = PromptPair(cond, uncond if scale > 1 else None)
+    cuts = tuple(PromptChange(int(chunk), name) for chunk, name in case.get("cuts", {}).items())
+    schedule, of_shot = PromptSchedule("one", cuts), {"one": prompts, "other": PromptPair(uncond)}
+    shots = Rollout(shot_offset=case.get("multi_shot_rope_offset", 0), shot_sink=True)
+    spans = in_shots(spans, shots, {cut.chunk for cut in cuts})
 
     def of(span: Span) -> torch.Tensor:
         chunk: torch.Tensor = context[span.first_frame : span.end]
@@ -88,7 +94,7 @@ def roll(transformer, model_json, inputs, case):
     rollout_inputs = RolloutInputs(
         context=[(span, of(span)) for span in context_spans],
         spans=spans,
-        prompts=lambda _span: ChunkPrompt(prompts),
+        prompts=lambda span: ChunkPrompt(of_shot[schedule.at(span.index).new]),
         finished=lambda _span: None,
         denoise=denoise,
         given=context.transpose(0, 1)[None] if given else None,
@@ -142,7 +148,7 @@ def test_guided_latents_equal_those_of_the_original(either, model_json, inputs):
     assert error < 2e-5, f"{error:.1e} off"
 
 
-@pytest.mark.parametrize("name", ["t2v", "i2v"])
+@pytest.mark.parametrize("name", ["t2v", "i2v", "shots"])
 def test_latents_equal_those_of_longlive_2(either, model_json, inputs, name):
     case, original = expected_of(f"longlive2_{name}")
     latents = roll(either, model_json, inputs, case)

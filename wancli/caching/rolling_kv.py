@@ -62,6 +62,7 @@ class RollingKV:
         self.stored = 0  # tokens of committed chunks
         self.hidden = 0  # oldest rows, which the current forward does not attend to
         self._open = 0  # tokens of the current chunk
+        self._shot_sink = self.sink, 0  # first row and number of rows, which are none
         self.sink_frame: int | None = None  # position at which the sink's keys are rotated
 
     @property
@@ -93,11 +94,28 @@ class RollingKV:
         self.stored += self._open
         self._open = self.hidden = 0
 
+    def keep(self, tokens: int) -> None:
+        """Keep the first of the `tokens` of the chunk committed last, as many as the sink has.
+
+        They are the sink of a shot (LongLive 2, arXiv:2605.18739), until those of the next one.
+        """
+        start = max(self.sink, self.stored - tokens)
+        self._shot_sink = start, min(self.sink, self.stored - start)
+
     def _evict(self, tokens: int) -> None:
-        """Evict the oldest tokens after the sink, moving the rest down in disjoint slices."""
+        """Evict the oldest tokens after the sink, those before the shot's sink first."""
         if tokens <= 0:
             return
-        start = self.sink
+        start, count = self._shot_sink
+        before = min(tokens, start - self.sink)
+        self._drop(self.sink, before)
+        self._shot_sink = start - before, count
+        self._drop(start - before + count, tokens - before)
+
+    def _drop(self, start: int, tokens: int) -> None:
+        """Drop tokens from row `start` on, moving the rest down in disjoint slices."""
+        if not tokens:
+            return
         while start < self.stored - tokens:
             count = min(tokens, self.stored - tokens - start)
             for rows in (self.keys, self.values):

@@ -74,6 +74,8 @@ class Span:
     first_frame: int
     frames: int
     given: int = 0  # first frames that are clean from the start: those of a picture
+    offset: int = 0  # of its positions, which jump at the beginning of a shot
+    begins_shot: bool = False  # and its first frames stay in the window, as the sink does
 
     @property
     def end(self) -> int:

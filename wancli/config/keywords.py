@@ -79,6 +79,9 @@ class ChunkSettings(TypedDict, total=False):
     noise: Literal["indexed", "compat"]
     recache: bool
     blend: int
+    shot_prefix: str
+    shot_offset: int
+    shot_sink: bool
     text_length: int | None
 
 

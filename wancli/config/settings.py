@@ -317,6 +317,23 @@ class Rollout(Group):
     blend: int = Field(
         0, ge=0, description="Number of chunks over which a new prompt is blended in."
     )
+    shot_prefix: str = Field(
+        "",
+        description="Text before a new prompt, in its first chunk: each begins a shot "
+        "(scene_cut_prefix).",
+    )
+    shot_offset: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="Latent frames that positions jump by where a new prompt begins a shot "
+        "(multi_shot_rope_offset).",
+    )
+    shot_sink: bool = Field(
+        default=False,
+        description="Keep the first frames of the last shot in the window, too, as many as "
+        "`sink_frames` (multi_shot_sink).",
+    )
     text_length: Annotated[int | None, WhenUnset("the model's")] = Field(
         None, ge=1, le=4096, description="Maximum number of text tokens."
     )

@@ -1,6 +1,8 @@
 """Plan a request: derive shapes and step counts, and check combinations, before anything loads."""
 
-from dataclasses import asdict, dataclass, fields
+from bisect import bisect_right
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from wancli.catalog.geometry import LatentShape, Span, WindowConfig, latent_shape, lay_out
@@ -168,11 +170,13 @@ class RolloutPlan:
 
 
 def make_rollout_plan(
-    settings: RolloutSettings, spec: ModelSpec, *, context_frames: int = 0, force: bool = False
-) -> RolloutPlan:
+    settings: RolloutSettings, spec: ModelSpec, *, context_frames: int = 0,
+    changes: Collection[int] = (), force: bool = False,
+) -> RolloutPlan:  # fmt: skip
     """Lay out the chunks after `context_frames` latent frames of initial context.
 
-    Raises PlanError for incompatible settings.
+    `changes` are the chunks at which the prompt changes. Raises PlanError for incompatible
+    settings.
     """
     chosen = settings.rollout
     loras = _check_rollout(settings, spec, force=force)
@@ -193,7 +197,7 @@ def make_rollout_plan(
         model=spec.name,
         shape=shape,
         context=context,
-        spans=spans,
+        spans=in_shots(spans, chosen, changes),
         window=_window(chosen, shape),
         rope=_rope(chosen),
         guided=guided,
@@ -203,6 +207,23 @@ def make_rollout_plan(
         num_frames=num_frames,
         duration_s=num_frames / settings.video.fps,
         lora=loras,
+    )
+
+
+def in_shots(
+    spans: tuple[Span, ...], chosen: Rollout, changes: Collection[int]
+) -> tuple[Span, ...]:
+    """The chunks, with what the shots that begin at `changes` do to them."""
+    if not changes or not (chosen.shot_offset or chosen.shot_sink):
+        return spans
+    begins = sorted(changes)
+    return tuple(
+        replace(
+            span,
+            offset=chosen.shot_offset * bisect_right(begins, span.index),
+            begins_shot=chosen.shot_sink and span.index in changes,
+        )
+        for span in spans
     )
 
 
@@ -281,6 +302,7 @@ def _check_window(chosen: Rollout) -> None:
         raise PlanError("`rope sink` needs `sink_frames`.", hint="`sink_frames 3`")
     if chosen.image_start == "first-frame":
         _check_first_frame(chosen)
+    _check_shots(chosen)
 
 
 def _check_first_frame(chosen: Rollout) -> None:
@@ -290,6 +312,34 @@ def _check_first_frame(chosen: Rollout) -> None:
         raise PlanError(
             f"`image_start first-frame` leaves nothing to generate in the first chunk with `{of}`.",
             hint="`image_start context`",
+        )
+
+
+def _check_shots(chosen: Rollout) -> None:
+    """Raise PlanError for shots that the other settings contradict."""
+    if (chosen.shot_offset or chosen.shot_sink) and _rope(chosen) != "absolute":
+        name = f"shot_offset {chosen.shot_offset}" if chosen.shot_offset else "shot_sink"
+        raise PlanError(f"`{name}` needs absolute positions.", hint="`rope absolute`")
+    if chosen.shot_prefix and chosen.blend:
+        raise PlanError(
+            f"`shot_prefix` cuts to a new prompt, which `blend {chosen.blend}` fades in.",
+            hint="drop one of them",
+        )
+    if not chosen.shot_sink:
+        return
+    if not chosen.sink_frames:
+        raise PlanError("`shot_sink` needs `sink_frames`.", hint="`sink_frames 3`")
+    if chosen.recache:
+        raise PlanError(
+            "`shot_sink` keeps what was seen under the old prompt, which `recache` replaces.",
+            hint="drop `recache`",
+        )
+    least = 2 * chosen.sink_frames + chosen.chunk_frames
+    if 0 < chosen.rolling_window < least:
+        raise PlanError(
+            f"`rolling_window {chosen.rolling_window}` is too small for two sinks of "
+            f"`sink_frames {chosen.sink_frames}` and `chunk_frames {chosen.chunk_frames}`.",
+            hint=f"`rolling_window {least}` or more, or `no_shot_sink`",
         )
 
 

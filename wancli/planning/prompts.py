@@ -35,11 +35,16 @@ class PromptSchedule:
     prompt: str
     changes: tuple[PromptChange, ...] = ()
     blend: int = 0  # chunks over which a new prompt is blended in
+    prefix: str = ""  # of a new prompt, in its first chunk
 
     @property
     def prompts(self) -> list[str]:
         """All prompts, in order."""
-        return [self.prompt, *(change.prompt for change in self.changes)]
+        new = [change.prompt for change in self.changes]
+        return [self.prompt, *(self._first(prompt) for prompt in new if self.prefix), *new]
+
+    def _first(self, prompt: str) -> str:
+        return f"{self.prefix} {prompt}" if self.prefix else prompt
 
     def at(self, chunk: int) -> BlendedPrompt:
         """The prompt of a chunk; chunks of the initial context have negative numbers."""
@@ -49,7 +54,8 @@ class PromptSchedule:
         before = past[-2].prompt if len(past) > 1 else self.prompt
         since = chunk - past[-1].chunk
         share = min(1.0, (since + 1) / self.blend) if self.blend else 1.0
-        return BlendedPrompt(before, past[-1].prompt, share, changes=since == 0)
+        new = past[-1].prompt if since else self._first(past[-1].prompt)
+        return BlendedPrompt(before, new, share, changes=since == 0)
 
 
 def check_prompt(text: str) -> str:
@@ -66,7 +72,7 @@ def check_prompt(text: str) -> str:
 
 
 def make_prompt_schedule(
-    prompt: str, changes: Sequence[PromptChange], *, chunks: int, blend: int = 0
+    prompt: str, changes: Sequence[PromptChange], *, chunks: int, blend: int = 0, prefix: str = ""
 ) -> PromptSchedule:
     """Sort and check the changes. Raises PlanError for one beyond the end or two at once."""
     ordered = tuple(sorted(changes, key=lambda change: change.chunk))
@@ -83,7 +89,7 @@ def make_prompt_schedule(
             )
         if numbers.count(change.chunk) > 1:
             raise PlanError(f"two prompts for chunk {change.chunk}.", hint="drop one of them")
-    return PromptSchedule(prompt, ordered, blend)
+    return PromptSchedule(prompt, ordered, blend, prefix)
 
 
 def parse_change(text: str) -> PromptChange:

@@ -132,7 +132,7 @@ class CausalDenoiser:
         """Make room for a chunk. Beginning it again discards its uncommitted forwards."""
         self._span = span
         for expert in self._experts:
-            expert.state.first_frame = span.first_frame
+            expert.state.first_frame = span.first_frame + span.offset
         for kv in self._caches():
             kv.begin(span.frames * self._window.tokens_per_frame)
 
@@ -146,6 +146,9 @@ class CausalDenoiser:
         """Run the clean pass: later chunks attend to the clean latents, not to noisy ones."""
         self._clean_pass(clean, timestep)
         self._buffer.add(self._span, clean, timestep)
+        if self._span.begins_shot:
+            for kv in self._caches():
+                kv.keep(self._span.frames * self._window.tokens_per_frame)
 
     def recache(self) -> None:
         """Recompute the KV caches under a new prompt: keys of the old one would pull back to it.

@@ -89,6 +89,7 @@ class RolloutSession:
         settings = self.resolved.settings
         self.spec: ModelSpec = find_model(self.resolved)
         self._context = context_frames(options.starts, settings, self.spec, before)
+        self.schedule = self._schedule()
         self.plan = self._plan(settings)
         check_context_files(options.starts, self.plan, settings, self.spec)
         if options.only_new and self.plan.spans[0].given:
@@ -97,7 +98,6 @@ class RolloutSession:
                 "first-frame` the picture is part of the first.",
                 hint="drop `only_new`",
             )
-        self.schedule = self._schedule()
         self.seeds = self._seeds()
         if options.video and options.files and gpu is None:
             video = settings.video
@@ -274,7 +274,11 @@ class RolloutSession:
 
     def _plan(self, settings: RolloutSettings) -> RolloutPlan:
         return make_rollout_plan(
-            settings, self.spec, context_frames=self._context, force=self.options.force
+            settings,
+            self.spec,
+            context_frames=self._context,
+            changes={change.chunk for change in self.schedule.changes},
+            force=self.options.force,
         )
 
     def _estimated(self, settings: RolloutSettings) -> Estimate | None:
@@ -291,7 +295,13 @@ class RolloutSession:
         prompt = (
             self.before.get("prompt", "") if self.options.prompt is None else self.options.prompt
         )
-        return make_prompt_schedule(prompt, changes, chunks=rollout.chunks, blend=rollout.blend)
+        return make_prompt_schedule(
+            prompt,
+            changes,
+            chunks=rollout.chunks,
+            blend=rollout.blend,
+            prefix=rollout.shot_prefix.strip(),
+        )
 
     def _seeds(self) -> dict[int, int]:
         earlier = {int(c): s for c, s in self.before.get("inputs", {}).get("seeds", [])}
