@@ -13,6 +13,7 @@ import pytest
 from wancli.errors import InputError, OutputError, RunError, UsageError
 from wancli.records.ledger import (
     MOST_DEATHS,
+    STATES,
     ClaimedJob,
     LedgerJob,
     LedgerSettings,
@@ -77,10 +78,65 @@ def test_a_failure_keeps_its_error_until_it_is_tried_again(tmp_path):
         worker.failed(claim(worker), RunError("no.", hint="less"))
         (row,) = ledger.rows("failed")
         assert '"hint": "less"' in row["error"]
-        assert ledger.retry("failed") == 1
-        assert ledger.counts() == {
-            "pending": 6, "running": 0, "done": 0, "failed": 0, "skipped": 0,
-        }  # fmt: skip
+        assert ledger.retry([row["number"]]) == 1
+        assert ledger.counts() == dict.fromkeys(STATES, 0) | {"pending": 6}
+
+
+def test_only_jobs_that_have_ended_wait_again_and_only_others_are_cancelled(tmp_path):
+    with fresh(tmp_path) as ledger:
+        worker = LedgerWorker(ledger)
+        done, running = claim(worker), claim(worker)
+        worker.done(done, make(done))
+        numbers = ledger.numbers()
+        assert ledger.cancel(numbers) == 5
+        assert ledger.retry(numbers) == 6
+        assert ledger.cancel([running.number]) == 1
+        assert ledger.counts() == dict.fromkeys(STATES, 0) | {"pending": 5, "cancelled": 1}
+
+
+def test_a_worker_learns_that_its_job_was_cancelled_unless_it_is_done(tmp_path):
+    with fresh(tmp_path) as ledger:
+        worker = LedgerWorker(ledger)
+        told, late = claim(worker), claim(worker)
+        worker.beat(told)
+        ledger.cancel([told.number, late.number])
+        with pytest.raises(RunError, match="was cancelled"):
+            worker.beat(told)
+        worker.failed(told, RunError("as it was cancelled.", hint=""))
+        worker.done(late, make(late))
+        counts = ledger.counts()
+        assert (counts["cancelled"], counts["done"], counts["failed"]) == (1, 1, 0)
+
+
+def test_a_ledger_that_is_gone_takes_no_more_jobs(tmp_path):
+    with fresh(tmp_path) as ledger:
+        worker = LedgerWorker(ledger)
+        claim(worker)
+        ledger.path.unlink()
+        with pytest.raises(OutputError, match="was deleted or replaced"):
+            worker.claim()
+        with fresh(tmp_path), pytest.raises(OutputError, match="was deleted or replaced"):
+            worker.claim()
+
+
+def test_what_a_killed_process_left_of_a_new_ledger_is_removed(tmp_path):
+    left = [tmp_path / f".b.ledger.{'0' * 16}.part{end}" for end in ("", "-wal", "-shm")]
+    other = tmp_path / f".c.ledger.{'0' * 16}.part"
+    for path in (*left, other):
+        path.write_text("x")
+    fresh(tmp_path).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "b.ledger"]
+
+
+def test_a_ledger_is_known_by_its_folder_while_it_is_the_only_one(tmp_path):
+    with pytest.raises(InputError, match="no ledger in"):
+        open_ledger(tmp_path)
+    fresh(tmp_path).close()
+    with open_ledger(tmp_path) as ledger:
+        assert ledger.path == tmp_path / "b.ledger"
+    (tmp_path / "a.ledger").touch()
+    with pytest.raises(UsageError, match="has 2 ledgers"):
+        open_ledger(tmp_path)
 
 
 def test_a_closed_worker_gives_its_job_back_and_changes_it_no_more(tmp_path):
@@ -114,7 +170,7 @@ def test_a_job_that_its_workers_die_in_fails_until_it_is_tried_again(tmp_path):
         assert [one.number for one in failed] == [job.number]
         (row,) = ledger.rows("failed")
         assert "was killed 3 times" in row["error"]
-        ledger.retry("failed")
+        ledger.retry(ledger.numbers("failed"))
         assert ledger.free(claim_and_die(ledger)) == []
 
 

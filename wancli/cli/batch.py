@@ -1,6 +1,5 @@
 """`wancli batch`: many videos of a file of jobs, on models that load once."""
 
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -8,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wancli.cli import batch_ledger
 from wancli.cli.lazy import WancliCommand, WancliGroup
 from wancli.cli.options import DryRun, Folder, OutputOptions, folder, takes_output_options
-from wancli.errors import BatchError, UsageError, WancliError
+from wancli.errors import BatchError, WancliError
 
 if TYPE_CHECKING:
     from wancli.api.batch import PlannedBatch
@@ -51,7 +51,6 @@ FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first f
 MaxFailures = Annotated[
     int | None, typer.Option("--max-failures", min=1, help="Stop after that many failures.")
 ]
-Existing = Annotated[Path, typer.Argument(metavar="LEDGER", help="The ledger of a batch.")]
 
 
 @command("run")
@@ -94,7 +93,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
     with create_ledger(
         path, batch.digest, planned.settings, planned.jobs, version=version
     ) as opened:
-        opened.retry("failed")  # of an earlier run
+        opened.retry(opened.numbers("failed"))  # of an earlier run
         outcomes = BatchWorker(opened, skip_existing=skip_existing, warn=screen.warn).run()
         try:
             for outcome in outcomes:
@@ -105,42 +104,14 @@ def run(  # noqa: PLR0913 - one parameter per flag
         finally:
             outcomes.close()
         counts = opened.counts()
-    screen.note(_summary(counts))
+    screen.note(batch_ledger.in_words(counts))
     if failed := counts["failed"]:
         message = f"{failed:,} of {len(planned.jobs):,} jobs failed."
         raise BatchError(message, hint=f"wancli batch status {path}; the same command tries again")
 
 
-@command("status")
-@takes_output_options
-def status(*, output_options: OutputOptions, ledger: Existing) -> None:
-    """Print how many jobs wait, run, are done or have failed, and why."""
-    from wancli.cli.screen import Screen
-    from wancli.records.ledger import open_ledger
-
-    screen = Screen(output_options)
-    with open_ledger(ledger) as opened:
-        counts, failed = opened.counts(), list(opened.rows("failed"))
-    if screen.options.json:
-        screen.json({"ledger": str(ledger), **counts})
-        return
-    screen.result(_summary(counts))
-    for row in failed:
-        screen.result(f"line {row['line']}: {json.loads(row['error'])['message']}")
-
-
-@command("retry")
-@takes_output_options
-def retry(*, output_options: OutputOptions, ledger: Existing) -> None:
-    """Let failed jobs wait again, for the next `wancli batch`."""
-    from wancli.cli.screen import Screen
-    from wancli.records.ledger import open_ledger
-
-    with open_ledger(ledger) as opened:
-        count = opened.retry("failed")
-    if not count:
-        raise UsageError("no job has failed.", hint=f"wancli batch status {ledger}")
-    Screen(output_options).result(f"{count:,} jobs wait again")
+for name, function in batch_ledger.COMMANDS.items():
+    command(name)(function)
 
 
 def _show(planned: "PlannedBatch", screen: "Screen") -> None:
@@ -181,7 +152,3 @@ def _json(outcome: "JobOutcome") -> dict[str, Any]:
         return {"status": "failed", "error": error_json(error), "output": path, **others}
     status = {"status": "skipped"} if outcome.kept else {}
     return {**(outcome.record or {}), **status}
-
-
-def _summary(counts: dict[str, int]) -> str:
-    return ", ".join(f"{number:,} {state}" for state, number in counts.items() if number)

@@ -126,7 +126,7 @@ class Screen:
 
         if self.options.quiet:
             yield lambda event: None
-        elif self._moves:
+        elif self.moves:
             with run_bar(self.err, self._place(ROWS)) as report:
                 yield report
         else:
@@ -141,7 +141,7 @@ class Screen:
 
         if self.options.quiet:
             yield lambda done: None
-        elif self._moves:
+        elif self.moves:
             with transfer_bar(self.err, total) as update:
                 yield update
         else:
@@ -163,7 +163,7 @@ class Screen:
             draw_picture(self.err, place, png)
 
     @property
-    def _moves(self) -> bool:
+    def moves(self) -> bool:
         """Whether bars may move the cursor; --no-color prints no escape codes at all."""
         return self.err.is_terminal and self.options.color is not False
 

@@ -162,11 +162,11 @@ def _check(files: list[Path], screen: Screen) -> None:
 def _check_file(file: Path) -> "Check":
     """Check a video by the record inside or beside it; for a record, the video beside it."""
     from wancli.planning.existing import record_beside, record_in
-    from wancli.video.integrity import Check, check_video
+    from wancli.video.integrity import MISSING, Check, check_video
 
     video = file.with_suffix(".mp4") if file.suffix == ".json" else file
     if not video.is_file():
-        return Check("missing")
+        return Check(MISSING)
     inside = record_in(file) if file == video else None
     record = inside or record_beside(file)
     return check_video(video, record) if record else Check("no record")

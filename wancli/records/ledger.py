@@ -24,16 +24,18 @@ from typing import Any, Self
 
 from wancli.errors import InputError, OutputError, RunError, UsageError, WancliError
 from wancli.records.record import error_json
-from wancli.utils.files import kind_of, part_name, place
+from wancli.utils.files import kind_of, part_name, place, remove_parts
 from wancli.utils.locks import FolderLock, NameLocked
 
 SCHEMA = 1  # of the tables
 _APPLICATION = 0x57414E42  # "WANB": SQLite's mark of whose file it is
 _WAIT = 60.0  # seconds for another process's write
 MOST_DEATHS = 3  # of workers in one job: it is probably what they die of
-PENDING, RUNNING, DONE, FAILED, SKIPPED = STATES = (
-    "pending", "running", "done", "failed", "skipped",
+_AGAIN = 0.05  # seconds between looks at a lock
+PENDING, RUNNING, DONE, FAILED, SKIPPED, CANCELLED = STATES = (
+    "pending", "running", "done", "failed", "skipped", "cancelled",
 )  # fmt: skip
+SUFFIX = ".ledger"
 # Without the shared memory or the locks that SQLite needs.
 _NETWORK = {
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "lustre", "ceph", "beegfs", "gpfs",
@@ -95,7 +97,7 @@ class Ledger:
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         """Use `create_ledger` or `open_ledger`."""
-        self.path, self._db = path, connection
+        self.path, self._db, self._file = path, connection, path.stat()
 
     def __enter__(self) -> Self:
         return self
@@ -129,15 +131,60 @@ class Ledger:
             for row in cursor:
                 yield dict(zip(names, row, strict=True))
 
-    def retry(self, *states: str) -> int:
-        """Let jobs in these states wait again; returns how many."""
-        marks = ",".join("?" * len(states))
+    def numbers(self, *states: str) -> list[int]:
+        """Numbers of the jobs in some states, or of all."""
+        return [row["number"] for row in self.rows(*states)]
+
+    def retry(self, numbers: Iterable[int]) -> int:
+        """Let jobs wait again that have ended; returns how many."""
+        return self._move(
+            numbers, "state = 'pending', worker = NULL, error = NULL, ended = NULL, deaths = 0",
+            of=(DONE, SKIPPED, FAILED, CANCELLED),
+        )  # fmt: skip
+
+    def cancel(self, numbers: Iterable[int]) -> int:
+        """Cancel jobs that wait or run; returns how many.
+
+        A worker learns of it at its next `beat`; a job that is done before that is done.
+        """
+        now = time.time()
+        return self._move(numbers, f"state = 'cancelled', ended = {now}", of=(PENDING, RUNNING))
+
+    def _move(self, numbers: Iterable[int], change: str, *, of: Sequence[str]) -> int:
+        """Change the rows of jobs in some states; returns how many."""
+        marks = ",".join("?" * len(of))
+        update = f"UPDATE jobs SET {change} WHERE number = ? AND state IN ({marks})"
         with self._transaction() as db:
-            return db.execute(
-                "UPDATE jobs SET state = 'pending', worker = NULL, error = NULL, deaths = 0, "
-                f"ended = NULL WHERE state IN ({marks})",
-                states,
-            ).rowcount
+            return db.executemany(update, ((number, *of) for number in numbers)).rowcount
+
+    def settings(self) -> list[LedgerSettings]:
+        """Settings of jobs; the index is the `settings` of a row."""
+        with _sqlite(self.path):
+            rows = self._db.execute("SELECT model, command, json FROM settings ORDER BY number")
+            return [LedgerSettings(model, name, json.loads(text)) for model, name, text in rows]
+
+    def waiting(self) -> dict[int, int]:
+        """The number of jobs that wait, by the index of their settings."""
+        with _sqlite(self.path):
+            query = "SELECT settings, count(*) FROM jobs WHERE state = 'pending' GROUP BY settings"
+            return dict(self._db.execute(query).fetchall())
+
+    def seconds(self, most: int = 1000) -> list[tuple[int, float]]:
+        """(index of the settings, seconds) of jobs that are done, at most so many.
+
+        Jobs during which the clock was set back are left out.
+        """
+        with _sqlite(self.path):
+            query = (
+                "SELECT settings, ended - began FROM jobs WHERE state = 'done' "
+                "ORDER BY model DESC, number DESC LIMIT ?"
+            )
+            rows = self._db.execute(query, (most,)).fetchall()
+        return [(settings, seconds) for settings, seconds in rows if seconds >= 0]
+
+    def is_alive(self, worker: str) -> bool:
+        """Whether the worker of a row is still there."""
+        return _is_alive(self.path, worker)
 
     def is_running(self) -> bool:
         """Whether somebody works on a job."""
@@ -170,6 +217,18 @@ class Ledger:
             )
             db.execute(f"UPDATE jobs SET state = 'pending', worker = NULL WHERE {ours}", (worker,))
         return failed
+
+    def check_there(self) -> None:
+        """Raise OutputError if the file was deleted or replaced since it was opened."""
+        try:
+            there = os.path.samestat(self._file, self.path.stat())
+        except OSError:
+            there = False
+        if not there:
+            raise OutputError(
+                f"{self.path} was deleted or replaced while the batch ran.",
+                hint="start the batch again with `skip_existing`; finished videos are kept",
+            )
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -206,7 +265,11 @@ class LedgerWorker:
         self._lock.release()
 
     def claim(self) -> ClaimedJob | None:
-        """The next job, of the same model while there is one; None if none waits."""
+        """The next job, of the same model while there is one; None if none waits.
+
+        Raises OutputError if the ledger is gone: what is written to it then is lost.
+        """
+        self._ledger.check_there()
         with self._ledger._transaction() as db:
             first = "SELECT number FROM jobs WHERE state = 'pending' AND model = ? LIMIT 1"
             found = db.execute(first, (self._model,)).fetchone()
@@ -224,8 +287,10 @@ class LedgerWorker:
         return job
 
     def beat(self, job: ClaimedJob) -> None:
-        """Note that the job is being worked on, for `batch status`."""
-        self._change(job, "heartbeat = ?", (time.time(),))
+        """Note that the job is being worked on. Raises RunError if it was cancelled."""
+        if not self._change(job, "heartbeat = ?", (time.time(),)):
+            hint = f"wancli batch retry {self._ledger.path} --cancelled"
+            raise RunError("the job was cancelled.", hint=hint)
 
     def done(self, job: ClaimedJob, record: Mapping[str, Any], *, kept: bool = False) -> None:
         """Note that the video is whole under its final name; `kept`: it was there before.
@@ -240,7 +305,8 @@ class LedgerWorker:
             ) from None
         state, text = SKIPPED if kept else DONE, json.dumps(record)
         values = (state, time.time(), size, text)
-        self._change(job, "state = ?, ended = ?, bytes = ?, record = ?", values)
+        change = "state = ?, ended = ?, bytes = ?, record = ?"
+        self._change(job, change, values, of=(RUNNING, CANCELLED))
 
     def failed(self, job: ClaimedJob, error: WancliError) -> None:
         """Note why the job failed."""
@@ -257,14 +323,16 @@ class LedgerWorker:
                 (time.time(), json.dumps(error_json(error)), job.model),
             ).rowcount
 
-    def _change(self, job: ClaimedJob, change: str, values: Sequence[Any]) -> None:
-        """Change the row of a job, unless it is no longer this worker's."""
-        ours = "WHERE number = ? AND worker = ? AND attempt = ? AND state = 'running'"
+    def _change(
+        self, job: ClaimedJob, change: str, values: Sequence[Any], *, of: Sequence[str] = (RUNNING,)
+    ) -> bool:
+        """Change the row of a job; False if it is no longer this worker's."""
+        marks = ",".join("?" * len(of))
+        ours = f"WHERE number = ? AND worker = ? AND attempt = ? AND state IN ({marks})"
         with self._ledger._transaction() as db:
-            db.execute(
-                f"UPDATE jobs SET {change} {ours}",
-                (*values, job.number, self.name, job.attempt),
-            )
+            update = f"UPDATE jobs SET {change} {ours}"
+            row = (job.number, self.name, job.attempt)
+            return db.execute(update, (*values, *row, *of)).rowcount > 0
 
 
 def died_error() -> RunError:
@@ -317,7 +385,8 @@ def create_ledger(
 
 
 def open_ledger(path: Path) -> Ledger:
-    """Open an existing ledger. Raises InputError, UsageError."""
+    """Open an existing ledger, or the only one in a folder. Raises InputError, UsageError."""
+    path = _only_one(path) if path.is_dir() else path
     if not path.exists():
         raise InputError(f"ledger '{path}' not found.", hint="the folder of the batch's outputs")
     check_local(path.parent)
@@ -330,6 +399,16 @@ def open_ledger(path: Path) -> Ledger:
     return ledger
 
 
+def _only_one(folder: Path) -> Path:
+    """The ledger in a folder. Raises InputError, UsageError."""
+    paths = sorted(folder.glob(f"*{SUFFIX}"))
+    if not paths:
+        raise InputError(f"no ledger in '{folder}'.", hint="the folder of the batch's outputs")
+    if len(paths) > 1:
+        raise UsageError(f"'{folder}' has {len(paths)} ledgers.", hint=f"one of them: {paths[0]}")
+    return paths[0]
+
+
 def _write(
     path: Path, digest: str, settings: Iterable[LedgerSettings], jobs: Iterable[LedgerJob], *,
     version: str,
@@ -338,13 +417,16 @@ def _write(
     part = part_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _sqlite(path), closing(sqlite3.connect(part, isolation_level=None)) as db:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("BEGIN")
-            _fill(db, digest, settings, jobs, version=version)
-            db.execute("COMMIT")
-        with suppress(FileExistsError):
-            place(part, path, overwrite=False)
+        with _alone(path):
+            if os.path.lexists(path):
+                return
+            with _sqlite(path), closing(sqlite3.connect(part, isolation_level=None)) as db:
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute("BEGIN")
+                _fill(db, digest, settings, jobs, version=version)
+                db.execute("COMMIT")
+            with suppress(FileExistsError):
+                place(part, path, overwrite=False)
     except OSError as error:
         raise OutputError(
             f"cannot write {path}: {error.strerror}.", hint="another folder for the `ledger`"
@@ -352,6 +434,29 @@ def _write(
     finally:
         for suffix in ("", "-wal", "-shm"):
             part.with_name(part.name + suffix).unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Lock the name of a new ledger, after another process that writes it.
+
+    Removes what killed processes left of it. Where locks do not work, workers say so.
+    """
+    lock = FolderLock(path.parent)
+    while True:
+        try:
+            lock.acquire(path.name)
+            break
+        except NameLocked:
+            lock.release()
+            time.sleep(_AGAIN)
+            lock = FolderLock(path.parent)
+    try:
+        if lock.works:
+            remove_parts(path.parent, {path.name})
+        yield
+    finally:
+        lock.release()
 
 
 def check_local(folder: Path, mounts: str | None = None) -> None:

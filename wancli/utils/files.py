@@ -20,7 +20,9 @@ from wancli.utils.interrupts import uninterrupted, unwind_from_here
 from wancli.utils.reading import open_file, unreadable
 
 LONGEST_NAME = 255  # bytes, on all common file systems
-_PART = re.compile(r"\.(?P<name>.*)\.[0-9a-f]{16}\.(?P<kind>part|old)", re.DOTALL)
+_PART = re.compile(  # SQLite adds two files to its own
+    r"\.(?P<name>.*)\.[0-9a-f]{16}\.(?P<kind>part|old)(?:-wal|-shm)?", re.DOTALL
+)
 _ADDED = len("..0123456789abcdef.part")
 
 

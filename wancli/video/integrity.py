@@ -14,7 +14,7 @@ from typing import Any
 from wancli.errors import InputError
 from wancli.video import read
 
-WHOLE, DAMAGED, NO_DIGEST = "whole", "damaged", "no digest"
+WHOLE, DAMAGED, NO_DIGEST, MISSING = "whole", "damaged", "no digest", "missing"
 UNSEALED = "0" * 64  # `file_sha256` of a record before `seal`
 _OWN = b'"file_sha256": "'
 
@@ -23,7 +23,7 @@ _OWN = b'"file_sha256": "'
 class Check:
     """The result of a check, and the reason if it is not WHOLE."""
 
-    status: str  # WHOLE, DAMAGED or NO_DIGEST
+    status: str  # WHOLE, DAMAGED, NO_DIGEST or MISSING
     why: str = ""
 
 

@@ -1,0 +1,128 @@
+"""`wancli batch status`, `retry`, `cancel` and `export`: reading and changing a ledger."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Wancli
+from tests.records.test_ledger import SETTINGS, claim, make
+from wancli.errors import RunError
+from wancli.records.ledger import LedgerJob, LedgerWorker, create_ledger, open_ledger
+
+ROWS = [(1, "a"), (1, "a"), (2, None), (2, None), (3, None), (4, "b")]  # line and id
+
+
+@pytest.fixture
+def folder(wancli: Wancli, tmp_path: Path) -> Path:
+    """A folder v with the ledger of six jobs: one each done, failed, kept and cancelled."""
+    place = tmp_path / "v {x}"
+    jobs = [
+        LedgerJob(line, line % 2, f"prompt {n}", n, str(place / f"{n}.mp4"), name)
+        for n, (line, name) in enumerate(ROWS)
+    ]
+    with create_ledger(place / "b.ledger", "d", SETTINGS, jobs, version="1") as ledger:
+        worker = LedgerWorker(ledger)
+        first = [claim(worker) for _ in range(3)]  # of lines 2 and 4
+        worker.done(first[0], make(first[0]))
+        worker.failed(first[1], RunError("no memory.", hint="`steps 1`"))
+        worker.done(first[2], make(first[2]), kept=True)
+        ledger.cancel([1])
+        worker.close()
+    return place
+
+
+def counts(folder: Path) -> str:
+    with open_ledger(folder) as ledger:
+        return " ".join(f"{n} {state}" for state, n in ledger.counts().items() if n)
+
+
+def test_the_status_has_counts_times_and_failures_with_hints(wancli: Wancli, folder: Path):
+    result = wancli("batch", "status", folder)
+    assert result.code == 0
+    lines = result.out.splitlines()
+    assert lines[0] == "2 pending, 1 done, 1 failed, 1 skipped, 1 cancelled"
+    assert "a video" in lines[1]
+    assert lines[3:] == ["failed: line 2: no memory.", "hint:   --steps 1"]
+    told = json.loads(wancli("batch", "status", folder / "b.ledger", "--json").out)
+    assert told["counts"]["failed"] == 1
+    assert told["failed"][0]["lines"] == [2]
+
+
+def test_watching_ends_with_the_batch(wancli: Wancli, folder: Path):
+    assert wancli("batch", "cancel", folder).out == "2 jobs are cancelled\n"
+    result = wancli("batch", "status", folder, "--watch")
+    assert result.out.startswith("1 done, 1 failed, 1 skipped, 3 cancelled\n")
+    assert result.out.splitlines()[-1].startswith("again:  wancli batch retry ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "after"),
+    [
+        ((), "3 pending 1 done 1 skipped 1 cancelled"),
+        (("--cancelled",), "3 pending 1 done 1 failed 1 skipped"),
+        (("--cancelled", "--line", 1), "3 pending 1 done 1 failed 1 skipped"),
+        (("--line", 2, "--line", 9), "3 pending 1 done 1 skipped 1 cancelled"),
+        (("--line", 3), ""),
+        (("--id", "b"), ""),
+    ],
+)
+def test_some_jobs_wait_again(wancli: Wancli, folder: Path, arguments: tuple[object], after: str):
+    before = counts(folder)
+    result = wancli("batch", "retry", folder, *arguments)
+    assert result.code == (0 if after else 2), result.err
+    assert counts(folder) == (after or before)
+
+
+def test_jobs_are_cancelled_by_line_or_id(wancli: Wancli, folder: Path):
+    assert wancli("batch", "cancel", folder, "--line", 4).code == 2  # it is done
+    assert wancli("batch", "cancel", folder, "--id", "a").out == "1 job is cancelled\n"
+    assert counts(folder) == "1 pending 1 done 1 failed 1 skipped 2 cancelled"
+
+
+def test_missing_and_damaged_videos_are_told_and_made_again(wancli: Wancli, folder: Path):
+    result = wancli("batch", "status", folder, "--check")
+    assert result.code == 4
+    # The files here are five bytes.
+    assert result.out.count("damaged    line") == 2
+    (folder / "5.mp4").unlink()
+    result = wancli("batch", "status", folder, "--check")
+    assert f"missing    line 4  {folder}/5.mp4\n" in result.out
+    assert "2 of 2 finished videos are missing or damaged" in result.err
+    assert "retry" in result.err
+    assert wancli("batch", "retry", folder, "--missing", "--line", 4).code == 0
+    assert counts(folder) == "3 pending 1 done 1 failed 1 cancelled"
+
+
+def test_an_export_has_a_line_for_each_job(wancli: Wancli, folder: Path):
+    rows = [json.loads(line) for line in wancli("batch", "export", folder).out.splitlines()]
+    assert [row["line"] for row in rows] == [1, 1, 2, 2, 3, 4]
+    assert rows[2]["record"] == {"id": "3"}
+    assert rows[2]["seconds"] >= 0
+    assert rows[3]["error"]["message"] == "no memory."
+    result = wancli("batch", "export", folder, "-o", "x.csv")
+    assert result.out == "x.csv\n"
+    with Path("x.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["state"] for row in table][2:] == ["done", "failed", "pending", "skipped"]
+    assert (table[3]["hint"], table[3]["steps"]) == ("`steps 1`", "0")
+    assert wancli("batch", "export", folder, "-o", "x.csv").code == 2  # it exists
+
+
+def test_failed_jobs_are_exported_as_a_file_of_the_same_jobs(wancli: Wancli, folder: Path):
+    from wancli.planning.jobs import read_jobs
+
+    with open_ledger(folder) as ledger:
+        worker = LedgerWorker(ledger)
+        ledger.retry([1])
+        while job := worker.claim():
+            worker.failed(job, RunError("no.", hint=""))
+        failed = [(row["prompt"], row["seed"], row["output"]) for row in ledger.rows("failed")]
+    assert wancli("batch", "export", folder, "--failed", "-o", "again.jsonl").code == 0
+    batch = read_jobs(Path("again.jsonl"), {"generate": ["steps"]})
+    assert [job.id for job in batch.jobs] == ["a", "a.2", "line-2", "line-3"]
+    outputs = [(job.output or "").format() for job in batch.jobs]
+    prompts = [(job.prompt, job.seed) for job in batch.jobs]
+    assert [(*p, o) for p, o in zip(prompts, outputs, strict=True)] == failed
+    assert [batch.settings[job.settings].values["steps"] for job in batch.jobs] == [1, 1, 0, 1]
