@@ -6,12 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from wancli.api import batch_worker
 from wancli.api.batch import JOB_KEYS, plan_batch
 from wancli.api.batch_worker import BatchWorker, JobOutcome
 from wancli.api.requests import Listener
 from wancli.planning.jobs import read_jobs
 from wancli.records.ledger import Ledger, create_ledger
-from wancli.records.progress import Event, Phase
+from wancli.records.progress import Event, Phase, Step
 
 SMALL = 'steps = 1\nnum_frames = 5\nsize = "32x32"\n'
 
@@ -86,3 +89,22 @@ def test_an_unexpected_error_fails_its_job_only(tmp_path: Path, tiny_model: Path
         failed, made = list(BatchWorker(ledger, report=report).run())
     assert "RuntimeError: of a library" in str(failed.error)
     assert made.error is None
+
+
+def test_a_cancelled_job_ends_alone_even_while_its_model_loads(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(batch_worker, "_BEAT", -1)  # at each event
+    jobs = f'model = "{tiny_model}"\n[[jobs]]\nprompt = "a circle"\nseed = "1-3"\n'
+    with batch(tmp_path, jobs) as ledger:
+
+        def cancel(event: Event) -> None:
+            if isinstance(event, Phase) and event.name == "load":
+                ledger.cancel([1])
+            if isinstance(event, Step):
+                ledger.cancel([2])
+
+        outcomes = list(BatchWorker(ledger, report=cancel).run())
+        assert [outcome.status for outcome in outcomes] == ["cancelled", "cancelled", "ok"]
+        assert [row["state"] for row in ledger.rows()] == ["cancelled", "cancelled", "done"]
+    assert len(list(tmp_path.glob("*.mp4"))) == 1

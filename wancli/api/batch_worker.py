@@ -11,7 +11,7 @@ from wancli.api.model import Model
 from wancli.api.requests import Listener, all_layers
 from wancli.errors import WancliError, Warn, unexpected
 from wancli.planning.existing import record_beside, record_in
-from wancli.records.ledger import ClaimedJob, Ledger, LedgerWorker, died_error
+from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker, died_error
 from wancli.records.progress import Event, Report, ignore
 
 _BEAT = 5.0  # seconds
@@ -31,6 +31,13 @@ class JobOutcome:
     error: WancliError | None = None
     kept: bool = False
     others: int = 0
+
+    @property
+    def status(self) -> str:
+        """`ok`, `skipped`, `cancelled` or `failed`."""
+        if self.error:
+            return "cancelled" if isinstance(self.error, JobCancelled) else "failed"
+        return "skipped" if self.kept else "ok"
 
 
 class BatchWorker:
@@ -73,6 +80,8 @@ class BatchWorker:
         try:
             record, kept = self._make(worker, job)
             worker.done(job, record, kept=kept)
+        except JobCancelled as failure:
+            return JobOutcome(job, error=failure)
         except _NotLoaded as failure:
             others = worker.failed_to_load(job, failure.error)
             return JobOutcome(job, error=failure.error, others=others)
@@ -89,6 +98,8 @@ class BatchWorker:
         listener = _JobListener(worker, job, self._report, self._warn)
         try:
             model = self._loaded(job, listener)
+        except JobCancelled:
+            raise
         except WancliError as error:
             raise _NotLoaded(error) from None
         except Exception as error:  # noqa: BLE001 - likewise of all that need this model

@@ -98,7 +98,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
         try:
             for outcome in outcomes:
                 _print(outcome, screen)
-                failures += outcome.error is not None
+                failures += outcome.status == "failed"
                 if failures == most:
                     break
         finally:
@@ -149,6 +149,5 @@ def _json(outcome: "JobOutcome") -> dict[str, Any]:
     if error:
         path = {"path": str(outcome.job.output)}
         others = {"others": outcome.others} if outcome.others else {}
-        return {"status": "failed", "error": error_json(error), "output": path, **others}
-    status = {"status": "skipped"} if outcome.kept else {}
-    return {**(outcome.record or {}), **status}
+        return {"status": outcome.status, "error": error_json(error), "output": path, **others}
+    return {**(outcome.record or {}), "status": outcome.status}

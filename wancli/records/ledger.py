@@ -92,6 +92,10 @@ class ClaimedJob:
     output: Path
 
 
+class JobCancelled(RunError):
+    """A job that runs was cancelled, or is another worker's now: it stops."""
+
+
 class Ledger:
     """An open ledger. Each process opens its own, after any fork."""
 
@@ -287,10 +291,10 @@ class LedgerWorker:
         return job
 
     def beat(self, job: ClaimedJob) -> None:
-        """Note that the job is being worked on. Raises RunError if it was cancelled."""
+        """Note that the job is being worked on. Raises JobCancelled."""
         if not self._change(job, "heartbeat = ?", (time.time(),)):
             hint = f"wancli batch retry {self._ledger.path} --cancelled"
-            raise RunError("the job was cancelled.", hint=hint)
+            raise JobCancelled("the job was cancelled.", hint=hint)
 
     def done(self, job: ClaimedJob, record: Mapping[str, Any], *, kept: bool = False) -> None:
         """Note that the video is whole under its final name; `kept`: it was there before.
