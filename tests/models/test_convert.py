@@ -100,6 +100,21 @@ def test_every_tensor_is_renamed_by_the_key_map(kind: str, tmp_path: Path):
     assert same(converted(tmp_path / "out"), expected())
 
 
+def test_the_entry_of_a_pickle_can_be_chosen(tmp_path: Path):
+    tensors = load_file(WEIGHTS)
+    averaged = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    torch.save({"generator_ema": averaged, "generator": tensors}, tmp_path / "x.pt")
+    config = config_file(tmp_path)
+    convert(tmp_path / "x.pt", tmp_path / "out", config=config, entry="generator")
+    assert same(converted(tmp_path / "out"), expected())
+    for source, error in (
+        (tmp_path / "x.pt", "has entries generator_ema, gen"),
+        (WEIGHTS, "not a pi"),
+    ):
+        with pytest.raises(InputError, match=error):
+            convert(source, tmp_path / "other", config=config, entry="critic")
+
+
 def test_diffusers_loads_a_converted_model_without_missing_or_unexpected_keys(tmp_path: Path):
     result = convert(WEIGHTS, tmp_path / "out", config=config_file(tmp_path))
     model, report = WanTransformer3DModel.from_pretrained(

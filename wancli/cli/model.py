@@ -186,7 +186,7 @@ def rm(
 
 @command()
 @takes_output_options
-def convert(
+def convert(  # noqa: PLR0913 - one parameter a flag
     *,
     source: Annotated[
         Path, typer.Argument(help="Checkpoint: .pt, .safetensors, or a folder of its shards.")
@@ -203,6 +203,13 @@ def convert(
             metavar="DIR", help="Model folder to copy the VAE, text encoder and tokenizer from."
         ),
     ] = None,
+    entry: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Entry of a .pt that has several; by default generator_ema, else generator.",
+        ),
+    ] = "",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a folder from an earlier conversion.")
     ] = False,
@@ -225,7 +232,7 @@ def convert(
     # `write` checks whether a folder may be replaced, under its lock.
     outputs.add(OutputFile(out, "OUT", ours=lambda _: True, folder=True))
     with outputs.locked():
-        converted = write(source, out, config=config, base=base, overwrite=overwrite)
+        converted = write(source, out, config=config, base=base, entry=entry, overwrite=overwrite)
     _say_converted(screen, converted, alone=base is None)
 
 

@@ -25,20 +25,25 @@ _GENERATORS = (
     "generator_ema",
     "generator",
     "generator_lora",
-)  # the EMA first: it is the one to sample from
+)  # the EMA first: it is the one to sample from, unless its authors do not
 
 
-def read_checkpoint(source: Path) -> Tensors:
+def read_checkpoint(source: Path, entry: str = "") -> Tensors:
     """Read a `.safetensors` file, a folder of them, or a pickle, under diffusers' key names.
 
-    Tensors are memory-mapped, and no code in a pickle is run. Raises InputError for a file that is
-    broken or of another format, ModelError for duplicate keys.
+    Tensors are memory-mapped, and no code in a pickle is run. `entry` as in `read_pickle`. Raises
+    InputError for a file that is broken or of another format, ModelError for duplicate keys.
     """
     paths = checkpoint_files(source)
     if source.is_dir() or source.suffix == ".safetensors":
+        if entry:
+            raise InputError(
+                f"`entry {entry}`: {source} is not a pickle, and has no entries.",
+                hint="drop `entry`",
+            )
         tensors = _read_shards(source, paths)
     else:
-        tensors = read_pickle(source)
+        tensors = read_pickle(source, entry)
     return _rename_keys(tensors, source)
 
 
@@ -58,16 +63,26 @@ def _read_shards(source: Path, paths: Sequence[Path]) -> Tensors:
     return tensors
 
 
-def read_pickle(source: Path) -> Tensors:
-    """The tensors of a torch pickle, memory-mapped; no code in it is run. Raises InputError."""
+def read_pickle(source: Path, entry: str = "") -> Tensors:
+    """The tensors of a torch pickle, memory-mapped; no code in it is run. Raises InputError.
+
+    They are in its `entry`, else in the first of `_GENERATORS`, else in the pickle itself.
+    """
     try:
         mmap = zipfile.is_zipfile(source)  # pickles of the format before zip cannot be mapped
         state = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # noqa: BLE001 - a broken pickle can raise anything
         raise _unreadable(source, error) from None
     if isinstance(state, dict):
-        nested = (state.get(name) for name in _GENERATORS)
-        state = next((inner for inner in nested if isinstance(inner, dict) and inner), state)
+        nested = {str(k): inner for k, inner in state.items() if isinstance(inner, dict) and inner}
+        if entry and entry not in nested:
+            has = f"entries {some(list(nested))}" if nested else "no entries"
+            raise InputError(
+                f"`entry {entry}`: {source} has {has}.",
+                hint=f"`entry {next(iter(nested))}`" if nested else "drop `entry`",
+            )
+        names = (name for name in (entry, *_GENERATORS) if name in nested)
+        state = nested.get(next(names, None), state)
     if not isinstance(state, dict) or not state:
         raise InputError(f"{source} holds no state dict.", hint="give a Wan checkpoint")
     if others := [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]:

@@ -66,12 +66,14 @@ def convert(
     *,
     config: Path | None = None,
     base: Path | None = None,
+    entry: str = "",
     overwrite: bool = False,
 ) -> ConvertedModel:
     """Write the checkpoint `source` to `out`/transformer under diffusers' names, values unchanged.
 
     `config` is a JSON file with what shapes do not determine, such as the number of heads. The
-    other components of the model folder `base` are added, as hard links where possible.
+    other components of the model folder `base` are added, as hard links where possible. Of a pickle
+    with several state dicts, `entry` names the one to convert.
 
     Raises UsageError if `out` must not be replaced, InputError for an unreadable file, ModelError
     for keys or sizes that do not match, OutputError if writing fails.
@@ -79,7 +81,7 @@ def convert(
     sources = [path for path in (source, config, base) if path]
     check_target(out, sources=sources, overwrite=overwrite)
     stated = _read_stated(config) if config else {}
-    tensors = read_checkpoint(source)
+    tensors = read_checkpoint(source, entry)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     with torch.device("meta"):
         model = WanTransformer3DModel(**read_sizes(shapes, stated, source))
