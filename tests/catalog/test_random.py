@@ -22,7 +22,7 @@ def test_a_random_model_has_the_facts_of_the_known_one():
         assert random.random
         assert (random.folder, random.repo, random.on_hub) == (None, "", False)
         assert [getattr(random, fact) for fact in facts] == [getattr(spec, fact) for fact in facts]
-        assert find_spec(f"random:{spec.repo or 'demo'}") == random
+        assert find_spec(f"random:{spec.repo or spec.name}") == random
         assert known_spec(random.name) == spec
 
 

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 
 from tests.cli.test_bad_input import complaint
@@ -214,6 +216,47 @@ def test_pull_downloads_only_missing_files(
     assert all((snapshot / file).read_bytes() == (tiny_model / file).read_bytes() for file in files)
     (whole,) = (tiny_model / "vae").glob("*.safetensors")
     assert f"me/wan: {whole.stat().st_size / 2**10:,.1f} KiB to download" in err
+
+
+def test_pull_converts_a_checkpoint_and_takes_the_rest_from_its_base(
+    wancli: Wancli, forked: Run, tiny_model: Path, tmp_path: Path, cache: Path
+):
+    known = SPECS["causvid"]
+    assert known.checkpoint
+    result = wancli("rollout", "x", "-m", "causvid", "--size", "32x32", "--force", "-o", "a.mp4")
+    assert complaint(result) == (
+        "model 'causvid' is not on this machine.",
+        "wancli model pull causvid",
+    )
+    sizes = json.loads((tiny_model / "transformer" / "config.json").read_text())
+    wide = {"num_attention_heads": 8, "attention_head_dim": 128, "num_layers": 1}  # as released
+    with torch.device("meta"):
+        shapes = WanTransformer3DModel.from_config({**sizes, **wide}).state_dict()
+    file = tmp_path / "weights" / known.checkpoint.file
+    file.parent.mkdir(parents=True)
+    state = {
+        f"model.{name}": torch.tensor(float(number)).expand(like.shape).bfloat16()
+        for number, (name, like) in enumerate(shapes.items())
+    }
+    torch.save({known.checkpoint.entry: state}, file)
+    repos = {known.checkpoint.repo: tmp_path / "weights", REPO: tiny_model}
+    with serving(Hub(repos=repos)) as hub:
+        online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
+        code, _, out, err = forked("model", "pull", "causvid", folder=tmp_path, **online)
+    assert code == 0, err
+    fetched = [path for path in hub.requests if f"/{REPO}/resolve/{COMMIT}/transformer/" in path]
+    assert {Path(path).name for path in fetched} == {"config.json"}
+    folder = Path(out.strip())
+    weights = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(weights[name.removeprefix("model.")], t) for name, t in state.items())
+    assert wancli("model", "pull", "causvid").out == out  # offline: it is here
+    assert wancli("model", "path", "causvid").out == out
+    rows = listed(wancli("model", "list", "--json"))
+    assert (rows["causvid"]["state"], rows["causvid"]["bytes"]) == ("yes", bytes_of(folder))
+    info = json.loads(wancli("model", "info", "causvid", "--json").out)
+    assert (info["causal"], info["latent_channels"]) == (True, sizes["out_channels"])
+    assert wancli("model", "rm", "causvid", "--yes").code == 0
+    assert not folder.exists()
 
 
 def test_weights_that_a_file_stands_for_are_not_downloaded(

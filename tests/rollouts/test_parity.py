@@ -1,4 +1,4 @@
-"""Parity of rollouts with the original Self-Forcing code (see tests/parity/README.md)."""
+"""Parity of rollouts with the loops of Self-Forcing and others (see tests/parity/README.md)."""
 
 import copy
 import json
@@ -11,11 +11,13 @@ from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from safetensors.torch import load_file
 
 from wancli.catalog.geometry import Span, WindowConfig, lay_out
-from wancli.config.settings import Rollout, Sampling
+from wancli.config.presets import find_preset, layers
+from wancli.config.resolve import resolve
+from wancli.config.settings import Rollout, RolloutSettings, Sampling
 from wancli.generation.flow import few_step, few_step_levels, solve
 from wancli.generation.noise import StreamNoise
 from wancli.models.optimize import compile_blocks
-from wancli.planning.plan import in_shots
+from wancli.planning.plan import chunk_steps, in_shots
 from wancli.planning.prompts import PromptChange, PromptSchedule
 from wancli.rollouts.denoiser import PromptPair, causal
 from wancli.rollouts.loop import Chunk, ChunkPrompt, RolloutInputs, rollout
@@ -157,3 +159,61 @@ def test_latents_equal_those_of_longlive_2(either, model_json, inputs, name):
     error = max(chunk.abs().max().item() for chunk in errors)
     assert len(latents) == case["noise_frames"]
     assert error < 2e-5, f"{name}: {error:.1e} off"
+
+
+AUTHORS = json.loads((PARITY / "authors.json").read_text())
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_a_preset_gives_the_latents_of_its_authors_loop(name, transformer, model_json, inputs):
+    case = AUTHORS[name]
+    expected = load_file(PARITY / f"authors_{case['model']}.safetensors")[name]
+    latents = roll_preset(transformer, model_json, inputs, case)
+    error = (latents[-len(expected) :] - expected).abs().max().item()
+    assert error < 5e-6, f"{name}: {error:.1e} off"
+
+
+def roll_preset(transformer, model_json, inputs, case):
+    """Latents [F, C, H, W] of our loop with a preset's settings, context first."""
+    settings = resolve(layers(find_preset(case["preset"])), RolloutSettings).settings
+    chosen, sampling = settings.rollout, settings.sampling
+    context, frames = case.get("context_frames", 0), case["frames"]
+    context_spans, spans = lay_out(
+        frames // chosen.chunk_frames, chunk_frames=chosen.chunk_frames, context=context
+    )
+    steps = {span: chunk_steps(settings, span) for span in spans}
+    noise = StreamNoise(
+        spans,
+        [len(steps[span]) for span in spans],
+        tuple(inputs["noise"].shape[1:]),
+        start=inputs["noise"][:frames],
+        renoise=inputs["renoise"],
+    )
+    prompts = PromptPair(padded(inputs["prompt_embeds"], model_json["text_len"]))
+
+    def denoise(span, velocity):
+        levels = few_step_levels(steps[span], shift=sampling.flow_shift, warp=sampling.warp_steps)
+        return few_step(velocity, partial(noise, span), levels)
+
+    rollout_inputs = RolloutInputs(
+        context=[
+            (span, inputs["initial_latent"][span.first_frame : span.end].transpose(0, 1)[None])
+            for span in context_spans
+        ],
+        spans=spans,
+        prompts=lambda _span: ChunkPrompt(prompts),
+        finished=lambda _span: None,
+        denoise=denoise,
+        context_timestep=chosen.context_noise,
+    )
+    window = WindowConfig(
+        window=min(chosen.rolling_window, context + frames),
+        sink=chosen.sink_frames,
+        chunk=chosen.chunk_frames,
+        tokens_per_frame=model_json["tokens_per_frame"],
+        trim=chosen.trim,
+    )
+    with causal(transformer, window, rope="absolute") as model:
+        events = list(rollout(model, rollout_inputs))
+    chunks = [event.latents for event in events if isinstance(event, Chunk)]
+    return torch.cat(chunks, 2)[0].transpose(0, 1)

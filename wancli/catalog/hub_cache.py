@@ -47,6 +47,11 @@ def find_cached(repo: str) -> Path | None:
     return snapshot if revision and snapshot.is_dir() else None
 
 
+def converted_folder(repo: str, name: str) -> Path:
+    """Where a model lies that was converted from a checkpoint in `repo`; it may not exist."""
+    return repo_folder(repo) / "converted" / name
+
+
 def cached_repos() -> list[str]:
     """Every OWNER/NAME with files on this disk."""
     folders = [f for f in cache_folder().glob(f"{_PREFIX}*") if f.is_dir()]
@@ -55,12 +60,12 @@ def cached_repos() -> list[str]:
 
 
 def cached_bytes(repo: str) -> int:
-    """Bytes on disk of all revisions, partial downloads included.
+    """Bytes on disk of all revisions, partial downloads and conversions included.
 
     Symbolic links point to blobs; without links there are no blobs.
     """
-    folder = repo_folder(repo)
-    paths = [path for part in ("blobs", "snapshots") for path in (folder / part).rglob("*")]
+    folder, parts = repo_folder(repo), ("blobs", "snapshots", "converted")
+    paths = [path for part in parts for path in (folder / part).rglob("*")]
     return sum(path.stat().st_size for path in paths if path.is_file() and not path.is_symlink())
 
 

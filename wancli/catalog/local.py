@@ -2,11 +2,17 @@
 
 import hashlib
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from wancli.catalog.geometry import Strides
-from wancli.catalog.hub_cache import cached_revision
+from wancli.catalog.hub_cache import (
+    absent,
+    cached_revision,
+    check_reachable,
+    converted_folder,
+)
 from wancli.catalog.hunyuan import TEXT_TOKENS, hunyuan_of
 from wancli.catalog.part_schema import OF_OTHERS, OF_TRANSFORMER, OF_VAE, Kinds, wrong_value
 from wancli.catalog.random import known_spec, random_spec
@@ -32,7 +38,7 @@ def find_spec(model: str, *, layers: int | None = None) -> ModelSpec:
             hint=f"`model` {RANDOM}{spec.name}" if spec else "drop `layers`",
         )
     if spec:
-        return spec
+        return _converted(spec)
     path = user_path(model)
     try:
         if path.is_dir():
@@ -53,6 +59,29 @@ def find_spec(model: str, *, layers: int | None = None) -> ModelSpec:
         f"model '{model}' not found.",
         hint=f"did you mean '{near}'? list: wancli model list" if near else "wancli model list",
     )
+
+
+def _converted(spec: ModelSpec) -> ModelSpec:
+    """The spec with its folder, if it is that of a checkpoint that has been converted."""
+    if spec.checkpoint is None:
+        return spec
+    folder = converted_folder(spec.checkpoint.repo, spec.name)
+    if not folder.is_dir():
+        return spec
+    read = spec_of_folder(folder, name=spec.name)
+    return replace(
+        read, description=spec.description, causal=spec.causal, checkpoint=spec.checkpoint
+    )
+
+
+def check_available(spec: ModelSpec) -> None:
+    """Raise ModelError for a model that is not on this disk and cannot be downloaded as it loads.
+
+    A checkpoint is pulled first, since it is converted then.
+    """
+    if spec.on_hub and spec.checkpoint:
+        raise absent(spec.name)
+    check_reachable(spec.repo)
 
 
 PIPELINES = {task.pipeline for task in TASKS.values()} | {"WanCausalDMDPipeline"}  # FastVideo's

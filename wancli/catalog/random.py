@@ -29,6 +29,7 @@ def random_spec(model: str, *, layers: int | None = None) -> ModelSpec:
         name=f"{RANDOM}{known.name}",
         repo="",
         folder=None,
+        checkpoint=None,
         description=f"Random weights in the shape of {known.name}.",
         architecture=keep_layers(known.architecture, layers) if layers else known.architecture,
         random=True,

@@ -4,6 +4,9 @@ Sources, for the released models: wan/configs/ of https://github.com/Wan-Video/W
 https://github.com/Wan-Video/Wan2.2 (42bf4cf), and scripts/convert_wan_to_diffusers.py of
 https://github.com/huggingface/diffusers (58eb52c); for tasks, the pipelines of diffusers 0.42.1.
 WanVideoToVideoPipeline supports one expert, and VAEs of Wan 2.1. HunyuanVideo: see `hunyuan.py`.
+Checkpoints and their entries: README.md of https://github.com/thu-ml/Causal-Forcing (1fc7bbc; its
+`--use_ema` takes `generator_ema`); README.md and minimal_inference/autoregressive_inference.py of
+https://github.com/tianweiy/CausVid (ca21150).
 """
 
 from dataclasses import dataclass, field
@@ -56,11 +59,21 @@ class WeightFile:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """A transformer in its authors' format, which `wancli model pull` makes a model folder of."""
+
+    repo: str  # hub id
+    file: str
+    base: str  # the known model that the other components are from
+    entry: str = ""  # of a pickle that has several; as `wancli model convert` takes it
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Facts about one model."""
 
     name: str
-    repo: str  # hub id, or "" for a folder
+    repo: str  # hub id, or "" for a folder or a checkpoint
     description: str
     tasks: tuple[str, ...] = (TEXT,)  # in order of preference for given inputs
     strides: Strides = field(default_factory=Strides)
@@ -76,6 +89,7 @@ class ModelSpec:
     random: bool = False  # random weights, not read from a file
     draws: str = ""  # all that a small model knows
     files: tuple[WeightFile, ...] = ()
+    checkpoint: Checkpoint | None = None  # it is converted from, once pulled
 
     def file_of(self, part: str) -> WeightFile | None:
         """The file that a part is read from, if it is not the model's own."""
@@ -112,6 +126,10 @@ class ModelSpec:
     def family(self) -> Family:
         """The family of its pipelines."""
         return TASKS[self.tasks[0]].family
+
+
+def _causal_forcing(file: str, *, entry: str) -> Checkpoint:
+    return Checkpoint("zhuhz22/Causal-Forcing", file, base="wan2.1-t2v-1.3b", entry=entry)
 
 
 SPECS = {
@@ -242,6 +260,55 @@ SPECS = {
             experts=2,
             causal=True,
             architecture=WAN_14B,
+        ),
+        ModelSpec(
+            "causal-forcing",
+            "",
+            "Causal Forcing (arXiv:2602.02214) on Wan 2.1 1.3B: 4 steps per chunk, for rollouts.",
+            causal=True,
+            architecture=WAN_1_3B,
+            checkpoint=_causal_forcing("chunkwise/causal_forcing.pt", entry="generator"),
+        ),
+        ModelSpec(
+            "causal-forcing-frame",
+            "",
+            "Causal Forcing, 4 steps per latent frame, for rollouts; starts from an image, too.",
+            causal=True,
+            architecture=WAN_1_3B,
+            checkpoint=_causal_forcing("framewise/causal_forcing.pt", entry="generator_ema"),
+        ),
+        ModelSpec(
+            "causal-forcing-2step",
+            "",
+            "Causal Forcing++ (arXiv:2605.15141): 2 steps per latent frame, for rollouts.",
+            causal=True,
+            architecture=WAN_1_3B,
+            checkpoint=_causal_forcing(
+                "causal-forcing++/framewise-2step.pt", entry="generator_ema"
+            ),
+        ),
+        ModelSpec(
+            "causal-forcing-1step",
+            "",
+            "Causal Forcing++: 1 step per latent frame, for rollouts.",
+            causal=True,
+            architecture=WAN_1_3B,
+            checkpoint=_causal_forcing(
+                "causal-forcing++/framewise-1step.pt", entry="generator_ema"
+            ),
+        ),
+        ModelSpec(
+            "causvid",
+            "",
+            "CausVid (arXiv:2412.07772) on Wan 2.1 1.3B: 3 steps per chunk, for rollouts.",
+            causal=True,
+            architecture=WAN_1_3B,
+            checkpoint=Checkpoint(
+                "tianweiy/CausVid",
+                "autoregressive_checkpoint/model.pt",
+                base="wan2.1-t2v-1.3b",
+                entry="generator",
+            ),
         ),
         ModelSpec(
             "hunyuanvideo",

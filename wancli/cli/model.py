@@ -1,6 +1,6 @@
 """`wancli model`: list, pull, info, path, rm and convert."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +12,12 @@ from wancli.catalog.hub_cache import (
     cached_bytes,
     cached_repos,
     check_reachable,
+    converted_folder,
     find_cached,
     repo_folder,
 )
 from wancli.catalog.local import find_spec
-from wancli.catalog.specs import DEMO_FOLDER, RANDOM, SPECS, ModelSpec
+from wancli.catalog.specs import DEMO_FOLDER, RANDOM, SPECS, Checkpoint, ModelSpec
 from wancli.cli.completion import complete_models
 from wancli.cli.lazy import WancliCommand, WancliGroup
 from wancli.cli.messages import with_flags
@@ -51,7 +52,7 @@ Model = Annotated[
 def list_(output_options: OutputOptions) -> None:
     """List the known models, and models and LoRAs in the hub's cache, with their size on disk."""
     screen = Screen(output_options)
-    repos = [spec.repo for spec in SPECS.values()]
+    repos = [spec.checkpoint.repo if spec.checkpoint else spec.repo for spec in SPECS.values()]
     others = [find_spec(repo) for repo in cached_repos() if repo not in repos]
     entries = [*filter(None, map(_list_entry, [*SPECS.values(), *others])), *_lora_entries()]
     rows = []
@@ -77,6 +78,9 @@ def pull(name: Model, output_options: OutputOptions) -> None:
         _say_lora_path(screen, *lora)
         return
     spec = _with_files(name)
+    if spec.checkpoint:
+        _say_path(screen, spec, spec.folder or _convert_pulled(spec.name, spec.checkpoint, screen))
+        return
     if spec.folder is not None:
         raise UsageError(
             f"model '{name}' is in {spec.folder}: there is nothing to download.",
@@ -93,17 +97,31 @@ def pull(name: Model, output_options: OutputOptions) -> None:
     _say_path(screen, spec, folder)
 
 
-def _fetch(repo: str, only: str = "", *, screen: Screen) -> Path:
-    """Download a model, or `only` one file of its repository; returns the folder in the cache."""
+def _convert_pulled(name: str, checkpoint: Checkpoint, screen: Screen) -> Path:
+    """Download a checkpoint and the rest of its base, and make a model folder of them."""
+    base = _fetch(SPECS[checkpoint.base].repo, without=("transformer",), screen=screen)
+    source = _fetch(checkpoint.repo, checkpoint.file, screen=screen) / checkpoint.file
+    from wancli.models.convert import convert as write
+
+    out = converted_folder(checkpoint.repo, name)
+    screen.note(f"converting {checkpoint.file}")
+    return write(source, out, base=base, entry=checkpoint.entry).path
+
+
+def _fetch(repo: str, only: str = "", *, without: Collection[str] = (), screen: Screen) -> Path:
+    """Download a model, or `only` one file of its repository; returns the folder in the cache.
+
+    The weights of the parts `without` are not fetched.
+    """
     from wancli.models.hub import bytes_to_download, check_space, download
 
     check_reachable(repo)
-    needed = bytes_to_download(repo, only=only)
+    needed = bytes_to_download(repo, only=only, without=without)
     if needed:
         check_space(repo, needed)
         screen.note(f"{repo}: {gib(needed)} to download")
     with screen.transfer(needed) as tell:
-        return download(repo, tell, only=only)
+        return download(repo, tell, only=only, without=without)
 
 
 @command()
@@ -161,27 +179,28 @@ def rm(
     output_options: OutputOptions,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,  # noqa: FBT002
 ) -> None:
-    """Delete all revisions of a model from the hub's cache."""
+    """Delete all revisions of a model from the hub's cache, and what was converted from it."""
     spec, screen = _with_files(name), Screen(output_options)
-    if spec.folder is not None:
+    repo = spec.checkpoint.repo if spec.checkpoint else spec.repo
+    if spec.folder is not None and not spec.checkpoint:
         inside = spec.folder == DEMO_FOLDER
         raise UsageError(
             f"model '{name}' is {'inside the package' if inside else 'a local folder'}; only "
             "models in the hub's cache can be deleted.",
             hint="wancli model list" if inside else f"rm -r {spec.folder}",
         )
-    if not repo_folder(spec.repo).exists():
+    if not repo_folder(repo).exists():
         raise absent(name, hint="wancli model list")
-    question = f"delete {spec.repo}, {gib(cached_bytes(spec.repo))}?"
+    question = f"delete {repo}, {gib(cached_bytes(repo))}?"
     if not yes and not screen.confirm(question, otherwise=f"wancli model rm {name} --yes"):
         screen.note("kept")
         return
     from wancli.models.hub import delete
 
-    freed = delete(spec.repo)
+    freed = delete(repo)
     screen.note(f"{gib(freed)} freed")
     if output_options.json:
-        screen.json({"name": spec.name, "repo": spec.repo, "deleted": True, "freed_bytes": freed})
+        screen.json({"name": spec.name, "repo": repo, "deleted": True, "freed_bytes": freed})
 
 
 @command()
@@ -266,6 +285,8 @@ def _list_entry(spec: ModelSpec) -> dict[str, Any] | None:
         spec = find_local(spec.name)
         if spec.folder == DEMO_FOLDER:
             state, size = "in the package", _size_of(DEMO_FOLDER)
+        elif spec.checkpoint and spec.folder:
+            state, size = "yes", _size_of(spec.folder)
         elif cached and not missing_files(cached):
             state = "yes"
         elif size:
@@ -383,6 +404,7 @@ def _facts(model: "ModelInfo") -> list[tuple[str, ...]]:
     facts = {
         "name": spec.name,
         "repo": spec.repo,
+        "checkpoint": f"{spec.checkpoint.repo}:{spec.checkpoint.file}" if spec.checkpoint else "",
         "folder": "" if spec.random else str(spec.folder or "not on this machine"),
         "description": spec.description,
         "draws": spec.draws,

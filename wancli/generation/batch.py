@@ -6,8 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wancli.catalog.hub_cache import check_reachable
-from wancli.catalog.local import check_files
+from wancli.catalog.local import check_available, check_files
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.vocabulary import vocabulary_warnings
 from wancli.catalog.weight_files import weights_json
@@ -130,7 +129,7 @@ class PlannedVideos:
             report_loras(self.plan.lora, observer)
             model = model or self.pipeline()
             if not model.loaded:
-                check_reachable(self.spec.repo)
+                check_available(self.spec)
             with observer.progress() as report, quiet_imports(report):
                 from wancli.generation.runner import Runner
 

@@ -82,7 +82,7 @@ def read_pickle(source: Path, entry: str = "") -> Tensors:
                 hint=f"`entry {next(iter(nested))}`" if nested else "drop `entry`",
             )
         names = (name for name in (entry, *_GENERATORS) if name in nested)
-        state = nested.get(next(names, None), state)
+        state = next((nested[name] for name in names), state)
     if not isinstance(state, dict) or not state:
         raise InputError(f"{source} holds no state dict.", hint="give a Wan checkpoint")
     if others := [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]:

@@ -59,7 +59,7 @@ def download(
             snapshot_download,
             repo,
             allow_patterns=_patterns(only),
-            ignore_patterns=[f"{part}/*.safetensors" for part in without],
+            ignore_patterns=_weights_of(without),
             cache_dir=cache_folder(),
             local_files_only=not hub_answers(),
             tqdm_class=_bars(on_bytes, stop) if on_bytes else None,
@@ -71,11 +71,15 @@ def download(
             raise
 
 
+def _weights_of(parts: Collection[str]) -> list[str]:
+    return [f"{part}/*.safetensors" for part in parts]
+
+
 def _patterns(only: str) -> list[str]:
     return [glob.escape(only)] if only else list(PATTERNS)
 
 
-def bytes_to_download(repo: str, *, only: str = "") -> int | None:
+def bytes_to_download(repo: str, *, only: str = "", without: Collection[str] = ()) -> int | None:
     """The bytes that `download` would fetch; None if the hub does not say.
 
     Raises ModelError, also for a repository without a pipeline, or without the file `only`.
@@ -87,6 +91,7 @@ def bytes_to_download(repo: str, *, only: str = "") -> int | None:
             files = snapshot_download(
                 repo,
                 allow_patterns=_patterns(only),
+                ignore_patterns=_weights_of(without),
                 cache_dir=cache_folder(),
                 tqdm_class=_bars(lambda _: None, Event()),
                 dry_run=True,

@@ -14,7 +14,7 @@ import transformers
 from diffusers import UniPCMultistepScheduler
 
 from wancli.catalog.hf_configs import CLASSES
-from wancli.catalog.local import PARTS, check_files, read_config, spec_of_folder
+from wancli.catalog.local import PARTS, check_available, check_files, read_config, spec_of_folder
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import EXPERTS, TASKS, TEXT
 from wancli.config.precision import decoder_dtype, decodes_fast, transformer_dtype, vae_dtype
@@ -219,6 +219,7 @@ def pick_device(name: str) -> torch.device:
 def _on_disk(spec: ModelSpec, parts: Collection[str], on_bytes: OnBytes | None = None) -> ModelSpec:
     """The spec with its folder: hub models are downloaded, files are checked."""
     if spec.on_hub:
+        check_available(spec)
         with load_errors(spec):
             without = [file.part for file in spec.files]
             folder = download(spec.repo, on_bytes, without=without)

@@ -6,8 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wancli.catalog.hub_cache import check_reachable
-from wancli.catalog.local import check_files
+from wancli.catalog.local import check_available, check_files
 from wancli.catalog.tasks import TEXT
 from wancli.catalog.vocabulary import vocabulary_warnings
 from wancli.catalog.weight_files import weights_json
@@ -179,7 +178,7 @@ class RolloutSession:
         report_warnings(self.warnings, observer)
         report_loras(self.plan.lora, observer)
         if not model.loaded:
-            check_reachable(self.spec.repo)
+            check_available(self.spec)
         from wancli.records.write import failed_record
         from wancli.rollouts import runner
 
