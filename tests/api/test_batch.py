@@ -17,7 +17,7 @@ class FakeEstimate:
 
 def grouped(*estimates: FakeEstimate | None, auto: bool = True) -> list[tuple[int, Any]]:
     settings = [JobSettings("generate", {"steps": n}, n) for n in range(len(estimates))]
-    checked = [_Checked({}, estimate, auto) for estimate in estimates]  # type: ignore[arg-type]
+    checked = [_Checked(s.values, {}, e, auto) for s, e in zip(settings, estimates, strict=True)]  # type: ignore[arg-type]
     return [(one.model, one.values.get("offload")) for one in _grouped(settings, checked)]
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from wancli.api import batch_worker
-from wancli.api.batch import JOB_KEYS, plan_batch
+from wancli.api.batch import plan_batch
 from wancli.api.batch_worker import BatchWorker, JobOutcome
+from wancli.api.jobs import JOB_KEYS
 from wancli.api.requests import Listener
 from wancli.planning.jobs import read_jobs
 from wancli.records.ledger import Ledger, create_ledger

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Wancli
-from wancli.api.batch import JOB_KEYS, plan_batch
+from wancli.api.batch import plan_batch
+from wancli.api.jobs import JOB_KEYS
 from wancli.api.requests import Listener
 from wancli.planning.jobs import read_jobs
 from wancli.records.ledger import create_ledger
@@ -55,7 +56,7 @@ def test_an_existing_file_stops_a_new_batch(forked, tmp_path):
     code, _, _, err = forked("batch", "j.jsonl", folder=tmp_path)
     assert code == 2
     assert "j.jsonl:3: " in err
-    assert "--skip-existing" in err
+    assert "--overwrite, or another --output" in err
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from functools import partial
 from time import monotonic, sleep
 from typing import Any
 
-from wancli.api.batch import LOADED_WITH, plan_job
+from wancli.api.jobs import LOADED_WITH, plan_job
 from wancli.api.model import Model
 from wancli.api.requests import Listener, all_layers
 from wancli.errors import WancliError, Warn, unexpected

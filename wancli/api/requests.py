@@ -127,7 +127,8 @@ def rollout_request(
             raise UsageError(f"`{name}` needs the name of a video.", hint="`output NAME.mp4`")
     if prompt is not None or not (continues or "prompt_embeds" in options):
         prompt = check_prompt(prompt or "")
-    changes = [PromptChange(chunk, text.strip()) for chunk, text in options.get("at", {}).items()]
+    at = options.get("at", {}).items()
+    changes = [PromptChange(int(chunk), text.strip()) for chunk, text in at]  # text in JSON
     changes += read_script(Path(options["script"])) if "script" in options else []
     files = {f.name: Path(options[f.name]) for f in fields(ContextFiles) if f.name in options}
     paths = {name: Path(options[name]) for name in ("report", "save_latents") if name in options}

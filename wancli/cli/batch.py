@@ -70,8 +70,10 @@ def run(  # noqa: PLR0913 - one parameter per flag
 
     wancli batch jobs.jsonl --output-dir videos
     """
-    from wancli.api.batch import JOB_KEYS, check_new, plan_batch
+    from wancli.api.batch import plan_batch
+    from wancli.api.batch_outputs import check_new
     from wancli.api.batch_worker import BatchWorker
+    from wancli.api.jobs import JOB_KEYS
     from wancli.api.requests import Listener
     from wancli.cli.screen import Screen
     from wancli.planning.jobs import STDIN, read_jobs
@@ -82,8 +84,8 @@ def run(  # noqa: PLR0913 - one parameter per flag
     batch = read_jobs(file, JOB_KEYS)
     planned = plan_batch(batch, place, Listener(None))
     path = ledger or place / f"{'batch' if file == STDIN else file.stem}.ledger"
-    if not (skip_existing or path.exists()):
-        check_new(planned)
+    if not os.path.lexists(path):
+        check_new(batch, planned.settings, planned.jobs, skip_existing=skip_existing)
     if dry_run:
         _show(planned, screen)
         return

@@ -2,7 +2,7 @@
 
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,47 @@ from wancli.utils.reading import user_path
 
 DEFAULT = "{prompt:40}-{seed}.mp4"
 FIELDS = ("prompt", "seed", "model", "steps", "width", "height")
+_OTHERS = re.compile(r"(?:[^\w.]|\.{2,})+")  # than letters, digits, and single dots
 
 
-class _NameFormatter(string.Formatter):
-    """Truncates fields to their width and makes them safe for file names: `{prompt:40}`."""
+class NameTemplate:
+    """A template of names, such as `{prompt:40}-{seed}.mp4`."""
 
-    def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if key not in kwargs:
-            raise UsageError(
-                f"output template: unknown field '{{{key}}}'.",
-                hint="known: " + ", ".join(f"{{{name}}}" for name in FIELDS),
-            )
-        return kwargs[str(key)]
+    def __init__(self, text: str) -> None:
+        """Raises UsageError for an invalid template."""
+        try:
+            parts = list(string.Formatter().parse(text))
+        except ValueError as error:
+            raise UsageError(f"output template {text!r}: {error}.", hint=DEFAULT) from None
+        self._parts = [(before, field, _width(spec)) for before, field, spec, _ in parts]
+        for _, field, _, converted in parts:
+            if converted or (field is not None and field not in FIELDS):
+                name = f"{field}!{converted}" if converted else field
+                raise UsageError(
+                    f"output template: unknown field '{{{name}}}'.",
+                    hint="known: " + ", ".join(f"{{{name}}}" for name in FIELDS),
+                )
 
-    def format_field(self, value: Any, format_spec: str) -> str:
-        width = int(format_spec) if format_spec.isdigit() else None
-        return (
-            re.sub(r"(?:[^\w.]|\.{2,})+", "-", str(value)).strip("-.")[:width].strip("-.")
-            or "video"
+    def fill(self, fields: Mapping[str, Any]) -> str:
+        """The template with each field safe for a file name, and cut to its width."""
+        return "".join(
+            before if field is None else before + _clean(str(fields[field]), width)
+            for before, field, width in self._parts
         )
+
+
+def _width(spec: str | None) -> int | None:
+    return int(spec) if spec and spec.isdigit() else None
+
+
+def _clean(text: str, width: int | None) -> str:
+    """A value as part of a name: every run of other characters is one dash."""
+    cleaned = ""
+    if width is not None:  # enough of a long text, unless it is full of such runs
+        cleaned = _OTHERS.sub("-", text[: 4 * width]).strip("-.")
+    if width is None or len(cleaned) <= width:
+        cleaned = _OTHERS.sub("-", text).strip("-.")
+    return cleaned[:width].strip("-.") or "video"
 
 
 def name_fields(settings: Settings, *, prompt: str, seed: int, steps: int) -> dict[str, Any]:
@@ -51,11 +73,7 @@ def name_output(
     if several and "{seed" not in text:
         stem, dot, suffix = text.rpartition(".")
         text = f"{stem}-{{seed}}{dot}{suffix}" if dot else f"{text}-{{seed}}"
-    try:
-        name = _NameFormatter().vformat(text, (), fields)
-    except ValueError as error:
-        raise UsageError(f"output template {text!r}: {error}.", hint=DEFAULT) from None
-    path = with_name(user_path(name))
+    path = with_name(user_path(NameTemplate(text).fill(fields)))
     return path if len(path.parts) > 1 else folder / path
 
 

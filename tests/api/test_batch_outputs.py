@@ -1,0 +1,117 @@
+"""Outputs of a batch: named as those of single commands, and checked before anything loads."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes import tiny_clip, tiny_image
+from wancli.api.batch import PlannedBatch, plan_batch
+from wancli.api.batch_outputs import check_new
+from wancli.api.jobs import JOB_KEYS
+from wancli.api.requests import Listener
+from wancli.errors import WancliError
+from wancli.planning.jobs import read_jobs
+
+Plan = Callable[..., PlannedBatch]
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """Plan and check jobs in an empty working folder, with their videos in `out`."""
+    monkeypatch.chdir(tmp_path)
+
+    def planned(*jobs: dict[str, Any], skip_existing: bool = False) -> PlannedBatch:
+        small = {"steps": 1, "num_frames": 5, "prompt": "a circle", "seed": 1}
+        lines = [{**small, **job} for job in jobs]
+        for line in lines:
+            if line.get("command") == "rollout":
+                del line["num_frames"]
+        Path("j.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        batch = read_jobs(Path("j.jsonl"), JOB_KEYS)
+        result = plan_batch(batch, Path("out"), Listener(None))
+        check_new(batch, result.settings, result.jobs, skip_existing=skip_existing)
+        return result
+
+    return planned
+
+
+@pytest.mark.parametrize(
+    ("output", "path"),
+    [
+        ("x.mp4", "out/x.mp4"),
+        ("sub/x.mp4", "sub/x.mp4"),
+        ("./x.mp4", "out/x.mp4"),
+        ("../{seed}-{prompt:3}.mp4", "../1-a-c.mp4"),
+    ],
+)
+def test_an_output_with_a_folder_is_used_as_it_is(plan: Plan, output: str, path: str):
+    (job,) = plan({"output": output}).jobs
+    assert job.output == str(Path.cwd() / path)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"output": "link.mp4", "overwrite": True},
+        {"output": "folder.mp4", "overwrite": True},
+        {"output": "file/x.mp4"},
+        {"output": f"{'x' * 252}.mp4"},
+        {"output": f"{'é' * 130}.mp4"},
+        {"output": f"{'x' * 249}.mp4", "command": "rollout"},
+        {"output": "x.mov"},
+        {"output": ".mp4"},
+        {"output": "a\nb.mp4"},
+        {"output": "{prompts}.mp4"},
+        {"output": "json.mp4"},
+        {"output": "~/.."},
+        {"save_latents": "z.safetensors"},
+        {"save_latents": "latents/{seed}.safetensors", "output": "y.mp4"},
+        {"video": "in.mp4", "output": "in.mp4", "overwrite": True},
+    ],
+    ids=lambda values: str(values)[:60],
+)
+def test_an_output_that_cannot_be_written_is_named_with_its_line(plan: Plan, values: Any):
+    out = Path("out")
+    out.mkdir()
+    out.joinpath("folder.mp4").mkdir()
+    out.joinpath("file").touch()
+    out.joinpath("json.json").write_text("{}")
+    out.joinpath("link.mp4").symlink_to("elsewhere.mp4")
+    tiny_clip(out / "in.mp4", 1)
+    for name in ("output", "video"):
+        if not (values.get(name, ".") + ".").startswith((".", "~")):
+            values = {**values, name: f"out/{values[name]}"}
+    taken = {"output": "taken.mp4", "save_latents": "z.safetensors"}
+    Path("latents").touch()
+    with pytest.raises(WancliError, match=r"^j\.jsonl:2: "):
+        plan(taken, values)
+
+
+def test_one_file_under_two_names_is_seen(plan: Plan):
+    Path("real").mkdir()
+    Path("link").symlink_to("real")
+    with pytest.raises(WancliError, match=r"^j\.jsonl:2: .*X.mp4 is the output of line 1, too"):
+        plan({"output": "real/x.mp4"}, {"output": "link/X.mp4"})
+
+
+def test_a_video_that_exists_is_replaced_or_kept_only_where_that_is_wanted(plan: Plan):
+    Path("out").mkdir()
+    Path("out/x.mp4").touch()
+    with pytest.raises(WancliError, match=r"x.mp4 exists"):
+        plan({"output": "x.mp4"})
+    plan({"output": "x.mp4", "overwrite": "true"})
+    plan({"output": "x.mp4"}, skip_existing=True)
+
+
+def test_files_are_from_the_working_folder_and_absolute_in_the_ledger(plan: Plan, tiny_model: Path):
+    tiny_image(Path("a.png"), 1)
+    Path("m").symlink_to(tiny_model)
+    rollout = {"command": "rollout", "image": "a.png", "at": {"1": "a square"}, "chunks": 2}
+    chunks, clip = plan({**rollout, "model": "demo"}, {"model": "m", "seed": 2}).settings
+    first = chunks.values
+    assert first["image"] == str(Path.cwd() / "a.png")
+    assert (first["model"], first["at"]) == ("demo", {1: "a square"})
+    assert clip.values["model"] == str(Path.cwd() / "m")

@@ -1,0 +1,149 @@
+"""Outputs of a batch: names that differ, and files that are not replaced unasked."""
+
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wancli.api.jobs import OUTPUTS, input_files, plan_job
+from wancli.api.requests import Listener
+from wancli.config.seeds import parse_seeds
+from wancli.errors import UsageError, WancliError
+from wancli.planning.jobs import BatchFile, at_line
+from wancli.records.ledger import LedgerJob, LedgerSettings
+from wancli.records.naming import DEFAULT, NameTemplate, with_name
+from wancli.utils.files import LONGEST_NAME
+from wancli.utils.reading import user_path
+
+
+def name_jobs(
+    batch: BatchFile, fields: Sequence[Mapping[str, Any]], folder: Path
+) -> Iterator[LedgerJob]:
+    """Jobs with seeds and the absolute paths of their videos.
+
+    `fields` has the values of names by settings. Raises UsageError with the line for an invalid
+    name, and for a file that two jobs would write.
+    """
+    names = _Names(folder, batch)
+    for job in batch.jobs:
+        shared = batch.settings[job.settings]
+        seed = parse_seeds(None, None)[0] if job.seed is None else job.seed
+        values = {**fields[job.settings], "prompt": job.prompt or "", "seed": seed}
+        try:
+            output = names.path(job.output or DEFAULT, values, bare=True)
+            names.reserve(output, job.line)
+            for setting in OUTPUTS:
+                if template := shared.values.get(setting):
+                    names.reserve(names.path(str(template), values, bare=False), job.line)
+        except WancliError as error:
+            raise at_line(batch.origin, job.line, error) from None
+        yield LedgerJob(job.line, job.settings, job.prompt, seed, output, job.id)
+
+
+class _Names:
+    """The outputs of a batch. 100,000 of them take a second: most are text, and not paths."""
+
+    def __init__(self, folder: Path, batch: BatchFile) -> None:
+        self._folder = str(folder.absolute())
+        read = (file for one in batch.settings for file in input_files(one.values))
+        self._inputs = {_folded(os.path.realpath(file)) for file in read}
+        self._templates: dict[str, NameTemplate] = {}
+        self._real: dict[str, str] = {}  # folders without links
+        self._lines: dict[str, int] = {}  # of outputs, by what is equal for one file
+
+    def path(self, template: str, values: Mapping[str, Any], *, bare: bool) -> str:
+        """Absolute path of an output; a `bare` name goes into the folder of the batch."""
+        if "{" in template or "}" in template:
+            if template not in self._templates:
+                self._templates[template] = NameTemplate(template)
+            template = self._templates[template].fill(values)
+        path = with_name(user_path(template)) if _is_odd(template) else template
+        if bare and (isinstance(path, str) or len(path.parts) == 1):
+            return f"{self._folder}{os.sep}{path}"
+        return str(Path(path).absolute())
+
+    def reserve(self, path: str, line: int) -> None:
+        """Raise UsageError if an earlier job writes that file, too."""
+        place, _, name = path.rpartition(os.sep)
+        if place not in self._real:
+            self._real[place] = _folded(os.path.realpath(place))
+        key = f"{self._real[place]}{os.sep}{_folded(name)}"
+        if first := self._lines.get(key):
+            raise UsageError(
+                f"{path} is the output of line {first}, too.",
+                hint="put what differs into the name: {prompt:40}-{steps}-{seed}.mp4",
+            )
+        self._lines[key] = line
+        if key in self._inputs:
+            raise UsageError(f"{path} is an input of a job, too.", hint="another `output`")
+
+
+def _is_odd(name: str) -> bool:
+    """Whether a name may hold a folder, or be none."""
+    return os.sep in name or name.startswith("~") or name in ("", ".", "..")
+
+
+def _folded(name: str) -> str:
+    """Equal for names that are one file on some disk."""
+    return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
+
+
+def check_new(
+    batch: BatchFile, settings: Sequence[LedgerSettings], jobs: Iterable[LedgerJob], *,
+    skip_existing: bool = False,
+) -> None:  # fmt: skip
+    """Check that a batch that has not begun can write its files, and replaces nothing unasked.
+
+    Raises UsageError or OutputError with the line of the first job that cannot. With
+    `skip_existing`, each job decides about its own file.
+    """
+    listed: dict[str, dict[str, bool] | None] = {}
+    more = {
+        number for number, one in enumerate(settings) if not one.values.keys().isdisjoint(OUTPUTS)
+    }
+    for job in jobs:
+        place, _, name = job.output.rpartition(os.sep)
+        if place not in listed:
+            listed[place] = _regular_files(place)
+        shared, files = settings[job.settings], listed[place]
+        odd = files is None or not _is_plain(name, rollout=shared.command == "rollout")
+        if files and not odd and not skip_existing:
+            beside = [name[: -len(".mp4")] + suffix for suffix in (".mp4", ".json", ".rollout")]
+            existing = [one for one in beside if one in files]
+            odd = any(not (files[one] and shared.values.get("overwrite")) for one in existing)
+        if odd or job.settings in more:
+            more.discard(job.settings)
+            _check(batch, shared, job, skip_existing=skip_existing)
+
+
+def _check(
+    batch: BatchFile, shared: LedgerSettings, job: LedgerJob, *, skip_existing: bool
+) -> None:
+    """Check the outputs of one job as running it does. Raises WancliError with its line."""
+    try:
+        values = {**shared.values, "skip_existing": skip_existing}
+        planned = plan_job(
+            shared.command, job.prompt, values, Listener(None), seed=job.seed, output=job.output
+        )
+        planned.check_outputs()
+    except WancliError as error:
+        raise at_line(batch.origin, job.line, error) from None
+
+
+def _regular_files(folder: str) -> dict[str, bool] | None:
+    """Whether each entry of a folder is a regular file; None for what is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
+    except FileNotFoundError:
+        return {}
+    except OSError:
+        return None
+
+
+def _is_plain(name: str, *, rollout: bool) -> bool:
+    """Whether a video can have a name: what looks at it closely takes longer."""
+    stem, suffix = name[: -len(".mp4")], name[-len(".mp4") :]
+    most = LONGEST_NAME - len(".rollout" if rollout else ".mp4")
+    return bool(stem) and suffix == ".mp4" and len(os.fsencode(stem)) <= most and name.isprintable()

@@ -1,0 +1,101 @@
+"""A job of a batch as a request: its keys, its files, its plan."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import TypeAdapter, ValidationError
+
+from wancli.api.keywords import (
+    ChunkOptions,
+    ClipOptions,
+    CommonOptions,
+    GenerateKeywords,
+    RolloutKeywords,
+)
+from wancli.api.requests import Listener, all_layers, plan_clip, rollout_request
+from wancli.catalog.random import known_spec
+from wancli.catalog.tasks import of_expert
+from wancli.config.keywords import MachineSettings
+from wancli.config.settings import WEIGHTS
+from wancli.errors import SettingsError, must_be, shortened
+from wancli.generation.batch import PlannedVideos
+from wancli.rollouts.session import RolloutSession
+from wancli.utils.reading import user_path
+
+# The batch itself says whether and where a job is done.
+_NOT_IN_A_BATCH = {"resume", "rerender", "skip_existing", "preview_every"}
+JOB_KEYS = {
+    "generate": {*GenerateKeywords.__optional_keys__, "model"} - _NOT_IN_A_BATCH,
+    "rollout": {*RolloutKeywords.__optional_keys__, "model"} - _NOT_IN_A_BATCH,
+}
+# What a model is loaded with.
+LOADED_WITH = {*MachineSettings.__optional_keys__, "model", "preset", "cachedit_preset", "task"}
+OUTPUTS = ("save_latents", "report")  # besides the video
+_OPTIONS: dict[str, Any] = {
+    **CommonOptions.__annotations__, **ClipOptions.__annotations__, **ChunkOptions.__annotations__
+}  # fmt: skip
+_FILES = {name for name, kind in _OPTIONS.items() if Path in get_args(kind)}
+_WEIGHTS = ("model", "lora", *WEIGHTS)
+
+
+def plan_job(
+    command: str, prompt: str | None, values: Mapping[str, Any], listener: Listener, *,
+    seed: int | None = 0, output: str | None = None,
+) -> PlannedVideos | RolloutSession:  # fmt: skip
+    """Plan a job; without an `output`, all but its files. Raises WancliError."""
+    layers, options = all_layers(values, listener)
+    if command == "rollout":
+        request = rollout_request(prompt, options, seed=seed, output=output or "x.mp4")
+        return RolloutSession(request, layers, before={})
+    return plan_clip(prompt or "", layers, options, seed=seed, output=output)
+
+
+def typed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a job with its options as their types: in CSV all are text.
+
+    Raises SettingsError.
+    """
+    options = {}
+    for name in _OPTIONS.keys() & values.keys():
+        try:
+            options[name] = TypeAdapter(_OPTIONS[name]).validate_python(values[name])
+        except ValidationError as error:
+            message = must_be(error.errors()[0]["msg"])
+            raise SettingsError(
+                f"`{name}` {shortened(values[name])}: {message}.", hint=f"drop `{name}`, or fix it"
+            ) from None
+    return {**values, **options}
+
+
+def input_files(values: Mapping[str, Any]) -> Iterator[Path]:
+    """The input files among the values of a job."""
+    for name in _FILES.difference(OUTPUTS).intersection(values):
+        value = values[name]
+        yield from map(Path, value if isinstance(value, list | tuple) else [value])
+
+
+def absolute_files(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a job with absolute paths: relative ones are from the working folder."""
+    changed = {name: _each(values[name], _absolute) for name in _FILES.intersection(values)}
+    weights = {name: _each(values[name], _absolute_weights) for name in _WEIGHTS if name in values}
+    for name in ("preset", "cachedit_preset"):
+        if str(values.get(name, "")).endswith(".toml"):  # else it is a name
+            changed[name] = _absolute(values[name])
+    return {**values, **changed, **weights}
+
+
+def _each(value: Any, change: Callable[[str], str]) -> Any:
+    return [change(one) for one in value] if isinstance(value, list | tuple) else change(value)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())
+
+
+def _absolute_weights(text: str) -> str:
+    """`FILE`, `FILE@high` or `FILE=0.8` with an absolute FILE, unless it names something else."""
+    unscaled = text.rpartition("=")[0]
+    files = {text, unscaled, of_expert(text)[0], of_expert(unscaled)[0]} - {""}
+    here = any(user_path(file).exists() for file in files)
+    return str(user_path(text).absolute()) if here and known_spec(text) is None else text
