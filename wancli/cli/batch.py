@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wancli.cli import batch_ledger
+from wancli.cli import batch_ledger, batch_report
 from wancli.cli.lazy import WancliCommand, WancliGroup
 from wancli.cli.options import DryRun, Folder, OutputOptions, folder, takes_output_options
 from wancli.errors import BatchError, WancliError
@@ -112,7 +112,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
         raise BatchError(message, hint=f"wancli batch status {path}; the same command tries again")
 
 
-for name, function in batch_ledger.COMMANDS.items():
+for name, function in {**batch_ledger.COMMANDS, "report": batch_report.report}.items():
     command(name)(function)
 
 

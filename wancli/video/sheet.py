@@ -69,6 +69,15 @@ def draw_sheet(videos: Sequence[Path], grid: SheetLayout) -> Picture:
     return Picture(sign(content, videos), *sheet.size, sum(frames for _, frames in blocks))
 
 
+def thumbnail(video: Path, info: VideoInfo, *, width: int) -> bytes:
+    """The middle frame of a video as WebP, of at most that width. Raises InputError."""
+    (frame,) = _frames_at(video, info, [info.frames // 2])
+    frame.thumbnail((width, 2 * width), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    frame.save(content, "WEBP", quality=75)
+    return content.getvalue()
+
+
 def draw_animation(video: Path, *, gif: bool, width: int | None, fps: float | None) -> Picture:
     """Encode a video as a GIF or a WebP that loops.
 
