@@ -1,15 +1,60 @@
-"""A worker that makes its videos of nothing."""
+"""Workers that make their videos of nothing, in this process or in one of their own.
 
-from collections.abc import Mapping
+The prompt says what they do: `die`, `fail`, `break` (an unexpected error), `wait`, or nothing.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from wancli.api import worker_process
 from wancli.api.batch_worker import BatchWorker
-from wancli.records.ledger import ClaimedJob, LedgerWorker
+from wancli.errors import RunError
+from wancli.records.ledger import (
+    ClaimedJob,
+    Ledger,
+    LedgerJob,
+    LedgerSettings,
+    LedgerWorker,
+    create_ledger,
+)
+
+# For `wancli.api.workers`, in place of its own.
+START = (
+    "import signal, sys, json; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "sys.path[:] = json.loads(sys.argv[1]); "
+    "from tests.api.fakes import main; main(*sys.argv[2:])"
+)
 
 
 class FakeWorker(BatchWorker):
     """A worker without a model."""
 
     def _make(self, worker: LedgerWorker, job: ClaimedJob) -> tuple[Mapping[str, Any], bool]:
+        what = job.prompt or ""
+        if what == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "fail":
+            raise RunError("no.", hint="less")
+        if what == "break":
+            raise ValueError("broken")
+        if what == "wait":
+            time.sleep(60)
         job.output.write_bytes(b"video")
-        return {"id": str(job.number)}, False
+        return {"pid": os.getpid()}, False
+
+
+def fake_ledger(folder: Path, prompts: Sequence[str]) -> Ledger:
+    """The ledger of jobs with these prompts."""
+    jobs = [LedgerJob(n + 1, 0, p, n, str(folder / f"{n}.mp4")) for n, p in enumerate(prompts)]
+    settings = [LedgerSettings(0, "generate", {})]
+    return create_ledger(folder / "b.ledger", "d", settings, jobs, version="1")
+
+
+def main(*arguments: str) -> None:
+    """A worker process whose worker is fake."""
+    vars(worker_process)["BatchWorker"] = FakeWorker
+    worker_process.main(*arguments)

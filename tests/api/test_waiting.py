@@ -2,18 +2,16 @@
 
 import pytest
 
-from tests.api.fakes import FakeWorker
+from tests.api.fakes import FakeWorker, fake_ledger
 from wancli.api import batch_worker
-from wancli.records.ledger import LedgerJob, LedgerSettings, LedgerWorker, create_ledger
+from wancli.records.ledger import LedgerWorker
 
 
 @pytest.mark.parametrize("gives_back", [True, False])
 def test_a_worker_takes_the_last_job_of_another_who_does_not_make_it(
     tmp_path, monkeypatch, gives_back
 ):
-    job = LedgerJob(1, 0, "a", 1, str(tmp_path / "a.mp4"))
-    settings = LedgerSettings(0, "generate", {})
-    with create_ledger(tmp_path / "b.ledger", "d", [settings], [job], version="1") as ledger:
+    with fake_ledger(tmp_path, ["a"]) as ledger:
         other = LedgerWorker(ledger)
         claimed = other.claim()
         assert claimed

@@ -132,3 +132,20 @@ def test_ctrl_c_in_the_first_seconds_of_a_command_is_clean(after_s, tiny_model, 
     assert process.returncode == 130, err
     assert [line[:7] for line in err.splitlines()] == ["error: ", "hint:  "]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("seconds", "cleaned"), [(0.0, "cleaned"), (5.0, "tidied")])
+def test_a_second_signal_ends_the_cleanup_of_the_first_unless_it_belongs_to_it(
+    tmp_path, seconds, cleaned
+):
+    script = UNWIND + (
+        "interrupts.second_ends_at_once()\n"
+        "with interrupts.tidied(lambda: os.write(1, b'tidied ')):\n"
+        "    try: send(signal.SIGINT)\n"
+        "    except Interrupted:\n"
+        f"        interrupts._state.since -= {seconds}\n"
+        "        send(); os.write(1, b'cleaned ')\n"
+    )
+    code, out, _ = run(script, tmp_path)
+    assert out.split()[0] == cleaned
+    assert code == (0 if cleaned == "cleaned" else 130)

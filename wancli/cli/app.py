@@ -165,6 +165,7 @@ def _instead(command: str, option: str) -> str:
 def _silence_libraries() -> None:
     """Hide warnings that are meant for the developers of the libraries."""
     warnings.simplefilter("ignore")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of a batch's workers
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 

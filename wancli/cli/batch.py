@@ -10,11 +10,10 @@ import typer
 from wancli.cli import batch_ledger, batch_report
 from wancli.cli.lazy import WancliCommand, WancliGroup
 from wancli.cli.options import DryRun, Folder, OutputOptions, folder, takes_output_options
-from wancli.errors import BatchError, WancliError
+from wancli.errors import BatchError
 
 if TYPE_CHECKING:
     from wancli.api.batch import PlannedBatch
-    from wancli.api.batch_worker import JobOutcome
     from wancli.cli.screen import Screen
 
 
@@ -51,6 +50,19 @@ FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first f
 MaxFailures = Annotated[
     int | None, typer.Option("--max-failures", min=1, help="Stop after that many failures.")
 ]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        "--workers", metavar="N|auto", show_default="1, in this process",
+        help="Worker processes, each with its model; auto: one for each GPU.",
+    ),
+]  # fmt: skip
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        "--devices", metavar="LIST", help="GPUs to use, such as 0,2, with a worker for each."
+    ),
+]  # fmt: skip
 
 
 @command("run")
@@ -64,6 +76,8 @@ def run(  # noqa: PLR0913 - one parameter per flag
     skip_existing: Skip = False,
     fail_fast: FailFast = False,
     max_failures: MaxFailures = None,
+    workers: Workers = None,
+    devices: Devices = None,
     dry_run: DryRun = False,
 ) -> None:
     """Make the videos of a file of jobs; each model loads once.
@@ -72,15 +86,18 @@ def run(  # noqa: PLR0913 - one parameter per flag
     """
     from wancli.api.batch import plan_batch
     from wancli.api.batch_outputs import check_new
-    from wancli.api.batch_worker import BatchWorker
     from wancli.api.jobs import JOB_KEYS
     from wancli.api.requests import Listener
+    from wancli.api.workers import worker_places
+    from wancli.cli.batch_run import HowToWork, make_jobs, parse_workers
     from wancli.cli.screen import Screen
     from wancli.planning.jobs import STDIN, read_jobs
     from wancli.records.ledger import create_ledger
     from wancli.utils.packages import package_version
 
     screen, place = Screen(output_options), folder(output_dir)
+    chosen = parse_workers(workers, devices)
+    places = worker_places(*chosen) if chosen else []
     batch = read_jobs(file, JOB_KEYS)
     planned = plan_batch(batch, place, Listener(None))
     path = ledger or place / f"{'batch' if file == STDIN else file.stem}.ledger"
@@ -91,20 +108,11 @@ def run(  # noqa: PLR0913 - one parameter per flag
         return
     version = package_version("wancli") or ""
     most = 1 if fail_fast else max_failures
-    failures = 0
     with create_ledger(
         path, batch.digest, planned.settings, planned.jobs, version=version
     ) as opened:
         opened.retry(opened.numbers("failed"))  # of an earlier run
-        outcomes = BatchWorker(opened, skip_existing=skip_existing, warn=screen.warn).run()
-        try:
-            for outcome in outcomes:
-                _print(outcome, screen)
-                failures += outcome.status == "failed"
-                if failures == most:
-                    break
-        finally:
-            outcomes.close()
+        make_jobs(opened, HowToWork(places, {"skip_existing": skip_existing}, most), screen)
         counts = opened.counts()
     screen.note(batch_ledger.in_words(counts))
     if failed := counts["failed"]:
@@ -127,29 +135,3 @@ def _show(planned: "PlannedBatch", screen: "Screen") -> None:
     time = duration(planned.seconds) if planned.seconds else "not known"
     rows = [("videos", f"{len(planned.jobs):,}"), ("models", str(models)), ("time", time)]
     screen.table("", "", rows=rows)
-
-
-def _print(outcome: "JobOutcome", screen: "Screen") -> None:
-    """Print a job that has ended: its path, or its record with --json."""
-    job, error = outcome.job, outcome.error
-    if error:
-        if os.environ.get("WANCLI_DEBUG") == "1":
-            raise error
-        others = f" and {outcome.others:,} that need the same model" if outcome.others else ""
-        screen.warn(f"{job.output.name}{others}: {error}", hint=error.hint)
-    if not screen.options.json:
-        if not error:
-            screen.result(str(job.output))
-        return
-    screen.json({"job": job.number, **_json(outcome)})
-
-
-def _json(outcome: "JobOutcome") -> dict[str, Any]:
-    from wancli.records.record import error_json
-
-    error: WancliError | None = outcome.error
-    if error:
-        path = {"path": str(outcome.job.output)}
-        others = {"others": outcome.others} if outcome.others else {}
-        return {"status": outcome.status, "error": error_json(error), "output": path, **others}
-    return {**(outcome.record or {}), "status": outcome.status}

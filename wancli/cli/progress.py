@@ -1,5 +1,6 @@
 """Progress of a run or a download: a bar on a terminal, else a line now and then."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -234,7 +235,7 @@ def run_bar(console: "Console", place: Place | None) -> Iterator[Report]:
         elif place:
             draw_picture(console, place, event.png)
 
-    with _bar(console, progress):
+    with bars(console, progress):
         yield report
 
 
@@ -248,7 +249,7 @@ def run_lines(console: "Console") -> Iterator[Report]:
         if isinstance(event, Phase):
             console.print(event.name, markup=False)
 
-    with _lines(console, progress):
+    with lines(console, progress):
         yield report
 
 
@@ -256,7 +257,7 @@ def run_lines(console: "Console") -> Iterator[Report]:
 def transfer_bar(console: "Console", total: int | None) -> Iterator["OnBytes"]:
     """Show the progress of a download as a bar."""
     progress = TransferProgress(total)
-    with _bar(console, progress):
+    with bars(console, progress):
         yield progress.update
 
 
@@ -264,20 +265,26 @@ def transfer_bar(console: "Console", total: int | None) -> Iterator["OnBytes"]:
 def transfer_lines(console: "Console", total: int | None) -> Iterator["OnBytes"]:
     """Print the progress of a download every `LINE_EVERY_S` seconds."""
     progress = TransferProgress(total)
-    with _lines(console, progress):
+    with lines(console, progress):
         yield progress.update
 
 
 @contextmanager
-def _bar(console: "Console", progress: Progress) -> Iterator[None]:
+def bars(console: "Console", *progresses: Progress) -> Iterator[None]:
+    """Show a bar for each progress, below what is printed."""
+    from rich.console import Group
     from rich.live import Live
 
-    with Live(_Line(progress), console=console, transient=True, refresh_per_second=10):
+    shown = Group(*map(_Line, progresses))
+    redirects = os.isatty(1)  # what is printed in a file stays there
+    with Live(
+        shown, console=console, transient=True, refresh_per_second=10, redirect_stdout=redirects
+    ):
         yield
 
 
 @contextmanager
-def _lines(console: "Console", progress: Progress) -> Iterator[None]:
+def lines(console: "Console", progress: Progress) -> Iterator[None]:
     """Print lines from a thread: most phases report nothing for a long time."""
     done = Signal()
 

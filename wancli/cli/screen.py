@@ -30,6 +30,7 @@ from wancli.utils.interrupts import unwind_from_here
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from wancli.cli.batch_run import BatchProgress
     from wancli.models.warm import OnBytes
     from wancli.records.progress import Report
     from wancli.records.record import Request, RunRecord
@@ -132,6 +133,22 @@ class Screen:
         else:
             with run_lines(self.err) as report:
                 yield report
+
+    @contextmanager
+    def batch_progress(self, progress: "BatchProgress") -> Iterator[None]:
+        """Show the progress of a batch: a bar for each worker and one for all; else lines."""
+        unwind_from_here()
+        from wancli.cli.batch_run import BatchLine
+        from wancli.cli.progress import bars, lines
+
+        if self.options.quiet:
+            yield
+        elif self.moves:
+            with bars(self.err, *progress.workers, progress):
+                yield
+        else:
+            with lines(self.err, BatchLine(progress)):
+                yield
 
     @contextmanager
     def transfer(self, total: int | None) -> Iterator["OnBytes"]:

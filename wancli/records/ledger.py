@@ -135,6 +135,13 @@ class Ledger:
             for row in cursor:
                 yield dict(zip(names, row, strict=True))
 
+    def row(self, number: int) -> dict[str, Any]:
+        """One job."""
+        with _sqlite(self.path):
+            cursor = self._db.execute("SELECT * FROM jobs WHERE number = ?", (number,))
+            names = [column[0] for column in cursor.description]
+            return dict(zip(names, cursor.fetchone(), strict=True))
+
     def numbers(self, *states: str) -> list[int]:
         """Numbers of the jobs in some states, or of all."""
         return [row["number"] for row in self.rows(*states)]

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from contextlib import contextmanager, suppress
+from time import monotonic
 
 TYPE_CHECKING = False  # importing typing is slow
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _AGAIN_S = 0.02
+_SECOND_S = (
+    1.0  # what comes sooner belongs to the first: make, for one, passes Ctrl-C on as SIGTERM
+)
 
 
 class Interrupted(BaseException):
@@ -39,6 +43,8 @@ class _State:
     unwinds = False  # whether there is something to clean up
     uninterruptible = 0  # depth of blocks that must run to their end
     number = 0  # of the signal received
+    second_ends = False  # whether a second signal does not wait for the cleanup of the first
+    since = 0.0  # when the first came, by monotonic
 
     def __init__(self) -> None:
         self.cleanups: list[Callable[[], object]] = []  # called before a direct exit
@@ -60,6 +66,11 @@ def handle() -> None:
 def unwind_from_here() -> None:
     """From now on raise Interrupted: there are files, a terminal or processes to clean up."""
     _state.unwinds = True
+
+
+def second_ends_at_once() -> None:
+    """From now on a second signal ends the process at once; its cleanup is left to `tidied`."""
+    _state.second_ends = True
 
 
 @contextmanager
@@ -110,15 +121,21 @@ def leave(number: int) -> NoReturn:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     if number != signal.SIGALRM:
-        _state.number = number
+        _state.number, _state.since = number, monotonic()
+        later = _end_at_once if _state.second_ends else signal.SIG_IGN
         for other in SIGNALS:
-            signal.signal(other, signal.SIG_IGN)  # only once, so that cleanup is not interrupted
+            signal.signal(other, later)  # only once, so that cleanup is not interrupted
     if not _state.unwinds:
         leave(_state.number)
     if _state.uninterruptible or _importing(frame):
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
         return
     raise Interrupted(_state.number)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    if monotonic() - _state.since > _SECOND_S:
+        leave(_state.number)
 
 
 def _importing(frame: FrameType | None) -> bool:

@@ -65,6 +65,19 @@ def choose_pages() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
+def share_of_threads(count: int) -> dict[str, str]:
+    """Variables that give each of `count` processes its share of our cores, unless the user chose.
+
+    With all threads each, processes on the same cores mostly wait for each other.
+    """
+    chosen = any(name in os.environ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
+    if count < 2 or chosen:
+        return {}
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, cores // count))}
+
+
 def thread_settings() -> str:
     """OpenMP's variables, marking those chosen here: `GOMP_SPINCOUNT=1000 (wancli)`."""
     settings = [

@@ -1,0 +1,55 @@
+"""One display for all workers of a batch."""
+
+import pytest
+
+from wancli.cli.batch_run import BatchLine, BatchProgress, parse_workers
+from wancli.errors import UsageError
+from wancli.records.batch_status import BatchStatus
+from wancli.records.progress import Phase, Step
+
+
+def status(done, failed=0, left_s=None):
+    counts = dict.fromkeys(("running", "skipped", "cancelled"), 0)
+    counts |= {"pending": 100 - done - failed, "done": done, "failed": failed}
+    return BatchStatus(counts, [], [], None, left_s)
+
+
+def test_the_display_has_every_worker_and_the_whole_batch():
+    now, batch = 0.0, status(0)
+    progress = BatchProgress(lambda: batch, ["gpu 0", "gpu 1"], clock=lambda: now)
+    progress.start(1, "circle-1.mp4")
+    run = progress.workers[1].run
+    assert run
+    run.handle(Phase("denoise"))
+    run.handle(Step(1, 4, 0.5))
+    assert progress.workers[0].text() == "waits"
+    assert progress.workers[1].text().startswith("circle-1.mp4 denoise step 2/4 50%")
+    assert progress.workers[1].fraction == 0.5
+    assert BatchLine(progress).text() == ("0 of 100 done; gpu 0: waits; gpu 1: denoise step 2/4")
+    now, batch = 10.0, status(24, failed=1, left_s=150.0)
+    progress.end(1)
+    now = 20.0
+    assert progress.text() == "24 of 100 done, 1 failed, eta 2:20"
+    assert progress.fraction == 0.25
+
+
+@pytest.mark.parametrize(
+    ("workers", "devices", "expected"),
+    [
+        (None, None, None),
+        ("auto", None, (None, [])),
+        ("4", None, (4, [])),
+        (None, "0, 2", (None, [0, 2])),
+        ("auto", "1", (None, [1])),
+    ],
+)
+def test_workers_and_devices_are_read(workers, devices, expected):
+    assert parse_workers(workers, devices) == expected
+
+
+@pytest.mark.parametrize(
+    ("workers", "devices"), [("0", None), ("many", None), ("-1", None), (None, "a"), (None, "")]
+)
+def test_what_is_no_number_is_refused(workers, devices):
+    with pytest.raises(UsageError):
+        parse_workers(workers, devices)

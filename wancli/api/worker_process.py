@@ -1,0 +1,106 @@
+"""A process that works on a batch for the one that started it (`wancli.api.workers`)."""
+
+import fcntl
+import json
+import os
+import signal
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from threading import Lock, Thread
+from time import sleep
+from typing import NoReturn
+
+from wancli.api.batch_worker import BatchWorker, JobOutcome
+from wancli.errors import WancliError
+from wancli.records.ledger import ClaimedJob, open_ledger
+from wancli.records.progress import Event
+from wancli.utils.interrupts import Interrupted, handle, unwind_from_here
+from wancli.utils.packages import silence_torchao
+from wancli.utils.threads import choose_threads
+
+GRACE_S = 30.0  # to give back what runs; ffmpeg may have a file to close
+
+
+@dataclass(frozen=True)
+class JobStarted:
+    """A job that a worker begins."""
+
+    job: ClaimedJob
+
+
+@dataclass(frozen=True)
+class WorkerWarning:
+    """A warning, of a job or about a worker, and its hint."""
+
+    text: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class WorkerFailed:
+    """The error that a worker ends with, which is no job's."""
+
+    error: WancliError
+
+
+Message = Event | JobStarted | WorkerWarning | JobOutcome | WorkerFailed
+
+
+class Send:
+    """Sends messages to the process that started this one, from any thread."""
+
+    def __init__(self, file: int) -> None:
+        fcntl.fcntl(file, fcntl.F_SETFD, fcntl.FD_CLOEXEC)  # its end is that of this process
+        self._connection, self._lock = Connection(file, readable=False), Lock()
+
+    def __call__(self, message: Message) -> None:
+        """Send a message; nobody to read it is noticed elsewhere."""
+        with self._lock, suppress(BrokenPipeError):
+            self._connection.send(message)
+
+    def warn(self, text: str, *, hint: str) -> None:
+        """Send a warning."""
+        self(WorkerWarning(text, hint))
+
+
+def main(ledger: str, file: str, options: str) -> NoReturn:
+    """Work on a ledger until no job is left; `file` is the number of the pipe to send to."""
+    handle()
+    unwind_from_here()
+    Thread(target=_end_with_parent, daemon=True).start()
+    choose_threads()
+    silence_torchao()
+    send = Send(int(file))
+    code = 0
+    try:
+        _work(Path(ledger), options, send)
+    except WancliError as error:
+        send(WorkerFailed(error))
+        code = error.exit_code
+    except Interrupted as interrupted:
+        code = interrupted.exit_code
+    os._exit(code)  # taking everything apart takes a while
+
+
+def _work(ledger: Path, options: str, send: Send) -> None:
+    with open_ledger(ledger) as opened:
+        worker = BatchWorker(
+            opened, **json.loads(options), report=send, warn=send.warn,
+            started=lambda job: send(JobStarted(job)),
+        )  # fmt: skip
+        with closing(worker.run()) as outcomes:
+            for outcome in outcomes:
+                send(outcome)
+                if outcome.error and outcome.error.__cause__:
+                    return  # an unexpected error, such as a broken CUDA context: start afresh
+
+
+def _end_with_parent() -> None:
+    """Give back what runs as soon as nobody holds the other end of standard input."""
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    sleep(GRACE_S)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,238 @@
+"""Making the jobs of a batch, on one worker or several, with one display for all of them."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from wancli.cli.progress import Clock, RunProgress, clock_time
+from wancli.errors import UsageError, WancliError
+from wancli.utils.interrupts import second_ends_at_once
+
+if TYPE_CHECKING:
+    from wancli.api.batch_worker import JobOutcome
+    from wancli.api.worker_process import Message
+    from wancli.api.workers import WorkerPlace
+    from wancli.cli.screen import Screen
+    from wancli.records.batch_status import BatchStatus
+    from wancli.records.ledger import Ledger
+
+AUTO = "auto"
+_READ_EVERY_S = 2.0  # seconds between looks at the ledger, at least
+
+
+class WorkerProgress:
+    """What one worker is doing."""
+
+    def __init__(self, name: str, clock: Clock = monotonic) -> None:
+        self.name, self._clock = name, clock
+        self.job = ""
+        self.run: RunProgress | None = None  # None while there is no job
+
+    def start(self, job: str) -> None:
+        """Begin a job."""
+        self.job, self.run = job, RunProgress(self._clock)
+
+    def end(self) -> None:
+        """End the job."""
+        self.run = None
+
+    @property
+    def fraction(self) -> float | None:
+        """How much of the phase is done."""
+        return self.run.fraction if self.run else None
+
+    def text(self) -> str:
+        """`circle-1.mp4 denoise step 12/30 40% 812 ms/step eta 0:14`."""
+        return f"{self.job} {self.run.name} {self.run.text()}" if self.run else "waits"
+
+    def short_text(self) -> str:
+        """`gpu 0: denoise step 12/30`."""
+        doing = " ".join([self.run.name, *self.run.text().split()[:2]]) if self.run else "waits"
+        return f"{self.name}: {doing}"
+
+
+class BatchProgress:
+    """How far a batch is, of all that work on it, and what each worker of this run is doing."""
+
+    name = "batch"
+
+    def __init__(
+        self, read: Callable[[], "BatchStatus"], names: Sequence[str], clock: Clock = monotonic
+    ) -> None:
+        """`names` are those of the workers; `read` is called now and then as jobs end."""
+        self.workers = [WorkerProgress(name, clock) for name in names]
+        self._read, self._clock = read, clock
+        self._status, self._at = read(), clock()
+
+    def start(self, worker: int, job: str) -> None:
+        """Note that a worker begins a job."""
+        self.workers[worker].start(job)
+
+    def end(self, worker: int) -> None:
+        """Note that its job has ended."""
+        self.workers[worker].end()
+        if self._clock() - self._at > _READ_EVERY_S or not any(w.run for w in self.workers):
+            self._status, self._at = self._read(), self._clock()
+
+    @property
+    def fraction(self) -> float:
+        """How much is done, of all jobs."""
+        total = sum(self._status.counts.values())
+        return 1 - self._left / total if total else 1.0
+
+    @property
+    def _left(self) -> int:
+        return self._status.counts["pending"] + self._status.counts["running"]
+
+    def text(self) -> str:
+        """`12 of 100 done, 1 failed, eta 1:02:03`."""
+        counts = self._status.counts
+        failed, total = counts["failed"], sum(counts.values())
+        parts = [f"{counts['done'] + counts['skipped']:,} of {total:,} done"]
+        parts += [f"{failed:,} failed"] if failed else []
+        if (left := self._status.left_s) is not None:
+            parts.append(f"eta {clock_time(left - (self._clock() - self._at))}")
+        return ", ".join(parts)
+
+
+class BatchLine:
+    """All of a batch's progress on one line, where there is no terminal."""
+
+    name = "batch"
+
+    def __init__(self, batch: BatchProgress) -> None:
+        self._batch = batch
+
+    @property
+    def fraction(self) -> float:
+        """How much is done, of all jobs."""
+        return self._batch.fraction
+
+    def text(self) -> str:
+        """`12 of 100 done, eta 1:02:03; gpu 0: denoise step 3/30; gpu 1: write`."""
+        return "; ".join([self._batch.text(), *(w.short_text() for w in self._batch.workers)])
+
+
+@dataclass(frozen=True)
+class HowToWork:
+    """How the jobs of a batch are made. Without places, this process makes them."""
+
+    places: Sequence["WorkerPlace"]
+    options: Mapping[str, Any]  # keyword arguments of BatchWorker
+    most_failures: int | None = None
+
+
+def make_jobs(ledger: "Ledger", how: HowToWork, screen: "Screen") -> None:
+    """Make the jobs of a ledger, and print each as it ends."""
+    from wancli.records.batch_status import read_status
+
+    names = [place.name for place in how.places] or ["worker"]
+    progress = BatchProgress(lambda: read_status(ledger), names)
+    warnings, failures = set[str](), 0
+
+    def warn(text: str, *, hint: str) -> None:
+        if text not in warnings:  # of jobs and workers that are alike
+            warnings.add(text)
+            screen.warn(text, hint=hint)
+
+    run, stop = _workers(ledger, how, partial(_handle, progress, warn))
+    second_ends_at_once()
+    with screen.batch_progress(progress), closing(run):
+        for outcome in run:
+            print_outcome(outcome, screen)
+            failures += outcome.status == "failed"
+            if failures == how.most_failures:
+                stop()
+
+
+def _workers(ledger: "Ledger", how: HowToWork, handle: Callable[[int, "Message"], None]) -> Any:
+    """The outcomes of all workers, and a function that lets them give back what runs."""
+    from wancli.api.batch_worker import BatchWorker
+    from wancli.api.worker_process import JobStarted, WorkerWarning
+    from wancli.api.workers import WorkerPool
+
+    if how.places:
+        pool = WorkerPool(ledger, how.places, how.options, on_message=handle)
+        return pool.run(), pool.stop
+    worker = BatchWorker(
+        ledger, **how.options, report=partial(handle, 0),
+        started=lambda job: handle(0, JobStarted(job)),
+        warn=lambda text, *, hint: handle(0, WorkerWarning(text, hint)),
+    )  # fmt: skip
+    outcomes = _handed_on(worker.run(), handle)
+    return outcomes, outcomes.close
+
+
+def _handed_on(outcomes: Any, handle: Callable[[int, "Message"], None]) -> Any:
+    """Outcomes, each noted before it is yielded."""
+    with closing(outcomes):
+        for outcome in outcomes:
+            handle(0, outcome)
+            yield outcome
+
+
+def _handle(
+    progress: BatchProgress, warn: Callable[..., None], number: int, message: "Message"
+) -> None:
+    """Take note of what a worker says."""
+    from wancli.api.batch_worker import JobOutcome
+    from wancli.api.worker_process import JobStarted, WorkerFailed, WorkerWarning
+
+    if isinstance(message, JobStarted):
+        progress.start(number, message.job.output.name)
+    elif isinstance(message, JobOutcome):
+        progress.end(number)
+    elif isinstance(message, WorkerWarning):
+        warn(message.text, hint=message.hint)
+    elif not isinstance(message, WorkerFailed) and (run := progress.workers[number].run):
+        run.handle(message)
+
+
+def print_outcome(outcome: "JobOutcome", screen: "Screen") -> None:
+    """Print a job that has ended: its path, or its record with --json."""
+    job, error = outcome.job, outcome.error
+    if error:
+        if os.environ.get("WANCLI_DEBUG") == "1":
+            raise error
+        others = f" and {outcome.others:,} that need the same model" if outcome.others else ""
+        screen.warn(f"{job.output.name}{others}: {error}", hint=error.hint)
+    if not screen.options.json:
+        if not error:
+            screen.result(str(job.output))
+        return
+    screen.json({"job": job.number, **_json(outcome)})
+
+
+def _json(outcome: "JobOutcome") -> dict[str, Any]:
+    from wancli.records.record import error_json
+
+    error: WancliError | None = outcome.error
+    if error:
+        path = {"path": str(outcome.job.output)}
+        others = {"others": outcome.others} if outcome.others else {}
+        return {"status": outcome.status, "error": error_json(error), "output": path, **others}
+    return {**(outcome.record or {}), "status": outcome.status}
+
+
+def parse_workers(workers: str | None, devices: str | None) -> tuple[int | None, list[int]] | None:
+    """The number of workers, None for `auto`, and numbers of GPUs; None for this process alone.
+
+    Raises UsageError.
+    """
+    if workers is None and devices is None:
+        return None
+    numbers = [number.strip() for number in devices.split(",")] if devices is not None else []
+    if not all(number.isdecimal() for number in numbers):
+        raise UsageError(f"`devices {devices}` is no list of GPUs.", hint="`devices 0,2`")
+    count = None if workers in (None, AUTO) else _count(workers or "")
+    return count, [int(number) for number in numbers]
+
+
+def _count(workers: str) -> int:
+    if not workers.isdecimal() or not 1 <= int(workers) <= 1024:
+        raise UsageError(f"`workers {workers}` is no number of workers.", hint="`workers auto`")
+    return int(workers)
