@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import Wancli
@@ -64,3 +65,29 @@ def test_a_guided_rollout_reproduces_the_original_and_needs_no_unused_noise(wanc
     assert (latents[-3:] - golden["last_chunk"]).abs().max() < 2e-5
     sigmas = [row["sigmas"] for row in json.loads(result.out)["timings"]["chunks"]]
     assert sigmas == [pytest.approx(golden["scheduler_sigmas"][:-1].tolist(), abs=1e-4)] * 4
+
+
+def test_longlive_2s_checkpoint_and_preset_reproduce_its_rollout_from_a_picture(wancli: Wancli):
+    """Saved as its merge_lora_generator.py does; window and sink are as many chunks as there."""
+    case = json.loads((PARITY / "case_longlive2_i2v.json").read_text())
+    weights = load_file(PARITY / "weights_original_names.safetensors")
+    state = {f"model.{name}": tensor for name, tensor in weights.items()}
+    torch.save({"generator": state, "merged_lora": True, "dtype": "bfloat16"}, "model_bf16.pt")
+    Path("heads.json").write_text('{"num_heads": 4}')
+    wancli("model", "convert", "model_bf16.pt", "model", "--config", "heads.json")
+    picture = load_file(PARITY / "inputs.safetensors")["initial_latent"][:1].contiguous()
+    save_file({"latents": picture}, "picture.safetensors")
+    result = wancli(
+        "rollout", "--model", "model", "--preset", "longlive2", "--size", "64x64",
+        "--dtype", "float32", "--text-length", 16, "--chunks", 7, "--chunk-frames", 3,
+        "--rolling-window", 12, "--sink-frames", 3, "--initial-latents", "picture.safetensors",
+        "--noise-file", PARITY / "inputs.safetensors",
+        "--prompt-embeds", PARITY / "inputs.safetensors",
+        "--no-video", "--save-latents", "z.safetensors", "-q",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    latents = load_file("z.safetensors")["latents"]
+    golden = load_file(PARITY / "case_longlive2_i2v.safetensors")
+    assert len(latents) == case["noise_frames"]
+    assert (latents[:3] - golden["first_chunk"]).abs().max() < 2e-5
+    assert (latents[-3:] - golden["last_chunk"]).abs().max() < 2e-5

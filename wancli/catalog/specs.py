@@ -6,7 +6,8 @@ https://github.com/huggingface/diffusers (58eb52c); for tasks, the pipelines of 
 WanVideoToVideoPipeline supports one expert, and VAEs of Wan 2.1. HunyuanVideo: see `hunyuan.py`.
 Checkpoints and their entries: README.md of https://github.com/thu-ml/Causal-Forcing (1fc7bbc; its
 `--use_ema` takes `generator_ema`); README.md and minimal_inference/autoregressive_inference.py of
-https://github.com/tianweiy/CausVid (ca21150).
+https://github.com/tianweiy/CausVid (ca21150); README.md and utils/nvfp4_checkpoint.py of
+https://github.com/NVlabs/LongLive (7860ad9).
 """
 
 from dataclasses import dataclass, field
@@ -307,6 +308,23 @@ SPECS = {
                 "tianweiy/CausVid",
                 "autoregressive_checkpoint/model.pt",
                 base="wan2.1-t2v-1.3b",
+                entry="generator",
+            ),
+        ),
+        ModelSpec(
+            "longlive2",
+            "",
+            "LongLive 2.0 (arXiv:2605.18739) on Wan 2.2 5B: 4 steps per chunk, for rollouts.",
+            tasks=(TEXT, IMAGE),
+            strides=Strides(temporal=4, spatial=16, patch=2),
+            latent_channels=48,
+            per_token_time=True,
+            causal=True,
+            architecture=WAN_5B,
+            checkpoint=Checkpoint(
+                "Efficient-Large-Model/LongLive-2.0-5B",
+                "model_bf16.pt",
+                base="wan2.2-ti2v-5b",
                 entry="generator",
             ),
         ),
