@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or newer; the rest is set up in .venv, from the versions in constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo man reference docs test test-all test-gpu test-oldest fuzz lint format types demo-model bench-generate bench-rollout bench-memory bench-forwards bench-cache bench-threads bench-gpu ci clean
+.PHONY: help setup demo man reference docs test test-all test-gpu test-oldest fuzz lint format types demo-model bench-generate bench-rollout bench-memory bench-batch bench-forwards bench-cache bench-threads bench-gpu ci clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -109,6 +109,10 @@ bench-rollout: $(READY) ## Time the rolling cache against a concatenating one an
 
 bench-memory: $(READY) ## Show that a long rollout does not grow
 	@$(BIN)/python -m benchmarks.memory
+
+bench-batch: $(READY) ## Time 50 videos in one batch and one by one, and planning 100,000
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.batch videos
+	@$(BIN)/python -m benchmarks.batch plan
 
 bench-forwards: $(READY) ## Time a forward: plain, compiled, fused and quantized
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.forwards

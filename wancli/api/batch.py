@@ -7,6 +7,7 @@ from typing import Any
 
 from wancli.api.batch_outputs import name_jobs
 from wancli.api.jobs import LOADED_WITH, absolute_files, plan_job, typed
+from wancli.api.repro import with_records
 from wancli.api.requests import Listener
 from wancli.cost.estimate import Estimate
 from wancli.errors import WancliError
@@ -32,6 +33,7 @@ def plan_batch(batch: BatchFile, folder: Path, listener: Listener) -> PlannedBat
 
     Settings are validated and planned once for all jobs that share them.
     """
+    batch = with_records(batch, listener)
     firsts: dict[int, BatchJob] = {}
     for job in batch.jobs:
         firsts.setdefault(job.settings, job)

@@ -29,6 +29,7 @@ JOB_KEYS = {
     "generate": {*GenerateKeywords.__optional_keys__, "model"} - _NOT_IN_A_BATCH,
     "rollout": {*RolloutKeywords.__optional_keys__, "model"} - _NOT_IN_A_BATCH,
 }
+JOB_KEYS["repro"] = {"file", *JOB_KEYS["generate"], *JOB_KEYS["rollout"]}
 # What a model is loaded with.
 LOADED_WITH = {*MachineSettings.__optional_keys__, "model", "preset", "cachedit_preset", "task"}
 OUTPUTS = ("save_latents", "report")  # besides the video

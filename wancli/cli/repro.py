@@ -20,7 +20,6 @@ from wancli.cli.screen import Screen
 from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Settings
 from wancli.errors import InputError
-from wancli.records.record import parse_record, read_record_file, settings_of
 
 if TYPE_CHECKING:
     from wancli.cli.plan_table import Planned
@@ -57,9 +56,11 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
 
     On the same machine the frames are identical, which wancli checks.
     """
+    from wancli.api.repro import recorded_settings, refuse_files
     from wancli.cli.plan_table import carry_out
     from wancli.config.seeds import parse_seeds
     from wancli.generation.batch import GenerateRequest, OutputFiles, plan_videos
+    from wancli.planning.existing import read_record
     from wancli.planning.input_files import find_recorded_files
     from wancli.rollouts.session import RolloutRequest, RolloutSession
     from wancli.utils.heap import keep_heap
@@ -69,10 +70,11 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     request, place = record["request"], folder(output_dir)
     before = None if dry_run else _frames(record, file)  # which --overwrite may replace
     text = request["prompt"] if prompt_flag is None else read_prompt(prompt_flag)
-    layers = [Layer(f"record of {file.name}", _settings(record, file, overrides)), overrides]
+    tables = recorded_settings(record, file, overrides.tables.get("machine", {}))
+    layers = [Layer(f"record of {file.name}", tables), overrides]
     name = output or f"{file.stem}-repro.mp4"
     if record["command"] == "rollout":
-        _refuse_files(request, file)
+        refuse_files(request, file)
         choose_pages()
         rollout = RolloutRequest(text, seed, name, place, overwrite=overwrite, force=force)
         planned: Planned = RolloutSession(rollout, layers, before=request)
@@ -87,38 +89,6 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     output_record = next(iter(carry_out(planned, screen, dry_run=dry_run)), None)
     if output_record and output_record["hash"] == record["hash"]:
         _compare(before, file, output_record, screen)
-
-
-def _settings(record: dict[str, Any], file: Path, overrides: Layer) -> dict[str, Any]:
-    """The settings of a record, with its weights where they are now. Raises InputError."""
-    from wancli.catalog.weight_files import find_recorded, setting_of
-
-    tables, others = settings_of(record), overrides.tables.get("machine", {})
-    weights = record["request"].get("weights", [])
-    own = [entry for entry in weights if setting_of(entry["part"]) not in others]
-    if own:
-        tables["machine"] = {**tables["machine"], **find_recorded(own, file)}
-    return tables
-
-
-def read_record(file: Path) -> dict[str, Any]:
-    """Record of a video or of its sidecar. Raises InputError."""
-    from wancli.video.read import read_comment
-
-    if file.suffix == ".json":
-        return read_record_file(file)
-    return parse_record(read_comment(file) or "", origin=str(file))
-
-
-def _refuse_files(request: dict[str, Any], file: Path) -> None:
-    """Raise InputError for a rollout that started from files: a record has only their digests."""
-    inputs = request.get("inputs", {})
-    names = [f"`{name}`" for name, value in inputs.items() if isinstance(value, dict)]
-    if names:
-        raise InputError(
-            f"{file} needs the files that it started from: {', '.join(names)}.",
-            hint=f"wancli rollout with its settings (wancli show {file}) and {' and '.join(names)}",
-        )
 
 
 def _frames(record: dict[str, Any], file: Path) -> str | None:

@@ -72,7 +72,7 @@ def show(
     they are. --check tells whether each file is whole, damaged (exit code 4), or has no digest
     because an earlier version wrote it; only those are decoded.
     """
-    from wancli.cli.repro import read_record
+    from wancli.planning.existing import read_record
 
     screen = Screen(output_options)
     if check:

@@ -26,6 +26,13 @@ def check_existing(video: Path, digest: str) -> Check | None:
     return check or check_video(video, beside)
 
 
+def read_record(file: Path) -> dict[str, Any]:
+    """Record of a video or of its sidecar. Raises InputError."""
+    if file.suffix == ".json":
+        return read_record_file(file)
+    return parse_record(read_comment(file) or "", origin=str(file))
+
+
 def record_in(video: Path) -> dict[str, Any] | None:
     """The record embedded in a video, or None.
 

@@ -47,9 +47,11 @@ def _width(spec: str | None) -> int | None:
 
 def _clean(text: str, width: int | None) -> str:
     """A value as part of a name: every run of other characters is one dash."""
+    if text.isalnum():
+        return text[:width] or "video"
     cleaned = ""
     if width is not None:  # enough of a long text, unless it is full of such runs
-        cleaned = _OTHERS.sub("-", text[: 4 * width]).strip("-.")
+        cleaned = _OTHERS.sub("-", text[: width + 10]).strip("-.")
     if width is None or len(cleaned) <= width:
         cleaned = _OTHERS.sub("-", text).strip("-.")
     return cleaned[:width].strip("-.") or "video"
