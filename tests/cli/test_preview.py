@@ -10,6 +10,7 @@ from PIL import Image, ImageSequence
 
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Wancli
+from wancli.records.ledger import LedgerJob, LedgerSettings, LedgerWorker, create_ledger
 from wancli.video.ffmpeg import Encoding
 from wancli.video.write import VideoWriter
 
@@ -214,3 +215,19 @@ def test_nothing_is_written_if_one_output_is_rejected(wancli: Wancli, tmp_path: 
         assert (result.code, result.out) == (code, ""), result.err
         assert "unexpected" not in result.err
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
+
+
+def test_a_grid_takes_a_ledger_and_needs_a_name(wancli: Wancli, tmp_path: Path):
+    job = LedgerJob(1, 0, "a", 1, str(tmp_path / "a.mp4"))
+    settings = LedgerSettings(0, "generate", {})
+    with create_ledger(tmp_path / "b.ledger", "d", [settings], [job], version="1") as ledger:
+        assert wancli("preview", "b.ledger", "--grid", "--sheet", "x.png").code == 4  # none is done
+        worker = LedgerWorker(ledger)
+        claimed = worker.claim()
+        assert claimed
+        gray_video(claimed.output)
+        worker.done(claimed, {})
+    result = wancli("preview", ".", "--grid", "--sheet", "x.png", "--json")
+    assert json.loads(result.out)["frames"] == 1
+    assert wancli("preview", ".", "--grid").code == 2
+    assert wancli("preview", ".", "--grid", "--sheet", "y.png", "--gif", "y.gif").code == 2

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from wancli.config.resolve import Layer, resolve
 from wancli.config.seeds import parse_seeds
 from wancli.config.settings import Settings
-from wancli.errors import InputError, SettingsError
-from wancli.records.naming import name_output
+from wancli.errors import InputError, SettingsError, UsageError
+from wancli.records.naming import NameTemplate, name_fields, name_output
 from wancli.records.record import EMBEDDED_LIMIT, Request, RunRecord, parse_record, settings_of
 
 
@@ -99,3 +99,13 @@ def test_output_names_are_safe_and_distinguish_seeds(
     template: str | None, several: bool, path: str
 ):
     assert name_output(template, FIELDS, folder=Path("out"), several=several) == Path(path)
+
+
+def test_a_name_can_have_any_setting_of_its_command():
+    layer = Layer("x", {"model": "demo", "sampling": {"guidance_scale": 2.5}})
+    settings = resolve([layer], Settings).settings
+    fields = name_fields(settings, prompt="a", seed=1, steps=4)
+    name = NameTemplate("{model}-{steps}-{guidance_scale}-{width}.mp4").fill(fields)
+    assert name == f"demo-4-2.5-{settings.video.width}.mp4"
+    with pytest.raises(UsageError, match="unknown field '{rolling_window}'"):
+        NameTemplate("{rolling_window}.mp4").fill(fields)

@@ -1,6 +1,6 @@
-"""`wancli preview`: contact sheets, GIFs and WebPs of videos."""
+"""`wancli preview`: contact sheets, sheets of sweeps, GIFs and WebPs of videos."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,8 +17,19 @@ if TYPE_CHECKING:
     from wancli.video.sheet import Picture
 
 SCHEMA = "wancli.preview/1"
+LEDGER = ".ledger"
 SHEET, ANIMATION = "Contact sheet", "GIF and WebP"
-Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Videos.")]
+Files = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", help="Videos, or the ledger of a batch.")
+]
+Grid = Annotated[
+    bool,
+    typer.Option(
+        "--grid",
+        rich_help_panel=SHEET,
+        help="A frame of each video: prompts down, the settings that differ across.",
+    ),
+]
 Sheet = Annotated[
     Path | None,
     typer.Option(
@@ -64,19 +75,24 @@ def preview(  # noqa: PLR0913 - one parameter per flag
     sheet: Sheet = None,
     rows: Rows = 3,
     columns: Columns = 4,
+    grid: Grid = False,
     gif: Gif = None,
     webp: Webp = None,
     fps: Fps = None,
     width: Width = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a contact sheet, a GIF or an animated WebP of videos.
+    """Make a contact sheet, a GIF or an animated WebP of videos, or one labelled sheet of a sweep.
 
     Replaces a picture that it made of the same videos before, unless it was changed since.
 
     wancli preview red.mp4 --gif red.gif
+    wancli preview out/sweep.ledger --grid --sheet sweep.png
     """
+    files = list(_videos(files))
     animations = [path for path in (gif, webp) if path]
+    if grid and (animations or not sheet):
+        raise UsageError("`grid` makes a sheet.", hint="`grid` with `sheet NAME.png` alone")
     _check_videos(files, animations=bool(animations))
     sheets = _sheets(files, sheet, animations=bool(animations))
     outputs = OutputSet(overwrite=overwrite, reads=files, another="another name")
@@ -88,15 +104,41 @@ def preview(  # noqa: PLR0913 - one parameter per flag
     with outputs.locked():
         from wancli.video.sheet import SheetLayout, draw_animation, draw_sheet
 
-        grid = SheetLayout(rows, columns, width) if width else SheetLayout(rows, columns)
+        layout = SheetLayout(rows, columns, width) if width else SheetLayout(rows, columns)
+        draw = (
+            partial(_draw_sweep, width=layout.width) if grid else partial(draw_sheet, grid=layout)
+        )
         # Draw all before writing any: a video may be damaged at its end.
-        drawn = [(target, videos, draw_sheet(videos, grid)) for target, videos in sheets.items()]
+        drawn = [(target, videos, draw(videos)) for target, videos in sheets.items()]
         for target in animations:
             animation = draw_animation(files[0], gif=target == gif, width=width, fps=fps)
             drawn.append((target, files, animation))
         for target, videos, picture in drawn:
             picture.write(target, overwrite=target in outputs.replaced)
             _say(Screen(output_options), picture, target, videos)
+
+
+def _videos(files: Sequence[Path]) -> Iterator[Path]:
+    """The videos, and those that a ledger calls done. Raises InputError, UsageError."""
+    for file in files:
+        if not (file.is_dir() or file.suffix == LEDGER):
+            yield file
+            continue
+        from wancli.records.ledger import DONE, SKIPPED, open_ledger
+
+        with open_ledger(file) as ledger:
+            videos = [Path(row["output"]) for row in ledger.rows(DONE, SKIPPED)]
+        if not videos:
+            raise InputError(f"{file} has no finished videos.", hint=f"wancli batch status {file}")
+        yield from videos
+
+
+def _draw_sweep(videos: Sequence[Path], *, width: int) -> "Picture":
+    from wancli.planning.existing import record_beside, record_in
+    from wancli.video.sweep import arrange, draw_sweep
+
+    records = {video: record_in(video) or record_beside(video) for video in videos}
+    return draw_sweep(arrange(records), width=width)
 
 
 def _sheets(

@@ -2,16 +2,19 @@
 
 import re
 import string
+from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wancli.config.settings import Settings
+from wancli.config.resolve import fields_of
+from wancli.config.settings import RolloutSettings, Settings
 from wancli.errors import UsageError
 from wancli.utils.reading import user_path
 
 DEFAULT = "{prompt:40}-{seed}.mp4"
 FIELDS = ("prompt", "seed", "model", "steps", "width", "height")
+_KNOWN = {*FIELDS, *(name for _, name, _ in fields_of(RolloutSettings))}
 _OTHERS = re.compile(r"(?:[^\w.]|\.{2,})+")  # than letters, digits, and single dots
 
 
@@ -26,19 +29,29 @@ class NameTemplate:
             raise UsageError(f"output template {text!r}: {error}.", hint=DEFAULT) from None
         self._parts = [(before, field, _width(spec)) for before, field, spec, _ in parts]
         for _, field, _, converted in parts:
-            if converted or (field is not None and field not in FIELDS):
-                name = f"{field}!{converted}" if converted else field
-                raise UsageError(
-                    f"output template: unknown field '{{{name}}}'.",
-                    hint="known: " + ", ".join(f"{{{name}}}" for name in FIELDS),
-                )
+            if converted or (field is not None and field not in _KNOWN):
+                raise _unknown(f"{field}!{converted}" if converted else str(field))
 
     def fill(self, fields: Mapping[str, Any]) -> str:
-        """The template with each field safe for a file name, and cut to its width."""
-        return "".join(
-            before if field is None else before + _clean(str(fields[field]), width)
-            for before, field, width in self._parts
-        )
+        """The template with each field safe for a file name, and cut to its width.
+
+        Raises UsageError for a setting that the command does not have.
+        """
+        try:
+            return "".join(
+                before if field is None else before + _clean(str(fields[field]), width)
+                for before, field, width in self._parts
+            )
+        except KeyError as missing:
+            raise _unknown(missing.args[0]) from None
+
+
+def _unknown(field: str) -> UsageError:
+    known = ", ".join(f"{{{name}}}" for name in FIELDS)
+    return UsageError(
+        f"output template: unknown field '{{{field}}}'.",
+        hint=f"known: {known}, and settings by name: {{guidance_scale}}",
+    )
 
 
 def _width(spec: str | None) -> int | None:
@@ -58,10 +71,10 @@ def _clean(text: str, width: int | None) -> str:
 
 
 def name_fields(settings: Settings, *, prompt: str, seed: int, steps: int) -> dict[str, Any]:
-    """Values of the FIELDS of one video."""
-    video = settings.video
-    values = (prompt, seed, settings.model, steps, video.width, video.height)
-    return dict(zip(FIELDS, values, strict=True))
+    """Values of the FIELDS of one video, and of all other settings."""
+    tables = settings.model_dump()
+    values = dict(ChainMap(*(table for table in tables.values() if isinstance(table, dict))))
+    return values | {"prompt": prompt, "seed": seed, "model": settings.model, "steps": steps}
 
 
 def name_output(

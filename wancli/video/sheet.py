@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _GAP = 8  # pixels between pictures
 _TEXT = 14  # pixels of a line of text
-_PAPER, _INK = "#1b1b1f", "#d8d8de"
+PAPER, INK = "#1b1b1f", "#d8d8de"
 _GIF_TICK_S = 0.01  # unit of durations in a GIF
 _GIF_MAX_FPS = 50  # browsers slow down frames of less than two ticks
 _MAX_FRAME_S = 600  # a GIF has 16 bits for the ticks of a frame
@@ -59,7 +59,7 @@ def draw_sheet(videos: Sequence[Path], grid: SheetLayout) -> Picture:
     """
     blocks = [_block(video, grid, named=len(videos) > 1) for video in videos]
     sheet = Image.new(
-        "RGB", (max(b.width for b, _ in blocks), sum(b.height for b, _ in blocks)), _PAPER
+        "RGB", (max(b.width for b, _ in blocks), sum(b.height for b, _ in blocks)), PAPER
     )
     top = 0
     for block, _ in blocks:
@@ -69,9 +69,15 @@ def draw_sheet(videos: Sequence[Path], grid: SheetLayout) -> Picture:
     return Picture(sign(content, videos), *sheet.size, sum(frames for _, frames in blocks))
 
 
+def middle_frame(video: Path, info: VideoInfo) -> Image.Image:
+    """The middle frame of a video. Raises InputError."""
+    (frame,) = _frames_at(video, info, [info.frames // 2])
+    return frame
+
+
 def thumbnail(video: Path, info: VideoInfo, *, width: int) -> bytes:
     """The middle frame of a video as WebP, of at most that width. Raises InputError."""
-    (frame,) = _frames_at(video, info, [info.frames // 2])
+    frame = middle_frame(video, info)
     frame.thumbnail((width, 2 * width), Image.Resampling.LANCZOS)
     content = io.BytesIO()
     frame.save(content, "WEBP", quality=75)
@@ -127,16 +133,16 @@ def _block(video: Path, grid: SheetLayout, *, named: bool) -> tuple[Image.Image,
     rows = -(-count // columns)
     cell = (size[0] + _GAP, size[1] + _TEXT + _GAP)
     head = _TEXT + _GAP if named else 0
-    block = Image.new("RGB", (columns * cell[0] + _GAP, rows * cell[1] + _GAP + head), _PAPER)
+    block = Image.new("RGB", (columns * cell[0] + _GAP, rows * cell[1] + _GAP + head), PAPER)
     draw, font = ImageDraw.Draw(block), ImageFont.load_default(_TEXT - 2)
     if named:
-        draw.text((_GAP, _GAP), video.name, _INK, font)
+        draw.text((_GAP, _GAP), video.name, INK, font)
     pictures = zip(numbers, _frames_at(video, info, numbers), strict=True)
     for index, (number, picture) in enumerate(pictures):
         left = _GAP + index % columns * cell[0]
         top = _GAP + head + index // columns * cell[1]
         block.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, top))
-        draw.text((left, top + size[1]), f"{number}  {number / info.fps:.2f} s", _INK, font)
+        draw.text((left, top + size[1]), f"{number}  {number / info.fps:.2f} s", INK, font)
     return block, count
 
 
