@@ -7,7 +7,8 @@ from typing import Any
 
 from wancli.api.jobs import JOB_KEYS
 from wancli.api.requests import Listener, all_layers, split
-from wancli.catalog.weight_files import find_recorded, setting_of
+from wancli.catalog.tasks import setting_of
+from wancli.catalog.weight_files import find_recorded
 from wancli.config.resolve import Layer, fields_of, resolve
 from wancli.config.settings import RolloutSettings, Settings
 from wancli.errors import InputError, SettingsError, WancliError

@@ -37,7 +37,7 @@ from wancli.planning.listed_steps import LISTED
 from wancli.planning.offload import OFFLOADS
 from wancli.planning.output_files import bench_folder
 from wancli.planning.plan import Plan, check_unused_settings, make_plan
-from wancli.planning.rules_machine import check_quantizer
+from wancli.planning.rules_machine import check_gguf_package, check_quantizer
 from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import write_json
 from wancli.utils.files import whole_folder
@@ -125,6 +125,7 @@ class BenchSession:
         """
         self._choose_offload(force=force)
         check_files(self.spec)
+        check_gguf_package(self.spec)
         for variant in self.variants:
             check_quantizer(variant.settings.machine)
         video = self.base.video

@@ -1,7 +1,8 @@
 """Names of parameters of the VAE and the text encoder in the original code, and in the libraries.
 
 Original names: wan/modules/vae.py and t5.py of https://github.com/Wan-Video/Wan2.1 (9737cba), and
-vae2_2.py of https://github.com/Wan-Video/Wan2.2 (42bf4cf).
+vae2_2.py of https://github.com/Wan-Video/Wan2.2 (42bf4cf). llama.cpp's, of GGUF files: T5ENCODER
+in gguf/constants.py and gguf/tensor_mapping.py of https://pypi.org/project/gguf/0.19.0.
 """
 
 import re
@@ -21,8 +22,13 @@ _IN_BLOCK = {
 _HALF = re.compile(r"(encoder|decoder)\.(.+)")
 _NESTED = re.compile(r"(down|up)samples\.(\d{1,4})\.\1samples\.(\d{1,4})\.(.+)")  # of Wan 2.2
 _FLAT = re.compile(r"(down|up)samples\.(\d{1,4})\.(.+)")  # of Wan 2.1
-_TEXT = {"token_embedding": "shared", "norm": "encoder.final_layer_norm"}
-_TEXT_BLOCK = re.compile(r"blocks\.(\d{1,4})\.(.+)")
+_TEXT = {
+    "token_embedding": "shared",
+    "norm": "encoder.final_layer_norm",
+    "token_embd": "shared",
+    "enc.output_norm": "encoder.final_layer_norm",
+}
+_TEXT_BLOCK = re.compile(r"(?:blocks|enc\.blk)\.(\d{1,4})\.(.+)")
 _IN_TEXT_BLOCK = {
     "norm1": "0.layer_norm",
     **{f"attn.{x}": f"0.SelfAttention.{x}" for x in "qkvo"},
@@ -31,6 +37,14 @@ _IN_TEXT_BLOCK = {
     "ffn.gate.0": "1.DenseReluDense.wi_0",
     "ffn.fc1": "1.DenseReluDense.wi_1",
     "ffn.fc2": "1.DenseReluDense.wo",
+    # llama.cpp's
+    "attn_norm": "0.layer_norm",
+    **{f"attn_{x}": f"0.SelfAttention.{x}" for x in "qkvo"},
+    "attn_rel_b": "0.SelfAttention.relative_attention_bias",
+    "ffn_norm": "1.layer_norm",
+    "ffn_gate": "1.DenseReluDense.wi_0",
+    "ffn_up": "1.DenseReluDense.wi_1",
+    "ffn_down": "1.DenseReluDense.wo",
 }
 
 

@@ -39,10 +39,24 @@ from wancli.catalog.wan import (
     WAN_FLF2V,
     Architecture,
 )
+from wancli.utils.gguf import QUANTIZED
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
 TEXT_LENGTH = 512  # tokens, in every released Wan
 RANDOM = "random:"  # prefix of models with random weights
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """Weights of a block, or of no block, that are quantized in their file and stay so."""
+
+    block: str = ""
+    parameters: int = 0
+    bytes: int = 0
+
+    def plus(self, parameters: int, nbytes: int) -> "PackedWeights":
+        """These and more of the block."""
+        return PackedWeights(self.block, self.parameters + parameters, self.bytes + nbytes)
 
 
 @dataclass(frozen=True)
@@ -55,8 +69,14 @@ class WeightFile:
     keys: int  # of the whole file
     parameters: int
     bytes: int  # as stored, without scales
-    dtypes: tuple[str, ...]  # safetensors' names, the most common first
+    dtypes: tuple[str, ...]  # safetensors' or ggml's names, the most common first
     scales: int = 0  # number of weights in fp8 that have one
+    packed: tuple[PackedWeights, ...] = ()
+
+    @property
+    def quantized(self) -> bool:
+        """Whether any of its weights are, as only GGUF has them."""
+        return not QUANTIZED.isdisjoint(self.dtypes)
 
 
 @dataclass(frozen=True)
@@ -95,6 +115,11 @@ class ModelSpec:
     def file_of(self, part: str) -> WeightFile | None:
         """The file that a part is read from, if it is not the model's own."""
         return next((file for file in self.files if file.part == part), None)
+
+    def packed_in(self, part: str) -> tuple[PackedWeights, ...]:
+        """The weights of a part that stay quantized in memory, as in their file."""
+        file = self.file_of(part)
+        return file.packed if file else ()
 
     @property
     def on_hub(self) -> bool:

@@ -108,6 +108,11 @@ TASKS = {
 EXPERTS = {"high": "transformer", "low": "transformer_2"}  # by noise level; diffusers' names
 
 
+def setting_of(part: str) -> str:
+    """The setting that names the file of a part."""
+    return "transformer" if part in EXPERTS.values() else part
+
+
 def of_expert(text: str) -> tuple[str, str]:
     """Split `@high` or `@low` off the name of a file, unless a file has that very name."""
     name, at, expert = text.rpartition("@")

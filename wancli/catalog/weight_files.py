@@ -1,9 +1,13 @@
-"""Weights of a part in one safetensors file, in any naming, checked by its header.
+"""Weights of a part in one file, safetensors or GGUF, in any naming, checked by its header.
 
 Read are the naming of Wan's code and that of diffusers, bare or under a prefix, as in ComfyUI's
 files (`model.diffusion_model.`). Weights in fp8 may have scales, by which they are multiplied:
 `scale_weight` or `weight_scale`, as ComfyUI and LightX2V write them. Without any, fp8 values are
 the weights, as in ComfyUI. Scales of activations are not used.
+
+GGUF files have Wan's names, as ComfyUI-GGUF's tools/convert.py writes them (795e451 of
+https://github.com/city96/ComfyUI-GGUF), and llama.cpp's for the text encoder. Quantized weights of
+linear layers stay so in memory; any others are dequantized as they load.
 """
 
 import hashlib
@@ -16,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from wancli.catalog.part_names import text_encoder_name, text_encoder_parameters, vae_name
-from wancli.catalog.specs import SPECS, ModelSpec, WeightFile
-from wancli.catalog.tasks import EXPERTS, of_expert
+from wancli.catalog.specs import SPECS, ModelSpec, PackedWeights, WeightFile
+from wancli.catalog.tasks import EXPERTS, of_expert, setting_of
 from wancli.catalog.wan import Architecture, Autoencoder
 from wancli.catalog.wan_layers import Shape, parameter_names, strip_wrappers, wan_parameters
 from wancli.errors import InputError, ModelError, PlanError, SettingsError, missing, some
-from wancli.utils.reading import Header, open_file, read_header, unreadable, user_path
+from wancli.utils.gguf import QUANTIZED, is_gguf, read_gguf_header
+from wancli.utils.reading import Header, Stored, open_file, read_header, unreadable, user_path
 
 _PREFIX = {
     "transformer": re.compile(r"(?:model\.)?(?:diffusion_model\.)?|transformer\."),
@@ -40,6 +45,27 @@ _UNUSED = re.compile(
 )
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _FLOATS = ("F32", "F16", "BF16", *_FP8)
+# Types that diffusers dequantizes: diffusers/quantizers/gguf/utils.py of 0.42.1.
+GGUF_TYPES = (
+    "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "Q2_K", "IQ4_NL",
+    "IQ4_XS",
+)  # fmt: skip
+# A parameter that every such part has, by the library's name.
+_SIGNS = {
+    "transformer": "blocks.0.attn1.to_q.weight",
+    "text_encoder": "encoder.block.0.layer.0.SelfAttention.q.weight",
+    "vae": "post_quant_conv.weight",
+}
+ARCHITECTURE = "general.architecture"  # the key in a GGUF's metadata
+# Architectures that GGUF files of a part name; gguf-connector writes `pig` for all.
+_GGUF_KINDS = {
+    "transformer": ("wan", "pig"),
+    "vae": ("wan", "pig"),
+    "text_encoder": ("t5encoder", "t5", "pig"),
+}
+_IN_BLOCK = re.compile(r"(?:(?:vace_)?blocks|encoder\.block)\.\d+(?=\.)")
+# Parameters that ggml stores without their first axis of 1, and their real number of axes.
+_SHORTENED, _AXES = ("scale_shift_table", "pos_embed"), 3
 _SAMPLE = 4096  # bytes of each tensor in a digest
 
 
@@ -54,7 +80,27 @@ class WeightKeys:
     @property
     def shapes(self) -> dict[str, Shape]:
         """Shape of every parameter."""
-        return {name: self.header.tensors[key].shape for name, key in self.stored.items()}
+        return {name: _shape(name, self.header.tensors[key]) for name, key in self.stored.items()}
+
+    def packed(self) -> dict[str, Stored]:
+        """The weights that stay quantized in memory: matrices of linear layers.
+
+        Not those of modules that diffusers keeps in float32, and no embeddings.
+        """
+        tensors = {name: self.header.tensors[key] for name, key in self.stored.items()}
+        return {name: stored for name, stored in tensors.items() if _stays_packed(name, stored)}
+
+
+def _shape(name: str, stored: Stored) -> Shape:
+    missing_axes = _AXES - len(stored.shape) if name.endswith(_SHORTENED) else 0
+    return (1,) * missing_axes + stored.shape
+
+
+def _stays_packed(name: str, stored: Stored) -> bool:
+    wide = re.search(r"(?:^|\.)(?:time_embedder|norm\d|scale_shift_table)\.", name)
+    linear = len(stored.shape) == 2 and name.endswith(".weight")
+    embedding = name.endswith(("shared.weight", "relative_attention_bias.weight"))
+    return stored.dtype in QUANTIZED and linear and not wide and not embedding
 
 
 def add_weight_files(
@@ -115,6 +161,11 @@ def read_weight_file(path: Path, spec: ModelSpec, part: str) -> WeightFile:
         _refuse_unless(architecture is None, path, spec, part)
     tensors = [keys.header.tensors[key] for key in keys.stored.values()]
     dtypes = Counter(tensor.dtype for tensor in tensors)
+    packed: dict[str, PackedWeights] = {}
+    for name, stored in keys.packed().items():
+        block = match[0] if (match := _IN_BLOCK.match(name)) else ""
+        before = packed.get(block, PackedWeights(block))
+        packed[block] = before.plus(prod(stored.shape), stored.end - stored.begin)
     return WeightFile(
         part,
         path,
@@ -124,6 +175,7 @@ def read_weight_file(path: Path, spec: ModelSpec, part: str) -> WeightFile:
         bytes=sum(tensor.end - tensor.begin for tensor in tensors),
         dtypes=tuple(dtype for dtype, _ in dtypes.most_common()),
         scales=len(keys.scales),
+        packed=tuple(packed.values()),
     )
 
 
@@ -136,18 +188,46 @@ def _refuse_unless(condition: bool, path: Path, spec: ModelSpec, part: str) -> N
         )
 
 
-def setting_of(part: str) -> str:
-    """The setting that names the file of a part."""
-    return "transformer" if part in EXPERTS.values() else part
-
-
 def read_weight_keys(path: Path, spec: ModelSpec, part: str) -> WeightKeys:
     """Read the header of a file, and sort the keys of a part. Raises InputError or ModelError."""
-    kind = setting_of(part)
+    header, kind = read_weight_header(path), setting_of(part)
+    named = header.metadata.get(ARCHITECTURE)
+    if named and named not in _GGUF_KINDS[kind]:
+        raise ModelError(
+            f"{path} holds a model of the kind {named}, not the {kind} of {spec.name}.",
+            hint=f"give a file of the kind {_GGUF_KINDS[kind][0]}",
+        )
+    known = isinstance(spec.architecture, Architecture)
+    return _sort_keys(path, header, kind, spec.wan.vae if known else Autoencoder())
+
+
+def identify(path: Path) -> tuple[str, WeightKeys]:
+    """The part of a Wan whose weights a file holds, by its header; "" if it is of another model.
+
+    Raises InputError or ModelError for a broken file.
+    """
+    header = read_weight_header(path)
+    for kind, sign in _SIGNS.items():
+        keys = _sort_keys(path, header, kind, Autoencoder())
+        if sign in keys.stored:
+            return kind, keys
+    return "", WeightKeys(header, {}, {})
+
+
+def read_weight_header(path: Path) -> Header:
+    """The header of a safetensors or GGUF file. Raises InputError."""
     try:
-        header = read_header(path)
+        return _read_header(path)
     except (OSError, ValueError) as error:
-        raise unreadable(path, error, hint="give a .safetensors file, or copy it again") from None
+        hint = "give a .safetensors or .gguf file, or copy it again"
+        raise unreadable(path, error, hint=hint) from None
+
+
+def _read_header(path: Path) -> Header:
+    return read_gguf_header(path) if is_gguf(path) else read_header(path)
+
+
+def _sort_keys(path: Path, header: Header, kind: str, vae: Autoencoder) -> WeightKeys:
     own = [key for key in header.tensors if key.startswith(_WHOLE[kind])]
     keys = own or list(header.tensors)
     marked = any(key.endswith("scaled_fp8") for key in keys)
@@ -156,22 +236,20 @@ def read_weight_keys(path: Path, spec: ModelSpec, part: str) -> WeightKeys:
     scale_of = {
         key: f"{m[1]}.weight" for key, name in bare.items() if (m := _SCALE.fullmatch(name))
     }
-    names = _names([bare[key] for key in bare.keys() - scale_of.keys()], path, spec, kind)
+    names = _names([bare[key] for key in bare.keys() - scale_of.keys()], path, kind, vae)
     stored = {names[name]: key for key, name in bare.items() if key not in scale_of}
     scales = {names.get(name, name): key for key, name in scale_of.items()}
     _check_scales(path, header, stored, scales, marked=marked)
     return WeightKeys(header, stored, scales)
 
 
-def _names(names: Sequence[str], path: Path, spec: ModelSpec, kind: str) -> Mapping[str, str]:
+def _names(names: Sequence[str], path: Path, kind: str, vae: Autoencoder) -> Mapping[str, str]:
     """The library's name of each parameter of a part."""
     if kind == "transformer":
         return parameter_names(names, path)
     if kind == "text_encoder":
         return {name: text_encoder_name(name) for name in names}
-    known = isinstance(spec.architecture, Architecture)
-    blocks = spec.wan.vae.res_blocks if known else Autoencoder().res_blocks
-    return {name: vae_name(name, res_blocks=blocks) for name in names}
+    return {name: vae_name(name, res_blocks=vae.res_blocks) for name in names}
 
 
 def _check_scales(
@@ -219,7 +297,7 @@ def check_keys(
         "of a dtype that is not read": [
             f"{key} {keys.header.tensors[key].dtype}"
             for key in sorted(keys.stored.values())
-            if keys.header.tensors[key].dtype not in _FLOATS
+            if keys.header.tensors[key].dtype not in (*_FLOATS, *GGUF_TYPES)
         ],
     }
     if reasons := [f"{kind}: {some(names)}" for kind, names in problems.items() if names]:
@@ -228,7 +306,7 @@ def check_keys(
             f"{path} is not the {what} of {spec.name}; keys {'; '.join(reasons)}.",
             hint=f"it fits {', '.join(known)}"
             if known
-            else f"give the whole {what}, in .safetensors and of this model",
+            else f"give the whole {what}, of this model",
         )
 
 
@@ -247,10 +325,10 @@ def _digest(path: Path, header: Header) -> str:
     digest = hashlib.sha256()
     try:
         with open_file(path) as file:
-            length = int.from_bytes(file.read(8), "little")
-            digest.update(file.read(length))
+            file.seek(8)  # both kinds of file begin with what is always the same, or a length
+            digest.update(file.read(header.start - 8))
             for stored in header.tensors.values():
-                file.seek(8 + length + stored.begin)
+                file.seek(header.start + stored.begin)
                 digest.update(file.read(min(_SAMPLE, stored.end - stored.begin)))
     except OSError as error:
         raise unreadable(path, error, hint="check that file") from None
@@ -260,7 +338,11 @@ def _digest(path: Path, header: Header) -> str:
 def weights_json(spec: ModelSpec) -> list[dict[str, Any]]:
     """The files of a model as a request stores them."""
     return [
-        {**asdict(file), "path": str(file.path.absolute()), "name": file.path.name}
+        {
+            **asdict(replace(file, packed=())),
+            "path": str(file.path.absolute()),
+            "name": file.path.name,
+        }
         for file in spec.files
     ]
 
@@ -285,7 +367,7 @@ def _find(entry: Mapping[str, Any], record: Path) -> Path:
     beside = record.parent / name
     for path in (Path(entry.get("path") or beside), beside):
         try:
-            if _digest(path, read_header(path)) == entry["digest"]:
+            if _digest(path, _read_header(path)) == entry["digest"]:
                 return path
         except (OSError, ValueError):
             continue

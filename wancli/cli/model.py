@@ -27,6 +27,7 @@ from wancli.errors import InputError, ModelError, UsageError
 from wancli.planning.lora import PACKAGED, cached_lora, find_lora, hub_file, is_lora
 from wancli.records.tensor_files import checkpoint_files
 from wancli.utils.outputs import OutputFile, OutputSet
+from wancli.utils.reading import user_path
 from wancli.utils.units import gib
 
 if TYPE_CHECKING:
@@ -127,9 +128,12 @@ def _fetch(repo: str, only: str = "", *, without: Collection[str] = (), screen: 
 @command()
 @takes_output_options
 def info(name: Model, output_options: OutputOptions) -> None:
-    """Describe a model (task, parts, parameters, whether it fits here), or the file of a LoRA."""
+    """Describe a model (task, parts, parameters, whether it fits here), or a LoRA or GGUF file."""
     if is_lora(name):
         _show_lora(name, Screen(output_options))
+        return
+    if (path := user_path(name)).suffix == ".gguf" and path.is_file():
+        _show_weights(path, Screen(output_options))
         return
     from wancli.cli.plan_table import default_json
     from wancli.cost.capacity import check_default_capacity
@@ -345,6 +349,31 @@ def _show_lora(name: str, screen: Screen) -> None:
         "fits": ", ".join(lora.models) or "no known model",
         "first keys": ", ".join(lora.first_keys),
         "on disk": gib(lora.bytes),
+    }
+    screen.table("", "", rows=[(fact, value) for fact, value in facts.items() if value])
+
+
+def _show_weights(path: Path, screen: Screen) -> None:
+    """Describe a file of weights by its header."""
+    from wancli.models.inspect import inspect_weights
+
+    weights = inspect_weights(path)
+    if screen.options.json:
+        screen.json(weights.as_json())
+        return
+    facts = {
+        "file": str(path),
+        "architecture": weights.kind,
+        "part": weights.part.replace("_", " ") or "none of a Wan",
+        "keys": f"{weights.keys:,}",
+        "parameters": f"{weights.parameters:,}",
+        "types": ", ".join(f"{count:,} {dtype}" for dtype, count in weights.dtypes.items()),
+        "blocks": f"{weights.blocks} of dim {weights.dim}" if weights.blocks else "",
+        "task": weights.task,
+        "expert": weights.expert and f"{weights.expert} noise, by its name",
+        "fits": ", ".join(weights.models)
+        or ("no known model" if weights.part == "transformer" else ""),
+        "on disk": gib(weights.bytes),
     }
     screen.table("", "", rows=[(fact, value) for fact, value in facts.items() if value])
 

@@ -236,13 +236,16 @@ def show_plan(
 
 def _file_row(file: WeightFile) -> tuple[str, str, str, str]:
     dtypes = ", ".join(DTYPE_NAMES.get(name, name) for name in file.dtypes)
-    fp8 = any(name.startswith("F8") for name in file.dtypes)
-    scales = f"{file.scales:,} scales" if file.scales else "no scales: values as stored"
+    note = ""
+    if any(name.startswith("F8") for name in file.dtypes):
+        note = f"{file.scales:,} scales" if file.scales else "no scales: values as stored"
+    if file.packed:
+        note = f"{sum(each.bytes for each in file.packed):,} bytes stay quantized"
     return (
         f"weights of {file.part}",
         f"{file.path.name}, {file.bytes:,} bytes",
         f"{file.keys:,} keys, {file.parameters:,} parameters in {dtypes}",
-        scales if fp8 else "",
+        note,
     )
 
 

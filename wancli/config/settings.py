@@ -162,14 +162,14 @@ class Machine(Group):
     )
     transformer: tuple[str, ...] = Field(
         (),
-        description="Transformer's weights in one .safetensors file, instead of the model's: "
-        "FILE; FILE@high and FILE@low for two experts.",
+        description="Transformer's weights in one .safetensors or .gguf file, instead of the "
+        "model's: FILE; FILE@high and FILE@low for two experts.",
     )
     vae: Annotated[str, WhenUnset("the model's")] = Field(
-        "", description="VAE's weights in one .safetensors file."
+        "", description="VAE's weights in one .safetensors or .gguf file."
     )
     text_encoder: Annotated[str, WhenUnset("the model's")] = Field(
-        "", description="Text encoder's weights (UMT5) in one .safetensors file."
+        "", description="Text encoder's weights (UMT5) in one .safetensors or .gguf file."
     )
     lora: tuple[str, ...] = Field(
         (),

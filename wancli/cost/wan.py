@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from wancli.catalog.geometry import TILE, LatentShape, WindowConfig
-from wancli.catalog.specs import ModelSpec
-from wancli.catalog.tasks import TASKS
+from wancli.catalog.specs import ModelSpec, PackedWeights
+from wancli.catalog.tasks import EXPERTS, TASKS
 from wancli.catalog.wan import (
     IMAGE_TOKENS,
     TIMESTEP_ROWS,
@@ -51,6 +51,9 @@ from wancli.cost.wan_vae import (
     vae_parameters,
 )
 from wancli.planning.plan import Plan, RolloutPlan
+
+# Bytes a weight while diffusers dequantizes a K-quant, whose parts are in half precision.
+_GGUF_BUFFER = 6
 
 
 def generation_usage(spec: ModelSpec, plan: Plan, precision: Precision) -> Usage:
@@ -180,10 +183,12 @@ def _usage(
     shown = tiles(grid, vae.spatial) if precision.tiled else [grid]
     scores = e.heads * spec.text_length**2 * (WIDE + size)
     quantized = quantization_buffer(t, tokens, precision)
+    if any(spec.packed_in(part) for part in EXPERTS.values()):
+        quantized = t.dim * t.ffn * (_GGUF_BUFFER + size)
     active = activation_bytes(t, tokens, element_bytes=size, per_token_time=per_token)
     return Usage(
         parameters=part_parameters(shapes, spec.experts),
-        weight_sizes=_weight_sizes(shapes, spec.experts, precision),
+        weight_sizes=_weight_sizes(spec, precision),
         tokens=tokens,
         forwards=forwards,
         work={
@@ -223,21 +228,19 @@ def _of_tiles(
     return sum((flops(vae, tile) * count for tile, count in Counter(tiles).items()), NO_FLOPS)
 
 
-def _weight_sizes(
-    shapes: Architecture, experts: int, precision: Precision
-) -> dict[str, WeightSizes]:
+def _weight_sizes(spec: ModelSpec, precision: Precision) -> dict[str, WeightSizes]:
     """Weight sizes of every part. The image encoder is in float32."""
-    t, e, i, size = shapes.transformer, shapes.text_encoder, shapes.image_encoder, precision.size
-    dynamic = precision.fp8_products
-    spared = (
-        quantized_bytes(t, element_bytes=size, dynamic=dynamic) if precision.quantized else (0, 0)
-    )
+    shapes, size = spec.wan, precision.size
+    e, i = shapes.text_encoder, shapes.image_encoder
     sizes = {"text_encoder": size, "image_encoder": WIDE}
     largest = {"text_encoder": e.vocabulary * e.dim}
     if i:
         largest["image_encoder"] = i.dim * i.ffn
-    parameters = part_parameters(shapes, experts)
+    parameters = part_parameters(shapes, spec.experts)
     others = other_weight_sizes(parameters, largest, sizes)
+    text = others["text_encoder"]
+    spared = sum(_spared(packed, size) for packed in spec.packed_in("text_encoder"))
+    others["text_encoder"] = replace(text, whole=text.whole - spared)
     decoder = decoder_parameters(shapes.vae)
     others["vae"] = vae_weight_sizes(
         precision,
@@ -245,9 +248,34 @@ def _weight_sizes(
         decoder=decoder,
         layer=largest_layer(shapes.vae),
     )
-    whole = transformer_parameters(t) * size + (WIDE - size) * wide_parameters(t) - spared[1]
-    # Layers outside the blocks stay on the device.
-    block = block_parameters(t) * size - spared[0]
-    group = whole - (t.layers + t.vace_blocks - 1) * block
-    transformer = WeightSizes(whole, group, t.dim * max(t.ffn, 6 * t.dim) * size)
-    return {part: others.get(part, transformer) for part in parameters}
+    return {
+        part: others[part]
+        if part in others
+        else _transformer_sizes(shapes.transformer, precision, spec.packed_in(part))
+        for part in parameters
+    }
+
+
+def _transformer_sizes(
+    t: Transformer, precision: Precision, packed: Sequence[PackedWeights]
+) -> WeightSizes:
+    """Weight sizes of one transformer; `packed` weights stay as they are in their GGUF file."""
+    size, blocks = precision.size, t.layers + t.vace_blocks
+    dynamic = precision.fp8_products
+    block_spared, spared = (
+        quantized_bytes(t, element_bytes=size, dynamic=dynamic) if precision.quantized else (0, 0)
+    )
+    by_block = {each.block: _spared(each, size) for each in packed}
+    whole = transformer_parameters(t) * size + (WIDE - size) * wide_parameters(t)
+    whole -= spared + sum(by_block.values())
+    # Layers outside the blocks stay on the device, and then the largest block.
+    block = block_parameters(t) * size - block_spared
+    in_blocks = [spared for name, spared in by_block.items() if name]
+    in_blocks += [0] * (blocks - len(in_blocks))
+    others = sum(block - spared for spared in in_blocks) - (block - min(in_blocks))
+    return WeightSizes(whole, whole - others, t.dim * max(t.ffn, 6 * t.dim) * size)
+
+
+def _spared(packed: PackedWeights, size: int) -> int:
+    """Bytes that weights take less than at `size` bytes each."""
+    return packed.parameters * size - packed.bytes

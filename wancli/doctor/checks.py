@@ -27,13 +27,15 @@ State = Literal["ok", "missing", "broken", "note"]
 IMPORTED = ("torch", "diffusers", "transformers", "safetensors", "accelerate")
 OPTIONAL = {  # package: what it is for
     "torchao": "`quantize`",
+    "gguf": "quantized weights of GGUF files",
     "nvidia-ml-py": "GPU memory without nvidia-smi",
     "kernels": "attention kernels from the hub",
     "flash-attn": "`attention_backend` flash",
     "sageattention": "`attention_backend` sage",
     "xformers": "`attention_backend` xformers",
 }
-EXTRAS = {"torchao": "quantize", "nvidia-ml-py": "gpu"}  # package: the extra that has it
+# Package: the extra that has it.
+EXTRAS = {"torchao": "quantize", "gguf": "gguf", "nvidia-ml-py": "gpu"}
 LITTLE_DISK = 2**30  # bytes; a model needs more
 
 

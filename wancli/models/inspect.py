@@ -1,6 +1,7 @@
 """Inspect a model folder through its JSON files and the headers of its weights, without torch."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -13,6 +14,7 @@ from wancli.catalog.local import broken_weights, find_spec, read_config, spec_of
 from wancli.catalog.specs import SPECS, ModelSpec
 from wancli.catalog.tasks import EXPERTS, IMAGE, TASKS, TEXT
 from wancli.catalog.wan import Architecture
+from wancli.catalog.weight_files import ARCHITECTURE, identify, models_of
 from wancli.cost.wan import part_parameters
 from wancli.errors import InputError, ModelError, WancliError
 from wancli.planning.lora_keys import (
@@ -214,10 +216,54 @@ def inspect_lora(path: Path) -> LoraInfo:
         count_blocks(lora.layers),
         next((shape[0] for shape in projections if shape), 0),
         next((f"{size[1]}B" for size in sizes if size), ""),
-        _lora_task(path, models),
-        _named(r"(?<![a-z])(high|low)(?:[ _-]?noise)?(?![a-z])", path),
+        _task_of(path, models),
+        _expert_of(path),
         models,
         () if models else tuple(sorted(lora.shapes)[:3]),
+    )
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """Weights in one file: of which part they are, and of which models."""
+
+    path: Path
+    bytes: int
+    kind: str  # as a GGUF names its architecture; "" for others
+    part: str  # of a Wan, as the setting that takes it is called; "" for weights of another model
+    keys: int
+    parameters: int
+    dtypes: Mapping[str, int]  # number of tensors by type, the most common first
+    blocks: int  # of a transformer
+    dim: int  # its hidden size
+    task: str  # "" if neither parameters nor name tell
+    expert: str  # high or low, by its name; "" if that does not tell
+    models: tuple[str, ...]  # known models whose transformer it fits
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields."""
+        return asdict(self) | {"path": str(self.path)}
+
+
+def inspect_weights(path: Path) -> WeightsInfo:
+    """Describe weights in one file by its header. Raises InputError or ModelError."""
+    part, keys = identify(path)
+    tensors, shapes = keys.header.tensors.values(), keys.shapes
+    models = tuple(models_of(shapes))
+    dtypes = Counter(DTYPE_NAMES.get(stored.dtype, stored.dtype) for stored in tensors)
+    return WeightsInfo(
+        path,
+        path.stat().st_size,
+        keys.header.metadata.get(ARCHITECTURE, ""),
+        part,
+        len(tensors),
+        sum(prod(stored.shape) for stored in tensors),
+        dict(dtypes.most_common()),
+        count_blocks(shapes),
+        shapes["patch_embedding.bias"][0] if "patch_embedding.bias" in shapes else 0,
+        _task_of(path, models) if part == "transformer" else "",
+        _expert_of(path) if part == "transformer" else "",
+        models,
     )
 
 
@@ -239,12 +285,16 @@ def _form(lora: LoraFile) -> str:
     return f"{whose} names; {', '.join(words)}"
 
 
-def _lora_task(path: Path, models: Sequence[str]) -> str:
-    """The task by the models that a LoRA fits, else by its name; "" if neither tells."""
+def _task_of(path: Path, models: Sequence[str]) -> str:
+    """The task by the models that a file fits, else by its name; "" if neither tells."""
     if models and not any(TEXT in SPECS[model].tasks for model in models):
         return SPECS[models[0]].tasks[0]
     by_name = {"t2v": TEXT, "i2v": IMAGE, "": ""}
     return by_name[_named(r"(?<![a-z])(t2v|i2v)(?![a-z])", path)]
+
+
+def _expert_of(path: Path) -> str:
+    return _named(r"(?<![a-z])(high|low)(?:[ _-]?noise)?(?![a-z])", path)
 
 
 def _named(pattern: str, path: Path) -> str:

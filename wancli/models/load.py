@@ -30,6 +30,7 @@ from wancli.models.random_weights import random_components, random_part
 from wancli.models.single_file import read_part
 from wancli.models.warm import UNWATCHED, LoadWatch, OnBytes
 from wancli.planning.lora import find_lora
+from wancli.planning.rules_machine import check_gguf_package
 from wancli.records.progress import Loading, Report
 
 
@@ -187,6 +188,7 @@ def transformers_of(pipeline: Any) -> list[Any]:
 
 def load_vae(spec: ModelSpec, machine: Machine) -> tuple[Any, torch.device]:
     """Load the VAE alone, and return it with its device."""
+    check_gguf_package(spec)
     spec, device = _on_disk(spec, ("vae",)), pick_device(machine.device)
     with _quiet(), load_errors(spec):
         return _vae(spec, machine, device, kind=device.type).to(device), device

@@ -14,7 +14,7 @@ from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import TEXT
 from wancli.config.settings import Machine
 from wancli.errors import UsageError
-from wancli.planning.rules_machine import check_quantizer
+from wancli.planning.rules_machine import check_gguf_package, check_quantizer
 from wancli.records.progress import Phase, Report, ignore
 from wancli.utils.garbage import freeze_again, uncollected
 from wancli.utils.threads import choose_idle_threads
@@ -84,6 +84,7 @@ class WarmPipeline:
         Raises SetupError, before anything is imported, if `machine` needs a missing package.
         """
         check_quantizer(machine)
+        check_gguf_package(spec)
         self.spec, self.machine, self.stays = spec, machine, stays
         self._parts, self._on_bytes, self._since = parts, on_bytes, perf_counter()
         self._loaded: Loaded | None = None

@@ -1,6 +1,7 @@
 """Offload modes, VAE tiling, and their rules."""
 
 from wancli.catalog.geometry import TILE
+from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import Task
 from wancli.config.settings import Machine, Settings
 from wancli.errors import PlanError
@@ -15,7 +16,7 @@ OFFLOADS = {
 }
 
 
-def offloads(settings: Settings, task: Task) -> tuple[str, ...]:
+def offloads(settings: Settings, spec: ModelSpec, task: Task) -> tuple[str, ...]:
     """Modes compatible with the other settings. Raises PlanError if the requested one is not."""
     requested, method = settings.machine.offload, settings.step_cache.step_cache
     mode, possible = f"`offload {requested}`", ["none"]
@@ -34,6 +35,12 @@ def offloads(settings: Settings, task: Task) -> tuple[str, ...]:
         refused = PlanError(
             f"{mode} moves weights inside the blocks, which `compile` makes one graph each.",
             hint="`offload model`, or `no_compile`",
+        )
+    elif any(file.packed for file in spec.files):
+        possible = ["none", "model", "group"]
+        refused = PlanError(
+            f"{mode} takes weights apart, which is not possible with those of a GGUF file.",
+            hint="`offload group`",
         )
     else:
         return tuple(OFFLOADS)

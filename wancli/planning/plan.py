@@ -42,6 +42,7 @@ from wancli.planning.rules_machine import (
     check_generation,
     check_machine,
     check_output,
+    check_packed,
     check_rollout,
 )
 from wancli.planning.step_caches import (
@@ -116,7 +117,7 @@ def make_plan(
         prompt_kv=settings.prompt_kv.prompt_kv and chosen.family.prompt_kv,
         gate=gate,
         forwards=steps + ((gate or steps) if guided else 0),
-        offloads=offloads(settings, chosen),
+        offloads=offloads(settings, spec, chosen),
         duration_s=video.num_frames / video.fps,
         lora=loras,
     )
@@ -203,7 +204,7 @@ def make_rollout_plan(
         guided=guided,
         steps=steps,
         forwards=(sum(steps) + clean_passes) * (2 if guided else 1),
-        offloads=offloads(settings, TASKS[TEXT]),
+        offloads=offloads(settings, spec, TASKS[TEXT]),
         num_frames=num_frames,
         duration_s=num_frames / settings.video.fps,
         lora=loras,
@@ -373,6 +374,7 @@ def _check_experts(settings: Settings, spec: ModelSpec) -> tuple[LoraUse, ...]:
                 f"`{name}` needs a model with two experts; {spec.name} has one.",
                 hint=f"drop `{name}`",
             )
+    check_packed(settings.machine, spec)
     return check_loras(settings.machine.lora, spec)
 
 

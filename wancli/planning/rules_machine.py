@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 
 from wancli.catalog.gpus import FP8_CAPABILITY
+from wancli.catalog.specs import ModelSpec
+from wancli.catalog.tasks import EXPERTS, setting_of
 from wancli.config.resolve import EXPLICIT
 from wancli.config.settings import Machine, Output, Settings
 from wancli.errors import PlanError
 from wancli.planning.step_caches import WITH_THRESHOLD
 from wancli.utils.packages import check_package, extra_command
 
+GGUF = (0, 18)
 TORCHAO = (0, 18)  # first version whose Int8WeightOnlyConfig has one scale per row
 
 
@@ -25,6 +28,30 @@ def check_quantizer(machine: Machine) -> None:
     if machine.quantize != "none":
         hint = extra_command("quantize")
         check_package("torchao", TORCHAO, needed_by="`quantize`", hint=hint)
+
+
+def check_gguf_package(spec: ModelSpec) -> None:
+    """Raise SetupError if a model's files need a package that is missing; a plan needs none."""
+    if file := next((file for file in spec.files if file.quantized), None):
+        needed_by = f"`{setting_of(file.part)} {file.path}`, of quantized weights,"
+        check_package("gguf", GGUF, needed_by=needed_by, hint=extra_command("gguf"))
+
+
+def check_packed(machine: Machine, spec: ModelSpec) -> None:
+    """Raise PlanError for what works only with weights that are not quantized in their file."""
+    packed = (spec.file_of(part) for part in EXPERTS.values() if spec.packed_in(part))
+    if (file := next(packed, None)) is None:
+        return
+    refused = {
+        f"`quantize {machine.quantize}`": machine.quantize != "none",
+        "`fuse_qkv`": machine.fuse_qkv,
+        "`lora`": bool(machine.lora),
+    }
+    if setting := next((setting for setting, is_set in refused.items() if is_set), ""):
+        raise PlanError(
+            f"{setting} changes weights, and those of {file.path.name} stay quantized.",
+            hint=f"drop {setting}, or give a `transformer` that is not quantized",
+        )
 
 
 def check_output(output: Output) -> None:

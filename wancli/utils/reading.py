@@ -50,7 +50,7 @@ DTYPE_NAMES = {  # torch's
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a safetensors file; `begin` and `end` are byte offsets in the data."""
+    """A tensor in a file; `begin` and `end` are byte offsets in the data."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -65,10 +65,11 @@ class Stored:
 
 @dataclass(frozen=True)
 class Header:
-    """Header of a safetensors file."""
+    """Header of a file of tensors, whose data begin at byte `start`."""
 
     tensors: Mapping[str, Stored]
     metadata: Mapping[str, str]
+    start: int
 
 
 def user_path(text: str) -> Path:
@@ -149,7 +150,7 @@ def read_header(path: Path) -> Header:
     bounds = [(0, 0), *ordered, (size - 8 - length, 0)]
     if any(before[1] != after[0] for before, after in pairwise(bounds)):
         raise ValueError("not safetensors: its tensors do not fill it, one after another")
-    return Header(tensors, metadata)
+    return Header(tensors, metadata, 8 + length)
 
 
 def check_tensors(path: Path) -> None:
