@@ -26,6 +26,7 @@ GROUPS = {
     "lines": "command lines over every command and flag",
     "hostile": "hostile files of every kind that wancli reads",
     "kills": "kills at random moments",
+    "batches": "kills of the processes of a batch",
     "disks": "disks that fill up at every 64 KiB",
     "pairs": "two processes on one name",
     "first": "signals in the first second of real processes",

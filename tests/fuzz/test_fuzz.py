@@ -35,7 +35,11 @@ def test_command_lines_that_only_print_survive_any_input():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
-    [("lines", "hostile", "--cases", "100"), ("kills", "pairs", "first", "disks", "--cases", "11")],
+    [
+        ("lines", "hostile", "--cases", "100"),
+        ("kills", "pairs", "first", "disks", "--cases", "11"),
+        ("batches", "--cases", "1"),
+    ],
     ids=lambda arguments: " ".join(arguments),
 )
 def test_a_part_of_every_group_finds_no_fault(arguments: tuple[str, ...]):
