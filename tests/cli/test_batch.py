@@ -31,6 +31,32 @@ def test_a_dry_run_loads_and_writes_nothing(forked, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["j.jsonl"]
 
 
+def test_shards_are_disjoint_and_complete(forked, tmp_path):
+    (tmp_path / "j.jsonl").write_text(JOBS)
+    seeds = []
+    for task in ("3", "4"):
+        array = {f"SLURM_ARRAY_TASK_{name}": n for name, n in (("COUNT", "2"), ("MIN", "3"))}
+        array |= {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_MAX": "4"}
+        flags = "--shard", "auto", "--dry-run", "--json"
+        code, _, out, err = forked("batch", "j.jsonl", *flags, folder=tmp_path, **array)
+        assert code == 0, err
+        seeds.append([json.loads(line)["seed"] for line in out.splitlines()])
+    assert seeds == [[0, 2], [1]]
+
+
+def test_a_dry_run_says_where_the_batch_stands(forked, tmp_path, monkeypatch):
+    (tmp_path / "j.jsonl").write_text(JOBS)
+    new = forked("batch", "j.jsonl", "--dry-run", folder=tmp_path)
+    assert (new[0], "ledger   j.ledger (new)" in new[2]) == (0, True), new
+    monkeypatch.chdir(tmp_path)
+    create_ledger(Path("j.ledger"), **_planned(Path("j.jsonl"))).close()
+    code, heavy, out, _ = forked("batch", "j.jsonl", "--dry-run", folder=tmp_path)
+    assert (code, "torch" in heavy) == (0, False)
+    assert "3: 3 pending" in out
+    _, _, out, _ = forked("batch", "j.jsonl", "--dry-run", "--json", folder=tmp_path)
+    assert [json.loads(line)["state"] for line in out.splitlines()] == ["pending"] * 3
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

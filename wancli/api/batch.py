@@ -1,7 +1,7 @@
 """Batches: jobs that are checked and named before anything loads."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from wancli.errors import WancliError
 from wancli.planning.jobs import BatchFile, BatchJob, JobSettings, at_line
 from wancli.planning.listed_steps import step_count
 from wancli.planning.offload import OFFLOADS
+from wancli.planning.shards import Shard
 from wancli.records.ledger import LedgerJob, LedgerSettings
 from wancli.records.naming import name_fields
 
@@ -24,8 +25,19 @@ class PlannedBatch:
 
     batch: BatchFile
     settings: list[LedgerSettings]
-    jobs: list[LedgerJob]
-    seconds: float | None  # None where the device was not measured
+    jobs: Sequence[LedgerJob]
+    each_s: Sequence[float | None]  # by settings; None where the device was not measured
+    devices: Sequence[str]  # names of those that are planned for
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of all jobs on one worker; None if any is not known."""
+        known = [self.each_s[job.settings] for job in self.jobs]
+        return None if None in known else sum(one or 0.0 for one in known)
+
+    def shard(self, shard: Shard) -> "PlannedBatch":
+        """One share of the jobs."""
+        return replace(self, jobs=shard.of(self.jobs))
 
 
 def plan_batch(batch: BatchFile, folder: Path, listener: Listener) -> PlannedBatch:
@@ -45,10 +57,10 @@ def plan_batch(batch: BatchFile, folder: Path, listener: Listener) -> PlannedBat
             raise at_line(batch.origin, shared.line, error) from None
     settings = _grouped(batch.settings, checked)
     jobs = list(name_jobs(batch, [one.fields for one in checked], folder))
-    seconds = [one.seconds for one in checked]
-    known = None not in seconds
-    total = sum(seconds[job.settings] or 0 for job in jobs) if known else None
-    return PlannedBatch(batch, settings, jobs, total)
+    estimates = [one.estimate for one in checked]
+    each = [estimate.total_s if estimate else None for estimate in estimates]
+    devices = dict.fromkeys(estimate.device.name for estimate in estimates if estimate)
+    return PlannedBatch(batch, settings, jobs, each, list(devices))
 
 
 @dataclass(frozen=True)
@@ -59,10 +71,6 @@ class _Checked:
     fields: Mapping[str, Any]
     estimate: Estimate | None
     auto: bool  # whether the mode of offload is the plan's to choose
-
-    @property
-    def seconds(self) -> float | None:
-        return self.estimate.total_s if self.estimate else None
 
 
 def _check(shared: JobSettings, job: BatchJob, listener: Listener) -> _Checked:

@@ -3,7 +3,7 @@
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,10 +11,6 @@ from wancli.cli import batch_ledger, batch_report
 from wancli.cli.lazy import WancliCommand, WancliGroup
 from wancli.cli.options import DryRun, Folder, OutputOptions, folder, takes_output_options
 from wancli.errors import BatchError
-
-if TYPE_CHECKING:
-    from wancli.api.batch import PlannedBatch
-    from wancli.cli.screen import Screen
 
 
 class _FileOrCommand(WancliGroup):
@@ -64,6 +60,14 @@ Devices = Annotated[
     ),
 ]  # fmt: skip
 
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard", metavar="I/N|auto",
+        help="Only every N-th job, from the I-th on; auto: by SLURM's array.",
+    ),
+]  # fmt: skip
+
 
 @command("run")
 @takes_output_options
@@ -78,60 +82,53 @@ def run(  # noqa: PLR0913 - one parameter per flag
     max_failures: MaxFailures = None,
     workers: Workers = None,
     devices: Devices = None,
+    shard: ShardOption = None,
     dry_run: DryRun = False,
 ) -> None:
     """Make the videos of a file of jobs; each model loads once.
 
     wancli batch jobs.jsonl --output-dir videos
     """
-    from wancli.api.batch import plan_batch
-    from wancli.api.batch_outputs import check_new
     from wancli.api.jobs import JOB_KEYS
-    from wancli.api.requests import Listener
     from wancli.api.workers import worker_places
+    from wancli.cli.batch_plan import new_batch, show_existing, show_new
     from wancli.cli.batch_run import HowToWork, make_jobs, parse_workers
     from wancli.cli.screen import Screen
     from wancli.planning.jobs import STDIN, read_jobs
-    from wancli.records.ledger import create_ledger
+    from wancli.planning.shards import parse_shard
+    from wancli.records.ledger import SUFFIX, create_ledger, open_batch
     from wancli.utils.packages import package_version
 
     screen, place = Screen(output_options), folder(output_dir)
     chosen = parse_workers(workers, devices)
     places = worker_places(*chosen) if chosen else []
+    part = parse_shard(shard, os.environ) if shard is not None else None
     batch = read_jobs(file, JOB_KEYS)
-    planned = plan_batch(batch, place, Listener(None))
-    path = ledger or place / f"{'batch' if file == STDIN else file.stem}.ledger"
-    if not os.path.lexists(path):
-        check_new(batch, planned.settings, planned.jobs, skip_existing=skip_existing)
-    if dry_run:
-        _show(planned, screen)
-        return
-    version = package_version("wancli") or ""
+    digest = f"{batch.digest}-{part}" if part else batch.digest
+    stem = "batch" if file == STDIN else file.stem
+    path = ledger or place / (f"{stem}.{part}{SUFFIX}" if part else f"{stem}{SUFFIX}")
+    if os.path.lexists(path):
+        opened = open_batch(path, digest)
+        if dry_run:
+            show_existing(opened, places, screen)
+            return
+    else:
+        planned = new_batch(batch, place, part, skip_existing=skip_existing)
+        if dry_run:
+            show_new(planned, path, places, screen)
+            return
+        version = package_version("wancli") or ""
+        opened = create_ledger(path, digest, planned.settings, planned.jobs, version=version)
     most = 1 if fail_fast else max_failures
-    with create_ledger(
-        path, batch.digest, planned.settings, planned.jobs, version=version
-    ) as opened:
+    with opened:
         opened.retry(opened.numbers("failed"))  # of an earlier run
         make_jobs(opened, HowToWork(places, {"skip_existing": skip_existing}, most), screen)
         counts = opened.counts()
     screen.note(batch_ledger.in_words(counts))
     if failed := counts["failed"]:
-        message = f"{failed:,} of {len(planned.jobs):,} jobs failed."
+        message = f"{failed:,} of {sum(counts.values()):,} jobs failed."
         raise BatchError(message, hint=f"wancli batch status {path}; the same command tries again")
 
 
 for name, function in {**batch_ledger.COMMANDS, "report": batch_report.report}.items():
     command(name)(function)
-
-
-def _show(planned: "PlannedBatch", screen: "Screen") -> None:
-    models = len({one.model for one in planned.settings})
-    if screen.options.json:
-        for job in planned.jobs:
-            screen.json({"line": job.line, "seed": job.seed, "output": {"path": job.output}})
-        return
-    from wancli.utils.units import duration
-
-    time = duration(planned.seconds) if planned.seconds else "not known"
-    rows = [("videos", f"{len(planned.jobs):,}"), ("models", str(models)), ("time", time)]
-    screen.table("", "", rows=rows)

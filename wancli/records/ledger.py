@@ -193,6 +193,13 @@ class Ledger:
             rows = self._db.execute(query, (most,)).fetchall()
         return [(settings, seconds) for settings, seconds in rows if seconds >= 0]
 
+    def sizes(self) -> tuple[int, int]:
+        """The number of finished videos, and their bytes."""
+        with _sqlite(self.path):
+            query = "SELECT count(bytes), coalesce(sum(bytes), 0) FROM jobs WHERE state = 'done'"
+            count, size = self._db.execute(query).fetchone()
+        return count, size
+
     def is_alive(self, worker: str) -> bool:
         """Whether the worker of a row is still there."""
         return _is_alive(self.path, worker)
@@ -385,12 +392,17 @@ def create_ledger(
     check_local(path.parent)
     if not os.path.lexists(path):
         _write(path, digest, settings, jobs, version=version)
+    return open_batch(path, digest)
+
+
+def open_batch(path: Path, digest: str) -> Ledger:
+    """Open the ledger of a batch. Raises UsageError for that of another, InputError."""
     ledger = open_ledger(path)
     if ledger.digest != digest:
         ledger.close()
         raise UsageError(
-            f"{path} is the ledger of another batch.",
-            hint="another `ledger`, or wancli batch status of that one",
+            f"{path} is the ledger of another batch, or of this one before its file changed.",
+            hint=f"another `ledger`; wancli batch status {path}",
         )
     return ledger
 

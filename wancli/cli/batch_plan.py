@@ -1,0 +1,80 @@
+"""The plan of a batch: checked before it begins, and printed by `--dry-run`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wancli.utils.disk import free_disk
+from wancli.utils.units import duration, gib
+
+if TYPE_CHECKING:
+    from wancli.api.batch import PlannedBatch
+    from wancli.api.workers import WorkerPlace
+    from wancli.cli.screen import Screen
+    from wancli.planning.jobs import BatchFile
+    from wancli.planning.shards import Shard
+    from wancli.records.ledger import Ledger
+
+
+def new_batch(
+    batch: "BatchFile", place: Path, shard: "Shard | None", *, skip_existing: bool
+) -> "PlannedBatch":
+    """Plan a batch, or one share of it, that has not begun. Raises WancliError."""
+    from wancli.api.batch import plan_batch
+    from wancli.api.batch_outputs import check_new
+    from wancli.api.requests import Listener
+
+    planned = plan_batch(batch, place, Listener(None))
+    planned = planned.shard(shard) if shard else planned
+    check_new(batch, planned.settings, planned.jobs, skip_existing=skip_existing)
+    return planned
+
+
+def show_new(
+    planned: "PlannedBatch", ledger: Path, places: Sequence["WorkerPlace"], screen: "Screen"
+) -> None:
+    """Print how much a batch is that has not begun; with --json its jobs."""
+    if screen.options.json:
+        for job in planned.jobs:
+            screen.json({"line": job.line, "seed": job.seed, "output": {"path": job.output}})
+        return
+    models = len({planned.settings[job.settings].model for job in planned.jobs})
+    seconds, count = planned.seconds, max(1, len(places))
+    workers = ", ".join(place.name for place in places) or f"1, on {' and '.join(planned.devices)}"
+    time = duration(seconds / count) if seconds else "not known before wancli doctor --measure"
+    rows = [
+        ("videos", f"{len(planned.jobs):,}, on {models} model{'s' * (models > 1)}"),
+        ("time", time),
+        ("workers", workers),
+        ("disk", f"{gib(free_disk(ledger))} free; how much videos take shows when some are made"),
+        ("ledger", f"{ledger} (new)"),
+    ]
+    screen.table("", "", rows=rows)
+
+
+def show_existing(ledger: "Ledger", places: Sequence["WorkerPlace"], screen: "Screen") -> None:
+    """Print how far a batch is that has begun; with --json its jobs."""
+    from wancli.cli.batch_ledger import in_words
+    from wancli.records.batch_status import read_status
+
+    with ledger:
+        if screen.options.json:
+            for row in ledger.rows():
+                job = {name: row[name] for name in ("line", "seed", "state")}
+                screen.json({**job, "output": {"path": row["output"]}})
+            return
+        status, (finished, size) = read_status(ledger), ledger.sizes()
+    left = status.counts["pending"] + status.counts["running"] + status.counts["failed"]
+    count = max(1, len(places))
+    seconds = status.each_s * left / count if status.each_s else None
+    disk = f"{gib(free_disk(ledger.path))} free"
+    if finished:
+        disk += f"; the rest takes about {gib(size / finished * left)}, like the {finished:,} done"
+    rows = [
+        ("videos", f"{sum(status.counts.values()):,}: {in_words(status.counts)}"),
+        ("time", duration(seconds) if seconds else "not known before one is done"),
+        ("workers", ", ".join(place.name for place in places) or "1"),
+        ("disk", disk),
+        ("ledger", f"{ledger.path} (goes on)"),
+    ]
+    screen.table("", "", rows=rows)
