@@ -340,7 +340,6 @@ SPECS = {
             "longlive2",
             "",
             "LongLive 2.0 (arXiv:2605.18739) on Wan 2.2 5B: 4 steps per chunk, for rollouts.",
-            tasks=(TEXT, IMAGE),
             strides=Strides(temporal=4, spatial=16, patch=2),
             latent_channels=48,
             per_token_time=True,
