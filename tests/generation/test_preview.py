@@ -1,6 +1,8 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,10 +10,14 @@ import torch
 from PIL import Image
 
 from tests.fakes import tiny_vae
+from wancli.catalog.specs import ModelSpec
 from wancli.generation.denoise import StepResult
 from wancli.generation.preview import Previews, predict_clean, previews
+from wancli.models.load import Loaded
 from wancli.records.progress import Event, PreviewEvent
 from wancli.utils.outputs import preview_file
+
+NO_DECODER = ModelSpec("a", "", "", latent_channels=4)  # no tiny decoder is for these
 
 
 def step_result(
@@ -20,6 +26,10 @@ def step_result(
     """A step of straight flow: sigmas fall evenly from 1 to 0."""
     sigma, after = 1 - index / steps, 1 - (index + 1) / steps
     return StepResult(index, sigma, after, latents(after, clean=clean, noise=noise))
+
+
+def model(vae: Any = None, spec: ModelSpec = NO_DECODER) -> Loaded:
+    return Loaded(SimpleNamespace(vae=vae or tiny_vae()), spec, torch.device("cpu"))
 
 
 def ignore(event: Event) -> None:
@@ -49,10 +59,10 @@ def test_a_preview_is_written_every_few_steps_and_removed_at_the_end(tmp_path: P
     picture = tmp_path / "a.preview.png"
     with previews(video, events.append, every=2) as show:
         for index in range(4):
-            show(step_result(index), tiny_vae())
+            show(step_result(index), model())
             written.append(picture.exists())
             picture.unlink(missing_ok=True)
-        show(step_result(1), tiny_vae())
+        show(step_result(1), model())
         assert events[-1] == PreviewEvent(picture.read_bytes())
         with Image.open(io.BytesIO(picture.read_bytes())) as image:
             assert image.size == (3 * 6 * 32, 4 * 32)  # three latent frames of 6x4, 32 times
@@ -66,7 +76,7 @@ def test_without_preview_every_nothing_is_written_or_removed(tmp_path: Path):
     other = tmp_path / "a.preview.png"
     other.write_text("mine")
     with previews(tmp_path / "a.mp4", ignore, every=None) as show:
-        show(step_result(0), None)
+        show(step_result(0), model())
     assert other.read_text() == "mine"
 
 
@@ -75,7 +85,7 @@ def test_a_preview_is_removed_when_the_run_fails(tmp_path: Path):
 
     def interrupted() -> None:
         with previews(tmp_path / "a.mp4", ignore, every=1) as show:
-            show(step_result(0), tiny_vae())
+            show(step_result(0), model())
             written.extend(tmp_path.iterdir())
             raise KeyboardInterrupt
 
@@ -88,7 +98,7 @@ def test_a_preview_is_removed_when_the_run_fails(tmp_path: Path):
 def test_a_preview_that_cannot_be_written_does_not_end_the_run(tmp_path: Path):
     (tmp_path / "file").write_text("no folder")
     events: list[Event] = []
-    Previews(tmp_path / "file" / "a.mp4", events.append, every=1)(step_result(0), tiny_vae())
+    Previews(tmp_path / "file" / "a.mp4", events.append, every=1)(step_result(0), model())
     assert len(events) == 1  # the terminal may still show it
 
 
@@ -96,8 +106,8 @@ def test_previews_leave_the_latents_unchanged(tmp_path: Path):
     step = step_result(1)
     before = step.latents.clone()
     show = Previews(tmp_path / "a.mp4", ignore, every=1)
-    show(step_result(0), tiny_vae())
-    show(step, tiny_vae())
+    show(step_result(0), model())
+    show(step, model())
     assert torch.equal(step.latents, before)
 
 

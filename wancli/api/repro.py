@@ -7,7 +7,9 @@ from typing import Any
 
 from wancli.api.jobs import JOB_KEYS
 from wancli.api.requests import Listener, all_layers, split
+from wancli.catalog.decoder_files import find_recorded_decoder
 from wancli.catalog.tasks import setting_of
+from wancli.catalog.tiny_decoder import DECODER
 from wancli.catalog.weight_files import find_recorded
 from wancli.config.resolve import Layer, fields_of, resolve
 from wancli.config.settings import RolloutSettings, Settings
@@ -28,8 +30,12 @@ def recorded_settings(
     tables = settings_of(record)
     weights = record["request"].get("weights", [])
     own = [entry for entry in weights if setting_of(entry["part"]) not in others]
-    if own:
+    decoders = [entry for entry in own if entry["part"] == DECODER]
+    if own := [entry for entry in own if entry not in decoders]:
         tables["machine"] = {**tables["machine"], **find_recorded(own, file)}
+    for entry in decoders:
+        name = find_recorded_decoder(entry, file, tables["machine"][DECODER], tables["model"])
+        tables["machine"] = {**tables["machine"], DECODER: name}
     return tables
 
 

@@ -15,6 +15,7 @@ from wancli.utils.reading import read_text, user_path
 
 CONNECT_S = 4  # seconds in which a hub within reach accepts a connection
 _PREFIX = "models--"
+_FILE = re.compile(r"([\w.-]+/[\w.-]+):([^:]+)", re.ASCII)  # REPO:FILE
 _REVISION = re.compile(r"\w[\w.-]{0,127}", re.ASCII)  # a single path component
 
 
@@ -50,6 +51,18 @@ def find_cached(repo: str) -> Path | None:
 def converted_folder(repo: str, name: str) -> Path:
     """Where a model lies that was converted from a checkpoint in `repo`; it may not exist."""
     return repo_folder(repo) / "converted" / name
+
+
+def hub_file(name: str) -> tuple[str, str] | None:
+    """The repository and file of a name, REPO:FILE; None for any other, and for a file's path."""
+    match = _FILE.fullmatch(name)
+    return (match[1], match[2]) if match and not user_path(name).exists() else None
+
+
+def cached_file(repo: str, file: str) -> Path | None:
+    """A single file of a repository on this disk, or None."""
+    folder = find_cached(repo)
+    return folder / file if folder and (folder / file).is_file() else None
 
 
 def cached_repos() -> list[str]:

@@ -26,6 +26,7 @@ from wancli.catalog.tasks import (
     VIDEO,
     Family,
 )
+from wancli.catalog.tiny_decoder import TinyDecoderShape
 from wancli.catalog.wan import (
     ANIMATE_14B,
     DEMO,
@@ -111,6 +112,7 @@ class ModelSpec:
     draws: str = ""  # all that a small model knows
     files: tuple[WeightFile, ...] = ()
     checkpoint: Checkpoint | None = None  # it is converted from, once pulled
+    tiny_decoder: TinyDecoderShape | None = None  # that decodes instead of its VAE
 
     def file_of(self, part: str) -> WeightFile | None:
         """The file that a part is read from, if it is not the model's own."""

@@ -14,6 +14,7 @@ from wancli.catalog.hub_cache import (
     check_reachable,
     converted_folder,
     find_cached,
+    hub_file,
     repo_folder,
 )
 from wancli.catalog.local import find_spec
@@ -24,7 +25,7 @@ from wancli.cli.messages import with_flags
 from wancli.cli.options import OutputOptions, takes_output_options
 from wancli.cli.screen import Screen
 from wancli.errors import InputError, ModelError, UsageError
-from wancli.planning.lora import PACKAGED, cached_lora, find_lora, hub_file, is_lora
+from wancli.planning.lora import PACKAGED, cached_lora, find_lora, is_lora
 from wancli.records.tensor_files import checkpoint_files
 from wancli.utils.outputs import OutputFile, OutputSet
 from wancli.utils.reading import user_path

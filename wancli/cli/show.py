@@ -89,7 +89,9 @@ def show(
 
 @takes_output_options
 @takes_settings(
-    Settings, only=("device", "vae", "vae_tiling", "vae_dtype", "vae_exact"), show_defaults=False
+    Settings,
+    only=("device", "vae", "vae_tiling", "vae_dtype", "vae_exact", "vae_decoder"),
+    show_defaults=False,
 )
 def decode(
     *,
@@ -124,6 +126,7 @@ def decode(
 
 def _check_latents(latents: Path, overrides: Layer) -> None:
     """Raise WancliError for latents that the VAE of their model cannot decode."""
+    from wancli.catalog.decoder_files import add_vae_decoder
     from wancli.catalog.local import check_files, find_spec
     from wancli.catalog.weight_files import add_weight_files
     from wancli.records.tensor_files import latents_record, latents_shape
@@ -132,6 +135,7 @@ def _check_latents(latents: Path, overrides: Layer) -> None:
     layer = Layer(f"record of {latents.name}", settings_of(record))
     settings = resolve([layer, overrides], Settings).settings
     spec = add_weight_files(find_spec(settings.model), vae=settings.machine.vae)
+    spec = add_vae_decoder(spec, settings.machine.vae_decoder)
     check_files(spec, ("vae",))
     if spec.architecture and channels != spec.latent_channels:
         raise InputError(

@@ -100,6 +100,7 @@ class MachineSettings(TypedDict, total=False):
     vae_tiling: bool
     vae_dtype: Dtype
     vae_exact: bool | None
+    vae_decoder: str
     transformer: str | Sequence[str]
     vae: str
     text_encoder: str

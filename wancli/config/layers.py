@@ -40,6 +40,7 @@ def settings_layers(
 def find_model(resolved: Resolved[SettingsT]) -> ModelSpec:
     """The spec of the model in settings. Raises ModelError with the model's source, PlanError."""
     # Here, since a help needs no folders.
+    from wancli.catalog.decoder_files import add_vae_decoder
     from wancli.catalog.local import find_spec
     from wancli.catalog.weight_files import add_weight_files
 
@@ -51,9 +52,10 @@ def find_model(resolved: Resolved[SettingsT]) -> ModelSpec:
             raise
         raise ModelError(f"{source}: {error}", hint=error.hint) from None
     machine = settings.machine
-    return add_weight_files(
+    spec = add_weight_files(
         spec, machine.transformer, vae=machine.vae, text_encoder=machine.text_encoder
     )
+    return add_vae_decoder(spec, machine.vae_decoder)
 
 
 def _preset_layers(preset: str | None) -> list[Layer]:

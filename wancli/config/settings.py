@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wancli.catalog.tiny_decoder import EXACT
+
 MAX_SEED = 2**53  # the largest integer that every JSON reader keeps
 RopePolicy = Literal["absolute", "relative", "sink"]
 FEW_STEPS = "1000,750,500,250"  # Self-Forcing's, and those of most distilled models
@@ -159,6 +161,12 @@ class Machine(Group):
         None,
         description="Decode as diffusers does, bit for bit; `no_vae_exact` is faster, and the same "
         "but for rounding.",
+    )
+    vae_decoder: str = Field(
+        EXACT,
+        min_length=1,
+        description="Decoder of the VAE: exact; tiny, the small one for its latents (TAEHV; "
+        "lossy); or one in FILE or REPO:FILE of the hub.",
     )
     transformer: tuple[str, ...] = Field(
         (),

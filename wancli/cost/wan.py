@@ -7,6 +7,7 @@ from dataclasses import replace
 from wancli.catalog.geometry import TILE, LatentShape, WindowConfig
 from wancli.catalog.specs import ModelSpec, PackedWeights
 from wancli.catalog.tasks import EXPERTS, TASKS
+from wancli.catalog.tiny_decoder import TinyDecoderShape
 from wancli.catalog.wan import (
     IMAGE_TOKENS,
     TIMESTEP_ROWS,
@@ -22,6 +23,12 @@ from wancli.cost.resources import (
     WeightSizes,
     other_weight_sizes,
     vae_weight_sizes,
+)
+from wancli.cost.tiny_decoder import (
+    tiny_bytes,
+    tiny_flops,
+    tiny_largest_layer,
+    tiny_parameters,
 )
 from wancli.cost.wan_transformer import (
     NO_FLOPS,
@@ -153,14 +160,19 @@ def rolling_bytes(
     return t.layers * rows * t.dim * element_bytes
 
 
-def part_parameters(shapes: Architecture, experts: int) -> dict[str, int]:
-    """Parameters by part, with one transformer per expert."""
+def part_parameters(
+    shapes: Architecture, experts: int, tiny: TinyDecoderShape | None = None
+) -> dict[str, int]:
+    """Parameters by part, with one transformer per expert, and maybe a `tiny` decoder."""
     transformer = transformer_parameters(shapes.transformer)
     parts = dict.fromkeys(("transformer", "transformer_2")[:experts], transformer)
     parts["text_encoder"] = text_parameters(shapes.text_encoder)
     if shapes.image_encoder:
         parts["image_encoder"] = image_parameters(shapes.image_encoder)
-    return parts | {"vae": vae_parameters(shapes.vae)}
+    vae = vae_parameters(shapes.vae)
+    if tiny:
+        vae += tiny_parameters(tiny) - decoder_parameters(shapes.vae)
+    return parts | {"vae": vae}
 
 
 def _usage(
@@ -187,20 +199,22 @@ def _usage(
         quantized = t.dim * t.ffn * (_GGUF_BUFFER + size)
     active = activation_bytes(t, tokens, element_bytes=size, per_token_time=per_token)
     return Usage(
-        parameters=part_parameters(shapes, spec.experts),
+        parameters=part_parameters(shapes, spec.experts, spec.tiny_decoder),
         weight_sizes=_weight_sizes(spec, precision),
         tokens=tokens,
         forwards=forwards,
         work={
             "encode": encode,
             "denoise": denoising,
-            "decode": _of_tiles(decode_flops, vae, shown),
+            "decode": tiny_flops(spec.tiny_decoder, grid)
+            if spec.tiny_decoder
+            else _of_tiles(decode_flops, vae, shown),
         },
         memory_traffic={"denoise": forwards * memory_traffic(t, tokens, element_bytes=size)},
         activations={
             "encode": scores + spec.text_length * (4 * e.dim + 3 * e.ffn) * size,
             "denoise": active + quantized,
-            "decode": _decode_bytes(vae, grid, precision, chunk=chunk),
+            "decode": _decode_bytes(spec, grid, precision, chunk=chunk),
         },
     )
 
@@ -212,8 +226,10 @@ def quantization_buffer(t: Transformer, tokens: int, precision: Precision) -> in
     return t.dim * t.ffn * precision.size if precision.quantized else 0
 
 
-def _decode_bytes(vae: Autoencoder, latents: Grid, precision: Precision, *, chunk: int) -> int:
-    sizes = {"element_bytes": precision.decoder, "video_bytes": precision.vae}
+def _decode_bytes(spec: ModelSpec, latents: Grid, precision: Precision, *, chunk: int) -> int:
+    vae, sizes = spec.wan.vae, {"element_bytes": precision.decoder, "video_bytes": precision.vae}
+    if spec.tiny_decoder:
+        return tiny_bytes(spec.tiny_decoder, latents, chunk=chunk or 1, **sizes)
     if precision.tiled:
         return tiled_decode_bytes(vae, latents, **sizes)
     per_call = precision.latents_per_call
@@ -230,23 +246,23 @@ def _of_tiles(
 
 def _weight_sizes(spec: ModelSpec, precision: Precision) -> dict[str, WeightSizes]:
     """Weight sizes of every part. The image encoder is in float32."""
-    shapes, size = spec.wan, precision.size
+    shapes, tiny, size = spec.wan, spec.tiny_decoder, precision.size
     e, i = shapes.text_encoder, shapes.image_encoder
     sizes = {"text_encoder": size, "image_encoder": WIDE}
     largest = {"text_encoder": e.vocabulary * e.dim}
     if i:
         largest["image_encoder"] = i.dim * i.ffn
-    parameters = part_parameters(shapes, spec.experts)
+    parameters = part_parameters(shapes, spec.experts, tiny)
     others = other_weight_sizes(parameters, largest, sizes)
     text = others["text_encoder"]
     spared = sum(_spared(packed, size) for packed in spec.packed_in("text_encoder"))
     others["text_encoder"] = replace(text, whole=text.whole - spared)
-    decoder = decoder_parameters(shapes.vae)
+    decoder = tiny_parameters(tiny) if tiny else decoder_parameters(shapes.vae)
     others["vae"] = vae_weight_sizes(
         precision,
         encoder=parameters["vae"] - decoder,
         decoder=decoder,
-        layer=largest_layer(shapes.vae),
+        layer=tiny_largest_layer(tiny) if tiny else largest_layer(shapes.vae),
     )
     return {
         part: others[part]

@@ -147,9 +147,9 @@ def _weakest(uses: Mapping[str, Any]) -> str:
 
 def _training(work: Path) -> str:
     """The section on steps and times, from the curves in `work`."""
-    clips, steps, distilled, stages = (
+    clips, steps, distilled, tiny, stages = (
         _read_curve(work / f"{name}.jsonl")
-        for name in ("latents", "transformer", "distill", "stages")
+        for name in ("latents", "transformer", "distill", "tiny-decoder", "stages")
     )
     vae = [
         f"{lines[-1]['step']:,} steps of crops of {_alternatives(stage.clips)} video frames, "
@@ -162,6 +162,7 @@ def _training(work: Path) -> str:
         clips and f"- latents: {clips[-1]['clips']:,} clips of {CLIP} video frames",
         steps and f"- transformer and text encoder: {_steps(steps)}",
         distilled and f"- four-step LoRA: {_steps(distilled)}",
+        tiny and f"- tiny decoder: {_steps(tiny)}",
     )
     minutes = [line["minutes"] for line in stages]
     uninterrupted = len(minutes) == len(done) + 1

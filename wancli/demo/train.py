@@ -20,6 +20,7 @@ from wancli.demo.autoencoder import STAGES, Stage, make_autoencoder, train_autoe
 from wancli.demo.dataset import Dataset, encode_clips
 from wancli.demo.distill import distill, write_lora
 from wancli.demo.parts import TEXT_LENGTH, make_tokenizer
+from wancli.demo.tiny_decoder import TinyBudget, train_tiny_decoder, write_tiny_decoder
 from wancli.demo.training import Log, stop
 from wancli.demo.transformer import SHIFT, DemoModel, train_transformer
 
@@ -33,14 +34,19 @@ class Budget:
     batch: int  # clips of a step
     steps: int  # of the transformer
     distill_steps: int
+    tiny: TinyBudget
 
 
 # Hours on two cores, and minutes on an H100, whose steps take hardly longer with more clips.
-CPU = Budget(STAGES, clips=4000, batch=16, steps=16000, distill_steps=800)
+CPU = Budget(
+    STAGES, clips=4000, batch=16, steps=16000, distill_steps=800, tiny=TinyBudget(250, 2, 1000)
+)
 GPU = Budget(
     [replace(s, steps=3 * s.steps, frames=2 * s.frames) for s in STAGES],
-    clips=8000, batch=48, steps=16000, distill_steps=2000,
+    clips=8000, batch=48, steps=16000, distill_steps=2000, tiny=TinyBudget(500, 8, 6000),
 )  # fmt: skip
+
+TINY_FOLDER = "tiny_decoder"  # not in the model's, whose revision it would be part of
 
 logger = logging.getLogger("wancli.demo")
 
@@ -77,7 +83,19 @@ def train(
     )
     lora = distill(work, model, data, steps=budget.distill_steps, clips=budget.batch, device=device)
     write_lora(lora, out.parent / "loras" / "demo-4step.safetensors")
-    log_stage(f"written: {out.parent / 'loras'}")
+    log_stage(
+        f"written: {out.parent / 'loras'}; tiny decoder, {budget.tiny.steps} steps; curve: "
+        f"{work}/tiny-decoder.jsonl"
+    )
+    train_decoder(work, out, budget=budget.tiny, device=device)
+    log_stage(f"written: {TINY_FOLDER}")
+
+
+def train_decoder(work: Path, out: Path, *, budget: TinyBudget, device: str) -> None:
+    """Distil the tiny decoder from the VAE in the model folder, and write it beside that."""
+    vae = AutoencoderKLWan.from_pretrained(out / "vae", torch_dtype=torch.float32)
+    decoder = train_tiny_decoder(work, vae.eval(), budget=budget, device=device)
+    write_tiny_decoder(decoder, out.parent / TINY_FOLDER / "demo.safetensors")
 
 
 def export(model: DemoModel, vae: AutoencoderKLWan, data: Dataset, out: Path) -> None:
@@ -107,6 +125,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, help="transformer steps, if not those of the device")
     parser.add_argument("--distill-steps", type=int, help="of the LoRA, likewise")
+    parser.add_argument("--only-tiny", action="store_true", help="the tiny decoder of --out's VAE")
     parser.add_argument("--no-compile", action="store_true", help="without a C++ compiler")
     parser.add_argument("--seconds", type=float, help="save and exit after this time")
     options = parser.parse_args()
@@ -119,6 +138,9 @@ def main() -> None:
         steps=options.steps or budget.steps,
         distill_steps=options.distill_steps or budget.distill_steps,
     )
+    if options.only_tiny:
+        train_decoder(options.work, options.out, budget=budget.tiny, device=options.device)
+        return
     train(
         options.work,
         options.out,

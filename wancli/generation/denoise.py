@@ -23,7 +23,13 @@ from wancli.models.attention import AttentionKernel, choose_kernel
 from wancli.models.fast_decoder import latents_per_call
 from wancli.models.load import Loaded, transformers_of
 from wancli.models.offload import onload
-from wancli.models.vae import StreamingDecoder, denormalize, require_finite, to_pixels
+from wancli.models.vae import (
+    StreamingDecoder,
+    decodes_in_parts,
+    denormalize,
+    require_finite,
+    to_pixels,
+)
 from wancli.models.vae_scaling import latent_normalizer
 from wancli.planning.listed_steps import step_count
 from wancli.planning.plan import Plan
@@ -208,7 +214,7 @@ def decode(vae: Any, latents: Tensor, report: Report = ignore) -> NDArray[np.uin
         done += count
         report(Decoded(done, total))
 
-    if latents_per_call(vae) > 1 and not vae.use_tiling:
+    if decodes_in_parts(vae):
         return _decode_in_parts(vae, latents, on_frames)
     in_tiles = vae.use_tiling or not isinstance(vae, AutoencoderKLWan)  # others': in time, too
     with require_finite(vae, None if in_tiles else on_frames):

@@ -12,9 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wancli.catalog.decoder_files import add_vae_decoder
 from wancli.catalog.local import find_spec
+from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import TASKS
-from wancli.catalog.weight_files import add_weight_files
+from wancli.catalog.tiny_decoder import DECODER
+from wancli.catalog.weight_files import add_weight_files, weights_json
 from wancli.config.resolve import Layer, Resolved, check_tuned, resolve
 from wancli.config.settings import Settings
 from wancli.generation.conditioning import read_pictures
@@ -27,7 +30,7 @@ from wancli.models.memory import fits_in_memory, peak_memory
 from wancli.models.timer import Timer
 from wancli.models.warm import WarmPipeline
 from wancli.planning.inputs import NO_INPUTS, InputFiles
-from wancli.planning.offload import check_tiling
+from wancli.planning.offload import check_tiling, check_vae_decoder
 from wancli.planning.plan import Plan
 from wancli.planning.rules_machine import check_machine, check_output
 from wancli.records.progress import Phase, Report, Step
@@ -115,7 +118,7 @@ class Runner:
             clock.mark("step")
             sigmas.append(step.sigma)
             report(Step(step.index, self.plan.steps, step.sigma))
-            preview(step, loaded.pipeline.vae)
+            preview(step, loaded)
             clock.mark("preview")
 
         with fits_in_memory(loaded.spec.name):
@@ -232,12 +235,13 @@ def decode_file(
     settings = resolve([layer, overrides], Settings).settings
     check_machine(settings.machine)
     check_tiling(settings)
+    check_vae_decoder(settings.machine)
     check_output(settings.output)
     choose_encoding(settings.output, (settings.video.width, settings.video.height))
     report(Phase("load"))
-    vae, device = load_vae(
-        add_weight_files(find_spec(settings.model), vae=settings.machine.vae), settings.machine
-    )
+    spec = add_weight_files(find_spec(settings.model), vae=settings.machine.vae)
+    spec = add_vae_decoder(spec, settings.machine.vae_decoder)
+    vae, device = load_vae(spec, settings.machine)
     loaded = perf_counter()
     report(Phase("decode"))
     frames = decode(vae, latents, report)
@@ -248,7 +252,7 @@ def decode_file(
         "command": "decode",
         "error": None,
         "env": versions() | {"vae_decoder": decoder_in_words(vae)},
-        "request": source["request"] | {"machine": settings.machine.model_dump()},
+        "request": _decoding_request(source["request"], settings, spec),
         "timings": timings,
         "memory": peak_memory(device),
     }
@@ -260,6 +264,19 @@ def decode_file(
     record = replace(timed.now(), output=output_json(written))
     write_record(record, output, replaced)
     return record
+
+
+def _decoding_request(
+    request: Mapping[str, Any], settings: Settings, spec: ModelSpec
+) -> dict[str, Any]:
+    """The request of latents, with the settings and weights that decode them now."""
+    decoding = [entry for entry in weights_json(spec) if entry["part"] in ("vae", DECODER)]
+    replaced = {entry["part"] for entry in decoding} | {DECODER}
+    weights = [entry for entry in request.get("weights", []) if entry["part"] not in replaced]
+    others = {name: value for name, value in request.items() if name != "weights"}
+    weights += decoding
+    machine = {"machine": settings.machine.model_dump()}
+    return others | machine | ({"weights": weights} if weights else {})
 
 
 def write_video(

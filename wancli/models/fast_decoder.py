@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wancli.config.precision import LATENTS_PER_CALL
+from wancli.models.tiny_decoder import TinyDecoder
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def benchmark_decoder(vae: Any) -> None:
 
 def decoder_in_words(vae: Any) -> str:
     """How the VAE decodes, for the record: exact float32, fast bfloat16."""
-    way = "fast" if isinstance(vae.decoder, FastDecoder) else "exact"
+    ways = {FastDecoder: "fast", TinyDecoder: "tiny"}
+    way = ways.get(type(vae.decoder), "exact")
     dtype = next(vae.decoder.parameters()).dtype
     return f"{way} {str(dtype).removeprefix('torch.')}"
 

@@ -13,6 +13,7 @@ import torch
 import transformers
 from diffusers import UniPCMultistepScheduler
 
+from wancli.catalog.decoder_files import check_decoder
 from wancli.catalog.hf_configs import CLASSES
 from wancli.catalog.local import PARTS, check_available, check_files, read_config, spec_of_folder
 from wancli.catalog.specs import ModelSpec
@@ -28,6 +29,7 @@ from wancli.models.offload import place
 from wancli.models.optimize import check_speed, speed_up
 from wancli.models.random_weights import random_components, random_part
 from wancli.models.single_file import read_part
+from wancli.models.tiny_decoder import load_tiny_decoder
 from wancli.models.warm import UNWATCHED, LoadWatch, OnBytes
 from wancli.planning.lora import find_lora
 from wancli.planning.rules_machine import check_gguf_package
@@ -220,13 +222,15 @@ def pick_device(name: str) -> torch.device:
 
 def _on_disk(spec: ModelSpec, parts: Collection[str], on_bytes: OnBytes | None = None) -> ModelSpec:
     """The spec with its folder: hub models are downloaded, files are checked."""
+    check_decoder(spec)
     if spec.on_hub:
         check_available(spec)
         with load_errors(spec):
             without = [file.part for file in spec.files]
             folder = download(spec.repo, on_bytes, without=without)
         read = spec_of_folder(folder, name=spec.name, repo=spec.repo)
-        spec = replace(read, files=spec.files)
+        spec = replace(read, files=spec.files, tiny_decoder=spec.tiny_decoder)
+        check_decoder(spec)
     check_files(spec, parts)
     return spec
 
@@ -235,8 +239,10 @@ def _vae(spec: ModelSpec, machine: Machine, at: torch.device, *, kind: str) -> A
     """The VAE, loaded to a device, for decoding on a `kind` of device."""
     vae_class = getattr(diffusers, spec.family.vae)
     vae = _part(vae_class, spec, "vae", getattr(torch, vae_dtype(machine)), at)
-    if decodes_fast(machine, kind):
-        dtype = getattr(torch, decoder_dtype(machine, kind))
+    dtype = getattr(torch, decoder_dtype(machine, kind))
+    if spec.tiny_decoder:
+        vae.decoder = load_tiny_decoder(spec, dtype=dtype, device=at)
+    elif decodes_fast(machine, kind):
         # To time cuDNN's kernels takes longer than to decode a clip.
         speed_up_decoder(vae, DecoderSpeedups(dtype=dtype, benchmark=False))
     if machine.vae_tiling:

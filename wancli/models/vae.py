@@ -15,10 +15,11 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 from diffusers.utils.torch_utils import get_module_execution_device
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from wancli.errors import DecodeError
 from wancli.models.fast_decoder import latents_per_call
+from wancli.models.tiny_decoder import TinyDecoder
 from wancli.models.vae_scaling import latent_normalizer, wide
 
 
@@ -113,14 +114,15 @@ class StreamingDecoder:
     """Decodes a video chunk by chunk, bit-identical to `vae.decode` of the whole.
 
     A FastDecoder takes several latent frames per call, and is then the same but for rounding.
-    The cache of the causal convolutions lives here, not on the VAE, so that the VAE can decode
-    other videos in between. A call that fails leaves the cache unchanged and can be repeated.
+    The cache of the causal convolutions, or the memory of a TinyDecoder, lives here, not on the
+    VAE, so that the VAE can decode other videos in between. A call that fails leaves it unchanged
+    and can be repeated.
     """
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
-        convolutions = sum(isinstance(m, WanCausalConv3d) for m in vae.decoder.modules())
         self._vae, self._normalizer = vae, latent_normalizer(vae)
-        self._cache: list[Any] = [None] * convolutions  # later Tensor, or "Rep" at first
+        # Later Tensor or, of a causal convolution at first, "Rep".
+        self._cache: list[Any] = [None] * _caching_layers(vae.decoder)
 
     def frames(self, latents: Tensor) -> DecodedFrames:
         """Decode the next latents [1, C, n, H, W] to T = 4n frames (first: 4n - 3).
@@ -175,6 +177,9 @@ class StreamingDecoder:
     @torch.no_grad()
     def _advance(self, cache: list[Any], latents: Tensor) -> Tensor:
         """Video of one call, not clamped. Replaces entries of `cache`, never in place."""
+        if isinstance(self._vae.decoder, TinyDecoder):
+            tiny: Tensor = self._vae.decoder(_wide(self._vae, latents), cache)
+            return tiny
         denormalized = self._normalizer.denormalize(_wide(self._vae, latents)).to(self._vae.dtype)
         out = self._vae.decoder(
             self._vae.post_quant_conv(denormalized),
@@ -184,6 +189,20 @@ class StreamingDecoder:
         )
         video: Tensor = unpatchify(out, self._vae.config.patch_size or 1)
         return video
+
+
+def _caching_layers(decoder: nn.Module) -> int:
+    """Number of layers that keep frames for the next call."""
+    if isinstance(decoder, TinyDecoder):
+        return len(decoder.empty_memory)
+    return sum(isinstance(layer, WanCausalConv3d) for layer in decoder.modules())
+
+
+def decodes_in_parts(vae: Any) -> bool:
+    """Whether a whole video, too, is decoded by a StreamingDecoder, and not by diffusers."""
+    return isinstance(vae.decoder, TinyDecoder) or (
+        latents_per_call(vae) > 1 and not vae.use_tiling
+    )
 
 
 def _wide(vae: Any, latents: Tensor) -> Tensor:

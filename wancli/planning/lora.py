@@ -1,14 +1,13 @@
 """LoRA files with their scale, which expert they are for, and what their keys do to a model."""
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 
-from wancli.catalog.hub_cache import find_cached
+from wancli.catalog.hub_cache import cached_file, hub_file
 from wancli.catalog.local import revision
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import EXPERTS, of_expert
@@ -20,7 +19,6 @@ from wancli.utils.reading import check_tensors, open_file, user_path
 
 _DEMO = Path(__file__).parents[1] / "demo" / "loras"
 PACKAGED = {path.stem: path for path in _DEMO.glob("*.safetensors")}  # LoRAs known by name
-_ON_HUB = re.compile(r"([\w.-]+/[\w.-]+):([^:]+)", re.ASCII)  # REPO:FILE
 
 
 @dataclass(frozen=True)
@@ -81,12 +79,6 @@ def find_lora(text: str) -> Lora:
     return lora
 
 
-def hub_file(name: str) -> tuple[str, str] | None:
-    """The repository and file of a LoRA on the hub, REPO:FILE; None for any other name."""
-    match = _ON_HUB.fullmatch(name)
-    return (match[1], match[2]) if match and not user_path(name).exists() else None
-
-
 def is_lora(name: str) -> bool:
     """Whether a name is that of a LoRA and not of a model: a file, packaged, or REPO:FILE."""
     path = user_path(name)
@@ -105,13 +97,13 @@ def _place(name: str) -> Path:
 
 def cached_lora(repo: str, file: str) -> Path:
     """The file in the hub's cache. Raises ModelError if it is not there."""
-    folder = find_cached(repo)
-    if folder is None or not (folder / file).is_file():
+    path = cached_file(repo, file)
+    if path is None:
         raise ModelError(
             f"LoRA '{repo}:{file}' is not on this machine.",
             hint=f"wancli model pull {repo}:{file}",
         )
-    return folder / file
+    return path
 
 
 def check_loras(texts: Sequence[str], spec: ModelSpec) -> tuple[LoraUse, ...]:

@@ -3,6 +3,7 @@
 from wancli.catalog.geometry import TILE
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import Task
+from wancli.catalog.tiny_decoder import EXACT
 from wancli.config.settings import Machine, Settings
 from wancli.errors import PlanError
 from wancli.planning.step_caches import STEP_CACHES
@@ -59,8 +60,31 @@ def check_tiling(settings: Settings) -> None:
         )
 
 
+def check_vae_decoder(machine: Machine, task: Task | None = None) -> None:
+    """Raise PlanError for a tiny decoder with what only the VAE's own does, or in that task."""
+    if machine.vae_decoder == EXACT:
+        return
+    for name, why in (
+        ("vae_tiling", "a tiny decoder needs little memory, and decodes untiled"),
+        ("vae_exact", "chooses between two ways of the VAE's own decoder"),
+    ):
+        value = getattr(machine, name)
+        if value:
+            raise PlanError(
+                f"`{name}` does not work with `vae_decoder {machine.vae_decoder}`: {why}.",
+                hint=f"drop `{name}`, or `vae_decoder exact`",
+            )
+    if task and task.segmented:
+        raise PlanError(
+            f"`vae_decoder {machine.vae_decoder}` does not work in {task.name}, whose pipeline "
+            "decodes its segments itself.",
+            hint="`vae_decoder exact`",
+        )
+
+
 def check_rollout_vae(machine: Machine) -> None:
     """Raise PlanError for VAE tiling in a rollout, whose VAE decodes chunk by chunk."""
+    check_vae_decoder(machine)
     if machine.vae_tiling:
         raise PlanError(
             "`vae_tiling` does not work in rollouts: their VAE decodes chunk by chunk, untiled.",

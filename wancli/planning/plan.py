@@ -35,7 +35,12 @@ from wancli.planning.listed_steps import (
     timesteps,
 )
 from wancli.planning.lora import LoraUse, check_loras
-from wancli.planning.offload import check_rollout_vae, check_tiling, offloads
+from wancli.planning.offload import (
+    check_rollout_vae,
+    check_tiling,
+    check_vae_decoder,
+    offloads,
+)
 from wancli.planning.rules_family import check_family, check_family_flags
 from wancli.planning.rules_machine import (
     check_compile_mode,
@@ -93,6 +98,7 @@ def make_plan(
     check_distilled(settings)
     check_generation(settings, chosen.transformer)
     check_tiling(settings)
+    check_vae_decoder(settings.machine, chosen)
     _check_prompt_kv(settings.prompt_kv)
     count, segment_frames = segments(chosen, video)
     steps = effective_steps(sampling, chosen) * count

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wancli.catalog.tiny_decoder import DECODER, EXACT
 from wancli.config.settings import WEIGHTS, RolloutSettings, Settings
 from wancli.errors import InputError, WancliError, missing
 from wancli.records.schema import Record, RolloutRecord, check_schema
@@ -58,11 +59,19 @@ class Request:
         del values["prompt_kv"]["prompt_kv"], values["prompt_kv"]["free_kv_weights"]
         for name in WEIGHTS:
             del values["machine"][name]  # the weights have its digest
+        if _same_without_name(values):
+            del values["machine"][DECODER]
         if "weights" in values:
             values["weights"] = digests(values["weights"])
         if "inputs" in values:
             values["inputs"] = without_paths(values["inputs"])
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _same_without_name(values: Mapping[str, Any]) -> bool:
+    """Whether a request's decoder is exact, or has a digest among the weights."""
+    decoders = [entry for entry in values.get("weights", []) if entry["part"] == DECODER]
+    return bool(decoders) or values["machine"][DECODER] == EXACT
 
 
 @dataclass(frozen=True)
@@ -130,6 +139,8 @@ class RunRecord:
         if "weights" in record["request"]:
             machine = record["request"]["machine"]
             names = {n: _name(machine[n]) for n in WEIGHTS}
+            if Path(machine[DECODER]).is_absolute():
+                names[DECODER] = _name(machine[DECODER])
             record["request"]["machine"] = {**machine, **names}
         text = json.dumps(record, ensure_ascii=False)
         if len(text.encode()) > EMBEDDED_LIMIT:
@@ -143,7 +154,7 @@ def _name(path: Any) -> Any:
     return Path(path).name if isinstance(path, str) else [*map(_name, path)]
 
 
-def digests(weights: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def digests(weights: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """What identifies files of weights, by part, whatever their names."""
     return {entry["part"]: entry["digest"] for entry in weights}
 

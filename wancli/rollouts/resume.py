@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wancli.catalog.tiny_decoder import DECODER
 from wancli.config.settings import WEIGHTS
 from wancli.errors import PlanError, UsageError, shortened
 from wancli.records.record import digests
@@ -15,7 +16,7 @@ UNREAD = ("sampling.strength", "sampling.true_cfg_scale", "video.segment_frames"
 # The weights have the digests of files, wherever they are.
 FREE = (
     "output", "sources", "schema", "machine.offload", "machine.vae_exact", *UNREAD,
-    *(f"machine.{name}" for name in WEIGHTS),
+    *(f"machine.{name}" for name in (*WEIGHTS, DECODER)),
 )  # fmt: skip
 LONGER = ("rollout.chunks", "video.num_frames")  # may grow
 DECODING = ("machine.vae_dtype",)  # all chunks are decoded again; may change, see `may_redecode`
@@ -111,7 +112,8 @@ def _flat(value: Mapping[str, Any], keep: int, path: str = "") -> Iterator[tuple
         if name in ("inputs.changes", "inputs.seeds"):  # [chunk, value] in order
             yield name, [entry for entry in inner if entry[0] < max(keep, 1)]
         elif name == "weights":
-            yield name, digests(inner)
+            if files := digests(file for file in inner if file["part"] != DECODER):
+                yield name, files
         elif isinstance(inner, Mapping):
             yield from _flat(inner, keep, f"{name}.")
         else:
