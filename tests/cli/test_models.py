@@ -221,12 +221,12 @@ def test_pull_downloads_only_missing_files(
 def test_pull_converts_a_checkpoint_and_takes_the_rest_from_its_base(
     wancli: Wancli, forked: Run, tiny_model: Path, tmp_path: Path, cache: Path
 ):
-    known = SPECS["causvid"]
+    known = SPECS["longlive"]
     assert known.checkpoint
-    result = wancli("rollout", "x", "-m", "causvid", "--size", "32x32", "--force", "-o", "a.mp4")
+    result = wancli("rollout", "x", "-m", "longlive", "--size", "32x32", "--force", "-o", "a.mp4")
     assert complaint(result) == (
-        "model 'causvid' is not on this machine.",
-        "wancli model pull causvid",
+        "model 'longlive' is not on this machine.",
+        "wancli model pull longlive",
     )
     sizes = json.loads((tiny_model / "transformer" / "config.json").read_text())
     wide = {"num_attention_heads": 8, "attention_head_dim": 128, "num_layers": 1}  # as released
@@ -239,23 +239,28 @@ def test_pull_converts_a_checkpoint_and_takes_the_rest_from_its_base(
         for number, (name, like) in enumerate(shapes.items())
     }
     torch.save({known.checkpoint.entry: state}, file)
+    lora = {"blocks.0.ffn.0.lora_A.weight": torch.ones(1, 1024)}  # as peft writes it
+    lora["blocks.0.ffn.0.lora_B.weight"] = torch.ones(sizes["ffn_dim"], 1)
+    lora = {f"base_model.model.{name}": tensor for name, tensor in lora.items()}
+    torch.save({"generator_lora": lora}, file.parent / Path(known.checkpoint.lora).name)
     repos = {known.checkpoint.repo: tmp_path / "weights", REPO: tiny_model}
     with serving(Hub(repos=repos)) as hub:
         online = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0"}
-        code, _, out, err = forked("model", "pull", "causvid", folder=tmp_path, **online)
+        code, _, out, err = forked("model", "pull", "longlive", folder=tmp_path, **online)
     assert code == 0, err
     fetched = [path for path in hub.requests if f"/{REPO}/resolve/{COMMIT}/transformer/" in path]
     assert {Path(path).name for path in fetched} == {"config.json"}
     folder = Path(out.strip())
     weights = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    state["model.blocks.0.ffn.net.0.proj.weight"] += 1
     assert all(torch.equal(weights[name.removeprefix("model.")], t) for name, t in state.items())
-    assert wancli("model", "pull", "causvid").out == out  # offline: it is here
-    assert wancli("model", "path", "causvid").out == out
+    assert wancli("model", "pull", "longlive").out == out  # offline: it is here
+    assert wancli("model", "path", "longlive").out == out
     rows = listed(wancli("model", "list", "--json"))
-    assert (rows["causvid"]["state"], rows["causvid"]["bytes"]) == ("yes", bytes_of(folder))
-    info = json.loads(wancli("model", "info", "causvid", "--json").out)
+    assert (rows["longlive"]["state"], rows["longlive"]["bytes"]) == ("yes", bytes_of(folder))
+    info = json.loads(wancli("model", "info", "longlive", "--json").out)
     assert (info["causal"], info["latent_channels"]) == (True, sizes["out_channels"])
-    assert wancli("model", "rm", "causvid", "--yes").code == 0
+    assert wancli("model", "rm", "longlive", "--yes").code == 0
     assert not folder.exists()
 
 

@@ -360,8 +360,10 @@ def test_a_prompt_change_starts_at_its_chunk(wancli: Wancli, tiny_model: Path):
         assert not torch.equal(other, changed)
 
 
-def test_a_recached_prompt_resumes_to_the_same_latents(wancli: Wancli, tiny_model: Path):
-    run = small(tiny_model, "--no-video", "--at", 1, "a blue circle", "--recache", "--save-latents")
+@pytest.mark.parametrize("by", ["chunk", "window"])
+def test_a_recached_prompt_resumes_to_the_same_latents(wancli: Wancli, tiny_model: Path, by: str):
+    recache = ("--at", 1, "a blue circle", "--recache", "--recache-by", by)
+    run = small(tiny_model, "--no-video", *recache, "--save-latents")
     wancli(*run, "whole.st", "--chunks", 4)
     wancli(*run, "a.st", "--chunks", 2)
     result = wancli("rollout", "--resume", "--no-video", "--save-latents", "a.st", "--chunks", 4)
@@ -570,6 +572,12 @@ def test_no_chunk_of_a_rollout_waits_for_the_device(
         (("--shot-offset", 8, "--sink-frames", 1), 2, "--shot-offset 8", "--rope absolute"),
         (("--shot-prefix", "Cut.", "--blend", 2), 2, "fades in", "drop one"),
         ((*SHOTS, "--recache"), 2, "--recache replaces", "drop --recache"),
+        (
+            ("--shot-offset", 8, "--recache", "--recache-by", "window"),
+            2,
+            "parts the window",
+            "--recache-by chunk",
+        ),
         ((*SHOTS, "--rolling-window", 4), 2, "two sinks", "--rolling-window 5"),
         (
             ("--image-start", "first-frame", "--chunk-frames", 1),

@@ -215,6 +215,44 @@ def causal_forcing(checkout: Path) -> Run:
     return run
 
 
+def longlive(checkout: Path) -> Run:
+    """InteractiveCausalInferencePipeline of NVlabs/LongLive, which changes prompts."""
+    loop = Loop(checkout)
+    self_forcing_packages(loop)
+    stub("utils.memory", **dict.fromkeys(MEMORY))
+    stub("utils.debug_option", DEBUG=False)
+    wrapper: Any = import_module("utils.wan_wrapper")
+    pipeline: Any = import_module("pipeline.interactive_causal_inference")
+
+    def run(case: Case) -> Any:
+        window = case["config"]["model_kwargs"]
+        args = SimpleNamespace(**{**case["config"], "model_kwargs": SimpleNamespace(**window)})
+        loop.model = f"causal_model{'_infinity' if window['use_infinite_attention'] else ''}"
+        generator = loop.generator(
+            wrapper.WanDiffusionWrapper,
+            wrapper.FlowMatchScheduler,
+            shift=window["timestep_shift"],
+            local_attn_size=window["local_attn_size"],
+            sink_size=window["sink_size"],
+        )
+        loops = pipeline.InteractiveCausalInferencePipeline(
+            args, "cpu", generator=generator, text_encoder=Embeddings(loop.stored), vae=NoVae()
+        )
+        loops.num_transformer_blocks, loops.frame_seq_length = LAYERS, TOKENS
+        loops.kv_cache1 = kv_caches(window["local_attn_size"])
+        loops.crossattn_cache = text_caches()
+        loops._initialize_kv_cache = loops._initialize_crossattn_cache = lambda *_, **__: None
+        _, latents = loops.inference(
+            loop.stored["noise"][None, : case["frames"]],
+            text_prompts_list=[["prompt_embeds"], *([name] for name in case["prompts"].values())],
+            switch_frame_indices=[int(frame) for frame in case["prompts"]],
+            return_latents=True,
+        )
+        return latents[0]
+
+    return run
+
+
 def causvid(checkout: Path) -> Run:
     """InferencePipeline of tianweiy/CausVid."""
     loop = Loop(checkout, modules="causvid.models.wan.wan_base.modules")
@@ -246,7 +284,7 @@ def causvid(checkout: Path) -> Run:
     return run
 
 
-MODELS = {"causal-forcing": causal_forcing, "causvid": causvid}
+MODELS = {"causal-forcing": causal_forcing, "longlive": longlive, "causvid": causvid}
 
 
 def main(model: str, checkout: str) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from wancli.catalog.geometry import Span, WindowConfig, lay_out
 from wancli.config.presets import find_preset, layers
-from wancli.config.resolve import resolve
+from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Rollout, RolloutSettings, Sampling
 from wancli.generation.flow import few_step, few_step_levels, solve
 from wancli.generation.noise import StreamNoise
@@ -175,7 +175,9 @@ def test_a_preset_gives_the_latents_of_its_authors_loop(name, transformer, model
 
 def roll_preset(transformer, model_json, inputs, case):
     """Latents [F, C, H, W] of our loop with a preset's settings, context first."""
-    settings = resolve(layers(find_preset(case["preset"])), RolloutSettings).settings
+    overrides = Layer("test", {"rollout": case.get("overrides", {})})
+    preset = layers(find_preset(case["preset"]))
+    settings = resolve([*preset, overrides], RolloutSettings).settings
     chosen, sampling = settings.rollout, settings.sampling
     context, frames = case.get("context_frames", 0), case["frames"]
     context_spans, spans = lay_out(
@@ -189,7 +191,17 @@ def roll_preset(transformer, model_json, inputs, case):
         start=inputs["noise"][:frames],
         renoise=inputs["renoise"],
     )
-    prompts = PromptPair(padded(inputs["prompt_embeds"], model_json["text_len"]))
+    encoded = {
+        name: PromptPair(padded(inputs[name], model_json["text_len"]))
+        for name in ("prompt_embeds", "negative_embeds")
+    }
+    changes = {int(frame): name for frame, name in case.get("prompts", {}).items()}
+
+    def prompts(span):
+        begun = [name for frame, name in changes.items() if frame <= span.first_frame]
+        name = begun[-1] if begun else "prompt_embeds"
+        changed = span.first_frame in changes
+        return ChunkPrompt(encoded[name], recache=changed and chosen.recache)
 
     def denoise(span, velocity):
         levels = few_step_levels(steps[span], shift=sampling.flow_shift, warp=sampling.warp_steps)
@@ -201,7 +213,7 @@ def roll_preset(transformer, model_json, inputs, case):
             for span in context_spans
         ],
         spans=spans,
-        prompts=lambda _span: ChunkPrompt(prompts),
+        prompts=prompts,
         finished=lambda _span: None,
         denoise=denoise,
         context_timestep=chosen.context_noise,
@@ -212,8 +224,10 @@ def roll_preset(transformer, model_json, inputs, case):
         chunk=chosen.chunk_frames,
         tokens_per_frame=model_json["tokens_per_frame"],
         trim=chosen.trim,
+        recache_by=chosen.recache_by,
     )
-    with causal(transformer, window, rope="absolute") as model:
+    rope = "absolute" if chosen.rope == "auto" else chosen.rope
+    with causal(transformer, window, rope=rope) as model:
         events = list(rollout(model, rollout_inputs))
     chunks = [event.latents for event in events if isinstance(event, Chunk)]
     return torch.cat(chunks, 2)[0].transpose(0, 1)

@@ -84,6 +84,15 @@ class RollingKV:
         self._evict(self.stored + incoming - self._window)
         self._open, self.hidden = tokens, 0
 
+    def refill(self, tokens: int, *, kept: int) -> None:
+        """Make room for `tokens` that take the place of all rows but the first `kept`.
+
+        Raises ValueError if they do not fit.
+        """
+        if kept + tokens > self._window:
+            raise ValueError(f"{kept} and {tokens} tokens do not fit {self.window}")
+        self.stored, self.hidden, self._open = kept, 0, tokens
+
     def end_forward(self) -> None:
         """End a forward; from now on the chunk attends to the window alone."""
         if self.window.trim == "after":

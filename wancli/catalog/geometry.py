@@ -88,6 +88,7 @@ class Span:
 
 
 Trim = Literal["before", "after"]
+RecacheBy = Literal["chunk", "window"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class WindowConfig:
     chunk: int  # the most frames of one chunk
     tokens_per_frame: int
     trim: Trim = "before"
+    recache_by: RecacheBy = "chunk"  # how a new prompt's cache is computed
 
     @property
     def window_tokens(self) -> int:

@@ -6,8 +6,9 @@ https://github.com/huggingface/diffusers (58eb52c); for tasks, the pipelines of 
 WanVideoToVideoPipeline supports one expert, and VAEs of Wan 2.1. HunyuanVideo: see `hunyuan.py`.
 Checkpoints and their entries: README.md of https://github.com/thu-ml/Causal-Forcing (1fc7bbc; its
 `--use_ema` takes `generator_ema`); README.md and minimal_inference/autoregressive_inference.py of
-https://github.com/tianweiy/CausVid (ca21150); README.md and utils/nvfp4_checkpoint.py of
-https://github.com/NVlabs/LongLive (7860ad9).
+https://github.com/tianweiy/CausVid (ca21150); README.md and utils/nvfp4_checkpoint.py (7860ad9), of
+LongLive 1 README.md and configs/longlive_inference.yaml (e52d9ef) of
+https://github.com/NVlabs/LongLive.
 """
 
 from dataclasses import dataclass, field
@@ -88,6 +89,7 @@ class Checkpoint:
     file: str
     base: str  # the known model that the other components are from
     entry: str = ""  # of a pickle that has several; as `wancli model convert` takes it
+    lora: str = ""  # another file of the repository, which is merged
 
 
 @dataclass(frozen=True)
@@ -323,6 +325,20 @@ SPECS = {
             architecture=WAN_1_3B,
             checkpoint=_causal_forcing(
                 "causal-forcing++/framewise-1step.pt", entry="generator_ema"
+            ),
+        ),
+        ModelSpec(
+            "longlive",
+            "",
+            "LongLive (arXiv:2509.22622) on Wan 2.1 1.3B: long videos, many prompts, for rollouts.",
+            causal=True,
+            architecture=WAN_1_3B,
+            checkpoint=Checkpoint(
+                "Efficient-Large-Model/LongLive-1.3B",
+                "models/longlive_base.pt",
+                base="wan2.1-t2v-1.3b",
+                entry="generator",
+                lora="models/lora.pt",
             ),
         ),
         ModelSpec(

@@ -25,7 +25,7 @@ from wancli.cli.messages import with_flags
 from wancli.cli.options import OutputOptions, takes_output_options
 from wancli.cli.screen import Screen
 from wancli.errors import InputError, ModelError, UsageError
-from wancli.planning.lora import PACKAGED, cached_lora, find_lora, is_lora
+from wancli.planning.lora import PACKAGED, Lora, cached_lora, find_lora, is_lora
 from wancli.records.tensor_files import checkpoint_files
 from wancli.utils.outputs import OutputFile, OutputSet
 from wancli.utils.reading import user_path
@@ -102,12 +102,13 @@ def pull(name: Model, output_options: OutputOptions) -> None:
 def _convert_pulled(name: str, checkpoint: Checkpoint, screen: Screen) -> Path:
     """Download a checkpoint and the rest of its base, and make a model folder of them."""
     base = _fetch(SPECS[checkpoint.base].repo, without=("transformer",), screen=screen)
-    source = _fetch(checkpoint.repo, checkpoint.file, screen=screen) / checkpoint.file
+    names = [name for name in (checkpoint.file, checkpoint.lora) if name]
+    source, *loras = (_fetch(checkpoint.repo, name, screen=screen) / name for name in names)
     from wancli.models.convert import convert as write
 
     out = converted_folder(checkpoint.repo, name)
     screen.note(f"converting {checkpoint.file}")
-    return write(source, out, base=base, entry=checkpoint.entry).path
+    return write(source, out, base=base, entry=checkpoint.entry, loras=[*map(Lora, loras)]).path
 
 
 def _fetch(repo: str, only: str = "", *, without: Collection[str] = (), screen: Screen) -> Path:
@@ -234,6 +235,12 @@ def convert(  # noqa: PLR0913 - one parameter a flag
             help="Entry of a .pt that has several; by default generator_ema, else generator.",
         ),
     ] = "",
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE", help="LoRA to merge into the weights: FILE or FILE=SCALE; repeatable."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a folder from an earlier conversion.")
     ] = False,
@@ -248,7 +255,8 @@ def convert(  # noqa: PLR0913 - one parameter a flag
     for path in sources:
         if not path.exists():
             raise InputError(f"'{path}' not found.", hint="check the path")
-    check_target(out, sources=sources, overwrite=overwrite)
+    loras = [find_lora(text) for text in lora or ()]
+    check_target(out, sources=[*sources, *(each.path for each in loras)], overwrite=overwrite)
     checkpoint_files(source)
     from wancli.models.convert import convert as write
 

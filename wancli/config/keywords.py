@@ -78,6 +78,7 @@ class ChunkSettings(TypedDict, total=False):
     image_start: Literal["context", "first-frame"]
     noise: Literal["indexed", "compat"]
     recache: bool
+    recache_by: Literal["chunk", "window"]
     blend: int
     shot_prefix: str
     shot_offset: int

@@ -322,6 +322,11 @@ class Rollout(Group):
     recache: bool = Field(
         default=False, description="Recompute the K/V cache when the prompt changes."
     )
+    recache_by: Literal["chunk", "window"] = Field(
+        "chunk",
+        description="How `recache` does it: chunk by chunk, or window, in one forward that leaves "
+        "a sink further back as it was (LongLive, with global_sink).",
+    )
     blend: int = Field(
         0, ge=0, description="Number of chunks over which a new prompt is blended in."
     )

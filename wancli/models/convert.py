@@ -4,7 +4,7 @@ import inspect
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from wancli.catalog.wan_layers import EMBEDDER, IMAGE
 from wancli.errors import InputError, ModelError, closest, first_line, some
 from wancli.models.checkpoint import Tensors, read_checkpoint
 from wancli.models.convert_folder import check_base, check_target, copy_parts
+from wancli.models.lora import merge_weights
+from wancli.planning.lora import Lora
 from wancli.utils.files import whole_folder
 from wancli.utils.reading import read_json, unreadable
 
@@ -60,20 +62,22 @@ class ConvertedModel:
     config: dict[str, Any]
 
 
-def convert(
+def convert(  # noqa: PLR0913 - the flags of `wancli model convert`
     source: Path,
     out: Path,
     *,
     config: Path | None = None,
     base: Path | None = None,
     entry: str = "",
+    loras: Sequence[Lora] = (),
     overwrite: bool = False,
 ) -> ConvertedModel:
-    """Write the checkpoint `source` to `out`/transformer under diffusers' names, values unchanged.
+    """Write the checkpoint `source` to `out`/transformer under diffusers' names.
 
-    `config` is a JSON file with what shapes do not determine, such as the number of heads. The
-    other components of the model folder `base` are added, as hard links where possible. Of a pickle
-    with several state dicts, `entry` names the one to convert.
+    Values are unchanged, but for `loras`, which are merged. `config` is a JSON file with what
+    shapes do not determine, such as the number of heads. The other components of the model folder
+    `base` are added, as hard links where possible. Of a pickle with several state dicts, `entry`
+    names the one to convert.
 
     Raises UsageError if `out` must not be replaced, InputError for an unreadable file, ModelError
     for keys or sizes that do not match, OutputError if writing fails.
@@ -86,6 +90,7 @@ def convert(
     with torch.device("meta"):
         model = WanTransformer3DModel(**read_sizes(shapes, stated, source))
     _check_tensors(tensors, model, source)
+    merge_weights(tensors, loras, source.name)
     sizes = {name: value for name, value in model.config.items() if not name.startswith("_")}
     if base:
         check_base(base, sizes)

@@ -44,17 +44,21 @@ def merge_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
     for expert, part in EXPERTS.items():
         own = [lora for lora in loras if (lora.expert or "high") == expert]
         if own:
-            _merge(getattr(pipeline, part), sorted(own, key=lambda each: (each.path, each.scale)))
+            transformer = getattr(pipeline, part)
+            merge_weights(dict(transformer.named_parameters()), own, type(transformer).__name__)
 
 
-def _merge(transformer: Any, loras: Sequence[Lora]) -> None:
-    weights: dict[str, Tensor] = dict(transformer.named_parameters())
+def merge_weights(weights: Mapping[str, Tensor], loras: Sequence[Lora], model: str) -> None:
+    """`merge_loras` into the weights of one transformer, by diffusers' names, in place.
+
+    Errors name the `model`.
+    """
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     opened = []
-    for lora in loras:  # all of them, before any weight changes
-        file, read = _open(lora.path)
+    for lora in sorted(loras, key=lambda each: (each.path, each.scale)):
+        file, read = _open(lora.path)  # all of them, before any weight changes
         fit = fit_lora(file, shapes)
-        check_fit(file, fit, type(transformer).__name__)
+        check_fit(file, fit, model)
         opened.append(_OpenLora(file, fit, lora.scale, read))
     for layer in dict.fromkeys(layer for lora in opened for layer in lora.fit.layers):
         _merge_layer(layer, weights, [lora for lora in opened if layer in lora.fit.layers])

@@ -252,6 +252,7 @@ def _window(chosen: Rollout, shape: LatentShape) -> WindowConfig:
         chunk=chosen.chunk_frames,
         tokens_per_frame=shape.tokens_per_frame,
         trim=chosen.trim,
+        recache_by=chosen.recache_by,
     )
 
 
@@ -327,6 +328,12 @@ def _check_shots(chosen: Rollout) -> None:
     if (chosen.shot_offset or chosen.shot_sink) and _rope(chosen) != "absolute":
         name = f"shot_offset {chosen.shot_offset}" if chosen.shot_offset else "shot_sink"
         raise PlanError(f"`{name}` needs absolute positions.", hint="`rope absolute`")
+    if chosen.shot_offset and chosen.recache and chosen.recache_by == "window":
+        raise PlanError(
+            f"`shot_offset {chosen.shot_offset}` parts the window, which `recache_by window` "
+            "computes at once.",
+            hint="`recache_by chunk`",
+        )
     if chosen.shot_prefix and chosen.blend:
         raise PlanError(
             f"`shot_prefix` cuts to a new prompt, which `blend {chosen.blend}` fades in.",

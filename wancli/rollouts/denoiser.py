@@ -130,11 +130,14 @@ class CausalDenoiser:
 
     def begin(self, span: Span) -> None:
         """Make room for a chunk. Beginning it again discards its uncommitted forwards."""
+        self._place(span)
+        for kv in self._caches():
+            kv.begin(span.frames * self._window.tokens_per_frame)
+
+    def _place(self, span: Span) -> None:
         self._span = span
         for expert in self._experts:
             expert.state.first_frame = span.first_frame + span.offset
-        for kv in self._caches():
-            kv.begin(span.frames * self._window.tokens_per_frame)
 
     def velocity(self, latents: Tensor, timestep: float) -> Tensor:
         """Guided velocity of the chunk's noisy latents [1, C, F, H, W]; those given are clean."""
@@ -153,13 +156,34 @@ class CausalDenoiser:
     def recache(self) -> None:
         """Recompute the KV caches under a new prompt: keys of the old one would pull back to it.
 
-        KV recache of LongLive (arXiv:2509.22622).
+        KV recache of LongLive (arXiv:2509.22622), chunk by chunk or as its code does it.
         """
+        if self._window.recache_by == "window":
+            self._recache_window()
+            return
         for kv in self._caches():
             kv.reset()
         for span, clean, timestep in self._recached():
             self.begin(span)
             self._clean_pass(clean, timestep)
+
+    def _recache_window(self) -> None:
+        """Recompute the window in one forward, in which all of its frames attend to each other.
+
+        A sink further back keeps its keys and values: those of the prompt that it was made with.
+        """
+        if not self._buffer.chunks:
+            return
+        span, _, timestep = self._buffer.chunks[-1]
+        window, sink = self._window.window, self._window.sink
+        kept = sink if span.end > window else 0
+        count = min(window, span.end) - kept
+        latents = torch.cat([clean for _, clean, _ in self._buffer.chunks], 2)[:, :, -count:]
+        self._place(replace(span, first_frame=span.end - count, frames=count, given=0))
+        per_frame = self._window.tokens_per_frame
+        for kv in self._caches():
+            kv.refill(count * per_frame, kept=kept * per_frame)
+        self._clean_pass(latents, timestep)
 
     def _recached(self) -> list[tuple[Span, Tensor, float]]:
         """Chunks within the window; a sink that moves is just before the others from the start."""
