@@ -13,6 +13,7 @@ from wancli.api.batch import plan_batch
 from wancli.api.batch_worker import BatchWorker, JobOutcome
 from wancli.api.jobs import JOB_KEYS
 from wancli.api.requests import Listener
+from wancli.errors import CapacityError, UsageError
 from wancli.planning.jobs import read_jobs
 from wancli.records.ledger import Ledger, create_ledger
 from wancli.records.progress import Event, Phase, Step
@@ -109,3 +110,66 @@ def test_a_cancelled_job_ends_alone_even_while_its_model_loads(
         assert [outcome.status for outcome in outcomes] == ["cancelled", "cancelled", "ok"]
         assert [row["state"] for row in ledger.rows()] == ["cancelled", "cancelled", "done"]
     assert len(list(tmp_path.glob("*.mp4"))) == 1
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, *, times: int) -> None:
+    """Let jobs fail at their first steps."""
+    real = batch_worker._make_video
+    left = iter(range(times))
+
+    def make(*arguments: Any, **options: Any) -> Any:
+        if next(left, None) is not None:
+            raise error
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(batch_worker, "_make_video", make)
+
+
+MEMORY = CapacityError("out of memory.", hint="a smaller `size`")
+ONE_JOB = '[[jobs]]\nprompt = "a circle"\nseed = 1\nmodel = "{}"\n'
+
+
+@pytest.mark.parametrize("error", [MEMORY, RuntimeError("of a library")])
+def test_what_may_pass_is_tried_again_so_often(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    failing(monkeypatch, error, times=2)
+    with batch(tmp_path, ONE_JOB.format(tiny_model)) as ledger:
+        outcomes, _ = run(ledger, retries=1)
+        assert [outcome.status for outcome in outcomes] == ["again", "failed"]
+        ledger.retry(ledger.numbers("failed"))
+        outcomes, _ = run(ledger, retries=1)
+    assert [outcome.status for outcome in outcomes] == ["ok"]
+
+
+def test_what_does_not_pass_is_not_tried_again(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    failing(monkeypatch, UsageError("no.", hint="yes"), times=1)
+    with batch(tmp_path, ONE_JOB.format(tiny_model)) as ledger:
+        outcomes, _ = run(ledger, retries=5, adapt=True)
+    assert [outcome.status for outcome in outcomes] == ["failed"]
+
+
+def test_jobs_that_run_out_of_memory_go_on_with_less(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    failing(monkeypatch, MEMORY, times=1)
+    jobs = f'[[jobs]]\nprompt = "a circle"\nseed = "1-3"\nmodel = "{tiny_model}"\n'
+    with batch(tmp_path, jobs) as ledger:
+        outcomes, phases = run(ledger, adapt=True)
+        again, *made = outcomes
+        assert again.again == "it goes on with `dtype bfloat16`"
+        assert phases.count("load") == 2
+        dtypes = [(o.record or {})["request"]["machine"]["dtype"] for o in made]
+        assert dtypes == ["bfloat16"] * 3
+        assert {row["settings"] for row in ledger.rows("done")} == {1}
+
+
+def test_a_job_that_takes_too_long_ends_at_its_next_step(tmp_path: Path, tiny_model: Path):
+    with batch(tmp_path, ONE_JOB.format(tiny_model)) as ledger:
+        (outcome,), _ = run(ledger, timeout=1e-9, retries=3)
+    assert outcome.status == "failed"
+    assert "it took over" in str(outcome.error)
+    assert "`timeout`" in (outcome.error.hint if outcome.error else "")
+    assert not list(tmp_path.glob("*.mp4"))

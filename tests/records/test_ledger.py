@@ -296,7 +296,9 @@ def test_workers_killed_at_random_moments_lose_no_job_and_make_none_twice(tmp_pa
         assert ledger.free_abandoned() == []
         counts = ledger.counts()
         attempts = sum(row["attempt"] for row in ledger.rows())
-    assert counts["done"] + counts["skipped"] == 80, counts
+        failed = [row["deaths"] for row in ledger.rows("failed")]  # killed so often by chance
+    assert counts["done"] + counts["skipped"] + len(failed) == 80, counts
+    assert set(failed) <= {MOST_DEATHS}
     assert attempts > 80, "no job was interrupted"
     assert list(tmp_path.glob("*.twice")) == []
     assert list(tmp_path.glob("*.failed")) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wancli.api.batch_outputs import name_jobs
-from wancli.api.jobs import LOADED_WITH, absolute_files, plan_job, typed
+from wancli.api.jobs import absolute_files, loaded_with, plan_job, typed
 from wancli.api.repro import with_records
 from wancli.api.requests import Listener
 from wancli.cost.estimate import Estimate
@@ -94,7 +94,7 @@ def _grouped(settings: Sequence[JobSettings], checked: Sequence[_Checked]) -> li
     modes = list(OFFLOADS)
     groups: dict[str, list[int]] = {}
     for number, shared in enumerate(settings):
-        groups.setdefault(_loaded_with(shared.values), []).append(number)
+        groups.setdefault(_model_key(shared.values), []).append(number)
     values = [one.values for one in checked]
     for members in groups.values():
         autos = {n: checked[n].estimate for n in members if checked[n].auto}
@@ -104,13 +104,13 @@ def _grouped(settings: Sequence[JobSettings], checked: Sequence[_Checked]) -> li
             mode = most if most in estimate.possible else estimate.offload
             values[number] = {**values[number], "offload": mode}
     models: dict[str, int] = {}
-    numbers = [models.setdefault(_loaded_with(one), len(models)) for one in values]
+    numbers = [models.setdefault(_model_key(one), len(models)) for one in values]
     return [
         LedgerSettings(model, shared.command, one)
         for model, shared, one in zip(numbers, settings, values, strict=True)
     ]
 
 
-def _loaded_with(values: Mapping[str, Any]) -> str:
+def _model_key(values: Mapping[str, Any]) -> str:
     """Equal for settings that run on one loaded model."""
-    return repr(sorted((name, v) for name, v in values.items() if name in LOADED_WITH))
+    return repr(sorted(loaded_with(values).items()))

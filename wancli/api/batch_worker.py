@@ -3,13 +3,16 @@
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from time import monotonic, sleep
 from typing import Any
 
-from wancli.api.jobs import LOADED_WITH, plan_job
+from wancli.api.adapt import less_memory
+from wancli.api.jobs import LOADED_WITH, loaded_with, plan_job
 from wancli.api.model import Model
 from wancli.api.requests import Listener, all_layers
-from wancli.errors import WancliError, Warn, unexpected
+from wancli.cost.capacity import in_words
+from wancli.errors import CapacityError, RunError, WancliError, Warn, unexpected
 from wancli.planning.existing import record_beside, record_in
 from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker, died_error
 from wancli.records.progress import Event, Report, ignore
@@ -23,7 +26,8 @@ Started = Callable[[ClaimedJob], object]
 class JobOutcome:
     """A job that has ended: its record, or the error that it failed with.
 
-    Where its model cannot be loaded, `others` that need the same one have failed with it.
+    Where its model cannot be loaded, `others` that need the same one have failed with it. `again`
+    says how a job that failed is tried again, in words.
     """
 
     job: ClaimedJob
@@ -31,10 +35,13 @@ class JobOutcome:
     error: WancliError | None = None
     kept: bool = False
     others: int = 0
+    again: str = ""
 
     @property
     def status(self) -> str:
-        """`ok`, `skipped`, `cancelled` or `failed`."""
+        """`ok`, `skipped`, `cancelled`, `failed` or, if it is tried again, `again`."""
+        if self.again:
+            return "again"
         if self.error:
             return "cancelled" if isinstance(self.error, JobCancelled) else "failed"
         return "skipped" if self.kept else "ok"
@@ -43,14 +50,21 @@ class JobOutcome:
 class BatchWorker:
     """A loaded model that takes jobs from a ledger, and loads another where they need one."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - how jobs are made, and who is told
         self, ledger: Ledger, *, skip_existing: bool = False, report: Report = ignore,
-        started: Started = lambda job: None, warn: Warn | None = None,
+        started: Started = lambda job: None, warn: Warn | None = None, retries: int = 0,
+        adapt: bool = False, timeout: float | None = None,
     ) -> None:  # fmt: skip
-        """`started` is called with each job. Errors and warnings name settings in backticks."""
+        """`started` is called with each job. Errors and warnings name settings in backticks.
+
+        A job that runs out of memory, or fails unexpectedly, is tried again up to `retries` times;
+        with `adapt`, one that runs out of memory with settings that need less. `timeout` is in
+        seconds of a job, without loading.
+        """
         self._ledger, self._report, self._started = ledger, report, started
         self._warn = _once(warn) if warn else None
-        self._skip = skip_existing
+        self._skip, self._retries, self._adapt = skip_existing, retries, adapt
+        self._timeout = timeout
         self._model: Model | None = None
         self._number = -1
 
@@ -83,19 +97,34 @@ class BatchWorker:
         except JobCancelled as failure:
             return JobOutcome(job, error=failure)
         except _NotLoaded as failure:
-            others = worker.failed_to_load(job, failure.error)
-            return JobOutcome(job, error=failure.error, others=others)
+            error = failure.error
+            if again := self._again(worker, job, error):
+                return JobOutcome(job, error=error, again=again)
+            return JobOutcome(job, error=error, others=worker.failed_to_load(job, error))
         except Exception as failure:  # noqa: BLE001 - it does not end the batch
             error = failure if isinstance(failure, WancliError) else unexpected(failure)
-            worker.failed(job, error)
             if error is not failure:
                 self._close()  # nobody knows what state it is in
-            return JobOutcome(job, error=error)
+            again = self._again(worker, job, error)
+            if not again:
+                worker.failed(job, error)
+            return JobOutcome(job, error=error, again=again)
         return JobOutcome(job, record=record, kept=kept)
+
+    def _again(self, worker: LedgerWorker, job: ClaimedJob, error: WancliError) -> str:
+        """How a job that failed is tried again, in words; "" if it is not."""
+        memory = isinstance(error, CapacityError)
+        if memory and self._adapt:
+            change = less_memory(job.command, job.prompt, job.values)
+            values = {**job.values, **change}
+            if change and worker.adapt(job, values, same_model=_on_one_model):
+                return f"it goes on with {in_words(change)}"
+        may_pass = memory or type(error) is WancliError  # the latter is unexpected
+        return "it is tried again" if may_pass and worker.again(job, most=self._retries) else ""
 
     def _make(self, worker: LedgerWorker, job: ClaimedJob) -> tuple[Mapping[str, Any], bool]:
         """The record of a finished video, and whether it was there before."""
-        listener = _JobListener(worker, job, self._report, self._warn)
+        listener = _JobListener(partial(worker.beat, job), self._report, self._warn)
         try:
             model = self._loaded(job, listener)
         except JobCancelled:
@@ -104,15 +133,15 @@ class BatchWorker:
             raise _NotLoaded(error) from None
         except Exception as error:  # noqa: BLE001 - likewise of all that need this model
             raise _NotLoaded(unexpected(error)) from None
+        listener.limit(self._timeout)
         return _make_video(model, job, listener, skip=self._skip or job.attempt > 1)
 
     def _loaded(self, job: ClaimedJob, listener: Listener) -> Model:
         """The model of a job, loaded for the job: that was checked to fit."""
         if self._model is None or self._number != job.model:
             self._close()
-            loaded = {name: v for name, v in job.values.items() if name in LOADED_WITH}
             planned = plan_job(job.command, job.prompt, job.values, listener)
-            layers, _ = all_layers(loaded, listener)
+            layers, _ = all_layers(loaded_with(job.values), listener)
             self._model, self._number = Model(planned, layers, listener), job.model
         return self._model
 
@@ -120,6 +149,10 @@ class BatchWorker:
         if self._model is not None:
             self._model.close()
             self._model = None
+
+
+class JobTimeout(RunError):
+    """A job took too long: it ended at its next step."""
 
 
 class _NotLoaded(Exception):
@@ -131,19 +164,28 @@ class _NotLoaded(Exception):
 
 
 class _JobListener(Listener):
-    """Notes in the ledger, now and then, that a job goes on, and passes on what is reported."""
+    """Notes now and then that a job goes on, passes on what is reported, and ends it in time."""
 
-    def __init__(
-        self, worker: LedgerWorker, job: ClaimedJob, report: Report, warn: Warn | None
-    ) -> None:
+    def __init__(self, beat: Callable[[], None], report: Report, warn: Warn | None) -> None:
         super().__init__(self._on_event)
-        self._beat = partial(worker.beat, job)
-        self._pass_on, self._warn, self._last = report, warn, monotonic()
+        self._beat, self._pass_on, self._warn = beat, report, warn
+        self._last, self._end = monotonic(), inf
+        self._seconds: float | None = None
+
+    def limit(self, seconds: float | None) -> None:
+        """Let the job end with JobTimeout after that many seconds from now."""
+        self._seconds = seconds
+        self._end = inf if seconds is None else monotonic() + seconds
 
     def _on_event(self, event: Event) -> None:
-        if monotonic() - self._last > _BEAT:
+        now = monotonic()
+        if now > self._end:
+            raise JobTimeout(
+                f"it took over {self._seconds:g} s.", hint="a longer `timeout`, or fewer `steps`"
+            )
+        if now - self._last > _BEAT:
             self._beat()
-            self._last = monotonic()
+            self._last = now
         self._pass_on(event)
 
     def warn(self, text: str, *, hint: str) -> None:
@@ -162,6 +204,10 @@ def _once(warn: Warn) -> Warn:
             warn(text, hint=hint)
 
     return new
+
+
+def _on_one_model(values: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    return loaded_with(values) == loaded_with(others)
 
 
 def _make_video(

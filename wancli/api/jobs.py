@@ -40,6 +40,11 @@ _FILES = {name for name, kind in _OPTIONS.items() if Path in get_args(kind)}
 _WEIGHTS = ("model", "lora", *WEIGHTS)
 
 
+def loaded_with(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model of a job is loaded with."""
+    return {name: value for name, value in values.items() if name in LOADED_WITH}
+
+
 def plan_job(
     command: str, prompt: str | None, values: Mapping[str, Any], listener: Listener, *,
     seed: int | None = 0, output: str | None = None,

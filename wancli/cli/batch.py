@@ -46,6 +46,23 @@ FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first f
 MaxFailures = Annotated[
     int | None, typer.Option("--max-failures", min=1, help="Stop after that many failures.")
 ]
+Retries = Annotated[
+    int,
+    typer.Option(
+        "--retries", min=0, max=100,
+        help="Try again, so often, what may pass: out of memory, unexpected failures.",
+    ),
+]  # fmt: skip
+Adapt = Annotated[
+    bool,
+    typer.Option("--adapt", help="Out of memory: go on with offload, VAE tiling, a smaller dtype."),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout", metavar="SECONDS", min=1, help="End a job that takes longer, at its next step."
+    ),
+]
 Workers = Annotated[
     str | None,
     typer.Option(
@@ -80,6 +97,9 @@ def run(  # noqa: PLR0913 - one parameter per flag
     skip_existing: Skip = False,
     fail_fast: FailFast = False,
     max_failures: MaxFailures = None,
+    retries: Retries = 0,
+    adapt: Adapt = False,
+    timeout: Timeout = None,
     workers: Workers = None,
     devices: Devices = None,
     shard: ShardOption = None,
@@ -120,9 +140,12 @@ def run(  # noqa: PLR0913 - one parameter per flag
         version = package_version("wancli") or ""
         opened = create_ledger(path, digest, planned.settings, planned.jobs, version=version)
     most = 1 if fail_fast else max_failures
+    options = {
+        "skip_existing": skip_existing, "retries": retries, "adapt": adapt, "timeout": timeout
+    }  # fmt: skip
     with opened:
         opened.retry(opened.numbers("failed"))  # of an earlier run
-        make_jobs(opened, HowToWork(places, {"skip_existing": skip_existing}, most), screen)
+        make_jobs(opened, HowToWork(places, options, most), screen)
         counts = opened.counts()
     screen.note(batch_ledger.in_words(counts))
     if failed := counts["failed"]:

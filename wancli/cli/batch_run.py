@@ -199,7 +199,10 @@ def print_outcome(outcome: "JobOutcome", screen: "Screen") -> None:
         if os.environ.get("WANCLI_DEBUG") == "1":
             raise error
         others = f" and {outcome.others:,} that need the same model" if outcome.others else ""
-        screen.warn(f"{job.output.name}{others}: {error}", hint=error.hint)
+        end = f" {outcome.again}." if outcome.again else ""
+        screen.warn(f"{job.output.name}{others}: {error}{end}", hint=error.hint)
+    if outcome.again:
+        return
     if not screen.options.json:
         if not error:
             screen.result(str(job.output))

@@ -146,7 +146,7 @@ def _remedy(settings: SettingsT, estimator: Callable[[SettingsT], Estimate | Non
     if _fits(settings, SMALLER[-1], estimator) is False:  # then nothing does
         return ""
     fitting = (c for c in (*REMEDIES, *SMALLER) if _fits(settings, c, estimator))
-    return _flags(next(fitting, {}))
+    return in_words(next(fitting, {}))
 
 
 def _fits(
@@ -177,7 +177,7 @@ def _changed(settings: SettingsT, changes: Mapping[str, Any]) -> SettingsT:
     return settings.model_copy(update=groups)
 
 
-def _flags(changes: Mapping[str, Any]) -> str:
+def in_words(changes: Mapping[str, Any]) -> str:
     """Settings and their values as errors name them."""
     words = [
         f"`{name}`" if value is True else f"`{name} {value}`"

@@ -16,7 +16,7 @@ import socket
 import sqlite3
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +50,9 @@ CREATE TABLE jobs (
     number INTEGER PRIMARY KEY, line INTEGER NOT NULL, id TEXT, model INTEGER NOT NULL,
     settings INTEGER NOT NULL REFERENCES settings, prompt TEXT, seed INTEGER,
     output TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'pending', attempt INTEGER NOT NULL DEFAULT 0,
-    deaths INTEGER NOT NULL DEFAULT 0, worker TEXT, host TEXT, pid INTEGER, heartbeat REAL,
-    began REAL, ended REAL, bytes INTEGER, error TEXT, record TEXT
+    deaths INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0,
+    worker TEXT, host TEXT, pid INTEGER, heartbeat REAL, began REAL, ended REAL,
+    bytes INTEGER, error TEXT, record TEXT
 );
 CREATE INDEX by_state ON jobs (state, model, number);
 """
@@ -149,9 +150,11 @@ class Ledger:
     def retry(self, numbers: Iterable[int]) -> int:
         """Let jobs wait again that have ended; returns how many."""
         return self._move(
-            numbers, "state = 'pending', worker = NULL, error = NULL, ended = NULL, deaths = 0",
+            numbers,
+            "state = 'pending', worker = NULL, error = NULL, ended = NULL, "
+            "deaths = 0, failures = 0",
             of=(DONE, SKIPPED, FAILED, CANCELLED),
-        )  # fmt: skip
+        )
 
     def cancel(self, numbers: Iterable[int]) -> int:
         """Cancel jobs that wait or run; returns how many.
@@ -331,6 +334,40 @@ class LedgerWorker:
         values = (FAILED, time.time(), json.dumps(error_json(error)))
         self._change(job, "state = ?, ended = ?, error = ?", values)
 
+    def again(self, job: ClaimedJob, *, most: int) -> bool:
+        """Let a job that failed wait again, unless it has so often; returns whether it waits."""
+        change = "state = 'pending', worker = NULL, failures = failures + 1"
+        return self._change(job, change, (), also=f"AND failures < {most:d}")
+
+    def adapt(
+        self, job: ClaimedJob, values: Mapping[str, Any], *,
+        same_model: Callable[[Mapping[str, Any], Mapping[str, Any]], bool],
+    ) -> bool:  # fmt: skip
+        """Let a job, and those that wait with its settings, wait with others instead.
+
+        Returns False if it is no longer this worker's.
+        """
+        text = json.dumps(values)
+        with self._ledger._transaction() as db:
+            ours = "number = ? AND worker = ? AND attempt = ? AND state = 'running'"
+            row = (job.number, self.name, job.attempt)
+            before = db.execute(f"SELECT settings FROM jobs WHERE {ours}", row).fetchone()
+            if before is None:
+                return False
+            known = db.execute("SELECT number, model, command, json FROM settings").fetchall()
+            models = [m for _, m, _, other in known if same_model(json.loads(other), values)]
+            model = models[0] if models else 1 + max(m for _, m, _, _ in known)
+            after = (number for number, *same in known if same == [model, job.command, text])
+            if (number := next(after, None)) is None:
+                number = len(known)
+                new = (number, model, job.command, text)
+                db.execute("INSERT INTO settings VALUES (?, ?, ?, ?)", new)
+            moved = "UPDATE jobs SET settings = ?, model = ?, state = 'pending', worker = NULL"
+            db.execute(f"{moved} WHERE {ours}", (number, model, *row))
+            pending = f"{moved} WHERE state = 'pending' AND settings = ?"
+            db.execute(pending, (number, model, *before))
+        return True
+
     def failed_to_load(self, job: ClaimedJob, error: WancliError) -> int:
         """Note that a job's model cannot be loaded: all that wait for it fail; returns how many."""
         self.failed(job, error)
@@ -342,11 +379,12 @@ class LedgerWorker:
             ).rowcount
 
     def _change(
-        self, job: ClaimedJob, change: str, values: Sequence[Any], *, of: Sequence[str] = (RUNNING,)
-    ) -> bool:
+        self, job: ClaimedJob, change: str, values: Sequence[Any], *,
+        of: Sequence[str] = (RUNNING,), also: str = "",
+    ) -> bool:  # fmt: skip
         """Change the row of a job; False if it is no longer this worker's."""
         marks = ",".join("?" * len(of))
-        ours = f"WHERE number = ? AND worker = ? AND attempt = ? AND state IN ({marks})"
+        ours = f"WHERE number = ? AND worker = ? AND attempt = ? AND state IN ({marks}) {also}"
         with self._ledger._transaction() as db:
             update = f"UPDATE jobs SET {change} {ours}"
             row = (job.number, self.name, job.attempt)

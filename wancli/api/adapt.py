@@ -1,0 +1,41 @@
+"""Settings of a job that need less memory: the steps that a plan which does not fit hints at."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from wancli.api.jobs import plan_job
+from wancli.api.requests import Listener
+from wancli.cost.capacity import REMEDIES
+from wancli.cost.estimate import Estimate
+from wancli.errors import SetupError, UsageError
+
+
+def less_memory(command: str, prompt: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The least change of a job's settings by which its plan needs less; empty if there is none.
+
+    First weights wait in RAM, which is exact; then come tiles, dtypes and quantization.
+    """
+    before = _estimate(command, prompt, values)
+    if before is None:
+        return {}
+    for change in _changes(before):
+        if any(values.get(name) != value for name, value in change.items()):
+            after = _estimate(command, prompt, {**values, **change})
+            if after and after.needed < before.needed:
+                return dict(change)
+    return {}
+
+
+def _changes(estimate: Estimate) -> Iterator[Mapping[str, Any]]:
+    """Changes to try, in turn."""
+    possible = list(estimate.possible)
+    yield from ({"offload": mode} for mode in possible[possible.index(estimate.offload) + 1 :])
+    yield from REMEDIES
+
+
+def _estimate(command: str, prompt: str | None, values: Mapping[str, Any]) -> Estimate | None:
+    """What a job needs; None where it cannot work, or nothing is known of its model."""
+    try:
+        return plan_job(command, prompt, values, Listener(None)).capacity.estimate
+    except (UsageError, SetupError):
+        return None
