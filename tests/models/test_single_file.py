@@ -1,14 +1,16 @@
 """Weights in one file, in every naming and packaging: loaded bit for bit, or refused by name."""
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+from diffusers.loaders.single_file_utils import (
+    convert_wan_transformer_to_diffusers,
+    convert_wan_vae_to_diffusers,
+)
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import Wancli
@@ -16,6 +18,9 @@ from tests.fakes import tiny_folder, tiny_vae
 from tests.models.test_convert import NAMES, WEIGHTS, Tensors, config_file, expected
 from wancli.catalog.local import find_spec, spec_of_folder
 from wancli.catalog.part_names import text_encoder_name, vae_name
+from wancli.catalog.specs import DEMO_FOLDER
+from wancli.catalog.tasks import ENDS, IMAGE, TEXT, VACE
+from wancli.catalog.wan_layers import from_original
 from wancli.catalog.weight_files import add_weight_files
 from wancli.config.settings import Machine
 from wancli.errors import InputError, ModelError, PlanError, SettingsError, WancliError
@@ -37,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(folder: Path, *files: object, dtype: str = "float32") -> Tensors:
     spec = add_weight_files(spec_of_folder(folder), [str(file) for file in files])
     machine = Machine.model_validate({"device": "cpu", "dtype": dtype})
-    pipeline = load_pipeline(spec, machine, ("transformer",)).pipeline
+    pipeline = load_pipeline(spec, machine, ("transformer",), task=spec.tasks[0]).pipeline
     return dict(pipeline.transformer.state_dict())
 
 
@@ -52,17 +57,26 @@ def original() -> Tensors:
     return load_file(WEIGHTS)
 
 
+# Layers of Wan's code: wan/modules/model.py, and VACE's vace/models/wan/wan_vace.py.
+ATTENTION = ("q", "k", "v", "o", "norm_q", "norm_k", "k_img", "v_img", "norm_k_img")
+IN_BLOCK = (
+    "modulation", "norm3", "ffn.0", "ffn.2", "before_proj", "after_proj",
+    *(f"{kind}_attn.{layer}" for kind in ("self", "cross") for layer in ATTENTION),
+)  # fmt: skip
+OUTSIDE = (
+    "patch_embedding", "vace_patch_embedding", "time_embedding.0", "time_embedding.2",
+    "text_embedding.0", "text_embedding.2", "time_projection.1", "head.modulation", "head.head",
+    *(f"img_emb.proj.{index}" for index in (0, 1, 3, 4)), "img_emb.emb_pos",
+)  # fmt: skip
+
+
 def original_names(tensors: Tensors) -> Tensors:
-    """The tensors of a tiny model of diffusers in the naming of Wan's code."""
-    names = {new: old for old, new in NAMES.items()}
-    made = {}
-    for name, tensor in tensors.items():
-        block = re.match(r"blocks\.\d+\.", name)
-        start = block[0] if block else ""
-        first = "blocks.0." if block else ""
-        old = names[first + name.removeprefix(start)]
-        made[start + old.removeprefix(first)] = tensor
-    return made
+    """The tensors of a tiny transformer of diffusers in the naming of Wan's code."""
+    blocks = [f"{kind}.{index}" for kind in ("blocks", "vace_blocks") for index in range(2)]
+    layers = [*OUTSIDE, *(f"{block}.{layer}" for block in blocks for layer in IN_BLOCK)]
+    old = [name for layer in layers for name in (layer, f"{layer}.weight", f"{layer}.bias")]
+    names = {from_original(name): name for name in old}
+    return {names[name]: tensor for name, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -77,6 +91,21 @@ def test_every_naming_and_packaging_loads_what_the_folder_loads(
     assert same(
         loaded(folder, tmp_path / "x.safetensors", dtype=dtype), loaded(folder, dtype=dtype)
     )
+
+
+@pytest.mark.parametrize("task", [TEXT, IMAGE, ENDS, VACE])
+def test_every_kind_of_transformer_is_the_same_after_a_way_to_the_original_names_and_back(
+    task: str, tmp_path: Path
+):
+    tiny_folder(tmp_path / "model", task)
+    tensors = weights_of(tmp_path / "model", "transformer")
+    original = original_names(tensors)
+    theirs = convert_wan_transformer_to_diffusers(dict(original))
+    theirs.pop("img_emb.emb_pos", None)  # which its script converts, and this does not
+    assert theirs.keys() == tensors.keys() - {"condition_embedder.image_embedder.pos_embed"}
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in theirs.items())
+    save_file(original, tmp_path / "x.safetensors")
+    assert same(loaded(tmp_path / "model", tmp_path / "x.safetensors"), tensors)
 
 
 def test_the_other_parts_of_a_whole_checkpoint_are_not_read(folder: Path, tmp_path: Path):
@@ -142,6 +171,11 @@ def marked_without_scales() -> Tensors:
     return tensors | {"scaled_fp8": torch.ones(0, dtype=torch.float8_e4m3fn)}
 
 
+def marked_by_layer() -> Tensors:
+    tensors = original() | {QUERY: original()[QUERY].to(torch.float8_e4m3fn)}
+    return tensors | {QUERY.replace("weight", "comfy_quant"): torch.ones(3, dtype=torch.uint8)}
+
+
 def with_a_lost_scale() -> Tensors:
     return original() | {"blocks.0.self_attn.x.scale_weight": torch.ones(())}
 
@@ -166,6 +200,7 @@ def in_integers() -> Tensors:
     [
         (without_a_scale, ["fp8 weights without their scale: blocks.0.attn1.to_q.weight."]),
         (marked_without_scales, ["fp8 weights without their scale: blocks.0.attn1.to_q.weight."]),
+        (marked_by_layer, ["fp8 weights without their scale: blocks.0.attn1.to_q.weight."]),
         (with_a_lost_scale, ["scales without their weight: blocks.0.self_attn.x.scale_weight"]),
         (with_an_odd_scale, ["scales of another kind: blocks.0.self_attn.q.scale_weight [3, 3]"]),
         (
@@ -392,13 +427,16 @@ def test_wrong_files_of_a_vae_and_a_text_encoder_are_refused(wancli: Wancli, tin
     vae = weights_of(tiny_model, "vae")
     del vae["quant_conv.weight"]
     save_file(vae, "vae.safetensors")
-    run = (*RUN, "--model", tiny_model, "-o", "a.mp4")
+    run = ("plan", *RUN[1:], "--model", tiny_model)
     for flag, name, lacking in (
         ("--text-encoder", "text", "shared.weight"), ("--vae", "vae", "quant_conv.weight"),
     ):  # fmt: skip
         result = wancli(*run, flag, f"{name}.safetensors")
         assert result.code == 4
         assert f"keys missing: {lacking}." in result.err
+    shutil.copy(next(DEMO_FOLDER.glob("vae/*.safetensors")), "vae.safetensors")
+    result = wancli(*run, "--vae", "vae.safetensors")
+    assert (result.code, "it fits demo" in result.err) == (4, True)
     result = wancli("generate", "x", "--model", "hunyuanvideo", "--vae", "vae.safetensors")
     assert (result.code, "does not take its vae" in result.err) == (2, True)
 

@@ -23,7 +23,14 @@ from wancli.catalog.part_names import text_encoder_name, text_encoder_parameters
 from wancli.catalog.specs import SPECS, ModelSpec, PackedWeights, WeightFile
 from wancli.catalog.tasks import EXPERTS, of_expert, setting_of
 from wancli.catalog.wan import Architecture, Autoencoder
-from wancli.catalog.wan_layers import Shape, parameter_names, strip_wrappers, wan_parameters
+from wancli.catalog.wan_layers import (
+    Shape,
+    Shapes,
+    parameter_names,
+    strip_wrappers,
+    wan_parameters,
+)
+from wancli.catalog.wan_vae_layers import vae_parameters
 from wancli.errors import InputError, ModelError, PlanError, SettingsError, missing, some
 from wancli.utils.gguf import QUANTIZED, is_gguf, read_gguf_header
 from wancli.utils.reading import Header, Stored, open_file, read_header, unreadable, user_path
@@ -43,6 +50,7 @@ _SCALE = re.compile(r"(.+)\.(?:scale_weight|weight_scale)")
 _UNUSED = re.compile(
     r"(?:.+\.)?(?:scale_input|input_scale|comfy_quant|scaled_fp8|spiece_model|encoder\.embed_tokens\.weight)"
 )
+_MARKS = ("scaled_fp8", "comfy_quant")  # keys by which a file says that its fp8 has scales
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _FLOATS = ("F32", "F16", "BF16", *_FP8)
 # Types that diffusers dequantizes: diffusers/quantizers/gguf/utils.py of 0.42.1.
@@ -143,20 +151,15 @@ def _check_expert(spec: ModelSpec, name: str, expert: str) -> None:
 
 
 def read_weight_file(path: Path, spec: ModelSpec, part: str) -> WeightFile:
-    """Check a file against a part of a model. Raises InputError or ModelError.
-
-    The names in a VAE's file are checked as it loads, first of all parts.
-    """
+    """Check a file against a part of a model. Raises InputError or ModelError."""
     if not path.is_file():
         raise missing("file", path)
     keys = read_weight_keys(path, spec, part)
     architecture = spec.architecture
     if isinstance(architecture, Architecture):
-        if part == "text_encoder":
-            check_keys(path, keys, spec, part, text_encoder_parameters(architecture.text_encoder))
-        elif part != "vae":
+        if part in EXPERTS.values():
             _refuse_unless(not architecture.transformer.face, path, spec, part)
-            check_keys(path, keys, spec, part, wan_parameters(architecture.transformer))
+        check_keys(path, keys, spec, part, _parameters(architecture, setting_of(part)))
     else:
         _refuse_unless(architecture is None, path, spec, part)
     tensors = [keys.header.tensors[key] for key in keys.stored.values()]
@@ -230,7 +233,7 @@ def _read_header(path: Path) -> Header:
 def _sort_keys(path: Path, header: Header, kind: str, vae: Autoencoder) -> WeightKeys:
     own = [key for key in header.tensors if key.startswith(_WHOLE[kind])]
     keys = own or list(header.tensors)
-    marked = any(key.endswith("scaled_fp8") for key in keys)
+    marked = any(key.endswith(_MARKS) for key in keys)
     used = (key for key in keys if not _UNUSED.fullmatch(key))
     bare = {key: _PREFIX[kind].sub("", strip_wrappers(key), count=1) for key in used}
     scale_of = {
@@ -301,23 +304,31 @@ def check_keys(
         ],
     }
     if reasons := [f"{kind}: {some(names)}" for kind, names in problems.items() if names]:
-        known, what = models_of(shapes), setting_of(part)
+        what = setting_of(part)
+        known = models_of(shapes, what)
         raise ModelError(
             f"{path} is not the {what} of {spec.name}; keys {'; '.join(reasons)}.",
-            hint=f"it fits {', '.join(known)}"
-            if known
-            else f"give the whole {what}, of this model",
+            hint=f"it fits {some(known)}" if known else f"give the whole {what}, of this model",
         )
 
 
-def models_of(shapes: Mapping[str, Shape]) -> list[str]:
-    """Names of the known models whose transformer has exactly these parameters."""
+def models_of(shapes: Shapes, kind: str) -> list[str]:
+    """Names of the known models whose part of this kind has exactly these parameters."""
     return [
         spec.name
         for spec in SPECS.values()
         if isinstance(spec.architecture, Architecture)
-        and wan_parameters(spec.architecture.transformer) == shapes
+        and _parameters(spec.architecture, kind) == shapes
     ]
+
+
+def _parameters(architecture: Architecture, kind: str) -> Shapes:
+    """Names and shapes of a part's parameters, in the libraries' naming."""
+    if kind == "vae":
+        return vae_parameters(architecture.vae)
+    if kind == "text_encoder":
+        return text_encoder_parameters(architecture.text_encoder)
+    return wan_parameters(architecture.transformer)
 
 
 def _digest(path: Path, header: Header) -> str:

@@ -249,7 +249,7 @@ def inspect_weights(path: Path) -> WeightsInfo:
     """Describe weights in one file by its header. Raises InputError or ModelError."""
     part, keys = identify(path)
     tensors, shapes = keys.header.tensors.values(), keys.shapes
-    models = tuple(models_of(shapes))
+    models = tuple(models_of(shapes, part)) if part else ()
     dtypes = Counter(DTYPE_NAMES.get(stored.dtype, stored.dtype) for stored in tensors)
     return WeightsInfo(
         path,
