@@ -26,7 +26,18 @@ TYPED = [
     ("wancli generate --task vi", "video-to-video"),
     ("wancli bench x --device cu", "cuda"),
     ("wancli plan --gpu rtx4", "rtx4090"),
+    ("wancli generate --vae wan_", "wan_vae.safetensors"),
+    ("wancli rollout --lora st", "style.safetensors"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("vae/wan_vae", "loras/style"):
+        path = tmp_path / "comfy" / f"{name}.safetensors"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"")
+    monkeypatch.setenv("WANCLI_MODEL_PATH", str(tmp_path / "comfy"))
 
 
 @pytest.mark.parametrize(("typed", "offered"), TYPED)

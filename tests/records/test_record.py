@@ -25,6 +25,15 @@ def test_the_hash_covers_what_determines_the_frames():
     assert len({r.hash for r in (request(), *others)}) == 5
 
 
+def test_the_hash_covers_a_loras_expert_and_scale_and_not_where_it_is():
+    hashes = [
+        request(machine={"lora": [text]}).hash
+        for text in ("x@high=0.5", "a/b=c@d/y.pt@high=0.5", "x@low=0.5", "x=0.5", "x")
+    ]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 4
+
+
 @given(st.text(max_size=20_000))
 def test_an_embedded_record_is_small_and_reads_back(prompt: str):
     requested = request(prompt.replace("\0", ""), model="/home/me/models/wan")

@@ -17,15 +17,16 @@ from wancli.errors import InputError, SettingsError, WancliError
 from wancli.planning.existing import read_record
 from wancli.planning.input_files import find_recorded_files
 from wancli.planning.jobs import BatchFile, BatchJob, JobSettings, at_line
+from wancli.planning.lora import find_recorded_loras
 from wancli.records.record import settings_of
 
 
 def recorded_settings(
     record: Mapping[str, Any], file: Path, others: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The settings of a record, with its weights where they are now. Raises InputError.
+    """The settings of a record, with its files of weights where they are now.
 
-    Weights that `others` name instead are not looked for.
+    Those that `others` name instead are not looked for. Raises InputError or ModelError.
     """
     tables = settings_of(record)
     weights = record["request"].get("weights", [])
@@ -36,7 +37,18 @@ def recorded_settings(
     for entry in decoders:
         name = find_recorded_decoder(entry, file, tables["machine"][DECODER], tables["model"])
         tables["machine"] = {**tables["machine"], DECODER: name}
+    machine = tables.get("machine")
+    if isinstance(machine, dict) and "lora" not in others:
+        tables["machine"] = {**machine, "lora": _loras(machine.get("lora", ()), record, file)}
     return tables
+
+
+def _loras(recorded: Any, record: Mapping[str, Any], file: Path) -> Any:
+    """The LoRAs of a record where they are now; what is no list of them is checked later."""
+    if isinstance(recorded, list) and all(isinstance(text, str) for text in recorded):
+        revision = record["request"].get("model_revision", "")
+        return find_recorded_loras(recorded, revision, file)
+    return recorded
 
 
 def refuse_files(request: Mapping[str, Any], file: Path) -> None:

@@ -19,6 +19,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from wancli.catalog.model_folders import find_file, find_named
 from wancli.catalog.part_names import text_encoder_name, text_encoder_parameters, vae_name
 from wancli.catalog.specs import SPECS, ModelSpec, PackedWeights, WeightFile
 from wancli.catalog.tasks import EXPERTS, of_expert, setting_of
@@ -33,7 +34,7 @@ from wancli.catalog.wan_layers import (
 from wancli.catalog.wan_vae_layers import vae_parameters
 from wancli.errors import InputError, ModelError, PlanError, SettingsError, missing, some
 from wancli.utils.gguf import QUANTIZED, is_gguf, read_gguf_header
-from wancli.utils.reading import Header, Stored, open_file, read_header, unreadable, user_path
+from wancli.utils.reading import Header, Stored, open_file, read_header, unreadable
 
 _PREFIX = {
     "transformer": re.compile(r"(?:model\.)?(?:diffusion_model\.)?|transformer\."),
@@ -130,10 +131,10 @@ def add_weight_files(
             raise SettingsError(
                 f"`transformer {text}`: {part} has a file already.", hint="give one for each"
             )
-        files[part] = read_weight_file(user_path(name), spec, part)
+        files[part] = read_weight_file(find_file("transformer", name), spec, part)
     for part, name in (("vae", vae), ("text_encoder", text_encoder)):
         if name:
-            files[part] = read_weight_file(user_path(name), spec, part)
+            files[part] = read_weight_file(find_file(part, name), spec, part)
     return replace(spec, files=tuple(files.values()))
 
 
@@ -359,7 +360,9 @@ def weights_json(spec: ModelSpec) -> list[dict[str, Any]]:
 
 
 def find_recorded(weights: Sequence[Mapping[str, Any]], record: Path) -> dict[str, Any]:
-    """The settings for the files of a record: at their old path or beside it, by their digest.
+    """The settings for the files of a record, by their digest.
+
+    Each is at its old path, beside the record or, by its name, in WANCLI_MODEL_PATH.
 
     Raises InputError for one that is missing or has changed.
     """
@@ -376,7 +379,8 @@ def find_recorded(weights: Sequence[Mapping[str, Any]], record: Path) -> dict[st
 def _find(entry: Mapping[str, Any], record: Path) -> Path:
     name = str(entry["name"])
     beside = record.parent / name
-    for path in (Path(entry.get("path") or beside), beside):
+    named = find_named(setting_of(entry["part"]), name)
+    for path in (Path(entry.get("path") or beside), beside, *named):
         try:
             if _digest(path, _read_header(path)) == entry["digest"]:
                 return path

@@ -25,6 +25,22 @@ def complete_models(incomplete: str) -> list[tuple[str, str]]:
     return [pair for pair in [*known, *others] if pair[0].startswith(incomplete)]
 
 
+def complete_files(setting: str) -> Complete:
+    """Complete names of files in WANCLI_MODEL_PATH for a setting; shells add those here."""
+
+    def complete(incomplete: str) -> list[tuple[str, str]]:
+        from wancli.catalog.model_folders import all_files
+        from wancli.errors import InputError
+
+        try:
+            names = sorted({path.name for path in all_files(setting)})
+        except InputError:  # a broken list of folders
+            names = []
+        return [(name, "") for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
 def complete_gpus(incomplete: str) -> list[tuple[str, str]]:
     """GPUs that plans know."""
     from wancli.catalog.gpus import GPUS

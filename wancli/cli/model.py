@@ -18,13 +18,14 @@ from wancli.catalog.hub_cache import (
     repo_folder,
 )
 from wancli.catalog.local import find_spec
+from wancli.catalog.model_folders import model_roots
 from wancli.catalog.specs import DEMO_FOLDER, RANDOM, SPECS, Checkpoint, ModelSpec
 from wancli.cli.completion import complete_models
 from wancli.cli.lazy import WancliCommand, WancliGroup
 from wancli.cli.messages import with_flags
 from wancli.cli.options import OutputOptions, takes_output_options
 from wancli.cli.screen import Screen
-from wancli.errors import InputError, ModelError, UsageError
+from wancli.errors import InputError, ModelError, UsageError, missing
 from wancli.planning.lora import PACKAGED, Lora, cached_lora, find_lora, is_lora
 from wancli.records.tensor_files import checkpoint_files
 from wancli.utils.outputs import OutputFile, OutputSet
@@ -51,9 +52,26 @@ Model = Annotated[
 
 @command("list")
 @takes_output_options
-def list_(output_options: OutputOptions) -> None:
-    """List the known models, and models and LoRAs in the hub's cache, with their size on disk."""
+def list_(
+    *,
+    output_options: OutputOptions,
+    comfyui: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="List the files in the folders of this ComfyUI instead."),
+    ] = None,
+) -> None:
+    """List the known models, and models and LoRAs in the hub's cache, with their size on disk.
+
+    Then the files in the folders of WANCLI_MODEL_PATH.
+    """
+    from wancli.cli.model_files import show_files
+
     screen = Screen(output_options)
+    if comfyui:
+        if not comfyui.is_dir():
+            raise missing("folder", comfyui)
+        show_files([comfyui], screen)
+        return
     repos = [spec.checkpoint.repo if spec.checkpoint else spec.repo for spec in SPECS.values()]
     others = [find_spec(repo) for repo in cached_repos() if repo not in repos]
     entries = [*filter(None, map(_list_entry, [*SPECS.values(), *others])), *_lora_entries()]
@@ -65,6 +83,7 @@ def list_(output_options: OutputOptions) -> None:
         rows.append((entry["name"], entry["task"], entry["state"], size, entry["description"]))
     if not output_options.json:
         screen.table("name", "task", "here", "size", "description", rows=rows, right=("size",))
+    show_files(model_roots(), screen)
 
 
 @command()

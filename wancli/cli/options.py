@@ -13,12 +13,17 @@ import typer
 from pydantic.fields import FieldInfo
 
 from wancli.catalog.tasks import TASKS
-from wancli.cli.completion import complete_from, complete_models, complete_presets
+from wancli.cli.completion import (
+    complete_files,
+    complete_from,
+    complete_models,
+    complete_presets,
+)
 from wancli.cli.help import GLOBAL, INPUTS, FromSettings
 from wancli.cli.messages import flag, with_flags
 from wancli.config.keywords import keyword_layer
 from wancli.config.resolve import fields_of, limits, panel, when_unset
-from wancli.config.settings import Settings
+from wancli.config.settings import WEIGHTS, Settings
 from wancli.errors import UsageError
 from wancli.records.naming import DEFAULT
 
@@ -46,7 +51,11 @@ SPELLINGS = {
     "scheduler": ("--sampler",),
 }
 
-COMPLETIONS = {"model": complete_models, "device": complete_from("auto", "cpu", "cuda", "mps")}
+COMPLETIONS = {
+    "model": complete_models,
+    "device": complete_from("auto", "cpu", "cuda", "mps"),
+    **{name: complete_files(name) for name in (*WEIGHTS, "lora")},
+}
 OF_TASKS = ("strength", "true_cfg_scale", "segment_frames")  # settings that only some tasks have
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 import platformdirs
 
 from wancli.catalog.hub_cache import cache_folder
+from wancli.catalog.model_folders import VARIABLE, model_roots
 from wancli.cost.devices import find_cpu, find_gpus
 from wancli.cost.estimate import read_rates, stale_rates
 from wancli.errors import WancliError
@@ -171,9 +172,12 @@ def check_ffmpeg() -> Finding:
 
 
 def list_folders() -> Iterator[Finding]:
-    """The user's configuration and presets, and this Python."""
+    """The user's configuration, presets and folders of weights, and this Python."""
     config = platformdirs.user_config_path("wancli")
     for name, path in (("config", config / "config.toml"), ("presets", config / "presets")):
         there = "" if path.exists() else " (none yet)"
         yield Finding("folders", name, f"{path}{there}")
+    for root in model_roots():
+        fix = "" if root.is_dir() else f"correct {VARIABLE}"
+        yield Finding("folders", "weights", str(root), "missing" if fix else "ok", fix)
     yield Finding("folders", "python", sys.executable)

@@ -12,11 +12,12 @@ from wancli.catalog.hf_configs import CLASSES, part_config
 from wancli.catalog.hub_cache import cached_repos, find_cached
 from wancli.catalog.local import broken_weights, find_spec, read_config, spec_of_folder
 from wancli.catalog.specs import SPECS, ModelSpec
-from wancli.catalog.tasks import EXPERTS, IMAGE, TASKS, TEXT
+from wancli.catalog.tasks import EXPERTS, TASKS, TEXT
 from wancli.catalog.wan import Architecture
 from wancli.catalog.weight_files import ARCHITECTURE, identify, models_of
 from wancli.cost.wan import part_parameters
 from wancli.errors import InputError, ModelError, WancliError
+from wancli.models.weight_summary import SIZE, expert_by_name, task_by_name
 from wancli.planning.lora_keys import (
     LoraFile,
     changed_shapes,
@@ -205,7 +206,7 @@ def inspect_lora(path: Path) -> LoraInfo:
     models = tuple(fitting_models(lora))
     changes = (item for layer in lora.layers for item in changed_shapes(lora, layer))
     projections = (s for name, s in changes if re.match(r"blocks\..*attn\d\.to_", name))
-    sizes = (re.search(r"(?<![\d.])(\d+(?:\.\d+)?)b", model) for model in models)
+    sizes = (re.search(SIZE, model) for model in models)
     return LoraInfo(
         path,
         path.stat().st_size,
@@ -217,7 +218,7 @@ def inspect_lora(path: Path) -> LoraInfo:
         next((shape[0] for shape in projections if shape), 0),
         next((f"{size[1]}B" for size in sizes if size), ""),
         _task_of(path, models),
-        _expert_of(path),
+        expert_by_name(path),
         models,
         () if models else tuple(sorted(lora.shapes)[:3]),
     )
@@ -262,7 +263,7 @@ def inspect_weights(path: Path) -> WeightsInfo:
         count_blocks(shapes),
         shapes["patch_embedding.bias"][0] if "patch_embedding.bias" in shapes else 0,
         _task_of(path, models) if part == "transformer" else "",
-        _expert_of(path) if part == "transformer" else "",
+        expert_by_name(path) if part == "transformer" else "",
         models,
     )
 
@@ -289,18 +290,7 @@ def _task_of(path: Path, models: Sequence[str]) -> str:
     """The task by the models that a file fits, else by its name; "" if neither tells."""
     if models and not any(TEXT in SPECS[model].tasks for model in models):
         return SPECS[models[0]].tasks[0]
-    by_name = {"t2v": TEXT, "i2v": IMAGE, "": ""}
-    return by_name[_named(r"(?<![a-z])(t2v|i2v)(?![a-z])", path)]
-
-
-def _expert_of(path: Path) -> str:
-    return _named(r"(?<![a-z])(high|low)(?:[ _-]?noise)?(?![a-z])", path)
-
-
-def _named(pattern: str, path: Path) -> str:
-    """The first match of a pattern in the name of a file or, failing that, of its folder."""
-    names = (path.stem.lower(), path.parent.name.lower())
-    return next((match[1] for name in names if (match := re.search(pattern, name))), "")
+    return task_by_name(path)
 
 
 def cached_loras() -> list[tuple[str, str, Path]]:

@@ -5,14 +5,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import isfinite
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from wancli.catalog.hub_cache import cached_file, hub_file
 from wancli.catalog.local import revision
+from wancli.catalog.model_folders import find_file, find_named
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import EXPERTS, of_expert
 from wancli.catalog.wan_layers import parameter_shapes
-from wancli.errors import InputError, ModelError, PlanError, SettingsError, missing
+from wancli.errors import (
+    InputError,
+    ModelError,
+    PlanError,
+    SettingsError,
+    SetupError,
+    missing,
+)
 from wancli.planning.lora_keys import LoraFit, check_fit, fit_lora, read_lora_file
 from wancli.records.progress import Observer
 from wancli.utils.reading import check_tensors, open_file, user_path
@@ -56,33 +64,40 @@ class LoraUse:
 def find_lora(text: str) -> Lora:
     """Parse `PATH` or `PATH=SCALE`, with `@high` or `@low` after PATH for one of two experts.
 
-    PATH may be the name of a packaged LoRA, or REPO:FILE in the hub's cache, unless a file has that
-    name.
+    PATH may be REPO:FILE in the hub's cache, the name of a packaged LoRA or of a file in
+    WANCLI_MODEL_PATH, in this order, unless a file has that name.
 
     Raises InputError for a missing file, ModelError for one of the hub that is not downloaded,
     SettingsError for a bad scale.
     """
-    path, scale = text, "1"
-    if "=" in text and not Path(of_expert(text)[0]).exists():
-        path, _, scale = text.rpartition("=")
-    name, expert = of_expert(path)
+    name, expert, scale = _split(text)
     try:
         lora = Lora(_place(name), float(scale), expert)
         if not isfinite(lora.scale):
             raise ValueError
     except ValueError:
         raise SettingsError(
-            f"`lora {text}`: {scale!r} is not a scale.", hint=f"{path}=0.8"
+            f"`lora {text}`: {scale!r} is not a scale.", hint=f"{text.rpartition('=')[0]}=0.8"
         ) from None
     if not lora.path.is_file():
         raise missing("LoRA", lora.path)
     return lora
 
 
+def _split(text: str) -> tuple[str, str, str]:
+    """The name, the expert and the scale in the text of a LoRA."""
+    path, scale = text, "1"
+    if "=" in text and not Path(of_expert(text)[0]).exists():
+        path, _, scale = text.rpartition("=")
+    return (*of_expert(path), scale)
+
+
 def is_lora(name: str) -> bool:
     """Whether a name is that of a LoRA and not of a model: a file, packaged, or REPO:FILE."""
     path = user_path(name)
-    is_file = path.suffix in (".safetensors", ".pt", ".pth") and path.is_file()
+    is_file = path.suffix in (".safetensors", ".pt", ".pth") and (
+        path.is_file() or bool(find_named("lora", name))
+    )
     return is_file or name in PACKAGED or hub_file(name) is not None
 
 
@@ -92,7 +107,7 @@ def _place(name: str) -> Path:
         return path
     if on_hub := hub_file(name):
         return cached_lora(*on_hub)
-    return PACKAGED.get(name, path)
+    return PACKAGED.get(name) or find_file("lora", name, kind="LoRA")
 
 
 def cached_lora(repo: str, file: str) -> Path:
@@ -157,6 +172,38 @@ def merged_revision(spec: ModelSpec, texts: Sequence[str]) -> str:
     A digest covers the size and the first MiB of the file, which holds the header.
     """
     return "+".join([revision(spec), *(_digest(find_lora(text).path) for text in texts)])
+
+
+def find_recorded_loras(texts: Sequence[str], revision: str, record: Path) -> tuple[str, ...]:
+    """The LoRAs of a record where they are now, by their digests in its `revision`.
+
+    Each is as it was typed, else beside the record or in WANCLI_MODEL_PATH. Raises InputError or
+    ModelError for one that is missing or has changed.
+    """
+    _, *digests = revision.split("+")
+    if len(digests) != len(texts):  # of an earlier version
+        return tuple(texts)
+    return tuple(_recorded(*pair, record) for pair in zip(texts, digests, strict=True))
+
+
+def _recorded(text: str, digest: str, record: Path) -> str:
+    typed, expert, scale = _split(text)
+    name = PurePath(typed.rpartition(":")[2]).name
+    error: SetupError = InputError(
+        f"{record} was made with the LoRA {name}, which is missing or has changed.",
+        hint=f"put the original {name} beside it, or give `lora` FILE",
+    )
+    try:
+        if _digest(_place(typed)) == digest:
+            return text
+    except ModelError as not_pulled:
+        error = not_pulled
+    except (InputError, SettingsError, OSError):
+        pass
+    for path in (record.parent / name, *find_named("lora", name)):
+        if path.is_file() and _digest(path) == digest:
+            return f"{path}{expert and '@'}{expert}={scale}"
+    raise error
 
 
 def _digest(path: Path) -> str:

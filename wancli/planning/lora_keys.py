@@ -28,10 +28,11 @@ from wancli.errors import ModelError, shortened
 from wancli.utils.reading import parse_json, read_header, read_json, unreadable
 
 HINT = "wancli model info FILE says which model a LoRA is for"
-_PREFIX = re.compile(
-    r"^(?:base_model\.model\.|diffusion_model\.|model\.|transformer\.|pipe\.dit\.|dit\.|unet\.|"
-    r"lora_unet_+|lora_transformer_)+"
+PREFIX = (  # of the keys of LoRAs
+    r"(?:base_model\.model\.|diffusion_model\.|model\.|transformer\.|pipe\.dit\.|dit\.|unet\.|"
+    r"lora_unet_+|lora_transformer_)"
 )
+_PREFIX = re.compile(f"^{PREFIX}+")
 _OF_TEXT = re.compile(r"^(?:base_model\.model\.)?(?:lora_te\d?_|text_encoders?[._])")
 _KEY = re.compile(
     r"(?P<layer>.+?)\."
@@ -163,8 +164,7 @@ def parse_lora(path: Path, shapes: Shapes, config: Mapping[str, Any]) -> LoraFil
 
 def _check_kind(path: Path, keys: Iterable[str], config: Mapping[str, Any]) -> None:
     """Raise ModelError for a relative of LoRA that is not merged as W + B A."""
-    kinds = (kind for key in keys for word, kind in _REFUSED.items() if f".{word}" in key)
-    kind = next(kinds, "DoRA" if config.get("use_dora") else "")
+    kind = refused_kind("\n".join(keys)) or ("DoRA" if config.get("use_dora") else "")
     if config.get("alpha_pattern"):
         kind = "LoRA with an alpha_pattern"
     if kind:
@@ -172,6 +172,11 @@ def _check_kind(path: Path, keys: Iterable[str], config: Mapping[str, Any]) -> N
             f"{path} is a {kind}, which is not supported.",
             hint="give a plain LoRA, or merge it into the model's weights first",
         )
+
+
+def refused_kind(keys: str) -> str:
+    """Which relative of LoRA, not merged as W + B A, has keys such as these; "" for a LoRA."""
+    return next((kind for word, kind in _REFUSED.items() if f".{word}" in keys), "")
 
 
 def _parse_key(key: str) -> tuple[str, str]:

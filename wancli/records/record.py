@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ ROLLOUT_FILE = "rollout.json"  # in NAME.rollout/: the rollout's request
 UNFINISHED = json.dumps({"schema": SCHEMA, "status": "unfinished"})  # embedded in a partial stream
 _MOVED = ("sampler", "steps_list", "warp_steps")  # from the rollout's settings
 BEFORE_FAST_DECODING = {"vae_exact": True}  # in requests of versions that had no other way
+_BEFORE = re.compile(r"^.*?(?=(@(high|low))?(=[^=]*)?$)")  # a LoRA's expert and scale: its file
 EMBEDDED_LIMIT = 32_000  # bytes of JSON inside an MP4
 
 
@@ -59,6 +61,8 @@ class Request:
         del values["prompt_kv"]["prompt_kv"], values["prompt_kv"]["free_kv_weights"]
         for name in WEIGHTS:
             del values["machine"][name]  # the weights have its digest
+        # So has the revision those of LoRAs, wherever they are.
+        values["machine"]["lora"] = [_BEFORE.sub("", text) for text in values["machine"]["lora"]]
         if _same_without_name(values):
             del values["machine"][DECODER]
         if "weights" in values:

@@ -1,0 +1,71 @@
+"""Files of weights in folders that programs share, as `wancli model list` prints them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wancli.catalog.model_folders import VARIABLE, ModelFolder, folders_of, model_roots
+from wancli.cli.screen import Screen
+from wancli.utils.units import gib
+
+if TYPE_CHECKING:
+    from wancli.models.weight_summary import WeightSummary
+
+_MOST_MODELS = 2
+
+
+def show_files(roots: Sequence[Path], screen: Screen) -> None:
+    """Print the files under `roots` that wancli can use, and how many others there are."""
+    for root in roots:
+        if not root.is_dir():
+            screen.warn(f"folder '{root}' not found.", hint=f"correct {VARIABLE}")
+    files = [(folder, info, _parts(folder, info)) for folder, info in _files(roots)]
+    usable = [file for file in files if file[2]]
+    if screen.options.json:
+        for file in usable:
+            screen.json(_entry(*file))
+    elif usable:
+        rows = [_row(*file) for file in usable]
+        screen.table("file", "part", "dtype", "size", "for", rows=rows, right=("size",))
+    if others := len(files) - len(usable):
+        screen.note(f"{others:,} other files there are not of Wan models")
+    if new := [str(root) for root in roots if root not in model_roots()]:
+        screen.note(f"to use them by name: export {VARIABLE}={os.pathsep.join(new)}")
+
+
+def _parts(folder: ModelFolder, info: "WeightSummary") -> tuple[str, ...]:
+    """The settings that take a file from its folder; a broken one is for those of the folder."""
+    if info.problem and not info.parts:
+        return (folder.setting,)
+    return tuple(part for part in info.parts if folder.setting in ("", part))
+
+
+def _files(roots: Sequence[Path]) -> Iterator[tuple[ModelFolder, "WeightSummary"]]:
+    """Each file of weights once, and the folder that it is in."""
+    from wancli.models.weight_summary import READ, summarize_weights
+
+    visited = set()
+    for root in roots:
+        for folder in folders_of(root):
+            for path in folder.files():
+                real = os.path.realpath(path)
+                if path.suffix in READ and real not in visited:
+                    visited.add(real)
+                    yield folder, summarize_weights(path)
+
+
+def _entry(folder: ModelFolder, info: "WeightSummary", parts: Sequence[str]) -> dict[str, object]:
+    about = {"name": str(info.path.relative_to(folder.path)), "folder": str(folder.path)}
+    return {**about, **info.as_json(), "parts": [*parts], "description": info.description}
+
+
+def _row(folder: ModelFolder, info: "WeightSummary", parts: Sequence[str]) -> tuple[str, ...]:
+    """The cells of a file; the last says what it is for, and which models it fits."""
+    models = ", ".join(info.models[:_MOST_MODELS])
+    more = len(info.models) - _MOST_MODELS
+    fits = f"{models} and {more} more" if more > 0 else models or "no known model"
+    told = bool(info.rank or info.problem)
+    purpose = ": ".join(filter(None, (info.description, "" if told else fits)))
+    name = str(info.path.relative_to(folder.path))
+    return name, ", ".join(parts), info.dtype, gib(info.bytes), purpose
