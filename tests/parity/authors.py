@@ -17,6 +17,7 @@ chunks before it. Nothing of the loops is changed; around them, these are replac
 import contextlib
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 HERE = Path(__file__).parent
 Case = dict[str, Any]
@@ -37,6 +38,7 @@ CASES: dict[str, Case] = json.loads((HERE / "authors.json").read_text())
 MODEL = json.loads((HERE / "model.json").read_text())
 TOKENS, TEXT = MODEL["tokens_per_frame"], MODEL["text_len"]
 HEADS, HEAD_DIM, LAYERS = 4, 16, 3
+CUT = "The scene transitions. "  # of LongLive 2
 MEMORY = (  # of their demo_utils.memory or utils.memory
     "gpu",
     "get_cuda_free_memory_gb",
@@ -284,7 +286,78 @@ def causvid(checkout: Path) -> Run:
     return run
 
 
-MODELS = {"causal-forcing": causal_forcing, "longlive": longlive, "causvid": causvid}
+class Shots(Embeddings):
+    """Prompts of all chunks at once, the first of a shot with a prefix."""
+
+    def forward(self, text_prompts: list[str]) -> dict[str, torch.Tensor]:
+        rows = [self.stored[name.removeprefix(CUT)][0] for name in text_prompts]
+        return {"prompt_embeds": torch.stack([pad(r, (0, 0, 0, TEXT - len(r))) for r in rows])}
+
+
+class Config(dict[str, Any]):
+    """Stands for OmegaConf's."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def longlive2(checkout: Path) -> Run:
+    """CausalDiffusionInferencePipeline of NVlabs/LongLive 2, without its Triton kernels."""
+    os.environ |= {"LLV2_TRITON_ROPE": "0", "LLV2_TRITON_ADALN": "0"}
+    loop = Loop(checkout, modules="wan_5b.modules")
+    loop.packages("wan_5b", loop.modules, "wan_5b.utils", "pipeline", "utils")
+    without_encoders(loop.modules)
+    stub(f"{loop.modules}.vae2_2", _video_vae=None)
+    stub("omegaconf", OmegaConf=None)
+    stub("utils.dataset", DEFAULT_SCENE_CUT_PREFIX=CUT)
+    stub("transformers.models.x_clip.modeling_x_clip", x_clip_loss=None)
+    use_sdpa(loop.modules)
+    sizes: Any = import_module("utils.config")
+    sizes.wan_default_config["Wan2.2-TI2V-5B"] = {
+        "num_heads": HEADS, "head_dim": HEAD_DIM, "num_transformer_blocks": LAYERS,
+    }  # fmt: skip
+    wrapper: Any = import_module("utils.wan_5b_wrapper")
+    pipeline: Any = import_module("pipeline.causal_diffusion_inference")
+
+    def run(case: Case) -> Any:
+        frames, context = case["frames"], case.get("context_frames", 0)
+        config = case["config"]
+        tables = {name: Config(config[name]) for name in ("model_kwargs", "inference")}
+        args = Config(
+            **config | tables, image_or_video_shape=[1, frames, *MODEL["latent_shape_per_frame"]]
+        )
+        generator = loop.generator(
+            wrapper.WanDiffusionWrapper, wrapper.FlowMatchScheduler,
+            shift=config["model_kwargs"]["timestep_shift"],
+        )  # fmt: skip
+        generator._compiled_model_call = None
+        loops = pipeline.CausalDiffusionInferencePipeline(
+            args, "cpu", generator, Shots(loop.stored), NoVae()
+        )
+        name, prompts = "prompt_embeds", []
+        for first in range(0, frames, config["num_frame_per_block"]):
+            name = case["prompts"].get(str(first), name)
+            prompts.append((CUT if str(first) in case["prompts"] else "") + name)
+        latents = loops.inference(
+            loop.stored["noise"][None, :frames],
+            [prompts],
+            initial_latent=loop.stored["initial_latent"][None, :context] if context else None,
+            return_latents=True,
+        )
+        return latents[0]
+
+    return run
+
+
+MODELS = {
+    "causal-forcing": causal_forcing,
+    "longlive": longlive,
+    "longlive2": longlive2,
+    "causvid": causvid,
+}
 
 
 def main(model: str, checkout: str) -> None:

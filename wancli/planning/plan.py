@@ -204,7 +204,7 @@ def make_rollout_plan(
         model=spec.name,
         shape=shape,
         context=context,
-        spans=in_shots(spans, chosen, changes),
+        spans=_in_shots(spans, chosen, changes),
         window=_window(chosen, shape),
         rope=_rope(chosen),
         guided=guided,
@@ -217,7 +217,7 @@ def make_rollout_plan(
     )
 
 
-def in_shots(
+def _in_shots(
     spans: tuple[Span, ...], chosen: Rollout, changes: Collection[int]
 ) -> tuple[Span, ...]:
     """The chunks, with what the shots that begin at `changes` do to them."""
