@@ -44,13 +44,13 @@ def _slurm_shard(environment: Mapping[str, str]) -> Shard:
     values = {name: environment.get(f"SLURM_ARRAY_TASK_{name}", v) for name, v in names.items()}
     if not all(value.isdecimal() for value in values.values()):
         raise UsageError(
-            "`shard auto` is for tasks of a SLURM array.", hint="sbatch --array=0-7, or `shard 1/8`"
+            "`shard auto` is for tasks of a SLURM array.", hint="an array such as 0-7, or `shard 1/8`"
         )
     task, count, first, last, step = (int(values[name]) for name in names)
     place, left = divmod(task - first, max(1, step))
     if left or (last - first) // max(1, step) + 1 != count:
         raise UsageError(
             "`shard auto` needs a SLURM array of evenly spaced numbers.",
-            hint="sbatch --array=0-7, or `shard 1/8`",
+            hint="an array such as 0-7, or `shard 1/8`",
         )
     return Shard(place + 1, count)
