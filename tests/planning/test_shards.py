@@ -24,6 +24,10 @@ def slurm(task: int, count: int, first: int, last: int, step: int = 1) -> dict[s
         (slurm(0, 4, 0, 3), Shard(1, 4)),
         (slurm(13, 4, 10, 13), Shard(4, 4)),
         (slurm(5, 3, 1, 9, step=4), Shard(2, 3)),
+        (
+            {f"SLURM_ARRAY_TASK_{n}": v for n, v in (("ID", "1"), ("COUNT", "2"), ("MIN", "0"))},
+            Shard(2, 2),
+        ),
     ],
 )
 def test_auto_is_the_place_of_a_task_in_its_array(environment: dict[str, str], expected: Shard):

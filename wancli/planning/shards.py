@@ -8,6 +8,7 @@ from typing import TypeVar
 from wancli.errors import UsageError, shortened
 
 AUTO = "auto"
+_ARRAY = "an array such as 0-7, or `shard 1/8`"
 T = TypeVar("T")
 
 
@@ -40,17 +41,16 @@ def parse_shard(text: str, environment: Mapping[str, str]) -> Shard:
 
 def _slurm_shard(environment: Mapping[str, str]) -> Shard:
     """The task's place among the numbers of its array, which may begin anywhere."""
-    names = {"ID": "", "COUNT": "", "MIN": "", "MAX": "", "STEP": "1"}
-    values = {name: environment.get(f"SLURM_ARRAY_TASK_{name}", v) for name, v in names.items()}
-    if not all(value.isdecimal() for value in values.values()):
-        raise UsageError(
-            "`shard auto` is for tasks of a SLURM array.", hint="an array such as 0-7, or `shard 1/8`"
-        )
-    task, count, first, last, step = (int(values[name]) for name in names)
-    place, left = divmod(task - first, max(1, step))
-    if left or (last - first) // max(1, step) + 1 != count:
-        raise UsageError(
-            "`shard auto` needs a SLURM array of evenly spaced numbers.",
-            hint="an array such as 0-7, or `shard 1/8`",
-        )
+    names = ("ID", "COUNT", "MIN", "MAX", "STEP")
+    texts = {name: environment.get(f"SLURM_ARRAY_TASK_{name}", "") for name in names}
+    values = {name: int(text) for name, text in texts.items() if text.isdecimal()}
+    try:
+        task, count, first = (values[name] for name in ("ID", "COUNT", "MIN"))
+    except KeyError:
+        raise UsageError("`shard auto` is for tasks of a SLURM array.", hint=_ARRAY) from None
+    step = values.get("STEP") or 1
+    place, left = divmod(task - first, step)
+    even = values.get("MAX", first + (count - 1) * step) == first + (count - 1) * step
+    if left or not even or not 0 <= place < count:
+        raise UsageError("`shard auto` needs a SLURM array of evenly spaced numbers.", hint=_ARRAY)
     return Shard(place + 1, count)
