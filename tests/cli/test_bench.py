@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Result, Wancli
@@ -15,6 +15,7 @@ from wancli.benchmark.cases import BenchInputs
 from wancli.benchmark.measure import Measurer
 from wancli.benchmark.session import BenchRequest, BenchSession, Goals
 from wancli.catalog.tasks import ANIMATE, IMAGE
+from wancli.catalog.tiny_decoder import TinyDecoderShape
 from wancli.cli.bench_variants import read_bench_request, read_variant
 from wancli.cli.messages import flag
 from wancli.config.layers import settings_layers
@@ -96,6 +97,34 @@ def test_the_table_goes_to_stdout_and_messages_to_stderr(wancli: Wancli, tiny_mo
     assert "equal" in exact
     assert "report: bench/report.html" in result.err
     assert "another seed of the baseline" in result.err
+
+
+def test_ways_to_decode_are_compared_on_the_same_latents(wancli: Wancli, tiny_model: Path):
+    shape = TinyDecoderShape(4, widths=(4, 4, 4, 4), blocks=1)
+    save_file({key: torch.zeros(size) for key, size in shape.parameters.items()}, "own.safetensors")
+    few = ("--steps", 1, "--num-frames", 5, "--vae-decoder", "own.safetensors")
+    result = bench(wancli, tiny_model, *few, "--decoders")
+    assert result.code == 0, result.err
+    header, *rows = result.out.strip().splitlines()
+    assert header.split()[0] == "decoder"
+    report = json.loads(Path("bench/bench.json").read_text())
+    exact, fast, *_, own = report["decoders"]
+    assert [row.split()[0] for row in rows] == [
+        "exact",
+        "fast",
+        "bfloat16",
+        "fast",
+        "own.safetensors",
+    ]
+    assert (exact["ssim"], exact["speed_up"]) == (None, 1.0)
+    assert fast["ssim"] > 0.999
+    assert own["ssim"] < 0.9
+    assert own["settings"]["vae_decoder"] == "own.safetensors"
+    again = bench(wancli, tiny_model, *few, "--decoders", "--overwrite", "--json")
+    assert again.code == 0, again.err
+    assert len(json.loads(again.out)["decoders"]) == len(rows)
+    for flags in (("--variant", "a: --cfg-gate 0.5"), ("--tune",)):
+        assert bench(wancli, tiny_model, "--decoders", *flags).code == 2
 
 
 def test_a_toml_file_defines_prompts_seeds_and_variants(wancli: Wancli, tiny_model: Path):

@@ -7,6 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from wancli.catalog.decoder_files import add_vae_decoder
+from wancli.catalog.specs import SPECS
+from wancli.catalog.tiny_decoder import DEMO_SHAPE
 from wancli.demo import autoencoder
 from wancli.demo.autoencoder import (
     CHANNELS,
@@ -25,6 +28,7 @@ from wancli.demo.parts import (
     make_transformer,
     tokenize,
 )
+from wancli.demo.tiny_decoder import TinyBudget, train_tiny_decoder, write_tiny_decoder
 from wancli.demo.training import (
     BatchedMuon,
     CapturedStep,
@@ -250,3 +254,26 @@ def test_case_is_ignored_and_unknown_words_are_one_token():
     assert (unknown, end) == (tokenizer.unk_token_id, tokenizer.eos_token_id)
     assert mask.sum(1).tolist() == [4, 4, 4, 1]
     assert set(ids[3, 1:].tolist()) == {tokenizer.pad_token_id}
+
+
+def test_training_the_tiny_decoder_resumes_exactly(tmp_path, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    targets = {
+        "latents": torch.randn(6, CHANNELS, 3, 4, 4, generator=generator),
+        "video": torch.randint(0, 256, (6, 3, 9, 32, 32), dtype=torch.uint8, generator=generator),
+    }
+    budget = TinyBudget(clips=6, batch=2, steps=STEPS)
+    for name in ("whole", "resumed"):
+        work = tmp_path / name
+        work.mkdir()
+        torch.save(targets, work / "tiny-targets-00000.pt")
+    whole = train_tiny_decoder(tmp_path / "whole", make_autoencoder(), budget=budget)
+    monkeypatch.setattr(stop, "requested", True)
+    with pytest.raises(SystemExit):
+        train_tiny_decoder(tmp_path / "resumed", make_autoencoder(), budget=budget)
+    monkeypatch.setattr(stop, "requested", False)
+    resumed = train_tiny_decoder(tmp_path / "resumed", make_autoencoder(), budget=budget)
+    assert_same(dict(resumed.state_dict()), dict(whole.state_dict()))
+    path = tmp_path / "tiny_decoder" / "demo.safetensors"
+    write_tiny_decoder(resumed, path)
+    assert add_vae_decoder(SPECS["demo"], str(path)).tiny_decoder == DEMO_SHAPE

@@ -22,7 +22,11 @@ from wancli.config.settings import Settings
 from wancli.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from wancli.benchmark.cases import Arm, Bench
+    from wancli.benchmark.session import BenchRequest
     from wancli.planning.inputs import InputFiles
 
 GOALS, TUNE = "Goals", "Tuning"
@@ -30,6 +34,7 @@ COLUMNS = (
     "variant", "denoise", "speed-up", "total", "blocks", "SSIM", "worst", "PSNR", "temporal",
     "motion",
 )  # fmt: skip
+DECODER_COLUMNS = ("decoder", "decode", "speed-up", "SSIM", "worst", "PSNR", "peak")
 Prompts = Annotated[
     list[str],
     typer.Argument(help="Prompts, .txt files with one per line, or a .toml file with everything."),
@@ -64,6 +69,12 @@ Most = Annotated[
         help="Exit 7 if a variant's denoising time is above this fraction of the baseline's.",
     ),
 ]  # fmt: skip
+Decoders = Annotated[
+    bool,
+    typer.Option(
+        "--decoders", help="Compare ways to decode the same latents: fast, tiled, tiny (no caches)."
+    ),
+]
 Tune = Annotated[
     bool,
     typer.Option(
@@ -102,6 +113,7 @@ def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
     variant: Variants = None,
     preset: PresetName = None,
     seed: Seed = None,
+    decoders: Decoders = False,
     output: Folder = Path("bench"),
     overwrite: Overwrite = False,
     fail_under_ssim: Least = None,
@@ -126,13 +138,48 @@ def bench(  # noqa: PLR0913 - one parameter per flag that is not a setting
     )
     if not tune and (target_ssim is not None or save_preset):
         raise UsageError("`target_ssim` and `save_preset` need `tune`.", hint="add `tune`")
+    screen = Screen(output_options)
+    layers = settings_layers(screen.warn, overrides, preset)
+    if decoders:
+        if tune or fail_under_ssim is not None or fail_over_ratio is not None:
+            raise UsageError("`decoders` has no goals and no `tune`.", hint="drop those flags")
+        _bench_decoders(request, layers, output, screen, overwrite=overwrite, force=force)
+        return
     target = (0.95 if target_ssim is None else target_ssim) if tune else None
     goals = Goals(fail_under_ssim, fail_over_ratio, target, save_preset)
-    screen = Screen(output_options)
-    session = BenchSession(request, settings_layers(screen.warn, overrides, preset), goals)
+    session = BenchSession(request, layers, goals)
     measured, page = session.run(output, screen, overwrite=overwrite, force=force)
     _show(measured, page, screen)
     session.judge(measured)
+
+
+def _bench_decoders(
+    request: "BenchRequest", layers: list[Layer], output: Path, screen: Screen, *,
+    overwrite: bool, force: bool,
+) -> None:  # fmt: skip
+    from wancli.benchmark.decoders import DecoderBench
+
+    bench = DecoderBench(request, layers)
+    measured = bench.run(output, screen, overwrite=overwrite, force=force)
+    if screen.options.json:
+        screen.json(measured)
+        return
+    rows = [_decoder_row(result) for result in measured["decoders"]]
+    screen.table(*DECODER_COLUMNS, rows=rows, right=DECODER_COLUMNS[1:])
+    screen.note(f"written: {output / 'bench.json'}")
+
+
+def _decoder_row(result: "Mapping[str, Any]") -> tuple[str, ...]:
+    same = result["ssim"] is not None and result["psnr_db"] is None
+    return (
+        result["name"],
+        f"{result['decode_s']:.3f} s",
+        f"{result['speed_up']:.2f}x",
+        "" if result["ssim"] is None else "equal" if same else f"{result['ssim']:.4f}",
+        "" if result["ssim"] is None else "equal" if same else f"{result['ssim_worst']:.4f}",
+        "" if result["psnr_db"] is None else f"{result['psnr_db']:.1f} dB",
+        "" if result["peak_gib"] is None else f"{result['peak_gib']:.2f} GiB",
+    )
 
 
 def _show(bench: "Bench", page: Path, screen: Screen) -> None:

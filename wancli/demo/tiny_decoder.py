@@ -58,8 +58,8 @@ def train_tiny_decoder(
     optimizer = Optimizer(
         [p for p in parameters if is_matrix(p)],
         [p for p in parameters if not is_matrix(p)],
-        muon_lr=0.02,
-        adam_lr=2e-3,
+        muon_lr=0.006,
+        adam_lr=4e-3,
     )
     log, path, first = Log(work / "tiny-decoder.jsonl"), work / "tiny-decoder.pt", 0
     if state := load_checkpoint(path):
@@ -130,18 +130,19 @@ def _targets(
 
     Half of the latents are noisy. Existing shards in `work` are read.
     """
-    data = encode_clips(vae, work, clips=clips, device=device)
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (data.mean, data.std))
-    clean, shards = normalize(vae, data.latents[:clips] * std + mean).cpu(), []
-    for first in range(0, clips, _SHARD):
-        path = work / f"tiny-targets-{first:05}.pt"
+    paths = {first: work / f"tiny-targets-{first:05}.pt" for first in range(0, clips, _SHARD)}
+    if not all(path.exists() for path in paths.values()):
+        data = encode_clips(vae, work, clips=clips, device=device)
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (data.mean, data.std))
+        clean = normalize(vae, data.latents[:clips] * std + mean).cpu()
+    for first, path in paths.items():
         if not path.exists():
             latents = _add_noise(clean[first : first + _SHARD], seed=first)
             part_path = path.with_suffix(".part")
             video = torch.cat([_decode(vae, one[None]) for one in latents])
             torch.save({"latents": latents, "video": video}, part_path)
             part_path.replace(path)
-        shards.append(torch.load(path, weights_only=True))
+    shards = [torch.load(path, weights_only=True) for path in paths.values()]
     latents, video = (torch.cat([shard[name] for shard in shards]) for name in ("latents", "video"))
     return latents, video
 
