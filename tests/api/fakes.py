@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from wancli.api import worker_process
-from wancli.api.batch_worker import BatchWorker
+from wancli.api.batch_worker import BatchWorker, Beat, JobMaker
 from wancli.errors import RunError
 from wancli.records.ledger import (
     ClaimedJob,
     Ledger,
     LedgerJob,
     LedgerSettings,
-    LedgerWorker,
     create_ledger,
 )
 
@@ -30,10 +29,11 @@ START = (
 )
 
 
-class FakeWorker(BatchWorker):
-    """A worker without a model."""
+class FakeMaker(JobMaker):
+    """Makes jobs without a model."""
 
-    def _make(self, worker: LedgerWorker, job: ClaimedJob) -> tuple[Mapping[str, Any], bool]:
+    def make(self, job: ClaimedJob, beat: Beat) -> tuple[Mapping[str, Any], bool]:
+        """Do what the prompt says."""
         what = job.prompt or ""
         if what == "die":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -45,6 +45,14 @@ class FakeWorker(BatchWorker):
             time.sleep(60)
         job.output.write_bytes(b"video")
         return {"pid": os.getpid()}, False
+
+
+class FakeWorker(BatchWorker):
+    """A worker without a model."""
+
+    def __init__(self, ledger: Ledger, **options: Any) -> None:
+        super().__init__(ledger, **options)
+        self._maker = FakeMaker()
 
 
 def fake_ledger(folder: Path, prompts: Sequence[str]) -> Ledger:

@@ -1,7 +1,7 @@
 """A worker of a batch: a loaded model that takes jobs from a ledger."""
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from time import monotonic, sleep
@@ -20,6 +20,7 @@ from wancli.records.progress import Event, Report, ignore
 _BEAT = 5.0  # seconds
 _WAIT = 1.0  # seconds between looks at the jobs of others
 Started = Callable[[ClaimedJob], object]
+Beat = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,16 @@ class JobOutcome:
     """A job that has ended: its record, or the error that it failed with.
 
     Where its model cannot be loaded, `others` that need the same one have failed with it. `again`
-    says how a job that failed is tried again, in words.
+    says how a job that failed is tried again, in words; `change` has settings that need less
+    memory, for one that ran out of it.
     """
 
     job: ClaimedJob
     record: Mapping[str, Any] | None = None
     error: WancliError | None = None
     kept: bool = False
+    loaded: bool = True
+    change: Mapping[str, Any] = field(default_factory=dict)
     others: int = 0
     again: str = ""
 
@@ -61,12 +65,10 @@ class BatchWorker:
         with `adapt`, one that runs out of memory with settings that need less. `timeout` is in
         seconds of a job, without loading.
         """
-        self._ledger, self._report, self._started = ledger, report, started
-        self._warn = _once(warn) if warn else None
-        self._skip, self._retries, self._adapt = skip_existing, retries, adapt
-        self._timeout = timeout
-        self._model: Model | None = None
-        self._number = -1
+        self._ledger, self._started, self._retries = ledger, started, retries
+        self._maker = JobMaker(
+            skip_existing=skip_existing, adapt=adapt, timeout=timeout, report=report, warn=warn
+        )
 
     def run(self) -> Generator[JobOutcome, None, None]:
         """Make jobs until none is left, waiting for those of others, who may die.
@@ -80,51 +82,83 @@ class BatchWorker:
                     yield JobOutcome(failed, error=died_error())
                 if job := worker.claim():
                     self._started(job)
-                    yield self._outcome(worker, job)
+                    outcome = self._maker.attempt(job, partial(worker.beat, job))
+                    yield note_outcome(worker, outcome, retries=self._retries)
                 elif self._ledger.is_running():
-                    self._close()  # its memory may be what the others need
+                    self._maker.close()  # its memory may be what the others need
                     sleep(_WAIT)
                 else:
                     return
         finally:
             worker.close()
-            self._close()
+            self._maker.close()
 
-    def _outcome(self, worker: LedgerWorker, job: ClaimedJob) -> JobOutcome:
+
+def note_outcome(worker: LedgerWorker, outcome: JobOutcome, *, retries: int) -> JobOutcome:
+    """Note in the ledger how a job has ended, and what follows from that."""
+    job, error = outcome.job, outcome.error
+    if error is None:
         try:
-            record, kept = self._make(worker, job)
-            worker.done(job, record, kept=kept)
-        except JobCancelled as failure:
-            return JobOutcome(job, error=failure)
+            worker.done(job, outcome.record or {}, kept=outcome.kept)
+            return outcome
+        except WancliError as failure:
+            error = failure
+    if isinstance(error, JobCancelled):  # which the ledger knows
+        return JobOutcome(job, error=error)
+    if again := _again(worker, outcome, error, retries):
+        return JobOutcome(job, error=error, again=again)
+    if not outcome.loaded:
+        return replace(outcome, others=worker.failed_to_load(job, error))
+    worker.failed(job, error)
+    return JobOutcome(job, error=error)
+
+
+def _again(worker: LedgerWorker, outcome: JobOutcome, error: WancliError, retries: int) -> str:
+    """How a job that failed is tried again, in words; "" if it is not."""
+    job, change = outcome.job, outcome.change
+    if change and worker.adapt(job, {**job.values, **change}, same_model=_on_one_model):
+        return f"it goes on with {in_words(change)}"
+    may_pass = isinstance(error, CapacityError) or _is_unexpected(error)
+    return "it is tried again" if may_pass and worker.again(job, most=retries) else ""
+
+
+def _is_unexpected(error: WancliError) -> bool:
+    return type(error) is WancliError
+
+
+class JobMaker:
+    """A loaded model that makes jobs, and loads another where they need one."""
+
+    def __init__(
+        self, *, skip_existing: bool = False, adapt: bool = False, timeout: float | None = None,
+        report: Report = ignore, warn: Warn | None = None,
+    ) -> None:  # fmt: skip
+        self._skip, self._adapt, self._timeout = skip_existing, adapt, timeout
+        self._report, self._warn = report, _once(warn) if warn else None
+        self._model: Model | None = None
+        self._number = -1
+
+    def attempt(self, job: ClaimedJob, beat: Beat) -> JobOutcome:
+        """Make a job, or say why not. What `beat` raises, which is called now and then, ends it."""
+        try:
+            record, kept = self.make(job, beat)
         except _NotLoaded as failure:
-            error = failure.error
-            if again := self._again(worker, job, error):
-                return JobOutcome(job, error=error, again=again)
-            return JobOutcome(job, error=error, others=worker.failed_to_load(job, error))
+            return self._failed(job, failure.error, loaded=False)
         except Exception as failure:  # noqa: BLE001 - it does not end the batch
             error = failure if isinstance(failure, WancliError) else unexpected(failure)
             if error is not failure:
-                self._close()  # nobody knows what state it is in
-            again = self._again(worker, job, error)
-            if not again:
-                worker.failed(job, error)
-            return JobOutcome(job, error=error, again=again)
+                self.close()  # nobody knows what state it is in
+            return self._failed(job, error)
         return JobOutcome(job, record=record, kept=kept)
 
-    def _again(self, worker: LedgerWorker, job: ClaimedJob, error: WancliError) -> str:
-        """How a job that failed is tried again, in words; "" if it is not."""
-        memory = isinstance(error, CapacityError)
-        if memory and self._adapt:
-            change = less_memory(job.command, job.prompt, job.values)
-            values = {**job.values, **change}
-            if change and worker.adapt(job, values, same_model=_on_one_model):
-                return f"it goes on with {in_words(change)}"
-        may_pass = memory or type(error) is WancliError  # the latter is unexpected
-        return "it is tried again" if may_pass and worker.again(job, most=self._retries) else ""
+    def _failed(self, job: ClaimedJob, error: WancliError, *, loaded: bool = True) -> JobOutcome:
+        adapts = self._adapt and isinstance(error, CapacityError)
+        change = less_memory(job.command, job.prompt, job.values) if adapts else {}
+        return JobOutcome(job, error=error, loaded=loaded, change=change)
 
-    def _make(self, worker: LedgerWorker, job: ClaimedJob) -> tuple[Mapping[str, Any], bool]:
+    def make(self, job: ClaimedJob, beat: Beat) -> tuple[Mapping[str, Any], bool]:
         """The record of a finished video, and whether it was there before."""
-        listener = _JobListener(partial(worker.beat, job), self._report, self._warn)
+        listener = _JobListener(beat, self._report, self._warn)
         try:
             model = self._loaded(job, listener)
         except JobCancelled:
@@ -139,13 +173,14 @@ class BatchWorker:
     def _loaded(self, job: ClaimedJob, listener: Listener) -> Model:
         """The model of a job, loaded for the job: that was checked to fit."""
         if self._model is None or self._number != job.model:
-            self._close()
+            self.close()
             planned = plan_job(job.command, job.prompt, job.values, listener)
             layers, _ = all_layers(loaded_with(job.values), listener)
             self._model, self._number = Model(planned, layers, listener), job.model
         return self._model
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Give the memory of the model back."""
         if self._model is not None:
             self._model.close()
             self._model = None
@@ -166,7 +201,7 @@ class _NotLoaded(Exception):
 class _JobListener(Listener):
     """Notes now and then that a job goes on, passes on what is reported, and ends it in time."""
 
-    def __init__(self, beat: Callable[[], None], report: Report, warn: Warn | None) -> None:
+    def __init__(self, beat: Beat, report: Report, warn: Warn | None) -> None:
         super().__init__(self._on_event)
         self._beat, self._pass_on, self._warn = beat, report, warn
         self._last, self._end = monotonic(), inf
