@@ -58,7 +58,8 @@ def messages(module: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func).rpartition(".")[2]
-            texts = node.args if name.endswith("Error") or name in ("say", "warn") else []
+            spoken = name.endswith(("Error", "Warning")) or name in ("say", "warn")
+            texts = node.args if spoken else []
             for text in [*texts, *(k.value for k in node.keywords if k.arg == "hint")]:
                 parts = [part for part in ast.walk(text) if isinstance(part, ast.Constant)]
                 yield "".join(part.value for part in parts if isinstance(part.value, str))

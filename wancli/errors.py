@@ -26,6 +26,7 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +43,15 @@ class Warn(Protocol):
 
     def __call__(self, text: str, *, hint: str) -> None:
         """Show the warning."""
+
+
+@dataclass(frozen=True)
+class PlanWarning:
+    """What is doubtful about a valid request, and a hint."""
+
+    text: str
+    hint: str
+    of_prompt: bool = False  # about the prompt, and not about settings
 
 
 class WancliError(Exception):

@@ -20,7 +20,9 @@ DEMO = SPECS["demo"]
 
 def test_unknown_words_are_listed_and_info_has_those_that_are_known(wancli: Wancli):
     (warning,) = vocabulary_warnings(DEMO, ["A cat walks on the grass, a red circle and a cat."])
-    assert warning.startswith("demo does not know 'cat', 'walks', 'grass'. It is the demo model")
+    assert warning.text.startswith(
+        "demo does not know 'cat', 'walks', 'grass'. It is the demo model"
+    )
     assert "wancli model info demo" in HINT
     out = wancli("model", "info", "demo").out
     assert DEMO.draws in " ".join(out.split())
@@ -49,7 +51,7 @@ def test_punctuation_and_case_are_ignored(prompt: str):
 
 def test_a_long_list_of_words_is_shortened():
     (warning,) = vocabulary_warnings(DEMO, [" ".join(f"word{n}" for n in range(20))])
-    assert "'word7' and 12 more." in warning
+    assert "'word7' and 12 more." in warning.text
 
 
 @pytest.mark.parametrize("name", ["wan2.1-t2v-1.3b", "random:wan2.1-t2v-1.3b"])
@@ -72,6 +74,7 @@ def test_unknown_words_are_warned_about_before_generation_and_recorded(
     assert (result.code, result.err.count("warn:")) == (0, 1)
     assert "demo does not know 'cat'." in result.err
     assert "know" not in wancli(command, "a red circle", "--dry-run", "--seed", 1).err
-    request = Request("a cat", 1, Settings(), {}, warnings=vocabulary_warnings(DEMO, ["a cat"]))
+    texts = [warning.text for warning in vocabulary_warnings(DEMO, ["a cat"])]
+    request = Request("a cat", 1, Settings(), {}, warnings=texts)
     record = start_record(request, command=command, created=datetime.now(UTC))
     assert "'cat'" in json.loads(record.embedded())["warnings"][0]

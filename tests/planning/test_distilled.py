@@ -1,8 +1,13 @@
-import pytest
+from pathlib import Path
 
+import pytest
+from safetensors.torch import save_file
+
+from tests.conftest import Wancli
+from tests.models.test_lora import random_lora
 from wancli.config.settings import Machine, Sampling, Settings
-from wancli.errors import PlanError
-from wancli.planning.distilled import check_distilled, warn_of_distilled
+from wancli.errors import PlanError, PlanWarning
+from wancli.planning.distilled import check_distilled, distilled_warnings
 
 HIGH = "wan2.2_t2v_A14b_high_noise_lora_rank64_lightx2v_4step_1217.safetensors"
 LOW = HIGH.replace("high", "low")
@@ -31,14 +36,27 @@ def test_each_expert_has_guidance_of_its_own():
 
 
 def test_other_timesteps_than_those_of_training_are_warned_of():
-    warnings: list[tuple[str, str]] = []
-
-    def warn(text: str, *, hint: str) -> None:
-        warnings.append((text, hint))
-
     for lora, changes in ((HIGH, {}), ("mine.safetensors", {"flow_shift": 8.0})):
-        warn_of_distilled(settings(lora, **changes), warn)
-    assert warnings == []
-    warn_of_distilled(settings(HIGH, scheduler="unipc", flow_shift=8.0), warn)
+        assert distilled_warnings(settings(lora, **changes)) == ()
     text = f"LoRA {HIGH} was distilled for `scheduler euler`, `flow_shift 5.0`."
-    assert warnings == [(text, "`preset wan2.2-t2v-a14b-4step`")]
+    assert distilled_warnings(settings(HIGH, scheduler="unipc", flow_shift=8.0)) == (
+        PlanWarning(text, "`preset wan2.2-t2v-a14b-4step`"),
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("plan",), ("generate", "--dry-run"), ("generate", "--seed", 1), ("plan", "--chunks", 1),
+     ("rollout", "--chunks", 1, "--dry-run", "--force")],
+)  # fmt: skip
+def test_a_plan_and_a_dry_run_warn_as_the_run_does(
+    wancli: Wancli, tiny_model: Path, command: tuple[object, ...]
+):
+    save_file(random_lora()[0], HIGH)
+    small = ("--size", "32x32", "--steps", 1, "--scheduler", "unipc", "--guidance-scale", 1)
+    frames = () if "--chunks" in command else ("--num-frames", 5)
+    name, *flags = command
+    result = wancli(name, "a cat", *flags, *small, *frames, "--model", tiny_model, "--lora", HIGH)
+    assert result.code == 0, result.err
+    text = f"warn:  LoRA {HIGH} was distilled for --scheduler euler, "
+    assert result.err.replace("\n", " ").count(text) == 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from wancli.api.keywords import with_keywords
 from wancli.cost.capacity import CapacityCheck
-from wancli.errors import CapacityError
+from wancli.errors import CapacityError, PlanWarning
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,10 +69,11 @@ class VideoPlan:
 
 
 def video_plan(
-    capacity: CapacityCheck, plan: Mapping[str, Any], warnings: Sequence[str]
+    capacity: CapacityCheck, plan: Mapping[str, Any], warned: Sequence[PlanWarning]
 ) -> VideoPlan:
     """The plan of a request from the check of its capacity."""
     estimate, name = capacity.estimate, capacity.spec.name
+    warnings = [with_keywords(warning.text) for warning in warned]
     if estimate is None:
         return VideoPlan(
             name, None, None, None, "", "none", None, "", plan, {}, warnings, capacity.verdict

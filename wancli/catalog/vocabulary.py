@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 from wancli.catalog.specs import ModelSpec
+from wancli.errors import PlanWarning
 from wancli.utils.reading import parse_json, read_text
 
 HINT = "its words: wancli model info demo; or `model wan2.1-t2v-1.3b`"
@@ -19,7 +20,7 @@ def unknown_words(spec: ModelSpec, prompts: Iterable[str]) -> list[str]:
     return [word for word in words if word not in vocabulary] if vocabulary else []
 
 
-def vocabulary_warnings(spec: ModelSpec, prompts: Iterable[str]) -> tuple[str, ...]:
+def vocabulary_warnings(spec: ModelSpec, prompts: Iterable[str]) -> tuple[PlanWarning, ...]:
     """A warning about words that the model does not know, or none."""
     words = unknown_words(spec, prompts)
     if not words:
@@ -27,7 +28,8 @@ def vocabulary_warnings(spec: ModelSpec, prompts: Iterable[str]) -> tuple[str, .
     more = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
     quoted = ", ".join(f"'{word}'" for word in words[:_SHOWN])
     small = " It is the demo model, and draws moving shapes." if spec.draws else ""
-    return (f"{spec.name} does not know {quoted}{more}.{small}",)
+    text = f"{spec.name} does not know {quoted}{more}.{small}"
+    return (PlanWarning(text, HINT, of_prompt=True),)
 
 
 def _vocabulary(spec: ModelSpec) -> set[str]:

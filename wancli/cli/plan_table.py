@@ -12,6 +12,7 @@ from wancli.cli.settings_table import in_words, settings_rows
 from wancli.cost.capacity import CapacityCheck, DefaultCapacity
 from wancli.cost.devices import find_cpu
 from wancli.cost.estimate import Estimate
+from wancli.errors import PlanWarning
 from wancli.planning.lora import LoraUse
 from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import Request
@@ -175,7 +176,7 @@ class Planned(Protocol):
         """Its cost on this machine, and whether it fits."""
 
     @property
-    def warnings(self) -> Sequence[str]:
+    def warnings(self) -> Sequence[PlanWarning]:
         """Warnings to print before it runs."""
 
     def plan_json(self) -> Mapping[str, Any]:
@@ -196,10 +197,11 @@ def carry_out(planned: Planned, screen: Screen, *, dry_run: bool) -> list[dict[s
     if not dry_run:
         return planned.make(screen)
     show_plan(screen, planned.plan_json(), planned.items(), planned.capacity)
+    brief = screen.options.brief  # a plan needs no prompt, and has another word in its place
+    report_warnings((w for w in planned.warnings if not (brief and w.of_prompt)), screen)
     planned.capacity.check()
-    if not screen.options.brief:
+    if not brief:
         planned.check_outputs()
-        report_warnings(planned.warnings, screen)
     return []
 
 

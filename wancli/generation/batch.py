@@ -13,9 +13,9 @@ from wancli.catalog.weight_files import weights_json
 from wancli.config.layers import find_model
 from wancli.config.resolve import Resolved
 from wancli.config.settings import Settings
-from wancli.errors import PlanError, UsageError, WancliError
+from wancli.errors import PlanError, PlanWarning, UsageError, WancliError
 from wancli.models.warm import OnBytes, WarmPipeline, quiet_imports
-from wancli.planning.distilled import warn_of_distilled
+from wancli.planning.distilled import distilled_warnings
 from wancli.planning.existing import check_existing
 from wancli.planning.input_files import check_input_files, inputs_json
 from wancli.planning.inputs import NO_INPUTS, InputFiles, add_required_inputs
@@ -80,7 +80,7 @@ class PlannedVideos:
     plan: Plan
     todo: Sequence[_PlannedVideo]
     capacity: "CapacityCheck"
-    warnings: Sequence[str] = ()
+    warnings: Sequence[PlanWarning] = ()
 
     @property
     def resolved(self) -> Resolved[Settings]:
@@ -125,7 +125,6 @@ class PlannedVideos:
         outputs = _outputs(request, todo, files, self.spec)
         with outputs.locked():
             report_warnings(self.warnings, observer)
-            warn_of_distilled(request.resolved.settings, observer.warn)
             report_loras(self.plan.lora, observer)
             model = model or self.pipeline()
             if not model.loaded:
@@ -163,7 +162,8 @@ def plan_videos(
     check_files(spec)
     if gpu is None:
         choose_encoding(settings.output, (settings.video.width, settings.video.height))
-    warnings = vocabulary_warnings(spec, [request.prompt])
+    warnings = (*vocabulary_warnings(spec, [request.prompt]), *distilled_warnings(settings))
+    texts = [warning.text for warning in warnings]
     check_input_files(request.inputs, settings.video)
     weights = merged_revision(spec, settings.machine.lora)
     input_records = inputs_json(request.inputs, plan)
@@ -171,7 +171,7 @@ def plan_videos(
     for seed in request.seeds:
         video = Request(
             request.prompt, seed, settings, request.resolved.sources, weights, input_records,
-            warnings, [asdict(use) for use in plan.lora], weights_json(spec),
+            texts, [asdict(use) for use in plan.lora], weights_json(spec),
         )  # fmt: skip
         todo.append(_name_files(video, files, several=len(request.seeds) > 1))
     # Only what is valid so far needs what follows.

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from wancli.config.presets import PACKAGED, layers, read_file
 from wancli.config.resolve import resolve
 from wancli.config.settings import Sampling, Settings
-from wancli.errors import PlanError, Warn
+from wancli.errors import PlanError, PlanWarning
 
 TRAINED = ("scheduler", "steps_list", "warp_steps", "flow_shift")
 
@@ -41,17 +41,16 @@ def check_distilled(settings: Settings) -> None:
             )
 
 
-def warn_of_distilled(settings: Settings, warn: Warn) -> None:
-    """Warn of other timesteps than a LoRA was distilled to."""
-    sampling = settings.sampling
+def distilled_warnings(settings: Settings) -> tuple[PlanWarning, ...]:
+    """A warning of each LoRA that was distilled to other timesteps than those of the settings."""
+    sampling, warnings = settings.sampling, []
     for lora in _distilled_loras(settings):
         wanted = {name: getattr(lora.sampling, name) for name in TRAINED}
         other = [f"`{name} {v}`" for name, v in wanted.items() if getattr(sampling, name) != v]
         if other:
-            warn(
-                f"LoRA {lora.file} was distilled for {', '.join(other)}.",
-                hint=f"`preset {lora.preset}`",
-            )
+            text = f"LoRA {lora.file} was distilled for {', '.join(other)}."
+            warnings.append(PlanWarning(text, f"`preset {lora.preset}`"))
+    return tuple(warnings)
 
 
 def _distilled_loras(settings: Settings) -> list[DistilledLora]:

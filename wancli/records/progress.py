@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from wancli.catalog.vocabulary import HINT
+from wancli.errors import PlanWarning
 from wancli.records.record import Request, RunRecord
 
 
@@ -93,7 +93,7 @@ class Observer(Protocol):
         """Report a failed video, before its error is raised."""
 
 
-def report_warnings(warnings: Iterable[str], observer: Observer) -> None:
+def report_warnings(warnings: Iterable[PlanWarning], observer: Observer) -> None:
     """Report the warnings of a valid request."""
-    for text in warnings:
-        observer.warn(text, hint=HINT)
+    for warning in warnings:
+        observer.warn(warning.text, hint=warning.hint)

@@ -18,9 +18,10 @@ from wancli.cost.capacity import CapacityCheck, check_capacity
 from wancli.cost.devices import Device
 from wancli.cost.estimate import Estimate, estimate, resolve_device
 from wancli.cost.totals import rollout_cost
-from wancli.errors import PlanError, UsageError, WancliError
+from wancli.errors import PlanError, PlanWarning, UsageError, WancliError
 from wancli.models.warm import OnBytes, WarmPipeline, quiet_imports
 from wancli.planning.context import NO_FILES, ContextFiles, check_context_files, context_frames
+from wancli.planning.distilled import distilled_warnings
 from wancli.planning.earlier_rollout import find_rollout, stored_request
 from wancli.planning.lora import find_lora, merged_revision, report_loras
 from wancli.planning.output_files import is_of_rollout, rollout_files, sidecar_files
@@ -103,10 +104,11 @@ class RolloutSession:
             choose_encoding(settings.output, (video.width, video.height), live=True)
 
     @property
-    def warnings(self) -> Sequence[str]:
+    def warnings(self) -> Sequence[PlanWarning]:
         """Warnings to print before it runs."""
         prompts = [] if self.options.starts.prompt_embeds else self.schedule.prompts
-        return vocabulary_warnings(self.spec, prompts)
+        distilled = distilled_warnings(self.resolved.settings)
+        return *vocabulary_warnings(self.spec, prompts), *distilled
 
     @cached_property
     def capacity(self) -> CapacityCheck:
@@ -245,7 +247,7 @@ class RolloutSession:
             self.resolved.sources,
             merged_revision(self.spec, settings.machine.lora),
             inputs,
-            self.warnings,
+            [warning.text for warning in self.warnings],
             [asdict(use) for use in self.plan.lora],
             weights_json(self.spec),
         )
