@@ -61,7 +61,7 @@ the drawn object with the ideal shape of its size and pose, the median over vide
 
 {table}
 
-VAE on {clips} of those clips: {mean:.1f} dB, worst {worst:.1f} dB.
+VAE on {clips} of those clips: {mean:.1f} dB, worst {worst:.1f} dB.{tiny}
 
 {goals}
 
@@ -109,6 +109,7 @@ def make_card(report: Mapping[str, Any], *, work: Path | None) -> str:
         weakest=_weakest(report["uses"]),
         videos=videos,
         standard_error=100 * math.sqrt(0.9 * 0.1 / videos),
+        tiny=_tiny(report.get("tiny_decoder_db")),
         **report["psnr_db"],
         **report["settings"]["sampling"],
     )
@@ -122,6 +123,13 @@ def _table(uses: Mapping[str, Any]) -> str:
         measured = f"{use['outline']:.3f} | {use['about']}"
         rows.append(f"| {name} | {len(use['videos'])} | {shares} | {measured} |")
     return "\n".join(rows)
+
+
+def _tiny(decibels: float | None) -> str:
+    """The tiny decoder's line, if there is one."""
+    if decibels is None:
+        return ""
+    return f" The tiny decoder, on the same latents: {decibels:.1f} dB against the VAE's frames."
 
 
 def _goals(goals: Mapping[str, Any]) -> str:

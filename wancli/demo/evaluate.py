@@ -24,6 +24,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from wancli.api import Model, load
+from wancli.catalog.decoder_files import find_tiny_decoder
 from wancli.catalog.local import find_spec
 from wancli.catalog.specs import DEMO_FOLDER
 from wancli.config.presets import find_preset, layers
@@ -44,9 +45,12 @@ from wancli.demo.report import (
 )
 from wancli.demo.world import Scene, combinations, render, sample_scene
 from wancli.errors import WancliError
+from wancli.generation.denoise import decode
 from wancli.models.load import Loaded, load_pipeline
-from wancli.models.vae import to_pixels
+from wancli.models.tiny_decoder import load_tiny_decoder
+from wancli.models.vae import encode, to_pixels
 from wancli.planning.listed_steps import listed_steps
+from wancli.video.compare import compare_videos, psnr
 
 PROMPTS = 208  # every held-out combination once
 PART = 16  # clips per task of a process
@@ -191,9 +195,8 @@ def make_tasks(
 
 def evaluate_vae(loaded: Loaded, seed: int) -> tuple[UseResult, list[float]]:
     """Judge clips of held-out scenes after the VAE, with the PSNR in dB of each."""
-    choices, seeds = combinations(held_out=True), range(seed, seed + CLIPS)
-    scenes = [sample_scene(random.Random(s), choices) for s in seeds]
-    cases = [EvaluationCase(scene.combination, s) for scene, s in zip(scenes, seeds, strict=True)]
+    scenes = held_out_scenes(seed)
+    cases = [EvaluationCase(scene.combination, seed + i) for i, scene in enumerate(scenes)]
     decibels = list[float]()
 
     def clips() -> Iterator[Tensor]:
@@ -203,6 +206,28 @@ def evaluate_vae(loaded: Loaded, seed: int) -> tuple[UseResult, list[float]]:
             yield video
 
     return judge_all("reconstruction", "rendered clips through the VAE", cases, clips()), decibels
+
+
+def held_out_scenes(seed: int) -> list[Scene]:
+    """Scenes that no training saw, the same for a seed."""
+    choices = combinations(held_out=True)
+    return [sample_scene(random.Random(s), choices) for s in range(seed, seed + CLIPS)]
+
+
+def evaluate_tiny(loaded: Loaded, seed: int) -> float | None:
+    """PSNR in dB of the tiny decoder against the VAE's own, on those scenes; None without one."""
+    spec = find_tiny_decoder(loaded.spec)
+    if spec is None:
+        return None
+    tiny = load_tiny_decoder(spec, dtype=torch.float32, device=loaded.device)
+    errors = []
+    for scene in held_out_scenes(seed):
+        latents = encode(loaded.pipeline.vae, render([scene]))
+        exact = decode(loaded.pipeline.vae, latents)
+        with torch.no_grad():
+            frames = to_pixels(tiny(latents, tiny.empty_memory))[0].numpy()
+        errors.append(compare_videos(exact, frames).mse.mean)
+    return psnr(fmean(errors))
 
 
 def parse() -> argparse.Namespace:
@@ -244,6 +269,7 @@ def run(options: argparse.Namespace) -> int:
     uses = [reconstruction, *evaluate_all(options.model, options.preset, tasks)]
     command = " ".join(["python -m wancli.demo.evaluate", *flags])
     report = make_report(loaded, settings, uses, decibels, command=command)
+    report["tiny_decoder_db"] = evaluate_tiny(loaded, options.seed)
     log_report(report)
     if options.json:
         write_text(options.json, json.dumps(report, indent=1) + "\n")
