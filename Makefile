@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or newer; the rest is set up in .venv, from the versions in constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo man reference docs test test-all test-gpu test-oldest fuzz lint format types demo-model bench-generate bench-rollout bench-memory bench-batch bench-forwards bench-cache bench-threads bench-gpu ci clean
+.PHONY: help setup demo man reference docs test test-all test-gpu test-oldest fuzz lint format types demo-model bench-generate bench-rollout bench-memory bench-batch bench-forwards bench-cache bench-threads bench-scale bench-gpu ci clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -122,6 +122,9 @@ bench-cache: $(READY) ## Say what each cache costs and wins on the demo model
 
 bench-threads: $(READY) ## Time a video beside busy processes, as torch's threads wait now and before
 	@$(BIN)/python -m benchmarks.threads
+
+bench-scale: $(READY) ## Time the ledger of a batch with 1 to 64 processes; simulate up to 10,000 workers
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scale
 
 bench-gpu: $(READY) ## Measure this GPU for 8 minutes: kernels, denoiser, VAE, rollouts
 	@echo "bench-gpu: a line for each measurement, appended to bench-gpu.json"
