@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,17 @@ CLIPS = {  # video frames, and how many a second
     "cat": (81, 16), "mask": (81, 16),
     "pose": (77, 30), "face": (77, 30), "street": (77, 30), "person": (77, 30),
 }  # fmt: skip
+
+# Runs the tasks of an array one after the other, with the variables that SLURM sets.
+SBATCH = r"""#!/bin/bash
+script=${@: -1}
+range=$(sed -n 's/^#SBATCH --array=//p' "$script")
+export SLURM_ARRAY_TASK_MIN=${range%-*} SLURM_ARRAY_TASK_MAX=${range#*-} SLURM_ARRAY_TASK_STEP=1
+export SLURM_ARRAY_TASK_COUNT=$((SLURM_ARRAY_TASK_MAX - SLURM_ARRAY_TASK_MIN + 1))
+for ((n = SLURM_ARRAY_TASK_MIN; n <= SLURM_ARRAY_TASK_MAX; n++)); do
+  SLURM_JOB_ID=$((100 + n)) SLURM_ARRAY_TASK_ID=$n bash -e "$script" || exit
+done
+"""
 
 SMALL = """
 [sampling]
@@ -87,7 +99,8 @@ def test_flags_of_every_command_in_the_documents_exist():
                 continue
             command = loaded[name]
             if subcommands := getattr(command, "commands", None):
-                command = subcommands[arguments.pop(0)]
+                # `wancli batch FILE` is `wancli batch run FILE`.
+                command = subcommands[arguments.pop(0) if arguments[0] in subcommands else "run"]
             try:
                 command.make_context(name, arguments)
             except TyperException as error:
@@ -160,7 +173,11 @@ def bash(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     folder = tmp_path_factory.mktemp("shell")
     (folder / "config/wancli").mkdir(parents=True)
     (folder / "config/wancli/config.toml").write_text(SMALL)
-    with shell(folder, XDG_CONFIG_HOME=str(folder / "config"), HF_HUB_OFFLINE="1") as run:
+    variables = {"XDG_CONFIG_HOME": str(folder / "config"), "TMPDIR": str(folder)}
+    with shell(folder, HF_HUB_OFFLINE="1", **variables) as run:
+        if not shutil.which("sbatch"):
+            (folder / "bin/sbatch").write_text(SBATCH)
+            (folder / "bin/sbatch").chmod(0o755)
         yield run
 
 
