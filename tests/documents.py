@@ -79,6 +79,7 @@ def _commands(script: str) -> Iterator[list[str]]:
     """What follows the word `wancli`, up to an operator; variables are 1."""
     script = _HEREDOC.sub(r"\2", script).replace("\\\n", " ")
     for line in script.splitlines():
+        line = re.sub(r"(?<=\s)\d(?=>)", "", line)  # 2>FILE
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
         arguments: list[str] | None = None
