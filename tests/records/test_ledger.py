@@ -55,6 +55,15 @@ def test_a_worker_stays_on_its_model(tmp_path):
         worker.close()
 
 
+def test_the_next_prompts_are_those_of_jobs_with_the_same_settings(tmp_path):
+    with fresh(tmp_path) as ledger:
+        worker = LedgerWorker(ledger)
+        job = claim(worker)
+        assert ledger.next_prompts(job, most=9) == ["prompt 2", "prompt 4"]
+        assert ledger.next_prompts(job, most=1) == ["prompt 2"]
+        worker.close()
+
+
 def test_a_second_worker_begins_with_another_model(tmp_path):
     with fresh(tmp_path) as ledger, fresh(tmp_path) as same:
         first, second = LedgerWorker(ledger), LedgerWorker(same)

@@ -1,6 +1,6 @@
 """A worker of a batch: a loaded model that takes jobs from a ledger."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
@@ -18,9 +18,11 @@ from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker
 from wancli.records.progress import Event, Report, ignore
 
 _BEAT = 5.0  # seconds
+_AHEAD = 16  # prompts that are encoded with one
 _WAIT = 1.0  # seconds between looks at the jobs of others
 Started = Callable[[ClaimedJob], object]
 Beat = Callable[[], object]
+Ahead = Callable[[ClaimedJob], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ class BatchWorker:
         """
         self._ledger, self._started, self._retries = ledger, started, retries
         self._maker = JobMaker(
-            skip_existing=skip_existing, adapt=adapt, timeout=timeout, report=report, warn=warn
-        )
+            skip_existing=skip_existing, adapt=adapt, timeout=timeout, report=report, warn=warn,
+            ahead=partial(ledger.next_prompts, most=_AHEAD),
+        )  # fmt: skip
 
     def run(self) -> Generator[JobOutcome, None, None]:
         """Make jobs until none is left, waiting for those of others, who may die.
@@ -131,8 +134,10 @@ class JobMaker:
 
     def __init__(
         self, *, skip_existing: bool = False, adapt: bool = False, timeout: float | None = None,
-        report: Report = ignore, warn: Warn | None = None,
+        report: Report = ignore, warn: Warn | None = None, ahead: Ahead = lambda job: (),
     ) -> None:  # fmt: skip
+        """`ahead` has the prompts of the next jobs, which may be encoded with one."""
+        self._ahead = ahead
         self._skip, self._adapt, self._timeout = skip_existing, adapt, timeout
         self._report, self._warn = report, _once(warn) if warn else None
         self._model: Model | None = None
@@ -168,7 +173,10 @@ class JobMaker:
         except Exception as error:  # noqa: BLE001 - likewise of all that need this model
             raise _NotLoaded(unexpected(error)) from None
         listener.limit(self._timeout)
-        return _make_video(model, job, listener, skip=self._skip or job.attempt > 1)
+        moves = model.pipeline.machine.offload == "model"  # the text encoder, for each prompt
+        ahead = self._ahead(job) if moves else ()
+        skip = self._skip or job.attempt > 1
+        return _make_video(model, job, listener, skip=skip, ahead=ahead)
 
     def _loaded(self, job: ClaimedJob, listener: Listener) -> Model:
         """The model of a job, loaded for the job: that was checked to fit."""
@@ -246,7 +254,7 @@ def _on_one_model(values: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
 
 
 def _make_video(
-    model: Model, job: ClaimedJob, listener: Listener, *, skip: bool
+    model: Model, job: ClaimedJob, listener: Listener, *, skip: bool, ahead: Sequence[str]
 ) -> tuple[Mapping[str, Any], bool]:
     """The record of a finished video, and whether it was there before.
 
@@ -265,6 +273,6 @@ def _make_video(
                 return end.value.as_json(), False
     values["skip_existing"] = skip
     planned = model.plan_clip(job.prompt or "", settings=values, **target)
-    for clip in planned.run(listener, model.pipeline):
+    for clip in planned.run(listener, model.pipeline, ahead=ahead):
         return clip.record.as_json(), False
     return record_in(job.output) or record_beside(job.output) or {}, True

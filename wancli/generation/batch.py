@@ -115,8 +115,13 @@ class PlannedVideos:
         settings = self.capacity.with_offload(self.request.resolved.settings)
         return WarmPipeline(self.spec, settings.machine, on_bytes=on_bytes)
 
-    def run(self, observer: Observer, model: WarmPipeline | None = None) -> Iterator["Clip"]:
-        """Make the videos one by one, on `model` or a pipeline of their own. Raises WancliError."""
+    def run(
+        self, observer: Observer, model: WarmPipeline | None = None, *, ahead: Sequence[str] = ()
+    ) -> Iterator["Clip"]:
+        """Make the videos one by one, on `model` or a pipeline of their own. Raises WancliError.
+
+        `ahead` are prompts of later requests on `model`, which may be encoded with these.
+        """
         self.capacity.check()
         request, files = self.request, self.files
         todo = [item for item in self.todo if _is_needed(item, files, observer)]
@@ -134,7 +139,7 @@ class PlannedVideos:
 
             settings = self.capacity.with_offload(request.resolved.settings)
             resolved = replace(request.resolved, settings=settings)
-            runner = Runner(model, resolved, self.plan, command=request.command)
+            runner = Runner(model, resolved, self.plan, command=request.command, ahead=ahead)
             yield from _make(todo, runner, request.inputs, files, outputs.replaced, observer)
 
 

@@ -1,19 +1,17 @@
 """Encode prompts with the pipelines of each model family."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from wancli.caching.prompt_kv import PromptKVCache
 from wancli.catalog.tasks import HUNYUAN_VIDEO, WAN
 from wancli.config.settings import Sampling
+from wancli.models.encoded_texts import Embeddings, EncodedTexts
 from wancli.models.load import Loaded
 from wancli.planning.plan import is_guided
-
-Embeddings = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,38 +27,47 @@ class Prompt:
 
 
 @torch.no_grad()
-def encode_prompt(loaded: Loaded, prompt: str, sampling: Sampling) -> Prompt:
-    """Embed the prompt, and with guidance also the negative prompt."""
+def encode_prompt(
+    loaded: Loaded, prompt: str, sampling: Sampling, *, known: EncodedTexts | None = None,
+    ahead: Sequence[str] = (),
+) -> Prompt:  # fmt: skip
+    """Embed the prompt, and with guidance also the negative prompt, unless they are `known`.
+
+    If the prompt is not, the prompts `ahead` are embedded with it: under `offload model` the text
+    encoder then comes to the device once for all of them.
+    """
     family = loaded.spec.family
-    negative = sampling.negative_prompt if is_guided(sampling, family) else None
-    return Prompt(_EMBED[family.name](loaded.pipeline, prompt, negative, loaded.spec.text_length))
+    known = EncodedTexts() if known is None else known
+
+    def embed(text: str) -> Embeddings:
+        return _EMBED[family.name](loaded.pipeline, text, loaded.spec.text_length)
+
+    for text in () if prompt in known else ahead:
+        known.get(text, embed)
+    embeddings = dict(known.get(prompt, embed))
+    if is_guided(sampling, family):
+        negative = known.get(sampling.negative_prompt, embed)
+        embeddings |= {f"negative_{name}": tensor for name, tensor in negative.items()}
+    return Prompt(embeddings)
 
 
-def _wan(pipeline: Any, prompt: str, negative: str | None, length: int) -> Embeddings:
-    """UMT5 embeddings, each [1, text, D]."""
-    cond, uncond = pipeline.encode_prompt(
-        prompt,
-        negative,
-        do_classifier_free_guidance=negative is not None,
-        max_sequence_length=length,
+def _wan(pipeline: Any, text: str, length: int) -> Embeddings:
+    """UMT5 embeddings [1, text, D]."""
+    embeddings, _ = pipeline.encode_prompt(
+        text, do_classifier_free_guidance=False, max_sequence_length=length
     )
-    return {"prompt_embeds": cond} | ({} if uncond is None else {"negative_prompt_embeds": uncond})
+    return {"prompt_embeds": embeddings}
 
 
-def _hunyuan(pipeline: Any, prompt: str, negative: str | None, length: int) -> Embeddings:
+def _hunyuan(pipeline: Any, text: str, length: int) -> Embeddings:
     """LLaMA embeddings [1, text, D] with their mask, and CLIP's pooled embedding [1, D]."""
-    texts = {"": prompt, "negative_": negative}
-    embeddings: dict[str, Tensor] = {}
-    for prefix, text in texts.items():
-        if text is not None:
-            tokens, pooled, mask = pipeline.encode_prompt(text, max_sequence_length=length)
-            embeddings[f"{prefix}prompt_embeds"] = tokens
-            embeddings[f"{prefix}pooled_prompt_embeds"] = pooled
-            embeddings[f"{prefix}prompt_attention_mask"] = mask
-    return embeddings
+    tokens, pooled, mask = pipeline.encode_prompt(text, max_sequence_length=length)
+    return {
+        "prompt_embeds": tokens, "pooled_prompt_embeds": pooled, "prompt_attention_mask": mask
+    }  # fmt: skip
 
 
-_EMBED: Mapping[str, Callable[[Any, str, str | None, int], Embeddings]] = {
+_EMBED: Mapping[str, Callable[[Any, str, int], Embeddings]] = {
     WAN.name: _wan,
     HUNYUAN_VIDEO.name: _hunyuan,
 }

@@ -78,10 +78,14 @@ class Runner:
     """Renders videos on a pipeline with the settings of one request; keeps its encoded prompts."""
 
     def __init__(
-        self, model: WarmPipeline, resolved: Resolved[Settings], plan: Plan, *, command: str
-    ) -> None:
-        """Raises SettingsError for a step cache that was tuned on another kind of machine."""
-        self._model = model
+        self, model: WarmPipeline, resolved: Resolved[Settings], plan: Plan, *, command: str,
+        ahead: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """Prompts `ahead` are encoded with the first that is not known, as in `encode_prompt`.
+
+        Raises SettingsError for a step cache that was tuned on another kind of machine.
+        """
+        self._model, self._ahead = model, ahead
         self.settings, self.plan, self.command = resolved.settings, plan, command
         machine = {"machine": resolve_machine(self.settings.machine)}
         check_tuned(resolved.tuned_for, self.settings.model_copy(update=machine))
@@ -173,7 +177,9 @@ class Runner:
     def _prompt(self, job: Job, loaded: Loaded) -> Prompt:
         text = job.request.prompt
         if text not in self._prompts:
-            self._prompts[text] = encode_prompt(loaded, text, self.settings.sampling)
+            self._prompts[text] = encode_prompt(
+                loaded, text, self.settings.sampling, known=self._model.texts, ahead=self._ahead
+            )
         if self._pictures is None or self._pictures[0] != job.inputs:
             size = (self.settings.video.width, self.settings.video.height)
             pictures = read_pictures(TASKS[self.plan.task], job.inputs, size=size)

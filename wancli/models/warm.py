@@ -14,6 +14,7 @@ from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import TEXT
 from wancli.config.settings import Machine
 from wancli.errors import UsageError
+from wancli.models.encoded_texts import EncodedTexts
 from wancli.planning.rules_machine import check_gguf_package, check_quantizer
 from wancli.records.progress import Phase, Report, ignore
 from wancli.utils.garbage import freeze_again, uncollected
@@ -87,6 +88,7 @@ class WarmPipeline:
         check_gguf_package(spec)
         self.spec, self.machine, self.stays = spec, machine, stays
         self._parts, self._on_bytes, self._since = parts, on_bytes, perf_counter()
+        self.texts = EncodedTexts()
         self._loaded: Loaded | None = None
         self._busy = self._closed = False
 
@@ -135,6 +137,7 @@ class WarmPipeline:
     def close(self) -> None:
         """Give the memory back. The pipeline cannot be used again."""
         self._closed = True
+        self.texts.clear()
         if self._loaded is None:
             return
         import torch

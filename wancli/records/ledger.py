@@ -196,6 +196,16 @@ class Ledger:
             rows = self._db.execute(query, (most,)).fetchall()
         return [(settings, seconds) for settings, seconds in rows if seconds >= 0]
 
+    def next_prompts(self, job: ClaimedJob, *, most: int) -> list[str]:
+        """Prompts of the next jobs that wait with the settings of a job."""
+        query = (
+            "SELECT prompt FROM jobs WHERE state = 'pending' AND model = ? AND prompt IS NOT NULL "
+            "AND settings = (SELECT settings FROM jobs WHERE number = ?) LIMIT ?"
+        )
+        with _sqlite(self.path):
+            rows = self._db.execute(query, (job.model, job.number, most)).fetchall()
+        return list(dict.fromkeys(row[0] for row in rows))
+
     def sizes(self) -> tuple[int, int]:
         """The number of finished videos, and their bytes."""
         with _sqlite(self.path):
