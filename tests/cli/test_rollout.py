@@ -371,6 +371,21 @@ def test_a_recached_prompt_resumes_to_the_same_latents(wancli: Wancli, tiny_mode
     assert torch.equal(load_file("a.st")["latents"], load_file("whole.st")["latents"])
 
 
+def test_a_rollout_from_before_a_setting_existed_resumes_at_its_default(
+    wancli: Wancli, tiny_model: Path
+):
+    wancli(*small(tiny_model, "--chunks", 1, "-o", "a.mp4"))
+    file = Path("a.rollout/rollout.json")
+    request = json.loads(file.read_text())
+    del request["rollout"]["shot_sink"], request["rollout"]["image_start"]
+    file.write_text(json.dumps(request))
+    resume = ("rollout", "--resume", "--chunks", 2, "-o", "a.mp4", "-q")
+    result = wancli(*resume, "--image-start", "first-frame")
+    assert (result.code, "image_start was 'context'" in result.err) == (2, True)
+    result = wancli(*resume)
+    assert result.code == 0, result.err
+
+
 def test_a_new_prompt_can_begin_a_shot(wancli: Wancli, tiny_model: Path):
     run = small(tiny_model, *SHOTS, "--rolling-window", 4, "--no-video", "--at", 1, "a blue circle")
     latents = {}

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from wancli.catalog.tiny_decoder import DECODER
-from wancli.config.settings import WEIGHTS
+from wancli.config.resolve import fields_of
+from wancli.config.settings import WEIGHTS, RolloutSettings
 from wancli.errors import PlanError, UsageError, shortened
 from wancli.records.record import digests
 from wancli.rollouts.store import RolloutStore
@@ -85,8 +86,13 @@ def may_redecode(request: Mapping[str, Any]) -> bool:
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], *, keep: int) -> None:
-    """Raise UsageError if the first `keep` chunks would come out differently."""
+    """Raise UsageError if the first `keep` chunks would come out differently.
+
+    A setting that an earlier version did not have was at its default then.
+    """
     old, new = dict(_flat(before, keep)), dict(_flat(now, keep))
+    settings = {f"{table}.{name}": info for table, name, info in fields_of(RolloutSettings)}
+    old |= {key: settings[key].default for key in new.keys() & settings.keys() - old.keys()}
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     indexed = now["rollout"]["noise"] == "indexed"
     free = (*(LONGER if indexed else ()), *(DECODING if may_redecode(before) else ()))
