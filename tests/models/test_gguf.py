@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
@@ -26,11 +27,13 @@ from wancli.catalog.weight_files import GGUF_TYPES, add_weight_files
 from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Machine, Settings
 from wancli.cost.totals import Cost, generation_cost
-from wancli.errors import PlanError, SetupError, WancliError
+from wancli.errors import ModelError, PlanError, SetupError, WancliError
 from wancli.models.load import load_pipeline, load_vae
+from wancli.models.lora import merge_loras
 from wancli.models.offload import place
 from wancli.models.optimize import compile_blocks
 from wancli.models.warm import WarmPipeline
+from wancli.planning.lora import find_lora
 from wancli.planning.plan import make_plan
 from wancli.utils.gguf import LAYOUTS
 
@@ -97,8 +100,8 @@ def spec_with(folder: Path, path: Path) -> ModelSpec:
     return add_weight_files(find_spec(str(folder)), [str(path)])
 
 
-def load(spec: ModelSpec, dtype: str = "float32") -> Any:
-    machine = Machine.model_validate({"device": "cpu", "dtype": dtype, "vae_dtype": dtype})
+def load(spec: ModelSpec, dtype: str = "float32", **more: Any) -> Any:
+    machine = Machine.model_validate({"device": "cpu", "dtype": dtype, "vae_dtype": dtype, **more})
     return load_pipeline(spec, machine).pipeline
 
 
@@ -123,6 +126,14 @@ def dequantized(model: nn.Module, dtype: torch.dtype) -> Tensors:
             wide = gguf.quants.dequantize(rows, parameter.quant_type)
             values[name] = torch.from_numpy(wide).to(dtype)
     return values
+
+
+def half_values(model: nn.Module) -> Tensors:
+    """The values of all parameters, of quantized ones as diffusers dequantizes them."""
+    return {
+        name: quantizers.dequantize_gguf_tensor(parameter)
+        for name, parameter in model.named_parameters()
+    }
 
 
 @pytest.mark.parametrize(
@@ -202,11 +213,66 @@ def test_offloading_and_freed_weights_keep_the_types(folder: Path, tmp_path: Pat
     assert torch.equal(run(model, torch.float32), expected)
 
 
+def lora_file(path: Path, layers: Sequence[str], seed: int, **more: Tensor) -> Path:
+    """A LoRA of rank 4 for matrices [32, 32], with alpha 2."""
+    tensors = dict(more)
+    for index, layer in enumerate(layers):
+        name = f"diffusion_model.{layer}"
+        tensors[f"{name}.lora_down.weight"] = draw(4, 32, seed=seed + index)
+        tensors[f"{name}.lora_up.weight"] = draw(32, 4, seed=seed + index + 50) / 10
+        tensors[f"{name}.alpha"] = torch.tensor(2.0)
+    save_file(tensors, path)
+    return path
+
+
+def test_loras_are_added_beside_quantized_weights_at_the_planned_size(folder: Path, tmp_path: Path):
+    """Two LoRAs: together as on the dequantized weights, in either order; biases are merged."""
+    names = ("blocks.0.self_attn.q", "blocks.1.cross_attn.k", "blocks.1.self_attn.o")
+    bias = {"diffusion_model.blocks.0.self_attn.q.diff_b": draw(32, seed=9)}
+    files = [
+        f"{lora_file(tmp_path / 'a.safetensors', names, 0, **bias)}=0.5",
+        str(lora_file(tmp_path / "b.safetensors", names[:2], 7)),
+    ]
+    spec = spec_with(folder, transformer_file(folder, tmp_path / "x.gguf", only="blocks."))
+    without = load(spec).transformer
+    pipelines = [load(spec, lora=order) for order in (files, files[::-1])]
+    ours, other = (pipeline.transformer for pipeline in pipelines)
+    plain = load(find_spec(str(folder)))
+    plain.transformer.load_state_dict(
+        {name: values.float() for name, values in half_values(without).items()}, assign=True
+    )
+    merge_loras(plain, [find_lora(text) for text in files])
+    result = run(ours, torch.float32)
+    assert torch.equal(result, run(other, torch.float32))
+    assert torch.allclose(result, run(plain.transformer, torch.float32), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(result, run(without, torch.float32), atol=1e-2)
+    planned = cost(spec, lora=tuple(files))
+    assert planned.weights["transformer"] == nbytes(ours) == nbytes(without) + 4 * 5 * 2 * 4 * 32
+    smallest = min(map(nbytes, ours.blocks))
+    resident = nbytes(ours) - smallest + planned.weights["vae"]
+    assert planned.resident_weights["group"]["denoise"] == resident
+    place(pipelines[1], CPU, "group")
+    assert torch.equal(run(other, torch.float32), result)
+
+
+def test_a_lora_that_changes_a_whole_quantized_weight_is_refused(folder: Path, tmp_path: Path):
+    spec = spec_with(folder, transformer_file(folder, tmp_path / "x.gguf"))
+    whole = {"diffusion_model.blocks.0.self_attn.q.diff": draw(32, 32)}
+    path = lora_file(tmp_path / "a.safetensors", (), 0, **whole)
+    for use in (cost, load):
+        with pytest.raises(
+            ModelError, match=r"changes the whole of blocks.0.attn1.to_q \(diffusion_"
+        ):
+            use(spec, lora=(str(path),))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*_stable_hash_for_caching")
 def test_compiled_blocks_dequantize_too(folder: Path, tmp_path: Path):
-    """Compiled, values are not rounded to half precision."""
-    model = load(spec_with(folder, transformer_file(folder, tmp_path / "x.gguf"))).transformer
+    """With a LoRA beside them; compiled, values are not rounded to half precision."""
+    spec = spec_with(folder, transformer_file(folder, tmp_path / "x.gguf"))
+    lora = lora_file(tmp_path / "a.safetensors", ("blocks.0.self_attn.q",), 0)
+    model = load(spec, lora=(str(lora),)).transformer
     expected = run(model, torch.float32)
     compile_blocks(model, "default")
     assert torch.allclose(run(model, torch.float32), expected, atol=1e-3, rtol=1e-3)
@@ -302,7 +368,6 @@ def test_what_is_wrong_with_a_file_is_said_before_anything_loads(
     [
         ({"quantize": "int8"}, "`quantize int8` changes weights, and those of x.gguf stay"),
         ({"fuse_qkv": True}, "`fuse_qkv` changes weights"),
-        ({"lora": ["jelly"]}, "`lora` changes weights"),
         ({"offload": "sequential", "device": "cuda"}, "`offload sequential` takes weights apart"),
     ],
 )
@@ -314,8 +379,7 @@ def test_settings_that_need_plain_weights_are_refused(
     with pytest.raises(PlanError, match=words):
         make_plan(Settings(machine=machine), spec)
     plain = spec_with(folder, transformer_file(folder, tmp_path / "y.gguf", "F16"))
-    if "lora" not in tables:
-        make_plan(Settings(machine=machine), plain)
+    make_plan(Settings(machine=machine), plain)
 
 
 def test_a_missing_package_says_what_to_install(

@@ -11,7 +11,7 @@ LongLive 1 README.md and configs/longlive_inference.yaml (e52d9ef) of
 https://github.com/NVlabs/LongLive.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wancli.catalog.geometry import Strides
@@ -55,10 +55,11 @@ class PackedWeights:
     block: str = ""
     parameters: int = 0
     bytes: int = 0
+    beside: int = 0  # parameters of LoRAs that are not merged into them
 
     def plus(self, parameters: int, nbytes: int) -> "PackedWeights":
         """These and more of the block."""
-        return PackedWeights(self.block, self.parameters + parameters, self.bytes + nbytes)
+        return replace(self, parameters=self.parameters + parameters, bytes=self.bytes + nbytes)
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,12 @@ class WeightKeys:
         return {name: stored for name, stored in tensors.items() if _stays_packed(name, stored)}
 
 
+def block_of(name: str) -> str:
+    """The block that a parameter is in; "" if it is in none."""
+    match = _IN_BLOCK.match(name)
+    return match[0] if match else ""
+
+
 def _shape(name: str, stored: Stored) -> Shape:
     missing_axes = _AXES - len(stored.shape) if name.endswith(_SHORTENED) else 0
     return (1,) * missing_axes + stored.shape
@@ -167,7 +173,7 @@ def read_weight_file(path: Path, spec: ModelSpec, part: str) -> WeightFile:
     dtypes = Counter(tensor.dtype for tensor in tensors)
     packed: dict[str, PackedWeights] = {}
     for name, stored in keys.packed().items():
-        block = match[0] if (match := _IN_BLOCK.match(name)) else ""
+        block = block_of(name)
         before = packed.get(block, PackedWeights(block))
         packed[block] = before.plus(prod(stored.shape), stored.end - stored.begin)
     return WeightFile(

@@ -23,6 +23,7 @@ from wancli.cost.resources import (
 from wancli.cost.wan import generation_usage, prompt_bytes, rolling_bytes, rollout_usage
 from wancli.cost.wan_transformer import Flops
 from wancli.cost.wan_vae import Grid
+from wancli.planning.lora import count_beside
 from wancli.planning.offload import OFFLOADS
 from wancli.planning.plan import Plan, RolloutPlan
 from wancli.planning.step_caches import STEP_CACHES, step_cache_bytes
@@ -82,6 +83,7 @@ def generation_cost(
     shapes, shape = spec.architecture, plan.shape
     if shapes is None:
         return None
+    spec = count_beside(spec, settings.machine.lora)
     precision = precision_of(settings.machine, wide=wide, kind=kind)
     prompts = 2 if plan.guided else 1
     if isinstance(shapes, HunyuanVideo):
@@ -108,6 +110,7 @@ def rollout_cost(
     """Cost of `wancli rollout` without recomputing the context; None if the shape is unknown."""
     if not isinstance(spec.architecture, Architecture):  # only Wan rolls out
         return None
+    spec = count_beside(spec, settings.machine.lora)
     precision = precision_of(settings.machine, wide=wide, kind=kind)
     branches = 2 if plan.guided else 1
     usage = rollout_usage(spec, plan, precision)

@@ -293,5 +293,5 @@ def _transformer_sizes(
 
 
 def _spared(packed: PackedWeights, size: int) -> int:
-    """Bytes that weights take less than at `size` bytes each."""
-    return packed.parameters * size - packed.bytes
+    """Bytes that weights and the LoRAs beside them take less than weights of `size` bytes each."""
+    return (packed.parameters - packed.beside) * size - packed.bytes

@@ -1,10 +1,11 @@
 """LoRA files with their scale, which expert they are for, and what their keys do to a model."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path, PurePath
 
 from wancli.catalog.hub_cache import cached_file, hub_file
@@ -13,6 +14,7 @@ from wancli.catalog.model_folders import find_file, find_named
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import EXPERTS, of_expert
 from wancli.catalog.wan_layers import parameter_shapes
+from wancli.catalog.weight_files import block_of, read_weight_keys
 from wancli.errors import (
     InputError,
     ModelError,
@@ -21,7 +23,15 @@ from wancli.errors import (
     SetupError,
     missing,
 )
-from wancli.planning.lora_keys import LoraFit, check_fit, fit_lora, read_lora_file
+from wancli.planning.lora_keys import (
+    LoraFile,
+    LoraFit,
+    check_fit,
+    check_packed_layers,
+    fit_lora,
+    read_lora_file,
+    weight_name,
+)
 from wancli.records.progress import Observer
 from wancli.utils.reading import check_tensors, open_file, user_path
 
@@ -142,28 +152,69 @@ def _check_lora(lora: Lora, spec: ModelSpec) -> LoraUse:
             hint=f"`lora {lora.path}`",
         )
     _check_kind(lora.path)
+    part = EXPERTS[lora.expert or "high"]
     name = f"{lora.path.name}@{lora.expert}" if lora.expert else lora.path.name
-    if lora.path.suffix != ".safetensors":  # a pickle has no header
+    read = _fit_of(lora, spec)
+    if read is None:
         return LoraUse(name, lora.scale)
+    file, fit = read
+    check_packed_layers(file, fit, _packed_names(spec, part))
+    return LoraUse(name, lora.scale, len(file.shapes), fit.applied, fit.dropped)
+
+
+def _fit_of(lora: Lora, spec: ModelSpec) -> tuple[LoraFile, LoraFit] | None:
+    """A LoRA's file, and what becomes of its keys; None where that is not known in a plan."""
+    if lora.path.suffix != ".safetensors":  # a pickle has no header
+        return None
     state = lora.path.stat()
     part = EXPERTS[lora.expert or "high"]
-    keys, fit = _fit(lora.path, (state.st_mtime_ns, state.st_size), spec, part)
-    if fit is None:
-        return LoraUse(name, lora.scale)
-    return LoraUse(name, lora.scale, keys, fit.applied, fit.dropped)
+    return _fit(lora.path, (state.st_mtime_ns, state.st_size), spec, part)
 
 
 @lru_cache(maxsize=16)  # a request is planned several times
 def _fit(
     path: Path, _state: tuple[int, int], spec: ModelSpec, part: str
-) -> tuple[int, LoraFit | None]:
-    """The number of keys in a file, and what becomes of them; None where that is unknown."""
+) -> tuple[LoraFile, LoraFit] | None:
     lora, parameters = read_lora_file(path), parameter_shapes(spec, part)
     if parameters is None:
-        return len(lora.shapes), None
+        return None
     fit = fit_lora(lora, parameters)
     check_fit(lora, fit, spec.name)
-    return len(lora.shapes), fit
+    return lora, fit
+
+
+@lru_cache(maxsize=16)
+def _packed_names(spec: ModelSpec, part: str) -> frozenset[str]:
+    """Names of the weights of a part that stay quantized."""
+    file = spec.file_of(part)
+    packed = read_weight_keys(file.path, spec, part).packed() if file and file.packed else ()
+    return frozenset(packed)
+
+
+def count_beside(spec: ModelSpec, texts: Sequence[str]) -> ModelSpec:
+    """The spec with the parameters of LoRAs beside its quantized weights."""
+    loras = [find_lora(text) for text in texts] if any(f.packed for f in spec.files) else []
+    files = []
+    for file in spec.files:
+        own = [lora for lora in loras if EXPERTS[lora.expert or "high"] == file.part]
+        counts = sum((_beside(lora, spec, file.part) for lora in own), Counter[str]())
+        packed = (replace(each, beside=counts[each.block]) for each in file.packed)
+        files.append(replace(file, packed=tuple(packed)))
+    return replace(spec, files=tuple(files))
+
+
+def _beside(lora: Lora, spec: ModelSpec, part: str) -> Counter[str]:
+    """Number of a LoRA's parameters that are not merged, by block."""
+    read, packed = _fit_of(lora, spec), _packed_names(spec, part)
+    counts: Counter[str] = Counter()
+    if read is None:
+        return counts
+    file, fit = read
+    for layer, keys in fit.layers.items():
+        if weight_name(layer) in packed and "up" in keys:
+            factors = (file.shapes[keys[kind]] for kind in ("up", "down"))
+            counts[block_of(layer)] += sum(map(prod, factors))
+    return counts
 
 
 def merged_revision(spec: ModelSpec, texts: Sequence[str]) -> str:

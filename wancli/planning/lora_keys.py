@@ -7,7 +7,7 @@ Keys that are not factors hold a difference of a whole parameter (`diff`, `w_nor
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod, sqrt
@@ -277,6 +277,17 @@ def check_fit(lora: LoraFile, fit: LoraFit, model: str) -> None:
         f"LoRA {lora.path} is not for {model}: {why}.",
         hint=f"it fits {_some(known)}" if known else HINT,
     )
+
+
+def check_packed_layers(lora: LoraFile, fit: LoraFit, packed: Collection[str]) -> None:
+    """Raise ModelError for a difference of a whole weight that is quantized in a GGUF file."""
+    for layer, keys in fit.layers.items():
+        if "diff" in keys and weight_name(layer) in packed:
+            raise ModelError(
+                f"LoRA {lora.path} changes the whole of {layer} ({keys['diff']}), a weight that is "
+                "quantized.",
+                hint="give a `transformer` that is not quantized",
+            )
 
 
 def fitting_models(lora: LoraFile) -> list[str]:

@@ -45,7 +45,6 @@ def check_packed(machine: Machine, spec: ModelSpec) -> None:
     refused = {
         f"`quantize {machine.quantize}`": machine.quantize != "none",
         "`fuse_qkv`": machine.fuse_qkv,
-        "`lora`": bool(machine.lora),
     }
     if setting := next((setting for setting, is_set in refused.items() if is_set), ""):
         raise PlanError(
