@@ -76,3 +76,12 @@ def test_only_an_earlier_report_is_replaced(wancli: Wancli, folder: Path):
     (folder / "b.html").write_text("mine")
     assert wancli("batch", "report", folder).code == 2
     assert (folder / "b.html").read_text() == "mine"
+
+
+def test_more_jobs_than_a_browser_shows_are_refused(
+    wancli: Wancli, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("wancli.video.batch_report.MOST_JOBS", 3)
+    result = wancli("batch", "report", folder)
+    assert result.code == 2
+    assert "a page of 4 jobs is too large" in result.err

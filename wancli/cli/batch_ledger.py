@@ -285,7 +285,7 @@ def _lines(status: "BatchStatus", ledger: "Ledger", width: int) -> list[str]:
     lines = [in_words(status.counts)]
     if status.each_s is not None:
         left = status.left_s
-        rest = f", about {duration(left)} left" if left is not None and not status.ended else ""
+        rest = f", about {duration(left)} left" if left and not status.ended else ""
         lines.append(f"{duration(status.each_s)} a video{rest}")
     if status.running:
         rows = [

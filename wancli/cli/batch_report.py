@@ -34,7 +34,7 @@ def report(
     """
     from wancli.cli.messages import with_flags
     from wancli.cli.screen import Screen
-    from wancli.records.ledger import open_ledger
+    from wancli.records.ledger import DONE, SKIPPED, open_ledger
     from wancli.utils.files import write_whole
     from wancli.utils.outputs import OutputFile, OutputSet
     from wancli.video.batch_report import is_report, render_report
@@ -45,6 +45,9 @@ def report(
         outputs = OutputSet(overwrite=overwrite)
         outputs.add(OutputFile(page, "`output`", ours=is_report))
         with outputs.locked():
+            screen.note(
+                f"taking a picture of each of {len(opened.numbers(DONE, SKIPPED)):,} videos"
+            )
             content = render_report(opened, page, embed=embed, in_words=with_flags)
             replace = page in outputs.replaced
             write_whole(page, content, hint="another `output`", overwrite=replace)

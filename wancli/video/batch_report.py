@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from wancli.errors import InputError
+from wancli.errors import InputError, UsageError
 from wancli.records.batch_export import export_row
 from wancli.records.ledger import DONE, SKIPPED, STATES, Ledger
 from wancli.utils.html import templates
@@ -22,6 +22,7 @@ from wancli.video.sheet import thumbnail
 
 MARK = b'<meta name="generator" content="wancli batch report">'
 MOST_EMBEDDED = 2 * 2**20  # bytes of a video that is embedded
+MOST_JOBS = 20_000
 MISSING = "missing"  # done, and the video is gone or damaged
 _WIDTH = 240  # pixels of a thumbnail
 _LONG = 64  # values of a list that a record on the page keeps
@@ -41,8 +42,14 @@ def render_report(
 ) -> bytes:
     """The page that will be at `page`, with pictures, and videos as files seen from there.
 
-    `embed` puts videos of up to 2 MiB into the page; `in_words` spells settings in errors.
+    `embed` puts videos of up to 2 MiB into the page; `in_words` spells settings in errors. Raises
+    UsageError for more jobs than a browser can show.
     """
+    if (count := sum(ledger.counts().values())) > MOST_JOBS:
+        raise UsageError(
+            f"a page of {count:,} jobs is too large; {MOST_JOBS:,} is the limit.",
+            hint=f"wancli batch export {ledger.path}",
+        )
     settings = ledger.settings()
     jobs = [export_row(row, settings) for row in ledger.rows()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
