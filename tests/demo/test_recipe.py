@@ -274,6 +274,6 @@ def test_training_the_tiny_decoder_resumes_exactly(tmp_path, monkeypatch):
     monkeypatch.setattr(stop, "requested", False)
     resumed = train_tiny_decoder(tmp_path / "resumed", make_autoencoder(), budget=budget)
     assert_same(dict(resumed.state_dict()), dict(whole.state_dict()))
-    path = tmp_path / "tiny_decoder" / "demo.safetensors"
+    path = tmp_path / "decoders" / "demo.safetensors"
     write_tiny_decoder(resumed, path)
     assert add_vae_decoder(SPECS["demo"], str(path)).tiny_decoder == DEMO_SHAPE

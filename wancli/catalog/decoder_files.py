@@ -31,7 +31,8 @@ from wancli.errors import InputError, ModelError, PlanError, WancliError, missin
 from wancli.utils.pickles import read_pickle_header
 from wancli.utils.reading import Header, open_file, read_header, unreadable, user_path
 
-_DEMO_FILE = DEMO_FOLDER.parent / "tiny_decoder" / "demo.safetensors"
+# The demo's, beside its model's folder, which has a revision of its own.
+DEMO_DECODER = Path("decoders", "demo-tiny.safetensors")
 _REPO = "Kijai/WanVideo_comfy"
 _HINT = "`vae_decoder tiny`, or exact"
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -124,7 +125,7 @@ def decoder_digest(path: Path) -> str:
 def _published(spec: ModelSpec) -> PublishedDecoder | None:
     """The tiny decoder that goes with a model."""
     if spec.folder == DEMO_FOLDER or spec.name == f"{RANDOM}demo":
-        return PublishedDecoder(str(_DEMO_FILE), DEMO_SHAPE)
+        return PublishedDecoder(str(DEMO_FOLDER.parent / DEMO_DECODER), DEMO_SHAPE)
     return next((one for one in PUBLISHED if not _misfit(one.shape, spec)), None)
 
 

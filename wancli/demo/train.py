@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 
+from wancli.catalog.decoder_files import DEMO_DECODER
 from wancli.catalog.specs import DEMO_FOLDER
 from wancli.demo.autoencoder import STAGES, Stage, make_autoencoder, train_autoencoder
 from wancli.demo.dataset import Dataset, encode_clips
@@ -45,8 +46,6 @@ GPU = Budget(
     [replace(s, steps=3 * s.steps, frames=2 * s.frames) for s in STAGES],
     clips=8000, batch=48, steps=16000, distill_steps=2000, tiny=TinyBudget(500, 8, 6000),
 )  # fmt: skip
-
-TINY_FOLDER = "tiny_decoder"  # not in the model's, whose revision it would be part of
 
 logger = logging.getLogger("wancli.demo")
 
@@ -88,14 +87,14 @@ def train(
         f"{work}/tiny-decoder.jsonl"
     )
     train_decoder(work, out, budget=budget.tiny, device=device)
-    log_stage(f"written: {TINY_FOLDER}")
+    log_stage(f"written: {out.parent / DEMO_DECODER}")
 
 
 def train_decoder(work: Path, out: Path, *, budget: TinyBudget, device: str) -> None:
     """Distil the tiny decoder from the VAE in the model folder, and write it beside that."""
     vae = AutoencoderKLWan.from_pretrained(out / "vae", torch_dtype=torch.float32)
     decoder = train_tiny_decoder(work, vae.eval(), budget=budget, device=device)
-    write_tiny_decoder(decoder, out.parent / TINY_FOLDER / "demo.safetensors")
+    write_tiny_decoder(decoder, out.parent / DEMO_DECODER)
 
 
 def export(model: DemoModel, vae: AutoencoderKLWan, data: Dataset, out: Path) -> None:
