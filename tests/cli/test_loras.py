@@ -111,6 +111,27 @@ def test_info_says_what_a_lora_is_for(
         assert f"fits {info['models'][0]}" in table
 
 
+def test_a_pickle_is_counted_and_described_by_its_index(wancli: Wancli, tiny_model: Path):
+    tensors = random_lora()[0]
+    save_file(tensors, "x.safetensors")
+    torch.save({"generator_lora": tensors, "step": 3}, "x.pt")
+    torch.save({name: torch.nn.Parameter(tensor) for name, tensor in tensors.items()}, "y.pth")
+    torch.save(tensors, "old.pt", _use_new_zipfile_serialization=False)
+    torch.save({**tensors, "config": {1, 2}, "path": Path()}, "code.pt")
+    plan = ("generate", "a", "--model", tiny_model, "--dry-run", "--json", "--lora")
+    uses, facts = {}, {}
+    for name in ("x.safetensors", "x.pt", "y.pth", "old.pt"):
+        (use,) = json.loads(wancli(*plan, name).out)["plan"]["lora"]
+        info = wancli("model", "info", name, "--json")
+        uses[use.pop("name")] = use
+        facts[name] = info.code or {**json.loads(info.out), "path": "", "bytes": 0}
+    assert uses["x.pt"] == uses["y.pth"] == uses["x.safetensors"]
+    assert facts["x.pt"] == facts["y.pth"] == facts["x.safetensors"]
+    assert (uses["old.pt"]["keys"], facts["old.pt"]) == (None, 4)
+    result = wancli(*plan, "code.pt")
+    assert (result.code, "loading it would run" in result.err) == (4, True)
+
+
 def test_info_of_another_file_is_an_error_of_one_line(
     wancli: Wancli, forked: Run, tiny_model: Path, tmp_path: Path
 ):

@@ -17,15 +17,10 @@ from safetensors.torch import load_file
 from wancli.catalog.wan_layers import parameter_names, strip_wrappers
 from wancli.errors import InputError, ModelError, some
 from wancli.records.tensor_files import checkpoint_files
+from wancli.utils.pickles import ENTRIES
 from wancli.utils.reading import unreadable
 
 Tensors = dict[str, torch.Tensor]
-
-_GENERATORS = (
-    "generator_ema",
-    "generator",
-    "generator_lora",
-)  # the EMA first: it is the one to sample from, unless its authors do not
 
 
 def read_checkpoint(source: Path, entry: str = "") -> Tensors:
@@ -66,7 +61,7 @@ def _read_shards(source: Path, paths: Sequence[Path]) -> Tensors:
 def read_pickle(source: Path, entry: str = "") -> Tensors:
     """The tensors of a torch pickle, memory-mapped; no code in it is run. Raises InputError.
 
-    They are in its `entry`, else in the first of `_GENERATORS`, else in the pickle itself.
+    They are in its `entry`, else in the first of `ENTRIES`, else in the pickle itself.
     """
     try:
         mmap = zipfile.is_zipfile(source)  # pickles of the format before zip cannot be mapped
@@ -81,14 +76,14 @@ def read_pickle(source: Path, entry: str = "") -> Tensors:
                 f"`entry {entry}`: {source} has {has}.",
                 hint=f"`entry {next(iter(nested))}`" if nested else "drop `entry`",
             )
-        names = (name for name in (entry, *_GENERATORS) if name in nested)
+        names = (name for name in (entry, *ENTRIES) if name in nested)
         state = next((nested[name] for name in names), state)
     if not isinstance(state, dict) or not state:
         raise InputError(f"{source} holds no state dict.", hint="give a Wan checkpoint")
     if others := [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]:
         raise InputError(
             f"{source} holds entries that are not tensors: {some(others)}.",
-            hint=f"give a state dict, bare or under {' or '.join(map(repr, _GENERATORS))}",
+            hint=f"give a state dict, bare or under {' or '.join(map(repr, ENTRIES))}",
         )
     return {str(key): tensor for key, tensor in state.items()}
 

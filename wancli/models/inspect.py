@@ -23,6 +23,7 @@ from wancli.planning.lora_keys import (
     changed_shapes,
     count_blocks,
     fitting_models,
+    has_header,
     read_lora_file,
 )
 from wancli.utils.reading import DTYPE_NAMES, read_header, read_json
@@ -197,9 +198,9 @@ class LoraInfo:
 
 def inspect_lora(path: Path) -> LoraInfo:
     """Describe a LoRA by the header of its file. Raises InputError or ModelError for others."""
-    if path.suffix != ".safetensors":
+    if not has_header(path):
         raise InputError(
-            f"{path} is not .safetensors: it has no header to read.",
+            f"{path} is a pickle of an old format, without a header to read.",
             hint="`lora` takes it; its keys are counted as it loads",
         )
     lora = read_lora_file(path)

@@ -24,6 +24,7 @@ from wancli.planning.lora_keys import (
     check_fit,
     check_packed_layers,
     fit_lora,
+    has_header,
     parse_lora,
     read_lora_file,
     weight_name,
@@ -89,10 +90,12 @@ def merge_weights(
 
 
 def _open(path: Path) -> tuple[LoraFile, Callable[[str], Tensor]]:
-    if path.suffix == ".safetensors":
-        file = read_lora_file(path)  # its header, which is checked
+    file = read_lora_file(path) if has_header(path) else None
+    if path.suffix == ".safetensors" and file:
         return file, safe_open(path, "pt").get_tensor
     tensors: Mapping[str, Tensor] = read_pickle(path)
+    if file:
+        return file, tensors.__getitem__
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     return parse_lora(path, shapes, {}), tensors.__getitem__
 

@@ -29,6 +29,7 @@ from wancli.planning.lora_keys import (
     check_fit,
     check_packed_layers,
     fit_lora,
+    has_header,
     read_lora_file,
     weight_name,
 )
@@ -164,7 +165,7 @@ def _check_lora(lora: Lora, spec: ModelSpec) -> LoraUse:
 
 def _fit_of(lora: Lora, spec: ModelSpec) -> tuple[LoraFile, LoraFit] | None:
     """A LoRA's file, and what becomes of its keys; None where that is not known in a plan."""
-    if lora.path.suffix != ".safetensors":  # a pickle has no header
+    if not has_header(lora.path):
         return None
     state = lora.path.stat()
     part = EXPERTS[lora.expert or "high"]

@@ -25,6 +25,7 @@ from wancli.catalog.wan_layers import (
     wan_parameters,
 )
 from wancli.errors import ModelError, shortened
+from wancli.utils.pickles import is_zip, read_pickle_header
 from wancli.utils.reading import parse_json, read_header, read_json, unreadable
 
 HINT = "wancli model info FILE says which model a LoRA is for"
@@ -115,10 +116,16 @@ class LoraFit:
         return sum(map(len, self.layers.values()))
 
 
+def has_header(path: Path) -> bool:
+    """Whether a file's keys can be read without its tensors: not in those of torch before 1.6."""
+    return path.suffix == ".safetensors" or is_zip(path)
+
+
 def read_lora_file(path: Path) -> LoraFile:
-    """Parse the header of a .safetensors file. Raises InputError or ModelError."""
+    """Parse the header of a LoRA, .safetensors or a pickle. Raises InputError or ModelError."""
     try:
-        header = read_header(path)
+        is_safe = path.suffix == ".safetensors"
+        header = read_header(path) if is_safe else read_pickle_header(path)
         described = header.metadata.get("lora_adapter_metadata")  # of diffusers
         beside = path.with_name("adapter_config.json")  # of peft
         config: dict[str, Any] = parse_json(described) if described else {}

@@ -18,7 +18,12 @@ _DTYPES = {
     "FloatStorage": ("F32", 4),
     "HalfStorage": ("F16", 2),
     "BFloat16Storage": ("BF16", 2),
+    "LongStorage": ("I64", 8),
+    "IntStorage": ("I32", 4),
 }
+# Entries that hold a state dict in trainers' pickles. The EMA first: it is the one to sample from,
+# unless its authors do not.
+ENTRIES = ("generator_ema", "generator", "generator_lora")
 
 
 class _Storage(NamedTuple):
@@ -26,8 +31,16 @@ class _Storage(NamedTuple):
     key: str
 
 
+def is_zip(path: Path) -> bool:
+    """Whether a file begins as the zip that torch.save writes; older pickles are none."""
+    with open_file(path) as file:
+        return file.read(2) == b"PK"
+
+
 def read_pickle_header(path: Path) -> Header:
     """The tensors of a state dict that torch.save wrote (a zip), with offsets in their own files.
+
+    They are in the first of `ENTRIES` that is there, else in the pickle itself.
 
     Raises OSError, and ValueError for a file that is truncated or holds more than tensors.
     """
@@ -51,6 +64,9 @@ def _read_archive(archive: zipfile.ZipFile) -> Header:
     except Exception:  # noqa: BLE001 - a broken pickle can raise anything
         raise ValueError("not a torch pickle: its index is broken") from None
     folder = index.removesuffix(_INDEX)
+    if isinstance(state, Mapping):
+        nested = (state.get(name) for name in ENTRIES)
+        state = next((inner for inner in nested if isinstance(inner, Mapping) and inner), state)
     if not isinstance(state, Mapping) or not all(isinstance(v, _Tensor) for v in state.values()):
         raise ValueError("it holds more than a state dict of tensors")
     for name, tensor in state.items():
@@ -78,6 +94,7 @@ class _TensorUnpickler(pickle.Unpickler):
     _KNOWN: Mapping[tuple[str, str], Callable[..., Any]] = {
         ("collections", "OrderedDict"): OrderedDict,
         ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
+        ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
     }
 
     def find_class(self, module: str, name: str) -> Any:
