@@ -360,10 +360,17 @@ def test_a_prompt_change_starts_at_its_chunk(wancli: Wancli, tiny_model: Path):
         assert not torch.equal(other, changed)
 
 
-@pytest.mark.parametrize("by", ["chunk", "window"])
-def test_a_recached_prompt_resumes_to_the_same_latents(wancli: Wancli, tiny_model: Path, by: str):
-    recache = ("--at", 1, "a blue circle", "--recache", "--recache-by", by)
-    run = small(tiny_model, "--no-video", *recache, "--save-latents")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--recache",),
+        ("--recache", "--recache-by", "window"),
+        ("--kv-recompute", "--rolling-window", 4, "--sink-frames", 1),
+    ],
+    ids=lambda flags: flags[-1],
+)
+def test_a_recached_prompt_resumes_to_the_same_latents(wancli: Wancli, tiny_model: Path, flags):
+    run = small(tiny_model, "--no-video", "--at", 1, "a blue circle", *flags, "--save-latents")
     wancli(*run, "whole.st", "--chunks", 4)
     wancli(*run, "a.st", "--chunks", 2)
     result = wancli("rollout", "--resume", "--no-video", "--save-latents", "a.st", "--chunks", 4)
@@ -592,6 +599,13 @@ def test_no_chunk_of_a_rollout_waits_for_the_device(
             2,
             "parts the window",
             "--recache-by chunk",
+        ),
+        (("--kv-recompute", "--recache"), 2, "before every chunk; --recache", "drop --recache"),
+        (
+            ("--kv-recompute", "--sink-frames", 1, "--rope", "absolute"),
+            2,
+            "moves the sink",
+            "--rope relative",
         ),
         ((*SHOTS, "--rolling-window", 4), 2, "two sinks", "--rolling-window 5"),
         (

@@ -47,15 +47,16 @@ def cost_of(model: str, *, wide: bool = False, **tables: object) -> Cost:
     return cost
 
 
-def tiny_rollout(trim: Literal["before", "after"]) -> RolloutPlan:
+def tiny_rollout(trim: Literal["before", "after"], **others: bool) -> RolloutPlan:
     tables = {
         "video": {"width": 48, "height": 32},
         "rollout": {
             "chunks": 4,
             "chunk_frames": 2,
-            "rolling_window": 5,
+            "rolling_window": 4 if others.get("kv_recompute") else 5,  # its context is one part
             "trim": trim,
             "sink_frames": 1 if trim == "before" else 0,
+            **others,
         },
         "sampling": {"guidance_scale": 1.0},
     }
@@ -63,9 +64,12 @@ def tiny_rollout(trim: Literal["before", "after"]) -> RolloutPlan:
     return make_rollout_plan(settings, SPEC, context_frames=2)
 
 
+@pytest.mark.parametrize("kv_recompute", [False, True])
 @pytest.mark.parametrize("trim", ["before", "after"])
-def test_forwards_and_flops_of_a_rollout_match_the_plan(trim: Literal["before", "after"]):
-    plan = tiny_rollout(trim)
+def test_forwards_and_flops_of_a_rollout_match_the_plan(
+    trim: Literal["before", "after"], kv_recompute: bool
+):
+    plan = tiny_rollout(trim, kv_recompute=kv_recompute)
     forwards = rollout_forwards(SPEC, plan)
     assert sum(forwards.values()) == plan.forwards
     planned = denoise_flops(TINY, forwards, fresh=1).flops

@@ -11,13 +11,14 @@ chunks before it. Nothing of the loops is changed; around them, these are replac
 - the text encoder by the stored embeddings, the VAE by nothing;
 - random numbers by the stored ones, in the order in which they are drawn;
 - the sizes of Wan at 480x832, which they hard-code, by those of the tiny model;
-- devices named "cuda" by the CPU.
+- devices named "cuda" by the CPU, bfloat16 by float32, compiled flex attention by itself.
 """
 
 import contextlib
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 HERE = Path(__file__).parent
@@ -87,6 +89,16 @@ class Embeddings(torch.nn.Module):
 
     def forward(self, text_prompts: list[str]) -> dict[str, torch.Tensor]:
         return {"prompt_embeds": self.stored[text_prompts[0]]}
+
+
+class Anything:
+    """Whatever a server's module does as it is imported."""
+
+    def __call__(self, *args: Any, **_: Any) -> Any:
+        return args[0] if args and callable(args[0]) else self
+
+    def __getattr__(self, name: str) -> Any:
+        return self
 
 
 class NoVae(torch.nn.Module):
@@ -255,6 +267,92 @@ def longlive(checkout: Path) -> Run:
     return run
 
 
+def krea(checkout: Path) -> Run:
+    """GenerationSession of krea-ai/realtime-video, which recomputes its cache before each chunk."""
+    loop = Loop(checkout)
+    import_module("diffusers.models.modeling_utils")  # looks for the real torchvision
+    servers = {
+        "dotenv": ["load_dotenv"],
+        "omegaconf": ["OmegaConf"],
+        "fastapi": ["FastAPI", "WebSocket", "WebSocketDisconnect", "UploadFile", "File"],
+        "fastapi.middleware.cors": ["CORSMiddleware"],
+        "fastapi.responses": ["HTMLResponse", "JSONResponse"],
+        "msgpack": ["packb", "unpackb"],
+        "requests": [],
+        "torchvision.transforms.functional": [],
+        "settings": ["MODEL_FOLDER"],
+        "v2v": ["encode_video_latent"],
+    }
+    for name, members in servers.items():
+        for package in (name[: match.start()] for match in re.finditer(r"\.", name)):
+            sys.modules.setdefault(package, ModuleType(package))
+        stub(name)
+        sys.modules[name].__dict__.update(dict.fromkeys(members, Anything()))
+    schedule = (checkout / "v2v.py").read_text()
+    start = schedule.index("def get_denoising_schedule")
+    exec(schedule[start : schedule.index("def encode_video_latent")], sys.modules["v2v"].__dict__)
+    sys.modules["v2v"].__dict__["torch"] = torch
+    stub("wan.modules.sage", sageattn_func=None, SAGEATTN_AVAILABLE=False)
+    stub("demo_utils")
+    stub("demo_utils.memory", **dict.fromkeys(MEMORY))
+    self_forcing_packages(loop)
+    sys.modules["wan.modules.vae"].__dict__["WanVAE"] = None
+    cuda: Any = torch.cuda
+    cuda.current_device, cuda.Stream, cuda.Event = (lambda: "cpu"), Anything(), Anything()
+    path = checkout / "wan/modules/causal_model.py"
+    stub("wan.modules.causal_model")
+    tokens = path.read_text().replace("frame_seqlen = 1560", f"frame_seqlen = {TOKENS}")
+    causal: Any = sys.modules["wan.modules.causal_model"]
+    exec(compile(tokens, path, "exec"), causal.__dict__)
+    causal.flex_attention = flex_attention
+    wrapper: Any = import_module("utils.wan_wrapper")
+    pipelines: Any = import_module("pipeline.causal_inference")
+    stub("pipeline", CausalInferencePipeline=pipelines.CausalInferencePipeline)
+    server: Any = import_module("release_server")
+
+    def run(case: Case) -> Any:
+        noise = loop.stored["noise"][None, : case["frames"]]
+
+        generator = loop.generator(
+            wrapper.WanDiffusionWrapper, wrapper.FlowMatchScheduler, shift=case["shift"]
+        )
+        before = torch.randn, torch.bfloat16
+
+        def randn(*shape: Any, **_: Any) -> torch.Tensor:
+            return noise if len(shape) == 1 else torch.randn_like(torch.empty(shape))
+
+        everything: Any = torch
+        everything.randn, everything.bfloat16 = randn, torch.float32
+        try:
+            return _session(server, generator, loop, case)
+        finally:
+            everything.randn, everything.bfloat16 = before
+
+    return run
+
+
+def _session(server: Any, generator: Any, loop: Loop, case: Case) -> Any:
+    args = SimpleNamespace(
+        denoising_step_list=[1000], warp_denoising_step=False, independent_first_frame=False,
+        num_frame_per_block=case["config"]["num_frame_per_block"], use_taehv=False,
+    )  # fmt: skip
+    pipeline = server.load_pipeline(args, "cpu", generator, Embeddings(loop.stored), NoVae())
+    pipeline.frame_seq_length = TOKENS
+    params = server.GenerateParams(
+        prompt="prompt_embeds", width=64, height=64, seed=0,
+        num_blocks=case["frames"] // args.num_frame_per_block, **case["config"]["params"],
+    )  # fmt: skip
+
+    def decoder(latents: torch.Tensor, *_: Any) -> tuple[torch.Tensor, list[None]]:
+        return torch.zeros(1, 4 * latents.shape[1], 3, 1, 1), []
+
+    models = server.Models(pipeline.text_encoder, generator, pipeline, None, decoder)
+    session = server.GenerationSession(params, args, models=models)
+    for _ in range(params.num_blocks):
+        session.generate_block_internal(models)
+    return session.all_latents[0]
+
+
 def causvid(checkout: Path) -> Run:
     """InferencePipeline of tianweiy/CausVid."""
     loop = Loop(checkout, modules="causvid.models.wan.wan_base.modules")
@@ -356,6 +454,7 @@ MODELS = {
     "causal-forcing": causal_forcing,
     "longlive": longlive,
     "longlive2": longlive2,
+    "krea": krea,
     "causvid": causvid,
 }
 

@@ -101,6 +101,7 @@ class WindowConfig:
     tokens_per_frame: int
     trim: Trim = "before"
     recache_by: RecacheBy = "chunk"  # how a new prompt's cache is computed
+    recompute: bool = False  # the cache of each chunk, in place of clean passes
 
     @property
     def window_tokens(self) -> int:

@@ -8,7 +8,8 @@ Checkpoints and their entries: README.md of https://github.com/thu-ml/Causal-For
 `--use_ema` takes `generator_ema`); README.md and minimal_inference/autoregressive_inference.py of
 https://github.com/tianweiy/CausVid (ca21150); README.md and utils/nvfp4_checkpoint.py (7860ad9), of
 LongLive 1 README.md and configs/longlive_inference.yaml (e52d9ef) of
-https://github.com/NVlabs/LongLive.
+https://github.com/NVlabs/LongLive; README.md of https://github.com/krea-ai/realtime-video
+(acf4b7b).
 """
 
 from dataclasses import dataclass, field, replace
@@ -340,6 +341,18 @@ SPECS = {
                 base="wan2.1-t2v-1.3b",
                 entry="generator",
                 lora="models/lora.pt",
+            ),
+        ),
+        ModelSpec(
+            "krea-realtime-14b",
+            "",
+            "Krea Realtime on Wan 2.1 14B: 5 steps per chunk, for rollouts.",
+            causal=True,
+            architecture=WAN_14B,
+            checkpoint=Checkpoint(
+                "krea/krea-realtime-video",
+                "krea-realtime-video-14b.safetensors",
+                base="wan2.1-t2v-14b",
             ),
         ),
         ModelSpec(

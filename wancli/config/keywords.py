@@ -79,6 +79,7 @@ class ChunkSettings(TypedDict, total=False):
     noise: Literal["indexed", "compat"]
     recache: bool
     recache_by: Literal["chunk", "window"]
+    kv_recompute: bool
     blend: int
     shot_prefix: str
     shot_offset: int

@@ -327,6 +327,11 @@ class Rollout(Group):
         description="How `recache` does it: chunk by chunk, or window, in one forward that leaves "
         "a sink further back as it was (LongLive, with global_sink).",
     )
+    kv_recompute: bool = Field(
+        default=False,
+        description="Compute the K/V cache anew before every chunk, from the clean latents that it "
+        "attends to, in place of clean passes (Krea).",
+    )
     blend: int = Field(
         0, ge=0, description="Number of chunks over which a new prompt is blended in."
     )

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from wancli.catalog.geometry import TILE, LatentShape, WindowConfig
+from wancli.catalog.geometry import TILE, LatentShape, Span, WindowConfig
 from wancli.catalog.specs import ModelSpec, PackedWeights
 from wancli.catalog.tasks import EXPERTS, TASKS
 from wancli.catalog.tiny_decoder import TinyDecoderShape
@@ -57,7 +57,7 @@ from wancli.cost.wan_vae import (
     tiles,
     vae_parameters,
 )
-from wancli.planning.plan import Plan, RolloutPlan
+from wancli.planning.plan import Plan, RolloutPlan, recomputed
 
 # Bytes a weight while diffusers dequantizes a K-quant, whose parts are in half precision.
 _GGUF_BUFFER = 6
@@ -103,7 +103,8 @@ def rollout_forwards(spec: ModelSpec, plan: RolloutPlan) -> Mapping[Forward, int
     forward attend to frames that are then dropped.
     """
     branches, per_frame = 2 if plan.guided else 1, plan.shape.tokens_per_frame
-    window, after = plan.window.window, plan.window.trim == "after"
+    window = plan.window.window
+    after = plan.window.trim == "after" and not plan.window.recompute
     chunks = [(span, 0) for span in plan.context]
     chunks += list(zip(plan.spans, plan.steps, strict=True))
     last = len(chunks) - 1
@@ -114,17 +115,25 @@ def rollout_forwards(spec: ModelSpec, plan: RolloutPlan) -> Mapping[Forward, int
             min(span.first_frame, window),
             min(span.end, window),
             steps,
-            spec.experts if number < last else 0,
+            spec.experts if number < last and not plan.window.recompute else 0,
         )
         for number, (span, steps) in enumerate(chunks)
     )
     counts: Counter[Forward] = Counter()
     for (frames, before, later, steps, clean), times in alike.items():
         first = before + frames if after else later
-        for reach, count in ((first, 1), (later, steps + clean - 1)):
-            tokens = frames * per_frame
-            forward = Forward(tokens, reach * per_frame, spec.text_length, reuses_prompt_kv=True)
-            counts[forward] += branches * count * times
+        passes = [(frames, first, min(1, steps + clean)), (frames, later, steps + clean - 1)]
+        if plan.window.recompute and steps:
+            parts = recomputed(Span(0, before, frames), plan.window)
+            ends = [min(start + parts.step, parts.stop) for start in parts]
+            passes += [
+                (end - start, end, spec.experts) for start, end in zip(parts, ends, strict=True)
+            ]
+        for length, reach, count in passes:
+            forward = Forward(
+                length * per_frame, reach * per_frame, spec.text_length, reuses_prompt_kv=True
+            )
+            counts[forward] += branches * max(0, count) * times
     return counts
 
 

@@ -199,13 +199,16 @@ def make_rollout_plan(
     shape = _shape(settings.video, spec, num_frames=num_frames)
     guided = is_guided(settings.sampling, spec.family)
     steps = tuple(len(chunk_steps(settings, span)) or settings.sampling.steps for span in spans)
+    window = _window(chosen, shape)
     clean_passes = (len(context) + len(spans) - 1) * spec.experts
+    if window.recompute:
+        clean_passes = sum(len(recomputed(span, window)) for span in spans) * spec.experts
     return RolloutPlan(
         model=spec.name,
         shape=shape,
         context=context,
         spans=_in_shots(spans, chosen, changes),
-        window=_window(chosen, shape),
+        window=window,
         rope=_rope(chosen),
         guided=guided,
         steps=steps,
@@ -253,7 +256,16 @@ def _window(chosen: Rollout, shape: LatentShape) -> WindowConfig:
         tokens_per_frame=shape.tokens_per_frame,
         trim=chosen.trim,
         recache_by=chosen.recache_by,
+        recompute=chosen.kv_recompute,
     )
+
+
+def recomputed(span: Span, window: WindowConfig) -> range:
+    """First frames of the parts in which `kv_recompute` computes a chunk's context; it has an end.
+
+    They are counted from the first that the chunk attends to.
+    """
+    return range(0, min(window.window - span.frames, span.first_frame), window.chunk)
 
 
 def chunk_steps(settings: RolloutSettings, span: Span) -> tuple[int, ...]:
@@ -311,6 +323,28 @@ def _check_window(chosen: Rollout) -> None:
     if chosen.image_start == "first-frame":
         _check_first_frame(chosen)
     _check_shots(chosen)
+    if chosen.kv_recompute:
+        _check_recompute(chosen)
+
+
+def _check_recompute(chosen: Rollout) -> None:
+    """Raise PlanError for what a cache computed before every chunk rules out."""
+    if chosen.sink_frames and _rope(chosen) == "absolute":
+        raise PlanError(
+            "`kv_recompute` moves the sink next to the other frames: `rope absolute` does not.",
+            hint="`rope relative`",
+        )
+    others = {
+        "recache": (chosen.recache, "recomputes it when the prompt changes"),
+        "shot_sink": (chosen.shot_sink, "keeps what it recomputes"),
+        f"shot_offset {chosen.shot_offset}": (chosen.shot_offset, "parts the window"),
+    }
+    for name, (on, why) in others.items():
+        if on:
+            raise PlanError(
+                f"`kv_recompute` computes the cache before every chunk; `{name}` {why}.",
+                hint=f"drop `{name.split()[0]}`",
+            )
 
 
 def _check_first_frame(chosen: Rollout) -> None:

@@ -57,6 +57,19 @@ class ContextBuffer:
             entry for entry in self.chunks if entry[0].first_frame < sink or entry[0].end > evicted
         ]
 
+    def before(self, span: Span) -> tuple[Tensor, float] | None:
+        """The clean frames [1, C, F, H, W] that a chunk attends to, and their timestep, if any.
+
+        In a full window the first `sink` are the video's first.
+        """
+        if not self.chunks:
+            return None
+        frames = torch.cat([latents for _, latents, _ in self.chunks], 2)
+        sink = self.window.sink
+        room = min(self.window.window - span.frames, span.first_frame)
+        start = frames.shape[2] - room + sink if span.first_frame > room else sink
+        return torch.cat([frames[:, :, :sink], frames[:, :, start:]], 2), self.chunks[-1][2]
+
 
 class CausalDenoiser:
     """Velocity of a chunk, conditioned on the chunks before it. Each branch has its own KV cache.
@@ -74,6 +87,7 @@ class CausalDenoiser:
         self._embeddings: list[Tensor] = []  # of each branch
         self._span = Span(0, 0, 0)  # the current chunk
         self._buffer = ContextBuffer(window)
+        self._stale = False  # the caches are to be recomputed before the next forward
 
     @property
     def device(self) -> torch.device:
@@ -107,7 +121,7 @@ class CausalDenoiser:
         """
         kinds, caches, capacity = set(), self._caches(), self._window.capacity
         for span in spans:
-            self.begin(span)
+            self._open(span)
             for _ in range(2):  # the first forward of a chunk, and later ones
                 if self._kind() not in kinds:
                     kinds.add(self._kind())
@@ -130,6 +144,12 @@ class CausalDenoiser:
 
     def begin(self, span: Span) -> None:
         """Make room for a chunk. Beginning it again discards its uncommitted forwards."""
+        if self._window.recompute:
+            self._span, self._stale = span, True
+        else:
+            self._open(span)
+
+    def _open(self, span: Span) -> None:
         self._place(span)
         for kv in self._caches():
             kv.begin(span.frames * self._window.tokens_per_frame)
@@ -141,12 +161,17 @@ class CausalDenoiser:
 
     def velocity(self, latents: Tensor, timestep: float) -> Tensor:
         """Guided velocity of the chunk's noisy latents [1, C, F, H, W]; those given are clean."""
+        if self._stale:
+            self._recompute()
         expert = next(e for e in self._experts if timestep >= e.min_timestep)
         cond, *uncond = self._forward(expert, latents, timestep)
         return guide(cond, uncond[0], expert.scale) if uncond else cond
 
     def commit(self, clean: Tensor, timestep: float) -> None:
         """Run the clean pass: later chunks attend to the clean latents, not to noisy ones."""
+        if self._window.recompute:
+            self._buffer.add(self._span, clean, timestep)
+            return
         self._clean_pass(clean, timestep)
         self._buffer.add(self._span, clean, timestep)
         if self._span.begins_shot:
@@ -184,6 +209,24 @@ class CausalDenoiser:
         for kv in self._caches():
             kv.refill(count * per_frame, kept=kept * per_frame)
         self._clean_pass(latents, timestep)
+
+    def _recompute(self) -> None:
+        """Compute the caches of the frames that the chunk attends to anew, as a video of their own.
+
+        KV cache recomputation of Krea Realtime: nothing in the window remembers older frames.
+        """
+        span, chunk = self._span, self._window.chunk
+        for kv in self._caches():
+            kv.reset()
+        if context := self._buffer.before(span):
+            latents, timestep = context
+            first = span.first_frame - latents.shape[2]
+            for start in range(0, latents.shape[2], chunk):
+                part = latents[:, :, start : start + chunk]
+                self._open(replace(span, first_frame=first + start, frames=part.shape[2]))
+                self._clean_pass(part, timestep)
+        self._open(span)
+        self._stale = False
 
     def _recached(self) -> list[tuple[Span, Tensor, float]]:
         """Chunks within the window; a sink that moves is just before the others from the start."""
