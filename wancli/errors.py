@@ -182,6 +182,12 @@ def no_device(name: str) -> SetupError:
     )
 
 
+def is_disk_full(error: WancliError) -> bool:
+    """Whether a file could not be written for lack of space, which ffmpeg says in words, too."""
+    words = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
+    return isinstance(error, OutputError) and any(word in str(error) for word in words)
+
+
 def unexpected(error: Exception) -> WancliError:
     """An error of the system, or of wancli itself, as one with a hint; `__cause__` is the error."""
     wrapped = _wrapped(error)

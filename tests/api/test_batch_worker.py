@@ -13,7 +13,7 @@ from wancli.api.batch import plan_batch
 from wancli.api.batch_worker import BatchWorker, JobOutcome
 from wancli.api.jobs import JOB_KEYS
 from wancli.api.requests import Listener
-from wancli.errors import CapacityError, UsageError
+from wancli.errors import CapacityError, OutputError, UsageError
 from wancli.planning.jobs import read_jobs
 from wancli.records.ledger import Ledger, create_ledger
 from wancli.records.progress import Event, Phase, Step
@@ -173,3 +173,17 @@ def test_a_job_that_takes_too_long_ends_at_its_next_step(tmp_path: Path, tiny_mo
     assert "it took over" in str(outcome.error)
     assert "`timeout`" in (outcome.error.hint if outcome.error else "")
     assert not list(tmp_path.glob("*.mp4"))
+
+
+def test_a_full_disk_ends_the_worker_and_gives_its_job_back(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    full = OutputError("cannot write a.mp4: No space left on device.", hint="free some space")
+    failing(monkeypatch, full, times=1)
+    jobs = f'[[jobs]]\nprompt = "a circle"\nseed = "1-3"\nmodel = "{tiny_model}"\n'
+    with batch(tmp_path, jobs) as ledger:
+        with pytest.raises(OutputError, match="No space"):
+            run(ledger)
+        assert ledger.counts()["pending"] == 3
+        outcomes, _ = run(ledger)
+    assert [outcome.status for outcome in outcomes] == ["ok"] * 3

@@ -12,7 +12,7 @@ from wancli.api.jobs import LOADED_WITH, loaded_with, plan_job
 from wancli.api.model import Model
 from wancli.api.requests import Listener, all_layers
 from wancli.cost.capacity import in_words
-from wancli.errors import CapacityError, RunError, WancliError, Warn, unexpected
+from wancli.errors import CapacityError, RunError, WancliError, Warn, is_disk_full, unexpected
 from wancli.planning.existing import record_beside, record_in
 from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker, died_error
 from wancli.records.progress import Event, Report, ignore
@@ -98,7 +98,10 @@ class BatchWorker:
 
 
 def note_outcome(worker: LedgerWorker, outcome: JobOutcome, *, retries: int) -> JobOutcome:
-    """Note in the ledger how a job has ended, and what follows from that."""
+    """Note in the ledger how a job has ended, and what follows from that.
+
+    Raises OutputError where the disk is full, as it would be for the next jobs.
+    """
     job, error = outcome.job, outcome.error
     if error is None:
         try:
@@ -106,6 +109,8 @@ def note_outcome(worker: LedgerWorker, outcome: JobOutcome, *, retries: int) -> 
             return outcome
         except WancliError as failure:
             error = failure
+    if is_disk_full(error):
+        raise error
     if isinstance(error, JobCancelled):  # which the ledger knows
         return JobOutcome(job, error=error)
     if again := _again(worker, outcome, error, retries):
