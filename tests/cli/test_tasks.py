@@ -1,6 +1,7 @@
 """Every task through `wancli generate`, on tiny real pipelines: latents equal diffusers' own."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -98,14 +99,21 @@ def arguments(model: Path, *more: object) -> tuple[object, ...]:
     )  # fmt: skip
 
 
+# Timesteps 1000, 750, 500 and 250 at shift 5.
+SHIFTED = (1.0, 0.9375, 2.5 / 3, 0.625, 0.0)
+# rCM's: from sigma_max 80, over TrigFlow's 1.5, 1.4 and 1.0, as sines and cosines.
+ANGLES = (math.atan(80), 1.5, 1.4, 1.0, 0.0)
+RCM = tuple(math.sin(t) / (math.cos(t) + math.sin(t)) for t in ANGLES)
+
+
 class ByHand:
-    """Timesteps 1000, 750, 500 and 250 at shift 5, with every step written out."""
+    """Walks these noise levels, with every step written out."""
 
     order, config = 1, FrozenDict(num_train_timesteps=1000)
-    sigmas = (1.0, 0.9375, 2.5 / 3, 0.625, 0.0)
 
-    def __init__(self, scheduler: str) -> None:
+    def __init__(self, scheduler: str, sigmas: tuple[float, ...] = SHIFTED) -> None:
         self.renoises, self.generator = scheduler == "few-step", torch.Generator().manual_seed(7)
+        self.sigmas = sigmas
 
     def set_timesteps(self, _count: int, **_: Any) -> None:
         self.timesteps = torch.tensor(self.sigmas[:-1]) * 1000
@@ -156,6 +164,14 @@ def call_diffusers(
         }
     else:
         arguments["num_frames"] = 5
+    if listed and listed.sigmas[0] < 1:
+        side, pictures = (
+            32 // pipeline.vae_scale_factor_spatial,
+            inputs.get("ref_image", "").split(),
+        )
+        shape = (1, pipeline.vae.config.z_dim, 2 + len(pictures), side, side)
+        noise = torch.randn(shape, generator=listed.generator)
+        arguments["latents"] = listed.sigmas[0] * noise
     return pipeline(
         prompt=PROMPT, negative_prompt="", num_inference_steps=4, width=32, height=32,
         guidance_scale=1.0 if listed else 3.0, output_type=output_type,
@@ -227,6 +243,28 @@ def test_a_list_of_timesteps_is_walked_as_by_hand_in_one_forward_a_step(
     if case == "text":  # of the others, too, the record has the same list
         again = wancli("repro", "a.json", "-o", "b.mp4")
         assert "identical" in again.err, again.err
+
+
+@pytest.mark.parametrize(
+    ("case", "scheduler"),
+    [("text", "few-step"), ("image, two experts", "few-step"), ("image by token", "euler"),
+     ("vace of references", "few-step")],
+)  # fmt: skip
+def test_rcms_list_is_walked_from_as_much_noise_as_its_first_level_has(
+    wancli: Wancli, models: Path, files: Path, case: str, scheduler: str
+):
+    folder, task, inputs = CASES[case]
+    plain = call_diffusers(models / folder, task, inputs, files, listed=ByHand(scheduler, RCM))
+    steps = ",".join(str(1000 * sigma) for sigma in RCM[:-1])
+    guidance = ("--guidance-scale", 1) if scheduler == "euler" else ()
+    result = wancli(
+        "generate", PROMPT, "--model", models / folder, "--frames", 5, "--size", "32x32",
+        "--fps", 8, "--seed", 7, "--flow-shift", 1, *guidance, *flags(inputs, files),
+        "--sampler", scheduler, "--steps-list", steps, "--save-latents", "z.safetensors",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    latents = load_file("z.safetensors")["latents"].transpose(0, 1)[None]
+    assert torch.allclose(latents, plain[:, :, -2:], rtol=0, atol=2e-5)
 
 
 def test_a_long_animation_is_generated_in_segments(wancli: Wancli, models: Path, files: Path):

@@ -15,7 +15,7 @@ from wancli.catalog.tiny_decoder import EXACT
 MAX_SEED = 2**53  # the largest integer that every JSON reader keeps
 RopePolicy = Literal["absolute", "relative", "sink"]
 FEW_STEPS = "1000,750,500,250"  # Self-Forcing's, and those of most distilled models
-STEPS_LIST = r"^\d+(,\d+)*$"
+STEPS_LIST = r"^\d+(\.\d+)?(,\d+(\.\d+)?)*$"
 
 
 WEIGHTS = ("transformer", "vae", "text_encoder")  # settings that name files of weights

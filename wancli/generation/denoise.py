@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wancli.caching.self_attention import self_attention
-from wancli.catalog.tasks import TASKS, Task
+from wancli.catalog.tasks import TASKS, VIDEO, Task
 from wancli.config.settings import Settings
 from wancli.errors import RunError
 from wancli.generation.caches import caches
 from wancli.generation.prompts import Prompt
-from wancli.generation.schedulers import clip_scheduler
+from wancli.generation.schedulers import ListedScheduler, clip_scheduler
 from wancli.models.attention import AttentionKernel, choose_kernel
 from wancli.models.fast_decoder import latents_per_call
 from wancli.models.load import Loaded, transformers_of
@@ -35,6 +35,8 @@ from wancli.planning.listed_steps import step_count
 from wancli.planning.plan import Plan
 from wancli.records.progress import Decoded, Report, ignore
 from wancli.records.record import ForwardStats
+
+_HIGHEST = 1 - 1e-6  # a sigma that is 1 but for rounding
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def denoise(
             output_type="pt" if task.segmented else "latent",
             callback_on_step_end=_after_step(plan, on_step, last, skipped=skipped),
             **_arguments(task, settings, plan),
+            **_initial_noise(plan, scheduler, generator),
             **prompt.embeddings,
             **prompt.pictures,
         ).frames
@@ -156,6 +159,22 @@ def _arguments(task: Task, settings: Settings, plan: Plan) -> dict[str, Any]:
     of_all = {name: values[name] for name in ("guidance_scale", "width", "height")}
     of_task = {argument: values[name] for name, argument in task.settings.items()}
     return {**of_all, **of_task}
+
+
+def _initial_noise(plan: Plan, scheduler: Any, generator: torch.Generator) -> dict[str, Tensor]:
+    """The initial latents of a list that begins below the highest noise; else the pipeline's own.
+
+    They are as much noise as the first level has, and nothing else. A video to transform has its
+    own.
+    """
+    sigma = float(scheduler.sigmas[0])
+    if not isinstance(scheduler, ListedScheduler) or sigma > _HIGHEST or plan.task == VIDEO:
+        return {}
+    shape, frames = plan.shape, plan.shape.frames + plan.references
+    noise = torch.randn(
+        1, shape.channels, frames, shape.height, shape.width, generator=generator
+    )  # as the pipelines draw it
+    return {"latents": sigma * noise}
 
 
 @contextmanager

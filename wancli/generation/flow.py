@@ -23,22 +23,31 @@ class Level:
     sigma: float
 
 
+def shifted_sigma(steps: float, shift: float) -> float:
+    """The sigma after so many of the 1000 training steps from 1, shifted towards noise."""
+    sigma = 1 - steps / TRAIN_STEPS
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
 def sigma_table(shift: float) -> list[float]:
     """The 1000 training sigmas, descending from 1, shifted towards noise by `shift`."""
-    line = [1 - i / TRAIN_STEPS for i in range(TRAIN_STEPS)]
-    return [shift * s / (1 + (shift - 1) * s) for s in line]
+    return [shifted_sigma(steps, shift) for steps in range(TRAIN_STEPS)]
 
 
-def few_step_levels(timesteps: Sequence[int], *, shift: float, warp: bool) -> tuple[Level, ...]:
+def few_step_levels(timesteps: Sequence[float], *, shift: float, warp: bool) -> tuple[Level, ...]:
     """Noise levels of a distilled model's steps (Self-Forcing, arXiv:2506.08009).
 
-    With `warp`, timestep t is looked up in the shifted table: 750 becomes 937.5 at shift 5.
-    Timesteps stay floats: rounding them would change the steps.
+    With `warp`, timesteps are shifted as sigmas are: 750 becomes 937.5 at shift 5. Without, each
+    has the nearest sigma of training. No sigma is below the lowest of training. Timesteps stay
+    floats: rounding them would change the steps.
     """
+    if warp:
+        sigmas = [shifted_sigma(TRAIN_STEPS - timestep, shift) for timestep in timesteps]
+        lowest = shifted_sigma(TRAIN_STEPS - 1, shift)
+        return tuple(Level(1000 * sigma, max(sigma, lowest)) for sigma in sigmas)
     table = sigma_table(shift)
-    warped = [*(1000 * sigma for sigma in table), 0.0]
-    exact = [warped[TRAIN_STEPS - t] if warp else float(t) for t in timesteps]
-    return tuple(Level(t, min(table, key=lambda sigma: abs(1000 * sigma - t))) for t in exact)
+    nearest = [min(table, key=lambda sigma: abs(1000 * sigma - t)) for t in timesteps]
+    return tuple(Level(float(t), sigma) for t, sigma in zip(timesteps, nearest, strict=True))
 
 
 def to_clean(noisy: Tensor, velocity: Tensor, sigma: float) -> Tensor:
@@ -64,8 +73,11 @@ class Denoised:
 def few_step(
     velocity: Velocity, noise: Callable[[int], Tensor], levels: Sequence[Level]
 ) -> Iterator[Denoised]:
-    """Predict the clean latents and renoise them, step by step, with `noise(step)`."""
-    latents = noise(0)
+    """Predict the clean latents and renoise them, step by step, with `noise(step)`.
+
+    They begin with as much noise as the first level has, and nothing else.
+    """
+    latents = levels[0].sigma * noise(0)
     for index, (level, following) in enumerate(pairwise([*levels, None])):
         assert level is not None  # noqa: S101 - only the last of the pairs is None
         latents = to_clean(latents, velocity(latents, level.timestep), level.sigma)

@@ -4,7 +4,7 @@ from itertools import pairwise
 from typing import Any
 
 from wancli.catalog.specs import ModelSpec
-from wancli.catalog.tasks import Family
+from wancli.catalog.tasks import Task
 from wancli.config.resolve import EXPLICIT, Resolved
 from wancli.config.settings import FEW_STEPS, Sampling, Settings
 from wancli.errors import PlanError
@@ -12,9 +12,9 @@ from wancli.errors import PlanError
 LISTED = ("steps", "steps_list", "warp_steps", "guidance_scale")  # useless with a list, or without
 
 
-def timesteps(text: str, name: str = "steps_list") -> tuple[int, ...]:
+def timesteps(text: str, name: str = "steps_list") -> tuple[float, ...]:
     """Parse a comma-separated list of timesteps. Raises PlanError unless it decreases."""
-    values = tuple(int(word) for word in text.split(","))
+    values = tuple(float(word) for word in text.split(","))
     decreases = all(a > b for a, b in pairwise(values))
     if not decreases or not 0 < values[0] <= 1000:
         raise PlanError(
@@ -24,7 +24,7 @@ def timesteps(text: str, name: str = "steps_list") -> tuple[int, ...]:
     return values
 
 
-def listed_steps(sampling: Sampling) -> tuple[int, ...]:
+def listed_steps(sampling: Sampling) -> tuple[float, ...]:
     """The listed timesteps; empty for a solver that spaces `steps` of them. Raises PlanError."""
     if sampling.scheduler == "few-step":
         return timesteps(sampling.steps_list or FEW_STEPS)
@@ -37,15 +37,20 @@ def step_count(sampling: Sampling) -> int:
     return len(listed_steps(sampling)) or sampling.steps
 
 
-def check_listed_steps(settings: Settings, spec: ModelSpec, family: Family) -> None:
+def check_listed_steps(settings: Settings, spec: ModelSpec, task: Task) -> None:
     """Raise PlanError for a model or cache that a list of timesteps rules out."""
     steps, caches = listed_steps(settings.sampling), settings.step_cache
     if not steps:
         return
-    if not family.listed_steps:
+    if not task.family.listed_steps:
         raise PlanError(
             f"`steps_list` does not work with {spec.name}: its pipeline sets the sigmas.",
             hint="`steps_list ''`",
+        )
+    if task.segmented and steps[0] < 1000:
+        raise PlanError(
+            f"`steps_list` begins at {steps[0]:g}: {task.name} draws noise for 1000.",
+            hint="begin it at 1000",
         )
     if caches.step_cache != "none":
         raise PlanError(

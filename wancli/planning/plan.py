@@ -94,7 +94,7 @@ def make_plan(
     check_machine(settings.machine)
     check_output(settings.output)
     check_family(settings, spec, chosen.family)
-    check_listed_steps(settings, spec, chosen.family)
+    check_listed_steps(settings, spec, chosen)
     check_distilled(settings)
     check_generation(settings, chosen.transformer)
     check_tiling(settings)
@@ -268,7 +268,7 @@ def recomputed(span: Span, window: WindowConfig) -> range:
     return range(0, min(window.window - span.frames, span.first_frame), window.chunk)
 
 
-def chunk_steps(settings: RolloutSettings, span: Span) -> tuple[int, ...]:
+def chunk_steps(settings: RolloutSettings, span: Span) -> tuple[float, ...]:
     """Listed timesteps of a chunk, the first of which may have its own; empty without a list."""
     first = settings.rollout.first_chunk_steps
     steps = listed_steps(settings.sampling)
@@ -394,7 +394,7 @@ def _check_shots(chosen: Rollout) -> None:
 def _check_caches(settings: RolloutSettings, spec: ModelSpec) -> None:
     """Raise PlanError for a lossy cache or attention backend that rollouts do not support."""
     method = settings.step_cache.step_cache
-    check_listed_steps(settings, spec, spec.family)
+    check_listed_steps(settings, spec, TASKS[TEXT])
     if method not in ("none", "cachedit"):
         raise PlanError(
             f"`step_cache {method}` works only in diffusers' own loop, not in rollouts.",

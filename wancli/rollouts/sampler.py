@@ -88,7 +88,7 @@ class ChunkSampler:
         if sampling.scheduler == "few-step":
             yield from few_step(velocity, noise, levels)
         elif levels:
-            yield from solve(velocity, noise(0), ListedScheduler(levels))
+            yield from solve(velocity, levels[0].sigma * noise(0), ListedScheduler(levels))
         else:
             yield from self._solve(noise(0), velocity)
 
