@@ -165,11 +165,9 @@ def call_diffusers(
     else:
         arguments["num_frames"] = 5
     if listed and listed.sigmas[0] < 1:
-        side, pictures = (
-            32 // pipeline.vae_scale_factor_spatial,
-            inputs.get("ref_image", "").split(),
-        )
-        shape = (1, pipeline.vae.config.z_dim, 2 + len(pictures), side, side)
+        count = 2 + inputs.get("ref_image", "").count("p")
+        side = 32 // pipeline.vae_scale_factor_spatial
+        shape = (1, pipeline.vae.config.z_dim, count, side, side)
         noise = torch.randn(shape, generator=listed.generator)
         arguments["latents"] = listed.sigmas[0] * noise
     return pipeline(

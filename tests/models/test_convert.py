@@ -23,6 +23,7 @@ PARITY = Path(__file__).parents[1] / "parity"
 WEIGHTS = PARITY / "weights_original_names.safetensors"
 MODEL = json.loads((PARITY / "model.json").read_text())
 SIZES = MODEL["diffusers_WanTransformer3DModel_config"]
+PATCH = "patch_embedding.weight"
 NAMES: dict[str, str] = MODEL["key_map_original_to_diffusers"]
 
 Tensors = dict[str, torch.Tensor]
@@ -85,6 +86,7 @@ def publish(kind: str, folder: Path) -> Path:
         "generator": {"generator": prefixed(tensors, "model."), "critic": other},
         "fsdp": {"generator": other, "generator_ema": fsdp_names(tensors)},
         "bare": tensors,
+        "rcm": prefixed({n: t.flatten(1) if n == PATCH else t for n, t in tensors.items()}, "net."),
         "old pickle": {"generator_ema": tensors},
     }[kind]
     torch.save(state, folder / "x.pt", _use_new_zipfile_serialization=kind != "old pickle")
@@ -92,7 +94,7 @@ def publish(kind: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", ["generator_ema", "generator", "fsdp", "bare", "old pickle", "shards"]
+    "kind", ["generator_ema", "generator", "fsdp", "bare", "rcm", "old pickle", "shards"]
 )
 def test_every_tensor_is_renamed_by_the_key_map(kind: str, tmp_path: Path):
     (tmp_path / "in").mkdir()

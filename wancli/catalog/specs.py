@@ -164,6 +164,10 @@ def _causal_forcing(file: str, *, entry: str) -> Checkpoint:
     return Checkpoint("zhuhz22/Causal-Forcing", file, base="wan2.1-t2v-1.3b", entry=entry)
 
 
+def _rcm(size: str, *, base: str) -> Checkpoint:
+    return Checkpoint("worstcoder/rcm-Wan", f"rCM_Wan2.1_T2V_{size}.pt", base=base)
+
+
 SPECS = {
     spec.name: spec
     for spec in (
@@ -367,6 +371,43 @@ SPECS = {
                 base="wan2.1-t2v-1.3b",
                 entry="generator",
             ),
+        ),
+        ModelSpec(
+            "causvid-bidirectional",
+            "",
+            "CausVid's bidirectional model on Wan 2.1 1.3B: 5 seconds in 3 steps.",
+            causal=False,
+            architecture=WAN_1_3B,
+            checkpoint=Checkpoint(
+                "tianweiy/CausVid",
+                "bidirectional_checkpoint2/model.pt",
+                base="wan2.1-t2v-1.3b",
+                entry="generator",
+            ),
+        ),
+        ModelSpec(
+            "rcm-t2v-1.3b",
+            "",
+            "rCM (arXiv:2510.08431) on Wan 2.1 1.3B: 480p in 4 steps.",
+            causal=False,
+            architecture=WAN_1_3B,
+            checkpoint=_rcm("1.3B_480p", base="wan2.1-t2v-1.3b"),
+        ),
+        ModelSpec(
+            "rcm-t2v-14b-480p",
+            "",
+            "rCM on Wan 2.1 14B: 480p in 4 steps.",
+            causal=False,
+            architecture=WAN_14B,
+            checkpoint=_rcm("14B_480p", base="wan2.1-t2v-14b"),
+        ),
+        ModelSpec(
+            "rcm-t2v-14b-720p",
+            "",
+            "rCM on Wan 2.1 14B: 720p in 4 steps.",
+            causal=False,
+            architecture=WAN_14B,
+            checkpoint=_rcm("14B_720p", base="wan2.1-t2v-14b"),
         ),
         ModelSpec(
             "longlive2",

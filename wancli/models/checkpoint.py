@@ -22,6 +22,8 @@ from wancli.utils.reading import unreadable
 
 Tensors = dict[str, torch.Tensor]
 
+_PREFIX = re.compile(r"^(?:model\.|net\.)")
+
 
 def read_checkpoint(source: Path, entry: str = "") -> Tensors:
     """Read a `.safetensors` file, a folder of them, or a pickle, under diffusers' key names.
@@ -103,6 +105,15 @@ def _unreadable(source: Path, error: Any) -> InputError:
 
 
 def _rename_keys(tensors: Tensors, source: Path) -> Tensors:
-    bare = {key: strip_wrappers(key).removeprefix("model.") for key in tensors}
+    bare = {key: _PREFIX.sub("", strip_wrappers(key)) for key in tensors}
     names = parameter_names(bare.values(), source)
-    return {names[bare[key]]: tensor for key, tensor in tensors.items()}
+    return {names[bare[key]]: _as_convolution(names[bare[key]], t) for key, t in tensors.items()}
+
+
+def _as_convolution(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The weight of the patch embedding [dim, in, 1, 2, 2], of which rCM has [dim, in * 4].
+
+    Its order: rcm/networks/wan2pt1.py#L656 of https://github.com/NVlabs/rcm (5b41aa9).
+    """
+    flat = name == "patch_embedding.weight" and tensor.ndim == 2 and tensor.shape[1] % 4 == 0
+    return tensor.view(len(tensor), -1, 1, 2, 2) if flat else tensor
