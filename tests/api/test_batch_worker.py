@@ -22,10 +22,10 @@ SMALL = 'steps = 1\nnum_frames = 5\nsize = "32x32"\n'
 
 
 @contextmanager
-def batch(folder: Path, text: str) -> Iterator[Ledger]:
+def batch(folder: Path, text: str, *, small: str = SMALL) -> Iterator[Ledger]:
     """The ledger of the jobs of a TOML file."""
     path = folder / "j.toml"
-    path.write_text(f"[defaults]\n{SMALL}{text}")
+    path.write_text(f"[defaults]\n{small}{text}")
     read = read_jobs(path, JOB_KEYS)
     planned = plan_batch(read, folder, Listener(None))
     ledger = folder / "j.ledger"
@@ -50,6 +50,20 @@ def test_a_model_loads_once_for_clips_and_rollouts(tmp_path: Path, tiny_model: P
         outcomes, phases = run(ledger)
     assert [outcome.error for outcome in outcomes] == [None, None]
     assert phases.count("load") == 1
+
+
+def test_videos_that_are_whole_are_kept(tmp_path: Path):
+    rollout = (
+        '[[jobs]]\ncommand = "rollout"\nprompt = "a circle"\nseed = 1\nchunks = 1\nsteps = 1\n'
+    )
+    with batch(tmp_path, rollout, small="size = '48x48'\n") as ledger:
+        assert [outcome.status for outcome in run(ledger)[0]] == ["ok"]
+        (video,) = tmp_path.glob("*.mp4")
+        ledger.retry(ledger.numbers("done"))
+        assert [outcome.status for outcome in run(ledger)[0]] == ["skipped"]
+        ledger.retry(ledger.numbers("skipped"))
+        video.write_bytes(video.read_bytes()[:-2000])
+        assert [outcome.status for outcome in run(ledger)[0]] == ["ok"]
 
 
 def test_jobs_whose_model_does_not_load_fail_together(tmp_path: Path, tiny_model: Path):

@@ -58,7 +58,7 @@ def test_a_clip_is_reproduced_and_what_a_job_sets_is_changed(tiny_model: Path):
 
 
 def test_a_rollout_with_another_prompt_is_reproduced():
-    chunks: Any = {"chunks": 2, "steps": 1, "at": {1: "a blue square"}}
+    chunks: Any = {"chunks": 2, "steps": 1, "size": "48x48", "at": {1: "a blue square"}}
     stream = wancli.rollout("a circle", model="demo", seed=3, output="r.mp4", **chunks)
     list(stream)
     (same,) = made({"command": "repro", "file": "r.mp4"})
@@ -68,7 +68,11 @@ def test_a_rollout_with_another_prompt_is_reproduced():
 
 def test_a_file_that_a_video_was_made_from_is_found_or_missed_with_the_line():
     tiny_image(Path("p.png"), 1)
-    list(wancli.rollout("a circle", seed=3, output="r.mp4", image="p.png", chunks=1, steps=1))
+    list(
+        wancli.rollout(
+            "a circle", seed=3, output="r.mp4", image="p.png", chunks=1, steps=1, size="48x48"
+        )
+    )
     Path("j.jsonl").write_text('{"command": "repro", "file": "r.mp4"}')
     batch = read_jobs(Path("j.jsonl"), JOB_KEYS)
     with pytest.raises(wancli.InputError, match=r"^j.jsonl:1: .*`image`"):

@@ -8,14 +8,15 @@ from time import monotonic, sleep
 from typing import Any
 
 from wancli.api.adapt import less_memory
-from wancli.api.jobs import LOADED_WITH, loaded_with, plan_job
+from wancli.api.jobs import LOADED_WITH, OUTPUTS, loaded_with, plan_job
 from wancli.api.model import Model
 from wancli.api.requests import Listener, all_layers
 from wancli.cost.capacity import in_words
 from wancli.errors import CapacityError, RunError, WancliError, Warn, is_disk_full, unexpected
-from wancli.planning.existing import record_beside, record_in
+from wancli.planning.existing import check_existing, record_beside, record_in
 from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker, died_error
 from wancli.records.progress import Event, Report, ignore
+from wancli.video.integrity import DAMAGED
 
 _BEAT = 5.0  # seconds
 _AHEAD = 16  # prompts that are encoded with one
@@ -268,6 +269,8 @@ def _make_video(
     values = {name: v for name, v in job.values.items() if name not in LOADED_WITH}
     target: Any = {"seed": job.seed, "output": job.output}
     if job.command == "rollout":
+        if skip and _is_whole_rollout(model, job, values):
+            return record_in(job.output) or record_beside(job.output) or {}, True
         values["resume"] = skip and job.output.with_suffix(".rollout").exists()
         session = model.plan_rollout(job.prompt, settings=values, **target)
         run = session.run(listener, model.pipeline)
@@ -281,3 +284,13 @@ def _make_video(
     for clip in planned.run(listener, model.pipeline, ahead=ahead):
         return clip.record.as_json(), False
     return record_in(job.output) or record_beside(job.output) or {}, True
+
+
+def _is_whole_rollout(model: Model, job: ClaimedJob, values: Mapping[str, Any]) -> bool:
+    """Whether the video of a rollout is there, by its request's hash, and intact."""
+    if not job.output.exists():
+        return False
+    inputs = {name: value for name, value in values.items() if name not in OUTPUTS}
+    session = model.plan_rollout(job.prompt, seed=job.seed, output=None, settings=inputs)
+    check = check_existing(job.output, session.request().hash)
+    return check is not None and check.status != DAMAGED
