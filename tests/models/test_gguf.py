@@ -397,7 +397,9 @@ def test_a_missing_package_says_what_to_install(
         assert caught.value.exit_code == 4
 
 
-def test_a_video_is_made_from_a_file_described_and_reproduced(wancli: Wancli, folder: Path):
+def test_a_video_is_made_from_a_file_described_and_reproduced(
+    wancli: Wancli, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
     transformer_file(folder, Path("wan-i2v-high.gguf"))
     shutil.copytree(folder, "bare")
     run = (*RUN, "--model", "bare", "--transformer", "wan-i2v-high.gguf", "--dtype", "float32")
@@ -414,5 +416,12 @@ def test_a_video_is_made_from_a_file_described_and_reproduced(wancli: Wancli, fo
     assert (facts["blocks"], facts["dim"], facts["expert"]) == (2, 32, "high")
     assert facts["dtypes"].keys() == {"float32", "Q8_0"}
     assert "high noise, by its name" in wancli("model", "info", "wan-i2v-high.gguf").out
-    shutil.move("wan-i2v-high.gguf", "moved.gguf")
+    Path("weights/unet").mkdir(parents=True)
+    shutil.move("wan-i2v-high.gguf", "weights/unet/named.gguf")
+    result = wancli("model", "info", "wan-i2v-high.gguf")
+    assert (result.code, "wan-i2v-high.gguf" in result.err) == (4, True)
     assert wancli("repro", "a.mp4", "-o", "c.mp4").code == 4
+    monkeypatch.setenv("WANCLI_MODEL_PATH", "weights")
+    assert json.loads(wancli("model", "info", "named.gguf", "--json").out) == {
+        **facts, "path": "weights/unet/named.gguf", "expert": "", "task": "",
+    }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ from wancli.catalog.hub_cache import (
     repo_folder,
 )
 from wancli.catalog.local import find_spec
-from wancli.catalog.model_folders import model_roots
+from wancli.catalog.model_folders import find_named, model_roots
 from wancli.catalog.specs import DEMO_FOLDER, RANDOM, SPECS, Checkpoint, ModelSpec
 from wancli.cli.completion import complete_models
 from wancli.cli.lazy import WancliCommand, WancliGroup
@@ -153,8 +154,8 @@ def info(name: Model, output_options: OutputOptions) -> None:
     if is_lora(name):
         _show_lora(name, Screen(output_options))
         return
-    if (path := user_path(name)).suffix == ".gguf" and path.is_file():
-        _show_weights(path, Screen(output_options))
+    if name.endswith(".gguf"):
+        _show_weights(_find_gguf(name), Screen(output_options))
         return
     from wancli.cli.plan_table import default_json
     from wancli.cost.capacity import check_default_capacity
@@ -381,6 +382,14 @@ def _show_lora(name: str, screen: Screen) -> None:
     screen.table("", "", rows=[(fact, value) for fact, value in facts.items() if value])
 
 
+def _find_gguf(name: str) -> Path:
+    """A GGUF file by its path, or by its name in WANCLI_MODEL_PATH. Raises InputError."""
+    settings = ("transformer", "text_encoder", "vae")
+    named = chain.from_iterable(find_named(setting, name) for setting in settings)
+    path = user_path(name)
+    return path if path.exists() else next(named, path)
+
+
 def _show_weights(path: Path, screen: Screen) -> None:
     """Describe a file of weights by its header."""
     from wancli.models.inspect import inspect_weights
@@ -396,6 +405,7 @@ def _show_weights(path: Path, screen: Screen) -> None:
         "keys": f"{weights.keys:,}",
         "parameters": f"{weights.parameters:,}",
         "types": ", ".join(f"{count:,} {dtype}" for dtype, count in weights.dtypes.items()),
+        "size": weights.size,
         "blocks": f"{weights.blocks} of dim {weights.dim}" if weights.blocks else "",
         "task": weights.task,
         "expert": weights.expert and f"{weights.expert} noise, by its name",

@@ -207,7 +207,6 @@ def inspect_lora(path: Path) -> LoraInfo:
     models = tuple(fitting_models(lora))
     changes = (item for layer in lora.layers for item in changed_shapes(lora, layer))
     projections = (s for name, s in changes if re.match(r"blocks\..*attn\d\.to_", name))
-    sizes = (re.search(SIZE, model) for model in models)
     return LoraInfo(
         path,
         path.stat().st_size,
@@ -217,7 +216,7 @@ def inspect_lora(path: Path) -> LoraInfo:
         lora.ranks,
         count_blocks(lora.layers),
         next((shape[0] for shape in projections if shape), 0),
-        next((f"{size[1]}B" for size in sizes if size), ""),
+        _size_of(models),
         _task_of(path, models),
         expert_by_name(path),
         models,
@@ -238,6 +237,7 @@ class WeightsInfo:
     dtypes: Mapping[str, int]  # number of tensors by type, the most common first
     blocks: int  # of a transformer
     dim: int  # its hidden size
+    size: str  # 1.3B, 5B or 14B; "" if unknown
     task: str  # "" if neither parameters nor name tell
     expert: str  # high or low, by its name; "" if that does not tell
     models: tuple[str, ...]  # known models whose transformer it fits
@@ -263,6 +263,7 @@ def inspect_weights(path: Path) -> WeightsInfo:
         dict(dtypes.most_common()),
         count_blocks(shapes),
         shapes["patch_embedding.bias"][0] if "patch_embedding.bias" in shapes else 0,
+        _size_of(models) if part == "transformer" else "",
         _task_of(path, models) if part == "transformer" else "",
         expert_by_name(path) if part == "transformer" else "",
         models,
@@ -285,6 +286,12 @@ def _form(lora: LoraFile) -> str:
     kinds = ("up", "alpha", "up_bias", "diff", "diff_b")
     words = [{"up": "factors"}.get(kind, kind) for kind in kinds if kind in held]
     return f"{whose} names; {', '.join(words)}"
+
+
+def _size_of(models: Sequence[str]) -> str:
+    """1.3B, 5B or 14B, from the first name of a model that says it."""
+    sizes = (re.search(SIZE, model) for model in models)
+    return next((f"{size[1]}B" for size in sizes if size), "")
 
 
 def _task_of(path: Path, models: Sequence[str]) -> str:
