@@ -58,6 +58,45 @@ def test_with_a_base_the_model_is_complete(wancli: Wancli, tiny_model: Path, con
     assert Path("out/model_index.json").is_file()
 
 
+def test_an_entry_is_converted_with_a_lora(wancli: Wancli, config_file: Path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors, layer = load_file(WEIGHTS), "blocks.0.cross_attn.k"
+    averaged = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    torch.save({"generator_ema": averaged, "generator": tensors}, "x.pt")
+    save_file(
+        {f"{layer}.lora_A.weight": torch.ones(1, 64)}
+        | {f"{layer}.lora_B.weight": torch.ones(64, 1)},
+        "lora.safetensors",
+    )
+    flags = ("--config", config_file, "--entry", "generator", "--lora", "lora.safetensors=2")
+    result = wancli(*CONVERT, "x.pt", "out", *flags)
+    assert result.code == 0, result.err
+    weights = load_file("out/transformer/diffusion_pytorch_model.safetensors")
+    key, original = weights["blocks.0.attn2.to_k.weight"], tensors[f"{layer}.weight"]
+    assert torch.equal(key, (original.double() + 2).bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "hint"),
+    [
+        (("--entry", "critic"), "--entry critic", "drop --entry"),
+        (("--lora", "no.safetensors"), "no.safetensors", "check the path"),
+        (("--lora", WEIGHTS), "LoRA", ""),
+    ],
+    ids=lambda value: " ".join(map(str, value[:1])) if isinstance(value, tuple) else None,
+)
+def test_flags_that_the_files_do_not_fit_are_rejected(
+    wancli: Wancli, config_file: Path, flags: tuple[object, ...], error: str, hint: str
+):
+    result = wancli(*CONVERT, WEIGHTS, "out", "--config", config_file, *flags)
+    assert result.code == 4
+    assert error in complaint(result)[0]
+    assert hint in complaint(result)[1]
+    assert not Path("out").exists()
+
+
 def test_an_unknown_number_of_heads_is_asked_for(wancli: Wancli):
     result = wancli(*CONVERT, WEIGHTS, "out")
     assert result.code == 4

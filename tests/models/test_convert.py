@@ -17,6 +17,7 @@ from wancli.config.settings import Machine
 from wancli.errors import InputError, ModelError, OutputError, UsageError
 from wancli.models.convert import convert, read_sizes
 from wancli.models.load import load_pipeline
+from wancli.planning.lora import Lora
 from wancli.utils.files import whole_folder
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -115,6 +116,25 @@ def test_the_entry_of_a_pickle_can_be_chosen(tmp_path: Path):
     ):
         with pytest.raises(InputError, match=error):
             convert(source, tmp_path / "other", config=config, entry="critic")
+
+
+@pytest.mark.parametrize("kind", ["pickle", "safetensors"])
+def test_a_lora_is_merged_into_the_copy_alone(kind: str, tmp_path: Path):
+    tensors, layer = load_file(WEIGHTS), "blocks.1.self_attn.q"
+    source = tmp_path / {"pickle": "x.pt", "safetensors": "x.safetensors"}[kind]
+    (torch.save if kind == "pickle" else save_file)(tensors, source)
+    before = source.read_bytes()
+    numbers = torch.Generator().manual_seed(0)
+    up, down = torch.randn(64, 2, generator=numbers), torch.randn(2, 64, generator=numbers)
+    save_file(
+        {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, tmp_path / "l.safetensors"
+    )
+    lora = Lora(tmp_path / "l.safetensors", scale=0.5)
+    convert(source, tmp_path / "out", config=config_file(tmp_path), loras=[lora])
+    merged = tensors[f"{layer}.weight"].double() + 0.5 * up.double() @ down.double()
+    changed = {NAMES[f"{layer}.weight"]: merged.bfloat16()}
+    assert same(converted(tmp_path / "out"), expected() | changed)
+    assert source.read_bytes() == before
 
 
 def test_diffusers_loads_a_converted_model_without_missing_or_unexpected_keys(tmp_path: Path):

@@ -284,7 +284,9 @@ def convert(  # noqa: PLR0913 - one parameter a flag
     # `write` checks whether a folder may be replaced, under its lock.
     outputs.add(OutputFile(out, "OUT", ours=lambda _: True, folder=True))
     with outputs.locked():
-        converted = write(source, out, config=config, base=base, entry=entry, overwrite=overwrite)
+        converted = write(
+            source, out, config=config, base=base, entry=entry, loras=loras, overwrite=overwrite
+        )
     _say_converted(screen, converted, alone=base is None)
 
 
