@@ -40,7 +40,8 @@ COMMANDS = {
         "Compare two videos, or two latents: SSIM, PSNR, temporal difference.",
     ),
     "preview": Entry(
-        "wancli.cli.preview:preview", "Make a contact sheet, a GIF or an animated WebP of videos."
+        "wancli.cli.preview:preview",
+        "Make contact sheets, GIFs and WebPs of videos, or a labelled sheet of a sweep.",
     ),
     "bench": Entry(
         "wancli.cli.bench:bench",

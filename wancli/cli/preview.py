@@ -82,7 +82,7 @@ def preview(  # noqa: PLR0913 - one parameter per flag
     width: Width = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a contact sheet, a GIF or an animated WebP of videos, or one labelled sheet of a sweep.
+    """Make contact sheets, GIFs and WebPs of videos, or a labelled sheet of a sweep.
 
     Replaces a picture that it made of the same videos before, unless it was changed since.
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from markupsafe import Markup
-
 from wancli.errors import InputError, UsageError
 from wancli.records.batch_export import export_row
 from wancli.records.ledger import DONE, SKIPPED, STATES, Ledger
@@ -68,11 +66,11 @@ def render_report(
         templates(Path(__file__).parent)
         .get_template("batch_report.html.jinja")
         .render(
-            mark=Markup(MARK.decode()),
+            mark=MARK.decode(),
             title=ledger.path.name.removesuffix(ledger.path.suffix),
             cards=cards,
             # In a script only this could end it.
-            details=Markup(details.replace("<", "\\u003c")),
+            details=details.replace("<", "\\u003c"),
             states=_counts(cards, "state", [*STATES, MISSING]),
             models=sorted({card["model"] for card in cards}),
             seeds=sorted({card["seed"] for card in cards if card["seed"] is not None}),
