@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,23 @@ def test_failed_jobs_are_exported_as_a_file_of_the_same_jobs(wancli: Wancli, fol
     prompts = [(job.prompt, job.seed) for job in batch.jobs]
     assert [(*p, o) for p, o in zip(prompts, outputs, strict=True)] == failed
     assert [batch.settings[job.settings].values["steps"] for job in batch.jobs] == [1, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE jobs SET error = '{' WHERE error IS NOT NULL",
+        "UPDATE jobs SET output = CAST(X'ff' AS TEXT)",
+        "UPDATE jobs SET settings = 7",
+        "UPDATE settings SET json = '{'",
+        "ALTER TABLE jobs RENAME COLUMN host TO hast",
+    ],
+)
+def test_a_damaged_ledger_is_an_error_with_a_way_out(wancli: Wancli, folder: Path, damage: str):
+    with sqlite3.connect(folder / "b.ledger") as db:
+        db.execute(damage)
+    db.close()
+    result = wancli("batch", "export", folder)
+    assert result.code == 4, result.err
+    assert "is damaged" in result.err
+    assert "--skip-existing" in result.err

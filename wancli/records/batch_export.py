@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from wancli.records.ledger import LedgerSettings
+from wancli.records.ledger import LedgerSettings, damaged, parse_column
 
 Row = Mapping[str, Any]
 _PLAIN = ("line", "id", "state", "attempt", "prompt", "seed", "output", "host", "pid", "bytes")
@@ -13,7 +13,7 @@ _PLAIN = ("line", "id", "state", "attempt", "prompt", "seed", "output", "host", 
 
 def export_row(row: Row, settings: Sequence[LedgerSettings]) -> dict[str, Any]:
     """A row of a ledger with its settings, error and record; times in UTC, durations in seconds."""
-    shared = settings[row["settings"]]
+    shared = _shared(row, settings)
     began, ended = row["began"], row["ended"]
     spent = None if began is None or ended is None or ended < began else round(ended - began, 3)
     return {
@@ -23,8 +23,8 @@ def export_row(row: Row, settings: Sequence[LedgerSettings]) -> dict[str, Any]:
         "began": _utc(began),
         "ended": _utc(ended),
         "seconds": spent,
-        "error": json.loads(row["error"] or "null"),
-        "record": json.loads(row["record"] or "null"),
+        "error": parse_column(row, "error"),
+        "record": parse_column(row, "record"),
     }
 
 
@@ -45,7 +45,7 @@ def job_lines(rows: Iterable[Row], settings: Sequence[LedgerSettings]) -> Iterat
     """
     ids: dict[str, int] = {}
     for row in rows:
-        shared = settings[row["settings"]]
+        shared = _shared(row, settings)
         name = row["id"] or f"line-{row['line']}"
         ids[name] = number = ids.get(name, 0) + 1
         job = {
@@ -56,6 +56,14 @@ def job_lines(rows: Iterable[Row], settings: Sequence[LedgerSettings]) -> Iterat
             "output": row["output"].replace("{", "{{").replace("}", "}}"),  # it is a template
         }
         yield {**{key: value for key, value in job.items() if value is not None}, **shared.values}
+
+
+def _shared(row: Row, settings: Sequence[LedgerSettings]) -> LedgerSettings:
+    """The settings of a row. Raises InputError for a damaged ledger."""
+    try:
+        return settings[row["settings"]]
+    except (IndexError, TypeError):
+        raise damaged(f"the settings of line {row['line']}") from None
 
 
 def _utc(seconds: float | None) -> str | None:

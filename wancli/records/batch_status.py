@@ -1,13 +1,12 @@
 """How far a batch is: what runs, what failed, and how long the rest takes."""
 
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from wancli.records.ledger import FAILED, PENDING, RUNNING, Ledger
+from wancli.records.ledger import FAILED, PENDING, RUNNING, Ledger, parse_column
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def _by_reason(rows: Iterable[Mapping[str, Any]]) -> list[FailedJobs]:
     lines: dict[tuple[str, str], list[int]] = {}
     first: dict[tuple[str, str], str] = {}
     for row in rows:
-        error = json.loads(row["error"])
+        error = parse_column(row, "error")
         reason = error["message"], error["hint"]
         lines.setdefault(reason, []).append(row["line"])
         first.setdefault(reason, row["output"])

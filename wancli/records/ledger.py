@@ -600,6 +600,10 @@ def _check(ledger: Ledger) -> None:
         (schema,) = db.execute("PRAGMA user_version").fetchone()
         if owner != _APPLICATION:
             raise UsageError(f"{path} is another program's database.", hint="another `ledger`")
+        known = {text.strip() for text in _TABLES.split(";")}
+        tables = db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
+        if schema == SCHEMA and {text.strip() for (text,) in tables} != known - {""}:
+            raise damaged(str(path))
         if schema != SCHEMA:
             (version,) = db.execute("SELECT version FROM batch").fetchone()
             raise UsageError(
@@ -608,17 +612,35 @@ def _check(ledger: Ledger) -> None:
             )
 
 
+def damaged(what: str) -> InputError:
+    """The error of a ledger in which something cannot be read."""
+    hint = "another `ledger`, with `skip_existing`: finished videos are kept"
+    return InputError(f"the ledger is damaged: {what} cannot be read.", hint=hint)
+
+
+def parse_column(row: Mapping[str, Any], name: str) -> Any:
+    """A column of a row that has JSON, or nothing. Raises InputError."""
+    try:
+        return json.loads(row[name] or "null")
+    except ValueError:
+        raise damaged(f"the {name} of line {row['line']}") from None
+
+
 @contextmanager
 def _sqlite(path: Path) -> Iterator[None]:
     """Turn errors of SQLite into ours. Raises OutputError, InputError."""
     try:
         yield
     except sqlite3.OperationalError as error:
+        if not hasattr(error, "sqlite_errorcode"):  # Python's: text that is not UTF-8
+            raise damaged(str(path)) from None
         raise OutputError(
             f"cannot use {path}: {error}.", hint="free some space, or another `ledger`"
         ) from None
     except sqlite3.DatabaseError as error:
         raise InputError(f"{path} is not a ledger: {error}.", hint="another `ledger`") from None
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        raise damaged(str(path)) from None
 
 
 def _lock_name(path: Path, worker: str) -> str:
