@@ -136,7 +136,9 @@ class QualityError(WancliError):
 
 
 def missing(kind: str, path: Path) -> InputError:
-    """Error for a missing file, with a similar name in its folder as hint."""
+    """Error for a missing file, with a similar name in its folder as hint, and for a folder."""
+    if path.is_dir():
+        return InputError(f"{kind} '{path}' is a folder.", hint="give the file in it")
     beside = path.parent.iterdir() if path.parent.is_dir() else ()
     # Compare stems: a shared suffix would make short names look similar.
     similar = [other.name for other in beside if closest(path.stem, [other.stem])]

@@ -72,6 +72,7 @@ def complaint(result: Result) -> tuple[str, str]:
         ((*LISTED, "--cfg-gate", 2), "runs without", "drop --cfg-gate"),
         ((*LISTED, "--steps", 4), "--steps does nothing with --steps-list", "drop --steps"),
         ((*LISTED, "--steps-list", "250,500"), "must decrease", "--steps-list 1000,"),
+        ((*LISTED, "--steps-list", "1000;500"), "'1000;500'", "separated by commas"),
         ((*LISTED, "--steps-list", "1001"), "at most 1000", "--steps-list 1000,"),
         ((*LISTED, "--sampler", "unipc"), "--scheduler unipc.", "or --scheduler euler"),
         ((*GENERATE, "--steps-list", "9,8"), "unipc, the model default.", "--scheduler few-step"),

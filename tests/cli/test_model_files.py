@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Wancli
+from tests.forked import Run
 from tests.models.test_lora import random_lora
 from wancli.catalog.model_folders import VARIABLE
 from wancli.catalog.part_names import text_encoder_parameters
@@ -219,6 +220,52 @@ def test_names_stand_for_files_and_are_found_by_digest_elsewhere(
     assert wancli("repro", "v.mp4", "--lora", "x.safetensors", "--dry-run").code == 0
     (found := Path("b/loose/vae/vae.safetensors")).unlink()
     assert f"made with {found.name}, which is missing" in wancli("repro", "v.mp4").err
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "hint"),
+    [
+        (("--transformer", "lora"), "holds no transformer of a Wan", "wancli model info"),
+        (("--text-encoder", "vae"), "holds no text encoder of a Wan", "wancli model info"),
+        (("--vae", "transformer"), "holds no vae of a Wan", "wancli model info"),
+        (("--transformer", "transformer"), "but of another model", "it fits wan2.1-t2v-14b,"),
+        (("--transformer", "cut"), "its tensors do not fill it", "copy it again"),
+        (("--lora", "cut"), "its tensors do not fill it", "copy it again"),
+        (("--lora", "transformer"), "holds no LoRA", "give the file of a LoRA"),
+        (("--lora", "lora"), "is not for wan2.1-t2v-1.3b", "it fits wan2.1-t2v-14b,"),
+        (("--lora", "."), "LoRA '.' is a folder", "give the file in it"),
+        (("--vae", "."), "file '.' is a folder", "give the file in it"),
+    ],
+)
+def test_what_a_file_is_not_is_one_line_before_anything_loads(
+    forked: Run, tmp_path: Path, flags: tuple[str, str], error: str, hint: str
+):
+    write(tmp_path / "lora.safetensors", lora("blocks.0.self_attn.q", dim=5120))
+    write(tmp_path / "vae.safetensors", vae(384, 16))
+    write(tmp_path / "transformer.safetensors", T2V)
+    write(tmp_path / "cut.safetensors", lora("blocks.0.self_attn.q", dim=9))
+    with (tmp_path / "cut.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    flag, name = flags
+    value = name if name == "." else f"{name}.safetensors"
+    run = ("generate", "x", "--model", "wan2.1-t2v-1.3b", flag, value)
+    code, heavy, out, err = forked(*run, folder=tmp_path)
+    assert (code, heavy, out) == (4, [], ""), err
+    message, help_ = err.splitlines()
+    assert error in message
+    assert len(message) < 300
+    assert hint in help_
+
+
+def test_info_describes_files_of_weights_that_are_no_lora(
+    wancli: Wancli, monkeypatch: pytest.MonkeyPatch
+):
+    write(Path("a/models/unet/x.safetensors"), T2V)
+    info = json.loads(wancli("model", "info", "a/models/unet/x.safetensors", "--json").out)
+    assert (info["part"], info["keys"], info["dim"]) == ("transformer", len(T2V), 5120)
+    monkeypatch.setenv(VARIABLE, "a")
+    assert json.loads(wancli("model", "info", "x.safetensors", "--json").out) == info
+    assert "fits wan2.1-t2v-14b" in " ".join(wancli("model", "info", "x.safetensors").out.split())
 
 
 def test_a_folder_that_is_not_there_is_named(

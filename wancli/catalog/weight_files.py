@@ -312,10 +312,19 @@ def check_keys(
     }
     if reasons := [f"{kind}: {some(names)}" for kind, names in problems.items() if names]:
         what = setting_of(part)
-        known = models_of(shapes, what)
+        if known := models_of(shapes, what):
+            raise ModelError(
+                f"{path} is not the {what} of {spec.name}, but of another model.",
+                hint=f"it fits {some(known)}",
+            )
+        if not expected.keys() & shapes.keys():
+            raise ModelError(
+                f"{path} holds no {what.replace('_', ' ')} of a Wan.",
+                hint=f"wancli model info {path} says what it holds",
+            )
         raise ModelError(
             f"{path} is not the {what} of {spec.name}; keys {'; '.join(reasons)}.",
-            hint=f"it fits {some(known)}" if known else f"give the whole {what}, of this model",
+            hint=f"give the whole {what}, of this model",
         )
 
 

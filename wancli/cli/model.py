@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +25,7 @@ from wancli.cli.lazy import WancliCommand, WancliGroup
 from wancli.cli.messages import with_flags
 from wancli.cli.options import OutputOptions, takes_output_options
 from wancli.cli.screen import Screen
+from wancli.config.settings import WEIGHTS
 from wancli.errors import InputError, ModelError, UsageError, missing
 from wancli.planning.lora import PACKAGED, Lora, cached_lora, find_lora, is_lora
 from wancli.records.tensor_files import checkpoint_files
@@ -151,11 +151,11 @@ def _fetch(repo: str, only: str = "", *, without: Collection[str] = (), screen: 
 @takes_output_options
 def info(name: Model, output_options: OutputOptions) -> None:
     """Describe a model (task, parts, parameters, whether it fits here), or a LoRA or GGUF file."""
+    if weights := _weights_file(name):
+        _show_weights(weights, Screen(output_options))
+        return
     if is_lora(name):
         _show_lora(name, Screen(output_options))
-        return
-    if name.endswith(".gguf"):
-        _show_weights(_find_gguf(name), Screen(output_options))
         return
     from wancli.cli.plan_table import default_json
     from wancli.cost.capacity import check_default_capacity
@@ -384,12 +384,17 @@ def _show_lora(name: str, screen: Screen) -> None:
     screen.table("", "", rows=[(fact, value) for fact, value in facts.items() if value])
 
 
-def _find_gguf(name: str) -> Path:
-    """A GGUF file by its path, or by its name in WANCLI_MODEL_PATH. Raises InputError."""
-    settings = ("transformer", "text_encoder", "vae")
-    named = chain.from_iterable(find_named(setting, name) for setting in settings)
+def _weights_file(name: str) -> Path | None:
+    """The file of weights, and of no LoRA, that a name stands for; None for any other name."""
+    from wancli.models.weight_summary import READ, summarize_weights
+
     path = user_path(name)
-    return path if path.exists() else next(named, path)
+    if not path.is_file():
+        path = next((file for setting in WEIGHTS for file in find_named(setting, name)), path)
+    if path.suffix == ".gguf":
+        return path
+    readable = path.suffix in READ and path.is_file()
+    return path if readable and {*summarize_weights(path).parts} - {"lora"} else None
 
 
 def _show_weights(path: Path, screen: Screen) -> None:

@@ -15,7 +15,7 @@ from wancli.catalog.tiny_decoder import EXACT
 MAX_SEED = 2**53  # the largest integer that every JSON reader keeps
 RopePolicy = Literal["absolute", "relative", "sink"]
 FEW_STEPS = "1000,750,500,250"  # Self-Forcing's, and those of most distilled models
-STEPS_LIST = r"^\d+(\.\d+)?(,\d+(\.\d+)?)*$"
+STEPS_LIST = r"^\d+(\.\d+)?(, ?\d+(\.\d+)?)*$"
 
 
 WEIGHTS = ("transformer", "vae", "text_encoder")  # settings that name files of weights
@@ -76,8 +76,8 @@ class Sampling(Group):
     steps_list: Annotated[str, WhenUnset(f"few-step: {FEW_STEPS}; euler: `steps` of them")] = Field(
         "",
         pattern=f"{STEPS_LIST}|^$",
-        description="Timesteps for few-step and euler, as a distilled model was trained "
-        "(denoising_step_list).",
+        description="Timesteps for few-step and euler, separated by commas, as a distilled model "
+        "was trained (denoising_step_list).",
     )
     warp_steps: bool = Field(
         default=True, description="Apply `flow_shift` to the listed timesteps."

@@ -34,7 +34,7 @@ from wancli.planning.lora_keys import (
     weight_name,
 )
 from wancli.records.progress import Observer
-from wancli.utils.reading import check_tensors, open_file, user_path
+from wancli.utils.reading import check_tensors, open_file, unreadable, user_path
 
 _DEMO = Path(__file__).parents[1] / "demo" / "loras"
 PACKAGED = {path.stem: path for path in _DEMO.glob("*.safetensors")}  # LoRAs known by name
@@ -274,7 +274,7 @@ def _check_kind(path: Path) -> None:
     """Raise InputError unless the file is safetensors or a torch pickle."""
     try:
         check_tensors(path)
-    except (OSError, ValueError):
-        raise InputError(
-            f"{path} is not a LoRA, or is broken.", hint="give a .safetensors or .pt file"
+    except (OSError, ValueError) as error:
+        raise unreadable(
+            path, error, hint="give a LoRA in a .safetensors or .pt file, or copy it again"
         ) from None
