@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -109,6 +110,18 @@ def test_blocks_branches_experts_prompts_and_positions_share_graphs(
     assert graphs() == count  # the warm-up had them all
     assert torch.equal(*velocities)
     assert relative(velocities[0], plain) < 2e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{"recache_by": "window"}, {"recompute": True}], ids=str)
+def test_caches_computed_anew_are_compiled_as_they_come(how: dict[str, Any]):
+    model, shape = wan(num_layers=2), replace(window(6, 1), **how)
+    with causal(model, shape, rope="relative") as denoiser:
+        plain = roll(denoiser)
+    model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    with causal(model, shape, rope="relative") as denoiser:
+        warm(denoiser)
+        assert relative(roll(denoiser), plain) < 2e-6
 
 
 def test_the_warm_up_leaves_nothing_behind():

@@ -1,7 +1,7 @@
 """A Wan transformer as a causal denoiser with a rolling KV cache."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -88,6 +88,7 @@ class CausalDenoiser:
         self._span = Span(0, 0, 0)  # the current chunk
         self._buffer = ContextBuffer(window)
         self._stale = False  # the caches are to be recomputed before the next forward
+        self._compiled = False  # the blocks, by `warm_up`
 
     @property
     def device(self) -> torch.device:
@@ -120,13 +121,13 @@ class CausalDenoiser:
         prompt is set; the caches are empty, before and after.
         """
         kinds, caches, capacity = set(), self._caches(), self._window.capacity
+        self._compiled = True
         for span in spans:
             self._open(span)
             for _ in range(2):  # the first forward of a chunk, and later ones
                 if self._kind() not in kinds:
                     kinds.add(self._kind())
-                    with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS):
-                        self._forward_all(latents[:, :, : span.frames], 0.0)
+                    self._forward_all(latents[:, :, : span.frames], 0.0)
                 for kv in caches:
                     kv.end_forward()
             for kv in caches:
@@ -183,6 +184,8 @@ class CausalDenoiser:
 
         KV recache of LongLive (arXiv:2509.22622), chunk by chunk or as its code does it.
         """
+        if self._window.recompute:
+            return  # they are before every chunk
         if self._window.recache_by == "window":
             self._recache_window()
             return
@@ -245,8 +248,11 @@ class CausalDenoiser:
             kv.commit()
 
     def _forward_all(self, latents: Tensor, timestep: float) -> None:
-        for expert in self._experts:
-            self._forward(expert, latents, timestep)
+        """One forward of each expert, which may be of a kind that no forward was before."""
+        patch = torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS) if self._compiled else None
+        with patch or nullcontext():
+            for expert in self._experts:
+                self._forward(expert, latents, timestep)
 
     def _caches(self) -> list[RollingKV]:
         return [kv for expert in self._experts for kv in expert.branches]
