@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or newer; the rest is set up in .venv, from the versions in constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo man reference docs test test-all test-gpu test-oldest fuzz lint format types demo-model bench-generate bench-rollout bench-memory bench-batch bench-forwards bench-cache bench-threads bench-scale bench-gpu ci clean
+.PHONY: help setup demo man reference docs test test-all test-gpu test-ray test-oldest fuzz lint format types demo-model bench-generate bench-rollout bench-memory bench-batch bench-forwards bench-cache bench-threads bench-scale bench-gpu ci clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -66,6 +66,11 @@ test-all: $(READY) ## Run the slow tests too
 test-gpu: $(READY) ## Run the tests that need a CUDA GPU
 	@echo "test-gpu: those marked gpu, on the first GPU"
 	@$(BIN)/python -m pytest -m gpu
+
+test-ray: $(READY) ## Install Ray, 80 MB, and run the tests that need a cluster: two minutes
+	@$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[ray]'
+	@echo "test-ray: a head and two nodes in this machine; actors, nodes and drivers are killed"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/api/test_ray.py
 
 test-oldest: $(OLDEST)/.ready ## Run the tests with the lowest versions that pyproject.toml allows
 	@echo "test-oldest: all but the slow tests, in $(OLDEST)"

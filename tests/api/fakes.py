@@ -1,8 +1,10 @@
 """Workers that make their videos of nothing, in this process or in one of their own.
 
-The prompt says what they do: `die`, `fail`, `break` (an unexpected error), `wait`, or nothing.
+The prompt says what they do: `die`, `fail`, `break` (an unexpected error), `wait`, `wait once` (at
+the first attempt), or nothing.
 """
 
+import json
 import os
 import signal
 import time
@@ -41,10 +43,13 @@ class FakeMaker(JobMaker):
             raise RunError("no.", hint="less")
         if what == "break":
             raise ValueError("broken")
-        if what == "wait":
+        if what == "wait" or (what == "wait once" and job.attempt == 1):
+            job.output.with_suffix(".waits").write_text(f"{os.getpid()}")
             time.sleep(60)
         job.output.write_bytes(b"video")
-        return {"pid": os.getpid()}, False
+        record = {"pid": os.getpid(), "output": {"path": str(job.output)}}
+        job.output.with_suffix(".json").write_text(json.dumps(record))
+        return record, False
 
 
 class FakeWorker(BatchWorker):

@@ -36,7 +36,7 @@ def test_the_display_has_every_worker_and_the_whole_batch():
 @pytest.mark.parametrize(
     ("workers", "devices", "expected"),
     [
-        (None, None, None),
+        (None, None, (None, [])),
         ("auto", None, (None, [])),
         ("4", None, (4, [])),
         (None, "0, 2", (None, [0, 2])),

@@ -40,10 +40,13 @@ class PlannedBatch:
         return replace(self, jobs=shard.of(self.jobs))
 
 
-def plan_batch(batch: BatchFile, folder: Path, listener: Listener) -> PlannedBatch:
+def plan_batch(
+    batch: BatchFile, folder: Path, listener: Listener, *, elsewhere: bool = False
+) -> PlannedBatch:
     """Check every job and name its video. Raises WancliError with the line of the first wrong one.
 
-    Settings are validated and planned once for all jobs that share them.
+    Settings are validated and planned once for all jobs that share them. Whether they fit is for
+    the machines to say that make the videos, if these are `elsewhere`.
     """
     batch = with_records(batch, listener)
     firsts: dict[int, BatchJob] = {}
@@ -52,7 +55,7 @@ def plan_batch(batch: BatchFile, folder: Path, listener: Listener) -> PlannedBat
     checked = []
     for number, shared in enumerate(batch.settings):
         try:
-            checked.append(_check(shared, firsts[number], listener))
+            checked.append(_check(shared, firsts[number], listener, fits=not elsewhere))
         except WancliError as error:
             raise at_line(batch.origin, shared.line, error) from None
     settings = _grouped(batch.settings, checked)
@@ -73,11 +76,12 @@ class _Checked:
     auto: bool  # whether the mode of offload is the plan's to choose
 
 
-def _check(shared: JobSettings, job: BatchJob, listener: Listener) -> _Checked:
-    """Check one job of those that share settings. Raises WancliError."""
+def _check(shared: JobSettings, job: BatchJob, listener: Listener, *, fits: bool) -> _Checked:
+    """Check one job of those that share settings, with `fits` that it fits. Raises WancliError."""
     values = typed(shared.values)
     planned = plan_job(shared.command, job.prompt, values, listener)
-    planned.capacity.check()
+    if fits:
+        planned.capacity.check()
     settings = planned.resolved.settings
     steps = step_count(settings.sampling)
     fields = name_fields(settings, prompt="", seed=0, steps=steps)

@@ -4,19 +4,20 @@ import fcntl
 import json
 import os
 import signal
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Lock, Thread
 from time import sleep
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from wancli.api.batch_worker import BatchWorker, JobOutcome
 from wancli.errors import WancliError
-from wancli.records.ledger import ClaimedJob, open_ledger
+from wancli.records.ledger import ClaimedJob, Ledger, open_ledger
 from wancli.records.progress import Event
-from wancli.utils.interrupts import Interrupted, handle, unwind_from_here
+from wancli.utils.interrupts import Interrupted, handle, received, unwind_from_here
 from wancli.utils.packages import silence_torchao
 from wancli.utils.threads import choose_threads
 
@@ -45,7 +46,15 @@ class WorkerFailed:
     error: WancliError
 
 
-Message = Event | JobStarted | WorkerWarning | JobOutcome | WorkerFailed
+@dataclass(frozen=True)
+class ActorMessage:
+    """A message of one of several actors that a process speaks for."""
+
+    number: int
+    message: "Message"
+
+
+Message = Event | JobStarted | WorkerWarning | JobOutcome | WorkerFailed | ActorMessage
 
 
 class Send:
@@ -67,6 +76,11 @@ class Send:
 
 def main(ledger: str, file: str, options: str) -> NoReturn:
     """Work on a ledger until no job is left; `file` is the number of the pipe to send to."""
+    serve(ledger, file, lambda opened, send: _work(opened, send, json.loads(options)))
+
+
+def serve(ledger: str, file: str, work: Callable[[Ledger, Send], None]) -> NoReturn:
+    """Do some work on a ledger, and end with this process's parent at the latest."""
     handle()
     unwind_from_here()
     Thread(target=_end_with_parent, daemon=True).start()
@@ -75,26 +89,29 @@ def main(ledger: str, file: str, options: str) -> NoReturn:
     send = Send(int(file))
     code = 0
     try:
-        _work(Path(ledger), options, send)
+        with open_ledger(Path(ledger)) as opened:
+            work(opened, send)
     except WancliError as error:
         send(WorkerFailed(error))
         code = error.exit_code
     except Interrupted as interrupted:
         code = interrupted.exit_code
+    except SystemError:  # of which a library has made it
+        if not received():
+            raise
+        code = Interrupted(received()).exit_code
     os._exit(code)  # taking everything apart takes a while
 
 
-def _work(ledger: Path, options: str, send: Send) -> None:
-    with open_ledger(ledger) as opened:
-        worker = BatchWorker(
-            opened, **json.loads(options), report=send, warn=send.warn,
-            started=lambda job: send(JobStarted(job)),
-        )  # fmt: skip
-        with closing(worker.run()) as outcomes:
-            for outcome in outcomes:
-                send(outcome)
-                if outcome.error and outcome.error.__cause__:
-                    return  # an unexpected error, such as a broken CUDA context: start afresh
+def _work(ledger: Ledger, send: Send, options: Mapping[str, Any]) -> None:
+    worker = BatchWorker(
+        ledger, **options, report=send, warn=send.warn, started=lambda job: send(JobStarted(job))
+    )
+    with closing(worker.run()) as outcomes:
+        for outcome in outcomes:
+            send(outcome)
+            if outcome.error and outcome.error.__cause__:
+                return  # an unexpected error, such as a broken CUDA context: start afresh
 
 
 def _end_with_parent() -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from wancli.api.batch_worker import JobOutcome
 from wancli.api.worker_process import (
     GRACE_S,
+    ActorMessage,
     JobStarted,
     Message,
     WorkerFailed,
@@ -28,16 +29,17 @@ from wancli.cost.devices import find_gpus
 from wancli.errors import RunError, SetupError, UsageError
 from wancli.records.ledger import DONE, FAILED, MOST_DEATHS, SKIPPED, ClaimedJob, Ledger, died_error
 from wancli.utils.interrupts import tidied
-from wancli.utils.packages import package_version
+from wancli.utils.packages import check_package, extra_command, package_version
 from wancli.utils.threads import share_of_threads
 
+_LEAST_RAY = (2, 60)
 _LOOK_S = 1.0  # between looks at the ledger while no worker says anything
 # Neither the folder of the command nor that of a script may hide a module of ours.
 _START = (
     "import signal, sys, json; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-    "sys.path[:] = json.loads(sys.argv[1]); "
-    "from wancli.api.worker_process import main; main(*sys.argv[2:])"
+    "sys.path[:] = json.loads(sys.argv[1]); from {program} import main; main(*sys.argv[2:])"
 )
+PROGRAM, RAY_PROGRAM = "wancli.api.worker_process", "wancli.api.ray_driver"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class WorkerPlace:
 
     name: str
     variables: Mapping[str, str]
+    program: str = PROGRAM
 
 
 OnMessage = Callable[[int, Message], object]  # with the number of the worker's place
@@ -76,6 +79,12 @@ def worker_places(workers: int | None, devices: Sequence[int] = ()) -> list[Work
     return places
 
 
+def ray_place() -> WorkerPlace:
+    """The place of the process that drives a Ray cluster. Raises SetupError without Ray."""
+    check_package("ray", _LEAST_RAY, needed_by="`engine ray`", hint=extra_command("ray"))
+    return WorkerPlace("ray", {}, RAY_PROGRAM)
+
+
 def _gpu_names() -> list[str]:
     """GPUs that torch may use, as CUDA_VISIBLE_DEVICES names them."""
     if package_version("torch").endswith("+cpu"):
@@ -94,7 +103,8 @@ class _WorkerProcess:
         self.receiver, sender = Pipe(duplex=False)
         file = sender.fileno()
         ledger, options = arguments
-        command = [sys.executable, "-P", "-c", _START, json.dumps(sys.path), ledger, str(file)]
+        start = _START.format(program=place.program)
+        command = [sys.executable, "-P", "-c", start, json.dumps(sys.path), ledger, str(file)]
         # Ctrl-C is for this process alone, from the worker's first moment on.
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -181,8 +191,11 @@ class WorkerPool:
                 break
             if isinstance(message, WorkerFailed):
                 raise message.error
+            number = process.number
+            if isinstance(message, ActorMessage):
+                number, message = message.number, message.message
             process.job = message.job if isinstance(message, JobStarted) else process.job
-            self._on_message(process.number, message)
+            self._on_message(number, message)
             if isinstance(message, JobOutcome):
                 process.job, self._deaths = None, 0
                 yield message

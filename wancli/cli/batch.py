@@ -76,7 +76,20 @@ Devices = Annotated[
         "--devices", metavar="LIST", help="GPUs to use, such as 0,2, with a worker for each."
     ),
 ]  # fmt: skip
-
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine", metavar="NAME",
+        help="local: processes of this machine; ray: actors of a Ray cluster, a GPU each.",
+    ),
+]  # fmt: skip
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address", metavar="HOST:PORT", show_default="RAY_ADDRESS, or this machine's cluster",
+        help="The Ray cluster.",
+    ),
+]  # fmt: skip
 ShardOption = Annotated[
     str | None,
     typer.Option(
@@ -102,6 +115,8 @@ def run(  # noqa: PLR0913 - one parameter per flag
     timeout: Timeout = None,
     workers: Workers = None,
     devices: Devices = None,
+    engine: Engine = "local",
+    address: Address = None,
     shard: ShardOption = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -110,9 +125,8 @@ def run(  # noqa: PLR0913 - one parameter per flag
     wancli batch jobs.jsonl --output-dir videos
     """
     from wancli.api.jobs import JOB_KEYS
-    from wancli.api.workers import worker_places
     from wancli.cli.batch_plan import new_batch, show_existing, show_new
-    from wancli.cli.batch_run import HowToWork, make_jobs, parse_workers
+    from wancli.cli.batch_run import RAY, HowToWork, choose_workers, make_jobs
     from wancli.cli.screen import Screen
     from wancli.planning.jobs import STDIN, read_jobs
     from wancli.planning.shards import parse_shard
@@ -120,8 +134,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
     from wancli.utils.packages import package_version
 
     screen, place = Screen(output_options), folder(output_dir)
-    chosen = parse_workers(workers, devices)
-    places = worker_places(*chosen) if chosen else []
+    places, more = choose_workers(workers, devices, engine=engine, address=address)
     part = parse_shard(shard, os.environ) if shard is not None else None
     batch = read_jobs(file, JOB_KEYS)
     digest = f"{batch.digest}-{part}" if part else batch.digest
@@ -133,7 +146,9 @@ def run(  # noqa: PLR0913 - one parameter per flag
             show_existing(opened, places, screen)
             return
     else:
-        planned = new_batch(batch, place, part, skip_existing=skip_existing)
+        planned = new_batch(
+            batch, place, part, skip_existing=skip_existing, elsewhere=engine == RAY
+        )
         if dry_run:
             show_new(planned, path, places, screen)
             return
@@ -141,7 +156,8 @@ def run(  # noqa: PLR0913 - one parameter per flag
         opened = create_ledger(path, digest, planned.settings, planned.jobs, version=version)
     most = 1 if fail_fast else max_failures
     options = {
-        "skip_existing": skip_existing, "retries": retries, "adapt": adapt, "timeout": timeout
+        "skip_existing": skip_existing, "retries": retries, "adapt": adapt, "timeout": timeout,
+        **more,
     }  # fmt: skip
     with opened:
         opened.retry(opened.numbers("failed"))  # of an earlier run

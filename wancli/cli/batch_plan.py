@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 
 def new_batch(
-    batch: "BatchFile", place: Path, shard: "Shard | None", *, skip_existing: bool
-) -> "PlannedBatch":
-    """Plan a batch, or one share of it, that has not begun. Raises WancliError."""
+    batch: "BatchFile", place: Path, shard: "Shard | None", *, skip_existing: bool,
+    elsewhere: bool = False,
+) -> "PlannedBatch":  # fmt: skip
+    """Plan a batch, or one share of it, that has not begun; `elsewhere` as for `plan_batch`."""
     from wancli.api.batch import plan_batch
     from wancli.api.batch_outputs import check_new
     from wancli.api.requests import Listener
 
-    planned = plan_batch(batch, place, Listener(None))
+    planned = plan_batch(batch, place, Listener(None), elsewhere=elsewhere)
     planned = planned.shard(shard) if shard else planned
     check_new(batch, planned.settings, planned.jobs, skip_existing=skip_existing)
     return planned

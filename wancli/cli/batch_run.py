@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wancli.cli.progress import Clock, RunProgress, clock_time
 from wancli.errors import UsageError, WancliError
+from wancli.records.progress import Event
 from wancli.utils.interrupts import second_ends_at_once
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from wancli.records.batch_status import BatchStatus
     from wancli.records.ledger import Ledger
 
-AUTO = "auto"
+AUTO, LOCAL, RAY = "auto", "local", "ray"
 _READ_EVERY_S = 2.0  # seconds between looks at the ledger, at least
 
 
@@ -68,13 +69,24 @@ class BatchProgress:
         self._read, self._clock = read, clock
         self._status, self._at = read(), clock()
 
-    def start(self, worker: int, job: str) -> None:
+    def start(self, number: int, job: str) -> None:
         """Note that a worker begins a job."""
-        self.workers[worker].start(job)
+        self._worker(number).start(job)
 
-    def end(self, worker: int) -> None:
+    def handle(self, number: int, event: Event) -> None:
+        """Note what a worker reports about its job."""
+        if run := self._worker(number).run:
+            run.handle(event)
+
+    def _worker(self, number: int) -> WorkerProgress:
+        """A worker; how many actors a cluster has is known as they begin."""
+        while number >= len(self.workers):
+            self.workers.append(WorkerProgress(f"worker {len(self.workers)}", self._clock))
+        return self.workers[number]
+
+    def end(self, number: int) -> None:
         """Note that its job has ended."""
-        self.workers[worker].end()
+        self._worker(number).end()
         if self._clock() - self._at > _READ_EVERY_S or not any(w.run for w in self.workers):
             self._status, self._at = self._read(), self._clock()
 
@@ -130,7 +142,7 @@ def make_jobs(ledger: "Ledger", how: HowToWork, screen: "Screen") -> None:
     """Make the jobs of a ledger, and print each as it ends."""
     from wancli.records.batch_status import read_status
 
-    names = [place.name for place in how.places] or ["worker"]
+    names = [place.name for place in how.places if place.name != RAY] or ["worker 0"]
     progress = BatchProgress(lambda: read_status(ledger), names)
     warnings, failures = set[str](), 0
 
@@ -180,7 +192,7 @@ def _handle(
 ) -> None:
     """Take note of what a worker says."""
     from wancli.api.batch_worker import JobOutcome
-    from wancli.api.worker_process import JobStarted, WorkerFailed, WorkerWarning
+    from wancli.api.worker_process import ActorMessage, JobStarted, WorkerFailed, WorkerWarning
 
     if isinstance(message, JobStarted):
         progress.start(number, message.job.output.name)
@@ -188,8 +200,8 @@ def _handle(
         progress.end(number)
     elif isinstance(message, WorkerWarning):
         warn(message.text, hint=message.hint)
-    elif not isinstance(message, WorkerFailed) and (run := progress.workers[number].run):
-        run.handle(message)
+    elif not isinstance(message, WorkerFailed | ActorMessage):
+        progress.handle(number, message)
 
 
 def print_outcome(outcome: "JobOutcome", screen: "Screen") -> None:
@@ -221,13 +233,30 @@ def _json(outcome: "JobOutcome") -> dict[str, Any]:
     return {**(outcome.record or {}), "status": outcome.status}
 
 
-def parse_workers(workers: str | None, devices: str | None) -> tuple[int | None, list[int]] | None:
-    """The number of workers, None for `auto`, and numbers of GPUs; None for this process alone.
+def choose_workers(
+    workers: str | None, devices: str | None, *, engine: str, address: str | None
+) -> tuple[list["WorkerPlace"], dict[str, Any]]:
+    """Places of worker processes, none for this process alone, and more keyword arguments for each.
 
-    Raises UsageError.
+    Raises UsageError, SetupError.
     """
-    if workers is None and devices is None:
-        return None
+    from wancli.api.workers import ray_place, worker_places
+
+    if engine not in (LOCAL, RAY):
+        raise UsageError(f"there is no `engine {engine}`.", hint=f"`engine {LOCAL}` or {RAY}")
+    count, numbers = parse_workers(workers, devices)
+    if engine == RAY:
+        if devices is not None:
+            raise UsageError("Ray places actors on GPUs itself.", hint="drop `devices`")
+        return [ray_place()], {"address": address, "workers": count}
+    if address is not None:
+        raise UsageError("`address` is that of a Ray cluster.", hint=f"`engine {RAY}`")
+    alone = workers is None and devices is None
+    return ([] if alone else worker_places(count, numbers)), {}
+
+
+def parse_workers(workers: str | None, devices: str | None) -> tuple[int | None, list[int]]:
+    """The number of workers, None for `auto`, and numbers of GPUs. Raises UsageError."""
     numbers = [number.strip() for number in devices.split(",")] if devices is not None else []
     if not all(number.isdecimal() for number in numbers):
         raise UsageError(f"`devices {devices}` is no list of GPUs.", hint="`devices 0,2`")

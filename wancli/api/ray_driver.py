@@ -1,0 +1,378 @@
+"""Batches on a Ray cluster: the only importer of ray.
+
+Ray places the actors, a GPU each, and replaces those that die; this process claims a job for each
+actor that is ready, and alone writes the ledger. It is a process of its own (`wancli.api.workers`
+starts it), because Ray prints to standard output and handles signals.
+"""
+
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any, NoReturn
+
+import ray
+from ray.exceptions import RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from wancli.api.batch_worker import JobOutcome, note_outcome
+from wancli.api.jobs import plan_job
+from wancli.api.received_files import ReceivedFiles
+from wancli.api.remote_maker import (
+    FilePiece,
+    NodeNeeds,
+    NodeReport,
+    RemoteMaker,
+    RemoteMessage,
+    installed_versions,
+    report_node,
+)
+from wancli.api.requests import Listener
+from wancli.api.worker_process import (
+    ActorMessage,
+    JobStarted,
+    Message,
+    Send,
+    WorkerWarning,
+    serve,
+)
+from wancli.errors import SetupError, UsageError, WancliError, some
+from wancli.generation.batch import PlannedVideos
+from wancli.planning.existing import record_beside, record_in
+from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker, died_error
+from wancli.utils.interrupts import SIGNALS
+
+_LOOK_S = 1.0  # seconds between looks at the ledger while no actor says anything
+_BEAT_S = 5.0  # seconds
+_CONNECT_S = 5.0
+_START_S = 60.0  # seconds until a warning that no actor has started
+
+
+class RayActor(RemoteMaker):
+    """A process of the cluster with a loaded model."""
+
+    @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]
+    def ready(self, needs: NodeNeeds) -> NodeReport:
+        """Look at this machine. Ray tries it again until the actor, or another for it, is there."""
+        return report_node(needs)
+
+
+@dataclass
+class _Slot:
+    """An actor, who takes jobs for it from the ledger, and what it is doing."""
+
+    number: int
+    actor: Any
+    worker: LedgerWorker
+    waits_for: Any  # a reference to the report of `ready`, or the stream of a job
+    host: str = ""
+    send_back: bool = False
+    job: ClaimedJob | None = None
+    files: ReceivedFiles | None = None
+    beat: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"ray {self.number}" + (f" ({self.host})" if self.host else "")
+
+
+class RayPool:
+    """Actors that make the jobs of a ledger."""
+
+    def __init__(
+        self, ledger: Ledger, send: Send, *, workers: int | None, retries: int,
+        options: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        """`workers` None: one for each GPU of the cluster, or for each CPU of one without any."""
+        self._ledger, self._send, self._retries = ledger, send, retries
+        self._skip = bool(options.get("skip_existing"))
+        self._needs = _needs(ledger)
+        self._unit = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
+        count = workers or int(ray.cluster_resources().get(self._unit, 1))
+        resources = {"num_gpus": 1} if self._unit == "GPU" else {"num_cpus": 1}
+        remote = ray.remote(max_restarts=-1, **resources)(RayActor)
+        self._check_nodes()
+        self._slots = []
+        for number in range(count):
+            actor = remote.remote(options)
+            worker = LedgerWorker(ledger)
+            self._slots.append(_Slot(number, actor, worker, actor.ready.remote(self._needs)))
+        self._began = monotonic()
+
+    def run(self) -> None:
+        """Make jobs until none is left, waiting for those of others, who may die."""
+        while True:
+            for failed in self._ledger.free_abandoned():
+                self._tell(0, JobOutcome(failed, error=died_error()))
+            for slot in self._slots:
+                if slot.waits_for is None:
+                    self._begin(slot)
+            busy = any(slot.job for slot in self._slots)
+            if not busy and not self._is_left():
+                return
+            self._listen()
+
+    def close(self) -> None:
+        """Give back what runs, and end the actors."""
+        for slot in self._slots:
+            slot.worker.close()
+            ray.kill(slot.actor)
+            if slot.files:
+                slot.files.drop()
+        self._needs.probe.unlink(missing_ok=True)
+
+    def _is_left(self) -> bool:
+        counts = self._ledger.counts()
+        return counts["pending"] + counts["running"] > 0
+
+    def _check_nodes(self) -> None:
+        """Compare the machines that actors may be placed on. Raises SetupError."""
+        look = ray.remote(num_cpus=0)(report_node)
+        nodes = [
+            node["NodeID"] for node in ray.nodes()
+            if node["Alive"] and node["Resources"].get(self._unit, 0) >= 1
+        ]  # fmt: skip
+        strategies = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+        reports = ray.get(
+            [look.options(scheduling_strategy=s).remote(self._needs) for s in strategies]
+        )
+        for problem in (one for report in reports for one in problems_of(report)):
+            raise problem
+
+    def _begin(self, slot: _Slot) -> None:
+        """Give an actor its next job, if one waits."""
+        job = slot.worker.claim()
+        if job is None:
+            return
+        slot.job, slot.beat = job, monotonic()
+        self._tell(slot.number, JobStarted(job))
+        if slot.send_back:
+            try:
+                record = self._existing(job)
+            except WancliError as error:
+                self._finish(slot, JobOutcome(job, error=error))
+                return
+            if record is not None:
+                self._finish(slot, JobOutcome(job, record=record, kept=True))
+                return
+            slot.files = ReceivedFiles()
+        stream = slot.actor.make.options(num_returns="streaming")
+        slot.waits_for = stream.remote(job, send_back=slot.send_back)
+
+    def _existing(self, job: ClaimedJob) -> Mapping[str, Any] | None:
+        """The record of a video that is there already for the same job. Raises WancliError."""
+        if not (self._skip or job.attempt > 1) or job.command == "rollout":
+            return None
+        values = {**job.values, "skip_existing": True}
+        output = str(job.output)
+        planned = plan_job(
+            job.command, job.prompt, values, Listener(None), seed=job.seed, output=output
+        )
+        if not isinstance(planned, PlannedVideos) or planned.todo:
+            return None
+        return record_in(job.output) or record_beside(job.output) or {}
+
+    def _listen(self) -> None:
+        """Wait for an actor to say something, and note now and then that jobs go on."""
+        waiting = {slot.waits_for: slot for slot in self._slots if slot.waits_for is not None}
+        if not waiting:
+            raise SetupError("no actor of the cluster is left.", hint="ray status")
+        heard, _ = ray.wait(list(waiting), num_returns=1, timeout=_LOOK_S, fetch_local=True)
+        for one in heard:
+            slot = waiting[one]
+            try:
+                if slot.job:
+                    self._hear(slot, slot.job)
+                else:
+                    self._welcome(slot)
+            except RayActorError:
+                self._bury(slot)
+        for slot in self._slots:
+            self._beat(slot)
+        if not any(slot.host for slot in self._slots) and monotonic() - self._began > _START_S:
+            self._began = monotonic()
+            text = f"no actor has started: the cluster has no free {self._unit}."
+            self._tell(0, WorkerWarning(text, "ray status"))
+
+    def _welcome(self, slot: _Slot) -> None:
+        """Take note of where an actor is; one on a machine that lacks something is dropped."""
+        try:
+            report = ray.get(slot.waits_for)
+        except RayActorError as error:  # Ray has given it up
+            self._drop(slot, WorkerWarning(f"{slot.name} is lost: {_line(error)}", "ray status"))
+            return
+        slot.waits_for, slot.host, slot.send_back = None, report.host, not report.sees_folder
+        if problem := next(problems_of(report), None):
+            self._drop(slot, WorkerWarning(str(problem), problem.hint))
+
+    def _drop(self, slot: _Slot, warning: WorkerWarning) -> None:
+        """Go on without an actor."""
+        self._tell(slot.number, warning)
+        self._slots.remove(slot)
+        slot.worker.close()
+        ray.kill(slot.actor)
+
+    def _hear(self, slot: _Slot, job: ClaimedJob) -> None:
+        """Take what an actor says about its job. Raises RayActorError if it has died."""
+        try:
+            self._take(slot, ray.get(next(slot.waits_for)))
+        except RayActorError:
+            raise
+        except WancliError as error:
+            self._finish(slot, JobOutcome(job, error=error))
+        except (RayError, StopIteration) as error:
+            text = f"unexpected {type(error).__name__}: {_line(error)}"
+            self._finish(slot, JobOutcome(job, error=WancliError(text, hint="ray logs")))
+
+    def _take(self, slot: _Slot, message: RemoteMessage) -> None:
+        """Take one message about a job. Raises OutputError for a file that cannot be written."""
+        if isinstance(message, JobOutcome):
+            self._finish(slot, slot.files.place(message) if slot.files else message)
+        elif isinstance(message, FilePiece):
+            if slot.files:
+                slot.files.write(message)
+        else:
+            self._tell(slot.number, message)
+
+    def _finish(self, slot: _Slot, outcome: JobOutcome) -> None:
+        """Note how a job has ended; after an unexpected error Ray replaces the actor."""
+        if slot.files:
+            slot.files.drop()
+        broken = type(outcome.error) is WancliError
+        noted = note_outcome(slot.worker, outcome, retries=self._retries)
+        slot.job = slot.files = slot.waits_for = None
+        self._tell(slot.number, noted)
+        if broken:
+            self._replace(slot)
+
+    def _replace(self, slot: _Slot) -> None:
+        """Let Ray start an actor anew; until it is ready it gets no job."""
+        ray.kill(slot.actor, no_restart=False)
+        slot.waits_for = slot.actor.ready.remote(self._needs)
+
+    def _bury(self, slot: _Slot) -> None:
+        """Give back the job of an actor that has died; Ray replaces it."""
+        job, failed = slot.job, self._ledger.free(slot.worker.name)
+        if slot.files:
+            slot.files.drop()
+        slot.job, slot.files = None, None
+        slot.waits_for = slot.actor.ready.remote(self._needs)
+        if job:
+            text = f"{slot.name} died in {job.output.name}; Ray replaces it."
+            self._tell(slot.number, WorkerWarning(text, "ray logs says why"))
+        for one in failed:
+            self._tell(slot.number, JobOutcome(one, error=died_error()))
+
+    def _beat(self, slot: _Slot) -> None:
+        """Note that a job goes on, or end it if it was cancelled."""
+        if slot.job is None or monotonic() - slot.beat < _BEAT_S:
+            return
+        slot.beat = monotonic()
+        try:
+            slot.worker.beat(slot.job)
+        except JobCancelled as error:
+            self._finish(slot, JobOutcome(slot.job, error=error))
+            self._replace(slot)
+
+    def _tell(self, number: int, message: Message) -> None:
+        self._send(ActorMessage(number, message))
+
+
+def problems_of(report: NodeReport) -> Iterator[WancliError]:
+    """Why a machine cannot take part."""
+    ours = installed_versions()
+    other = [name for name, version in report.versions.items() if version != ours[name]]
+    if other:
+        there, here = (
+            some([f"{name} {versions[name] or '(none)'}" for name in other])
+            for versions in (report.versions, ours)
+        )
+        yield SetupError(
+            f"{report.host} has {there}, and this machine {here}.",
+            hint="the same versions on all machines of the cluster",
+        )
+    for error in report.problems:
+        yield SetupError(f"{report.host}: {error}", hint=error.hint)
+
+
+def main(ledger: str, file: str, options: str) -> NoReturn:
+    """Drive a cluster until no job of a ledger is left, as `wancli.api.worker_process` does."""
+    serve(ledger, file, lambda opened, send: _drive(opened, send, **json.loads(options)))
+
+
+def _drive(
+    ledger: Ledger, send: Send, *, address: str | None, workers: int | None, retries: int = 0,
+    **options: Any,
+) -> None:  # fmt: skip
+    _connect(address)
+    try:
+        pool = RayPool(ledger, send, workers=workers, retries=retries, options=options)
+        try:
+            pool.run()
+        finally:
+            pool.close()
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    """Join a cluster that runs. Raises SetupError, UsageError."""
+    if address and address.startswith("ray://"):
+        raise UsageError(
+            f"`address {address}` is Ray Client's, which streams nothing.",
+            hint="run it on a machine of the cluster, with `address auto`",
+        )
+    address = address or os.environ.get("RAY_ADDRESS") or "auto"
+    _check_answers(address)
+    ours = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise SetupError(
+            f"cannot join a Ray cluster: {_line(error)}", hint="ray start --head, or `address`"
+        ) from None
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+
+
+def _check_answers(address: str) -> None:
+    """Raise SetupError if nobody answers at HOST:PORT: Ray would wait for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not (colon and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise SetupError(
+            f"no Ray cluster answers at {address}: {_line(error)}.",
+            hint="ray start --head there, and its `address`",
+        ) from None
+
+
+def _needs(ledger: Ledger) -> NodeNeeds:
+    """What the jobs need, with a file beside their videos by which a shared folder is known."""
+    prompts: dict[int, str | None] = {}
+    folders = set[str]()
+    for row in ledger.rows("pending", "running"):
+        prompts.setdefault(row["settings"], row["prompt"])
+        folders.add(os.path.dirname(row["output"]))  # noqa: PTH120 - of 100,000
+    folder = Path(os.path.commonpath(folders)) if folders else ledger.path.parent
+    settings = ledger.settings()
+    probe = folder / f".{secrets.token_hex(8)}.part"
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+    return NodeNeeds([settings[n] for n in prompts], list(prompts.values()), probe)
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
