@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from tests.fakes import tiny_clip, tiny_image
+from wancli.api import batch
 from wancli.api.batch import PlannedBatch, plan_batch
 from wancli.api.batch_outputs import check_new
-from wancli.api.jobs import JOB_KEYS
+from wancli.api.jobs import JOB_KEYS, plan_job
 from wancli.api.requests import Listener
 from wancli.errors import WancliError
 from wancli.planning.jobs import read_jobs
@@ -30,9 +31,9 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
             if line.get("command") == "rollout":
                 del line["num_frames"]
         Path("j.jsonl").write_text("\n".join(map(json.dumps, lines)))
-        batch = read_jobs(Path("j.jsonl"), JOB_KEYS)
-        result = plan_batch(batch, Path("out"), Listener(None))
-        check_new(batch, result.settings, result.jobs, skip_existing=skip_existing)
+        read = read_jobs(Path("j.jsonl"), JOB_KEYS)
+        result = plan_batch(read, Path("out"), Listener(None))
+        check_new(read, result.settings, result.jobs, skip_existing=skip_existing)
         return result
 
     return planned
@@ -115,3 +116,19 @@ def test_files_are_from_the_working_folder_and_absolute_in_the_ledger(plan: Plan
     assert first["image"] == str(Path.cwd() / "a.png")
     assert (first["model"], first["at"]) == ("demo", {1: "a square"})
     assert clip.values["model"] == str(Path.cwd() / "m")
+
+
+def test_jobs_that_differ_in_words_alone_are_planned_once(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+):
+    planned: list[str] = []
+
+    def counted(command: str, *arguments: Any) -> Any:
+        planned.append(command)
+        return plan_job(command, *arguments)
+
+    monkeypatch.setattr(batch, "plan_job", counted)
+    negatives = [{"negative_prompt": word, "seed": n} for n, word in enumerate("abc")]
+    result = plan(*negatives, {"negative_prompt": "", "seed": 9})
+    assert len(planned) == 2
+    assert [one.values["negative_prompt"] for one in result.settings] == ["a", "b", "c", ""]

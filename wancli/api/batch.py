@@ -52,10 +52,13 @@ def plan_batch(
     firsts: dict[int, BatchJob] = {}
     for job in batch.jobs:
         firsts.setdefault(job.settings, job)
+    plans: dict[str, _Checked] = {}
     checked = []
     for number, shared in enumerate(batch.settings):
         try:
-            checked.append(_check(shared, firsts[number], listener, fits=not elsewhere))
+            if (key := _plan_key(shared)) not in plans:
+                plans[key] = _check(shared, firsts[number], listener, fits=not elsewhere)
+            checked.append(replace(plans[key], values=absolute_files(typed(shared.values))))
         except WancliError as error:
             raise at_line(batch.origin, shared.line, error) from None
     settings = _grouped(batch.settings, checked)
@@ -78,15 +81,22 @@ class _Checked:
 
 def _check(shared: JobSettings, job: BatchJob, listener: Listener, *, fits: bool) -> _Checked:
     """Check one job of those that share settings, with `fits` that it fits. Raises WancliError."""
-    values = typed(shared.values)
-    planned = plan_job(shared.command, job.prompt, values, listener)
+    planned = plan_job(shared.command, job.prompt, typed(shared.values), listener)
     if fits:
         planned.capacity.check()
     settings = planned.resolved.settings
     steps = step_count(settings.sampling)
     fields = name_fields(settings, prompt="", seed=0, steps=steps)
     auto = settings.machine.offload == "auto"
-    return _Checked(absolute_files(values), fields, planned.capacity.estimate, auto)
+    return _Checked(shared.values, fields, planned.capacity.estimate, auto)
+
+
+def _plan_key(shared: JobSettings) -> str:
+    """Equal for settings that are planned alike: the words of a text change nothing."""
+    values = dict(shared.values)
+    if isinstance(text := values.get("negative_prompt"), str):
+        values["negative_prompt"] = bool(text)
+    return repr((shared.command, sorted(values.items())))
 
 
 def _grouped(settings: Sequence[JobSettings], checked: Sequence[_Checked]) -> list[LedgerSettings]:
