@@ -206,6 +206,8 @@ def test_names_stand_for_files_and_are_found_by_digest_elsewhere(
     assert json.loads(wancli("model", "info", "x.safetensors", "--json").out)["keys"] == 4
     result = wancli(*RUN, "--json", "--model", "bare", *flags, "-o", "v.mp4")
     assert result.code == 0, result.err
+    files = "transformer.safetensors, vae.safetensors, text_encoder.safetensors"
+    assert f"files          {files}, x.safetensors=0.5\n" in wancli("show", "v.mp4").out
 
     Path("b").mkdir()
     shutil.move("a/models", "b/loose")  # another machine, with folders of its own
@@ -266,6 +268,17 @@ def test_info_describes_files_of_weights_that_are_no_lora(
     monkeypatch.setenv(VARIABLE, "a")
     assert json.loads(wancli("model", "info", "x.safetensors", "--json").out) == info
     assert "fits wan2.1-t2v-14b" in " ".join(wancli("model", "info", "x.safetensors").out.split())
+
+
+def test_a_lora_of_the_hub_may_lie_in_the_folders(
+    wancli: Wancli, tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    Path("a/models/loras").mkdir(parents=True)
+    save_file(random_lora()[0], "a/models/loras/x.safetensors")
+    run = ("plan", "--model", tiny_model, "--lora", "me/loras:v1/x.safetensors=0.5")
+    assert "wancli model pull me/loras:v1/x.safetensors" in wancli(*run).err
+    monkeypatch.setenv(VARIABLE, "a")
+    assert "x.safetensors, 0.5" in wancli(*run).out
 
 
 def test_a_folder_that_is_not_there_is_named(

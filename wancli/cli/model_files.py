@@ -30,7 +30,7 @@ def show_files(roots: Sequence[Path], screen: Screen) -> None:
         screen.table("file", "part", "dtype", "size", "for", rows=rows, right=("size",))
     if others := len(files) - len(usable):
         screen.note(f"{others:,} other files there are not of Wan models")
-    if new := [str(root) for root in roots if root not in model_roots()]:
+    if new := [str(root.absolute()) for root in roots if root not in model_roots()]:
         screen.note(f"to use them by name: export {VARIABLE}={os.pathsep.join(new)}")
 
 

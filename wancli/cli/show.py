@@ -197,6 +197,8 @@ def _summary_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     record = {**record, "request": {**record["request"], **settings_of(record)}}
     texts = {name: _filled(parts, record) for name, parts in _lines(record).items()}
     texts["prompt"] = "; ".join([texts["prompt"], *_prompt_changes(record)])
+    prompt, model = texts.pop("prompt"), texts.pop("model")
+    texts = {"prompt": prompt, "model": model, "files": ", ".join(_files(record)), **texts}
     texts |= {
         "settings from": "; ".join([*changed, *others]),
         "time": "\n".join(in_lines(phases(numbers, start_s=0), _COLUMNS)),
@@ -220,6 +222,14 @@ def _lines(record: Mapping[str, Any]) -> dict[str, Sequence[str]]:
         "sampling": (seed, steps, solver, *guided, shift),
     }
     return {**lines, **_ROLLOUT_SUMMARY} if rollout else lines
+
+
+def _files(record: Mapping[str, Any]) -> list[str]:
+    """Names of the files of weights that replaced the model's own, and LoRAs with their scales."""
+    weights, loras = _at(record, "request.weights"), _at(record, "request.machine.lora")
+    entries = weights if isinstance(weights, list) else []
+    names = [str(entry["name"]) for entry in entries if isinstance(entry, Mapping)]
+    return names + [str(text) for text in (loras if isinstance(loras, list) else [])]
 
 
 def _prompt_changes(record: Mapping[str, Any]) -> list[str]:

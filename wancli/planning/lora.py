@@ -75,8 +75,9 @@ class LoraUse:
 def find_lora(text: str) -> Lora:
     """Parse `PATH` or `PATH=SCALE`, with `@high` or `@low` after PATH for one of two experts.
 
-    PATH may be REPO:FILE in the hub's cache, the name of a packaged LoRA or of a file in
-    WANCLI_MODEL_PATH, in this order, unless a file has that name.
+    PATH may be REPO:FILE in the hub's cache or, by the name of FILE, in WANCLI_MODEL_PATH, the name
+    of a packaged LoRA, or of a file in WANCLI_MODEL_PATH, in this order, unless a file has that
+    name.
 
     Raises InputError for a missing file, ModelError for one of the hub that is not downloaded,
     SettingsError for a bad scale.
@@ -117,8 +118,14 @@ def _place(name: str) -> Path:
     if path.exists():
         return path
     if on_hub := hub_file(name):
-        return cached_lora(*on_hub)
+        return cached_file(*on_hub) or _namesake(on_hub[1]) or cached_lora(*on_hub)
     return PACKAGED.get(name) or find_file("lora", name, kind="LoRA")
+
+
+def _namesake(file: str) -> Path | None:
+    """The file in WANCLI_MODEL_PATH with the name of a file of the hub, if there is just one."""
+    named = find_named("lora", PurePath(file).name)
+    return named[0] if len(named) == 1 else None
 
 
 def cached_lora(repo: str, file: str) -> Path:
