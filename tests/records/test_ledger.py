@@ -129,6 +129,17 @@ def test_a_ledger_that_is_gone_takes_no_more_jobs(tmp_path):
             worker.claim()
 
 
+def test_a_new_ledger_takes_nothing_from_a_deleted_one(tmp_path):
+    with fresh(tmp_path) as ledger:
+        worker = LedgerWorker(ledger)
+        for _ in range(3):
+            worker.failed(claim(worker), RunError("no.", hint=""))
+        ledger.path.unlink()  # the changes are still in its WAL
+        assert (tmp_path / "b.ledger-wal").stat().st_size > 0
+        with fresh(tmp_path) as new:
+            assert new.counts()["pending"] == 6
+
+
 def test_what_a_killed_process_left_of_a_new_ledger_is_removed(tmp_path):
     left = [tmp_path / f".b.ledger.{'0' * 16}.part{end}" for end in ("", "-wal", "-shm")]
     other = tmp_path / f".c.ledger.{'0' * 16}.part"

@@ -488,7 +488,7 @@ def _write(
     part = part_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path):
+        with _alone(path) as alone:
             if os.path.lexists(path):
                 return
             with _sqlite(path), closing(sqlite3.connect(part, isolation_level=None)) as db:
@@ -496,6 +496,8 @@ def _write(
                 db.execute("BEGIN")
                 _fill(db, digest, settings, jobs, version=version)
                 db.execute("COMMIT")
+            if alone:  # of a deleted ledger: SQLite would take its changes for ours
+                _remove_with(path)
             with suppress(FileExistsError):
                 place(part, path, overwrite=False)
     except OSError as error:
@@ -503,15 +505,21 @@ def _write(
             f"cannot write {path}: {error.strerror}.", hint="another folder for the `ledger`"
         ) from None
     finally:
-        for suffix in ("", "-wal", "-shm"):
-            part.with_name(part.name + suffix).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
+        _remove_with(part)
+
+
+def _remove_with(path: Path) -> None:
+    """Remove the files that SQLite keeps beside its own."""
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _alone(path: Path) -> Iterator[bool]:
     """Lock the name of a new ledger, after another process that writes it.
 
-    Removes what killed processes left of it. Where locks do not work, workers say so.
+    Removes what killed processes left of it. False where locks do not work, as workers will say.
     """
     lock = FolderLock(path.parent)
     while True:
@@ -525,7 +533,7 @@ def _alone(path: Path) -> Iterator[None]:
     try:
         if lock.works:
             remove_parts(path.parent, {path.name})
-        yield
+        yield lock.works
     finally:
         lock.release()
 
