@@ -17,7 +17,7 @@ from wancli.catalog.decoder_files import (
     find_recorded_decoder,
     find_tiny_decoder,
 )
-from wancli.catalog.local import find_spec
+from wancli.catalog.local import find_spec, revision
 from wancli.catalog.specs import SPECS
 from wancli.catalog.tiny_decoder import DECODER, DEMO_SHAPE, TinyDecoderShape
 from wancli.errors import InputError, ModelError, PlanError, WancliError
@@ -171,3 +171,15 @@ def test_a_recorded_decoder_is_found_by_its_digest_or_refused(tmp_path: Path):
     moved.write_bytes(b"changed")
     with pytest.raises(InputError, match="missing or has changed"):
         find_recorded_decoder(entry, record, str(path), "demo")
+    with pytest.raises(InputError, match="missing or has changed"):
+        find_recorded_decoder(entry, record, "tiny", "demo")  # the demo's is another
+
+
+def test_the_demo_has_one_in_the_package_that_is_no_part_of_its_revision():
+    spec = add_vae_decoder(DEMO, "tiny")
+    file = spec.file_of(DECODER)
+    assert file
+    assert spec == find_tiny_decoder(DEMO)
+    assert spec.tiny_decoder == DEMO_SHAPE
+    assert file.path.stat().st_size < 500_000
+    assert revision(spec) == revision(DEMO)

@@ -1,4 +1,5 @@
 import io
+import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,13 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
 from PIL import Image
 
 from tests.fakes import tiny_vae
-from wancli.catalog.specs import ModelSpec
-from wancli.generation.denoise import StepResult
-from wancli.generation.preview import Previews, predict_clean, previews
+from wancli.catalog.specs import DEMO_FOLDER, SPECS, ModelSpec
+from wancli.demo.world import combinations, render, sample_scene
+from wancli.generation.denoise import StepResult, decode
+from wancli.generation.preview import Previews, frame_decoder, predict_clean, previews
 from wancli.models.load import Loaded
+from wancli.models.vae import encode
 from wancli.records.progress import Event, PreviewEvent
 from wancli.utils.outputs import preview_file
 
@@ -115,3 +119,15 @@ def test_the_name_of_a_preview_is_never_too_long():
     name = preview_file(Path("o") / ("ü" * 125 + ".mp4")).name
     assert len(name.encode()) <= 255
     assert name.endswith("ü.preview.png")
+
+
+def test_the_tiny_decoder_shows_frames_where_one_is_present():
+    vae = AutoencoderKLWan.from_pretrained(DEMO_FOLDER / "vae", torch_dtype=torch.float32)
+    scene = sample_scene(random.Random(0), combinations(held_out=True))
+    clean = encode(vae, render([scene], frames=9))
+    with_decoder, without = SPECS["demo"], replace(NO_DECODER, latent_channels=8)
+    frames = frame_decoder(model(vae, with_decoder))(clean, [0, 2])
+    assert frames.shape == (2, 96, 96, 3)
+    exact = decode(vae, clean)[[0, -1]].astype(float)
+    assert np.abs(frames.numpy() - exact).mean() < 10  # levels
+    assert frame_decoder(model(vae, without))(clean, [0, 2]).shape == (2, 12, 12, 3)
