@@ -1,6 +1,6 @@
 # Needs make and Python 3.11 or newer; the rest is set up in .venv, from the versions in constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo man reference docs test test-all test-gpu test-ray test-oldest fuzz lint format types demo-model bench-generate bench-rollout bench-memory bench-batch bench-forwards bench-cache bench-threads bench-scale bench-gpu ci clean
+.PHONY: help setup demo man reference docs test test-all test-gpu test-ray test-oldest fuzz lint format types demo-model bench-generate bench-rollout bench-memory bench-batch bench-workers bench-forwards bench-cache bench-threads bench-scale bench-gpu ci clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -118,6 +118,10 @@ bench-memory: $(READY) ## Show that a long rollout does not grow
 bench-batch: $(READY) ## Time 50 videos in one batch and one by one, and planning 100,000
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.batch videos
 	@$(BIN)/python -m benchmarks.batch plan
+
+bench-workers: $(READY) ## Show that a worker of a batch does not grow; with Ray, time its actors too
+	@$(BIN)/python -m benchmarks.batch_workers memory
+	@! $(BIN)/python -c "import ray" 2>/dev/null || $(BIN)/python -m benchmarks.batch_workers ray
 
 bench-forwards: $(READY) ## Time a forward: plain, compiled, fused and quantized
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.forwards

@@ -52,6 +52,7 @@ from wancli.utils.interrupts import SIGNALS
 _LOOK_S = 1.0  # seconds between looks at the ledger while no actor says anything
 _BEAT_S = 5.0  # seconds
 _CONNECT_S = 5.0
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _START_S = 60.0  # seconds until a warning that no actor has started
 
 
@@ -135,7 +136,7 @@ class RayPool:
 
     def _check_nodes(self) -> None:
         """Compare the machines that actors may be placed on. Raises SetupError."""
-        look = ray.remote(num_cpus=0)(report_node)
+        look = ray.remote(num_cpus=0)(_look_at_node)
         nodes = [
             node["NodeID"] for node in ray.nodes()
             if node["Alive"] and node["Resources"].get(self._unit, 0) >= 1
@@ -284,6 +285,13 @@ class RayPool:
 
     def _tell(self, number: int, message: Message) -> None:
         self._send(ActorMessage(number, message))
+
+
+def _look_at_node(needs: NodeNeeds) -> NodeReport:
+    """Look at a machine beside its actors: Ray hides GPUs from what asks for none."""
+    if os.environ.get(_VISIBLE) == "":
+        del os.environ[_VISIBLE]
+    return report_node(needs)
 
 
 def problems_of(report: NodeReport) -> Iterator[WancliError]:
