@@ -142,7 +142,7 @@ def missing(kind: str, path: Path) -> InputError:
     beside = path.parent.iterdir() if path.parent.is_dir() else ()
     # Compare stems: a shared suffix would make short names look similar.
     similar = [other.name for other in beside if closest(path.stem, [other.stem])]
-    near = closest(path.name, similar)
+    near = closest(path.name, [name for name in similar if name != path.name])  # a dead link
     hint = f"did you mean '{path.with_name(near)}'?" if near else "check the path"
     return InputError(f"{kind} '{path}' not found.", hint=hint)
 

@@ -236,6 +236,7 @@ def test_names_stand_for_files_and_are_found_by_digest_elsewhere(
         (("--lora", "transformer"), "holds no LoRA", "give the file of a LoRA"),
         (("--lora", "lora"), "is not for wan2.1-t2v-1.3b", "it fits wan2.1-t2v-14b,"),
         (("--lora", "."), "LoRA '.' is a folder", "give the file in it"),
+        (("--lora", "dead"), "LoRA 'dead.safetensors' not found", "check the path"),
         (("--vae", "."), "file '.' is a folder", "give the file in it"),
     ],
 )
@@ -248,6 +249,7 @@ def test_what_a_file_is_not_is_one_line_before_anything_loads(
     write(tmp_path / "cut.safetensors", lora("blocks.0.self_attn.q", dim=9))
     with (tmp_path / "cut.safetensors").open("r+b") as file:
         file.truncate(1000)
+    (tmp_path / "dead.safetensors").symlink_to("nowhere")
     flag, name = flags
     value = name if name == "." else f"{name}.safetensors"
     run = ("generate", "x", "--model", "wan2.1-t2v-1.3b", flag, value)
