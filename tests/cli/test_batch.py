@@ -64,6 +64,7 @@ def test_a_dry_run_says_where_the_batch_stands(forked, tmp_path, monkeypatch):
         ('{"prompt": "a", "steps": 0}', "j.jsonl:4: --steps 0: must be greater"),
         ('{"prompt": "a", "output": "X.mp4"}', "is the output of line 3, too"),
         ('{"prompt": "a", "model": "nonne"}', "j.jsonl:4: "),
+        ('{"seed": 9}', "j.jsonl:4: "),
         ('{"prompt": "a", "image": "none.png"}', "j.jsonl:4: "),
     ],
 )

@@ -51,7 +51,9 @@ def plan_batch(
     batch = with_records(batch, listener)
     firsts: dict[int, BatchJob] = {}
     for job in batch.jobs:
-        firsts.setdefault(job.settings, job)
+        first = firsts.setdefault(job.settings, job)
+        if job.prompt is None and first.prompt is not None:  # which few jobs can be without
+            firsts[job.settings] = job
     plans: dict[str, _Checked] = {}
     checked = []
     for number, shared in enumerate(batch.settings):
@@ -60,7 +62,7 @@ def plan_batch(
                 plans[key] = _check(shared, firsts[number], listener, fits=not elsewhere)
             checked.append(replace(plans[key], values=absolute_files(typed(shared.values))))
         except WancliError as error:
-            raise at_line(batch.origin, shared.line, error) from None
+            raise at_line(batch.origin, firsts[number].line, error) from None
     settings = _grouped(batch.settings, checked)
     jobs = list(name_jobs(batch, [one.fields for one in checked], folder))
     estimates = [one.estimate for one in checked]
