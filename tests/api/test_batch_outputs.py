@@ -24,7 +24,9 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     """Plan and check jobs in an empty working folder, with their videos in `out`."""
     monkeypatch.chdir(tmp_path)
 
-    def planned(*jobs: dict[str, Any], skip_existing: bool = False) -> PlannedBatch:
+    def planned(
+        *jobs: dict[str, Any], skip_existing: bool = False, elsewhere: bool = False
+    ) -> PlannedBatch:
         small = {"steps": 1, "num_frames": 5, "prompt": "a circle", "seed": 1}
         lines = [{**small, **job} for job in jobs]
         for line in lines:
@@ -32,7 +34,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
                 del line["num_frames"]
         Path("j.jsonl").write_text("\n".join(map(json.dumps, lines)))
         read = read_jobs(Path("j.jsonl"), JOB_KEYS)
-        result = plan_batch(read, Path("out"), Listener(None))
+        result = plan_batch(read, Path("out"), Listener(None), elsewhere=elsewhere)
         check_new(read, result.settings, result.jobs, skip_existing=skip_existing)
         return result
 
@@ -132,3 +134,10 @@ def test_jobs_that_differ_in_words_alone_are_planned_once(
     result = plan(*negatives, {"negative_prompt": "", "seed": 9})
     assert len(planned) == 2
     assert [one.values["negative_prompt"] for one in result.settings] == ["a", "b", "c", ""]
+
+
+def test_offload_is_chosen_where_the_videos_are_made(plan: Plan):
+    (here,) = plan({}).settings
+    assert here.values["offload"] in ("none", "model", "group", "sequential")
+    (there,) = plan({}, elsewhere=True).settings
+    assert "offload" not in there.values

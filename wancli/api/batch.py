@@ -89,7 +89,7 @@ def _check(shared: JobSettings, job: BatchJob, listener: Listener, *, fits: bool
     settings = planned.resolved.settings
     steps = step_count(settings.sampling)
     fields = name_fields(settings, prompt="", seed=0, steps=steps)
-    auto = settings.machine.offload == "auto"
+    auto = fits and settings.machine.offload == "auto"  # elsewhere it is for that machine
     return _Checked(shared.values, fields, planned.capacity.estimate, auto)
 
 
