@@ -33,6 +33,13 @@ def test_the_display_has_every_worker_and_the_whole_batch():
     assert progress.fraction == 0.25
 
 
+def test_actors_of_a_cluster_are_shown_as_they_begin():
+    progress = BatchProgress(lambda: status(0), ["worker 0"])
+    progress.start(2, "a.mp4")
+    assert [one.name for one in progress] == ["worker 0", "worker 1", "worker 2", "batch"]
+    assert progress.workers[2].job == "a.mp4"
+
+
 @pytest.mark.parametrize(
     ("workers", "devices", "expected"),
     [

@@ -1,14 +1,14 @@
 """Making the jobs of a batch, on one worker or several, with one display for all of them."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from wancli.cli.progress import Clock, RunProgress, clock_time
+from wancli.cli.progress import Clock, Progress, RunProgress, clock_time
 from wancli.errors import UsageError, WancliError
 from wancli.records.progress import Event
 from wancli.utils.interrupts import second_ends_at_once
@@ -68,6 +68,10 @@ class BatchProgress:
         self.workers = [WorkerProgress(name, clock) for name in names]
         self._read, self._clock = read, clock
         self._status, self._at = read(), clock()
+
+    def __iter__(self) -> Iterator[Progress]:
+        """All that is shown: each worker, and the batch."""
+        return iter([*self.workers, self])
 
     def start(self, number: int, job: str) -> None:
         """Note that a worker begins a job."""

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import Event as Signal
 from threading import Thread
@@ -235,7 +235,7 @@ def run_bar(console: "Console", place: Place | None) -> Iterator[Report]:
         elif place:
             draw_picture(console, place, event.png)
 
-    with bars(console, progress):
+    with bars(console, [progress]):
         yield report
 
 
@@ -257,7 +257,7 @@ def run_lines(console: "Console") -> Iterator[Report]:
 def transfer_bar(console: "Console", total: int | None) -> Iterator["OnBytes"]:
     """Show the progress of a download as a bar."""
     progress = TransferProgress(total)
-    with bars(console, progress):
+    with bars(console, [progress]):
         yield progress.update
 
 
@@ -269,14 +269,22 @@ def transfer_lines(console: "Console", total: int | None) -> Iterator["OnBytes"]
         yield progress.update
 
 
+class _Bars:
+    """A line for each progress; there may be more at the next refresh."""
+
+    def __init__(self, progresses: Iterable[Progress]) -> None:
+        self._progresses = progresses
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator[_Line]:
+        yield from map(_Line, self._progresses)
+
+
 @contextmanager
-def bars(console: "Console", *progresses: Progress) -> Iterator[None]:
+def bars(console: "Console", progresses: Iterable[Progress]) -> Iterator[None]:
     """Show a bar for each progress, below what is printed."""
-    from rich.console import Group
     from rich.live import Live
 
-    shown = Group(*map(_Line, progresses))
-    redirects = os.isatty(1)  # what is printed in a file stays there
+    shown, redirects = _Bars(progresses), os.isatty(1)  # what is printed in a file stays there
     with Live(
         shown, console=console, transient=True, refresh_per_second=10, redirect_stdout=redirects
     ):

@@ -144,7 +144,7 @@ class Screen:
         if self.options.quiet:
             yield
         elif self.moves:
-            with bars(self.err, *progress.workers, progress):
+            with bars(self.err, progress):
                 yield
         else:
             with lines(self.err, BatchLine(progress)):
