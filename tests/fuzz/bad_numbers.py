@@ -34,6 +34,20 @@ def lora(case: Case, rng: random.Random) -> Lines:
     ]
 
 
+def weights(case: Case, rng: random.Random) -> Lines:
+    """Weights of a transformer in one file."""
+    if rng.random() < 0.6:
+        name, content = "x.gguf", good(case, "weights.gguf")
+        cut = rng.choice((2000, len(content)))  # its header, or all of it
+        put(case, name, damage(content[:cut], rng) + content[cut:])
+    else:
+        (stored,) = case.materials.glob("tiny/transformer/*.safetensors")
+        name = "x.safetensors"
+        put(case, name, hostile_tensors(stored.read_bytes(), rng))
+    generate = ("generate", "a", *TINY, "-o", "new.mp4", "--transformer", name)
+    return [generate, (*generate, "--dry-run"), ("model", "info", name)]
+
+
 def noise(case: Case, rng: random.Random) -> Lines:
     """Noise and prompt embeddings."""
     put(case, "x.safetensors", hostile_tensors(good(case, "noise.safetensors"), rng))

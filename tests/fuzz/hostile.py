@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from tests.fuzz import judge
 from tests.fuzz.bad_folders import cache, model, rollout, special
-from tests.fuzz.bad_numbers import RAN, checkpoint, latents, lora, noise
+from tests.fuzz.bad_numbers import RAN, checkpoint, latents, lora, noise, weights
 from tests.fuzz.bad_pixels import picture, video
 from tests.fuzz.bad_text import bench, preset, record, record_inside, script
 from tests.fuzz.campaign import Case
@@ -15,7 +15,7 @@ from tests.fuzz.spoiling import Kind
 EACH = 200
 KINDS: tuple[Kind, ...] = (
     record, record_inside, preset, bench, script, latents, video, picture, model, rollout, lora,
-    noise, checkpoint, cache, special,
+    noise, checkpoint, cache, special, weights,
 )  # fmt: skip
 SIZE = EACH * len(KINDS)
 STREAMS = (Null, File, File)

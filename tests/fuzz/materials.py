@@ -127,6 +127,8 @@ def _tensors(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
+    from tests.models.test_gguf import transformer_file
+
     drawn = torch.Generator().manual_seed(0)
     pair = {
         "diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.randn(4, 24, generator=drawn),
@@ -139,5 +141,6 @@ def _tensors(folder: Path) -> None:
     save_file({"latents": noise[:2]}, folder / "start.safetensors")
     save_file({"prompt_embeds": torch.randn(1, 4, 16, generator=drawn)},
               folder / "embeds.safetensors")  # fmt: skip
+    transformer_file(folder / "tiny", folder / "weights.gguf", "Q4_0")
     shutil.copyfile(PARITY / "weights_original_names.safetensors",
                     folder / "checkpoint.safetensors")  # fmt: skip

@@ -339,7 +339,7 @@ def of_an_unknown_type(path: Path, tensors: Tensors) -> None:
     write(path, tensors)
     content = path.read_bytes()
     at = content.index(QUERY.encode()) + len(QUERY) + 4 + 2 * 8
-    path.write_bytes(content[:at] + b"\x19\0\0\0" + content[at + 4 :])  # I16: it fits
+    path.write_bytes(content[:at] + b"\x18\0\0\0" + content[at + 4 :])  # I8: it fits
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def of_an_unknown_type(path: Path, tensors: Tensors) -> None:
         (truncated, "GGUF that is truncated: its last tensors are missing"),
         (lacking, "keys missing: blocks.0.attn1.to_q.weight."),
         (with_more, "keys unexpected: blocks.0.extra.weight."),
-        (of_an_unknown_type, f"of a dtype that is not read: {QUERY} I16."),
+        (of_an_unknown_type, f"of a dtype that is not read: {QUERY} I8."),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_file_is_said_before_anything_loads(

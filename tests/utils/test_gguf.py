@@ -90,9 +90,15 @@ def another_type(content: bytes) -> bytes:
     return content[:place] + b"\4\0\0\0" + content[place + 4 :]
 
 
+def overlapping(content: bytes) -> bytes:
+    place = content.index(b"b.weight") + 8 + 4 + 3 * 8 + 4
+    return content[:place] + b"\0" * 8 + content[place + 8 :]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (overlapping, "its tensors overlap"),
         (version_1, "version 1, which is not read"),
         (many_tensors, "its header is broken"),
         (another_type, "a type that is not known: 4 of 'a.weight'"),

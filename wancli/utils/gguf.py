@@ -8,6 +8,7 @@ import io
 import os
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,9 @@ def read_gguf_header(path: Path) -> Header:
         start = -(-file.tell() // alignment) * alignment
     if start + max((stored.end for stored in infos.values()), default=0) > size:
         raise ValueError("GGUF that is truncated: its last tensors are missing")
+    ordered = sorted((stored.begin, stored.end) for stored in infos.values())
+    if any(before[1] > after[0] for before, after in pairwise(ordered)):
+        raise ValueError("not GGUF: its tensors overlap")
     texts = {key: value for key, value in metadata.items() if value is not None}
     return Header(infos, texts, start)
 
