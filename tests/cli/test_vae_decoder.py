@@ -63,6 +63,16 @@ def test_a_clip_is_decoded_repeated_and_decoded_exactly_again(
     assert embedded["machine"]["vae_decoder"] == decoder.name
 
 
+def test_the_demos_is_found_again_by_name_from_the_video_alone(wancli: Wancli):
+    flags = ("--steps", 1, "--num-frames", 5, "--guidance-scale", 1, "--seed", 1)
+    clip = ("generate", "a red circle", *flags, "--vae-decoder", "tiny", "-o", "a.mp4")
+    tiny = made(wancli, *clip)
+    assert tiny["env"]["vae_decoder"] == "tiny float32"
+    again = made(wancli, "repro", "a.mp4", "-o", "b.mp4")
+    assert again["request"]["machine"]["vae_decoder"] == "tiny"
+    assert (again["hash"], frames(again)) == (tiny["hash"], frames(tiny))
+
+
 def test_a_rollout_streams_what_its_latents_decode_to_and_resumes_with_another(
     wancli: Wancli, tiny_model: Path, decoder: Path
 ):
