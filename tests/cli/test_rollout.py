@@ -393,6 +393,26 @@ def test_a_rollout_from_before_a_setting_existed_resumes_at_its_default(
     assert result.code == 0, result.err
 
 
+def test_the_first_frame_of_a_context_can_be_encoded_anew(wancli: Wancli, tiny_model: Path):
+    recompute = ("--kv-recompute", "--rolling-window", 4)
+    latents = {}
+    for name, flags in {"plain": (), "whole": ("--reencode-first",)}.items():
+        run = small(tiny_model, *recompute, *flags, "--save-latents", f"{name}.st")
+        result = wancli(*run, "-o", f"{name}.mp4", "--chunks", 4)
+        assert result.code == 0, result.err
+        latents[name] = load_file(f"{name}.st")["latents"]
+    same = 4  # the context of the first two chunks begins with the video
+    assert torch.equal(latents["plain"][:same], latents["whole"][:same])
+    assert not torch.equal(latents["plain"][same : same + 2], latents["whole"][same : same + 2])
+    run = small(tiny_model, *recompute, "--reencode-first", "--save-latents", "a.st")
+    wancli(*run, "-o", "a.mp4", "--chunks", 3)
+    resume = ("rollout", "--resume", "--chunks", 4, "--save-latents", "a.st", "-o", "a.mp4")
+    result = wancli(*resume, "--overwrite")
+    assert result.code == 0, result.err
+    assert torch.equal(load_file("a.st")["latents"], latents["whole"])
+    assert digest() == digest("whole.mp4")
+
+
 def test_a_new_prompt_can_begin_a_shot(wancli: Wancli, tiny_model: Path):
     run = small(tiny_model, *SHOTS, "--rolling-window", 4, "--no-video", "--at", 1, "a blue circle")
     latents = {}
@@ -606,6 +626,19 @@ def test_no_chunk_of_a_rollout_waits_for_the_device(
             2,
             "moves the sink",
             "--rope relative",
+        ),
+        (("--reencode-first",), 2, "computed before every chunk", "--kv-recompute"),
+        (
+            ("--reencode-first", "--kv-recompute", "--sink-frames", 1),
+            2,
+            "--sink-frames 1 keeps",
+            "--sink-frames 0",
+        ),
+        (
+            ("--reencode-first", "--kv-recompute", "--no-video", "--save-latents", "x.st"),
+            2,
+            "frames of the video",
+            "drop --no-video",
         ),
         ((*SHOTS, "--rolling-window", 4), 2, "two sinks", "--rolling-window 5"),
         (

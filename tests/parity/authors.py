@@ -8,7 +8,8 @@ chunks before it. Nothing of the loops is changed; around them, these are replac
 
 - packages that the loops import and do not use here (tokenizers, VAE, T5, servers) by empty ones;
 - flash attention by `scaled_dot_product_attention` in the input's dtype;
-- the text encoder by the stored embeddings, the VAE by nothing;
+- the text encoder by the stored embeddings, the VAE by nothing; Krea's by one that repeats latents
+  as pixels, in float16, and encodes a picture as its channels in reverse;
 - random numbers by the stored ones, in the order in which they are drawn;
 - the sizes of Wan at 480x832, which they hard-code, by those of the tiny model;
 - devices named "cuda" by the CPU, bfloat16 by float32, compiled flex attention by itself.
@@ -344,8 +345,12 @@ def _session(server: Any, generator: Any, loop: Loop, case: Case) -> Any:
     )  # fmt: skip
 
     def decoder(latents: torch.Tensor, *_: Any) -> tuple[torch.Tensor, list[None]]:
-        return torch.zeros(1, 4 * latents.shape[1], 3, 1, 1), []
+        return latents.float().repeat_interleave(4, 1), []
 
+    def encoder(*_: Any, frames: torch.Tensor, **__: Any) -> tuple[torch.Tensor, None]:
+        return frames[0, :, None].float().flip(0), None
+
+    server.encode_video_latent = encoder
     models = server.Models(pipeline.text_encoder, generator, pipeline, None, decoder)
     session = server.GenerationSession(params, args, models=models)
     for _ in range(params.num_blocks):

@@ -208,8 +208,15 @@ def roll_preset(name, transformer, model_json, inputs):
         context_timestep=settings.rollout.context_noise,
     )
     with causal(transformer, plan.window, rope=plan.rope) as model:
-        events = list(rollout(model, rollout_inputs))
-    chunk = [event.latents for event in events if isinstance(event, Chunk)][-1]
+        chunks: list[torch.Tensor] = []
+        if settings.rollout.reencode_first:  # by the VAE of `authors.py`
+            model.encode_first = lambda following: (
+                chunks[-1][:, :, [-1 - following]].half().float().flip(1)
+            )
+        for event in rollout(model, rollout_inputs):
+            if isinstance(event, Chunk):
+                chunks.append(event.latents)
+    chunk = chunks[-1]
     expected = load_file(PARITY / f"authors_{case['model']}.safetensors")[name]
     assert chunk[0].transpose(0, 1).shape == expected.shape
     return (chunk[0].transpose(0, 1) - expected).abs().max().item()

@@ -80,6 +80,7 @@ class ChunkSettings(TypedDict, total=False):
     recache: bool
     recache_by: Literal["chunk", "window"]
     kv_recompute: bool
+    reencode_first: bool
     blend: int
     shot_prefix: str
     shot_offset: int

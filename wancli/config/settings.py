@@ -332,6 +332,11 @@ class Rollout(Group):
         description="Compute the K/V cache anew before every chunk, from the clean latents that it "
         "attends to, in place of clean passes (Krea).",
     )
+    reencode_first: bool = Field(
+        default=False,
+        description="With `kv_recompute`: the first frame that a chunk attends to, unless it is "
+        "the video's first, is encoded anew from the decoded video, as a picture (Krea).",
+    )
     blend: int = Field(
         0, ge=0, description="Number of chunks over which a new prompt is blended in."
     )

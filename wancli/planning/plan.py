@@ -325,6 +325,11 @@ def _check_window(chosen: Rollout) -> None:
     _check_shots(chosen)
     if chosen.kv_recompute:
         _check_recompute(chosen)
+    elif chosen.reencode_first:
+        raise PlanError(
+            "`reencode_first` needs a cache that is computed before every chunk.",
+            hint="`kv_recompute`, or `no_reencode_first`",
+        )
 
 
 def _check_recompute(chosen: Rollout) -> None:
@@ -333,6 +338,11 @@ def _check_recompute(chosen: Rollout) -> None:
         raise PlanError(
             "`kv_recompute` moves the sink next to the other frames: `rope absolute` does not.",
             hint="`rope relative`",
+        )
+    if chosen.sink_frames and chosen.reencode_first:
+        raise PlanError(
+            f"`sink_frames {chosen.sink_frames}` keeps the frame that `reencode_first` replaces.",
+            hint="`sink_frames 0`, or `no_reencode_first`",
         )
     others = {
         "recache": (chosen.recache, "recomputes it when the prompt changes"),

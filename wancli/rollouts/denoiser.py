@@ -1,6 +1,6 @@
 """A Wan transformer as a causal denoiser with a rolling KV cache."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -75,7 +75,12 @@ class CausalDenoiser:
     """Velocity of a chunk, conditioned on the chunks before it. Each branch has its own KV cache.
 
     Of two experts (Wan 2.2) the timestep selects the one that denoises; both cache every chunk.
+    `encode_first`, if set, is called where a chunk's context is computed anew and does not begin
+    with the video: with the number of latent frames that follow the first of the context, for that
+    frame as a picture [1, C, 1, H, W].
     """
+
+    encode_first: Callable[[int], Tensor] | None = None
 
     def __init__(
         self, experts: Sequence[Expert], window: WindowConfig, *,
@@ -224,6 +229,9 @@ class CausalDenoiser:
         if context := self._buffer.before(span):
             latents, timestep = context
             first = span.first_frame - latents.shape[2]
+            if self.encode_first and first > 0:
+                picture = self.encode_first(latents.shape[2] - 1)
+                latents = torch.cat([picture.to(latents), latents[:, :, 1:]], 2)
             for start in range(0, latents.shape[2], chunk):
                 part = latents[:, :, start : start + chunk]
                 self._open(replace(span, first_frame=first + start, frames=part.shape[2]))

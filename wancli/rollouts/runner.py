@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,7 +24,7 @@ from wancli.models.fast_decoder import benchmark_decoder, compile_decoder, decod
 from wancli.models.load import Loaded
 from wancli.models.memory import fits_in_memory, peak_memory, trim_heap
 from wancli.models.timer import Timer
-from wancli.models.vae import StreamingDecoder
+from wancli.models.vae import StreamingDecoder, encode
 from wancli.models.warm import WarmPipeline
 from wancli.planning.context import NO_FILES, ContextFiles
 from wancli.planning.plan import RolloutPlan
@@ -181,6 +182,8 @@ def _generate(
         began = perf_counter()
         writer = _open_video(stack, job, record)
         sink = stack.enter_context(_sink(job, loaded, writer))
+        if isinstance(sink, VideoSink) and job.settings.rollout.reencode_first:
+            model.encode_first = partial(_encode_recent, loaded, sink)
         sampler = ChunkSampler(loaded, job.settings, job.plan, _noise(job))
         inputs = RolloutInputs(
             context=ready.context,
@@ -415,10 +418,23 @@ def _sink(job: RolloutJob, loaded: Loaded, writer: VideoWriter | None) -> ChunkS
     beside = loaded.device.type == "cuda" if job.beside is None else job.beside
     if not job.decodes:
         return ChunkSink(beside=beside)
+    recalls = job.plan.window.window * loaded.spec.strides.temporal
     return VideoSink(
         loaded.pipeline.vae,
         writer,
         DriftMeter(job.settings.video.fps),
         beside=beside,
         shows=lambda span: span.index >= 0 or not job.only_new,
+        recalls=recalls if job.settings.rollout.reencode_first else 0,
     )
+
+
+@torch.no_grad()
+def _encode_recent(loaded: Loaded, sink: VideoSink, following: int) -> Tensor:
+    """The last video frame of a latent frame, encoded as a picture [1, C, 1, H, W].
+
+    `following` latent frames have been decoded after it.
+    """
+    assert sink.recent is not None  # noqa: S101 - a chunk whose context has an end follows others
+    frame = sink.recent[-1 - following * loaded.spec.strides.temporal]
+    return encode(loaded.pipeline.vae, frame.permute(2, 0, 1)[None, :, None] / 127.5 - 1)

@@ -98,6 +98,11 @@ class RolloutSession:
                 "first-frame` the picture is part of the first.",
                 hint="drop `only_new`",
             )
+        if settings.rollout.reencode_first and not options.video:
+            raise PlanError(
+                "`reencode_first` encodes frames of the video, which `no_video` leaves undecoded.",
+                hint="drop `no_video`, or `no_reencode_first`",
+            )
         self.seeds = self._seeds()
         if options.video and options.files and gpu is None:
             video = settings.video

@@ -142,14 +142,17 @@ class VideoSink(ChunkSink):
         *,
         beside: bool = False,
         shows: Callable[[Span], bool] = lambda _span: True,
+        recalls: int = 0,
     ) -> None:
         """`shows` selects the chunks of the video; the others only advance the VAE's state.
 
-        Without a `writer` the frames are passed on, and not written.
+        Without a `writer` the frames are passed on, and not written. As many as `recalls` of the
+        last decoded frames are kept in `recent`.
         """
         super().__init__(beside=beside)
         self._decoder, self._writer, self._meter = StreamingDecoder(vae), writer, meter
-        self._shows = shows
+        self._shows, self._recalls = shows, recalls
+        self.recent: Tensor | None = None  # uint8 [T, H, W, 3], on the device
         self._writing = PipelineStage("write", self._write, threaded=beside)
         self._measuring = PipelineStage("drift", self._measure, threaded=beside)
         self._later = [self._writing, self._measuring]
@@ -172,6 +175,9 @@ class VideoSink(ChunkSink):
         item.timer.mark("save")
         decoded = self._decoder.frames(item.latents)
         item.decoded = HostCopy(decoded.pixels, decoded.finite)
+        if self._recalls:
+            before = () if self.recent is None else (self.recent,)
+            self.recent = torch.cat([*before, decoded.pixels])[-self._recalls :]
         item.timer.mark("decode")
 
     def _write(self, item: _Item) -> None:
