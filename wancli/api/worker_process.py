@@ -17,6 +17,7 @@ from wancli.api.batch_worker import BatchWorker, JobOutcome
 from wancli.errors import WancliError
 from wancli.records.ledger import ClaimedJob, Ledger, open_ledger
 from wancli.records.progress import Event
+from wancli.utils.heap import keep_heap
 from wancli.utils.interrupts import Interrupted, handle, received, unwind_from_here
 from wancli.utils.packages import silence_torchao
 from wancli.utils.threads import choose_threads
@@ -76,6 +77,7 @@ class Send:
 
 def main(ledger: str, file: str, options: str) -> NoReturn:
     """Work on a ledger until no job is left; `file` is the number of the pipe to send to."""
+    keep_heap()
     serve(ledger, file, lambda opened, send: _work(opened, send, json.loads(options)))
 
 

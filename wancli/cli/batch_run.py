@@ -170,10 +170,12 @@ def _workers(ledger: "Ledger", how: HowToWork, handle: Callable[[int, "Message"]
     from wancli.api.batch_worker import BatchWorker
     from wancli.api.worker_process import JobStarted, WorkerWarning
     from wancli.api.workers import WorkerPool
+    from wancli.utils.heap import keep_heap
 
     if how.places:
         pool = WorkerPool(ledger, how.places, how.options, on_message=handle)
         return pool.run(), pool.stop
+    keep_heap()
     worker = BatchWorker(
         ledger, **how.options, report=partial(handle, 0),
         started=lambda job: handle(0, JobStarted(job)),
