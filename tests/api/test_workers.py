@@ -14,7 +14,7 @@ from wancli.api.worker_process import JobStarted, WorkerWarning
 from wancli.api.workers import WorkerPlace, WorkerPool, worker_places
 from wancli.cost.devices import Device
 from wancli.errors import SetupError, UsageError
-from wancli.records.ledger import open_ledger
+from wancli.records.ledger import LedgerWorker, open_ledger
 
 TWO = [WorkerPlace(f"worker {n}", {}) for n in range(2)]
 ROOT = Path(__file__).parents[2]
@@ -47,6 +47,16 @@ def test_a_job_that_kills_its_workers_fails_and_the_others_are_made(tmp_path):
     killed = "was killed by SIGKILL (out of memory?) in 1.mp4; another takes its place."
     assert len(warnings) == 3
     assert all(text.endswith(killed) for text in warnings)
+
+
+def test_the_last_job_of_processes_that_died_with_their_parent_is_made(tmp_path):
+    with fake_ledger(tmp_path, ["a"]) as ledger:
+        with fake_ledger(tmp_path, ["a"]) as same:
+            dead = LedgerWorker(same)
+            assert dead.claim()
+            dead._lock.release()  # as the kernel does
+        made = list(WorkerPool(ledger, TWO, {}, on_message=lambda number, message: None).run())
+        assert [outcome.job.attempt for outcome in made] == [2]
 
 
 def test_stopped_workers_give_back_what_runs(tmp_path):

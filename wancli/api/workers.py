@@ -171,10 +171,13 @@ class WorkerPool:
     def _start_missing(self) -> bool:
         """Start workers for the jobs that nobody will take; returns whether any worker is left."""
         if not self._stopping:
-            waiting = self._ledger.counts()["pending"]
+            counts = self._ledger.counts()
             idle = sum(process.job is None for process in self._processes.values())
+            missing = max(0, counts["pending"] - idle)
+            if not self._processes and counts["running"]:
+                missing = max(1, missing)  # waits for others, who may be dead
             free = [n for n in range(len(self._places)) if n not in self._processes]
-            for number in free[: max(0, waiting - idle)]:
+            for number in free[:missing]:
                 place = self._places[number]
                 self._processes[number] = _WorkerProcess(number, place, self._arguments)
         return bool(self._processes)
