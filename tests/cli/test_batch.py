@@ -83,7 +83,7 @@ def test_an_existing_file_stops_a_new_batch(forked, tmp_path):
     code, _, _, err = forked("batch", "j.jsonl", folder=tmp_path)
     assert code == 2
     assert "j.jsonl:3: " in err
-    assert "--overwrite, or another --output" in err
+    assert "--skip-existing keeps videos" in err
 
 
 @pytest.mark.slow

@@ -109,12 +109,20 @@ def check_new(
         shared, files = settings[job.settings], listed[place]
         odd = files is None or not _is_plain(name, rollout=shared.command == "rollout")
         if files and not odd and not skip_existing:
-            beside = [name[: -len(".mp4")] + suffix for suffix in (".mp4", ".json", ".rollout")]
-            existing = [one for one in beside if one in files]
-            odd = any(not (files[one] and shared.values.get("overwrite")) for one in existing)
+            replaces = shared.values.get("overwrite")
+            if files.get(name) and not replaces:
+                raise at_line(batch.origin, job.line, _exists(job.output))
+            stem = name[: -len(".mp4")]
+            beside = [one for one in (name, f"{stem}.json", f"{stem}.rollout") if one in files]
+            odd = any(not (files[one] and replaces) for one in beside)
         if odd or job.settings in more:
             more.discard(job.settings)
             _check(batch, shared, job, skip_existing=skip_existing)
+
+
+def _exists(path: str) -> UsageError:
+    hint = "`skip_existing` keeps videos of the same jobs; a job's `overwrite` replaces one"
+    return UsageError(f"{path} exists.", hint=hint)
 
 
 def _check(
