@@ -101,10 +101,13 @@ def videos(count: int, settings: dict[str, int]) -> None:
         "on a loaded model",
         f"{loaded:.1f} s; the batch, with its start, {batch / loaded:.3f} times",
     )
-    rows = list(open_ledger(Path("batch/jobs.ledger")).rows("done"))
-    inside = max(row["ended"] for row in rows) - min(row["began"] for row in rows[1:])
-    share = inside / (len(rows) - 1) / (loaded / count)
-    line("without its start", f"{inside:.1f} s for {len(rows) - 1}: {share:.3f} times a video")
+    with open_ledger(Path("batch/jobs.ledger")) as ledger:
+        rows = list(ledger.rows("done"))
+    inside = rows[-1]["ended"] - rows[0]["ended"]
+    making = sum(json.loads(row["record"])["timings"]["total_s"] for row in rows[1:])
+    line(
+        "between its videos", f"{inside - making:.2f} of {inside:.1f} s, {inside / making - 1:.1%}"
+    )
 
 
 def timed(*arguments: str) -> float:

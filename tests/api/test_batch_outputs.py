@@ -1,6 +1,9 @@
 """Outputs of a batch: named as those of single commands, and checked before anything loads."""
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from wancli.api.requests import Listener
 from wancli.errors import WancliError
 from wancli.planning.jobs import read_jobs
 
+ROOT = Path(__file__).parents[2]
 Plan = Callable[..., PlannedBatch]
 
 
@@ -141,3 +145,15 @@ def test_offload_is_chosen_where_the_videos_are_made(plan: Plan):
     assert here.values["offload"] in ("none", "model", "group", "sequential")
     (there,) = plan({}, elsewhere=True).settings
     assert "offload" not in there.values
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_lines_are_planned_in_seconds():
+    command = [sys.executable, "-m", "benchmarks.batch", "plan"]
+    printed = subprocess.check_output(command, cwd=ROOT, encoding="utf-8")
+    seconds = re.search(r"ledger written .* ([\d.]+) CPU s", printed)
+    memory = re.search(r"memory +([\d.]+) MiB", printed)
+    assert seconds, printed
+    assert memory, printed
+    assert float(seconds[1]) < 5
+    assert float(memory[1]) < 500
