@@ -40,7 +40,7 @@ def warm() -> None:
 
     torch.set_num_threads(1)
     for module in pkgutil.walk_packages(wancli.__path__, "wancli."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith(("__main__", "ray_driver")):  # Ray is an extra
             importlib.import_module(module.name)
 
 
