@@ -12,7 +12,14 @@ from wancli.config.precision import transformer_dtype
 from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Machine, Settings
 from wancli.cost.capacity import check_capacity
-from wancli.cost.devices import Device, find_cpu, find_device, find_gpus, planned_device
+from wancli.cost.devices import (
+    Device,
+    find_cpu,
+    find_device,
+    find_gpus,
+    gpus_seen_once,
+    planned_device,
+)
 from wancli.cost.estimate import (
     FP8,
     Estimate,
@@ -269,3 +276,13 @@ def test_an_estimate_is_valid_json():
     assert report["flops"] == sum(work["flops"] for work in report["work"].values())
     assert report["device"]["name"] == "NVIDIA H200"
     assert report["resident"]["none"] > report["resident"]["model"]
+
+
+def test_gpus_are_looked_for_once_while_a_batch_is_planned(monkeypatch: pytest.MonkeyPatch):
+    first, second = (Device("cuda", name, 1, 1) for name in ("first", "second"))
+    looks = iter([[first], [second]])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("wancli.cost.devices._by_nvml", lambda: next(looks))
+    with gpus_seen_once():
+        assert [find_gpus(), find_gpus()] == [[first], [first]]
+    assert find_gpus() == [second]

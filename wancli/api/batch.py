@@ -9,6 +9,7 @@ from wancli.api.batch_outputs import name_jobs
 from wancli.api.jobs import absolute_files, loaded_with, plan_job, typed
 from wancli.api.repro import with_records
 from wancli.api.requests import Listener
+from wancli.cost.devices import gpus_seen_once
 from wancli.cost.estimate import Estimate
 from wancli.errors import WancliError
 from wancli.planning.jobs import BatchFile, BatchJob, JobSettings, at_line
@@ -54,15 +55,8 @@ def plan_batch(
         first = firsts.setdefault(job.settings, job)
         if job.prompt is None and first.prompt is not None:  # which few jobs can be without
             firsts[job.settings] = job
-    plans: dict[str, _Checked] = {}
-    checked = []
-    for number, shared in enumerate(batch.settings):
-        try:
-            if (key := _plan_key(shared)) not in plans:
-                plans[key] = _check(shared, firsts[number], listener, fits=not elsewhere)
-            checked.append(replace(plans[key], values=absolute_files(typed(shared.values))))
-        except WancliError as error:
-            raise at_line(batch.origin, firsts[number].line, error) from None
+    with gpus_seen_once():
+        checked = _check_all(batch, firsts, listener, fits=not elsewhere)
     settings = _grouped(batch.settings, checked)
     jobs = list(name_jobs(batch, [one.fields for one in checked], folder))
     estimates = [one.estimate for one in checked]
@@ -79,6 +73,22 @@ class _Checked:
     fields: Mapping[str, Any]
     estimate: Estimate | None
     auto: bool  # whether the mode of offload is the plan's to choose
+
+
+def _check_all(
+    batch: BatchFile, firsts: Mapping[int, BatchJob], listener: Listener, *, fits: bool
+) -> list[_Checked]:
+    """Check a job of each settings. Raises WancliError with its line."""
+    plans: dict[str, _Checked] = {}
+    checked = []
+    for number, shared in enumerate(batch.settings):
+        try:
+            if (key := _plan_key(shared)) not in plans:
+                plans[key] = _check(shared, firsts[number], listener, fits=fits)
+            checked.append(replace(plans[key], values=absolute_files(typed(shared.values))))
+        except WancliError as error:
+            raise at_line(batch.origin, firsts[number].line, error) from None
+    return checked
 
 
 def _check(shared: JobSettings, job: BatchJob, listener: Listener, *, fits: bool) -> _Checked:

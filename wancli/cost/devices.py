@@ -4,7 +4,9 @@ import os
 import platform
 import shutil
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -37,14 +39,32 @@ class Device:
         return f"{which}, torch {package_version('torch')}"
 
 
+_seen: ContextVar[list[Device] | None] = ContextVar("seen", default=None)
+
+
 def find_gpus() -> list[Device]:
     """NVIDIA GPUs visible to this process, by NVML or else nvidia-smi."""
-    gpus = _by_nvml()
-    gpus = _by_nvidia_smi() if gpus is None else gpus
+    gpus = _seen.get()
+    gpus = _look_for_gpus() if gpus is None else gpus
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None or not visible.replace(",", "").replace(" ", "").isdigit():
         return [] if visible in ("", "-1") else gpus
     return [gpus[int(n)] for n in visible.split(",") if int(n) < len(gpus)]
+
+
+@contextmanager
+def gpus_seen_once() -> Iterator[None]:
+    """Look for GPUs once in the block: NVML takes a while, nvidia-smi longer."""
+    token = _seen.set(_look_for_gpus())
+    try:
+        yield
+    finally:
+        _seen.reset(token)
+
+
+def _look_for_gpus() -> list[Device]:
+    gpus = _by_nvml()
+    return _by_nvidia_smi() if gpus is None else gpus
 
 
 def planned_device(gpu: str) -> Device:
