@@ -12,6 +12,7 @@ from wancli.api.remote_maker import NodeReport, installed_versions
 from wancli.api.worker_process import WorkerWarning
 from wancli.api.workers import WorkerPlace, WorkerPool
 from wancli.errors import SetupError
+from wancli.records.ledger import open_ledger
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -116,6 +117,16 @@ def test_a_job_whose_node_is_removed_is_made_on_the_other(pool, nodes, tmp_path)
     _, rows, _ = pool(PROMPTS, remove)
     check(rows)
     assert rows[0]["attempt"] == 2
+
+
+def test_a_job_that_is_cancelled_ends_with_its_actor(pool, tmp_path):
+    def cancel(_pid):
+        with open_ledger(tmp_path / "b.ledger") as ledger:
+            ledger.cancel([1])
+
+    outcomes, rows, _ = pool(["wait", "a", "a"], cancel)
+    assert states(rows) == ["cancelled", "done", "done"]
+    assert sorted(outcome.status for outcome in outcomes) == ["cancelled", "ok", "ok"]
 
 
 def test_a_killed_driver_is_started_again(pool):
