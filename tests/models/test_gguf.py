@@ -268,9 +268,10 @@ def test_a_lora_that_changes_a_whole_quantized_weight_is_refused(folder: Path, t
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*_stable_hash_for_caching")
-def test_compiled_blocks_dequantize_too(folder: Path, tmp_path: Path):
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K"])
+def test_compiled_blocks_dequantize_too(kind: str, folder: Path, tmp_path: Path):
     """With a LoRA beside them; compiled, values are not rounded to half precision."""
-    spec = spec_with(folder, transformer_file(folder, tmp_path / "x.gguf"))
+    spec = spec_with(folder, transformer_file(folder, tmp_path / "x.gguf", kind))
     lora = lora_file(tmp_path / "a.safetensors", ("blocks.0.self_attn.q",), 0)
     model = load(spec, lora=(str(lora),)).transformer
     expected = run(model, torch.float32)

@@ -48,7 +48,9 @@ def read_part(kind: Any, spec: ModelSpec, file: WeightFile, *, dtype: torch.dtyp
         for name in keys.stored:
             tensor = read(name)
             if name in packed:
-                _use_gguf_linear(model, name.removesuffix(".weight"), tensor, dtype)
+                # Before weights of int8, transformers leaves the activations' dtype alone.
+                weight = tensor.view(torch.int8) if file.part == "text_encoder" else tensor
+                _use_gguf_linear(model, name.removesuffix(".weight"), weight, dtype)
                 continue
             at = dtype if wide.isdisjoint(name.split(".")) else torch.float32
             tensors[name] = _dequantized(tensor).reshape(expected[name]).to(at)
@@ -95,8 +97,7 @@ def _read_gguf(file: io.BufferedReader, start: int, stored: Stored) -> Tensor:
 
     layout = LAYOUTS[stored.dtype]
     row = stored.shape[-1] // layout.weights * layout.bytes
-    # As int8: before such weights, transformers leaves the activations' dtype alone.
-    rows = content.view(torch.int8).reshape(*stored.shape[:-1], row)
+    rows = content.reshape(*stored.shape[:-1], row)
     packed: Tensor = GGUFParameter(rows, quant_type=gguf.GGMLQuantizationType[stored.dtype])
     return packed
 
