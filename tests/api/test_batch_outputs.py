@@ -97,6 +97,20 @@ def test_an_output_that_cannot_be_written_is_named_with_its_line(plan: Plan, val
         plan(taken, values)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model": 5}, {"preset": 5}, {"size": 5}, {"output": "\0.mp4"}, {"save_latents": "\0"},
+        {"lora": 5}, {"overwrite": "perhaps"}, {"image": {"a": 1}}, {"id": {"a": 1}},
+        {"command": "rollout", "at": {"x": "a square"}}, {"command": "repro", "file": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_value_of_the_wrong_type_is_named_with_its_line(plan: Plan, values: Any):
+    with pytest.raises(WancliError, match=r"^j\.jsonl:1: "):
+        plan(values)
+
+
 def test_one_file_under_two_names_is_seen(plan: Plan):
     Path("real").mkdir()
     Path("link").symlink_to("real")

@@ -54,6 +54,8 @@ class _Names:
 
     def path(self, template: str, values: Mapping[str, Any], *, bare: bool) -> str:
         """Absolute path of an output; a `bare` name goes into the folder of the batch."""
+        if "\0" in template:
+            raise UsageError("an output has a NUL character.", hint="another `output`")
         if "{" in template or "}" in template:
             if template not in self._templates:
                 self._templates[template] = NameTemplate(template)

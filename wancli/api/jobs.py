@@ -37,6 +37,7 @@ _OPTIONS: dict[str, Any] = {
     **CommonOptions.__annotations__, **ClipOptions.__annotations__, **ChunkOptions.__annotations__
 }  # fmt: skip
 _FILES = {name for name, kind in _OPTIONS.items() if Path in get_args(kind)}
+_TYPES = {**_OPTIONS, **dict.fromkeys(("model", "preset", "cachedit_preset"), str)}
 _WEIGHTS = ("model", "lora", *WEIGHTS)
 
 
@@ -63,9 +64,11 @@ def typed(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises SettingsError.
     """
     options = {}
-    for name in _OPTIONS.keys() & values.keys():
+    for name in _TYPES.keys() & values.keys():
+        if "\0" in str(values[name]):
+            raise SettingsError(f"`{name}` has a NUL character.", hint="check the path")
         try:
-            options[name] = TypeAdapter(_OPTIONS[name]).validate_python(values[name])
+            options[name] = TypeAdapter(_TYPES[name]).validate_python(values[name])
         except ValidationError as error:
             message = must_be(error.errors()[0]["msg"])
             raise SettingsError(

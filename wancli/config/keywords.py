@@ -149,7 +149,8 @@ def keyword_layer(source: str, values: Mapping[str, Any]) -> Layer:
 def _expand(keyword: str, value: Any) -> dict[str, Any]:
     """The settings that a shorthand stands for."""
     if keyword == "size":
-        width, height = _parse_size(value if isinstance(value, str) else "x".join(map(str, value)))
+        several = isinstance(value, list | tuple)
+        width, height = _parse_size("x".join(map(str, value)) if several else str(value))
         return {"width": width, "height": height}
     if keyword == "use_cachedit":
         return {"step_cache": "cachedit" if value else "none"}

@@ -157,6 +157,8 @@ class _JobReader:
     def _unique(self, line: int, name: Any) -> str | None:
         if name is None:
             return None
+        if isinstance(name, bool | list | dict):
+            raise SettingsError(f"`id` {shortened(name)} is no name.", hint='"id": "shot-1"')
         text = str(name)
         first = self._ids.setdefault(text, line)
         if first != line:
