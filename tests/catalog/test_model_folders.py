@@ -57,6 +57,7 @@ def test_links_to_one_file_are_one_file(here: Path):
     Path("plain/a.safetensors").symlink_to(here / "comfy/models/vae/a.safetensors")
     Path("plain/again").symlink_to(here / "plain")
     assert find_file("vae", "a.safetensors") == Path("comfy/models/vae/a.safetensors")
+    assert [path.name for path in ModelFolder(Path("plain")).files()] == ["a.safetensors", "c.gguf"]
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,8 @@ def test_names_stand_for_files_and_are_found_by_digest_elsewhere(
 ):
     shutil.copytree(tiny_model, "bare")
     place = {"transformer": "unet", "vae": "vae", "text_encoder": "clip"}
-    flags: list[object] = ["--lora", "x.safetensors=0.5"]
+    typed = "a/models/loras/x.safetensors=0.5"
+    flags: list[object] = ["--lora", typed]
     for part, folder in place.items():
         Path("a/models", folder).mkdir(parents=True)
         weights = next(Path("bare", part).glob("*.safetensors"))
@@ -207,7 +208,7 @@ def test_names_stand_for_files_and_are_found_by_digest_elsewhere(
     result = wancli(*RUN, "--json", "--model", "bare", *flags, "-o", "v.mp4")
     assert result.code == 0, result.err
     files = "transformer.safetensors, vae.safetensors, text_encoder.safetensors"
-    assert f"files          {files}, x.safetensors=0.5\n" in wancli("show", "v.mp4").out
+    assert f"files          {files}, {typed}\n" in wancli("show", "v.mp4").out
 
     Path("b").mkdir()
     shutil.move("a/models", "b/loose")  # another machine, with folders of its own

@@ -59,6 +59,12 @@ def test_removing_the_noise_gives_the_clean_latents():
     assert torch.allclose(to_clean(noisy, noise - clean, 0.7), clean, atol=1e-6)
 
 
+def test_a_list_that_begins_below_1000_starts_from_as_much_noise_as_its_first_level_has():
+    levels = few_step_levels([987.5], shift=1, warp=True)
+    (only,) = few_step(lambda noisy, _: 0 * noisy, lambda _: torch.ones(1, 1, 1, 2, 2), levels)
+    assert torch.allclose(only.latents, torch.tensor(0.9875))
+
+
 def test_a_perfect_model_reaches_the_clean_latents_in_any_number_of_steps():
     answer = torch.full((1, 1, 1, 2, 2), 0.25)
     levels = few_step_levels([1000, 500], shift=5, warp=True)
