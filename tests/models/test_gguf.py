@@ -323,6 +323,10 @@ def test_axes_of_one_that_ggml_drops_are_put_back(folder: Path, tmp_path: Path):
     assert all(torch.equal(values[n], t) for n, t in weights_of(folder, "transformer").items())
 
 
+def foreign(architecture: str, path: Path, _: Tensors) -> None:
+    write(path, {"double_blocks.0.img_mlp.0.weight": torch.ones(32, 32)}, architecture=architecture)
+
+
 def truncated(path: Path, tensors: Tensors) -> None:
     write(path, tensors)
     path.write_bytes(path.read_bytes()[:-100])
@@ -346,8 +350,8 @@ def of_an_unknown_type(path: Path, tensors: Tensors) -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (partial(write, architecture="flux"), "x.gguf holds a model of the kind flux, not the"),
-        (partial(write, architecture="llama"), "x.gguf holds a model of the kind llama, not"),
+        (partial(foreign, "flux"), "x.gguf holds no transformer of a Wan: it is of the kind flux."),
+        (partial(foreign, "llama"), "holds no transformer of a Wan: it is of the kind llama."),
         (truncated, "GGUF that is truncated: its last tensors are missing"),
         (lacking, "keys missing: blocks.0.attn1.to_q.weight."),
         (with_more, "keys unexpected: blocks.0.extra.weight."),

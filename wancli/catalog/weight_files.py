@@ -66,12 +66,6 @@ _SIGNS = {
     "vae": "post_quant_conv.weight",
 }
 ARCHITECTURE = "general.architecture"  # the key in a GGUF's metadata
-# Architectures that GGUF files of a part name; gguf-connector writes `pig` for all.
-_GGUF_KINDS = {
-    "transformer": ("wan", "pig"),
-    "vae": ("wan", "pig"),
-    "text_encoder": ("t5encoder", "t5", "pig"),
-}
 _IN_BLOCK = re.compile(r"(?:(?:vace_)?blocks|encoder\.block)\.\d+(?=\.)")
 # Parameters that ggml stores without their first axis of 1, and their real number of axes.
 _SHORTENED, _AXES = ("scale_shift_table", "pos_embed"), 3
@@ -201,12 +195,6 @@ def _refuse_unless(condition: bool, path: Path, spec: ModelSpec, part: str) -> N
 def read_weight_keys(path: Path, spec: ModelSpec, part: str) -> WeightKeys:
     """Read the header of a file, and sort the keys of a part. Raises InputError or ModelError."""
     header, kind = read_weight_header(path), setting_of(part)
-    named = header.metadata.get(ARCHITECTURE)
-    if named and named not in _GGUF_KINDS[kind]:
-        raise ModelError(
-            f"{path} holds a model of the kind {named}, not the {kind} of {spec.name}.",
-            hint=f"give a file of the kind {_GGUF_KINDS[kind][0]}",
-        )
     known = isinstance(spec.architecture, Architecture)
     return _sort_keys(path, header, kind, spec.wan.vae if known else Autoencoder())
 
@@ -318,8 +306,10 @@ def check_keys(
                 hint=f"it fits {some(known)}",
             )
         if not expected.keys() & shapes.keys():
+            named = keys.header.metadata.get(ARCHITECTURE)
+            kind = f": it is of the kind {named}" if named else ""
             raise ModelError(
-                f"{path} holds no {what.replace('_', ' ')} of a Wan.",
+                f"{path} holds no {what.replace('_', ' ')} of a Wan{kind}.",
                 hint=f"wancli model info {path} says what it holds",
             )
         raise ModelError(
