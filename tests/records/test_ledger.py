@@ -171,6 +171,18 @@ def test_a_closed_worker_gives_its_job_back_and_changes_it_no_more(tmp_path):
         assert ledger.counts()["failed"] == 0
 
 
+def test_looking_for_the_dead_asks_nobody_of_this_process(tmp_path, monkeypatch):
+    """As the driver of a cluster has a worker for each of a thousand actors."""
+    asked = []
+    monkeypatch.setattr("wancli.records.ledger._is_alive", lambda _, worker: asked.append(worker))
+    with fresh(tmp_path) as ledger, fresh(tmp_path) as same:
+        ours, other = LedgerWorker(ledger), LedgerWorker(same)
+        claim(ours)
+        claim(other)
+        ledger.free_abandoned()
+        assert asked == [other.name]
+
+
 def test_a_living_worker_keeps_its_job_however_old_its_heartbeat(tmp_path):
     with fresh(tmp_path) as ledger:
         worker = LedgerWorker(ledger)

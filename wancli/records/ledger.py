@@ -103,6 +103,7 @@ class Ledger:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         """Use `create_ledger` or `open_ledger`."""
         self.path, self._db, self._file = path, connection, path.stat()
+        self._own: set[str] = set()  # workers of this process, which are alive
 
     def __enter__(self) -> Self:
         return self
@@ -230,8 +231,8 @@ class Ledger:
         """
         with _sqlite(self.path):
             query = "SELECT DISTINCT worker FROM jobs WHERE state = 'running'"
-            workers = [str(row[0]) for row in self._db.execute(query)]
-        dead = [worker for worker in workers if not _is_alive(self.path, worker)]
+            others = {str(row[0]) for row in self._db.execute(query)} - self._own
+        dead = [worker for worker in others if not _is_alive(self.path, worker)]
         return [job for worker in dead for job in self.free(worker)]
 
     def free(self, worker: str) -> list[ClaimedJob]:
@@ -284,6 +285,7 @@ class LedgerWorker:
         self._lock = FolderLock(ledger.path.parent)
         self._lock.acquire(_lock_name(ledger.path, self.name))
         _check_lock(self._lock, ledger.path)
+        ledger._own.add(self.name)
 
     def close(self) -> None:
         """Give back what is claimed, and end."""
@@ -293,6 +295,7 @@ class LedgerWorker:
                 "WHERE state = 'running' AND worker = ?",
                 (self.name,),
             )
+        self._ledger._own.discard(self.name)
         self._lock.release()
 
     def claim(self) -> ClaimedJob | None:
