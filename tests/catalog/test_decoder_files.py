@@ -14,6 +14,7 @@ from torch import Tensor
 from wancli.catalog.decoder_files import (
     add_vae_decoder,
     check_decoder,
+    decoder_digest,
     find_recorded_decoder,
     find_tiny_decoder,
 )
@@ -21,6 +22,7 @@ from wancli.catalog.local import find_spec, revision
 from wancli.catalog.specs import SPECS
 from wancli.catalog.tiny_decoder import DECODER, DEMO_SHAPE, TinyDecoderShape
 from wancli.errors import InputError, ModelError, PlanError, WancliError
+from wancli.models.weight_summary import summarize_weights
 
 DEMO = SPECS["demo"]
 Write = Callable[[dict[str, Tensor]], Path]
@@ -143,6 +145,26 @@ def test_a_published_one_is_planned_before_it_is_here_and_then_named(
     check_decoder(there)
     assert there == find_tiny_decoder(SPECS[model])
     assert there.file_of(DECODER)
+
+
+def test_one_in_comfyuis_folder_is_found_by_its_name_and_as_the_published_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    spec, path = SPECS["wan2.1-t2v-1.3b"], tmp_path / "models/vae_approx/taew2_1.safetensors"
+    path.parent.mkdir(parents=True)
+    save_file(tensors_of(TinyDecoderShape(16)), path)
+    monkeypatch.setenv("WANCLI_MODEL_PATH", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in (path.name, "tiny"):
+        file = add_vae_decoder(spec, name).file_of(DECODER)
+        assert file
+        assert file.path == path
+    entry = {"name": path.name, "digest": decoder_digest(path)}
+    assert find_recorded_decoder(entry, tmp_path / "video.mp4", path.name, spec.name) == str(path)
+    summary = summarize_weights(path)
+    assert (summary.parts, summary.dtype) == ((DECODER,), "float16")
+    assert {"wan2.1-t2v-14b", "wan2.2-t2v-a14b"} < {*summary.models}
+    assert "wan2.2-ti2v-5b" not in summary.models
 
 
 def test_a_random_model_has_a_random_one():

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conftest import Wancli
+from wancli.catalog.decoder_files import DEMO_DECODER
+from wancli.catalog.specs import DEMO_FOLDER
 from wancli.catalog.tiny_decoder import TinyDecoderShape
 from wancli.models.random_weights import fill
 from wancli.models.tiny_decoder import TinyDecoder
@@ -115,6 +117,12 @@ def test_what_cannot_work_is_refused_before_anything_loads(
         result = wancli(*command, *typed)
         assert result.code == code, result.err
         assert error in result.err
+
+
+def test_info_says_which_models_a_file_decodes(wancli: Wancli):
+    result = wancli("model", "info", DEMO_FOLDER.parent / DEMO_DECODER, "--json")
+    about = json.loads(result.out)
+    assert (about["part"], about["models"]) == ("vae_decoder", ["demo"])
 
 
 def test_a_plan_counts_the_tiny_decoder_instead_of_the_exact_one(wancli: Wancli):

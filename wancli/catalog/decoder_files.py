@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from wancli.catalog.hub_cache import cached_file, hub_file
 from wancli.catalog.local import find_spec
+from wancli.catalog.model_folders import find_file, find_named
 from wancli.catalog.specs import DEMO_FOLDER, RANDOM, ModelSpec, WeightFile
 from wancli.catalog.tiny_decoder import (
     DECODER,
@@ -29,7 +30,7 @@ from wancli.catalog.tiny_decoder import (
 from wancli.catalog.wan import Architecture
 from wancli.errors import InputError, ModelError, PlanError, WancliError, missing, some
 from wancli.utils.pickles import read_pickle_header
-from wancli.utils.reading import Header, open_file, read_header, unreadable, user_path
+from wancli.utils.reading import Header, open_file, read_header, unreadable
 
 # The demo's, beside its model's folder, which has a revision of its own.
 DEMO_DECODER = Path("decoders", "demo-tiny.safetensors")
@@ -102,7 +103,7 @@ def find_recorded_decoder(entry: Mapping[str, Any], record: Path, name: str, mod
     """
     named = name == TINY or hub_file(name) is not None
     beside = record.parent / str(entry["name"])
-    paths = [Path(entry.get("path") or beside), beside]
+    paths = [Path(entry.get("path") or beside), beside, *find_named(DECODER, beside.name)]
     if named:
         found = add_vae_decoder(find_spec(model), name).file_of(DECODER)
         paths = [found.path] if found else []
@@ -135,10 +136,14 @@ def _has_wan_vae(spec: ModelSpec) -> bool:
 
 
 def _path(name: str) -> Path | None:
-    """A decoder's file; None for one of the hub that is not on this machine."""
+    """A decoder's file; None for one of the hub that is not on this machine.
+
+    One of the hub may lie in WANCLI_MODEL_PATH, too.
+    """
     if on_hub := hub_file(name):
-        return cached_file(*on_hub)
-    path = user_path(name)
+        namesakes = find_named(DECODER, PurePath(on_hub[1]).name)
+        return cached_file(*on_hub) or (namesakes[0] if len(namesakes) == 1 else None)
+    path = find_file(DECODER, name, kind="tiny decoder")
     if not path.is_file():
         raise missing("tiny decoder", path)
     return path

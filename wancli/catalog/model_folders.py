@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wancli.catalog.tiny_decoder import DECODER
 from wancli.errors import InputError, SettingsError, closest, missing, some
 from wancli.utils.reading import read_yaml, unreadable, user_path
 
@@ -19,6 +20,7 @@ FOLDERS = {
     "diffusion_models": "transformer",
     "unet": "transformer",
     "vae": "vae",
+    "vae_approx": DECODER,
     "text_encoders": "text_encoder",
     "clip": "text_encoder",
     "loras": "lora",

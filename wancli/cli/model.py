@@ -10,6 +10,7 @@ import typer
 from wancli.catalog.hub_cache import (
     absent,
     cached_bytes,
+    cached_file,
     cached_repos,
     check_reachable,
     converted_folder,
@@ -20,6 +21,7 @@ from wancli.catalog.hub_cache import (
 from wancli.catalog.local import find_spec
 from wancli.catalog.model_folders import find_named, model_roots
 from wancli.catalog.specs import DEMO_FOLDER, RANDOM, SPECS, Checkpoint, ModelSpec
+from wancli.catalog.tiny_decoder import DECODER
 from wancli.cli.completion import complete_models
 from wancli.cli.lazy import WancliCommand, WancliGroup
 from wancli.cli.messages import with_flags
@@ -390,7 +392,10 @@ def _weights_file(name: str) -> Path | None:
 
     path = user_path(name)
     if not path.is_file():
-        path = next((file for setting in WEIGHTS for file in find_named(setting, name)), path)
+        settings = (*WEIGHTS, DECODER)
+        path = next((file for setting in settings for file in find_named(setting, name)), path)
+    if on_hub := hub_file(name):
+        path = cached_file(*on_hub) or path
     if path.suffix == ".gguf":
         return path
     readable = path.suffix in READ and path.is_file()

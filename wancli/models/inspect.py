@@ -13,11 +13,12 @@ from wancli.catalog.hub_cache import cached_repos, find_cached
 from wancli.catalog.local import broken_weights, find_spec, read_config, spec_of_folder
 from wancli.catalog.specs import SPECS, ModelSpec
 from wancli.catalog.tasks import EXPERTS, TASKS, TEXT
+from wancli.catalog.tiny_decoder import DECODER
 from wancli.catalog.wan import Architecture
 from wancli.catalog.weight_files import ARCHITECTURE, identify, models_of
 from wancli.cost.wan import part_parameters
 from wancli.errors import InputError, ModelError, WancliError
-from wancli.models.weight_summary import SIZE, expert_by_name, task_by_name
+from wancli.models.weight_summary import SIZE, expert_by_name, summarize_weights, task_by_name
 from wancli.planning.lora_keys import (
     LoraFile,
     changed_shapes,
@@ -252,6 +253,8 @@ def inspect_weights(path: Path) -> WeightsInfo:
     part, keys = identify(path)
     tensors, shapes = keys.header.tensors.values(), keys.shapes
     models = tuple(models_of(shapes, part)) if part else ()
+    if DECODER in (summary := summarize_weights(path)).parts:
+        part, models = DECODER, summary.models
     dtypes = Counter(DTYPE_NAMES.get(stored.dtype, stored.dtype) for stored in tensors)
     return WeightsInfo(
         path,

@@ -9,6 +9,8 @@ from typing import Any
 
 from wancli.catalog.specs import SPECS
 from wancli.catalog.tasks import IMAGE, TEXT
+from wancli.catalog.tiny_decoder import DECODER as TINY_DECODER
+from wancli.catalog.tiny_decoder import TinyDecoderShape, tiny_decoder_shape
 from wancli.catalog.wan import Architecture
 from wancli.catalog.wan_layers import Shape
 from wancli.errors import first_line
@@ -29,10 +31,12 @@ _IMAGE = ("_img.", "img_emb", "add_k_proj", "add_v_proj", "image_embedder")  # w
 _INPUT = r"(?:^|\.)patch_embedding\.weight$"
 _DECODER = r"(?:^|\.)decoder\.(?:conv1|conv_in)\.weight$"
 _GAMMA = r"(?:^|\.)decoder\..*\.gamma$"  # only VAEs of Wan's kind have it
+_MEMORY_BLOCK = r"^decoder\.\d+\.conv\.4\.weight$"  # of a tiny decoder
 _WORDS = r"(?:^|\.)(?:token_embedding|token_embd|shared)\.weight$"
 _MATRIX = {  # of each block of a transformer and a text encoder
     "transformer": r"(?:^|\.)blocks\.\d+\.(?:self_attn\.q|attn1\.to_q)\.weight$",
     "vae": _DECODER,
+    TINY_DECODER: r"^decoder\.1\.weight$",
     "text_encoder": r"(?:^|\.)(?:blocks\.\d+\.attn\.q|enc\.blk\.\d+\.attn_q|"
     r"encoder\.block\.\d+\.layer\.0\.SelfAttention\.q)\.weight$",
 }
@@ -97,6 +101,12 @@ class _TensorNames:
         """torch's name for the dtype of the first tensor whose name matches."""
         stored = self._first(pattern)
         return DTYPE_NAMES.get(stored.dtype, stored.dtype) if stored else ""
+
+    def tiny_decoder(self) -> TinyDecoderShape | None:
+        """Its sizes, if the file holds one."""
+        if not self.has(_MEMORY_BLOCK):
+            return None
+        return tiny_decoder_shape({name: s.shape for name, s in self._tensors.items()})
 
     def refused(self) -> str:
         return refused_kind(self._text)
@@ -164,6 +174,8 @@ def _kinds(names: _TensorNames) -> dict[str, tuple[int, ...]]:
         kinds["transformer"] = (*names.shape(_INPUT, axes=5)[:2], layers, *added)
     if names.has(_GAMMA):
         kinds["vae"] = names.shape(_DECODER, axes=5)[:2]
+    if tiny := names.tiny_decoder():
+        kinds[TINY_DECODER] = (tiny.latent_channels, tiny.spatial, tiny.temporal)
     if layers := names.count(_MATRIX["text_encoder"]):
         kinds["text_encoder"] = (*names.shape(_WORDS, axes=2), layers)
     return kinds
@@ -186,6 +198,7 @@ def _kinds_of(architecture: Architecture) -> Iterable[tuple[int, ...]]:
     added = (t.image_dim, t.image_positions, t.vace_blocks, t.face)
     yield t.dim, t.in_channels, t.layers, *(int(bool(it)) for it in added)
     yield vae.decoder_dim * vae.multipliers[-1], vae.latent_channels
+    yield vae.latent_channels, vae.spatial, int(2 ** sum(vae.temporal))
     yield text.vocabulary, text.dim, text.layers
 
 
