@@ -17,7 +17,8 @@ class FakeEstimate:
 
 def grouped(*estimates: FakeEstimate | None, auto: bool = True) -> list[tuple[int, Any]]:
     settings = [JobSettings("generate", {"steps": n}, n) for n in range(len(estimates))]
-    checked = [_Checked(s.values, {}, e, auto) for s, e in zip(settings, estimates, strict=True)]  # type: ignore[arg-type]
+    made: list[Any] = list(estimates)
+    checked = [_Checked(s.values, "demo", {}, e, auto) for s, e in zip(settings, made, strict=True)]
     return [(one.model, one.values.get("offload")) for one in _grouped(settings, checked)]
 
 

@@ -52,6 +52,21 @@ def test_a_model_loads_once_for_clips_and_rollouts(tmp_path: Path, tiny_model: P
     assert phases.count("load") == 1
 
 
+def test_presets_of_one_model_share_its_weights(tmp_path: Path, tiny_model: Path):
+    for steps in (2, 3):
+        preset = f'model = "{tiny_model}"\n[sampling]\nsteps = {steps}\nflow_shift = {steps}.0\n'
+        (tmp_path / f"{steps}.toml").write_text(preset)
+    presets = [str(tmp_path / f"{steps}.toml") for steps in (2, 3)]
+    jobs = (
+        f'[[jobs]]\nprompt = "a circle"\nseed = 1\noutput = "{{steps}}.mp4"\npreset = {presets}\n'
+    )
+    with batch(tmp_path, jobs, small=SMALL.replace("steps = 1\n", "")) as ledger:
+        outcomes, phases = run(ledger)
+    assert phases.count("load") == 1
+    sampling = [(outcome.record or {})["request"]["sampling"] for outcome in outcomes]
+    assert [(one["steps"], one["flow_shift"]) for one in sampling] == [(2, 2.0), (3, 3.0)]
+
+
 def test_videos_that_are_whole_are_kept(tmp_path: Path):
     rollout = (
         '[[jobs]]\ncommand = "rollout"\nprompt = "a circle"\nseed = 1\nchunks = 1\nsteps = 1\n'

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wancli.api.batch_outputs import name_jobs
-from wancli.api.jobs import absolute_files, loaded_with, plan_job, typed
+from wancli.api.jobs import absolute_files, plan_job, typed
 from wancli.api.repro import with_records
 from wancli.api.requests import Listener
 from wancli.cost.devices import gpus_seen_once
@@ -70,6 +70,7 @@ class _Checked:
     """Settings that are valid: the fields of their videos' names, and what one of them needs."""
 
     values: Mapping[str, Any]
+    model: str  # equal for settings that run on one loaded model
     fields: Mapping[str, Any]
     estimate: Estimate | None
     auto: bool  # whether the mode of offload is the plan's to choose
@@ -100,7 +101,8 @@ def _check(shared: JobSettings, job: BatchJob, listener: Listener, *, fits: bool
     steps = step_count(settings.sampling)
     fields = name_fields(settings, prompt="", seed=0, steps=steps)
     auto = fits and settings.machine.offload == "auto"  # elsewhere it is for that machine
-    return _Checked(shared.values, fields, planned.capacity.estimate, auto)
+    model = repr((settings.model, settings.machine))
+    return _Checked(shared.values, model, fields, planned.capacity.estimate, auto)
 
 
 def _plan_key(shared: JobSettings) -> str:
@@ -119,8 +121,8 @@ def _grouped(settings: Sequence[JobSettings], checked: Sequence[_Checked]) -> li
     """
     modes = list(OFFLOADS)
     groups: dict[str, list[int]] = {}
-    for number, shared in enumerate(settings):
-        groups.setdefault(_model_key(shared.values), []).append(number)
+    for number, one in enumerate(checked):
+        groups.setdefault(one.model, []).append(number)
     values = [one.values for one in checked]
     for members in groups.values():
         autos = {n: checked[n].estimate for n in members if checked[n].auto}
@@ -129,14 +131,10 @@ def _grouped(settings: Sequence[JobSettings], checked: Sequence[_Checked]) -> li
         for number, estimate in estimates.items():
             mode = most if most in estimate.possible else estimate.offload
             values[number] = {**values[number], "offload": mode}
-    models: dict[str, int] = {}
-    numbers = [models.setdefault(_model_key(one), len(models)) for one in values]
+    models: dict[tuple[str, str], int] = {}
+    keys = [(c.model, v.get("offload", "")) for c, v in zip(checked, values, strict=True)]
+    numbers = [models.setdefault(key, len(models)) for key in keys]
     return [
         LedgerSettings(model, shared.command, one)
         for model, shared, one in zip(numbers, settings, values, strict=True)
     ]
-
-
-def _model_key(values: Mapping[str, Any]) -> str:
-    """Equal for settings that run on one loaded model."""
-    return repr(sorted(loaded_with(values).items()))

@@ -11,6 +11,7 @@ from wancli.api.adapt import less_memory
 from wancli.api.jobs import LOADED_WITH, OUTPUTS, loaded_with, plan_job
 from wancli.api.model import Model
 from wancli.api.requests import Listener, all_layers
+from wancli.config.resolve import Layer
 from wancli.cost.capacity import in_words
 from wancli.errors import CapacityError, RunError, WancliError, Warn, is_disk_full, unexpected
 from wancli.planning.existing import check_existing, record_beside, record_in
@@ -267,9 +268,10 @@ def _make_video(
     An earlier attempt may have ended between the video and its row: `skip` looks for it.
     """
     values = {name: v for name, v in job.values.items() if name not in LOADED_WITH}
-    target: Any = {"seed": job.seed, "output": job.output}
+    layers, _ = all_layers(loaded_with(job.values), listener)  # of its preset
+    target: Any = {"seed": job.seed, "output": job.output, "defaults": layers}
     if job.command == "rollout":
-        if skip and _is_whole_rollout(model, job, values):
+        if skip and _is_whole_rollout(model, job, values, layers):
             return record_in(job.output) or record_beside(job.output) or {}, True
         values["resume"] = skip and job.output.with_suffix(".rollout").exists()
         session = model.plan_rollout(job.prompt, settings=values, **target)
@@ -279,6 +281,7 @@ def _make_video(
                 next(run)
             except StopIteration as end:
                 return end.value.as_json(), False
+    values |= {name: job.values[name] for name in ("task",) if name in job.values}
     values["skip_existing"] = skip
     planned = model.plan_clip(job.prompt or "", settings=values, **target)
     for clip in planned.run(listener, model.pipeline, ahead=ahead):
@@ -286,11 +289,15 @@ def _make_video(
     return record_in(job.output) or record_beside(job.output) or {}, True
 
 
-def _is_whole_rollout(model: Model, job: ClaimedJob, values: Mapping[str, Any]) -> bool:
+def _is_whole_rollout(
+    model: Model, job: ClaimedJob, values: Mapping[str, Any], layers: Sequence[Layer]
+) -> bool:
     """Whether the video of a rollout is there, by its request's hash, and intact."""
     if not job.output.exists():
         return False
     inputs = {name: value for name, value in values.items() if name not in OUTPUTS}
-    session = model.plan_rollout(job.prompt, seed=job.seed, output=None, settings=inputs)
+    session = model.plan_rollout(
+        job.prompt, seed=job.seed, output=None, settings=inputs, defaults=layers
+    )
     check = check_existing(job.output, session.request().hash)
     return check is not None and check.status != DAMAGED

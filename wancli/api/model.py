@@ -55,8 +55,8 @@ class Model(_Closing):
         """Load what `planned` needs; `layers` are the defaults of later requests."""
         spec, settings = planned.spec, planned.capacity.with_offload(planned.resolved.settings)
         self._model, self._machine, self._listener = settings.model, settings.machine, listener
-        offload = Layer(SOURCE, {"machine": {"offload": settings.machine.offload}})
-        self._layers = [*layers, offload]
+        self._offload = Layer(SOURCE, {"machine": {"offload": settings.machine.offload}})
+        self._layers = layers
         stays = ("vae",) if spec.causal else ()  # as rollouts need it
         self._pipeline = WarmPipeline(spec, settings.machine, stays=stays, on_bytes=ignore_bytes)
         try:
@@ -102,17 +102,23 @@ class Model(_Closing):
         return self._pipeline
 
     def plan_clip(
-        self, prompt: str, *, seed: int | None, output: AnyPath | None, settings: Mapping[str, Any]
-    ) -> PlannedVideos:
-        """Check and plan a video. Raises WancliError, which names settings in backticks."""
+        self, prompt: str, *, seed: int | None, output: AnyPath | None,
+        settings: Mapping[str, Any], defaults: Sequence[Layer] = (),
+    ) -> PlannedVideos:  # fmt: skip
+        """Check and plan a video. Raises WancliError, which names settings in backticks.
+
+        `defaults` take the place of those that the model was loaded with, such as of another preset
+        for the same weights.
+        """
         layer, options = split(settings)
-        return plan_clip(prompt, [*self._layers, layer], options, seed=seed, output=output)
+        layers = [*self._under(defaults), layer]
+        return plan_clip(prompt, layers, options, seed=seed, output=output)
 
     def plan_rollout(
         self, prompt: str | None, *, seed: int | None, output: AnyPath | None,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, Any], defaults: Sequence[Layer] = (),
     ) -> RolloutSession:  # fmt: skip
-        """Check and plan a rollout. Raises WancliError, which names settings in backticks."""
+        """Check and plan a rollout, as `plan_clip` does a video. Raises WancliError."""
         if self._machine.offload == "model" and "vae" not in self._pipeline.stays:
             raise UsageError(
                 f"`offload model` moves the VAE of {self.name}, which was loaded for clips.",
@@ -122,12 +128,16 @@ class Model(_Closing):
         loaded = Layer("load", {"model": self._model, "machine": self._machine.model_dump()})
         session = open_session(
             rollout_request(prompt, options, seed=seed, output=output),
-            lambda: [*self._layers, layer],
+            lambda: [*self._under(defaults), layer],
             [loaded, layer],
         )
         session.capacity.check()
         session.check_outputs()
         return session
+
+    def _under(self, defaults: Sequence[Layer]) -> list[Layer]:
+        """The layers under a request's own settings."""
+        return [*(defaults or self._layers), self._offload]
 
 
 class RolloutStream(_Closing, Iterator["RolloutChunk"]):
