@@ -187,6 +187,8 @@ class RayPool:
         if not waiting:
             raise SetupError("no actor of the cluster is left.", hint="ray status")
         heard, _ = ray.wait(list(waiting), num_returns=1, timeout=_LOOK_S, fetch_local=True)
+        if heard:  # all that have spoken at once: with many actors a look at each takes long
+            heard, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
         for one in heard:
             slot = waiting[one]
             try:

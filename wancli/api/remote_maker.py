@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Full, Queue
+from time import monotonic
 from typing import Any
 
 from wancli.api.batch_worker import JobMaker, JobOutcome
@@ -20,12 +21,13 @@ from wancli.api.worker_process import WorkerWarning
 from wancli.catalog.hub_cache import cached_revision
 from wancli.errors import SetupError, WancliError
 from wancli.records.ledger import ClaimedJob, LedgerSettings
-from wancli.records.progress import Event
+from wancli.records.progress import Event, Phase
 from wancli.utils.packages import package_version
 
 PACKAGES = ("wancli", "torch", "diffusers")  # whose versions must be the same everywhere
 _PIECE = 8 * 2**20  # bytes
 _WAITING = 8  # messages that may wait to be sent
+_SAY_S = 1.0  # seconds between events of one phase
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class RemoteMaker:
         """`options` are keyword arguments of JobMaker."""
         self._messages: Queue[RemoteMessage | None] = Queue(_WAITING)
         self._maker = self._new_maker(options)
+        self._said = 0.0  # when an event was handed on
         self._thread = ThreadPoolExecutor(1)  # always the same: OpenMP has its threads by thread
 
     def _new_maker(self, options: Mapping[str, Any]) -> JobMaker:
@@ -151,7 +154,14 @@ class RemoteMaker:
         self._messages.put(FilePiece(place, b"", digest.hexdigest()))
 
     def _report(self, event: Event) -> None:
-        """Hand an event on, unless many are on their way: a video must not wait for that."""
+        """Hand an event on, unless one was just now: a thousand actors have one driver.
+
+        If many are on their way it is dropped, too: a video must not wait for that.
+        """
+        now = monotonic()
+        if not isinstance(event, Phase) and now - self._said < _SAY_S:
+            return
+        self._said = now
         with suppress(Full):
             self._messages.put_nowait(event)
 
