@@ -26,7 +26,7 @@ def attempt(case: Case) -> Iterator[Fault]:
     """Kill the command or a worker at random moments, start it again, and let it end."""
     case.place.copy_in("tiny")
     _write_jobs(case.place.work / "jobs.jsonl")
-    batch = _Batch(case)
+    batch = KilledBatch(case)
     try:
         yield from batch.kill_and_complete()
     finally:
@@ -41,7 +41,7 @@ def _write_jobs(path: Path) -> None:
     path.write_text("".join(json.dumps(small | job) + "\n" for job in (clip, roll)))
 
 
-class _Batch:
+class KilledBatch:
     """A batch, the processes that were seen working on it, and the videos that were done."""
 
     def __init__(self, case: Case) -> None:
@@ -56,7 +56,7 @@ class _Batch:
         """Kill `KILLS` times, complete the batch, and look at everything."""
         self._start()
         began = time.monotonic()
-        while not self._look():
+        while not self.look():
             time.sleep(0.1)
             if time.monotonic() - began > PATIENCE_S:
                 yield Fault("hang", "before the first video", self._output("err"))
@@ -65,9 +65,9 @@ class _Batch:
         for _ in range(KILLS):
             time.sleep(self.rng.uniform(0.0, 1.2 * usual))
             self._kill_one()
-            self._look()
+            self.look()
         yield from self._complete()
-        yield from self._check()
+        yield from self.check()
 
     def _start(self) -> None:
         """Start the command, unless it runs."""
@@ -95,7 +95,7 @@ class _Batch:
                 process.wait()
         self._start()
 
-    def _look(self) -> int:
+    def look(self) -> int:
         """Note which videos are done; returns how many."""
         if self.ledger.exists():
             with open_ledger(self.ledger) as ledger:
@@ -119,9 +119,10 @@ class _Batch:
         if code:
             yield Fault("exit code", str(code), self._output("err"))
 
-    def _check(self) -> Iterator[Fault]:
+    def check(self) -> Iterator[Fault]:
+        """Look at all jobs, videos, lines and processes."""
         before = dict(self.made)
-        if (done := self._look()) < CLIPS + ROLLOUTS:
+        if (done := self.look()) < CLIPS + ROLLOUTS:
             yield Fault("lost", f"{done} of {CLIPS + ROLLOUTS} jobs are done")
         for name in (name for name in before if _identity(Path(name)) != before[name]):
             yield Fault("twice", "a video was made again", name)
@@ -160,7 +161,10 @@ def _printed_twice(lines: Iterable[str]) -> list[int]:
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
     return found.st_ino, found.st_mtime_ns
 
 

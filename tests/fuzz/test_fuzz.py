@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.api.fakes import FakeWorker, fake_ledger
 from tests.fuzz import judge
+from tests.fuzz.batches import KilledBatch
 from tests.fuzz.campaign import Case, group_by_cause
 from tests.fuzz.child import File, Null
 from tests.fuzz.judge import Fault
@@ -87,6 +89,28 @@ def test_lost_replaced_leftover_and_truncated_files_are_detected(tmp_path: Path)
     assert added(before, after) == ["work/.x.part", "work/cut.json"]
     kinds = [fault.kind for fault in judge.check_files(outcome(), case.place, before)]
     assert kinds == ["replaced", "lost", "rubbish", "not whole"]
+
+
+def test_lost_repeated_and_damaged_videos_of_a_batch_are_detected(tmp_path: Path):
+    batch = KilledBatch(Case("batches", 0, 0, tmp_path, tmp_path / "case"))
+    with fake_ledger(tmp_path, ["a"] * 5) as ledger:
+        batch.ledger = ledger.path
+        made = list(FakeWorker(ledger).run())
+        assert batch.look() == 5
+    made[0].job.output.unlink()
+    made[1].job.output.write_text("made again")
+    line = '{"job": 3, "status": "ok"}\n'
+    batch.runs = 2
+    for run in range(batch.runs):
+        (batch.case.place.output / f"out{run}").write_text(line)
+    faults = [(fault.kind, fault.cause) for fault in batch.check()]
+    assert faults[:4] == [
+        ("lost", "5 of 12 jobs are done"),
+        ("twice", "a video was made again"),
+        ("twice", "a video was made again"),
+        ("twice", "a job was printed as made twice"),
+    ]
+    assert {kind for kind, _ in faults[4:]} == {"not whole"}
 
 
 def test_cases_are_reproducible(tmp_path: Path):
