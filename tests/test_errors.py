@@ -69,7 +69,7 @@ def test_messages_below_the_command_line_name_settings_and_not_flags():
     modules = [path for path in PACKAGE.rglob("*.py") if path.parent.name != "cli"]
     texts = [(path.name, text) for path in modules for text in messages(path)]
     assert len(texts) > 300
-    typed = re.compile(r"(wancli|pip) .*|`[^`]*`")  # commands, and settings with their values
+    typed = re.compile(r"\b(wancli|pip|ray) .*|`[^`]*`")  # commands, and settings with their values
     assert [t for t in texts if re.search(r"--[a-z]", typed.sub("", t[1]))] == []
 
 
