@@ -40,6 +40,8 @@ MEDIANS_S = (0.5, 2.4, 60.0, 600.0)  # of a job
 BEAT_S = 5.0  # between notes that a job goes on, as api/batch_worker.py has it
 CALLS = ("free_abandoned", "claim", "beat", "done")
 DEATH_S, RESTART_S = 24 * 3600.0, 60.0  # of a worker: mean time until it dies, and to load again
+# Of a job to the driver, where it is busy: an actor drops events when 8 wait (api/remote_maker.py).
+MESSAGES = 9
 RECORD = {"request": {"settings": "x" * 3000}, "timings": {"total_s": 1.0}}  # as long as a real one
 
 
@@ -89,10 +91,10 @@ def main() -> int:
     if costs := driver_costs():
         each, more = costs
         say(
-            f"\nRay: {1e3 * each:.2f} ms of the driver a job, {1e6 * more:.1f} us more each running"
+            f"\nRay: {1e3 * each:.2f} ms of the driver a message, {1e6 * more:.1f} us more an actor"
         )
-        say("one driver that writes for all\n")
-        simulated_table(spread, alone | {"free_abandoned": each}, checks=more)
+        say(f"one driver that writes for all, {MESSAGES} messages a job\n")
+        simulated_table(spread, alone | {"free_abandoned": MESSAGES * each}, checks=MESSAGES * more)
     return 0
 
 
@@ -160,7 +162,7 @@ def _work(path: Path, seconds: float, results: Any) -> None:
 
 
 def driver_costs() -> tuple[float, float] | None:
-    """Seconds of a driver's process for a job that takes no time, and more for each under way.
+    """Seconds of a driver's process for a message, and more for each actor that may send one.
 
     None without Ray. Of its time and not by the clock, as the actors here share its cores.
     """
