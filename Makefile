@@ -70,7 +70,7 @@ test-gpu: $(READY) ## Run the tests that need a CUDA GPU
 test-ray: $(READY) ## Install Ray, 80 MB, and run the tests that need a cluster: two minutes
 	@$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[ray]'
 	@echo "test-ray: a head and two nodes in this machine; actors, nodes and drivers are killed"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/api/test_ray.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/batches/test_ray.py
 
 test-oldest: $(OLDEST)/.ready ## Run the tests with the lowest versions that pyproject.toml allows
 	@echo "test-oldest: all but the slow tests, in $(OLDEST)"

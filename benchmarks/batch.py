@@ -41,10 +41,10 @@ def main() -> int:
 
 def plan(count: int) -> None:
     """Read, check and name the jobs of a file, and write their ledger."""
-    from wancli.api.batch import plan_batch
-    from wancli.api.batch_outputs import check_new
-    from wancli.api.jobs import JOB_KEYS
     from wancli.api.requests import Listener
+    from wancli.batches.jobs import JOB_KEYS
+    from wancli.batches.outputs import check_new
+    from wancli.batches.plan import plan_batch
     from wancli.planning.jobs import read_jobs
 
     path = Path("jobs.jsonl")

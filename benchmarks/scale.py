@@ -37,7 +37,7 @@ from wancli.records.ledger import (
 PROCESSES = (1, 2, 4, 8, 16, 32, 64)
 WORKERS = (1, 8, 64, 256, 1_000, 4_000, 10_000)
 MEDIANS_S = (0.5, 2.4, 60.0, 600.0)  # of a job
-BEAT_S = 5.0  # between notes that a job goes on, as api/batch_worker.py has it
+BEAT_S = 5.0  # between notes that a job goes on, as batches/worker.py has it
 CALLS = ("free_abandoned", "claim", "beat", "done")
 DEATH_S, RESTART_S = 24 * 3600.0, 60.0  # of a worker: mean time until it dies, and to load again
 # Of a job to the driver, where it is busy: an actor drops events when 8 wait (api/remote_maker.py).

@@ -14,11 +14,11 @@ FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.r
 LIGHT = ("errors", "utils", "catalog", "config", "records")
 ORDER = (
     *LIGHT, "video", "planning", "cost", "caching", "models", "generation", "rollouts",
-    "api", "doctor", "benchmark", "demo", "cli", "__init__", "__main__",
+    "api", "batches", "doctor", "benchmark", "demo", "cli", "__init__", "__main__",
 )  # fmt: skip
 LIGHT_PACKAGES = {*LIGHT, "planning", "cost", "cli", "__init__", "__main__"}
 HEAVY = {"torch", "diffusers", "transformers", "numpy", "cache_dit", "huggingface_hub"}
-ONLY_IMPORTER = {"cache_dit": "caching/step_cache.py", "ray": "api/ray_driver.py"}
+ONLY_IMPORTER = {"cache_dit": "caching/step_cache.py", "ray": "batches/ray_driver.py"}
 PRINTING = {"cli/screen.py", "cli/messages.py", "cli/streams.py"}
 
 

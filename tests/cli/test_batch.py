@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import Wancli
-from wancli.api.batch import plan_batch
-from wancli.api.jobs import JOB_KEYS
 from wancli.api.requests import Listener
+from wancli.batches.jobs import JOB_KEYS
+from wancli.batches.plan import plan_batch
 from wancli.planning.jobs import read_jobs
 from wancli.records.ledger import create_ledger
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.api.fakes import FakeWorker, fake_ledger
+from tests.batches.fakes import FakeWorker, fake_ledger
 from tests.fuzz import judge
 from tests.fuzz.batches import KilledBatch
 from tests.fuzz.campaign import Case, group_by_cause

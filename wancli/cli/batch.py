@@ -124,7 +124,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
 
     wancli batch jobs.jsonl --output-dir videos
     """
-    from wancli.api.jobs import JOB_KEYS
+    from wancli.batches.jobs import JOB_KEYS
     from wancli.cli.batch_plan import new_batch, show_existing, show_new
     from wancli.cli.batch_run import RAY, HowToWork, choose_workers, make_jobs
     from wancli.cli.screen import Screen

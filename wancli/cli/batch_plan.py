@@ -8,8 +8,8 @@ from wancli.utils.disk import free_disk
 from wancli.utils.units import duration, gib
 
 if TYPE_CHECKING:
-    from wancli.api.batch import PlannedBatch
-    from wancli.api.workers import WorkerPlace
+    from wancli.batches.plan import PlannedBatch
+    from wancli.batches.workers import WorkerPlace
     from wancli.cli.screen import Screen
     from wancli.planning.jobs import BatchFile
     from wancli.planning.shards import Shard
@@ -21,9 +21,9 @@ def new_batch(
     elsewhere: bool = False,
 ) -> "PlannedBatch":  # fmt: skip
     """Plan a batch, or one share of it, that has not begun; `elsewhere` as for `plan_batch`."""
-    from wancli.api.batch import plan_batch
-    from wancli.api.batch_outputs import check_new
     from wancli.api.requests import Listener
+    from wancli.batches.outputs import check_new
+    from wancli.batches.plan import plan_batch
 
     planned = plan_batch(batch, place, Listener(None), elsewhere=elsewhere)
     planned = planned.shard(shard) if shard else planned

@@ -14,9 +14,9 @@ from wancli.records.progress import Event
 from wancli.utils.interrupts import second_ends_at_once
 
 if TYPE_CHECKING:
-    from wancli.api.batch_worker import JobOutcome
-    from wancli.api.worker_process import Message
-    from wancli.api.workers import WorkerPlace
+    from wancli.batches.worker import JobOutcome
+    from wancli.batches.worker_process import Message
+    from wancli.batches.workers import WorkerPlace
     from wancli.cli.screen import Screen
     from wancli.records.batch_status import BatchStatus
     from wancli.records.ledger import Ledger
@@ -167,9 +167,9 @@ def make_jobs(ledger: "Ledger", how: HowToWork, screen: "Screen") -> None:
 
 def _workers(ledger: "Ledger", how: HowToWork, handle: Callable[[int, "Message"], None]) -> Any:
     """The outcomes of all workers, and a function that lets them give back what runs."""
-    from wancli.api.batch_worker import BatchWorker
-    from wancli.api.worker_process import JobStarted, WorkerWarning
-    from wancli.api.workers import WorkerPool
+    from wancli.batches.worker import BatchWorker
+    from wancli.batches.worker_process import JobStarted, WorkerWarning
+    from wancli.batches.workers import WorkerPool
     from wancli.utils.heap import keep_heap
 
     if how.places:
@@ -197,8 +197,8 @@ def _handle(
     progress: BatchProgress, warn: Callable[..., None], number: int, message: "Message"
 ) -> None:
     """Take note of what a worker says."""
-    from wancli.api.batch_worker import JobOutcome
-    from wancli.api.worker_process import ActorMessage, JobStarted, WorkerFailed, WorkerWarning
+    from wancli.batches.worker import JobOutcome
+    from wancli.batches.worker_process import ActorMessage, JobStarted, WorkerFailed, WorkerWarning
 
     if isinstance(message, JobStarted):
         progress.start(number, message.job.output.name)
@@ -246,7 +246,7 @@ def choose_workers(
 
     Raises UsageError, SetupError.
     """
-    from wancli.api.workers import ray_place, worker_places
+    from wancli.batches.workers import ray_place, worker_places
 
     if engine not in (LOCAL, RAY):
         raise UsageError(f"there is no `engine {engine}`.", hint=f"`engine {LOCAL}` or {RAY}")

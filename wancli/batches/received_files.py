@@ -4,8 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import IO, Any
 
-from wancli.api.batch_worker import JobOutcome
-from wancli.api.remote_maker import FilePiece
+from wancli.batches.remote_maker import FilePiece
+from wancli.batches.worker import JobOutcome
 from wancli.errors import OutputError
 from wancli.planning.existing import record_in
 from wancli.utils.files import part_name, place

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wancli.api.batch_outputs import name_jobs
-from wancli.api.jobs import absolute_files, plan_job, typed
-from wancli.api.repro import with_records
 from wancli.api.requests import Listener
+from wancli.batches.jobs import absolute_files, plan_job, typed
+from wancli.batches.outputs import name_jobs
+from wancli.batches.repro_jobs import with_records
 from wancli.cost.devices import gpus_seen_once
 from wancli.cost.estimate import Estimate
 from wancli.errors import WancliError

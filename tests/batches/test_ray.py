@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.api.fakes import fake_ledger
-from wancli.api.remote_maker import NodeReport, installed_versions
-from wancli.api.worker_process import WorkerWarning
-from wancli.api.workers import WorkerPlace, WorkerPool
+from tests.batches.fakes import fake_ledger
+from wancli.batches.remote_maker import NodeReport, installed_versions
+from wancli.batches.worker_process import WorkerWarning
+from wancli.batches.workers import WorkerPlace, WorkerPool
 from wancli.errors import SetupError
 from wancli.records.ledger import open_ledger
 
@@ -61,7 +61,7 @@ def pool(nodes, tmp_path, monkeypatch):
     """A function that runs a batch on the cluster, with what else happens once a job waits."""
 
     def run(prompts, meanwhile=None, **options):
-        place = WorkerPlace("ray", {}, "tests.api.fake_ray")
+        place = WorkerPlace("ray", {}, "tests.batches.fake_ray")
         options = {"address": nodes.cluster.address, "workers": 2, **options}
         warnings = []
 
@@ -133,7 +133,7 @@ def test_a_killed_driver_is_started_again(pool):
     drivers = set()
 
     def kill(_pid):
-        (driver,) = _children(b"tests.api.fake_ray")
+        (driver,) = _children(b"tests.batches.fake_ray")
         drivers.add(driver)
         os.kill(driver, signal.SIGKILL)
 
@@ -153,7 +153,7 @@ def _children(word: bytes) -> list[int]:
 
 
 def test_other_versions_are_refused():
-    from wancli.api.ray_driver import problems_of
+    from wancli.batches.ray_driver import problems_of
 
     there = {**installed_versions(), "torch": "1.0"}
     (problem,) = problems_of(NodeReport("gpu-2", there, True, []))

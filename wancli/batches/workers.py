@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection, wait
 from time import monotonic
 from typing import Any
 
-from wancli.api.batch_worker import JobOutcome
-from wancli.api.worker_process import (
+from wancli.batches.worker import JobOutcome
+from wancli.batches.worker_process import (
     GRACE_S,
     ActorMessage,
     JobStarted,
@@ -39,7 +39,7 @@ _START = (
     "import signal, sys, json; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     "sys.path[:] = json.loads(sys.argv[1]); from {program} import main; main(*sys.argv[2:])"
 )
-PROGRAM, RAY_PROGRAM = "wancli.api.worker_process", "wancli.api.ray_driver"
+PROGRAM, RAY_PROGRAM = "wancli.batches.worker_process", "wancli.batches.ray_driver"
 
 
 @dataclass(frozen=True)

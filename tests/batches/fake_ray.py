@@ -8,10 +8,10 @@ from typing import Any
 
 import ray
 
-from tests.api.fakes import FakeMaker
-from wancli.api import ray_driver
-from wancli.api.batch_worker import JobMaker
-from wancli.api.remote_maker import NodeNeeds, NodeReport, report_node
+from tests.batches.fakes import FakeMaker
+from wancli.batches import ray_driver
+from wancli.batches.remote_maker import NodeNeeds, NodeReport, report_node
+from wancli.batches.worker import JobMaker
 
 APART = "WANCLI_TEST_APART"  # set: the machines seem to share no folder
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.api.fakes import FakeWorker, fake_ledger
-from wancli.api import batch_worker
+from tests.batches.fakes import FakeWorker, fake_ledger
+from wancli.batches import worker as worker_module
 from wancli.records.ledger import LedgerWorker
 
 
@@ -23,7 +23,7 @@ def test_a_worker_takes_the_last_job_of_another_who_does_not_make_it(
                 claimed.output.touch()
                 other.done(claimed, {})
 
-        monkeypatch.setattr(batch_worker, "sleep", meanwhile)
+        monkeypatch.setattr(worker_module, "sleep", meanwhile)
         made = [outcome.job.attempt for outcome in FakeWorker(ledger).run()]
         assert made == ([2] if gives_back else [])
         assert ledger.counts()["done"] == 1

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wancli.api import worker_process
-from wancli.api.batch_worker import BatchWorker, Beat, JobMaker
+from wancli.batches import worker_process
+from wancli.batches.worker import BatchWorker, Beat, JobMaker
 from wancli.errors import RunError
 from wancli.records.ledger import (
     ClaimedJob,
@@ -23,11 +23,11 @@ from wancli.records.ledger import (
     create_ledger,
 )
 
-# For `wancli.api.workers`, in place of its own.
+# For `wancli.batches.workers`, in place of its own.
 START = (
     "import signal, sys, json; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     "sys.path[:] = json.loads(sys.argv[1]); "
-    "from tests.api.fakes import main; main(*sys.argv[2:])"
+    "from tests.batches.fakes import main; main(*sys.argv[2:])"
 )
 
 

@@ -1,8 +1,8 @@
 """Batches on a Ray cluster: the only importer of ray.
 
 Ray places the actors, a GPU each, and replaces those that die; this process claims a job for each
-actor that is ready, and alone writes the ledger. It is a process of its own (`wancli.api.workers`
-starts it), because Ray prints to standard output and handles signals.
+actor that is ready, and alone writes the ledger. It is a process of its own, which
+`wancli.batches.workers` starts, because Ray prints to standard output and handles signals.
 """
 
 import json
@@ -22,10 +22,10 @@ import ray
 from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from wancli.api.batch_worker import JobOutcome, note_outcome
-from wancli.api.jobs import plan_job
-from wancli.api.received_files import ReceivedFiles
-from wancli.api.remote_maker import (
+from wancli.api.requests import Listener
+from wancli.batches.jobs import plan_job
+from wancli.batches.received_files import ReceivedFiles
+from wancli.batches.remote_maker import (
     FilePiece,
     NodeNeeds,
     NodeReport,
@@ -34,8 +34,8 @@ from wancli.api.remote_maker import (
     installed_versions,
     report_node,
 )
-from wancli.api.requests import Listener
-from wancli.api.worker_process import (
+from wancli.batches.worker import JobOutcome, note_outcome
+from wancli.batches.worker_process import (
     ActorMessage,
     JobStarted,
     Message,
@@ -314,7 +314,7 @@ def problems_of(report: NodeReport) -> Iterator[WancliError]:
 
 
 def main(ledger: str, file: str, options: str) -> NoReturn:
-    """Drive a cluster until no job of a ledger is left, as `wancli.api.worker_process` does."""
+    """Drive a cluster until no job of a ledger is left, as `wancli.batches.worker_process` does."""
     serve(ledger, file, lambda opened, send: _drive(opened, send, **json.loads(options)))
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from wancli.api import batch_worker
-from wancli.api.batch import plan_batch
-from wancli.api.batch_worker import BatchWorker, JobOutcome
-from wancli.api.jobs import JOB_KEYS
 from wancli.api.requests import Listener
+from wancli.batches import worker as worker_module
+from wancli.batches.jobs import JOB_KEYS
+from wancli.batches.plan import plan_batch
+from wancli.batches.worker import BatchWorker, JobOutcome
 from wancli.errors import CapacityError, OutputError, UsageError
 from wancli.planning.jobs import read_jobs
 from wancli.records.ledger import Ledger, create_ledger
@@ -125,7 +125,7 @@ def test_an_unexpected_error_fails_its_job_only(tmp_path: Path, tiny_model: Path
 def test_a_cancelled_job_ends_alone_even_while_its_model_loads(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(batch_worker, "_BEAT", -1)  # at each event
+    monkeypatch.setattr(worker_module, "_BEAT", -1)  # at each event
     jobs = f'model = "{tiny_model}"\n[[jobs]]\nprompt = "a circle"\nseed = "1-3"\n'
     with batch(tmp_path, jobs) as ledger:
 
@@ -143,7 +143,7 @@ def test_a_cancelled_job_ends_alone_even_while_its_model_loads(
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, *, times: int) -> None:
     """Let jobs fail at their first steps."""
-    real = batch_worker._make_video
+    real = worker_module._make_video
     left = iter(range(times))
 
     def make(*arguments: Any, **options: Any) -> Any:
@@ -151,7 +151,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, *, times: int) ->
             raise error
         return real(*arguments, **options)
 
-    monkeypatch.setattr(batch_worker, "_make_video", make)
+    monkeypatch.setattr(worker_module, "_make_video", make)
 
 
 MEMORY = CapacityError("out of memory.", hint="a smaller `size`")

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wancli.api.jobs import OUTPUTS, input_files, plan_job
 from wancli.api.requests import Listener
+from wancli.batches.jobs import OUTPUTS, input_files, plan_job
 from wancli.config.seeds import parse_seeds
 from wancli.errors import UsageError, WancliError
 from wancli.planning.jobs import BatchFile, at_line

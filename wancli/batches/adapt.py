@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from wancli.api.jobs import plan_job
 from wancli.api.requests import Listener
+from wancli.batches.jobs import plan_job
 from wancli.cost.capacity import REMEDIES
 from wancli.cost.estimate import Estimate
 from wancli.errors import SetupError, UsageError

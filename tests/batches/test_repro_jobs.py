@@ -9,10 +9,10 @@ import pytest
 
 import wancli
 from tests.fakes import tiny_image
-from wancli.api.batch import plan_batch
-from wancli.api.batch_worker import BatchWorker
-from wancli.api.jobs import JOB_KEYS
 from wancli.api.requests import Listener
+from wancli.batches.jobs import JOB_KEYS
+from wancli.batches.plan import plan_batch
+from wancli.batches.worker import BatchWorker
 from wancli.planning.jobs import read_jobs
 from wancli.records.ledger import create_ledger
 

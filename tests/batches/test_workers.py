@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.api.fakes import START, fake_ledger
-from wancli.api import workers
-from wancli.api.worker_process import JobStarted, WorkerWarning
-from wancli.api.workers import WorkerPlace, WorkerPool, worker_places
+from tests.batches.fakes import START, fake_ledger
+from wancli.batches import workers
+from wancli.batches.worker_process import JobStarted, WorkerWarning
+from wancli.batches.workers import WorkerPlace, WorkerPool, worker_places
 from wancli.cost.devices import Device
 from wancli.errors import SetupError, UsageError
 from wancli.records.ledger import LedgerWorker, open_ledger
@@ -78,8 +78,8 @@ def test_stopped_workers_give_back_what_runs(tmp_path):
 def test_workers_end_with_the_process_that_started_them(tmp_path):
     fake_ledger(tmp_path, ["wait", "wait"]).close()
     script = (
-        "import sys; from pathlib import Path; from tests.api.test_workers import run_for_ever; "
-        "run_for_ever(Path(sys.argv[1]))"
+        "import sys; from pathlib import Path\n"
+        "from tests.batches.test_workers import run_for_ever; run_for_ever(Path(sys.argv[1]))"
     )
     parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT)
     with open_ledger(tmp_path / "b.ledger") as ledger:

@@ -1,4 +1,4 @@
-"""A process that works on a batch for the one that started it (`wancli.api.workers`)."""
+"""A process that works on a batch for the one that started it (`wancli.batches.workers`)."""
 
 import fcntl
 import json
@@ -13,7 +13,7 @@ from threading import Lock, Thread
 from time import sleep
 from typing import Any, NoReturn
 
-from wancli.api.batch_worker import BatchWorker, JobOutcome
+from wancli.batches.worker import BatchWorker, JobOutcome
 from wancli.errors import WancliError
 from wancli.records.ledger import ClaimedJob, Ledger, open_ledger
 from wancli.records.progress import Event

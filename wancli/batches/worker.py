@@ -7,10 +7,10 @@ from math import inf
 from time import monotonic, sleep
 from typing import Any
 
-from wancli.api.adapt import less_memory
-from wancli.api.jobs import LOADED_WITH, OUTPUTS, loaded_with, plan_job
 from wancli.api.model import Model
 from wancli.api.requests import Listener, all_layers
+from wancli.batches.adapt import less_memory
+from wancli.batches.jobs import LOADED_WITH, OUTPUTS, loaded_with, plan_job
 from wancli.config.resolve import Layer
 from wancli.cost.capacity import in_words
 from wancli.errors import CapacityError, RunError, WancliError, Warn, is_disk_full, unexpected

@@ -14,10 +14,10 @@ from queue import Full, Queue
 from time import monotonic
 from typing import Any
 
-from wancli.api.batch_worker import JobMaker, JobOutcome
-from wancli.api.jobs import OUTPUTS, plan_job
 from wancli.api.requests import Listener
-from wancli.api.worker_process import WorkerWarning
+from wancli.batches.jobs import OUTPUTS, plan_job
+from wancli.batches.worker import JobMaker, JobOutcome
+from wancli.batches.worker_process import WorkerWarning
 from wancli.catalog.hub_cache import cached_revision
 from wancli.errors import SetupError, WancliError
 from wancli.records.ledger import ClaimedJob, LedgerSettings

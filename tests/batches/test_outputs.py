@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from tests.fakes import tiny_clip, tiny_image
-from wancli.api import batch
-from wancli.api.batch import PlannedBatch, plan_batch
-from wancli.api.batch_outputs import check_new
-from wancli.api.jobs import JOB_KEYS, plan_job
 from wancli.api.requests import Listener
+from wancli.batches.jobs import JOB_KEYS, plan_job
+from wancli.batches.outputs import check_new
+from wancli.batches.plan import PlannedBatch, plan_batch
 from wancli.errors import WancliError
 from wancli.planning.jobs import read_jobs
 
@@ -147,7 +146,7 @@ def test_jobs_that_differ_in_words_alone_are_planned_once(
         planned.append(command)
         return plan_job(command, *arguments)
 
-    monkeypatch.setattr(batch, "plan_job", counted)
+    monkeypatch.setattr("wancli.batches.plan.plan_job", counted)
     negatives = [{"negative_prompt": word, "seed": n} for n, word in enumerate("abc")]
     result = plan(*negatives, {"negative_prompt": "", "seed": 9})
     assert len(planned) == 2

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from wancli.api.batch import _Checked, _grouped
+from wancli.batches.plan import _Checked, _grouped
 from wancli.planning.jobs import JobSettings
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from wancli.api.adapt import less_memory
+from wancli.batches.adapt import less_memory
 from wancli.cost.devices import Device
 
 

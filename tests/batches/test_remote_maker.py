@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.api.fakes import FakeMaker, fake_ledger
-from wancli.api.batch_worker import JobOutcome
-from wancli.api.received_files import ReceivedFiles
-from wancli.api.remote_maker import FilePiece, NodeNeeds, RemoteMaker, report_node
+from tests.batches.fakes import FakeMaker, fake_ledger
+from wancli.batches.received_files import ReceivedFiles
+from wancli.batches.remote_maker import FilePiece, NodeNeeds, RemoteMaker, report_node
+from wancli.batches.worker import JobOutcome
 from wancli.errors import OutputError
 from wancli.records.ledger import LedgerSettings, LedgerWorker
 

@@ -1,0 +1,1 @@
+"""Batches of jobs: checked, named, and made by workers that share a ledger."""
