@@ -218,6 +218,7 @@ def test_pull_downloads_only_missing_files(
     assert f"me/wan: {whole.stat().st_size / 2**10:,.1f} KiB to download" in err
 
 
+@pytest.mark.slow
 def test_pull_converts_a_checkpoint_and_takes_the_rest_from_its_base(
     wancli: Wancli, forked: Run, tiny_model: Path, tmp_path: Path, cache: Path
 ):
@@ -264,6 +265,7 @@ def test_pull_converts_a_checkpoint_and_takes_the_rest_from_its_base(
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_weights_that_a_file_stands_for_are_not_downloaded(
     forked: Run, tiny_model: Path, tmp_path: Path, cache: Path
 ):
