@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from tests.fakes import tiny_image
 from wancli.api.requests import Listener
 from wancli.batches import worker as worker_module
 from wancli.batches.jobs import JOB_KEYS
 from wancli.batches.plan import plan_batch
 from wancli.batches.worker import BatchWorker, JobOutcome
-from wancli.errors import CapacityError, OutputError, UsageError
+from wancli.errors import CapacityError, InputError, OutputError, UsageError
 from wancli.planning.jobs import read_jobs
 from wancli.records.ledger import Ledger, create_ledger
 from wancli.records.progress import Event, Phase, Step
@@ -95,6 +96,18 @@ def test_jobs_whose_model_does_not_load_fail_together(tmp_path: Path, tiny_model
     assert failed.others == 2
     assert len(errors) == 1
     assert made.error is None
+
+
+def test_a_job_whose_input_is_gone_fails_alone(tmp_path: Path):
+    job = '[[jobs]]\ncommand = "rollout"\nprompt = "a circle"\nseed = 1\nchunks = 1\nsteps = 1\n'
+    for name in ("a.png", "b.png"):
+        tiny_image(tmp_path / name, 1)
+    jobs = "".join(f'{job}image = "{tmp_path}/{n}.png"\noutput = "{n}.mp4"\n' for n in "ab")
+    with batch(tmp_path, jobs, small="size = '48x48'\n") as ledger:
+        (tmp_path / "a.png").unlink()
+        (failed, made), _ = run(ledger)
+    assert isinstance(failed.error, InputError)
+    assert (failed.others, made.error) == (0, None)
 
 
 def test_errors_of_jobs_name_settings_and_not_keyword_arguments(tmp_path: Path, tiny_model: Path):

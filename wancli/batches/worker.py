@@ -13,7 +13,15 @@ from wancli.batches.adapt import less_memory
 from wancli.batches.jobs import LOADED_WITH, OUTPUTS, loaded_with, plan_job
 from wancli.config.resolve import Layer
 from wancli.cost.capacity import in_words
-from wancli.errors import CapacityError, RunError, WancliError, Warn, is_disk_full, unexpected
+from wancli.errors import (
+    CapacityError,
+    InputError,
+    RunError,
+    WancliError,
+    Warn,
+    is_disk_full,
+    unexpected,
+)
 from wancli.planning.existing import check_existing, record_beside, record_in
 from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker, died_error
 from wancli.records.progress import Event, Report, ignore
@@ -173,11 +181,11 @@ class JobMaker:
         listener = _JobListener(beat, self._report, self._warn)
         try:
             model = self._loaded(job, listener)
-        except JobCancelled:
+        except (JobCancelled, InputError):  # of this job alone: its image is gone, say
             raise
         except WancliError as error:
             raise _NotLoaded(error) from None
-        except Exception as error:  # noqa: BLE001 - likewise of all that need this model
+        except Exception as error:  # noqa: BLE001 - of all that need this model
             raise _NotLoaded(unexpected(error)) from None
         listener.limit(self._timeout)
         moves = model.pipeline.machine.offload == "model"  # the text encoder, for each prompt
