@@ -26,17 +26,21 @@ def main() -> int:
     """Measure what is chosen; returns 1 if memory grows, or Ray is slower than it should be."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.batch_workers", description=__doc__)
     parser.add_argument("what", choices=("memory", "ray"))
-    parser.add_argument("--jobs", type=int, help="200 for memory, 40 for Ray")
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--num-frames", type=int, default=9)
+    parser.add_argument("--jobs", type=int, help="200 for memory, 20 for Ray")
+    parser.add_argument("--steps", type=int, help="1 for memory, else the demo's")
+    parser.add_argument("--num-frames", type=int, help="5 for memory, else the demo's")
+    parser.add_argument("--turns", type=int, default=3, help="of each engine")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        count = options.jobs or (200 if options.what == "memory" else 40)
-        settings = {"steps": options.steps, "num_frames": options.num_frames}
-        job = {**settings, "prompt": "a red circle", "seed": f"0-{count - 1}"}
+        tiny = options.what == "memory"
+        count = options.jobs or (200 if tiny else 20)
+        chosen = {"steps": options.steps, "num_frames": options.num_frames}
+        settings = {name: value for name, value in chosen.items() if value is not None}
+        usual = {"steps": 1, "num_frames": 5} if tiny else {}
+        job = {**usual, **settings, "prompt": "a red circle", "seed": f"0-{count - 1}"}
         Path("jobs.jsonl").write_text(json.dumps(job))
-        return memory(count) if options.what == "memory" else ray()
+        return memory(count) if tiny else ray(options.turns)
 
 
 def memory(count: int) -> int:
@@ -63,8 +67,8 @@ def least(samples: dict[int, float], mark: int, radius: int) -> float:
     return min(mib for done, mib in samples.items() if abs(done - mark) <= radius)
 
 
-def ray() -> int:
-    """Time both engines, each twice and in turn."""
+def ray(turns: int) -> int:
+    """Time both engines in turn."""
     from ray.cluster_utils import Cluster
 
     os.environ.update(RAY_worker_niceness="0")  # worker processes have none either
@@ -75,7 +79,7 @@ def ray() -> int:
     engines = {"workers": (), "ray": ("--engine", "ray", "--address", cluster.address)}
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     try:
-        for turn in range(2):
+        for turn in range(turns):
             for name, flags in engines.items():
                 folder = f"{name}{turn}"
                 process = start(folder, "--workers", str(WORKERS), *flags)

@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from wancli.batches.remote_maker import NodeReport, installed_versions
 from wancli.batches.worker_process import WorkerWarning
 from wancli.batches.workers import WorkerPlace, WorkerPool
 from wancli.errors import SetupError
-from wancli.records.ledger import open_ledger
+from wancli.records.ledger import LedgerWorker, open_ledger
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -127,6 +128,16 @@ def test_a_job_that_is_cancelled_ends_with_its_actor(pool, tmp_path):
     outcomes, rows, _ = pool(["wait", "a", "a"], cancel)
     assert states(rows) == ["cancelled", "done", "done"]
     assert sorted(outcome.status for outcome in outcomes) == ["cancelled", "ok", "ok"]
+
+
+def test_actors_take_over_the_last_job_of_another_process(pool, tmp_path):
+    with fake_ledger(tmp_path, ["a", "a"]) as ledger:
+        other = LedgerWorker(ledger)
+        assert other.claim()
+        Timer(25.0, other._lock.release).start()  # as if it died, after the actors have begun
+        outcomes, rows, _ = pool(["a", "a"])
+    assert [outcome.job.number for outcome in outcomes] == [2, 1]
+    assert rows[0]["attempt"] == 2
 
 
 def test_a_killed_driver_is_started_again(pool):

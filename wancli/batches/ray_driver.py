@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, NoReturn
 
 import ray
@@ -106,13 +106,12 @@ class RayPool:
             actor = remote.remote(options)
             worker = LedgerWorker(ledger)
             self._slots.append(_Slot(number, actor, worker, actor.ready.remote(self._needs)))
-        self._began = monotonic()
+        self._began, self._looked = monotonic(), 0.0
 
     def run(self) -> None:
         """Make jobs until none is left, waiting for those of others, who may die."""
         while True:
-            for failed in self._ledger.free_abandoned():
-                self._tell(0, JobOutcome(failed, error=died_error()))
+            self._free_abandoned()
             for slot in self._slots:
                 if slot.waits_for is None:
                     self._begin(slot)
@@ -120,6 +119,14 @@ class RayPool:
             if not busy and not self._is_left():
                 return
             self._listen()
+
+    def _free_abandoned(self) -> None:
+        """Look now and then for jobs of other processes that have died."""
+        if monotonic() - self._looked < _LOOK_S:
+            return
+        self._looked = monotonic()
+        for failed in self._ledger.free_abandoned():
+            self._tell(0, JobOutcome(failed, error=died_error()))
 
     def close(self) -> None:
         """Give back what runs, and end the actors."""
@@ -183,9 +190,12 @@ class RayPool:
 
     def _listen(self) -> None:
         """Wait for an actor to say something, and note now and then that jobs go on."""
-        waiting = {slot.waits_for: slot for slot in self._slots if slot.waits_for is not None}
-        if not waiting:
+        if not self._slots:
             raise SetupError("no actor of the cluster is left.", hint="ray status")
+        waiting = {slot.waits_for: slot for slot in self._slots if slot.waits_for is not None}
+        if not waiting:  # what is left is other processes'
+            sleep(_LOOK_S)
+            return
         heard, _ = ray.wait(list(waiting), num_returns=1, timeout=_LOOK_S, fetch_local=True)
         if heard:  # all that have spoken at once: with many actors a look at each takes long
             heard, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
@@ -200,6 +210,10 @@ class RayPool:
                 self._bury(slot)
         for slot in self._slots:
             self._beat(slot)
+        self._warn_without_actors()
+
+    def _warn_without_actors(self) -> None:
+        """Warn now and then while no actor has started."""
         if not any(slot.host for slot in self._slots) and monotonic() - self._began > _START_S:
             self._began = monotonic()
             text = f"no actor has started: the cluster has no free {self._unit}."
