@@ -15,13 +15,8 @@ from typing import Any
 from wancli.batches import worker_process
 from wancli.batches.worker import BatchWorker, Beat, JobMaker
 from wancli.errors import RunError
-from wancli.records.ledger import (
-    ClaimedJob,
-    Ledger,
-    LedgerJob,
-    LedgerSettings,
-    create_ledger,
-)
+from wancli.records.ledger import ClaimedJob, Ledger, create_ledger
+from wancli.records.ledger_file import LedgerJob, LedgerSettings
 
 # For `wancli.batches.workers`, in place of its own.
 START = (

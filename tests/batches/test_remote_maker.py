@@ -10,7 +10,8 @@ from wancli.batches.received_files import ReceivedFiles
 from wancli.batches.remote_maker import FilePiece, NodeNeeds, RemoteMaker, report_node
 from wancli.batches.worker import JobOutcome
 from wancli.errors import OutputError
-from wancli.records.ledger import LedgerSettings, LedgerWorker
+from wancli.records.ledger import LedgerWorker
+from wancli.records.ledger_file import LedgerSettings
 
 
 class FakeRemoteMaker(RemoteMaker):

@@ -10,7 +10,8 @@ import pytest
 from tests.conftest import Wancli
 from tests.records.test_ledger import SETTINGS, claim, make
 from wancli.errors import RunError
-from wancli.records.ledger import LedgerJob, LedgerWorker, create_ledger, open_ledger
+from wancli.records.ledger import LedgerWorker, create_ledger, open_ledger
+from wancli.records.ledger_file import LedgerJob
 
 ROWS = [(1, "a"), (1, "a"), (2, None), (2, None), (3, None), (4, "b")]  # line and id
 

@@ -11,7 +11,8 @@ from tests.cli.test_preview import gray_video
 from tests.conftest import Wancli
 from tests.records.test_ledger import claim
 from wancli.errors import RunError
-from wancli.records.ledger import LedgerJob, LedgerSettings, LedgerWorker, create_ledger
+from wancli.records.ledger import LedgerWorker, create_ledger
+from wancli.records.ledger_file import LedgerJob, LedgerSettings
 
 PROMPT = 'a "cat" </script><b>&'
 

@@ -10,7 +10,8 @@ from PIL import Image, ImageSequence
 
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Wancli
-from wancli.records.ledger import LedgerJob, LedgerSettings, LedgerWorker, create_ledger
+from wancli.records.ledger import LedgerWorker, create_ledger
+from wancli.records.ledger_file import LedgerJob, LedgerSettings
 from wancli.video.ffmpeg import Encoding
 from wancli.video.write import VideoWriter
 

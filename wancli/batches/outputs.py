@@ -11,7 +11,7 @@ from wancli.batches.jobs import OUTPUTS, input_files, plan_job
 from wancli.config.seeds import parse_seeds
 from wancli.errors import UsageError, WancliError
 from wancli.planning.jobs import BatchFile, at_line
-from wancli.records.ledger import LedgerJob, LedgerSettings
+from wancli.records.ledger_file import LedgerJob, LedgerSettings
 from wancli.records.naming import DEFAULT, NameTemplate, with_name
 from wancli.utils.files import LONGEST_NAME
 from wancli.utils.reading import user_path

@@ -16,7 +16,7 @@ from wancli.planning.jobs import BatchFile, BatchJob, JobSettings, at_line
 from wancli.planning.listed_steps import step_count
 from wancli.planning.offload import OFFLOADS
 from wancli.planning.shards import Shard
-from wancli.records.ledger import LedgerJob, LedgerSettings
+from wancli.records.ledger_file import LedgerJob, LedgerSettings
 from wancli.records.naming import name_fields
 
 

@@ -20,7 +20,8 @@ from wancli.batches.worker import JobMaker, JobOutcome
 from wancli.batches.worker_process import WorkerWarning
 from wancli.catalog.hub_cache import cached_revision
 from wancli.errors import SetupError, WancliError
-from wancli.records.ledger import ClaimedJob, LedgerSettings
+from wancli.records.ledger import ClaimedJob
+from wancli.records.ledger_file import LedgerSettings
 from wancli.records.progress import Event, Phase
 from wancli.utils.packages import package_version
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from wancli.records.ledger import LedgerSettings, damaged, parse_column
+from wancli.records.ledger_file import LedgerSettings, damaged, parse_column
 
 Row = Mapping[str, Any]
 _PLAIN = ("line", "id", "state", "attempt", "prompt", "seed", "output", "host", "pid", "bytes")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from wancli.records.ledger import FAILED, PENDING, RUNNING, Ledger, parse_column
+from wancli.records.ledger import FAILED, PENDING, RUNNING, Ledger
+from wancli.records.ledger_file import parse_column
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,8 @@
 
 It holds the jobs themselves, so that whoever opens it can work on them. A worker holds a lock
 (`utils.locks`), which the kernel releases however the worker ends; the times in the ledger are for
-people, and no clock decides who is alive. So a ledger is used from one machine: SQLite's WAL needs
-that, and a network file system is refused.
-
-SQLite's own locks are of the kind that a process loses when it closes any descriptor of the file:
-nothing here may open the ledger but SQLite.
+people, and no clock decides who is alive. So a ledger is used from one machine, as its file
+(`records.ledger_file`) has to be.
 """
 
 import json
@@ -14,69 +11,29 @@ import os
 import secrets
 import socket
 import sqlite3
-import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from wancli.errors import InputError, OutputError, RunError, UsageError, WancliError
+from wancli.records.ledger_file import (
+    LedgerJob,
+    LedgerSettings,
+    connect,
+    sqlite_errors,
+    write_ledger,
+)
 from wancli.records.record import error_json
-from wancli.utils.files import kind_of, part_name, place, remove_parts
 from wancli.utils.locks import FolderLock, NameLocked
 
-SCHEMA = 1  # of the tables
-_APPLICATION = 0x57414E42  # "WANB": SQLite's mark of whose file it is
-_WAIT = 60.0  # seconds for another process's write
 MOST_DEATHS = 3  # of workers in one job: it is probably what they die of
-_AGAIN = 0.05  # seconds between looks at a lock
 PENDING, RUNNING, DONE, FAILED, SKIPPED, CANCELLED = STATES = (
     "pending", "running", "done", "failed", "skipped", "cancelled",
 )  # fmt: skip
 SUFFIX = ".ledger"
-# Without the shared memory or the locks that SQLite needs.
-_NETWORK = {
-    "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "lustre", "ceph", "beegfs", "gpfs",
-    "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse",
-}  # fmt: skip
-_TABLES = """
-CREATE TABLE batch (digest TEXT NOT NULL, version TEXT NOT NULL, made REAL NOT NULL);
-CREATE TABLE settings (
-    number INTEGER PRIMARY KEY, model INTEGER NOT NULL, command TEXT NOT NULL, json TEXT NOT NULL
-);
-CREATE TABLE jobs (
-    number INTEGER PRIMARY KEY, line INTEGER NOT NULL, id TEXT, model INTEGER NOT NULL,
-    settings INTEGER NOT NULL REFERENCES settings, prompt TEXT, seed INTEGER,
-    output TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'pending', attempt INTEGER NOT NULL DEFAULT 0,
-    deaths INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0,
-    worker TEXT, host TEXT, pid INTEGER, heartbeat REAL, began REAL, ended REAL,
-    bytes INTEGER, error TEXT, record TEXT
-);
-CREATE INDEX by_state ON jobs (state, model, number);
-"""
-
-
-@dataclass(frozen=True)
-class LedgerSettings:
-    """Settings of jobs; those with the same `model` number run on one loaded model."""
-
-    model: int
-    command: str
-    values: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerJob:
-    """A job with its final name. `settings` is the index of its LedgerSettings."""
-
-    line: int
-    settings: int
-    prompt: str | None
-    seed: int | None
-    output: str
-    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,12 +75,12 @@ class Ledger:
     @property
     def digest(self) -> str:
         """Digest of the batch whose jobs these are."""
-        with _sqlite(self.path):
+        with sqlite_errors(self.path):
             return str(self._db.execute("SELECT digest FROM batch").fetchone()[0])
 
     def counts(self) -> dict[str, int]:
         """The number of jobs in each state."""
-        with _sqlite(self.path):
+        with sqlite_errors(self.path):
             rows = self._db.execute("SELECT state, count(*) FROM jobs GROUP BY state")
             return dict.fromkeys(STATES, 0) | dict(rows.fetchall())
 
@@ -131,7 +88,7 @@ class Ledger:
         """Jobs in some states, or all, in the order of the file."""
         marks = ",".join("?" * len(states))
         where = f"WHERE state IN ({marks})" if states else ""
-        with _sqlite(self.path):
+        with sqlite_errors(self.path):
             cursor = self._db.execute(f"SELECT * FROM jobs {where} ORDER BY number", states)
             names = [column[0] for column in cursor.description]
             for row in cursor:
@@ -139,7 +96,7 @@ class Ledger:
 
     def row(self, number: int) -> dict[str, Any]:
         """One job."""
-        with _sqlite(self.path):
+        with sqlite_errors(self.path):
             cursor = self._db.execute("SELECT * FROM jobs WHERE number = ?", (number,))
             names = [column[0] for column in cursor.description]
             return dict(zip(names, cursor.fetchone(), strict=True))
@@ -174,13 +131,13 @@ class Ledger:
 
     def settings(self) -> list[LedgerSettings]:
         """Settings of jobs; the index is the `settings` of a row."""
-        with _sqlite(self.path):
+        with sqlite_errors(self.path):
             rows = self._db.execute("SELECT model, command, json FROM settings ORDER BY number")
             return [LedgerSettings(model, name, json.loads(text)) for model, name, text in rows]
 
     def waiting(self) -> dict[int, int]:
         """The number of jobs that wait, by the index of their settings."""
-        with _sqlite(self.path):
+        with sqlite_errors(self.path):
             query = "SELECT settings, count(*) FROM jobs WHERE state = 'pending' GROUP BY settings"
             return dict(self._db.execute(query).fetchall())
 
@@ -189,7 +146,7 @@ class Ledger:
 
         Jobs during which the clock was set back are left out.
         """
-        with _sqlite(self.path):
+        with sqlite_errors(self.path):
             query = (
                 "SELECT settings, ended - began FROM jobs WHERE state = 'done' "
                 "ORDER BY model DESC, number DESC LIMIT ?"
@@ -203,13 +160,13 @@ class Ledger:
             "SELECT prompt FROM jobs WHERE state = 'pending' AND model = ? AND prompt IS NOT NULL "
             "AND settings = (SELECT settings FROM jobs WHERE number = ?) LIMIT ?"
         )
-        with _sqlite(self.path):
+        with sqlite_errors(self.path):
             rows = self._db.execute(query, (job.model, job.number, most)).fetchall()
         return list(dict.fromkeys(row[0] for row in rows))
 
     def sizes(self) -> tuple[int, int]:
         """The number of finished videos, and their bytes."""
-        with _sqlite(self.path):
+        with sqlite_errors(self.path):
             query = "SELECT count(bytes), coalesce(sum(bytes), 0) FROM jobs WHERE state = 'done'"
             count, size = self._db.execute(query).fetchone()
         return count, size
@@ -220,7 +177,7 @@ class Ledger:
 
     def is_running(self) -> bool:
         """Whether somebody works on a job."""
-        with _sqlite(self.path):
+        with sqlite_errors(self.path):
             query = "SELECT 1 FROM jobs WHERE state = 'running' LIMIT 1"
             return self._db.execute(query).fetchone() is not None
 
@@ -229,7 +186,7 @@ class Ledger:
 
         Returns those that `MOST_DEATHS` workers have died in: they have failed, by `died_error`.
         """
-        with _sqlite(self.path):
+        with sqlite_errors(self.path):
             query = "SELECT DISTINCT worker FROM jobs WHERE state = 'running'"
             others = {str(row[0]) for row in self._db.execute(query)} - self._own
         dead = [worker for worker in others if not _is_alive(self.path, worker)]
@@ -265,7 +222,7 @@ class Ledger:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """A block of changes that happen all or not at all. Raises OutputError."""
-        with _sqlite(self.path):
+        with sqlite_errors(self.path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -435,14 +392,9 @@ def create_ledger(
     path: Path, digest: str, settings: Iterable[LedgerSettings], jobs: Iterable[LedgerJob], *,
     version: str,
 ) -> Ledger:  # fmt: skip
-    """Write a ledger, or open the one of the same batch. Raises UsageError, OutputError.
-
-    The file appears whole: of two processes that begin together, one's is used. Besides, SQLite
-    does not wait for others while it turns WAL on.
-    """
-    check_local(path.parent)
+    """Write a ledger, or open the one of the same batch. Raises UsageError, OutputError."""
     if not os.path.lexists(path):
-        _write(path, digest, settings, jobs, version=version)
+        write_ledger(path, digest, settings, jobs, version=version)
     return open_batch(path, digest)
 
 
@@ -463,14 +415,7 @@ def open_ledger(path: Path) -> Ledger:
     path = _only_one(path) if path.is_dir() else path
     if not path.exists():
         raise InputError(f"ledger '{path}' not found.", hint="the folder of the batch's outputs")
-    check_local(path.parent)
-    ledger = Ledger(path, _connect(path))
-    try:
-        _check(ledger)
-    except BaseException:
-        ledger.close()
-        raise
-    return ledger
+    return Ledger(path, connect(path))
 
 
 def _only_one(folder: Path) -> Path:
@@ -481,177 +426,6 @@ def _only_one(folder: Path) -> Path:
     if len(paths) > 1:
         raise UsageError(f"'{folder}' has {len(paths)} ledgers.", hint=f"one of them: {paths[0]}")
     return paths[0]
-
-
-def _write(
-    path: Path, digest: str, settings: Iterable[LedgerSettings], jobs: Iterable[LedgerJob], *,
-    version: str,
-) -> None:  # fmt: skip
-    """Write a new ledger, unless another process is faster. Raises OutputError."""
-    part = part_name(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path) as alone:
-            if os.path.lexists(path):
-                return
-            with _sqlite(path), closing(sqlite3.connect(part, isolation_level=None)) as db:
-                db.execute("PRAGMA journal_mode = WAL")
-                db.execute("BEGIN")
-                _fill(db, digest, settings, jobs, version=version)
-                db.execute("COMMIT")
-            if alone:  # of a deleted ledger: SQLite would take its changes for ours
-                _remove_with(path)
-            with suppress(FileExistsError):
-                place(part, path, overwrite=False)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror}.", hint="another folder for the `ledger`"
-        ) from None
-    finally:
-        part.unlink(missing_ok=True)
-        _remove_with(part)
-
-
-def _remove_with(path: Path) -> None:
-    """Remove the files that SQLite keeps beside its own."""
-    for suffix in ("-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """Lock the name of a new ledger, after another process that writes it.
-
-    Removes what killed processes left of it. False where locks do not work, as workers will say.
-    """
-    lock = FolderLock(path.parent)
-    while True:
-        try:
-            lock.acquire(path.name)
-            break
-        except NameLocked:
-            lock.release()
-            time.sleep(_AGAIN)
-            lock = FolderLock(path.parent)
-    try:
-        if lock.works:
-            remove_parts(path.parent, {path.name})
-        yield lock.works
-    finally:
-        lock.release()
-
-
-def check_local(folder: Path, mounts: str | None = None) -> None:
-    """Raise UsageError for a folder on a network file system; `mounts` as in /proc/self/mounts."""
-    kind = _file_system(Path(os.path.realpath(folder)), mounts)
-    if kind in _NETWORK:
-        raise UsageError(
-            f"{folder} is on a network file system ({kind}), where a ledger is not safe.",
-            hint="a `ledger` on a local disk; the videos may stay there",
-        )
-
-
-def _file_system(folder: Path, mounts: str | None) -> str:
-    """Type of the file system that holds a folder; "" if unknown."""
-    try:
-        text = Path("/proc/self/mounts").read_text() if mounts is None else mounts
-    except OSError:
-        return ""
-    best, kind = -1, ""
-    for line in text.splitlines():
-        fields = line.split()
-        place = Path(fields[1].encode().decode("unicode_escape"))  # a space is \040
-        if folder.is_relative_to(place) and len(place.parts) >= best:
-            best, kind = len(place.parts), fields[2]
-    return kind
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """Connect to a regular file. Raises UsageError, OutputError."""
-    kind = path.lstat().st_mode
-    if not stat.S_ISREG(kind):
-        raise UsageError(f"{path} is {kind_of(kind)}, not a ledger.", hint="another `ledger`")
-    with _sqlite(path):
-        db = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_WAIT, isolation_level=None
-        )
-        db.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing
-        return db
-
-
-def _fill(
-    db: sqlite3.Connection, digest: str, settings: Iterable[LedgerSettings],
-    jobs: Iterable[LedgerJob], *, version: str,
-) -> None:  # fmt: skip
-    for statement in filter(str.strip, _TABLES.split(";")):
-        db.execute(statement)
-    db.execute(f"PRAGMA application_id = {_APPLICATION}")
-    db.execute(f"PRAGMA user_version = {SCHEMA}")
-    db.execute("INSERT INTO batch VALUES (?, ?, ?)", (digest, version, time.time()))
-    shared = list(settings)
-    db.executemany(
-        "INSERT INTO settings VALUES (?, ?, ?, ?)",
-        ((n, s.model, s.command, json.dumps(s.values)) for n, s in enumerate(shared)),
-    )
-    db.executemany(
-        "INSERT INTO jobs (line, id, model, settings, prompt, seed, output) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (
-            (j.line, j.id, shared[j.settings].model, j.settings, j.prompt, j.seed, j.output)
-            for j in jobs
-        ),
-    )
-
-
-def _check(ledger: Ledger) -> None:
-    """Raise UsageError for another program's database, and for the ledger of another version."""
-    path, db = ledger.path, ledger._db
-    with _sqlite(path):
-        (owner,) = db.execute("PRAGMA application_id").fetchone()
-        (schema,) = db.execute("PRAGMA user_version").fetchone()
-        if owner != _APPLICATION:
-            raise UsageError(f"{path} is another program's database.", hint="another `ledger`")
-        known = {text.strip() for text in _TABLES.split(";")}
-        tables = db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
-        if schema == SCHEMA and {text.strip() for (text,) in tables} != known - {""}:
-            raise damaged(str(path))
-        if schema != SCHEMA:
-            (version,) = db.execute("SELECT version FROM batch").fetchone()
-            raise UsageError(
-                f"{path} is the ledger of wancli {version}, with tables {schema}.",
-                hint="another `ledger`, or that version",
-            )
-
-
-def damaged(what: str) -> InputError:
-    """The error of a ledger in which something cannot be read."""
-    hint = "another `ledger`, with `skip_existing`: finished videos are kept"
-    return InputError(f"the ledger is damaged: {what} cannot be read.", hint=hint)
-
-
-def parse_column(row: Mapping[str, Any], name: str) -> Any:
-    """A column of a row that has JSON, or nothing. Raises InputError."""
-    try:
-        return json.loads(row[name] or "null")
-    except ValueError:
-        raise damaged(f"the {name} of line {row['line']}") from None
-
-
-@contextmanager
-def _sqlite(path: Path) -> Iterator[None]:
-    """Turn errors of SQLite into ours. Raises OutputError, InputError."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if not hasattr(error, "sqlite_errorcode"):  # Python's: text that is not UTF-8
-            raise damaged(str(path)) from None
-        raise OutputError(
-            f"cannot use {path}: {error}.", hint="free some space, or another `ledger`"
-        ) from None
-    except sqlite3.DatabaseError as error:
-        raise InputError(f"{path} is not a ledger: {error}.", hint="another `ledger`") from None
-    except (UnicodeDecodeError, json.JSONDecodeError):
-        raise damaged(str(path)) from None
 
 
 def _lock_name(path: Path, worker: str) -> str:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wancli.records.ledger import DONE, SKIPPED, Ledger, parse_column
+from wancli.records.ledger import DONE, SKIPPED, Ledger
+from wancli.records.ledger_file import parse_column
 from wancli.video.integrity import DAMAGED, MISSING, Check, check_video
 
 
