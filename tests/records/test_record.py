@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from wancli.config.resolve import Layer, resolve
 from wancli.config.seeds import parse_seeds
-from wancli.config.settings import Settings
+from wancli.config.settings import Rollout, RolloutSettings, Settings
 from wancli.errors import InputError, SettingsError, UsageError
 from wancli.records.naming import NameTemplate, name_fields, name_output
 from wancli.records.record import EMBEDDED_LIMIT, Request, RunRecord, parse_record, settings_of
@@ -23,6 +23,23 @@ def test_the_hash_covers_what_determines_the_frames():
     assert request().hash == same.hash
     others = [request("b"), request(seed=2), request(sampling={"steps": 3}), request(model="x")]
     assert len({r.hash for r in (request(), *others)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "before"),  # as the version before `vae_decoder` and `image_start` had them
+    [(Settings(), "4c0bf7a596a02eee"), (RolloutSettings(), "9e5c31c8825b857f")],
+    ids=["generate", "rollout"],
+)
+def test_a_setting_added_later_changes_no_hash_while_it_is_at_its_default(
+    settings: Settings, before: str
+):
+    assert Request("a red circle", 3, settings, {}).hash == before
+
+
+def test_a_setting_added_later_is_in_the_hash_where_it_is_set():
+    changes: list[dict[str, object]] = [{}, {"shot_offset": 8}, {"image_start": "first-frame"}]
+    settings = [RolloutSettings(rollout=Rollout.model_validate(change)) for change in changes]
+    assert len({Request("a", 1, each, {}).hash for each in settings}) == 3
 
 
 def test_the_hash_covers_a_loras_expert_and_scale_and_not_where_it_is():

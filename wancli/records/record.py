@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wancli.catalog.tiny_decoder import DECODER, EXACT
+from wancli.catalog.tiny_decoder import DECODER
+from wancli.config.resolve import fields_of
 from wancli.config.settings import WEIGHTS, RolloutSettings, Settings
 from wancli.errors import InputError, WancliError, missing
 from wancli.records.schema import Record, RolloutRecord, check_schema
@@ -23,6 +24,11 @@ UNFINISHED = json.dumps({"schema": SCHEMA, "status": "unfinished"})  # embedded 
 _MOVED = ("sampler", "steps_list", "warp_steps")  # from the rollout's settings
 BEFORE_FAST_DECODING = {"vae_exact": True}  # in requests of versions that had no other way
 _BEFORE = re.compile(r"^.*?(?=(@(high|low))?(=[^=]*)?$)")  # a LoRA's expert and scale: its file
+# Settings that requests of earlier versions did not have: at their defaults, no part of the hash.
+_ADDED = (
+    f"machine.{DECODER}", "rollout.image_start", "rollout.recache_by", "rollout.kv_recompute",
+    "rollout.reencode_first", "rollout.shot_prefix", "rollout.shot_offset", "rollout.shot_sink",
+)  # fmt: skip
 EMBEDDED_LIMIT = 32_000  # bytes of JSON inside an MP4
 
 
@@ -63,19 +69,16 @@ class Request:
             del values["machine"][name]  # the weights have its digest
         # So has the revision those of LoRAs, wherever they are.
         values["machine"]["lora"] = [_BEFORE.sub("", text) for text in values["machine"]["lora"]]
-        if _same_without_name(values):
-            del values["machine"][DECODER]
+        for table, name, info in fields_of(type(self.settings)):
+            if table and f"{table}.{name}" in _ADDED and values[table][name] == info.default:
+                del values[table][name]
         if "weights" in values:
             values["weights"] = digests(values["weights"])
+            if DECODER in values["weights"]:
+                del values["machine"][DECODER]
         if "inputs" in values:
             values["inputs"] = without_paths(values["inputs"])
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _same_without_name(values: Mapping[str, Any]) -> bool:
-    """Whether a request's decoder is exact, or has a digest among the weights."""
-    decoders = [entry for entry in values.get("weights", []) if entry["part"] == DECODER]
-    return bool(decoders) or values["machine"][DECODER] == EXACT
 
 
 @dataclass(frozen=True)
