@@ -25,7 +25,7 @@ from tests.hunyuan import tiny_hunyuan, tiny_hunyuan_folder
 from wancli.catalog.specs import SPECS
 from wancli.catalog.tasks import ANIMATE, VACE
 from wancli.config.resolve import Layer, resolve
-from wancli.config.settings import Machine, RolloutSettings, Settings
+from wancli.config.settings import Machine, Rollout, RolloutSettings, Settings
 from wancli.config.tuned import tuned_for
 from wancli.errors import PlanError, SettingsError, UsageError
 from wancli.models.load import Loaded, transformers_of
@@ -157,22 +157,33 @@ def test_repro_decode_and_skip_existing_work_with_many_options(wancli: Wancli):
         assert "comes from another request" in wancli(*again, *other).err
 
 
+# Frames that the VAE decoded are encoded again, and later chunks depend on them.
+PLAIN, REENCODING = Rollout(), Rollout(kv_recompute=True, reencode_first=True)
+
+
 @pytest.mark.parametrize(
-    ("changes", "inputs", "resumes"),
+    ("changes", "rollout", "inputs", "resumes"),
     [
-        ({"offload": "group"}, {}, True),
-        ({"vae_dtype": "bfloat16"}, {}, True),
-        ({"vae_dtype": "bfloat16"}, {"image": {}}, False),
-        ({"quantize": "fp8"}, {}, False),
-        ({"fuse_qkv": True}, {}, False),
-        ({"layers": 2}, {}, False),
+        ({"offload": "group"}, PLAIN, {}, True),
+        ({"vae_dtype": "bfloat16"}, PLAIN, {}, True),
+        ({"vae_dtype": "bfloat16"}, PLAIN, {"image": {}}, False),
+        ({"vae_dtype": "bfloat16"}, REENCODING, {}, False),
+        ({"vae_decoder": "tiny"}, PLAIN, {"image": {}}, True),
+        ({"vae_decoder": "tiny"}, REENCODING, {}, False),
+        ({"vae_exact": True}, PLAIN, {"image": {}}, True),
+        ({"vae_exact": True}, REENCODING, {}, False),
+        ({"quantize": "fp8"}, PLAIN, {}, False),
+        ({"fuse_qkv": True}, PLAIN, {}, False),
+        ({"layers": 2}, PLAIN, {}, False),
     ],
 )
 def test_a_rollout_resumes_only_with_settings_that_change_no_latents(
-    changes: dict[str, Any], inputs: dict[str, Any], resumes: bool
+    changes: dict[str, Any], rollout: Rollout, inputs: dict[str, Any], resumes: bool
 ):
     before, now = (
-        Request("x", 1, RolloutSettings(machine=Machine(**more)), {}, inputs=inputs).as_json()
+        Request(
+            "x", 1, RolloutSettings(machine=Machine(**more), rollout=rollout), {}, inputs=inputs
+        ).as_json()
         for more in ({}, changes)
     )
     if resumes:

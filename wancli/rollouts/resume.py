@@ -16,11 +16,13 @@ from wancli.rollouts.store import RolloutStore
 UNREAD = ("sampling.strength", "sampling.true_cfg_scale", "video.segment_frames")
 # The weights have the digests of files, wherever they are.
 FREE = (
-    "output", "sources", "schema", "machine.offload", "machine.vae_exact", *UNREAD,
-    *(f"machine.{name}" for name in (*WEIGHTS, DECODER)),
+    "output", "sources", "schema", "machine.offload", *UNREAD,
+    *(f"machine.{name}" for name in WEIGHTS),
 )  # fmt: skip
 LONGER = ("rollout.chunks", "video.num_frames")  # may grow
-DECODING = ("machine.vae_dtype",)  # all chunks are decoded again; may change, see `may_redecode`
+# All chunks are decoded again, so these may change; see `may_redecode` for the last.
+DECODERS = ("machine.vae_exact", f"machine.{DECODER}", f"weights.{DECODER}")
+DECODING = ("machine.vae_dtype",)
 ENCODED_STARTS = ("image", "extend")  # inputs that the VAE encodes
 
 
@@ -82,7 +84,13 @@ def check_chunks(chunks: int, *, finished: int) -> None:
 
 def may_redecode(request: Mapping[str, Any]) -> bool:
     """Whether its finished chunks may be decoded with other settings: no latents are the VAE's."""
-    return not any(name in request.get("inputs", {}) for name in ENCODED_STARTS)
+    starts = any(name in request.get("inputs", {}) for name in ENCODED_STARTS)
+    return not starts and not _feeds_back(request)
+
+
+def _feeds_back(request: Mapping[str, Any]) -> bool:
+    """Whether chunks depend on the decoded frames of earlier ones."""
+    return bool(request["rollout"].get("reencode_first"))
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], *, keep: int) -> None:
@@ -95,7 +103,11 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], *, keep: int) 
     old |= {key: settings[key].default for key in new.keys() & settings.keys() - old.keys()}
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     indexed = now["rollout"]["noise"] == "indexed"
-    free = (*(LONGER if indexed else ()), *(DECODING if may_redecode(before) else ()))
+    free = {
+        *(LONGER if indexed else ()),
+        *(DECODERS if not _feeds_back(before) else ()),
+        *(DECODING if may_redecode(before) else ()),
+    }
     changed = [key for key in changed if key not in free]
     if changed:
         changes = "; ".join(
@@ -118,8 +130,7 @@ def _flat(value: Mapping[str, Any], keep: int, path: str = "") -> Iterator[tuple
         if name in ("inputs.changes", "inputs.seeds"):  # [chunk, value] in order
             yield name, [entry for entry in inner if entry[0] < max(keep, 1)]
         elif name == "weights":
-            if files := digests(file for file in inner if file["part"] != DECODER):
-                yield name, files
+            yield from ((f"{name}.{part}", digest) for part, digest in digests(inner).items())
         elif isinstance(inner, Mapping):
             yield from _flat(inner, keep, f"{name}.")
         else:
