@@ -17,7 +17,7 @@ from wancli.catalog.tasks import ANIMATE, IMAGE, VACE, VIDEO
 from wancli.errors import InputError, ModelError, SettingsError
 from wancli.models.lora import merge_loras
 from wancli.planning import lora
-from wancli.planning.lora import Lora, find_lora
+from wancli.planning.lora import Lora, find_lora, find_recorded_loras
 
 LAYERS = {
     "blocks.0.self_attn.q": "blocks.0.attn1.to_q",
@@ -274,6 +274,16 @@ def test_a_lora_is_a_file_an_expert_and_a_scale(tmp_path: Path):
         find_lora(f"{path}=much")
     with pytest.raises(InputError):
         find_lora("no.safetensors=1")
+
+
+@pytest.mark.parametrize("after", ["", "@high", "=0.5", "@low=0.5"])
+def test_a_moved_lora_of_a_record_keeps_its_expert_and_scale_as_typed(tmp_path: Path, after: str):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"any")
+    revision = f"abc+{lora._digest(path)}"
+    assert find_recorded_loras([f"gone/x.safetensors{after}"], revision, tmp_path / "v.mp4") == (
+        f"{path}{after}",
+    )
 
 
 def test_a_packaged_lora_is_found_by_name(tmp_path, monkeypatch):

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-from wancli.catalog.hub_cache import cached_file, hub_file
+from wancli.catalog.hub_cache import hub_file
 from wancli.catalog.local import find_spec
-from wancli.catalog.model_folders import find_file, find_named
+from wancli.catalog.model_folders import find_file, find_named, find_on_hub
 from wancli.catalog.specs import DEMO_FOLDER, RANDOM, ModelSpec, WeightFile
 from wancli.catalog.tiny_decoder import (
     DECODER,
@@ -90,10 +90,10 @@ def check_decoder(spec: ModelSpec) -> None:
 def find_tiny_decoder(spec: ModelSpec) -> ModelSpec | None:
     """The spec with the model's own tiny decoder, if that is on this machine."""
     try:
-        found = add_vae_decoder(spec, TINY)
+        tiny = add_vae_decoder(spec, TINY)
     except WancliError:
         return None
-    return found if found.file_of(DECODER) else None
+    return tiny if tiny.file_of(DECODER) else None
 
 
 def find_recorded_decoder(entry: Mapping[str, Any], record: Path, name: str, model: str) -> str:
@@ -105,8 +105,8 @@ def find_recorded_decoder(entry: Mapping[str, Any], record: Path, name: str, mod
     beside = record.parent / str(entry["name"])
     paths = [Path(entry.get("path") or beside), beside, *find_named(DECODER, beside.name)]
     if named:
-        found = add_vae_decoder(find_spec(model), name).file_of(DECODER)
-        paths = [found.path] if found else []
+        file = add_vae_decoder(find_spec(model), name).file_of(DECODER)
+        paths = [file.path] if file else []
     for path in paths:
         with suppress(OSError):
             if decoder_digest(path) == entry["digest"]:
@@ -136,13 +136,9 @@ def _has_wan_vae(spec: ModelSpec) -> bool:
 
 
 def _path(name: str) -> Path | None:
-    """A decoder's file; None for one of the hub that is not on this machine.
-
-    One of the hub may lie in WANCLI_MODEL_PATH, too.
-    """
+    """A decoder's file; None for one of the hub that is not on this machine."""
     if on_hub := hub_file(name):
-        namesakes = find_named(DECODER, PurePath(on_hub[1]).name)
-        return cached_file(*on_hub) or (namesakes[0] if len(namesakes) == 1 else None)
+        return find_on_hub(DECODER, *on_hub)
     path = find_file(DECODER, name, kind="tiny decoder")
     if not path.is_file():
         raise missing("tiny decoder", path)

@@ -7,8 +7,9 @@ https://github.com/comfyanonymous/ComfyUI (0c853f3).
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from wancli.catalog.hub_cache import cached_file
 from wancli.catalog.tiny_decoder import DECODER
 from wancli.errors import InputError, SettingsError, closest, missing, some
 from wancli.utils.reading import read_yaml, unreadable, user_path
@@ -93,32 +94,37 @@ def find_file(setting: str, name: str, *, kind: str = "file") -> Path:
         return path
     if path.is_absolute() or not model_roots():
         raise missing(kind, path)
-    files = all_files(setting)
-    named = {os.path.realpath(file): file for file in reversed(files) if _ends_with(file, path)}
+    named = find_named(setting, path)
     if not named:
-        raise _not_found(kind, path, files)
+        raise _not_found(kind, path, all_files(setting))
     if len(named) > 1:
         raise SettingsError(
             f"`{setting} {name}` is the name of {len(named)} files: "
-            f"{some(sorted(map(str, named.values())))}.",
-            hint=f"give the path of one, such as {min(map(str, named.values()))}",
+            f"{some(sorted(map(str, named)))}.",
+            hint=f"give the path of one, such as {min(map(str, named))}",
         )
-    return next(iter(named.values()))
+    return named[0]
 
 
-def find_named(setting: str, name: str) -> list[Path]:
-    """Every file of that name in the folders for a setting."""
-    return [file for file in all_files(setting) if file.name == name]
+def find_on_hub(setting: str, repo: str, file: str) -> Path | None:
+    """A file of the hub, in its cache or, if just one has its name, in WANCLI_MODEL_PATH."""
+    if cached := cached_file(repo, file):
+        return cached
+    named = find_named(setting, PurePath(file).name)
+    return named[0] if len(named) == 1 else None
+
+
+def find_named(setting: str, name: str | Path) -> list[Path]:
+    """Every file of that name, alone or after names of folders, in the folders for a setting."""
+    parts = Path(name).parts
+    files = [file for file in all_files(setting) if file.parts[-len(parts) :] == parts]
+    return list({os.path.realpath(file): file for file in reversed(files)}.values())
 
 
 def all_files(setting: str) -> list[Path]:
     """Every file in the folders of WANCLI_MODEL_PATH for a setting. Raises InputError."""
     folders = (folder for root in model_roots() for folder in folders_of(root))
     return [f for folder in folders if folder.setting in ("", setting) for f in folder.files()]
-
-
-def _ends_with(file: Path, name: Path) -> bool:
-    return file.parts[-len(name.parts) :] == name.parts
 
 
 def _not_found(kind: str, path: Path, files: Sequence[Path]) -> InputError:

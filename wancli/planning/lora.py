@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 
 from wancli.catalog.hub_cache import cached_file, hub_file
 from wancli.catalog.local import revision
-from wancli.catalog.model_folders import find_file, find_named
+from wancli.catalog.model_folders import find_file, find_named, find_on_hub
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import EXPERTS, of_expert
 from wancli.catalog.wan_layers import parameter_shapes
@@ -118,14 +118,8 @@ def _place(name: str) -> Path:
     if path.exists():
         return path
     if on_hub := hub_file(name):
-        return cached_file(*on_hub) or _namesake(on_hub[1]) or cached_lora(*on_hub)
+        return find_on_hub("lora", *on_hub) or cached_lora(*on_hub)
     return PACKAGED.get(name) or find_file("lora", name, kind="LoRA")
-
-
-def _namesake(file: str) -> Path | None:
-    """The file in WANCLI_MODEL_PATH with the name of a file of the hub, if there is just one."""
-    named = find_named("lora", PurePath(file).name)
-    return named[0] if len(named) == 1 else None
 
 
 def cached_lora(repo: str, file: str) -> Path:
@@ -246,7 +240,7 @@ def find_recorded_loras(texts: Sequence[str], revision: str, record: Path) -> tu
 
 
 def _recorded(text: str, digest: str, record: Path) -> str:
-    typed, expert, scale = _split(text)
+    typed, *_ = _split(text)
     name = PurePath(typed.rpartition(":")[2]).name
     error: SetupError = InputError(
         f"{record} was made with the LoRA {name}, which is missing or has changed.",
@@ -261,7 +255,7 @@ def _recorded(text: str, digest: str, record: Path) -> str:
         pass
     for path in (record.parent / name, *find_named("lora", name)):
         if path.is_file() and _digest(path) == digest:
-            return f"{path}{expert and '@'}{expert}={scale}"
+            return f"{path}{text.removeprefix(typed)}"
     raise error
 
 
