@@ -51,11 +51,12 @@ def read_part(kind: Any, spec: ModelSpec, file: WeightFile, *, dtype: torch.dtyp
                 # Before weights of int8, transformers leaves the activations' dtype alone.
                 weight = tensor.view(torch.int8) if file.part == "text_encoder" else tensor
                 _use_gguf_linear(model, name.removesuffix(".weight"), weight, dtype)
+                tensors[name] = weight
                 continue
             at = dtype if wide.isdisjoint(name.split(".")) else torch.float32
             tensors[name] = _dequantized(tensor).reshape(expected[name]).to(at)
     tensors |= {name: tensors[source] for name, source in tied.items()}
-    model.load_state_dict(tensors, assign=True, strict=not packed)
+    model.load_state_dict(tensors, assign=True)
     if tied:
         model.tie_weights()
     return model.eval()
