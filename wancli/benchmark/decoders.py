@@ -85,8 +85,8 @@ class DecoderBench:
                 hint="another `task`",
             )
         self._task, self.settings = task.name, _with_vae(resolved.settings, _EXACT)
-        given, plain = resolved.settings.machine.vae_decoder, _without_decoder(self.spec)
-        self.variants = list(_variants(self.settings, plain, given))
+        decoder, plain = resolved.settings.machine.vae_decoder, _without_decoder(self.spec)
+        self.variants = list(_variants(self.settings, plain, decoder))
         for variant in self.variants:
             check_decoder(variant.spec)
             self._plan(self.settings.model_copy(update={"machine": variant.machine}))
@@ -155,7 +155,7 @@ def _without_decoder(spec: ModelSpec) -> ModelSpec:
     return replace(spec, files=files, tiny_decoder=None)
 
 
-def _variants(settings: Settings, spec: ModelSpec, given: str) -> Iterator[DecoderVariant]:
+def _variants(settings: Settings, spec: ModelSpec, decoder: str) -> Iterator[DecoderVariant]:
     """Ways to decode that the model and the size of the video have, the exact one first."""
     narrow = {"vae_dtype": "bfloat16"}
     ways: dict[str, Mapping[str, Any]] = {
@@ -169,8 +169,8 @@ def _variants(settings: Settings, spec: ModelSpec, given: str) -> Iterator[Decod
         ways["tiled"] = {"vae_tiling": True}
     if spec.random or find_tiny_decoder(spec):
         ways |= {TINY: _TINY, "tiny bfloat16": {**_TINY, **narrow}}
-    if given not in (EXACT, TINY):
-        ways[Path(given).name] = {**_TINY, "vae_decoder": given}
+    if decoder not in (EXACT, TINY):
+        ways[Path(decoder).name] = {**_TINY, "vae_decoder": decoder}
     for name, changes in ways.items():
         machine = _with_vae(settings, changes).machine
         yield DecoderVariant(name, machine, add_vae_decoder(spec, machine.vae_decoder))

@@ -65,7 +65,7 @@ def _row(folder: ModelFolder, info: "WeightSummary", parts: Sequence[str]) -> tu
     models = ", ".join(info.models[:_MOST_MODELS])
     more = len(info.models) - _MOST_MODELS
     fits = f"{models} and {more} more" if more > 0 else models or "no known model"
-    told = bool(info.rank or info.problem)
-    purpose = ": ".join(filter(None, (info.description, "" if told else fits)))
+    described = info.rank or info.problem
+    purpose = ": ".join(filter(None, (info.description, "" if described else fits)))
     name = str(info.path.relative_to(folder.path))
     return name, ", ".join(parts), info.dtype, gib(info.bytes), purpose
