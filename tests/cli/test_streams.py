@@ -210,3 +210,30 @@ def test_output_waits_for_a_full_pipe():
     with io.BufferedWriter(_Stdout(writer, "w")) as file:
         file.write(b"x" * 300_000)
     assert done.communicate(timeout=20)[0] == "300000\n"
+
+
+def test_a_signal_after_a_write_does_not_repeat_what_was_written():
+    script = """
+import os, signal
+from io import FileIO
+from wancli.cli import streams
+from wancli.utils import interrupts
+
+class Interrupting(FileIO):
+    def write(self, data):
+        count = super().write(data)
+        os.kill(os.getpid(), signal.SIGINT)
+        return count
+
+streams._Stdout.__bases__ = (Interrupting,)
+interrupts.handle()
+interrupts.unwind_from_here()
+streams.open_streams()
+try:
+    print("path")
+    signal.pause()
+except interrupts.Interrupted as error:
+    raise SystemExit(error.exit_code)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("path\n", "", 130)

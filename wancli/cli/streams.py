@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from wancli.errors import OutputError
-from wancli.utils.interrupts import Interrupted
+from wancli.utils.interrupts import Interrupted, uninterrupted
 
 _ESCAPED = "wancli.escaped"  # name of an error handler
 
@@ -89,10 +89,18 @@ class _Stderr(io.FileIO):
 
 
 def _write(file: Any, data: Any) -> int:
-    """Write some of `data`, waiting for room in a non-blocking pipe."""
-    while (count := file.write(data)) is None:
+    """Write some of `data`, waiting for room.
+
+    A signal ends the wait, but not the write: what an interrupted write had written, the buffer
+    would write again. With room, so many bytes go into a pipe without waiting; a file takes all,
+    so that records of processes that append to it stay whole.
+    """
+    data = data if file.seekable() else data[: select.PIPE_BUF]
+    while True:
         select.select([], [file.fileno()], [])
-    return int(count)
+        with uninterrupted():
+            if (count := file.write(data)) is not None:
+                return int(count)
 
 
 def _text(file: io.FileIO, old: Any) -> io.TextIOWrapper:
