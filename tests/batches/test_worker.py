@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.batches.fakes import FakeMaker, FakeWorker, fake_ledger
 from tests.fakes import tiny_image
 from wancli.api.requests import Listener
 from wancli.batches import worker as worker_module
@@ -154,49 +155,63 @@ def test_a_cancelled_job_ends_alone_even_while_its_model_loads(
     assert len(list(tmp_path.glob("*.mp4"))) == 1
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, *, times: int) -> None:
-    """Let jobs fail at their first steps."""
-    real = worker_module._make_video
+def failing(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, *, times: int, of: Any = FakeMaker,
+    name: str = "make",
+) -> None:  # fmt: skip
+    """Let the first calls of a function fail."""
+    real = getattr(of, name)
     left = iter(range(times))
 
-    def make(*arguments: Any, **options: Any) -> Any:
+    def call(*arguments: Any, **options: Any) -> Any:
         if next(left, None) is not None:
             raise error
         return real(*arguments, **options)
 
-    monkeypatch.setattr(worker_module, "_make_video", make)
+    monkeypatch.setattr(of, name, call)
 
 
 MEMORY = CapacityError("out of memory.", hint="a smaller `size`")
-ONE_JOB = '[[jobs]]\nprompt = "a circle"\nseed = 1\nmodel = "{}"\n'
+
+
+def statuses(ledger: Ledger, **options: Any) -> list[str]:
+    """What becomes of jobs that a worker without a model makes."""
+    return [outcome.status for outcome in FakeWorker(ledger, **options).run()]
 
 
 @pytest.mark.parametrize("error", [MEMORY, RuntimeError("of a library")])
 def test_what_may_pass_is_tried_again_so_often(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ):
     failing(monkeypatch, error, times=2)
-    with batch(tmp_path, ONE_JOB.format(tiny_model)) as ledger:
-        outcomes, _ = run(ledger, retries=1)
-        assert [outcome.status for outcome in outcomes] == ["again", "failed"]
+    with fake_ledger(tmp_path, ["a"]) as ledger:
+        assert statuses(ledger, retries=1) == ["again", "failed"]
         ledger.retry(ledger.numbers("failed"))
-        outcomes, _ = run(ledger, retries=1)
-    assert [outcome.status for outcome in outcomes] == ["ok"]
+        assert statuses(ledger, retries=1) == ["ok"]
 
 
-def test_what_does_not_pass_is_not_tried_again(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_does_not_pass_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     failing(monkeypatch, UsageError("no.", hint="yes"), times=1)
-    with batch(tmp_path, ONE_JOB.format(tiny_model)) as ledger:
-        outcomes, _ = run(ledger, retries=5, adapt=True)
-    assert [outcome.status for outcome in outcomes] == ["failed"]
+    with fake_ledger(tmp_path, ["a"]) as ledger:
+        assert statuses(ledger, retries=5) == ["failed"]
+
+
+def test_a_full_disk_ends_the_worker_and_gives_its_job_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    full = OutputError("cannot write a.mp4: No space left on device.", hint="free some space")
+    failing(monkeypatch, full, times=1)
+    with fake_ledger(tmp_path, ["a", "a", "a"]) as ledger:
+        with pytest.raises(OutputError, match="No space"):
+            statuses(ledger)
+        assert ledger.counts()["pending"] == 3
+        assert statuses(ledger) == ["ok"] * 3
 
 
 def test_jobs_that_run_out_of_memory_go_on_with_less(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    failing(monkeypatch, MEMORY, times=1)
+    failing(monkeypatch, MEMORY, times=1, of=worker_module, name="_make_video")
     jobs = f'[[jobs]]\nprompt = "a circle"\nseed = "1-3"\nmodel = "{tiny_model}"\n'
     with batch(tmp_path, jobs) as ledger:
         outcomes, phases = run(ledger, adapt=True)
@@ -209,23 +224,10 @@ def test_jobs_that_run_out_of_memory_go_on_with_less(
 
 
 def test_a_job_that_takes_too_long_ends_at_its_next_step(tmp_path: Path, tiny_model: Path):
-    with batch(tmp_path, ONE_JOB.format(tiny_model)) as ledger:
+    job = f'[[jobs]]\nprompt = "a circle"\nseed = 1\nmodel = "{tiny_model}"\n'
+    with batch(tmp_path, job) as ledger:
         (outcome,), _ = run(ledger, timeout=1e-9, retries=3)
     assert outcome.status == "failed"
     assert "it took over" in str(outcome.error)
     assert "`timeout`" in (outcome.error.hint if outcome.error else "")
     assert not list(tmp_path.glob("*.mp4"))
-
-
-def test_a_full_disk_ends_the_worker_and_gives_its_job_back(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-):
-    full = OutputError("cannot write a.mp4: No space left on device.", hint="free some space")
-    failing(monkeypatch, full, times=1)
-    jobs = f'[[jobs]]\nprompt = "a circle"\nseed = "1-3"\nmodel = "{tiny_model}"\n'
-    with batch(tmp_path, jobs) as ledger:
-        with pytest.raises(OutputError, match="No space"):
-            run(ledger)
-        assert ledger.counts()["pending"] == 3
-        outcomes, _ = run(ledger)
-    assert [outcome.status for outcome in outcomes] == ["ok"] * 3
