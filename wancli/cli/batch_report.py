@@ -45,9 +45,8 @@ def report(
         outputs = OutputSet(overwrite=overwrite)
         outputs.add(OutputFile(page, "`output`", ours=is_report))
         with outputs.locked():
-            screen.note(
-                f"taking a picture of each of {len(opened.numbers(DONE, SKIPPED)):,} videos"
-            )
+            counts = opened.counts()
+            screen.note(f"taking a picture of each of {counts[DONE] + counts[SKIPPED]:,} videos")
             content = render_report(opened, page, embed=embed, in_words=with_flags)
             replace = page in outputs.replaced
             write_whole(page, content, hint="another `output`", overwrite=replace)

@@ -28,7 +28,7 @@ from wancli.errors import (
     shortened,
 )
 from wancli.planning.prompts import check_prompt
-from wancli.utils.reading import parse_json, read_text, read_toml, unreadable
+from wancli.utils.reading import parse_json, read_stream, read_text, read_toml, unreadable
 
 LARGEST_BATCH = 512 * 2**20  # bytes
 MOST_JOBS = 1_000_000
@@ -274,7 +274,10 @@ def _rows(path: Path, origin: str) -> tuple[Mapping[str, Any], Iterator[Row]]:
     try:
         if path.suffix.lower() == ".toml":
             return _toml_rows(path)
-        text = _read_stdin() if path == STDIN else read_text(path, most=LARGEST_BATCH)
+        if path == STDIN:
+            text = read_stream(sys.stdin.buffer, most=LARGEST_BATCH)
+        else:
+            text = read_text(path, most=LARGEST_BATCH)
     except FileNotFoundError:
         raise missing("batch", path) from None
     except (OSError, ValueError) as error:
@@ -286,17 +289,6 @@ def _rows(path: Path, origin: str) -> tuple[Mapping[str, Any], Iterator[Row]]:
     if path.suffix.lower() in (".jsonl", ".ndjson", ".json") or _is_json(text):
         return _json_rows(filled, origin)
     return {}, ((number, {"prompt": line}) for number, line in filled)
-
-
-def _read_stdin() -> str:
-    """Standard input. Raises OSError, ValueError."""
-    content = sys.stdin.buffer.read(LARGEST_BATCH + 1)
-    if len(content) > LARGEST_BATCH:
-        raise ValueError(f"it has over {LARGEST_BATCH // 2**20} MiB")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 text (byte {error.start})") from None
 
 
 def _is_json(text: str) -> bool:

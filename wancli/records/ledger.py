@@ -246,14 +246,16 @@ class LedgerWorker:
 
     def close(self) -> None:
         """Give back what is claimed, and end."""
-        with self._ledger._transaction() as db:
-            db.execute(
-                "UPDATE jobs SET state = 'pending', worker = NULL "
-                "WHERE state = 'running' AND worker = ?",
-                (self.name,),
-            )
-        self._ledger._own.discard(self.name)
-        self._lock.release()
+        try:
+            with self._ledger._transaction() as db:
+                db.execute(
+                    "UPDATE jobs SET state = 'pending', worker = NULL "
+                    "WHERE state = 'running' AND worker = ?",
+                    (self.name,),
+                )
+        finally:  # without which others would wait for its jobs
+            self._ledger._own.discard(self.name)
+            self._lock.release()
 
     def claim(self) -> ClaimedJob | None:
         """The next job, of the same model while there is one; None if none waits.
@@ -263,17 +265,16 @@ class LedgerWorker:
         self._ledger.check_there()
         with self._ledger._transaction() as db:
             first = "SELECT number FROM jobs WHERE state = 'pending' AND model = ? LIMIT 1"
-            found = db.execute(first, (self._model,)).fetchone()
-            found = found or db.execute(_NEXT).fetchone()
-            if found is None:
+            row = db.execute(first, (self._model,)).fetchone() or db.execute(_NEXT).fetchone()
+            if row is None:
                 return None
-            now = time.time()
+            (number,), now = row, time.time()
             db.execute(
                 "UPDATE jobs SET state = 'running', attempt = attempt + 1, worker = ?, host = ?, "
                 "pid = ?, began = ?, heartbeat = ?, ended = NULL, error = NULL WHERE number = ?",
-                (self.name, socket.gethostname(), os.getpid(), now, now, found[0]),
+                (self.name, socket.gethostname(), os.getpid(), now, now, number),
             )
-            job = _claimed(db, found[0])
+            job = _claimed(db, number)
         self._model = job.model
         return job
 
@@ -292,7 +293,8 @@ class LedgerWorker:
             size = job.output.stat().st_size
         except OSError as error:
             raise OutputError(
-                f"{job.output} is not there: {error.strerror}.", hint="wancli batch retry"
+                f"{job.output} is not there: {error.strerror}.",
+                hint=f"wancli batch retry {self._ledger.path}",
             ) from None
         state, text = SKIPPED if kept else DONE, json.dumps(record)
         values = (state, time.time(), size, text)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import IO, Any, TypeGuard
 
 from wancli.errors import InputError, WancliError, first_line
 
@@ -95,7 +95,12 @@ def open_file(path: Path) -> io.BufferedReader:
 def read_text(path: Path, *, most: int = LARGEST_TEXT) -> str:
     """Read UTF-8 text of at most `most` bytes, with or without a byte order mark."""
     with open_file(path) as file:
-        content = file.read(most + 1)
+        return read_stream(file, most=most)
+
+
+def read_stream(file: IO[bytes], *, most: int) -> str:
+    """Read UTF-8 text of at most `most` bytes from an open file or pipe."""
+    content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(f"it has over {most // 2**20} MiB")
     return _decoded(content)
