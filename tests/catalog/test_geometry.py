@@ -66,9 +66,9 @@ def test_context_chunks_come_first_and_have_negative_indices():
 
 
 def test_only_the_first_generated_chunk_is_given_frames():
-    context, spans = lay_out(2, chunk_frames=3, context=3, given=1)
+    context, spans = lay_out(2, chunk_frames=3, context=3, clean_frames=1)
     assert context == (Span(-1, 0, 3),)
-    assert spans == (Span(0, 3, 3, given=1), Span(1, 6, 3))
+    assert spans == (Span(0, 3, 3, clean_frames=1), Span(1, 6, 3))
 
 
 def test_context_that_does_not_fill_chunks_is_rejected():

@@ -204,7 +204,7 @@ def roll_preset(name, transformer, model_json, inputs):
         prompts=prompts,
         finished=lambda _span: None,
         denoise=denoise,
-        given=start if plan.spans[0].given else None,
+        start=start if plan.spans[0].clean_frames else None,
         context_timestep=settings.rollout.context_noise,
     )
     with causal(transformer, plan.window, rope=plan.rope) as model:

@@ -73,7 +73,7 @@ class Span:
     index: int
     first_frame: int
     frames: int
-    given: int = 0  # first frames that are clean from the start: those of a picture
+    clean_frames: int = 0  # its first ones that are clean from the start: those of a picture
     offset: int = 0  # of its positions, which jump at the beginning of a shot
     begins_shot: bool = False  # and its first frames stay in the window, as the sink does
 
@@ -121,13 +121,13 @@ class WindowConfig:
 
 
 def lay_out(
-    chunks: int, *, chunk_frames: int, context: int = 0, given: int = 0,
+    chunks: int, *, chunk_frames: int, context: int = 0, clean_frames: int = 0,
     independent_first_frame: bool = False,
 ) -> tuple[tuple[Span, ...], tuple[Span, ...]]:  # fmt: skip
     """Spans of `context` latent frames of initial context, and of the `chunks` that follow.
 
     With `independent_first_frame` the video's first latent frame is a chunk by itself. The first of
-    the `chunks` begins with `given` frames. Raises PlanError if the context does not fill whole
+    the `chunks` begins with `clean_frames`. Raises PlanError if the context does not fill whole
     chunks.
     """
     alone = 1 if independent_first_frame else 0
@@ -144,7 +144,7 @@ def lay_out(
         sizes[0] = 1
     firsts = accumulate(sizes[:-1], initial=0)
     spans = [Span(i - before, *pair) for i, pair in enumerate(zip(firsts, sizes, strict=True))]
-    spans[before] = replace(spans[before], given=given)
+    spans[before] = replace(spans[before], clean_frames=clean_frames)
     return tuple(spans[:before]), tuple(spans[before:])
 
 

@@ -89,7 +89,7 @@ def rollout_usage(spec: ModelSpec, plan: RolloutPlan, precision: Precision) -> U
     forwards, prompts = rollout_forwards(spec, plan), 2 if plan.guided else 1
     work = denoise_flops(spec.wan.transformer, forwards, fresh=prompts * spec.experts)
     tokens = plan.window.chunk * plan.shape.tokens_per_frame
-    per_token = plan.spans[0].given > 0
+    per_token = plan.spans[0].clean_frames > 0
     return _usage(
         spec, plan.shape, precision, denoise=(tokens, plan.forwards, work, per_token),
         prompts=prompts, chunk=plan.window.chunk,

@@ -158,8 +158,8 @@ class RolloutPlan:
 
     @property
     def start_frames(self) -> int:
-        """Latent frames to start from: the initial context, or what the first chunk is given."""
-        return self.spans[0].first_frame + self.spans[0].given
+        """Latent frames to start from: the initial context, or what the first chunk begins with."""
+        return self.spans[0].first_frame + self.spans[0].clean_frames
 
     def as_json(self) -> dict[str, Any]:
         """The plan with counts instead of the chunks, of which there may be a million."""
@@ -187,12 +187,12 @@ def make_rollout_plan(
     """
     chosen = settings.rollout
     loras = _check_rollout(settings, spec, force=force)
-    given = context_frames if chosen.image_start == "first-frame" and context_frames == 1 else 0
+    clean = context_frames if chosen.image_start == "first-frame" and context_frames == 1 else 0
     context, spans = lay_out(
         chosen.chunks,
         chunk_frames=chosen.chunk_frames,
-        context=context_frames - given,
-        given=given,
+        context=context_frames - clean,
+        clean_frames=clean,
         independent_first_frame=chosen.independent_first_frame,
     )
     num_frames = (spans[-1].end - 1) * spec.strides.temporal + 1

@@ -146,7 +146,7 @@ class CausalDenoiser:
         """What the graph of the next forward depends on."""
         kv = self._caches()[0]
         fills_sink = kv.stored < kv.blocks[0].raw_sink.shape[1]
-        return self._span.frames, self._span.given, kv.stored > 0, kv.hidden > 0, fills_sink
+        return self._span.frames, self._span.clean_frames, kv.stored > 0, kv.hidden > 0, fills_sink
 
     def begin(self, span: Span) -> None:
         """Make room for a chunk. Beginning it again discards its uncommitted forwards."""
@@ -166,7 +166,7 @@ class CausalDenoiser:
             expert.state.first_frame = span.first_frame + span.offset
 
     def velocity(self, latents: Tensor, timestep: float) -> Tensor:
-        """Guided velocity of the chunk's noisy latents [1, C, F, H, W]; those given are clean."""
+        """Guided velocity of the chunk's latents [1, C, F, H, W]: noisy, after any clean frames."""
         if self._stale:
             self._recompute()
         expert = next(e for e in self._experts if timestep >= e.min_timestep)
@@ -212,7 +212,7 @@ class CausalDenoiser:
         kept = sink if span.end > window else 0
         count = min(window, span.end) - kept
         latents = torch.cat([clean for _, clean, _ in self._buffer.chunks], 2)[:, :, -count:]
-        self._place(replace(span, first_frame=span.end - count, frames=count, given=0))
+        self._place(replace(span, first_frame=span.end - count, frames=count, clean_frames=0))
         per_frame = self._window.tokens_per_frame
         for kv in self._caches():
             kv.refill(count * per_frame, kept=kept * per_frame)
@@ -271,7 +271,7 @@ class CausalDenoiser:
         if len(self._embeddings) < len(expert.branches):
             raise RuntimeError("call set_prompt first; guidance needs an uncond prompt")
         transformer, state = expert.transformer, expert.state
-        dtype, state.timestep = transformer.dtype, None if self._span.given else timestep
+        dtype, state.timestep = transformer.dtype, None if self._span.clean_frames else timestep
         timesteps = self._timesteps(latents, timestep, wide=dtype == torch.float64)
         velocities = []
         for kv, text in zip(expert.branches, self._embeddings, strict=False):
@@ -283,14 +283,14 @@ class CausalDenoiser:
         return velocities
 
     def _timesteps(self, latents: Tensor, timestep: float, *, wide: bool) -> Tensor:
-        """[B]; where frames are given, which have timestep 0, one for each token, [B, L]."""
-        batch, given, tokens = len(latents), self._span.given, self._window.tokens_per_frame
-        shape = (batch, latents.shape[2], tokens) if given else (batch,)
+        """[B]; where frames are clean, which have timestep 0, one for each token, [B, L]."""
+        batch, clean, tokens = len(latents), self._span.clean_frames, self._window.tokens_per_frame
+        shape = (batch, latents.shape[2], tokens) if clean else (batch,)
         exact = torch.float64 if wide else torch.float32
         timesteps = torch.full(shape, timestep, device=latents.device, dtype=exact)
-        if not given:
+        if not clean:
             return timesteps
-        timesteps[:, :given] = 0
+        timesteps[:, :clean] = 0
         return timesteps.flatten(1)
 
 

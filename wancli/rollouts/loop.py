@@ -78,7 +78,7 @@ class RolloutInputs:
     prompts: Callable[[Span], ChunkPrompt]
     finished: Callable[[Span], Tensor | None]  # latents of a chunk from an earlier run
     denoise: Callable[[Span, Velocity], Iterator[Denoised]]
-    given: Tensor | None = None  # clean latents that the first chunk begins with
+    start: Tensor | None = None  # clean latents that the first chunk begins with
     context_timestep: float = 0.0  # of the clean passes of generated chunks
 
 
@@ -114,14 +114,14 @@ def rollout(model: Denoiser, inputs: RolloutInputs) -> Iterator[Event]:
 
 
 def _denoise(model: Denoiser, inputs: RolloutInputs, span: Span) -> Iterator[Denoised]:
-    """Denoise a chunk step by step; frames that it is given are clean before and after each."""
-    if inputs.given is None or not span.given:
+    """Denoise a chunk step by step; those that are clean from the start stay so."""
+    if inputs.start is None or not span.clean_frames:
         yield from inputs.denoise(span, model.velocity)
         return
-    given = inputs.given
+    start = inputs.start
 
     def begun(latents: Tensor) -> Tensor:
-        return torch.cat([given.to(latents), latents[:, :, span.given :]], 2)
+        return torch.cat([start.to(latents), latents[:, :, span.clean_frames :]], 2)
 
     def velocity(latents: Tensor, timestep: float) -> Tensor:
         return model.velocity(begun(latents), timestep)

@@ -151,7 +151,7 @@ class _Prepared:
     loaded: Loaded
     prompts: PromptEncoder
     context: list[tuple[Span, Tensor]]
-    given: Tensor | None  # clean latents that the first chunk begins with
+    start: Tensor | None  # clean latents that the first chunk begins with
     timings: Mapping[str, float]  # of loading and encoding
 
 
@@ -165,9 +165,9 @@ def _prepare(job: RolloutJob, loaded: Loaded, report: Report, *, load_s: float) 
     prompts.encode()
     if job.replaces and isinstance(job.store, RolloutStore):
         start_rollout(job.store, job.request.as_json())
-    context, given = _context(job, loaded)
+    context, start = _context(job, loaded)
     timings = {"load_s": load_s, "encode_prompt_s": perf_counter() - started}
-    return _Prepared(loaded, prompts, context, given, timings)
+    return _Prepared(loaded, prompts, context, start, timings)
 
 
 def _generate(
@@ -191,7 +191,7 @@ def _generate(
             prompts=ready.prompts.of_chunk,
             finished=lambda span: _finished(job, loaded, span),
             denoise=sampler,
-            given=ready.given,
+            start=ready.start,
             context_timestep=job.settings.rollout.context_noise,
         )
         folder = job.store.folder

@@ -92,7 +92,7 @@ class RolloutSession:
         self.schedule = self._schedule()
         self.plan = self._plan(settings)
         check_context_files(options.starts, self.plan, settings, self.spec)
-        if options.only_new and self.plan.spans[0].given:
+        if options.only_new and self.plan.spans[0].clean_frames:
             raise PlanError(
                 "`only_new` leaves out chunks before the generated ones; with `image_start "
                 "first-frame` the picture is part of the first.",
