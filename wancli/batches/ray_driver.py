@@ -47,6 +47,7 @@ from wancli.errors import SetupError, UsageError, WancliError, some
 from wancli.generation.batch import PlannedVideos
 from wancli.planning.existing import record_beside, record_in
 from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker, died_error
+from wancli.utils.heap import keep_heap
 from wancli.utils.interrupts import SIGNALS
 
 _LOOK_S = 1.0  # seconds between looks at the ledger while no actor says anything
@@ -58,6 +59,11 @@ _START_S = 60.0  # seconds until a warning that no actor has started
 
 class RayActor(RemoteMaker):
     """A process of the cluster with a loaded model."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        """`options` are keyword arguments of JobMaker."""
+        keep_heap()
+        super().__init__(options)
 
     @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]
     def ready(self, needs: NodeNeeds) -> NodeReport:
