@@ -29,12 +29,14 @@ def make(folder, prompt="a"):
 
 def receive(messages):
     files, outcome = ReceivedFiles(), None
-    for message in messages:
-        if isinstance(message, FilePiece):
-            files.write(message)
-        elif isinstance(message, JobOutcome):
-            outcome = files.place(message)
-    files.drop()
+    try:
+        for message in messages:
+            if isinstance(message, FilePiece):
+                files.write(message)
+            elif isinstance(message, JobOutcome):
+                outcome = files.place(message)
+    finally:
+        files.drop()
     return outcome
 
 
@@ -74,6 +76,7 @@ def test_a_file_of_that_name_that_is_another_is_not_replaced(tmp_path):
     with pytest.raises(OutputError, match="exists"):
         receive(messages)
     assert (tmp_path / "0.mp4").read_text() == "mine"
+    assert names(tmp_path) == {"0.mp4"}
 
 
 def test_a_machine_says_what_it_lacks(tmp_path):

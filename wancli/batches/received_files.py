@@ -43,11 +43,9 @@ class ReceivedFiles:
         job = outcome.job
         overwrite = bool(job.values.get("overwrite"))
         try:
-            video = self._parts.pop(job.output, None)
-            if video:
-                place(video, job.output, overwrite=overwrite)
-            for final, part in list(self._parts.items()):
-                place(part, final, overwrite=True)  # the video's, whose name was free
+            for final in sorted(self._parts, key=lambda path: path != job.output):
+                belongs = final != job.output  # to the video, whose name was free
+                place(self._parts[final], final, overwrite=overwrite or belongs)
                 del self._parts[final]
         except FileExistsError:
             there = record_in(job.output) or {}
