@@ -1,9 +1,14 @@
-"""One display for all workers of a batch."""
+"""One display for all workers of a batch, which end after so many failures."""
 
 import pytest
 
-from wancli.cli.batch_run import BatchLine, BatchProgress, parse_workers
-from wancli.errors import UsageError
+from tests.batches.fakes import FakeWorker
+from tests.records.test_ledger import fresh
+from wancli.batches.worker import JobMaker, JobOutcome
+from wancli.cli.batch_run import BatchLine, BatchProgress, HowToWork, make_jobs, parse_workers
+from wancli.cli.options import OutputOptions
+from wancli.cli.screen import Screen
+from wancli.errors import ModelError, UsageError
 from wancli.records.batch_status import BatchStatus
 from wancli.records.progress import Phase, Step
 
@@ -60,3 +65,20 @@ def test_workers_and_devices_are_read(workers, devices, expected):
 def test_what_is_no_number_is_refused(workers, devices):
     with pytest.raises(UsageError):
         parse_workers(workers, devices)
+
+
+@pytest.mark.parametrize(
+    ("loaded", "most", "left"),
+    [(True, None, 0), (True, 1, 3), (True, 2, 2), (False, 2, 2), (False, 3, 0)],
+)
+def test_a_batch_stops_after_so_many_failures_with_those_of_a_model_that_does_not_load(
+    tmp_path, monkeypatch, loaded, most, left
+):
+    error = ModelError("no weights.", hint="wancli model pull demo")
+    monkeypatch.setattr("wancli.batches.worker.BatchWorker", FakeWorker)
+    monkeypatch.setattr(
+        JobMaker, "attempt", lambda _, job, beat: JobOutcome(job, error=error, loaded=loaded)
+    )
+    with fresh(tmp_path, 4) as ledger:  # two jobs of each model
+        make_jobs(ledger, HowToWork([], {}, most), Screen(OutputOptions(quiet=True)))
+        assert ledger.counts() | {"pending": left, "failed": 4 - left} == ledger.counts()

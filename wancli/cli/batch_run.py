@@ -160,8 +160,8 @@ def make_jobs(ledger: "Ledger", how: HowToWork, screen: "Screen") -> None:
     with screen.batch_progress(progress), closing(run):
         for outcome in run:
             print_outcome(outcome, screen)
-            failures += outcome.status == "failed"
-            if failures == how.most_failures:
+            failures += 1 + outcome.others if outcome.status == "failed" else 0
+            if how.most_failures is not None and failures >= how.most_failures:
                 stop()
 
 
