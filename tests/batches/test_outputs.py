@@ -90,10 +90,10 @@ def test_an_output_that_cannot_be_written_is_named_with_its_line(plan: Plan, val
     for name in ("output", "video"):
         if not (values.get(name, ".") + ".").startswith((".", "~")):
             values = {**values, name: f"out/{values[name]}"}
-    taken = {"output": "taken.mp4", "save_latents": "z.safetensors"}
+    first = {"output": "taken.mp4", "save_latents": "z.safetensors"}
     Path("latents").touch()
     with pytest.raises(WancliError, match=r"^j\.jsonl:2: "):
-        plan(taken, values)
+        plan(first, values)
 
 
 @pytest.mark.parametrize(

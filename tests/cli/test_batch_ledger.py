@@ -47,9 +47,9 @@ def test_the_status_has_counts_times_and_failures_with_hints(wancli: Wancli, fol
     assert lines[0] == "2 pending, 1 done, 1 failed, 1 skipped, 1 cancelled"
     assert "a video" in lines[1]
     assert lines[3:] == ["failed: line 2: no memory.", "hint:   --steps 1"]
-    told = json.loads(wancli("batch", "status", folder / "b.ledger", "--json").out)
-    assert told["counts"]["failed"] == 1
-    assert told["failed"][0]["lines"] == [2]
+    record = json.loads(wancli("batch", "status", folder / "b.ledger", "--json").out)
+    assert record["counts"]["failed"] == 1
+    assert record["failed"][0]["lines"] == [2]
 
 
 def test_watching_ends_with_the_batch(wancli: Wancli, folder: Path):

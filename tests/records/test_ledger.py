@@ -103,12 +103,12 @@ def test_only_jobs_that_have_ended_wait_again_and_only_others_are_cancelled(tmp_
 def test_a_worker_learns_that_its_job_was_cancelled_unless_it_is_done(tmp_path):
     with fresh(tmp_path) as ledger:
         worker = LedgerWorker(ledger)
-        told, late = claim(worker), claim(worker)
-        worker.beat(told)
-        ledger.cancel([told.number, late.number])
+        early, late = claim(worker), claim(worker)
+        worker.beat(early)
+        ledger.cancel([early.number, late.number])
         with pytest.raises(JobCancelled):
-            worker.beat(told)
-        worker.failed(told, RunError("as it was cancelled.", hint=""))
+            worker.beat(early)
+        worker.failed(early, RunError("as it was cancelled.", hint=""))
         worker.done(late, make(late))
         counts = ledger.counts()
         assert (counts["cancelled"], counts["done"], counts["failed"]) == (1, 1, 0)
@@ -138,14 +138,16 @@ def test_a_closed_worker_gives_its_job_back_and_changes_it_no_more(tmp_path):
 
 def test_looking_for_the_dead_asks_nobody_of_this_process(tmp_path, monkeypatch):
     """As the driver of a cluster has a worker for each of a thousand actors."""
-    asked = []
-    monkeypatch.setattr("wancli.records.ledger._is_alive", lambda _, worker: asked.append(worker))
+    looked_for = []
+    monkeypatch.setattr(
+        "wancli.records.ledger._is_alive", lambda _, worker: looked_for.append(worker)
+    )
     with fresh(tmp_path) as ledger, fresh(tmp_path) as same:
         ours, other = LedgerWorker(ledger), LedgerWorker(same)
         claim(ours)
         claim(other)
         ledger.free_abandoned()
-        assert asked == [other.name]
+        assert looked_for == [other.name]
 
 
 def test_a_living_worker_keeps_its_job_however_old_its_heartbeat(tmp_path):

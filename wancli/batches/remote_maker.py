@@ -97,7 +97,7 @@ class RemoteMaker:
         """`options` are keyword arguments of JobMaker."""
         self._messages: Queue[RemoteMessage | None] = Queue(_WAITING)
         self._maker = self._new_maker(options)
-        self._said = 0.0  # when an event was handed on
+        self._reported = 0.0  # when an event was handed on
         self._thread = ThreadPoolExecutor(1)  # always the same: OpenMP has its threads by thread
 
     def _new_maker(self, options: Mapping[str, Any]) -> JobMaker:
@@ -160,9 +160,9 @@ class RemoteMaker:
         If many are on their way it is dropped, too: a video must not wait for that.
         """
         now = monotonic()
-        if not isinstance(event, Phase) and now - self._said < _SAY_S:
+        if not isinstance(event, Phase) and now - self._reported < _SAY_S:
             return
-        self._said = now
+        self._reported = now
         with suppress(Full):
             self._messages.put_nowait(event)
 
