@@ -97,6 +97,7 @@ def complaint(result: Result) -> tuple[str, str]:
         # Typer's own errors
         ((*GENERATE, "--step", 3), "No such option: --step", "--steps"),
         (("rollout", "a", "--num-frames", 81), "No such option: --num-frames", "--chunks N"),
+        (("batch", "a.jsonl", "--steps", 4), "No such option: --steps", '{"defaults": {"steps": '),
         (("generate", "a", "--chunks", 3), "No such option: --chunks", "a rollout has --chunks N"),
         ((*GENERATE, "--steps", "abc"), "'--steps'", "wancli generate --help"),
         ((*GENERATE, "--steps"), "requires an argument", "wancli generate --help"),

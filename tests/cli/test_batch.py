@@ -98,7 +98,7 @@ def test_a_batch_goes_on_where_it_stopped(forked, tmp_path):
     assert out.startswith("3 done\n")
     code, _, _, err = forked("batch", "retry", "j.ledger", folder=tmp_path)
     assert code == 2
-    assert "there is no such job" in err
+    assert "no such job has failed" in err
 
 
 def test_failed_jobs_end_the_batch_with_3_and_are_tried_by_the_same_command(

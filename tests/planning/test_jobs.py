@@ -95,6 +95,7 @@ def test_a_setting_of_true_is_not_a_setting_of_one(read):
     [
         ('{"prompt": "a", "stepz": 4}', SettingsError, "'stepz' of generate", "'steps'"),
         ('{"prompt": "a", "chunks": 4}', SettingsError, "'chunks'", "a rollout has"),
+        ('{"defaults": {"steps": 4}}', SettingsError, "'defaults'", "is the first line"),
         ('{"prompt": "a", "command": "genrate"}', SettingsError, "genrate", "'generate'"),
         ('{"prompt": "a", "command": []}', SettingsError, "unknown command []", "repro"),
         ('{"prompt": " "}', UsageError, "the prompt is empty", "description"),
@@ -125,6 +126,7 @@ def test_an_error_names_its_line(read, line, error, words, hint):
         ("b.csv", "prompt,seed\n", "no jobs"),
         ("b.csv", "prompt,prompt\na,b\n", "stands twice"),
         ("b.csv", "prompt,\na,b\n", "no key"),
+        ("b.csv", "prompt;seed\na;1\n", "not parted by commas"),
         ("b.csv", "prompt\na,b\n", "2 cells under 1 keys"),
         ("b.csv", 'prompt\n"a"b\n', "not CSV"),
         ("b.toml", "[job]\n", "unknown table 'job'"),

@@ -160,6 +160,11 @@ def _usage_error(error: Any) -> UsageError:
 def _instead(command: str, option: str) -> str:
     from wancli.config.keywords import instead
 
+    if command == "wancli batch run":
+        from wancli.batches.jobs import JOB_KEYS
+
+        if option in {"prompt", "seed", "num_videos", *JOB_KEYS["repro"]}:
+            return f'a key of the jobs; for all, a first line {{"defaults": {{"{option}": ...}}}}'
     return instead(command.removeprefix("wancli "), option)
 
 

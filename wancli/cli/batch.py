@@ -22,8 +22,12 @@ class _FileOrCommand(WancliGroup):
 
 
 app = typer.Typer(
-    cls=_FileOrCommand, add_completion=False, help="Make the videos of a file of jobs, or prompts."
-)
+    cls=_FileOrCommand, add_completion=False, help=(
+        "Make the videos of a file of jobs, or prompts.\n\n"
+        "A FILE in the place of COMMAND is run; wancli batch run --help has the flags.\n\n"
+        "wancli batch jobs.jsonl --output-dir videos"
+    ),
+)  # fmt: skip
 command = partial(app.command, cls=WancliCommand)
 
 JobFile = Annotated[

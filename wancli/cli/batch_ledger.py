@@ -99,7 +99,10 @@ def retry(
         stopped = opened.rows(CANCELLED) if cancelled else ()
         count = opened.retry(_numbers(chain(failed, gone, stopped), line, id_))
     if not count:
-        raise UsageError("there is no such job.", hint=f"wancli batch status {_typed(ledger)}")
+        chosen = {"is missing or damaged": missing, "is cancelled": cancelled}
+        states = " or ".join(state for state, flag in chosen.items() if flag) or "has failed"
+        hint = f"wancli batch status {_typed(ledger)}"
+        raise UsageError(f"no such job {states}.", hint=hint)
     Screen(output_options).result(_jobs(count, "wait", "again"))
 
 
@@ -117,7 +120,7 @@ def cancel(
     with open_ledger(ledger) as opened:
         count = opened.cancel(_numbers(opened.rows(PENDING, RUNNING), line, id_))
     if not count:
-        raise UsageError("there is no such job.", hint=f"wancli batch status {_typed(ledger)}")
+        raise UsageError("no such job waits or runs.", hint=f"wancli batch status {_typed(ledger)}")
     Screen(output_options).result(_jobs(count, "is" if count == 1 else "are", "cancelled"))
 
 

@@ -117,6 +117,7 @@ _INSTEAD = {
     ("rollout", "sampler"): "`scheduler NAME`",
     ("generate", "sampler"): "`scheduler NAME`",
     ("generate", "chunks"): "a rollout has `chunks N`",
+    ("generate", "defaults"): '{"defaults": {...}} is the first line, and alone there',
 }
 
 

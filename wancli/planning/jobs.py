@@ -361,7 +361,10 @@ def _csv_rows(text: str, origin: str, delimiter: str) -> Iterator[Row]:
 
 
 def _check_header(header: Sequence[str], origin: str, line: int) -> None:
-    """Raise InputError for a column without a key, or twice the same."""
+    """Raise InputError for semicolons, a column without a key, or twice the same."""
+    if len(header) == 1 and ";" in header[0]:
+        parted = InputError("its cells are not parted by commas.", hint="prompt,seed,steps")
+        raise at_line(origin, line, parted)
     for key in header:
         if not key or header.count(key) > 1:
             wrong = f"the column '{key}' stands twice." if key else "a column has no key."

@@ -240,6 +240,8 @@ def sqlite_errors(path: Path) -> Iterator[None]:
             f"cannot use {path}: {error}.", hint="free some space, or another `ledger`"
         ) from None
     except sqlite3.DatabaseError as error:
-        raise InputError(f"{path} is not a ledger: {error}.", hint="another `ledger`") from None
+        raise InputError(
+            f"{path} is not a ledger: {error}.", hint="a ledger is NAME.ledger beside the videos"
+        ) from None
     except (UnicodeDecodeError, json.JSONDecodeError):
         raise damaged(str(path)) from None
