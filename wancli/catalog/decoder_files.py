@@ -6,11 +6,9 @@ https://huggingface.co/Kijai/WanVideo_comfy, as ComfyUI-WanVideoWrapper download
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -164,17 +162,8 @@ def _read_decoder(path: Path, spec: ModelSpec) -> tuple[WeightFile, TinyDecoderS
     _check_keys(path, header, shape)
     _check_fit(shape, spec, str(path))
     tensors = [header.tensors[key] for key in shape.parameters]
-    dtypes = Counter(tensor.dtype for tensor in tensors)
-    file = WeightFile(
-        DECODER,
-        path,
-        digest=digest,
-        keys=len(header.tensors),
-        parameters=sum(prod(tensor.shape) for tensor in tensors),
-        bytes=sum(tensor.end - tensor.begin for tensor in tensors),
-        dtypes=tuple(dtype for dtype, _ in dtypes.most_common()),
-    )
-    return file, shape
+    count = len(header.tensors)
+    return WeightFile.of(DECODER, path, digest=digest, keys=count, tensors=tensors), shape
 
 
 def _check_keys(path: Path, header: Header, shape: TinyDecoderShape) -> None:

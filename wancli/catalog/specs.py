@@ -12,7 +12,10 @@ https://github.com/NVlabs/LongLive; README.md of https://github.com/krea-ai/real
 (acf4b7b).
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 
 from wancli.catalog.geometry import Strides
@@ -43,6 +46,7 @@ from wancli.catalog.wan import (
     Architecture,
 )
 from wancli.utils.gguf import QUANTIZED
+from wancli.utils.reading import Stored
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
 TEXT_LENGTH = 512  # tokens, in every released Wan
@@ -76,6 +80,22 @@ class WeightFile:
     dtypes: tuple[str, ...]  # safetensors' or ggml's names, the most common first
     scales: int = 0  # number of weights in fp8 that have one
     packed: tuple[PackedWeights, ...] = ()
+
+    @classmethod
+    def of(
+        cls, part: str, path: Path, *, digest: str, keys: int, tensors: Sequence[Stored]
+    ) -> "WeightFile":
+        """The file of a part whose weights are these `tensors` of it."""
+        dtypes = Counter(tensor.dtype for tensor in tensors)
+        return cls(
+            part,
+            path,
+            digest,
+            keys,
+            parameters=sum(prod(tensor.shape) for tensor in tensors),
+            bytes=sum(tensor.end - tensor.begin for tensor in tensors),
+            dtypes=tuple(dtype for dtype, _ in dtypes.most_common()),
+        )
 
     @property
     def quantized(self) -> bool:

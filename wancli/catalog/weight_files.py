@@ -12,7 +12,6 @@ linear layers stay so in memory; any others are dequantized as they load.
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -164,23 +163,14 @@ def read_weight_file(path: Path, spec: ModelSpec, part: str) -> WeightFile:
     else:
         _refuse_unless(architecture is None, path, spec, part)
     tensors = [keys.header.tensors[key] for key in keys.stored.values()]
-    dtypes = Counter(tensor.dtype for tensor in tensors)
     packed: dict[str, PackedWeights] = {}
     for name, stored in keys.packed().items():
         block = block_of(name)
         before = packed.get(block, PackedWeights(block))
         packed[block] = before.plus(prod(stored.shape), stored.end - stored.begin)
-    return WeightFile(
-        part,
-        path,
-        digest=_digest(path, keys.header),
-        keys=len(keys.header.tensors),
-        parameters=sum(prod(tensor.shape) for tensor in tensors),
-        bytes=sum(tensor.end - tensor.begin for tensor in tensors),
-        dtypes=tuple(dtype for dtype, _ in dtypes.most_common()),
-        scales=len(keys.scales),
-        packed=tuple(packed.values()),
-    )
+    digest, count = _digest(path, keys.header), len(keys.header.tensors)
+    file = WeightFile.of(part, path, digest=digest, keys=count, tensors=tensors)
+    return replace(file, scales=len(keys.scales), packed=tuple(packed.values()))
 
 
 def _refuse_unless(condition: bool, path: Path, spec: ModelSpec, part: str) -> None:  # noqa: FBT001

@@ -185,19 +185,10 @@ def _generate(
         if isinstance(sink, VideoSink) and job.settings.rollout.reencode_first:
             model.encode_first = partial(_encode_recent, loaded, sink)
         sampler = ChunkSampler(loaded, job.settings, job.plan, _noise(job))
-        inputs = RolloutInputs(
-            context=ready.context,
-            spans=job.plan.spans,
-            prompts=ready.prompts.of_chunk,
-            finished=lambda span: _finished(job, loaded, span),
-            denoise=sampler,
-            start=ready.start,
-            context_timestep=job.settings.rollout.context_noise,
-        )
         folder = job.store.folder
         timings_log = stack.enter_context(TimingLog(folder / TIMES_FILE if folder else None))
         run = _Run(job, model, sampler, sink, timings_log, report)
-        for event in rollout(model, inputs):
+        for event in rollout(model, _inputs(job, ready, sampler)):
             run.handle(event)
             yield from run.decoded()
         sink.finish()
@@ -224,6 +215,18 @@ def _generate(
         rows = timings_log.ends()
         frames = sum(row["video_frames"] for row in timings_log)
     return replace(record, output=_output_json(job, written, frames=frames)), rows
+
+
+def _inputs(job: RolloutJob, ready: _Prepared, sampler: ChunkSampler) -> RolloutInputs:
+    return RolloutInputs(
+        context=ready.context,
+        spans=job.plan.spans,
+        prompts=ready.prompts.of_chunk,
+        finished=lambda span: _finished(job, ready.loaded, span),
+        denoise=sampler,
+        start=ready.start,
+        context_timestep=job.settings.rollout.context_noise,
+    )
 
 
 def _compile(
