@@ -206,6 +206,8 @@ def test_a_full_disk_is_an_output_error(tmp_path):
 def work(folder, seed):
     """Work like a worker of a batch, with marks that show a job that two have at once."""
     chance = random.Random(seed)
+    # The kernel closes the files of a killed process in turn: these locks go before the ledger's.
+    marks = os.open(folder / "marks", os.O_RDWR | os.O_CREAT)
     with fresh(folder, 80) as ledger:
         worker = LedgerWorker(ledger)
         while True:
@@ -213,9 +215,8 @@ def work(folder, seed):
             job = worker.claim()
             if job is None:
                 return
-            mark = os.open(folder / f"{job.number}.mark", os.O_RDWR | os.O_CREAT)
             try:
-                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(marks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, job.number)
             except OSError:
                 (folder / f"{job.number}.twice").touch()
             kept = job.output.exists()
@@ -225,7 +226,7 @@ def work(folder, seed):
                 part.write_bytes(b"video")
                 os.link(part, job.output)  # fails where there is one
             worker.done(job, {"pid": os.getpid()}, kept=kept)
-            os.close(mark)
+            fcntl.lockf(marks, fcntl.LOCK_UN, 1, job.number)
 
 
 def spawn(folder, seed):
