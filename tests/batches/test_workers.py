@@ -75,6 +75,7 @@ def test_stopped_workers_give_back_what_runs(tmp_path):
     assert states == [("done", 0), ("pending", 0), ("pending", 0), ("pending", 0)]
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_process_that_started_them(tmp_path):
     fake_ledger(tmp_path, ["wait", "wait"]).close()
     script = (
