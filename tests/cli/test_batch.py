@@ -55,6 +55,8 @@ def test_a_dry_run_says_where_the_batch_stands(forked, tmp_path, monkeypatch):
     assert "3: 3 pending" in out
     _, _, out, _ = forked("batch", "j.jsonl", "--dry-run", "--json", folder=tmp_path)
     assert [json.loads(line)["state"] for line in out.splitlines()] == ["pending"] * 3
+    forked("batch", "cancel", "j.ledger", folder=tmp_path)
+    assert "nothing is left" in forked("batch", "j.jsonl", "--dry-run", folder=tmp_path)[2]
 
 
 @pytest.mark.parametrize(

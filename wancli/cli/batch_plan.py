@@ -68,12 +68,13 @@ def show_existing(ledger: "Ledger", places: Sequence["WorkerPlace"], screen: "Sc
     left = status.counts["pending"] + status.counts["running"] + status.counts["failed"]
     count = max(1, len(places))
     seconds = status.each_s * left / count if status.each_s else None
+    unknown = "not known before one is done" if left else "nothing is left"
     disk = f"{gib(free_disk(ledger.path))} free"
-    if finished:
+    if finished and left:
         disk += f"; the rest takes about {gib(size / finished * left)}, like the {finished:,} done"
     rows = [
         ("videos", f"{sum(status.counts.values()):,}: {in_words(status.counts)}"),
-        ("time", duration(seconds) if seconds else "not known before one is done"),
+        ("time", duration(seconds) if seconds else unknown),
         ("workers", ", ".join(place.name for place in places) or "1"),
         ("disk", disk),
         ("ledger", f"{ledger.path} (goes on)"),
