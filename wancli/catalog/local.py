@@ -70,7 +70,11 @@ def _converted(spec: ModelSpec) -> ModelSpec:
         return spec
     read = spec_of_folder(folder, name=spec.name)
     return replace(
-        read, description=spec.description, causal=spec.causal, checkpoint=spec.checkpoint
+        read,
+        description=spec.description,
+        causal=spec.causal,
+        clips=spec.clips,
+        checkpoint=spec.checkpoint,
     )
 
 

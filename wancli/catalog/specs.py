@@ -131,6 +131,7 @@ class ModelSpec:
     boundary_ratio: float | None = None  # noise level (0-1) below which the low-noise expert runs
     image_encoder: bool = False  # CLIP image conditioning
     causal: bool | None = None  # trained for autoregressive rollout; None is unknown
+    clips: bool = True  # trained to denoise whole videos, too
     folder: Path | None = None  # of its files, if known before loading
     random: bool = False  # random weights, not read from a file
     draws: str = ""  # all that a small model knows
@@ -307,6 +308,7 @@ SPECS = {
             "gueraf/Self-Forcing-diffusers",
             "Self-Forcing (arXiv:2506.08009) on Wan 2.1 1.3B: 4 steps per chunk, for rollouts.",
             causal=True,
+            clips=False,
             architecture=WAN_1_3B,
         ),
         ModelSpec(
@@ -315,6 +317,7 @@ SPECS = {
             "Self-Forcing on Wan 2.2 A14B, two experts: 8 steps per chunk, for rollouts.",
             experts=2,
             causal=True,
+            clips=False,
             architecture=WAN_14B,
         ),
         ModelSpec(
@@ -322,6 +325,7 @@ SPECS = {
             "",
             "Causal Forcing (arXiv:2602.02214) on Wan 2.1 1.3B: 4 steps per chunk, for rollouts.",
             causal=True,
+            clips=False,
             architecture=WAN_1_3B,
             checkpoint=_causal_forcing("chunkwise/causal_forcing.pt", entry="generator"),
         ),
@@ -330,6 +334,7 @@ SPECS = {
             "",
             "Causal Forcing, 4 steps per latent frame, for rollouts; starts from an image, too.",
             causal=True,
+            clips=False,
             architecture=WAN_1_3B,
             checkpoint=_causal_forcing("framewise/causal_forcing.pt", entry="generator_ema"),
         ),
@@ -338,6 +343,7 @@ SPECS = {
             "",
             "Causal Forcing++ (arXiv:2605.15141): 2 steps per latent frame, for rollouts.",
             causal=True,
+            clips=False,
             architecture=WAN_1_3B,
             checkpoint=_causal_forcing(
                 "causal-forcing++/framewise-2step.pt", entry="generator_ema"
@@ -348,6 +354,7 @@ SPECS = {
             "",
             "Causal Forcing++: 1 step per latent frame, for rollouts.",
             causal=True,
+            clips=False,
             architecture=WAN_1_3B,
             checkpoint=_causal_forcing(
                 "causal-forcing++/framewise-1step.pt", entry="generator_ema"
@@ -358,6 +365,7 @@ SPECS = {
             "",
             "LongLive (arXiv:2509.22622) on Wan 2.1 1.3B: long videos, many prompts, for rollouts.",
             causal=True,
+            clips=False,
             architecture=WAN_1_3B,
             checkpoint=Checkpoint(
                 "Efficient-Large-Model/LongLive-1.3B",
@@ -372,6 +380,7 @@ SPECS = {
             "",
             "Krea Realtime on Wan 2.1 14B: 5 steps per chunk, for rollouts.",
             causal=True,
+            clips=False,
             architecture=WAN_14B,
             checkpoint=Checkpoint(
                 "krea/krea-realtime-video",
@@ -384,6 +393,7 @@ SPECS = {
             "",
             "CausVid (arXiv:2412.07772) on Wan 2.1 1.3B: 3 steps per chunk, for rollouts.",
             causal=True,
+            clips=False,
             architecture=WAN_1_3B,
             checkpoint=Checkpoint(
                 "tianweiy/CausVid",
@@ -437,6 +447,7 @@ SPECS = {
             latent_channels=48,
             per_token_time=True,
             causal=True,
+            clips=False,
             architecture=WAN_5B,
             checkpoint=Checkpoint(
                 "Efficient-Large-Model/LongLive-2.0-5B",

@@ -22,7 +22,7 @@ from wancli.planning.inputs import NO_INPUTS, InputFiles, add_required_inputs
 from wancli.planning.listed_steps import step_count
 from wancli.planning.lora import find_lora, merged_revision, report_loras
 from wancli.planning.output_files import sidecar_files
-from wancli.planning.plan import Plan, check_unused_settings, make_plan
+from wancli.planning.plan import Plan, check_unused_settings, clip_warnings, make_plan
 from wancli.records.naming import name_fields, name_output
 from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import Request, write_json
@@ -167,7 +167,8 @@ def plan_videos(
     check_files(spec)
     if gpu is None:
         choose_encoding(settings.output, (settings.video.width, settings.video.height))
-    warnings = (*vocabulary_warnings(spec, [request.prompt]), *distilled_warnings(settings))
+    words = vocabulary_warnings(spec, [request.prompt])
+    warnings = (*words, *clip_warnings(spec), *distilled_warnings(settings))
     texts = [warning.text for warning in warnings]
     check_input_files(request.inputs, settings.video)
     weights = merged_revision(spec, settings.machine.lora)

@@ -18,7 +18,7 @@ from wancli.config.settings import (
     Settings,
     VideoShape,
 )
-from wancli.errors import PlanError
+from wancli.errors import PlanError, PlanWarning
 from wancli.planning.distilled import check_distilled
 from wancli.planning.inputs import (
     NO_INPUTS,
@@ -303,6 +303,14 @@ def _check_rollout(
     _check_window(settings.rollout)
     _check_caches(settings, spec)
     return loras
+
+
+def clip_warnings(spec: ModelSpec) -> tuple[PlanWarning, ...]:
+    """A warning about a whole video by a model that was trained for rollouts alone, or none."""
+    if spec.clips or spec.random:
+        return ()
+    text = f"{spec.name} was trained to generate chunk by chunk, and not whole videos."
+    return (PlanWarning(text, f"wancli rollout --model {spec.name}; its plan: `chunks 7`"),)
 
 
 def _check_window(chosen: Rollout) -> None:
