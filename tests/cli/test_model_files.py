@@ -271,6 +271,29 @@ def test_info_describes_files_of_weights_that_are_no_lora(
     monkeypatch.setenv(VARIABLE, "a")
     assert json.loads(wancli("model", "info", "x.safetensors", "--json").out) == info
     assert "fits wan2.1-t2v-14b" in " ".join(wancli("model", "info", "x.safetensors").out.split())
+    assert json.loads(wancli("model", "info", "unet/x.safetensors", "--json").out) == info
+    write(Path("a/models/diffusion_models/x.safetensors"), T2V)
+    assert "is the name of 2 files" in complaint(wancli("model", "info", "x.safetensors"))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("vae/x.safetensors", "not safetensors"),
+        ("unet/x.gguf", "not GGUF"),
+        ("loras/x.pt", "neither .safetensors nor a pickle"),
+    ],
+)
+def test_info_says_what_is_wrong_with_a_broken_file(
+    wancli: Wancli, monkeypatch: pytest.MonkeyPatch, name: str, error: str
+):
+    path = Path("a/models", name)
+    path.parent.mkdir(parents=True)
+    path.write_text("<html>404</html>")
+    monkeypatch.setenv(VARIABLE, "a")
+    for stands_for_it in (path, path.name):
+        result = wancli("model", "info", stands_for_it)
+        assert (result.code, error in complaint(result)[0]) == (4, True), result.err
 
 
 def test_a_lora_of_the_hub_may_lie_in_the_folders(

@@ -212,7 +212,8 @@ def read_weight_header(path: Path) -> Header:
 
 
 def _read_header(path: Path) -> Header:
-    return read_gguf_header(path) if is_gguf(path) else read_header(path)
+    gguf = path.suffix == ".gguf" or is_gguf(path)
+    return read_gguf_header(path) if gguf else read_header(path)
 
 
 def _sort_keys(path: Path, header: Header, kind: str, vae: Autoencoder) -> WeightKeys:

@@ -19,7 +19,7 @@ from wancli.catalog.hub_cache import (
     repo_folder,
 )
 from wancli.catalog.local import find_spec
-from wancli.catalog.model_folders import find_named, model_roots
+from wancli.catalog.model_folders import find_file, find_named, model_roots
 from wancli.catalog.specs import DEMO_FOLDER, RANDOM, SPECS, Checkpoint, ModelSpec
 from wancli.catalog.tiny_decoder import DECODER
 from wancli.cli.completion import complete_models
@@ -392,14 +392,17 @@ def _weights_file(name: str) -> Path | None:
 
     path = user_path(name)
     if not path.is_file():
-        settings = (*WEIGHTS, DECODER)
-        path = next((file for setting in settings for file in find_named(setting, name)), path)
+        setting = next((part for part in (*WEIGHTS, DECODER) if find_named(part, name)), None)
+        path = find_file(setting, name) if setting else path
     if on_hub := hub_file(name):
         path = cached_file(*on_hub) or path
     if path.suffix == ".gguf":
         return path
-    readable = path.suffix in READ and path.is_file()
-    return path if readable and {*summarize_weights(path).parts} - {"lora"} else None
+    if path.suffix not in READ or not path.is_file():
+        return None
+    summary = summarize_weights(path)
+    broken = summary.problem and not summary.parts
+    return path if broken or {*summary.parts} - {"lora"} else None
 
 
 def _show_weights(path: Path, screen: Screen) -> None:

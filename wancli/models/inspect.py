@@ -19,6 +19,7 @@ from wancli.catalog.weight_files import ARCHITECTURE, identify, models_of
 from wancli.cost.wan import part_parameters
 from wancli.errors import InputError, ModelError, WancliError
 from wancli.models.weight_summary import SIZE, expert_by_name, summarize_weights, task_by_name
+from wancli.planning.lora import check_lora_file
 from wancli.planning.lora_keys import (
     LoraFile,
     changed_shapes,
@@ -78,7 +79,7 @@ def find_local(model: str) -> ModelSpec:
     if cached is None or not (cached / "model_index.json").exists():
         return spec
     read = spec_of_folder(cached, name=spec.name, repo=spec.repo)
-    return replace(read, description=spec.description, causal=spec.causal)
+    return replace(read, description=spec.description, causal=spec.causal, clips=spec.clips)
 
 
 def inspect_model(model: str) -> ModelInfo:
@@ -199,6 +200,7 @@ class LoraInfo:
 
 def inspect_lora(path: Path) -> LoraInfo:
     """Describe a LoRA by the header of its file. Raises InputError or ModelError for others."""
+    check_lora_file(path)
     if not has_header(path):
         raise InputError(
             f"{path} is a pickle of an old format, without a header to read.",

@@ -153,7 +153,7 @@ def _check_lora(lora: Lora, spec: ModelSpec) -> LoraUse:
             f"`lora` {lora.path}@{lora.expert}: {spec.name} has one expert.",
             hint=f"`lora {lora.path}`",
         )
-    _check_kind(lora.path)
+    check_lora_file(lora.path)
     part = EXPERTS[lora.expert or "high"]
     name = f"{lora.path.name}@{lora.expert}" if lora.expert else lora.path.name
     read = _fit_of(lora, spec)
@@ -271,7 +271,7 @@ def report_loras(uses: Sequence[LoraUse], observer: Observer) -> None:
             observer.note(f"LoRA {use.name}: {use.counts}, {use.drops}")
 
 
-def _check_kind(path: Path) -> None:
+def check_lora_file(path: Path) -> None:
     """Raise InputError unless the file is safetensors or a torch pickle."""
     try:
         check_tensors(path)
