@@ -39,7 +39,7 @@ def complaint(result: Result) -> tuple[str, str]:
         ),
         ((*GENERATE, "--size", "big"), "--size 'big' is not a size", "832x480"),
         ((*GENERATE, "--steps", 0), "--steps 0", "1 to 1000"),
-        ((*GENERATE, "--device", "gpu"), "--device 'gpu': not one of these.", "cuda:N or mps"),
+        ((*GENERATE, "--device", "gpu"), "--device 'gpu': not of this form.", "cuda:N or mps"),
         ((*GENERATE, "--crf", 99), "--crf 99", "0 to 51"),
         ((*GENERATE, "--encoder", "nvenc", "--lossless"), "does not encode RGB", "--encoder x264"),
         ((*GENERATE, "--encoder", "nvenc", "--encoder-preset", "fast"), "is one of x264", "drop"),

@@ -46,9 +46,20 @@ def test_chunks_turn_it_into_the_plan_of_a_rollout(wancli: Wancli):
     assert report["cost"]["store"] == 4 * 8 * 27 * 12 * 12
 
 
+def test_a_whole_video_by_a_model_for_rollouts_is_warned_of(wancli: Wancli):
+    args = ("plan", "--model", "longlive2", "--size", "64x64", "--force")
+    text = "longlive2 was trained to generate chunk by chunk"
+    assert text in wancli(*args).err
+    assert text not in wancli(*args, "--chunks", 1).err
+
+
 @pytest.mark.parametrize(
     ("args", "hint"),
-    [(("--at", "2", "x"), "--chunks N"), (("--chunks", 3, "--frames", 5), "drop --chunks")],
+    [
+        (("--at", "2", "x"), "--chunks N"),
+        (("--chunks", 3, "--frames", 5), "drop --chunks"),
+        (("--blend", 0), "--chunks N"),
+    ],
 )
 def test_a_flag_of_the_other_command_is_rejected(wancli: Wancli, args, hint: str):
     result = wancli("plan", *args)

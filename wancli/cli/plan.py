@@ -45,7 +45,8 @@ def plan(
     from wancli.cost.devices import planned_device
 
     device = planned_device(gpu) if gpu else None
-    chosen = {name: value for name, value in options.items() if value not in (None, False, [], ())}
+    # False is no element of the tuple, which would have 0 in it, too.
+    chosen = {n: v for n, v in options.items() if v not in (None, [], ()) and v is not False}
     if models or (gpu and not chosen):
         _check_alone(chosen)
         show_models(check_models(device), Screen(output_options))

@@ -76,7 +76,7 @@ def resolve(layers: Sequence[Layer], settings: type[SettingsT]) -> Resolved[Sett
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         mismatch = first["type"] == "string_pattern_mismatch"  # whose regex the hint puts in words
-        message = "not one of these" if mismatch else must_be(first["msg"])
+        message = "not of this form" if mismatch else must_be(first["msg"])
         raise SettingsError(
             f"{_spelling(where, sources.get(where, 'settings'))} {shortened(first['input'])}: "
             f"{message}.",

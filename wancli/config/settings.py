@@ -298,7 +298,9 @@ class Rollout(Group):
         "sinks, relative with them).",
     )
     first_chunk_steps: Annotated[str, WhenUnset("`steps_list`")] = Field(
-        "", pattern=f"{STEPS_LIST}|^$", description="Timesteps of the first chunk."
+        "",
+        pattern=f"{STEPS_LIST}|^$",
+        description="Timesteps of the first chunk, separated by commas.",
     )
     context_noise: float = Field(
         0.0,
