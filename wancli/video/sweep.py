@@ -76,8 +76,11 @@ def draw_sweep(grid: SweepGrid, *, width: int) -> Picture:
 
     Raises InputError, UsageError.
     """
-    frames = {place: middle_frame(video, probe(video)) for place, video in grid.cells.items()}
-    height = max(max(1, round(f.height * width / f.width)) for f in frames.values())
+    frames = {
+        place: _scaled(middle_frame(video, probe(video)), width)
+        for place, video in grid.cells.items()
+    }
+    height = max(frame.height for frame in frames.values())
     font = ImageFont.load_default(_FONT)
     tops = [_wrapped(text, width, font) for text in grid.columns]
     sides = [_wrapped(text, _HEAD, font) for text in grid.rows]
@@ -96,10 +99,13 @@ def draw_sweep(grid: SweepGrid, *, width: int) -> Picture:
     for row, lines in enumerate(sides):
         draw.text((_GAP, top + row * (height + _GAP)), "\n".join(lines), INK, font)
     for (row, column), frame in frames.items():
-        picture = frame.resize((width, round(frame.height * width / frame.width)))
-        sheet.paste(picture, (left + column * (width + _GAP), top + row * (height + _GAP)))
+        sheet.paste(frame, (left + column * (width + _GAP), top + row * (height + _GAP)))
     content = iio.imwrite("<bytes>", np.asarray(sheet), extension=".png", plugin="pillow")
     return Picture(sign(content, list(grid.cells.values())), *sheet.size, len(frames))
+
+
+def _scaled(frame: Image.Image, width: int) -> Image.Image:
+    return frame.resize((width, max(1, round(frame.height * width / frame.width))))
 
 
 def _values(record: Mapping[str, Any] | None) -> dict[str, Any]:
