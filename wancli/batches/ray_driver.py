@@ -124,7 +124,7 @@ class RayPool:
             busy = any(slot.job for slot in self._slots)
             if not busy and not self._is_left():
                 return
-            self._listen()
+            self._poll()
 
     def _free_abandoned(self) -> None:
         """Look now and then for jobs of other processes that have died."""
@@ -132,7 +132,7 @@ class RayPool:
             return
         self._looked = monotonic()
         for failed in self._ledger.free_abandoned():
-            self._tell(0, JobOutcome(failed, error=died_error()))
+            self._report(0, JobOutcome(failed, error=died_error()))
 
     def close(self) -> None:
         """Give back what runs, and end the actors."""
@@ -167,7 +167,7 @@ class RayPool:
         if job is None:
             return
         slot.job, slot.beat = job, monotonic()
-        self._tell(slot.number, JobStarted(job))
+        self._report(slot.number, JobStarted(job))
         if slot.send_back:
             try:
                 record = self._existing(job)
@@ -194,7 +194,7 @@ class RayPool:
             return None
         return record_in(job.output) or record_beside(job.output) or {}
 
-    def _listen(self) -> None:
+    def _poll(self) -> None:
         """Wait for an actor to say something, and note now and then that jobs go on."""
         if not self._slots:
             raise SetupError("no actor of the cluster is left.", hint="ray status")
@@ -202,18 +202,18 @@ class RayPool:
         if not waiting:  # what is left is other processes'
             sleep(_LOOK_S)
             return
-        heard, _ = ray.wait(list(waiting), num_returns=1, timeout=_LOOK_S, fetch_local=True)
-        if heard:  # all that have spoken at once: with many actors a look at each takes long
-            heard, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
-        for one in heard:
+        messages, _ = ray.wait(list(waiting), num_returns=1, timeout=_LOOK_S, fetch_local=True)
+        if messages:  # all that have spoken at once: with many actors a look at each takes long
+            messages, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
+        for one in messages:
             slot = waiting[one]
             try:
                 if slot.job:
-                    self._hear(slot, slot.job)
+                    self._receive(slot, slot.job)
                 else:
-                    self._welcome(slot)
+                    self._on_ready(slot)
             except RayActorError:
-                self._bury(slot)
+                self._on_death(slot)
         for slot in self._slots:
             self._beat(slot)
         self._warn_without_actors()
@@ -223,9 +223,9 @@ class RayPool:
         if not any(slot.host for slot in self._slots) and monotonic() - self._began > _START_S:
             self._began = monotonic()
             text = f"no actor has started: the cluster has no free {self._unit}."
-            self._tell(0, WorkerWarning(text, "ray status"))
+            self._report(0, WorkerWarning(text, "ray status"))
 
-    def _welcome(self, slot: _Slot) -> None:
+    def _on_ready(self, slot: _Slot) -> None:
         """Take note of where an actor is; one on a machine that lacks something is dropped."""
         try:
             report = ray.get(slot.waits_for)
@@ -238,15 +238,15 @@ class RayPool:
 
     def _drop(self, slot: _Slot, warning: WorkerWarning) -> None:
         """Go on without an actor."""
-        self._tell(slot.number, warning)
+        self._report(slot.number, warning)
         self._slots.remove(slot)
         slot.worker.close()
         ray.kill(slot.actor)
 
-    def _hear(self, slot: _Slot, job: ClaimedJob) -> None:
+    def _receive(self, slot: _Slot, job: ClaimedJob) -> None:
         """Take what an actor says about its job. Raises RayActorError if it has died."""
         try:
-            self._take(slot, ray.get(next(slot.waits_for)))
+            self._handle(slot, ray.get(next(slot.waits_for)))
         except RayActorError:
             raise
         except WancliError as error:
@@ -255,7 +255,7 @@ class RayPool:
             text = f"unexpected {type(error).__name__}: {_line(error)}"
             self._finish(slot, JobOutcome(job, error=WancliError(text, hint="ray logs")))
 
-    def _take(self, slot: _Slot, message: RemoteMessage) -> None:
+    def _handle(self, slot: _Slot, message: RemoteMessage) -> None:
         """Take one message about a job. Raises OutputError for a file that cannot be written."""
         if isinstance(message, JobOutcome):
             self._finish(slot, slot.files.place(message) if slot.files else message)
@@ -263,7 +263,7 @@ class RayPool:
             if slot.files:
                 slot.files.write(message)
         else:
-            self._tell(slot.number, message)
+            self._report(slot.number, message)
 
     def _finish(self, slot: _Slot, outcome: JobOutcome) -> None:
         """Note how a job has ended; after an unexpected error Ray replaces the actor."""
@@ -272,7 +272,7 @@ class RayPool:
         broken = type(outcome.error) is WancliError
         noted = note_outcome(slot.worker, outcome, retries=self._retries)
         slot.job = slot.files = slot.waits_for = None
-        self._tell(slot.number, noted)
+        self._report(slot.number, noted)
         if broken:
             self._replace(slot)
 
@@ -281,7 +281,7 @@ class RayPool:
         ray.kill(slot.actor, no_restart=False)
         slot.waits_for = slot.actor.ready.remote(self._needs)
 
-    def _bury(self, slot: _Slot) -> None:
+    def _on_death(self, slot: _Slot) -> None:
         """Give back the job of an actor that has died; Ray replaces it."""
         job, failed = slot.job, self._ledger.free(slot.worker.name)
         if slot.files:
@@ -290,9 +290,9 @@ class RayPool:
         slot.waits_for = slot.actor.ready.remote(self._needs)
         if job:
             text = f"{slot.name} died in {job.output.name}; Ray replaces it."
-            self._tell(slot.number, WorkerWarning(text, "ray logs says why"))
+            self._report(slot.number, WorkerWarning(text, "ray logs says why"))
         for one in failed:
-            self._tell(slot.number, JobOutcome(one, error=died_error()))
+            self._report(slot.number, JobOutcome(one, error=died_error()))
 
     def _beat(self, slot: _Slot) -> None:
         """Note that a job goes on, or end it if it was cancelled."""
@@ -305,7 +305,7 @@ class RayPool:
             self._finish(slot, JobOutcome(slot.job, error=error))
             self._replace(slot)
 
-    def _tell(self, number: int, message: Message) -> None:
+    def _report(self, number: int, message: Message) -> None:
         self._send(ActorMessage(number, message))
 
 

@@ -28,7 +28,7 @@ from wancli.utils.packages import package_version
 PACKAGES = ("wancli", "torch", "diffusers")  # whose versions must be the same everywhere
 _PIECE = 8 * 2**20  # bytes
 _WAITING = 8  # messages that may wait to be sent
-_SAY_S = 1.0  # seconds between events of one phase
+_EVENT_S = 1.0  # seconds between events of one phase
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class RemoteMaker:
         If many are on their way it is dropped, too: a video must not wait for that.
         """
         now = monotonic()
-        if not isinstance(event, Phase) and now - self._reported < _SAY_S:
+        if not isinstance(event, Phase) and now - self._reported < _EVENT_S:
             return
         self._reported = now
         with suppress(Full):

@@ -158,7 +158,7 @@ class WorkerPool:
                     ]
                     wait(receivers, timeout=_LOOK_S)
                     for process in list(self._processes.values()):
-                        yield from self._listen(process)
+                        yield from self._poll(process)
             finally:
                 self._end_all()
 
@@ -182,7 +182,7 @@ class WorkerPool:
                 self._processes[number] = _WorkerProcess(number, place, self._arguments)
         return bool(self._processes)
 
-    def _listen(self, process: _WorkerProcess) -> Generator[JobOutcome, None, None]:
+    def _poll(self, process: _WorkerProcess) -> Generator[JobOutcome, None, None]:
         """Yield the outcomes that a worker sends, and what becomes of its job if it has died."""
         messages = process.messages()
         ended = False
@@ -203,9 +203,9 @@ class WorkerPool:
                 process.job, self._deaths = None, 0
                 yield message
         if ended:
-            yield from self._bury(process)
+            yield from self._on_death(process)
 
-    def _bury(self, process: _WorkerProcess) -> Generator[JobOutcome, None, None]:
+    def _on_death(self, process: _WorkerProcess) -> Generator[JobOutcome, None, None]:
         """Yield the outcomes that a process which has ended could not send."""
         code = process.end()
         del self._processes[process.number]
