@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _AGAIN_S = 0.02
-_SECOND_S = (
-    1.0  # what comes sooner belongs to the first: make, for one, passes Ctrl-C on as SIGTERM
-)
+# A signal that comes sooner belongs to the first: make, for one, passes Ctrl-C on as SIGTERM.
+_SECOND_S = 1.0
 
 
 class Interrupted(BaseException):
