@@ -296,6 +296,20 @@ def test_info_says_what_is_wrong_with_a_broken_file(
         assert (result.code, error in complaint(result)[0]) == (4, True), result.err
 
 
+@pytest.mark.parametrize(
+    ("name", "error", "hint"),
+    [
+        ("no.gguf", "file 'no.gguf' not found.", "check the path"),
+        ("a/b:c.gguf", "file 'a/b:c.gguf' is not on this machine.", "wancli model pull a/b:c.gguf"),
+    ],
+)
+def test_info_of_a_gguf_file_that_is_not_here_says_so(
+    wancli: Wancli, cache: Path, name: str, error: str, hint: str
+):
+    result = wancli("model", "info", name)
+    assert (result.code, *complaint(result)) == (4, error, hint)
+
+
 def test_a_lora_of_the_hub_may_lie_in_the_folders(
     wancli: Wancli, tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ):

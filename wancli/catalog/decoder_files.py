@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wancli.catalog.hub_cache import hub_file
+from wancli.catalog.hub_cache import absent, hub_file
 from wancli.catalog.local import find_spec
 from wancli.catalog.model_folders import find_file, find_named, find_on_hub
 from wancli.catalog.specs import DEMO_FOLDER, RANDOM, ModelSpec, WeightFile
@@ -70,7 +70,7 @@ def add_vae_decoder(spec: ModelSpec, name: str) -> ModelSpec:
     wanted = published.name if published and name == TINY else name
     path = _path(wanted)
     if path is None:
-        raise _absent(wanted)
+        raise absent(wanted, kind="tiny decoder")
     file, shape = _read_decoder(path, spec)
     return replace(spec, tiny_decoder=shape, files=(*spec.files, file))
 
@@ -82,7 +82,7 @@ def check_decoder(spec: ModelSpec) -> None:
     _check_fit(spec.tiny_decoder, spec, "the tiny decoder")
     published = _published(spec)
     if published and not spec.random and not spec.file_of(DECODER):
-        raise _absent(published.name)
+        raise absent(published.name, kind="tiny decoder")
 
 
 def find_tiny_decoder(spec: ModelSpec) -> ModelSpec | None:
@@ -141,12 +141,6 @@ def _path(name: str) -> Path | None:
     if not path.is_file():
         raise missing("tiny decoder", path)
     return path
-
-
-def _absent(name: str) -> ModelError:
-    return ModelError(
-        f"the tiny decoder '{name}' is not on this machine.", hint=f"wancli model pull {name}"
-    )
 
 
 def _read_decoder(path: Path, spec: ModelSpec) -> tuple[WeightFile, TinyDecoderShape]:

@@ -132,9 +132,9 @@ def unreachable(model: str, *, how: str = "") -> ModelError:
     )
 
 
-def absent(model: str, *, hint: str = "") -> ModelError:
-    """The error for a hub model that is not on this disk."""
+def absent(model: str, *, kind: str = "model", hint: str = "") -> ModelError:
+    """The error for a model of the hub, or a file of a `kind`, that is not on this disk."""
     name = name_of(model)
     return ModelError(
-        f"model '{name}' is not on this machine.", hint=hint or f"wancli model pull {name}"
+        f"{kind} '{name}' is not on this machine.", hint=hint or f"wancli model pull {name}"
     )

@@ -387,7 +387,10 @@ def _show_lora(name: str, screen: Screen) -> None:
 
 
 def _weights_file(name: str) -> Path | None:
-    """The file of weights, and of no LoRA, that a name stands for; None for any other name."""
+    """The file of weights, and of no LoRA, that a name stands for; None for any other name.
+
+    Raises ModelError or InputError for a GGUF file that is not there: no model or LoRA is one.
+    """
     from wancli.models.weight_summary import READ, summarize_weights
 
     path = user_path(name)
@@ -397,6 +400,8 @@ def _weights_file(name: str) -> Path | None:
     if on_hub := hub_file(name):
         path = cached_file(*on_hub) or path
     if path.suffix == ".gguf":
+        if not path.exists():
+            raise absent(name, kind="file") if on_hub else missing("file", path)
         return path
     if path.suffix not in READ or not path.is_file():
         return None

@@ -8,7 +8,7 @@ from functools import lru_cache
 from math import isfinite, prod
 from pathlib import Path, PurePath
 
-from wancli.catalog.hub_cache import cached_file, hub_file
+from wancli.catalog.hub_cache import absent, cached_file, hub_file
 from wancli.catalog.local import revision
 from wancli.catalog.model_folders import find_file, find_named, find_on_hub
 from wancli.catalog.specs import ModelSpec
@@ -126,10 +126,7 @@ def cached_lora(repo: str, file: str) -> Path:
     """The file in the hub's cache. Raises ModelError if it is not there."""
     path = cached_file(repo, file)
     if path is None:
-        raise ModelError(
-            f"LoRA '{repo}:{file}' is not on this machine.",
-            hint=f"wancli model pull {repo}:{file}",
-        )
+        raise absent(f"{repo}:{file}", kind="LoRA")
     return path
 
 
