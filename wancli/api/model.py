@@ -21,7 +21,7 @@ from wancli.config.resolve import Layer
 from wancli.errors import UsageError
 from wancli.generation.batch import PlannedVideos
 from wancli.models.warm import WarmPipeline
-from wancli.planning.existing import record_beside, record_in
+from wancli.planning.existing import record_of
 from wancli.records.progress import Report
 from wancli.records.record import RunRecord
 from wancli.rollouts.session import RolloutSession, open_session
@@ -190,4 +190,4 @@ def make_clip(planned: PlannedVideos, pipeline: WarmPipeline, listener: Listener
     from wancli.video.read import read_frames
 
     path = item.output or Path()
-    return Video(path, read_frames(path), record_in(path) or record_beside(path) or {})
+    return Video(path, read_frames(path), record_of(path) or {})

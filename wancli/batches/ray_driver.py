@@ -45,7 +45,7 @@ from wancli.batches.worker_process import (
 )
 from wancli.errors import SetupError, UsageError, WancliError, some
 from wancli.generation.batch import PlannedVideos
-from wancli.planning.existing import record_beside, record_in
+from wancli.planning.existing import record_of
 from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker, died_error
 from wancli.utils.heap import keep_heap
 from wancli.utils.interrupts import SIGNALS
@@ -192,7 +192,7 @@ class RayPool:
         )
         if not isinstance(planned, PlannedVideos) or planned.todo:
             return None
-        return record_in(job.output) or record_beside(job.output) or {}
+        return record_of(job.output) or {}
 
     def _poll(self) -> None:
         """Wait for an actor to say something, and note now and then that jobs go on."""

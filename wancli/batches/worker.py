@@ -22,7 +22,7 @@ from wancli.errors import (
     is_disk_full,
     unexpected,
 )
-from wancli.planning.existing import check_existing, record_beside, record_in
+from wancli.planning.existing import check_existing, record_of
 from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker, died_error
 from wancli.records.progress import Event, Report, ignore
 from wancli.video.integrity import DAMAGED
@@ -280,7 +280,7 @@ def _make_video(
     target: Any = {"seed": job.seed, "output": job.output, "defaults": layers}
     if job.command == "rollout":
         if skip and _is_whole_rollout(model, job, values, layers):
-            return record_in(job.output) or record_beside(job.output) or {}, True
+            return record_of(job.output) or {}, True
         values["resume"] = skip and job.output.with_suffix(".rollout").exists()
         session = model.plan_rollout(job.prompt, settings=values, **target)
         run = session.run(listener, model.pipeline)
@@ -294,7 +294,7 @@ def _make_video(
     planned = model.plan_clip(job.prompt or "", settings=values, **target)
     for clip in planned.run(listener, model.pipeline, ahead=ahead):
         return clip.record.as_json(), False
-    return record_in(job.output) or record_beside(job.output) or {}, True
+    return record_of(job.output) or {}, True
 
 
 def _is_whole_rollout(

@@ -95,11 +95,11 @@ def _gpu_names() -> list[str]:
 
 
 class _WorkerProcess:
-    """A process that works, and what it was last heard of."""
+    """A process that works, and the job that it has."""
 
     def __init__(self, number: int, place: WorkerPlace, arguments: Sequence[str]) -> None:
         self.number, self.place = number, place
-        self.job: ClaimedJob | None = None  # begun, and not heard to have ended
+        self.job: ClaimedJob | None = None  # whose outcome has not come
         self.receiver, sender = Pipe(duplex=False)
         file = sender.fileno()
         ledger, options = arguments

@@ -134,10 +134,10 @@ def _videos(files: Sequence[Path]) -> Iterator[Path]:
 
 
 def _draw_sweep(videos: Sequence[Path], *, width: int) -> "Picture":
-    from wancli.planning.existing import record_beside, record_in
+    from wancli.planning.existing import record_of
     from wancli.video.sweep import arrange, draw_sweep
 
-    records = {video: record_in(video) or record_beside(video) for video in videos}
+    records = {video: record_of(video) for video in videos}
     return draw_sweep(arrange(records), width=width)
 
 

@@ -54,6 +54,11 @@ def record_beside(video: Path) -> dict[str, Any] | None:
         return None
 
 
+def record_of(video: Path) -> dict[str, Any] | None:
+    """The record of a video, in it or else beside it, or None."""
+    return record_in(video) or record_beside(video)
+
+
 def _may_be(video: Path, written: Mapping[str, Any]) -> bool:
     size, before = video.stat().st_size, written.get("bytes", 0)
     try:
