@@ -45,6 +45,7 @@ def test_a_list_at_shift_5_gives_the_timesteps_that_distilled_loras_were_trained
 def test_a_list_may_have_spaces_and_fractions():
     sampling = Sampling(scheduler="euler", steps_list="1000, 987.5", flow_shift=1.0)
     assert clip_scheduler({}, sampling, drawn(0)).timesteps.tolist() == [1000.0, 987.5]
+    assert sampling.steps_list == "1000,987.5"  # as in a preset, and in the hash
 
 
 def test_euler_goes_down_the_list_as_written_out_in_float64():

@@ -8,7 +8,7 @@ panel of `--help`.
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from wancli.catalog.tiny_decoder import EXACT
 
@@ -16,6 +16,7 @@ MAX_SEED = 2**53  # the largest integer that every JSON reader keeps
 RopePolicy = Literal["absolute", "relative", "sink"]
 FEW_STEPS = "1000,750,500,250"  # Self-Forcing's, and those of most distilled models
 STEPS_LIST = r"^\d+(\.\d+)?(, ?\d+(\.\d+)?)*$"
+WITHOUT_SPACES = AfterValidator(lambda text: text.replace(" ", ""))  # one text for one list
 
 
 WEIGHTS = ("transformer", "vae", "text_encoder")  # settings that name files of weights
@@ -73,7 +74,9 @@ class Sampling(Group):
         description="Shift of the noise schedule; higher spends more steps at high noise.",
     )
     scheduler: Scheduler = "unipc"
-    steps_list: Annotated[str, WhenUnset(f"few-step: {FEW_STEPS}; euler: `steps` of them")] = Field(
+    steps_list: Annotated[
+        str, WhenUnset(f"few-step: {FEW_STEPS}; euler: `steps` of them"), WITHOUT_SPACES
+    ] = Field(
         "",
         pattern=f"{STEPS_LIST}|^$",
         description="Timesteps for few-step and euler, separated by commas, as a distilled model "
@@ -297,7 +300,7 @@ class Rollout(Group):
         description="Positions of cached keys: absolute, relative, sink, or auto (absolute without "
         "sinks, relative with them).",
     )
-    first_chunk_steps: Annotated[str, WhenUnset("`steps_list`")] = Field(
+    first_chunk_steps: Annotated[str, WhenUnset("`steps_list`"), WITHOUT_SPACES] = Field(
         "",
         pattern=f"{STEPS_LIST}|^$",
         description="Timesteps of the first chunk, separated by commas.",
