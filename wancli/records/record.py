@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wancli.catalog.tiny_decoder import DECODER
-from wancli.config.resolve import fields_of
+from wancli.config.resolve import dotted, fields_of
 from wancli.config.settings import WEIGHTS, RolloutSettings, Settings
 from wancli.errors import InputError, WancliError, missing
 from wancli.records.schema import Record, RolloutRecord, check_schema
@@ -70,7 +70,7 @@ class Request:
         # So has the revision those of LoRAs, wherever they are.
         values["machine"]["lora"] = [_BEFORE.sub("", text) for text in values["machine"]["lora"]]
         for table, name, info in fields_of(type(self.settings)):
-            if table and f"{table}.{name}" in _ADDED and values[table][name] == info.default:
+            if table and dotted(table, name) in _ADDED and values[table][name] == info.default:
                 del values[table][name]
         if "weights" in values:
             values["weights"] = digests(values["weights"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wancli.catalog.tiny_decoder import DECODER
-from wancli.config.resolve import fields_of
+from wancli.config.resolve import dotted, fields_of
 from wancli.config.settings import WEIGHTS, RolloutSettings
 from wancli.errors import PlanError, UsageError, shortened
 from wancli.records.record import digests
@@ -99,7 +99,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], *, keep: int) 
     A setting that an earlier version did not have was at its default then.
     """
     old, new = dict(_flat(before, keep)), dict(_flat(now, keep))
-    settings = {f"{table}.{name}": info for table, name, info in fields_of(RolloutSettings)}
+    settings = {dotted(table, name): info for table, name, info in fields_of(RolloutSettings)}
     old |= {key: settings[key].default for key in new.keys() & settings.keys() - old.keys()}
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     indexed = now["rollout"]["noise"] == "indexed"
