@@ -201,6 +201,9 @@ def test_a_gpu_alone_plans_every_model(wancli: Wancli, monkeypatch: pytest.Monke
     fits = {line.split()[0]: line for line in result.out.splitlines()[1:]}
     assert fits["demo"].endswith("yes")
     assert "yes, group offload, " in fits["wan2.1-t2v-14b"]
+    rollout = ("plan", "--model", "krea-realtime-14b", "--chunks", 9, "--gpu", "24GB", "--json")
+    resident = json.loads(wancli(*rollout).out)["cost"]["resident"]["group"]
+    assert f" {resident / 2**30:.1f} GiB  yes, group" in fits["krea-realtime-14b"]
     assert max(map(len, result.out.splitlines())) <= 80
     entries = [
         json.loads(line) for line in wancli("plan", "--gpu", "6GB", "--json").out.splitlines()

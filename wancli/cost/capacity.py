@@ -8,13 +8,13 @@ from wancli.catalog.random import known_spec
 from wancli.catalog.specs import SPECS, ModelSpec
 from wancli.config.presets import find_preset, layers
 from wancli.config.resolve import Layer, SettingsT, resolve
-from wancli.config.settings import Settings, VideoShape
+from wancli.config.settings import RolloutSettings, Settings, VideoShape
 from wancli.cost.devices import Device
 from wancli.cost.estimate import Estimate, estimate, resolve_device
-from wancli.cost.totals import generation_cost
+from wancli.cost.totals import generation_cost, rollout_cost
 from wancli.errors import SetupError, UsageError
 from wancli.planning.inputs import NO_INPUTS, add_required_inputs
-from wancli.planning.plan import Plan, make_plan
+from wancli.planning.plan import Plan, make_plan, make_rollout_plan
 from wancli.utils.units import duration, gib
 
 # Ways to save memory, the least lossy first; then smaller sizes.
@@ -123,17 +123,40 @@ def generation_estimator(
 def check_default_capacity(
     model: str, spec: ModelSpec, gpu: Device | None = None
 ) -> DefaultCapacity:
-    """Check one video with the model's own preset, with any pictures it requires."""
+    """Check one video, or rollout, with the model's own preset, with any pictures it requires."""
     known = known_spec(model)
-    inputs = add_required_inputs(spec, NO_INPUTS)
-    estimator = generation_estimator(spec, lambda s: make_plan(s, spec, inputs), gpu=gpu)
+    check = _check_clip if spec.clips else _check_rollout
     try:
         preset = layers(find_preset(known.name)) if known else []
-        settings = resolve([*preset, Layer("model", {"model": model})], Settings).settings
-        capacity = check_capacity(settings, spec, estimator, force=False)
+        return check(spec, [*preset, Layer("model", {"model": model})], gpu)
     except UsageError as error:  # also of a local folder, which has no preset
         return DefaultCapacity(model, CapacityCheck(spec, None), problem=str(error))
-    return DefaultCapacity(model, capacity, settings.video)
+
+
+def _check_clip(spec: ModelSpec, default: Sequence[Layer], gpu: Device | None) -> DefaultCapacity:
+    inputs, settings = add_required_inputs(spec, NO_INPUTS), resolve(default, Settings).settings
+    estimator = generation_estimator(spec, lambda s: make_plan(s, spec, inputs), gpu=gpu)
+    capacity = check_capacity(settings, spec, estimator, force=False)
+    return DefaultCapacity(settings.model, capacity, settings.video)
+
+
+def _check_rollout(
+    spec: ModelSpec, default: Sequence[Layer], gpu: Device | None
+) -> DefaultCapacity:
+    settings = resolve(default, RolloutSettings).settings
+
+    def estimator(settings: RolloutSettings) -> Estimate | None:
+        plan, (device, wide) = (
+            make_rollout_plan(settings, spec),
+            resolve_device(settings.machine, gpu),
+        )
+        cost = rollout_cost(settings, spec, plan, wide=wide, kind=device.kind)
+        return estimate(cost, settings.machine, device, plan.offloads) if cost else None
+
+    frames = make_rollout_plan(settings, spec).num_frames
+    capacity = check_capacity(settings, spec, estimator, force=False)
+    video = settings.video.model_copy(update={"num_frames": frames})
+    return DefaultCapacity(settings.model, capacity, video)
 
 
 def check_models(gpu: Device | None = None) -> list[DefaultCapacity]:
