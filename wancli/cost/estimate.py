@@ -98,7 +98,8 @@ class Estimate:
             return f"`offload {other}`"
         least = list(self.possible)[-1]
         weights = max(self.cost.resident_weights[least].values())  # whatever the video's size
-        smaller = "a smaller `size`, fewer `num_frames` or a smaller `model`"
+        fewer = "fewer `num_frames` (rollout: a smaller `rolling_window`)"
+        smaller = f"a smaller `size`, {fewer} or a smaller `model`"
         others = "a smaller `model`" if weights > self.device.total else smaller
         return f"{remedy}, or {others}" if remedy else others
 
