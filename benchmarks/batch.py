@@ -6,7 +6,6 @@ The videos are those of the demo model. Ratios are of times in one run on one ma
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 from wancli.records.ledger import create_ledger, open_ledger
+from wancli.utils.heap import peak_ram
 from wancli.utils.units import gib
 
 WORDS = ["a", "red", "blue", "circle", "square", "moving", "bouncing", "slowly", "right", "brown"]
@@ -69,7 +69,7 @@ def plan(count: int) -> None:
         Path("b.ledger"), batch.digest, planned.settings, planned.jobs, version="1"
     ).close()
     spent("ledger written")
-    line("memory", gib(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+    line("memory", gib(peak_ram()))
 
 
 def videos(count: int, settings: dict[str, int]) -> None:

@@ -45,8 +45,9 @@ def check_streams(outcome: Outcome, *, streams: tuple[str, str, str]) -> Iterato
     if outcome.code not in CODES and not (Broken in streams and outcome.code == SIGPIPE_CODE):
         yield Fault("exit code", str(outcome.code), err[-500:])
     elif outcome.code and streams[2] == File:
-        lines = [line for line in err.splitlines() if line.startswith(("error: ", "hint: "))]
-        if [line.split(":")[0] for line in lines] != ["error", "hint"] and outcome.code in CODES:
+        _, error, rest = f"\n{err}".partition("\nerror: ")  # warnings with hints come before
+        hints = re.findall("^(?:error|hint): ", rest, re.MULTILINE)
+        if not (error and hints == ["hint: "]) and outcome.code in CODES:
             yield Fault("words", "no error and hint, or several", err[-500:])
     for name, content in (("stdout", outcome.out), ("stderr", outcome.err)):
         yield from _check_escapes(name, content.decode(errors="surrogateescape"))

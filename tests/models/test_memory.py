@@ -1,6 +1,8 @@
-"""Memory that a process returns to the system."""
+"""Memory that a process has had, and returns to the system."""
 
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,10 @@ def test_freed_heap_is_returned_to_the_system():
     assert fragmented - before > 80 * MIB  # the heap keeps its holes, until they are returned
     assert after - before < 20 * MIB
     assert len(in_use) == 20
+
+
+def test_the_peak_is_of_this_process_and_not_of_the_one_that_started_it():
+    here = bytearray(b"x" * 300 * MIB)
+    script = "from wancli.utils.heap import peak_ram; print(peak_ram())"
+    peak = int(subprocess.check_output([sys.executable, "-c", script]))
+    assert len(here) > 2 * peak > 0

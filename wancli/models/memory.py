@@ -1,7 +1,5 @@
 """Peak memory of this process, and errors where it runs out."""
 
-import resource
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,13 +7,12 @@ from pathlib import Path
 import torch
 
 from wancli.errors import CapacityError
-from wancli.utils.heap import glibc
+from wancli.utils.heap import glibc, peak_ram
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
     """Peaks of RAM and GPU memory so far, in GiB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peaks = {"ram_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+    peaks = {"ram_peak_gib": peak_ram() / 2**30}
     if device.type == "cuda":
         peaks["vram_peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
     return {name: round(value, 3) for name, value in peaks.items()}

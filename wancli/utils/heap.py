@@ -1,7 +1,10 @@
-"""What glibc's allocator keeps of freed memory. Other allocators are left alone."""
+"""Memory of this process: its peak, and what glibc's allocator keeps of what is freed."""
 
 import ctypes
 import platform
+import resource
+import sys
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT = 256 * 2**20
@@ -21,3 +24,16 @@ def keep_heap() -> None:
 def glibc() -> ctypes.CDLL | None:
     """The C library, if it is glibc."""
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+def peak_ram() -> int:
+    """The most RAM that this process has had, in bytes.
+
+    Linux counts in `ru_maxrss` the process that started this one, too, however large that was.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text("ascii", "replace").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
