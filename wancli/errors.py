@@ -197,6 +197,11 @@ def unexpected(error: Exception) -> WancliError:
     return wrapped
 
 
+def is_unexpected(error: WancliError | None) -> bool:
+    """Whether an error is of no kind that wancli knows: nobody knows what it has left behind."""
+    return type(error) is WancliError
+
+
 def _wrapped(error: Exception) -> WancliError:
     if isinstance(error, MemoryError):
         return CapacityError("out of memory.", hint="a smaller `size`, or fewer `num_frames`")

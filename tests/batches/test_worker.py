@@ -139,7 +139,7 @@ def test_an_unexpected_error_fails_its_job_only(tmp_path: Path, tiny_model: Path
 def test_a_cancelled_job_ends_alone_even_while_its_model_loads(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(worker_module, "_BEAT", -1)  # at each event
+    monkeypatch.setattr(worker_module, "BEAT_S", -1)  # at each event
     jobs = f'model = "{tiny_model}"\n[[jobs]]\nprompt = "a circle"\nseed = "1-3"\n'
     with batch(tmp_path, jobs) as ledger:
 

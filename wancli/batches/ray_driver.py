@@ -34,7 +34,7 @@ from wancli.batches.remote_maker import (
     installed_versions,
     report_node,
 )
-from wancli.batches.worker import JobOutcome, note_outcome
+from wancli.batches.worker import BEAT_S, JobOutcome, note_outcome
 from wancli.batches.worker_process import (
     ActorMessage,
     JobStarted,
@@ -43,7 +43,7 @@ from wancli.batches.worker_process import (
     WorkerWarning,
     serve,
 )
-from wancli.errors import SetupError, UsageError, WancliError, some
+from wancli.errors import SetupError, UsageError, WancliError, is_unexpected, some
 from wancli.generation.batch import PlannedVideos
 from wancli.planning.existing import record_of
 from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker, died_error
@@ -51,7 +51,6 @@ from wancli.utils.heap import keep_heap
 from wancli.utils.interrupts import SIGNALS
 
 _LOOK_S = 1.0  # seconds between looks at the ledger while no actor says anything
-_BEAT_S = 5.0  # seconds
 _CONNECT_S = 5.0
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _START_S = 60.0  # seconds until a warning that no actor has started
@@ -269,7 +268,7 @@ class RayPool:
         """Note how a job has ended; after an unexpected error Ray replaces the actor."""
         if slot.files:
             slot.files.drop()
-        broken = type(outcome.error) is WancliError
+        broken = is_unexpected(outcome.error)
         noted = note_outcome(slot.worker, outcome, retries=self._retries)
         slot.job = slot.files = slot.waits_for = None
         self._report(slot.number, noted)
@@ -296,7 +295,7 @@ class RayPool:
 
     def _beat(self, slot: _Slot) -> None:
         """Note that a job goes on, or end it if it was cancelled."""
-        if slot.job is None or monotonic() - slot.beat < _BEAT_S:
+        if slot.job is None or monotonic() - slot.beat < BEAT_S:
             return
         slot.beat = monotonic()
         try:

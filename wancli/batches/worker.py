@@ -20,6 +20,7 @@ from wancli.errors import (
     WancliError,
     Warn,
     is_disk_full,
+    is_unexpected,
     unexpected,
 )
 from wancli.planning.existing import check_existing, record_of
@@ -27,7 +28,7 @@ from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker
 from wancli.records.progress import Event, Report, ignore
 from wancli.video.integrity import DAMAGED
 
-_BEAT = 5.0  # seconds
+BEAT_S = 5.0  # seconds between notes in the ledger that a job goes on
 _AHEAD = 16  # prompts that are encoded with one
 _WAIT = 1.0  # seconds between looks at the jobs of others
 Started = Callable[[ClaimedJob], object]
@@ -136,12 +137,8 @@ def _again(worker: LedgerWorker, outcome: JobOutcome, error: WancliError, retrie
     job, change = outcome.job, outcome.change
     if change and worker.adapt(job, {**job.values, **change}, same_model=_on_one_model):
         return f"it goes on with {in_words(change)}"
-    may_pass = isinstance(error, CapacityError) or _is_unexpected(error)
+    may_pass = isinstance(error, CapacityError) or is_unexpected(error)
     return "it is tried again" if may_pass and worker.again(job, most=retries) else ""
-
-
-def _is_unexpected(error: WancliError) -> bool:
-    return type(error) is WancliError
 
 
 class JobMaker:
@@ -241,7 +238,7 @@ class _JobListener(Listener):
             raise JobTimeout(
                 f"it took over {self._seconds:g} s.", hint="a longer `timeout`, or fewer `steps`"
             )
-        if now - self._last > _BEAT:
+        if now - self._last > BEAT_S:
             self._beat()
             self._last = now
         self._pass_on(event)
