@@ -45,6 +45,18 @@ class Warn(Protocol):
         """Show the warning."""
 
 
+def warn_once(warn: Warn) -> Warn:
+    """A callback that passes each warning on once, where many videos are alike."""
+    seen: set[str] = set()
+
+    def new(text: str, *, hint: str) -> None:
+        if text not in seen:
+            seen.add(text)
+            warn(text, hint=hint)
+
+    return new
+
+
 @dataclass(frozen=True)
 class PlanWarning:
     """What is doubtful about a valid request, and a hint."""

@@ -22,6 +22,7 @@ from wancli.errors import (
     is_disk_full,
     is_unexpected,
     unexpected,
+    warn_once,
 )
 from wancli.planning.existing import check_existing, record_of
 from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker, died_error
@@ -151,7 +152,7 @@ class JobMaker:
         """`ahead` has the prompts of the next jobs, which may be encoded with one."""
         self._ahead = ahead
         self._skip, self._adapt, self._timeout = skip_existing, adapt, timeout
-        self._report, self._warn = report, _once(warn) if warn else None
+        self._report, self._warn = report, warn_once(warn) if warn else None
         self._model: Model | None = None
         self._number = -1
 
@@ -247,18 +248,6 @@ class _JobListener(Listener):
         """Pass a warning on."""
         if self._warn:
             self._warn(text, hint=hint)
-
-
-def _once(warn: Warn) -> Warn:
-    """A callback that passes each warning on once: jobs are alike."""
-    seen: set[str] = set()
-
-    def new(text: str, *, hint: str) -> None:
-        if text not in seen:
-            seen.add(text)
-            warn(text, hint=hint)
-
-    return new
 
 
 def _on_one_model(values: Mapping[str, Any], others: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from wancli.cli.progress import Clock, Progress, RunProgress, clock_time
-from wancli.errors import UsageError, WancliError
+from wancli.errors import UsageError, WancliError, warn_once
 from wancli.records.progress import Event
 from wancli.utils.interrupts import second_ends_at_once
 
@@ -148,14 +148,8 @@ def make_jobs(ledger: "Ledger", how: HowToWork, screen: "Screen") -> None:
 
     names = [place.name for place in how.places if place.name != RAY] or ["worker 0"]
     progress = BatchProgress(lambda: read_status(ledger), names)
-    warnings, failures = set[str](), 0
-
-    def warn(text: str, *, hint: str) -> None:
-        if text not in warnings:  # of jobs and workers that are alike
-            warnings.add(text)
-            screen.warn(text, hint=hint)
-
-    run, stop = _workers(ledger, how, partial(_handle, progress, warn))
+    failures = 0
+    run, stop = _workers(ledger, how, partial(_handle, progress, warn_once(screen.warn)))
     second_ends_at_once()
     with screen.batch_progress(progress), closing(run):
         for outcome in run:
