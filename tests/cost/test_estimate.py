@@ -11,7 +11,7 @@ from wancli.catalog.local import find_spec
 from wancli.config.precision import transformer_dtype
 from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Machine, Settings
-from wancli.cost.capacity import check_capacity
+from wancli.cost.capacity import check_capacity, check_default_capacity
 from wancli.cost.devices import (
     Device,
     find_cpu,
@@ -138,6 +138,13 @@ def test_a_request_that_does_not_fit_gets_a_remedy(
         check.check()
     assert caught.value.hint.startswith(remedy)
     assert check_capacity(settings, spec, estimator, force=True).remedy == ""
+
+
+def test_a_rollout_whose_decoder_does_not_fit_gets_a_tiny_one():
+    planned = check_default_capacity("longlive2", find_spec("longlive2"), planned_device("16GB"))
+    assert planned.capacity.remedy == "`vae_decoder tiny`"
+    roomy = check_default_capacity("longlive2", find_spec("longlive2"), planned_device("80GB"))
+    assert roomy.capacity.remedy == ""
 
 
 def test_the_vae_computes_at_the_rate_of_its_own_dtype():

@@ -26,12 +26,18 @@ REMEDIES: tuple[Mapping[str, Any], ...] = (
     {"quantize": "int8"},
     {"dtype": "bfloat16", "quantize": "int8"},
     {"dtype": "bfloat16", "quantize": "int8", "vae_tiling": True},
+    {"vae_decoder": "tiny"},
+    {"dtype": "bfloat16", "vae_decoder": "tiny"},
+    {"dtype": "bfloat16", "quantize": "int8", "vae_decoder": "tiny"},
 )
 SMALLER = tuple(
     {"width": width, "height": height, **machine}
     for width, height in ((832, 480), (640, 352), (448, 256))
-    for machine in ({}, {"vae_tiling": True}, {"dtype": "bfloat16"}, REMEDIES[-1])
-)
+    for machine in (
+        {}, {"vae_tiling": True}, {"dtype": "bfloat16"}, REMEDIES[-4],
+        {"vae_decoder": "tiny"}, REMEDIES[-1],
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,8 @@ def check_models(gpu: Device | None = None) -> list[DefaultCapacity]:
 
 def _remedy(settings: SettingsT, estimator: Callable[[SettingsT], Estimate | None]) -> str:
     """The first flags under which the request would fit; "" if none suffice."""
-    if _fits(settings, SMALLER[-1], estimator) is False:  # then nothing does
+    least = (c for c in SMALLER[-6:] if "quantize" in c)
+    if all(_fits(settings, c, estimator) is False for c in least):  # then nothing does
         return ""
     fitting = (c for c in (*REMEDIES, *SMALLER) if _fits(settings, c, estimator))
     return in_words(next(fitting, {}))

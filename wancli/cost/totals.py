@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from wancli.catalog.decoder_files import add_vae_decoder
 from wancli.catalog.geometry import LatentShape
 from wancli.catalog.hunyuan import HunyuanVideo
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import TASKS, TEXT
 from wancli.catalog.wan import Architecture
-from wancli.config.settings import RolloutSettings, Settings
+from wancli.config.settings import Machine, RolloutSettings, Settings
 from wancli.cost.hunyuan import hunyuan_usage
 from wancli.cost.resources import (
     NARROW,
@@ -83,7 +84,7 @@ def generation_cost(
     shapes, shape = spec.architecture, plan.shape
     if shapes is None:
         return None
-    spec = count_beside(spec, settings.machine.lora)
+    spec = _with_chosen_parts(spec, settings.machine)
     precision = precision_of(settings.machine, wide=wide, kind=kind)
     prompts = 2 if plan.guided else 1
     if isinstance(shapes, HunyuanVideo):
@@ -104,13 +105,19 @@ def generation_cost(
     return _cost(settings, spec, shape, usage, caches)
 
 
+def _with_chosen_parts(spec: ModelSpec, machine: Machine) -> ModelSpec:
+    """The model with LoRAs beside its weights, and with the tiny decoder of these settings."""
+    spec = count_beside(spec, machine.lora)
+    return spec if spec.tiny_decoder else add_vae_decoder(spec, machine.vae_decoder)
+
+
 def rollout_cost(
     settings: RolloutSettings, spec: ModelSpec, plan: RolloutPlan, *, wide: bool, kind: str = "cpu"
 ) -> Cost | None:
     """Cost of `wancli rollout` without recomputing the context; None if the shape is unknown."""
     if not isinstance(spec.architecture, Architecture):  # only Wan rolls out
         return None
-    spec = count_beside(spec, settings.machine.lora)
+    spec = _with_chosen_parts(spec, settings.machine)
     precision = precision_of(settings.machine, wide=wide, kind=kind)
     branches = 2 if plan.guided else 1
     usage = rollout_usage(spec, plan, precision)
