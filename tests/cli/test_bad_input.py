@@ -106,6 +106,7 @@ def complaint(result: Result) -> tuple[str, str]:
         (("rollout", "a", "--", "--at", 3, "b"), "unexpected argument '--at'", "quote the prompt"),
         (("compare", "a", "b", "c"), "unexpected argument 'c'", "wancli compare --help"),
         (("genrate",), "No such command 'genrate'", "'generate'"),
+        (("batch", "statu", "x"), "No such command 'statu'", "'status'"),
         (("show",), "Missing argument", "wancli show --help"),
     ],
 )  # fmt: skip

@@ -126,6 +126,7 @@ def test_an_error_names_its_line(read, line, error, words, hint):
         ("b.csv", "prompt,seed\n", "no jobs"),
         ("b.csv", "prompt,prompt\na,b\n", "stands twice"),
         ("b.csv", "prompt,\na,b\n", "no key"),
+        ("b.csv", "a red circle,3\nb,4\n", "b.csv:1: 'a red circle' is no key"),
         ("b.csv", "prompt;seed\na;1\n", "not parted by commas"),
         ("b.csv", "prompt\na,b\n", "2 cells under 1 keys"),
         ("b.csv", 'prompt\n"a"b\n', "not CSV"),

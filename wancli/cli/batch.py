@@ -10,15 +10,22 @@ import typer
 from wancli.cli import batch_ledger, batch_report
 from wancli.cli.lazy import WancliCommand, WancliGroup
 from wancli.cli.options import DryRun, Folder, OutputOptions, folder, takes_output_options
-from wancli.errors import BatchError
+from wancli.errors import BatchError, closest
 
 
 class _FileOrCommand(WancliGroup):
     """A group whose command is `run`, where a file stands in its place."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        named = not args or args[0] in self.commands or args[0] in ctx.help_option_names
+        named = not args or args[0] in ctx.help_option_names or self._is_command(args[0])
         return super().parse_args(ctx, args if named else ["run", *args])
+
+    def _is_command(self, name: str) -> bool:
+        """Whether it is a command, or meant as one: nearly its name, and no file."""
+        if name in self.commands:
+            return True
+        near, path = closest(name, self.commands), Path(name)
+        return near is not None and not path.suffix and not path.exists()
 
 
 app = typer.Typer(

@@ -366,6 +366,9 @@ def _check_header(header: Sequence[str], origin: str, line: int) -> None:
         parted = InputError("its cells are not parted by commas.", hint="prompt,seed,steps")
         raise at_line(origin, line, parted)
     for key in header:
+        if key and not _keyword(key).isidentifier():
+            unnamed = f"{shortened(key)} is no key: CSV begins with the names of its columns."
+            raise at_line(origin, line, InputError(unnamed, hint="prompt,seed,steps"))
         if not key or header.count(key) > 1:
             wrong = f"the column '{key}' stands twice." if key else "a column has no key."
             raise at_line(origin, line, InputError(wrong, hint="prompt,seed,steps"))
