@@ -10,6 +10,7 @@ import pytest
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Wancli
 from tests.forked import Run
+from wancli.catalog.specs import DEMO_FOLDER
 
 CONVERT = ("model", "convert")
 WEIGHTS = Path(__file__).parents[1] / "parity" / "weights_original_names.safetensors"
@@ -56,6 +57,18 @@ def test_with_a_base_the_model_is_complete(wancli: Wancli, tiny_model: Path, con
     assert result.code == 0, result.err
     assert "--prompt-embeds" not in result.err
     assert Path("out/model_index.json").is_file()
+
+
+def test_a_base_may_be_named(wancli: Wancli, config_file: Path):
+    flags = ("--config", config_file, "--base")
+    result = wancli(*CONVERT, DEMO_FOLDER / "transformer", "out", *flags, "demo")
+    assert result.code == 0, result.err
+    assert (
+        Path("out/vae/config.json").read_bytes() == (DEMO_FOLDER / "vae/config.json").read_bytes()
+    )
+    result = wancli(*CONVERT, DEMO_FOLDER / "transformer", "out", *flags, "demoo")
+    assert result.code == 4
+    assert "did you mean 'demo'?" in result.err
 
 
 def test_an_entry_is_converted_with_a_lora(wancli: Wancli, config_file: Path):

@@ -102,6 +102,12 @@ def test_force_plans_a_request_that_does_not_fit(wancli: Wancli):
     assert "does not fit" in result.out
 
 
+def test_a_repository_in_wans_own_format_is_answered_by_its_twin(wancli: Wancli):
+    result = wancli("plan", "--model", "Wan-AI/Wan2.1-T2V-14B")
+    assert result.code == 4
+    assert "hint:  --model wan2.1-t2v-14b, or" in result.err
+
+
 def test_a_model_of_unknown_shape_has_no_cost(wancli: Wancli):
     result = wancli("plan", "--model", "some-owner/some-model")
     assert result.code == 0

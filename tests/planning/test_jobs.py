@@ -81,6 +81,11 @@ def test_seeds_are_spelled_as_for_generate(read, seed, seeds):
     assert [job.seed for job in batch.jobs] == seeds
 
 
+def test_keys_may_be_spelled_as_any_flag(read):
+    batch = read('{"prompt": "a", "num-inference-steps": 2, "--frames": 9}')
+    assert batch.settings[0].values == {"steps": 2, "num_frames": 9}
+
+
 def test_null_unsets_a_default(read):
     lines = '{"defaults": {"size": "8x8"}}\n{"command": "rollout", "prompt": "a", "size": null}'
     assert read(lines).settings[0].values == {}

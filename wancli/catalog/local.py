@@ -51,6 +51,16 @@ def find_spec(model: str, *, layers: int | None = None) -> ModelSpec:
             f"model '{model}' is a file, not a folder.",
             hint="give the folder with model_index.json",
         )
+    return _hub_spec(model)
+
+
+def _hub_spec(model: str) -> ModelSpec:
+    """Spec of an unknown hub id. Raises ModelError for what is none, and for Wan's own format."""
+    if twin := known_spec(f"{model}-Diffusers"):
+        raise ModelError(
+            f"model '{model}' is in Wan's own format, not in diffusers'.",
+            hint=f"`model {twin.name}`, or wancli model convert for files that you have",
+        )
     owner, _, name = model.partition("/")
     if owner and name and "/" not in name and not model.startswith((".", "~")):
         return ModelSpec(model, model, "A model of the hub.", tasks=tuple(TASKS))

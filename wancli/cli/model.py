@@ -245,9 +245,10 @@ def convert(  # noqa: PLR0913 - one parameter a flag
         typer.Option(help='JSON with what the weights cannot tell, such as {"num_heads": 12}.'),
     ] = None,
     base: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="DIR", help="Model folder to copy the VAE, text encoder and tokenizer from."
+            metavar="MODEL",
+            help="Model to copy the VAE, text encoder and tokenizer from: a name or folder.",
         ),
     ] = None,
     entry: Annotated[
@@ -269,11 +270,12 @@ def convert(  # noqa: PLR0913 - one parameter a flag
 ) -> None:
     """Convert a checkpoint in Wan's or Self-Forcing's format to a model folder.
 
-    wancli model convert self_forcing_dmd.pt self-forcing --base Wan2.1-T2V-1.3B-Diffusers
+    wancli model convert self_forcing_dmd.pt self-forcing --base wan2.1-t2v-1.3b
     """
     from wancli.models.convert_folder import check_target
 
-    sources = [path for path in (source, config, base) if path]
+    folder = _base_folder(base) if base else None
+    sources = [path for path in (source, config, folder) if path]
     for path in sources:
         if not path.exists():
             raise InputError(f"'{path}' not found.", hint="check the path")
@@ -287,9 +289,15 @@ def convert(  # noqa: PLR0913 - one parameter a flag
     outputs.add(OutputFile(out, "OUT", ours=lambda _: True, folder=True))
     with outputs.locked():
         converted = write(
-            source, out, config=config, base=base, entry=entry, loras=loras, overwrite=overwrite
+            source, out, config=config, base=folder, entry=entry, loras=loras, overwrite=overwrite
         )
-    _say_converted(screen, converted, alone=base is None)
+    _say_converted(screen, converted, alone=folder is None)
+
+
+def _base_folder(base: str) -> Path:
+    """A folder, which needs no transformer, or that of a model by name."""
+    path = user_path(base)
+    return path if path.is_dir() else _local_folder(base)[1]
 
 
 def _say_converted(screen: Screen, model: "ConvertedModel", *, alone: bool) -> None:
@@ -302,7 +310,7 @@ def _say_converted(screen: Screen, model: "ConvertedModel", *, alone: bool) -> N
     )
     if alone:
         screen.note(
-            "only a transformer: --base FOLDER adds the rest; without it, "
+            "only a transformer: --base MODEL adds the rest; without it, "
             "wancli rollout needs --prompt-embeds and --no-video"
         )
     if screen.options.json:

@@ -23,7 +23,7 @@ from wancli.cli.help import GLOBAL, INPUTS, FromSettings
 from wancli.cli.messages import flag, with_flags
 from wancli.config.keywords import keyword_layer
 from wancli.config.resolve import fields_of, limits, panel, when_unset
-from wancli.config.settings import WEIGHTS, Settings
+from wancli.config.settings import ALIASES, WEIGHTS, Settings
 from wancli.errors import UsageError
 from wancli.records.naming import DEFAULT
 
@@ -46,9 +46,7 @@ METAVARS = {
 SPELLINGS = {
     "model": ("-m",),
     "negative_prompt": ("-n",),
-    "steps": ("--num-inference-steps",),
-    "num_frames": ("--frames",),
-    "scheduler": ("--sampler",),
+    **{name: (f"--{alias.replace('_', '-')}",) for alias, name in ALIASES.items()},
 }
 
 COMPLETIONS = {

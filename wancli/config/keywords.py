@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from wancli.config.resolve import Layer, fields_of
-from wancli.config.settings import RolloutSettings
+from wancli.config.settings import ALIASES, RolloutSettings
 from wancli.errors import SettingsError, UsageError, closest, shortened
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -114,8 +114,6 @@ class MachineSettings(TypedDict, total=False):
 _INSTEAD = {
     ("rollout", "num_frames"): "`chunks N`, each of `chunk_frames` latent frames",
     ("rollout", "frames"): "`chunks N`, each of `chunk_frames` latent frames",
-    ("rollout", "sampler"): "`scheduler NAME`",
-    ("generate", "sampler"): "`scheduler NAME`",
     ("generate", "chunks"): "a rollout has `chunks N`",
     ("generate", "defaults"): '{"defaults": {...}} is the first line, and alone there',
 }
@@ -178,7 +176,7 @@ def check_keywords(values: Iterable[str], known: Collection[str], *, of: str) ->
     """Raise SettingsError for a keyword argument that the function `of` does not take."""
     for name in values:
         if name not in known:
-            near = closest(name, known)
+            near = ALIASES.get(name) or closest(name, known)
             similar = (
                 f"did you mean `{near}`?" if near else f"help(wancli.{of.split()[0]}) lists them"
             )

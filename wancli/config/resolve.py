@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from wancli.config.settings import Group, RolloutSettings, Settings, WhenUnset
+from wancli.config.settings import ALIASES, Group, RolloutSettings, Settings, WhenUnset
 from wancli.errors import SettingsError, closest, must_be, shortened
 from wancli.utils.units import bounds_in_words
 
@@ -165,7 +165,8 @@ def _table_hint(name: str, known: Mapping[str | None, list[str]]) -> str:
 
 
 def _closest_hint(name: str, known: Sequence[str]) -> str:
-    match = closest(name, known)
+    other = ALIASES.get(name)
+    match = other if other in known else closest(name, known)
     return f"did you mean '{match}'?" if match else f"known: {', '.join(known)}"
 
 

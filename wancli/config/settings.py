@@ -20,6 +20,8 @@ WITHOUT_SPACES = AfterValidator(lambda text: text.replace(" ", ""))  # one text 
 
 
 WEIGHTS = ("transformer", "vae", "text_encoder")  # settings that name files of weights
+# Other names that flags and keys of jobs have in the field.
+ALIASES = {"num_inference_steps": "steps", "frames": "num_frames", "sampler": "scheduler"}
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Machine(Group):
         "auto",
         pattern=r"^[a-z0-9_]+$",
         description="Attention kernel, by diffusers' name (native, flash, sage, ...), or auto: of "
-        "those that `wancli doctor --measure` found right, the fastest.",
+        "those that wancli doctor --measure found right, the fastest.",
     )
     quantize: Literal["none", "int8", "fp8", "fp8-dynamic"] = Field(
         "none",
@@ -267,7 +269,7 @@ class PromptKV(Group):
         "auto",
         pattern=r"^(auto|off|[1-9]\d{0,3})$",
         description="Pad the prompt's K/V to a multiple of N tokens (exact but for rounding): "
-        "auto (where `wancli doctor --measure` found that faster), off or a number.",
+        "auto (where wancli doctor --measure found that faster), off or a number.",
     )
     free_kv_weights: bool = Field(
         default=False, description="Move the prompt's K/V weights off the GPU between prompts."

@@ -18,6 +18,7 @@ from typing import Any
 
 from wancli.config.keywords import instead
 from wancli.config.seeds import parse_seeds
+from wancli.config.settings import ALIASES
 from wancli.errors import (
     InputError,
     SettingsError,
@@ -191,7 +192,8 @@ def _spelled(row: Mapping[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=1000)
 def _keyword(key: str) -> str:
-    return key.strip().removeprefix("--").replace("-", "_")
+    name = key.strip().removeprefix("--").replace("-", "_")
+    return ALIASES.get(name, name)
 
 
 def _seeds(value: Any, count: Any) -> Sequence[int | None]:

@@ -88,5 +88,5 @@ def check_rollout_vae(machine: Machine) -> None:
     if machine.vae_tiling:
         raise PlanError(
             "`vae_tiling` does not work in rollouts: their VAE decodes chunk by chunk, untiled.",
-            hint="`no_vae_tiling`; `vae_dtype bfloat16` saves memory, too",
+            hint="`no_vae_tiling`; `vae_decoder tiny` saves memory, too",
         )
