@@ -14,7 +14,7 @@ import pytest
 
 from wancli.errors import OutputError, UsageError
 from wancli.utils.files import part_name
-from wancli.utils.locks import FILE, FolderLock, as_typed
+from wancli.utils.locks import FILE, FolderLock, NameLocked, as_typed
 from wancli.utils.outputs import OutputFile, OutputSet
 
 A_VIDEO = [OutputFile(Path("a.mp4"), "`output`")]
@@ -297,6 +297,18 @@ def test_concurrent_processes_never_share_a_name_and_leave_no_files(tmp_path: Pa
     running = [subprocess.Popen(command, cwd=tmp_path) for _ in range(4)]
     assert [process.wait() for process in running] == [0] * 4
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("alias", ["link", "folder/../folder"])
+def test_a_folder_has_the_same_locks_under_all_of_its_paths(alias: str):
+    Path("folder").mkdir()
+    Path("link").symlink_to("folder")
+    first, second = FolderLock(Path("folder")), FolderLock(Path(alias))
+    first.acquire("a")
+    with pytest.raises(NameLocked):
+        second.acquire("a")
+    second.release()
+    first.release()
 
 
 def test_a_lock_may_be_released_twice():

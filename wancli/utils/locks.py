@@ -79,7 +79,7 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self._start = 0  # of our hashes in the file
         with _using:
-            self._shared = _share(folder.absolute() / FILE)
+            self._shared = _share(Path(os.path.realpath(folder)) / FILE)  # one file, one descriptor
 
     @property
     def works(self) -> bool:
