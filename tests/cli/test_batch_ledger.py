@@ -112,6 +112,16 @@ def test_an_export_has_a_line_for_each_job(wancli: Wancli, folder: Path):
     assert wancli("batch", "export", folder, "-o", "x.csv").code == 2  # it exists
 
 
+@pytest.mark.parametrize("command", ["export", "report"])
+def test_nothing_is_written_over_the_ledger_that_it_is_made_from(
+    wancli: Wancli, folder: Path, command: str
+):
+    ledger = folder / "b.ledger"
+    result = wancli("batch", command, folder, "-o", ledger, "--overwrite")
+    assert (result.code, "is an input" in result.err) == (2, True)
+    assert counts(folder)
+
+
 def test_failed_jobs_are_exported_as_a_file_of_the_same_jobs(wancli: Wancli, folder: Path):
     from wancli.planning.jobs import read_jobs
 

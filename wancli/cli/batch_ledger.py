@@ -165,14 +165,16 @@ def export(
             for text in lines:
                 screen.result(text)
         else:
-            _write(output, lines, screen, overwrite=overwrite)
+            _write(output, lines, screen, ledger=opened.path, overwrite=overwrite)
 
 
-def _write(output: Path, lines: Iterable[str], screen: "Screen", *, overwrite: bool) -> None:
+def _write(
+    output: Path, lines: Iterable[str], screen: "Screen", *, ledger: Path, overwrite: bool
+) -> None:
     from wancli.utils.files import write_whole
     from wancli.utils.outputs import OutputFile, OutputSet
 
-    outputs = OutputSet(overwrite=overwrite)
+    outputs = OutputSet(overwrite=overwrite, reads=[ledger])
     outputs.add(OutputFile(output, "`output`"))
     with outputs.locked():
         content = "".join(f"{text}\n" for text in lines).encode(errors="replace")

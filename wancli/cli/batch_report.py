@@ -42,7 +42,7 @@ def report(
     screen = Screen(output_options)
     with open_ledger(ledger) as opened:
         page = output or opened.path.with_suffix(".html")
-        outputs = OutputSet(overwrite=overwrite)
+        outputs = OutputSet(overwrite=overwrite, reads=[opened.path])
         outputs.add(OutputFile(page, "`output`", ours=is_report))
         with outputs.locked():
             counts = opened.counts()
