@@ -261,6 +261,26 @@ def test_non_finite_video_aborts_the_run_and_keeps_the_latents(
     assert not Path("a.mp4").exists()
 
 
+@pytest.mark.parametrize(
+    "where", ["diffusers.AutoencoderKLWan._decode", "wancli.video.write.VideoWriter.write"]
+)
+def test_running_out_of_memory_after_denoising_keeps_the_latents(
+    where: str, wancli: Wancli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def run_out(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 24 GiB.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, run_out)
+        failed = wancli(*small(tiny_model), "-o", "a.mp4")
+        again = wancli("decode", "a.latents.safetensors", "-o", "a.mp4")
+    for result in (failed, again):
+        assert (result.code, "does not fit in the memory" in result.err) == (5, True)
+        assert "--vae-tiling, or --vae-decoder tiny" in result.err
+    assert "wancli decode a.latents.safetensors -o NAME.mp4 --vae-tiling" in failed.err
+    assert wancli("decode", "a.latents.safetensors", "-o", "a.mp4").code == 0
+
+
 def test_two_experts_take_two_guidance_scales(wancli: Wancli, tmp_path: Path):
     from tests.fakes import tiny_folder
 

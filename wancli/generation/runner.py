@@ -26,7 +26,7 @@ from wancli.generation.preview import Previews, previews
 from wancli.generation.prompts import Prompt, encode_prompt
 from wancli.models.fast_decoder import decoder_in_words
 from wancli.models.load import Loaded, load_vae, resolve_machine
-from wancli.models.memory import fits_in_memory, peak_memory
+from wancli.models.memory import DECODING, fits_in_memory, peak_memory
 from wancli.models.timer import Timer
 from wancli.models.warm import WarmPipeline
 from wancli.planning.inputs import NO_INPUTS, InputFiles
@@ -134,11 +134,14 @@ class Runner:
                 loaded, prompt, self.settings, self.plan, seed=job.request.seed, on_step=on_step
             )
             clock.mark("denoise" if denoised.frames is None else "decode")
-            _save(denoised.latents, job, record)
-            report(Phase("decode"))
-            with keeping(self._whole(denoised.latents), job.output, record.as_json()):
-                frames = clip_frames(loaded, denoised, report)
-            clock.mark("decode")
+        _save(denoised.latents, job, record)
+        report(Phase("decode"))
+        with (
+            keeping(self._whole(denoised.latents), job.output, record.as_json()),
+            fits_in_memory(loaded.spec.name, DECODING),
+        ):
+            frames = clip_frames(loaded, denoised, report)
+        clock.mark("decode")
         cache = _cache(self.settings, self.plan, denoised.stats)
         compiles = self.settings.machine.compile
         measured = _timings(job, clock, denoised.stats, sigmas, compiles=compiles)
@@ -250,7 +253,8 @@ def decode_file(
     vae, device = load_vae(spec, settings.machine)
     loaded = perf_counter()
     report(Phase("decode"))
-    frames = decode(vae, latents, report)
+    with fits_in_memory(spec.name, DECODING):
+        frames = decode(vae, latents, report)
     decoded = perf_counter()
     timings = {"load_s": loaded - started, "decode_s": decoded - loaded}
     update: dict[str, Any] = {
@@ -297,6 +301,7 @@ def write_video(
     encoding = choose_encoding(settings.output, (width, height))
     with (
         keeping(latents, path, record.now().as_json()),
+        fits_in_memory(settings.model, DECODING),
         VideoWriter(
             path, size=(width, height), fps=settings.video.fps, encoding=encoding,
             replaced=replaced,

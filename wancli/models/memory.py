@@ -36,8 +36,12 @@ def trim_heap() -> None:
         libc.malloc_trim(0)
 
 
+SMALLER = "a smaller `size`, or fewer `num_frames` (rollout: a smaller `rolling_window`)"
+DECODING = "`vae_tiling`, or `vae_decoder tiny`"  # settings that the same latents are decoded with
+
+
 @contextmanager
-def fits_in_memory(model: str) -> Iterator[None]:
+def fits_in_memory(model: str, hint: str = SMALLER) -> Iterator[None]:
     """Turn out-of-memory errors into CapacityError; torch's on the CPU is known by its message."""
     try:
         yield
@@ -46,6 +50,5 @@ def fits_in_memory(model: str) -> Iterator[None]:
         if not isinstance(error, kinds) and "can't allocate memory" not in str(error):
             raise
         raise CapacityError(
-            f"{model} does not fit in the memory of this machine.",
-            hint="a smaller `size`, or fewer `num_frames` (rollout: a smaller `rolling_window`)",
+            f"{model} does not fit in the memory of this machine.", hint=hint
         ) from None

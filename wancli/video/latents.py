@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from wancli.errors import DecodeError, InputError, OutputError
+from wancli.errors import CapacityError, DecodeError, InputError, OutputError
 from wancli.records.tensor_files import LATENTS_HINT, latents_record, latents_shape
 from wancli.utils.files import write_beside, write_whole
 from wancli.utils.reading import unreadable
@@ -35,17 +35,18 @@ def _packed(latents: Tensor, record: Mapping[str, Any]) -> bytes:
 def keeping(latents: Tensor | None, path: Path | None, record: Mapping[str, Any]) -> Iterator[None]:
     """If decoding or writing fails in the block, save the latents and say where in the error.
 
-    Without the `path` of a video nothing is saved.
+    Hints of DecodeError and CapacityError are settings to decode them with. Without the `path` of a
+    video nothing is saved.
     """
     try:
         yield
-    except (OutputError, DecodeError) as error:
+    except (OutputError, DecodeError, CapacityError) as error:
         if latents is None or path is None:
             raise
         saved = keep_latents(latents, path, record)
         if saved is None:
             raise
-        flags = f" {error.hint}" if isinstance(error, DecodeError) else ""
+        flags = "" if isinstance(error, OutputError) else f" {error.hint}"
         hint = f"latents kept: wancli decode {saved} -o NAME.mp4{flags}"
         raise type(error)(str(error), hint=hint) from error
 
