@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
+import numpy as np
 import pytest
 
 from tests.batches.fakes import FakeMaker, FakeWorker, fake_ledger
@@ -177,6 +179,30 @@ MEMORY = CapacityError("out of memory.", hint="a smaller `size`")
 def statuses(ledger: Ledger, **options: Any) -> list[str]:
     """What becomes of jobs that a worker without a model makes."""
     return [outcome.status for outcome in FakeWorker(ledger, **options).run()]
+
+
+@pytest.mark.parametrize("error", [MEMORY, worker_module._NotLoaded(MEMORY)])
+def test_a_failed_job_keeps_no_memory_from_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    tensors: list[Any] = []
+
+    def run_out(*_: object) -> None:
+        tensor = np.zeros(3)
+        tensors.append(ref(tensor))
+        raise MemoryError
+
+    def make(*_: object) -> None:
+        try:
+            run_out()
+        except MemoryError:
+            raise error from None
+
+    monkeypatch.setattr(FakeMaker, "make", make)
+    with fake_ledger(tmp_path, ["a"]) as ledger:
+        (outcome,) = FakeWorker(ledger).run()
+    assert outcome.error is MEMORY
+    assert tensors[0]() is None
 
 
 @pytest.mark.parametrize("error", [MEMORY, RuntimeError("of a library")])

@@ -27,6 +27,7 @@ from wancli.errors import (
 from wancli.planning.existing import check_existing, record_of
 from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker, died_error
 from wancli.records.progress import Event, Report, ignore
+from wancli.utils.garbage import release_locals
 from wancli.video.integrity import DAMAGED
 
 BEAT_S = 5.0  # seconds between notes in the ledger that a job goes on
@@ -161,8 +162,10 @@ class JobMaker:
         try:
             record, kept = self.make(job, beat)
         except _NotLoaded as failure:
+            release_locals(failure)
             return self._failed(job, failure.error, loaded=False)
         except Exception as failure:  # noqa: BLE001 - it does not end the batch
+            release_locals(failure)  # its tensors, and the model, before the next job needs memory
             error = failure if isinstance(failure, WancliError) else unexpected(failure)
             if error is not failure:
                 self.close()  # nobody knows what state it is in
