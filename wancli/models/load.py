@@ -25,6 +25,7 @@ from wancli.models.attention import set_backend
 from wancli.models.fast_decoder import DecoderSpeedups, speed_up_decoder
 from wancli.models.hub import download, hub_errors
 from wancli.models.lora import merge_loras
+from wancli.models.memory import fits_in_memory, ran_out
 from wancli.models.offload import place
 from wancli.models.optimize import check_speed, speed_up
 from wancli.models.random_weights import random_components, random_part
@@ -56,7 +57,8 @@ def load_pipeline(
     """
     device = pick_device(machine.device)
     dtype: torch.dtype = getattr(torch, transformer_dtype(machine, device.type))
-    check_speed(machine, device)
+    with fits_in_memory(spec.name):
+        check_speed(machine, device)
     spec = _on_disk(spec, parts, watch.on_bytes)
     if task not in spec.tasks:
         raise ModelError(
@@ -298,13 +300,14 @@ def load_errors(spec: ModelSpec) -> Iterator[None]:
     try:
         with hub_errors(where):
             yield
-    except torch.cuda.OutOfMemoryError:
-        raise CapacityError(
-            f"model '{where}' does not fit in GPU memory.", hint="`device cpu`, or a smaller model"
-        ) from None
-    except (WancliError, MemoryError):
+    except WancliError:
         raise
     except Exception as error:  # libraries can raise anything on a broken model
+        if ran_out(error):
+            raise CapacityError(
+                f"model '{where}' does not fit in memory.",
+                hint="`dtype bfloat16`, or a smaller `model`; on a GPU `offload sequential`",
+            ) from None
         raise ModelError(
             f"cannot load model '{where}': {first_line(error)}", hint="copy the model folder again"
         ) from error

@@ -36,18 +36,28 @@ def trim_heap() -> None:
         libc.malloc_trim(0)
 
 
+# In errors of no type of their own: of torch on the CPU, of CUDA, cuBLAS and cuDNN, of Metal.
+_RAN_OUT = ("allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error of torch or Python says that memory ran out."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _RAN_OUT)
+
+
 SMALLER = "a smaller `size`, or fewer `num_frames` (rollout: a smaller `rolling_window`)"
 DECODING = "`vae_tiling`, or `vae_decoder tiny`"  # settings that the same latents are decoded with
 
 
 @contextmanager
 def fits_in_memory(model: str, hint: str = SMALLER) -> Iterator[None]:
-    """Turn out-of-memory errors into CapacityError; torch's on the CPU is known by its message."""
+    """Turn out-of-memory errors into CapacityError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        kinds = (torch.OutOfMemoryError, MemoryError)
-        if not isinstance(error, kinds) and "can't allocate memory" not in str(error):
+        if not ran_out(error):
             raise
         raise CapacityError(
             f"{model} does not fit in the memory of this machine.", hint=hint

@@ -9,6 +9,7 @@ from torch import nn
 
 from wancli.config.settings import Machine
 from wancli.errors import SetupError, first_line
+from wancli.models.memory import ran_out
 from wancli.planning.rules_machine import check_capability, check_device_kind
 
 # Projections of the prompt in cross-attention: they run once per prompt.
@@ -130,6 +131,8 @@ def check_compiler(device: torch.device) -> None:
     try:
         torch.compile(torch.sin, fullgraph=True)(torch.zeros(2, device=device))
     except (RuntimeError, ImportError, OSError) as error:
+        if ran_out(error):
+            raise
         needs = "C++ compiler (g++ or clang++)" if device.type == "cpu" else "Triton"
         raise SetupError(
             f"`compile` needs a working {needs}: {first_line(error)}",
