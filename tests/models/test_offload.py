@@ -44,6 +44,26 @@ def test_a_component_is_onloaded_when_called_and_offloads_the_previous_one():
     ]  # fmt: skip
 
 
+def test_after_a_component_did_not_fit_another_is_onloaded_again():
+    log: list[tuple[str, str]] = []
+
+    class Large(Part):
+        def to(self, device: torch.device) -> "Part":  # type: ignore[override]
+            super().to(device)
+            if device == GPU:
+                raise torch.OutOfMemoryError
+            return self
+
+    manager, high, low = OffloadManager(GPU), Part("high", log), Large("low", log)
+    manager.onload(high)
+    with pytest.raises(torch.OutOfMemoryError):
+        manager.onload(low)
+    manager.onload(high)
+    assert log == [
+        ("high", "cuda"), ("high", "cpu"), ("low", "cuda"), ("low", "cpu"), ("high", "cuda"),
+    ]  # fmt: skip
+
+
 def test_resident_components_report_their_device():
     pipeline = tiny_pipeline()
     place(pipeline, CPU, "model", stays=("vae",))

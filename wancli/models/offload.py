@@ -54,13 +54,21 @@ class OffloadManager:
         self._onloaded: nn.Module | None = None
 
     def onload(self, part: nn.Module) -> None:
-        """Move a component to the device, and the previous one back to RAM."""
+        """Move a component to the device, and the previous one back to RAM.
+
+        One that does not fit is in RAM again after the error.
+        """
         if part is self._onloaded:
             return
-        if self._onloaded is not None:
-            self._onloaded.to(CPU)
+        before, self._onloaded = self._onloaded, None
+        if before is not None:
+            before.to(CPU)
             clear_device_cache()
-        part.to(self.device)
+        try:
+            part.to(self.device)
+        except BaseException:  # with some of its weights there
+            part.to(CPU)
+            raise
         self._onloaded = part
 
 
