@@ -126,6 +126,13 @@ def test_a_video_that_exists_is_replaced_or_kept_only_where_that_is_wanted(plan:
     plan({"output": "x.mp4"}, skip_existing=True)
 
 
+def test_a_rollout_that_exists_is_for_the_worker_to_decide_about(plan: Plan):
+    Path("out/x.rollout").mkdir(parents=True)
+    Path("out/x.rollout/rollout.json").write_text("{}")
+    Path("z.html").touch()
+    plan({"command": "rollout", "output": "x.mp4", "report": "z.html"}, skip_existing=True)
+
+
 def test_files_are_from_the_working_folder_and_absolute_in_the_ledger(plan: Plan, tiny_model: Path):
     tiny_image(Path("a.png"), 1)
     Path("m").symlink_to(tiny_model)

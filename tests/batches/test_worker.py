@@ -85,6 +85,68 @@ def test_videos_that_are_whole_are_kept(tmp_path: Path):
         assert [outcome.status for outcome in run(ledger)[0]] == ["ok"]
 
 
+ROLLOUT = '[[jobs]]\ncommand = "rollout"\nprompt = "a circle"\nseed = 1\noutput = "r.mp4"\n'
+
+
+def rolled(folder: Path, values: str, **options: Any) -> JobOutcome:
+    """What becomes of a rollout in a ledger of its own."""
+    (folder / "j.ledger").unlink(missing_ok=True)
+    with batch(folder, ROLLOUT + values, small="size = '48x48'\nsteps = 1\n") as ledger:
+        (outcome,), _ = run(ledger, **options)
+    return outcome
+
+
+def test_a_rollout_goes_on_with_its_own_chunks_and_never_with_those_of_another(tmp_path: Path):
+    video, store = tmp_path / "r.mp4", tmp_path / "r.rollout"
+    store.mkdir()  # of one that was killed before it wrote anything
+    assert rolled(tmp_path, "chunks = 1", skip_existing=True).status == "ok"
+    before = video.read_bytes()
+    other = rolled(tmp_path, "chunks = 1\nsteps = 2", skip_existing=True)
+    assert "r.mp4 exists and comes from another request" in str(other.error)
+    assert video.read_bytes() == before
+    video.unlink()
+    other = rolled(tmp_path, "chunks = 1\nsteps = 2", skip_existing=True)
+    assert "r.rollout exists: the rollout was started with other settings" in str(other.error)
+    longer = rolled(tmp_path, "chunks = 2\ncrf = 30", skip_existing=True)
+    assert longer.record
+    assert longer.record["request"]["output"]["crf"] == 30
+    chunks = longer.record["timings"]["chunks"]
+    assert [chunk["made"] for chunk in chunks] == [False, True]
+
+
+def test_a_damaged_rollout_is_replaced_with_its_report_and_latents(tmp_path: Path):
+    files = {"save_latents": tmp_path / "z.safetensors", "report": tmp_path / "z.html"}
+    values = "chunks = 1\n" + "".join(f"{name} = '{path}'\n" for name, path in files.items())
+    assert rolled(tmp_path, values).status == "ok"
+    assert rolled(tmp_path, values, skip_existing=True).status == "skipped"
+    video = tmp_path / "r.mp4"
+    video.write_bytes(video.read_bytes()[:-2000])
+    shutil.rmtree(tmp_path / "r.rollout")
+    assert rolled(tmp_path, values, skip_existing=True).status == "ok"
+    files["report"].write_text("mine")
+    video.unlink()
+    assert "z.html exists" in str(rolled(tmp_path, values, skip_existing=True).error)
+
+
+def test_latents_of_a_job_that_did_not_decode_them_are_replaced_by_its_own(
+    tmp_path: Path, tiny_model: Path
+):
+    def made(*values: str, **options: Any) -> JobOutcome:
+        (tmp_path / "a.mp4").unlink(missing_ok=True)
+        (tmp_path / "j.ledger").unlink(missing_ok=True)
+        job = [f'model = "{tiny_model}"', "[[jobs]]", 'prompt = "a"', "seed = 1", 'output="a.mp4"']
+        job += [f'save_latents = "{tmp_path}/z.safetensors"', *values]
+        with batch(tmp_path, "\n".join(job)) as ledger:
+            (outcome,), _ = run(ledger, **options)
+        return outcome
+
+    assert made().status == "ok"
+    assert "z.safetensors exists" in str(made().error)
+    assert made(skip_existing=True).status == "ok"
+    assert made('dtype = "bfloat16"', skip_existing=True).status == "ok"  # as with `adapt`
+    assert "z.safetensors exists" in str(made("flow_shift = 3.0", skip_existing=True).error)
+
+
 def test_jobs_whose_model_does_not_load_fail_together(tmp_path: Path, tiny_model: Path):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     jobs = f'[[jobs]]\nprompt = "a circle"\nseed = "1-3"\nmodel = "{model}"\n'

@@ -143,6 +143,7 @@ def rollout_request(
         files=output is not None,
         only_new=options.get("only_new", False),
         overwrite=options.get("overwrite", False),
+        skip_existing=options.get("skip_existing", False),
         resume=options.get("resume", False),
         rerender=rerender,
         report=paths.get("report"),

@@ -110,12 +110,14 @@ def check_new(
             listed[place] = _regular_files(place)
         shared, files = settings[job.settings], listed[place]
         odd = files is None or not _is_plain(name, rollout=shared.command == "rollout")
-        if files and not odd and not skip_existing:
+        if files and not odd:
+            stem = name[: -len(".mp4")]
+            beside = [one for one in (name, f"{stem}.json", f"{stem}.rollout") if one in files]
+            if beside and skip_existing:
+                continue
             replaces = shared.values.get("overwrite")
             if files.get(name) and not replaces:
                 raise at_line(batch.origin, job.line, _exists(job.output))
-            stem = name[: -len(".mp4")]
-            beside = [one for one in (name, f"{stem}.json", f"{stem}.rollout") if one in files]
             odd = any(not (files[one] and replaces) for one in beside)
         if odd or job.settings in more:
             more.discard(job.settings)

@@ -10,8 +10,7 @@ from typing import Any
 from wancli.api.model import Model
 from wancli.api.requests import Listener, all_layers
 from wancli.batches.adapt import less_memory
-from wancli.batches.jobs import LOADED_WITH, OUTPUTS, loaded_with, plan_job
-from wancli.config.resolve import Layer
+from wancli.batches.jobs import LOADED_WITH, loaded_with, plan_job
 from wancli.cost.capacity import in_words
 from wancli.errors import (
     CapacityError,
@@ -24,11 +23,10 @@ from wancli.errors import (
     unexpected,
     warn_once,
 )
-from wancli.planning.existing import check_existing, record_of
+from wancli.planning.existing import record_of
 from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker, died_error
 from wancli.records.progress import Event, Report, ignore
 from wancli.utils.garbage import release_locals
-from wancli.video.integrity import DAMAGED
 
 BEAT_S = 5.0  # seconds between notes in the ledger that a job goes on
 _AHEAD = 16  # prompts that are encoded with one
@@ -265,13 +263,13 @@ def _make_video(
     An earlier attempt may have ended between the video and its row: `skip` looks for it.
     """
     values = {name: v for name, v in job.values.items() if name not in LOADED_WITH}
+    values["skip_existing"] = skip
     layers, _ = all_layers(loaded_with(job.values), listener)  # of its preset
     target: Any = {"seed": job.seed, "output": job.output, "defaults": layers}
     if job.command == "rollout":
-        if skip and _is_whole_rollout(model, job, values, layers):
-            return record_of(job.output) or {}, True
-        values["resume"] = skip and job.output.with_suffix(".rollout").exists()
         session = model.plan_rollout(job.prompt, settings=values, **target)
+        if session.kept:
+            return record_of(job.output) or {}, True
         run = session.run(listener, model.pipeline)
         while True:
             try:
@@ -279,22 +277,7 @@ def _make_video(
             except StopIteration as end:
                 return end.value.as_json(), False
     values |= {name: job.values[name] for name in ("task",) if name in job.values}
-    values["skip_existing"] = skip
     planned = model.plan_clip(job.prompt or "", settings=values, **target)
     for clip in planned.run(listener, model.pipeline, ahead=ahead):
         return clip.record.as_json(), False
     return record_of(job.output) or {}, True
-
-
-def _is_whole_rollout(
-    model: Model, job: ClaimedJob, values: Mapping[str, Any], layers: Sequence[Layer]
-) -> bool:
-    """Whether the video of a rollout is there, by its request's hash, and intact."""
-    if not job.output.exists():
-        return False
-    inputs = {name: value for name, value in values.items() if name not in OUTPUTS}
-    session = model.plan_rollout(
-        job.prompt, seed=job.seed, output=None, settings=inputs, defaults=layers
-    )
-    check = check_existing(job.output, session.request().hash)
-    return check is not None and check.status != DAMAGED

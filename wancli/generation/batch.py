@@ -13,15 +13,15 @@ from wancli.catalog.weight_files import weights_json
 from wancli.config.layers import find_model
 from wancli.config.resolve import Resolved
 from wancli.config.settings import Settings
-from wancli.errors import PlanError, PlanWarning, UsageError, WancliError
+from wancli.errors import PlanError, PlanWarning, WancliError
 from wancli.models.warm import OnBytes, WarmPipeline, quiet_imports
 from wancli.planning.distilled import distilled_warnings
-from wancli.planning.existing import check_existing
+from wancli.planning.existing import existing_video, is_video_of
 from wancli.planning.input_files import check_input_files, inputs_json
 from wancli.planning.inputs import NO_INPUTS, InputFiles, add_required_inputs
 from wancli.planning.listed_steps import step_count
 from wancli.planning.lora import find_lora, merged_revision, report_loras
-from wancli.planning.output_files import sidecar_files
+from wancli.planning.output_files import is_latents_of, sidecar_files
 from wancli.planning.plan import Plan, check_unused_settings, clip_warnings, make_plan
 from wancli.records.naming import name_fields, name_output
 from wancli.records.progress import Observer, report_warnings
@@ -102,9 +102,13 @@ class PlannedVideos:
 
     def check_outputs(self) -> None:
         """Raise what `run` would raise about its outputs; writes and locks nothing."""
-        checks = [(item, _existing(item, self.files)) for item in self.todo]
-        todo = [item for item, check in checks if check is None or check.status == DAMAGED]
+        todo = [item for item in self.todo if not _is_kept(_existing(item, self.files))]
         _outputs(self.request, todo, self.files, self.spec).check()
+
+    @property
+    def kept(self) -> bool:
+        """Whether `skip_existing` keeps all of them. Raises UsageError for those of others."""
+        return all(_is_kept(_existing(item, self.files)) for item in self.todo)
 
     def make(self, observer: Observer) -> list[dict[str, Any]]:
         """Make every video, and return the new records. Raises WancliError."""
@@ -242,7 +246,7 @@ def _is_needed(item: _PlannedVideo, files: OutputFiles, observer: Observer) -> b
     check = _existing(item, files)
     if item.output is None or check is None:
         return True
-    if check.status != DAMAGED:
+    if _is_kept(check):
         observer.skipped(item.request, item.output)
         return False
     observer.warn(f"{item.output} is damaged: {check.why}.", hint="rendering it again")
@@ -260,18 +264,13 @@ def _existing(item: _PlannedVideo, files: OutputFiles) -> Check | None:
     if path is None:
         return None
     check_name(path)
-    if not files.skip_existing or files.overwrite or not path.exists():
+    if not files.skip_existing or files.overwrite:
         return None
-    check = check_existing(path, item.request.hash)
-    if check is None:
-        message = f"{path} exists and comes from another request."
-        raise UsageError(message, hint="`overwrite`, or another `output`")
-    return check
+    return existing_video(path, item.request.hash)
 
 
-def _comes_from(path: Path, *, digest: str) -> bool:
-    """Whether a video comes from the request with that hash, damaged or not."""
-    return check_existing(path, digest) is not None
+def _is_kept(check: Check | None) -> bool:
+    return check is not None and check.status != DAMAGED
 
 
 def _outputs(
@@ -283,12 +282,14 @@ def _outputs(
     weights = [file.path for file in spec.files]
     outputs = OutputSet(overwrite=files.overwrite, reads=[*inputs, *loras, *weights])
     for item in todo:
-        ours = partial(_comes_from, digest=item.request.hash) if files.skip_existing else not_ours
+        goes_on, video = files.skip_existing, item.request
         if item.output:
+            ours = partial(is_video_of, digest=video.hash) if goes_on else not_ours
             outputs.add(OutputFile(item.output, "`output`", ours))
             outputs.add(*sidecar_files(item.output, previews=bool(files.preview_every)))
-        if item.latents:
-            outputs.add(OutputFile(item.latents, "`save_latents`"))
+        if item.latents:  # an earlier run may have ended while it decoded them
+            ours = partial(is_latents_of, request=video) if goes_on else not_ours
+            outputs.add(OutputFile(item.latents, "`save_latents`", ours))
     if files.perf:
         outputs.add(OutputFile(files.perf, "`perf_json`"))
     return outputs

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wancli.errors import InputError
+from wancli.errors import InputError, UsageError
 from wancli.records.record import parse_record, read_record_file
 from wancli.video.integrity import DAMAGED, Check, check_video
 from wancli.video.read import read_comment
@@ -24,6 +24,25 @@ def check_existing(video: Path, digest: str) -> Check | None:
     if not beside or beside["hash"] != digest or not _may_be(video, beside.get("output", {})):
         return None
     return check or check_video(video, beside)
+
+
+def existing_video(video: Path, digest: str) -> Check | None:
+    """Check a video made from the request with hash `digest`; None where there is no file.
+
+    Raises UsageError for a file of another request.
+    """
+    if not video.exists():
+        return None
+    check = check_existing(video, digest)
+    if check is None:
+        message = f"{video} exists and comes from another request."
+        raise UsageError(message, hint="`overwrite`, or another `output`")
+    return check
+
+
+def is_video_of(path: Path, *, digest: str) -> bool:
+    """Whether a video comes from the request with that hash, damaged or not."""
+    return check_existing(path, digest) is not None
 
 
 def read_record(file: Path) -> dict[str, Any]:

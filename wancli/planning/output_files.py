@@ -8,7 +8,13 @@ from typing import Any
 
 from wancli.errors import UsageError, WancliError
 from wancli.planning.earlier_rollout import stored_request
-from wancli.records.record import UNFINISHED, parse_record, read_record_file
+from wancli.records.record import (
+    UNFINISHED,
+    Request,
+    is_same_video,
+    parse_record,
+    read_record_file,
+)
 from wancli.records.tensor_files import latents_record
 from wancli.utils.files import files_in, is_part
 from wancli.utils.outputs import PREVIEW_MARK, OutputFile, preview_file, sidecar, stream_part
@@ -105,6 +111,12 @@ def is_of_rollout(path: Path, *, before: Mapping[str, Any]) -> bool:
     if record.get("command") != "rollout" or not isinstance(request, Mapping):
         return False
     return all(request.get(name) == before.get(name) for name in ("prompt", "seed"))
+
+
+def is_latents_of(path: Path, *, request: Request) -> bool:
+    """Whether latents are those of a request, whatever the machine's settings were."""
+    record = _record_in(path)
+    return bool(record) and is_same_video(record["request"], request.as_json())
 
 
 def _record_in(path: Path) -> dict[str, Any]:

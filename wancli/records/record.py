@@ -29,6 +29,7 @@ _ADDED = (
     f"machine.{DECODER}", "rollout.image_start", "rollout.recache_by", "rollout.kv_recompute",
     "rollout.reencode_first", "rollout.shot_prefix", "rollout.shot_offset", "rollout.shot_sink",
 )  # fmt: skip
+_HOW_IT_IS_MADE = ("machine", "output", "prompt_kv", "sources")  # tables of a request
 EMBEDDED_LIMIT = 32_000  # bytes of JSON inside an MP4
 
 
@@ -79,6 +80,22 @@ class Request:
         if "inputs" in values:
             values["inputs"] = without_paths(values["inputs"])
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def is_same_video(request: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two requests as JSON are for one video: they may differ in how the machine makes it.
+
+    So they do where a job goes on with less memory.
+    """
+    first, second = (json.dumps(_video_of(one), sort_keys=True) for one in (request, other))
+    return first == second
+
+
+def _video_of(request: Mapping[str, Any]) -> dict[str, Any]:
+    values = {name: value for name, value in request.items() if name not in _HOW_IT_IS_MADE}
+    values["lora"] = [_BEFORE.sub("", text) for text in request["machine"].get("lora", ())]
+    values["weights"] = digests(request.get("weights", ()))
+    return without_paths(values)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

@@ -23,19 +23,26 @@ from wancli.models.warm import OnBytes, WarmPipeline, quiet_imports
 from wancli.planning.context import NO_FILES, ContextFiles, check_context_files, context_frames
 from wancli.planning.distilled import distilled_warnings
 from wancli.planning.earlier_rollout import find_rollout, stored_request
+from wancli.planning.existing import existing_video, is_video_of
 from wancli.planning.lora import find_lora, merged_revision, report_loras
-from wancli.planning.output_files import is_of_rollout, rollout_files, sidecar_files
+from wancli.planning.output_files import (
+    is_latents_of,
+    is_of_rollout,
+    rollout_files,
+    sidecar_files,
+)
 from wancli.planning.plan import RolloutPlan, check_unused_settings, make_rollout_plan
 from wancli.planning.prompts import PromptChange, PromptSchedule, make_prompt_schedule
 from wancli.records.naming import name_fields, name_output, with_name
 from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import Request, settings_of
-from wancli.rollouts.resume import check_chunks
+from wancli.rollouts.resume import check_chunks, check_same
 from wancli.rollouts.store import RolloutStore
 from wancli.utils.files import digest
 from wancli.utils.interrupts import Interrupted
-from wancli.utils.outputs import OutputFile, OutputSet, not_ours
+from wancli.utils.outputs import Ours, OutputFile, OutputSet, not_ours
 from wancli.video.ffmpeg import choose_encoding
+from wancli.video.integrity import DAMAGED
 
 if TYPE_CHECKING:
     from wancli.catalog.specs import ModelSpec
@@ -59,6 +66,7 @@ class RolloutRequest:
     files: bool = True  # False: the chunks stay in memory
     only_new: bool = False
     overwrite: bool = False
+    skip_existing: bool = False  # go on with what there is of this very request
     resume: bool = False
     rerender: int | None = None
     report: Path | None = None
@@ -132,9 +140,39 @@ class RolloutSession:
 
     def check_outputs(self) -> None:
         """Raise what `run` would raise about its outputs; writes and locks nothing."""
+        if self.kept:
+            return
         video, latents, store = self.paths()
         self._outputs(video, latents, store).check()
         self._check_earlier(store)
+
+    @cached_property
+    def kept(self) -> bool:
+        """Whether `skip_existing` keeps the video. Raises UsageError for another request's."""
+        video = self.paths()[0]
+        if video is None or not self.options.skip_existing or self.options.overwrite:
+            return False
+        check = existing_video(video, self.request().hash)
+        return check is not None and check.status != DAMAGED
+
+    def earlier_chunks(self) -> Path | None:
+        """Folder with finished chunks that `skip_existing` goes on with; None if there is none.
+
+        Raises UsageError for the chunks of another request.
+        """
+        folder = self.paths()[2]
+        if folder is None or self.kept or not RolloutStore(folder).chunks():
+            return None
+        before = stored_request(folder)
+        try:
+            check_same(before, self.request().as_json(), keep=before["rollout"]["chunks"])
+        except UsageError as error:
+            if self.options.overwrite:
+                return None
+            raise UsageError(
+                f"{folder} exists: {error}", hint="`overwrite`, or another `output`"
+            ) from None
+        return folder
 
     def make(self, observer: Observer) -> list[dict[str, Any]]:
         """Run it to its end and return its record. Raises WancliError."""
@@ -338,15 +376,29 @@ class RolloutSession:
             overwrite=options.overwrite,
             reads=[*options.starts.named().values(), *loras, *weights],
         )
-        ours = partial(is_of_rollout, before=self.before) if options.continues else not_ours
-        for path, role in ((video, "`output`"), (latents, "`save_latents`")):
-            if path:
-                outputs.add(OutputFile(path, role, ours))
+        our_video, our_latents, our_report = self._ours()
+        if video:
+            outputs.add(OutputFile(video, "`output`", our_video))
+        if latents:
+            outputs.add(OutputFile(latents, "`save_latents`", our_latents))
         if store:
             outputs.add(*sidecar_files(video or latents or store), *rollout_files(store, video))
         if options.report:
-            outputs.add(OutputFile(options.report, "`report`"))
+            outputs.add(OutputFile(options.report, "`report`", our_report))
         return outputs
+
+    def _ours(self) -> tuple[Ours, Ours, Ours]:
+        """What says whether an existing video, latents and report may be replaced."""
+        if not (self.options.skip_existing or self.options.continues):
+            return not_ours, not_ours, not_ours
+        from wancli.video.drift_report import is_report
+
+        if self.options.skip_existing:
+            request = self.request()
+            video = partial(is_video_of, digest=request.hash)
+            return video, partial(is_latents_of, request=request), is_report
+        ours = partial(is_of_rollout, before=self.before)
+        return ours, ours, is_report
 
     def _check_earlier(self, folder: Path | None) -> None:
         """Raise UsageError if another rollout in `folder` would be lost."""
@@ -400,14 +452,20 @@ def open_session(
     """The session of a request that is checked; nothing is loaded yet. Raises WancliError.
 
     Its settings are those of `layers` or, where it continues an earlier rollout, of that one, with
-    `overrides` on top.
+    `overrides` on top. With `skip_existing` it continues one of the very same settings.
     """
-    if not request.continues:
-        return RolloutSession(request, layers(), before={}, gpu=gpu)
-    base = find_rollout(request.prompt, request.output, request.latents, request.folder)
-    before = stored_request(base)
-    stored = Layer(base.name, settings_of({"request": before}))
-    session = RolloutSession(request, [stored, *overrides], before=before, base=base, gpu=gpu)
+    if request.continues:
+        base = find_rollout(request.prompt, request.output, request.latents, request.folder)
+        before = stored_request(base)
+        settings = [Layer(base.name, settings_of({"request": before})), *overrides]
+    else:
+        settings = layers()
+        session = RolloutSession(request, settings, before={}, gpu=gpu)
+        earlier = session.earlier_chunks() if request.skip_existing else None
+        if earlier is None:
+            return session
+        base, before, request = earlier, stored_request(earlier), replace(request, resume=True)
+    session = RolloutSession(request, settings, before=before, base=base, gpu=gpu)
     if request.rerender is None:  # before torch is imported
         chunks, finished = len(session.plan.spans), RolloutStore(base).undamaged_chunks()
         check_chunks(chunks, finished=finished)

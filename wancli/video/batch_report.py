@@ -13,12 +13,12 @@ from urllib.parse import quote
 from wancli.errors import InputError, UsageError
 from wancli.records.batch_export import export_row
 from wancli.records.ledger import DONE, SKIPPED, STATES, Ledger
-from wancli.utils.html import templates
+from wancli.utils.html import is_page, page_mark, templates
 from wancli.utils.units import duration, gib
 from wancli.video.read import VideoInfo, probe
 from wancli.video.sheet import thumbnail
 
-MARK = b'<meta name="generator" content="wancli batch report">'
+_KIND = "batch report"
 MOST_EMBEDDED = 2 * 2**20  # bytes of a video that is embedded
 MOST_JOBS = 20_000
 MISSING = "missing"  # done, and the video is gone or damaged
@@ -28,11 +28,7 @@ _LONG = 64  # values of a list that a record on the page keeps
 
 def is_report(path: Path) -> bool:
     """Whether a file is such a page, and may be replaced by a newer one."""
-    try:
-        with path.open("rb") as file:
-            return MARK in file.read(300)
-    except OSError:
-        return False
+    return is_page(path, _KIND)
 
 
 def render_report(
@@ -66,7 +62,7 @@ def render_report(
         templates(Path(__file__).parent)
         .get_template("batch_report.html.jinja")
         .render(
-            mark=MARK.decode(),
+            mark=page_mark(_KIND),
             title=ledger.path.name.removesuffix(ledger.path.suffix),
             cards=cards,
             # In a script only this could end it.

@@ -8,11 +8,12 @@ from typing import Any
 
 from wancli.errors import UsageError
 from wancli.utils.files import write_whole
-from wancli.utils.html import templates
+from wancli.utils.html import is_page, page_mark, templates
 from wancli.video.drift import NOTABLE
 
 WIDE, NARROW, HEIGHT = 980, 476, 352  # pixels of a chart
 LEFT, RIGHT, TOP, BOTTOM, GAP = 50, 10, 20, 38, 34  # around panels; a label stands in the gap
+_KIND = "drift report"
 NONE = "\N{EN DASH}"
 MOST_POINTS = 400  # on a line
 MOST_DOTS = 64
@@ -150,6 +151,11 @@ class Timeline:
         ]
 
 
+def is_report(path: Path) -> bool:
+    """Whether a file is such a page."""
+    return is_page(path, _KIND)
+
+
 def write_report(
     summary: Mapping[str, Any], path: Path, *, title: str, overwrite: bool = False
 ) -> None:
@@ -169,7 +175,9 @@ def _page(summary: Mapping[str, Any], *, title: str) -> str:
     environment = templates(Path(__file__).parent)
     charts = [_draw(chart, summary) for chart in CHARTS] if summary["chunks"] else []
     template = environment.get_template("drift_report.html.jinja")
-    return template.render(title=title, summary=summary, charts=charts, table=TABLE, far=NOTABLE)
+    return template.render(
+        mark=page_mark(_KIND), title=title, summary=summary, charts=charts, table=TABLE, far=NOTABLE
+    )
 
 
 def _draw(chart: Chart, summary: Mapping[str, Any]) -> dict[str, Any]:
