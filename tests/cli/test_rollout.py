@@ -711,6 +711,21 @@ def test_a_rollout_uses_both_experts(wancli: Wancli, tmp_path: Path):
     assert not torch.equal(one, other)
 
 
+def test_a_step_cache_follows_the_boundary_between_two_experts(wancli: Wancli, tmp_path: Path):
+    from tests.fakes import tiny_folder
+
+    model = tiny_folder(tmp_path / "two", experts=2)
+    run = small(
+        model, "--chunks", 1, "--steps-list", "", "--sampler", "unipc", "--steps", 9,
+        "--flow-shift", 1, "--no-video", "--use-cachedit", "--cachedit-fn", 1, "--json",
+        "--cachedit-max-warmup-steps", 2, "--cachedit-residual-threshold", 1,
+    )  # fmt: skip
+    for number, (boundary, reused) in enumerate([(0.9, 10), (0.1, 12)]):
+        result = wancli(*run, "--save-latents", f"{number}.st", "--boundary-ratio", boundary)
+        assert result.code == 0, result.err
+        assert json.loads(result.out)["cache"]["reused"] == reused
+
+
 def test_a_lora_that_names_neither_of_two_experts_is_rejected(wancli: Wancli, tmp_path: Path):
     from tests.fakes import tiny_folder
 

@@ -13,7 +13,7 @@ from wancli.caching.prompt_kv import PromptKVCache, prompt_kv
 from wancli.caching.session import Session
 from wancli.caching.step_cache import step_cache
 from wancli.catalog.tasks import TASKS
-from wancli.config.settings import Settings, StepCache
+from wancli.config.settings import Sampling, Settings, StepCache
 from wancli.cost.estimate import rates_here
 from wancli.cost.kernels import tokens_to_align
 from wancli.models.load import Loaded, transformers_of
@@ -71,7 +71,7 @@ def caches(
     """
     chosen, pipeline, task = settings.prompt_kv, loaded.pipeline, TASKS[plan.task]
     uniform = task.expands_timesteps and bool(pipeline.config.get("expand_timesteps"))
-    split = split_steps(pipeline, timesteps)
+    split = split_steps(pipeline, timesteps, boundary_ratio(pipeline, settings.sampling))
     offloaders: list[WeightOffloader] = []
     with ExitStack() as stack:
         if plan.prompt_kv:
@@ -122,9 +122,16 @@ def prompt_alignment(device: torch.device, settings: Settings) -> int:
     return tokens_to_align(settings.prompt_kv.kv_align, rates.aligned if rates else {})
 
 
-def split_steps(pipeline: Any, timesteps: Sequence[float]) -> list[tuple[Any, int]]:
+def boundary_ratio(pipeline: Any, sampling: Sampling) -> float | None:
+    """The noise level below which the second expert denoises: as set, or the model's."""
+    return sampling.boundary_ratio or pipeline.config.get("boundary_ratio")
+
+
+def split_steps(
+    pipeline: Any, timesteps: Sequence[float], boundary: float | None
+) -> list[tuple[Any, int]]:
     """The transformers that will denoise, each with its number of steps."""
-    experts, boundary = transformers_of(pipeline), pipeline.config.get("boundary_ratio")
+    experts = transformers_of(pipeline)
     if len(experts) < 2 or boundary is None:
         return [(experts[0], len(timesteps))]
     least = boundary * pipeline.scheduler.config.num_train_timesteps

@@ -12,7 +12,7 @@ from torch import Tensor
 from wancli.catalog.geometry import Span
 from wancli.config.settings import RolloutSettings, Sampling
 from wancli.errors import ModelError
-from wancli.generation.caches import split_steps, step_caches
+from wancli.generation.caches import boundary_ratio, split_steps, step_caches
 from wancli.generation.flow import (
     TRAIN_STEPS,
     Denoised,
@@ -47,7 +47,7 @@ def causal_denoiser(
         return causal(
             pipeline.transformer, plan.window, rope=plan.rope, guidance_scale=high, kernel=kernel
         )
-    boundary = sampling.boundary_ratio or pipeline.config.boundary_ratio
+    boundary = boundary_ratio(pipeline, sampling)
     if boundary is None:
         raise ModelError(
             f"{loaded.spec.name} does not specify where its second expert takes over.",
@@ -95,7 +95,8 @@ class ChunkSampler:
     def _solve(self, noise: Tensor, velocity: Velocity) -> Iterator[Denoised]:
         pipeline, sampling = self.loaded.pipeline, self.settings.sampling
         scheduler = make_solver(pipeline.scheduler.config, sampling, device=noise.device)
-        split = split_steps(pipeline, scheduler.timesteps.tolist())
+        boundary = boundary_ratio(pipeline, sampling)
+        split = split_steps(pipeline, scheduler.timesteps.tolist(), boundary)
         settings, model = self.settings.step_cache, self.loaded.spec.name
         with step_caches(split, settings, model, guided=self.plan.guided) as sessions:
             yield from solve(velocity, noise, scheduler)
