@@ -30,6 +30,7 @@ def dbcache(**changes) -> StepCache:
 
 NEVER = dbcache(cachedit_residual_threshold=1e-9)
 ALWAYS = dbcache(cachedit_residual_threshold=1.0, cachedit_max_continuous=0)
+TAYLORSEER = dbcache(taylorseer=True, cachedit_max_warmup_steps=5)
 
 
 def run(transformer, settings, *, steps=tiny.STEPS, guided=True, seed=0):
@@ -51,6 +52,18 @@ def split(pipeline):
     pipeline.scheduler.set_timesteps(tiny.STEPS)
     early = int((pipeline.scheduler.timesteps >= 500).sum())
     return early, tiny.STEPS - early
+
+
+def cached_tensors(manager):
+    """All tensors that cache-dit keeps."""
+    tensors = []
+    for context in manager._cached_context_manager.values():
+        tensors += context.buffers.values()
+        calibrators = (*context.get_calibrators(), *context.get_cfg_calibrators())
+        for calibrator in filter(None, calibrators):
+            for state in calibrator.states.values():
+                tensors += state.state["dY_prev"] + state.state["dY_current"]
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 # --- exact if nothing is reused ----------------------------------------------------------------
@@ -102,6 +115,15 @@ def test_each_of_two_experts_has_its_own_steps():
         assert [use.step for use in stats] == [step for step in range(tiny.STEPS) for _ in "ab"]
     warm = ALWAYS.cachedit_max_warmup_steps
     assert reused(stats) == [*range(warm, early), *range(early + warm, tiny.STEPS)]
+
+
+def test_a_transformer_that_is_done_frees_its_cache_for_the_other():
+    transformer = tiny.wan()
+    with step_cache(transformer, TAYLORSEER, steps=tiny.STEPS, guided=True):
+        tiny.denoise(transformer, steps=tiny.STEPS - 1)
+        assert cached_tensors(transformer._context_manager)
+        tiny.denoise(transformer, steps=1)
+        assert not cached_tensors(transformer._context_manager)
 
 
 # --- pitfalls of step caches -------------------------------------------------------------------
@@ -309,16 +331,13 @@ def test_its_size_is_that_of_the_plan(order, guided):
     transformer = tiny.wan()
     taylorseer = {"taylorseer": True, "taylorseer_order": order} if order else {}
     settings = NEVER.model_copy(update=taylorseer)
-    with step_cache(transformer, settings, steps=tiny.STEPS, guided=guided):
-        tiny.denoise(transformer, guided=guided)
-        (context,) = transformer._context_manager._cached_context_manager.values()
-        tensors = list(context.buffers.values())
-        for calibrator in filter(None, (context.calibrator, context.cfg_calibrator)):
-            for state in calibrator.states.values():
-                tensors += state.state["dY_prev"] + state.state["dY_current"]
-    assert not context.buffers  # freed at the end
+    with step_cache(transformer, settings, steps=tiny.STEPS + 1, guided=guided):
+        tiny.denoise(transformer, guided=guided)  # a step is left, after which it is freed
+        manager = transformer._context_manager
+        tensors = cached_tensors(manager)
+    assert not cached_tensors(manager)  # freed at the end
     tokens = 2 * 4 * 4
-    nbytes = sum(t.nbytes for t in tensors if t is not None and t.shape[1] == tokens)
+    nbytes = sum(t.nbytes for t in tensors if t.shape[1] == tokens)
     assert nbytes == step_cache_bytes(
         tokens=tokens,
         dim=24,
@@ -333,16 +352,11 @@ def test_its_size_for_two_block_lists_and_text_is_that_of_the_plan(order):
     transformer = tiny.hunyuan()
     taylorseer = {"taylorseer": True, "taylorseer_order": order} if order else {}
     with step_cache(
-        transformer, NEVER.model_copy(update=taylorseer), steps=tiny.STEPS, guided=False
+        transformer, NEVER.model_copy(update=taylorseer), steps=tiny.STEPS + 1, guided=False
     ):
         tiny.denoise(transformer, guided=False)
-        tensors = []
-        for context in transformer._context_manager._cached_context_manager.values():
-            tensors += context.buffers.values()
-            for calibrator in filter(None, (context.calibrator, context.encoder_calibrator)):
-                for state in calibrator.states.values():
-                    tensors += state.state["dY_prev"] + state.state["dY_current"]
-    nbytes = sum(t.nbytes for t in tensors if t is not None and t.ndim == 3)
+        tensors = cached_tensors(transformer._context_manager)
+    nbytes = sum(t.nbytes for t in tensors if t.ndim == 3)
     assert nbytes == 2 * step_cache_bytes(
         tokens=2 * 4 * 4,
         text=7,

@@ -13,7 +13,8 @@ class Session:
 
     Caches count forwards: one more than the announced `forwards` would be served from the wrong
     branch and step, so it is an error. `read_stats` tells what the cache did in the last forward,
-    `advance` lets the cache count a forward that is skipped.
+    `advance` lets the cache count a forward that is skipped. `release` frees what the cache keeps,
+    after the last of them: of two experts, the second needs that memory.
     """
 
     def __init__(
@@ -21,10 +22,13 @@ class Session:
         transformer: nn.Module,
         forwards: float,
         read_stats: Callable[[], ForwardStats],
+        *,
         advance: Callable[[], None] = lambda: None,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
         self.transformer = transformer
-        self._left, self._read_stats, self._advance = forwards, read_stats, advance
+        self._left, self._read_stats = forwards, read_stats
+        self._advance, self._release = advance, release
         self._stats: list[ForwardStats] = []
 
     def stats(self) -> list[ForwardStats]:
@@ -33,17 +37,16 @@ class Session:
 
     def skip(self) -> None:
         """Count a forward that the CFG gate skips."""
-        self._count()
+        self._begin()
         self._advance()
+        self._end()
 
     @contextmanager
     def watching(self) -> Iterator["Session"]:
         """Count and record every forward of the transformer."""
         handles = (
-            self.transformer.register_forward_pre_hook(lambda *_: self._count()),
-            self.transformer.register_forward_hook(
-                lambda *_: self._stats.append(self._read_stats())
-            ),
+            self.transformer.register_forward_pre_hook(lambda *_: self._begin()),
+            self.transformer.register_forward_hook(lambda *_: self._record()),
         )
         try:
             yield self
@@ -51,10 +54,18 @@ class Session:
             for handle in handles:
                 handle.remove()
 
-    def _count(self) -> None:
+    def _begin(self) -> None:
         if not self._left:
             raise RuntimeError("more forwards than the step cache was entered for")
         self._left -= 1
+
+    def _record(self) -> None:
+        self._stats.append(self._read_stats())
+        self._end()
+
+    def _end(self) -> None:
+        if not self._left:
+            self._release()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -81,9 +82,8 @@ def _session(
     forwards: int,
     first_step: int,
 ) -> Session:
-    """A session on cache-dit's contexts: one per list of blocks, all counting the same forwards."""
-    manager, names = transformer._context_manager, transformer._context_names
-    contexts = [manager.get_context(name) for name in names]
+    """A session on cache-dit's contexts, which all count the same forwards."""
+    contexts = _contexts(transformer)
 
     def read_stats() -> ForwardStats:
         step, uncond = contexts[0].get_current_step(), contexts[0].is_separate_cfg_step()
@@ -109,7 +109,24 @@ def _session(
         for context in contexts:
             context.mark_step_begin()
 
-    return Session(transformer, forwards, read_stats, advance)
+    return Session(
+        transformer, forwards, read_stats, advance=advance, release=partial(_free, contexts)
+    )
+
+
+def _contexts(transformer: Any) -> list[Any]:
+    """cache-dit's contexts of the transformer: one per list of blocks."""
+    manager = transformer._context_manager
+    return [manager.get_context(name) for name in transformer._context_names]
+
+
+def _free(contexts: Sequence[Any]) -> None:
+    """Free all tensors of cache-dit's contexts, whose own method leaves those of TaylorSeer."""
+    for context in contexts:
+        context.clear_buffers()
+        for calibrator in (*context.get_calibrators(), *context.get_cfg_calibrators()):
+            if calibrator is not None:
+                calibrator.reset_cache()
 
 
 @contextmanager
@@ -127,7 +144,7 @@ def _dbcache(
         try:
             yield
         finally:
-            transformer._context_manager.clear_contexts()
+            _free(_contexts(transformer))
 
 
 @contextmanager
