@@ -42,6 +42,8 @@ class FakeMaker(JobMaker):
             job.output.with_suffix(".waits").write_text(f"{os.getpid()}")
             time.sleep(60)
         job.output.write_bytes(b"video")
+        for path in job.files.values():
+            Path(path).write_bytes(b"file")
         record = {"pid": os.getpid(), "output": {"path": str(job.output)}}
         job.output.with_suffix(".json").write_text(json.dumps(record))
         return record, False

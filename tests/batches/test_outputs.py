@@ -126,6 +126,24 @@ def test_a_video_that_exists_is_replaced_or_kept_only_where_that_is_wanted(plan:
     plan({"output": "x.mp4"}, skip_existing=True)
 
 
+@pytest.mark.parametrize("setting", ["output", "save_latents"])
+def test_each_file_of_each_job_is_looked_for(plan: Plan, setting: str):
+    Path("out").mkdir()
+    Path("out/2.mp4").touch()
+    job = {"seed": "1-2", setting: "out/{seed}.mp4"}
+    with pytest.raises(WancliError, match=r"^j\.jsonl:1: .*out/2\.mp4 exists"):
+        plan(job)
+    plan({**job, "overwrite": True})
+
+
+def test_inputs_may_be_in_the_home_folder(plan: Plan, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(Path("home").absolute()))
+    Path("home").mkdir()
+    tiny_image(Path("home/a.png"), 1)
+    (settings,) = plan({"command": "rollout", "image": "~/a.png"}).settings
+    assert settings.values["image"] == str(Path("home/a.png").absolute())
+
+
 def test_a_rollout_that_exists_is_for_the_worker_to_decide_about(plan: Plan):
     Path("out/x.rollout").mkdir(parents=True)
     Path("out/x.rollout/rollout.json").write_text("{}")

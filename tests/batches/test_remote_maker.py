@@ -1,5 +1,6 @@
 """Videos made on another machine: whole files under their names here, or none."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +20,12 @@ class FakeRemoteMaker(RemoteMaker):
         return FakeMaker(report=self._report, warn=self._warn)
 
 
-def make(folder, prompt="a"):
+def make(folder, prompt="a", files: Mapping[str, str] | None = None):
     """What a remote maker sends for a job of that prompt."""
     with fake_ledger(folder, [prompt]) as ledger:
         job = LedgerWorker(ledger).claim()
         assert job
+        job = replace(job, files=files or {})
         return list(FakeRemoteMaker({}).make(job, send_back=True))
 
 
@@ -53,6 +55,12 @@ def test_a_video_sent_back_is_here_with_its_sidecar_and_says_so(tmp_path):
     assert (tmp_path / "0.mp4").read_bytes() == b"video"
     assert outcome.record["output"]["path"] == str(tmp_path / "0.mp4")
     assert str(tmp_path / "0.mp4") in (tmp_path / "0.json").read_text()
+
+
+def test_files_beside_a_video_go_where_the_job_has_them(tmp_path):
+    path = tmp_path / "{seed}" / "{x}.html"
+    receive(make(tmp_path, files={"report": str(path)}))
+    assert path.read_bytes() == b"file"
 
 
 def test_a_job_that_failed_sends_nothing_back(tmp_path):

@@ -43,14 +43,15 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_clip_is_reproduced_and_what_a_job_sets_is_changed(tiny_model: Path):
     more: Any = {"num_frames": 5, "guidance_scale": 3.5, "scheduler": "euler", "lossless": True}
     first = wancli.generate(
-        "a circle", model=str(tiny_model), seed=7, output="a.mp4", **SMALL, **more
+        "a circle", model=str(tiny_model), seed=7, output="a{{x}}.mp4", **SMALL, **more
     )
-    job = {"command": "repro", "file": "a.json", "seed": 8, "steps": 1, "size": "48x32"}
+    job = {"command": "repro", "file": "a{x}.json", "seed": 8, "steps": 1, "size": "48x32"}
     same, other = made(
-        {"command": "repro", "file": "a.mp4", "model": str(tiny_model)}, {**job, "output": "b.mp4"}
+        {"command": "repro", "file": "a{x}.mp4", "model": str(tiny_model)},
+        {**job, "output": "b.mp4"},
     )
     assert frames(same) == frames(first.record)
-    assert same["output"]["path"].endswith("a-repro.mp4")
+    assert same["output"]["path"].endswith("a{x}-repro.mp4")
     request = other["request"]
     assert (request["prompt"], request["seed"]) == ("a circle", 8)
     assert (request["sampling"]["steps"], request["video"]["width"]) == (1, 48)

@@ -114,6 +114,27 @@ def test_a_rollout_goes_on_with_its_own_chunks_and_never_with_those_of_another(t
     assert [chunk["made"] for chunk in chunks] == [False, True]
 
 
+def test_names_are_filled_once_and_files_are_where_the_batch_reserved_them(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "{seed}"
+    (folder / "{home").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(folder / "{home"))
+    common = 'prompt = "a circle"\nseed = 1\nsave_latents = "~/{model:3}-{seed}.safetensors"\n'
+    clip = f'[[jobs]]\n{common}model = "{tiny_model}"\nsize = "32x32"\nnum_frames = 5\n'
+    rollout = (
+        f'[[jobs]]\n{common}command = "rollout"\nchunks = 1\noutput = "{{{{x}}}}-{{seed}}.mp4"\n'
+    )
+    rollout += f"report = '{tmp_path}/{{seed}}.html'\nmodel = 'demo'\nsize = '48x48'\n"
+    with batch(folder, clip + rollout, small="steps = 1\n") as ledger:
+        assert [outcome.error for outcome in run(ledger)[0]] == [None, None]
+        ledger.retry(ledger.numbers("done"))
+        assert [outcome.status for outcome in run(ledger)[0]] == ["skipped", "skipped"]
+    assert {path.name for path in folder.glob("*.mp4")} == {"a-circle-1.mp4", "{x}-1.mp4"}
+    assert len(list((folder / "{home").glob("*-1.safetensors"))) == 2
+    assert (tmp_path / "1.html").exists()
+
+
 def test_a_damaged_rollout_is_replaced_with_its_report_and_latents(tmp_path: Path):
     files = {"save_latents": tmp_path / "z.safetensors", "report": tmp_path / "z.html"}
     values = "chunks = 1\n" + "".join(f"{name} = '{path}'\n" for name, path in files.items())

@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import Wancli
 from tests.records.test_ledger import SETTINGS, claim, make
 from wancli.errors import RunError
+from wancli.records.batch_export import export_row, job_lines
 from wancli.records.ledger import LedgerWorker, create_ledger, open_ledger
 from wancli.records.ledger_file import LedgerJob
 
@@ -120,6 +121,16 @@ def test_nothing_is_written_over_the_ledger_that_it_is_made_from(
     result = wancli("batch", command, folder, "-o", ledger, "--overwrite")
     assert (result.code, "is an input" in result.err) == (2, True)
     assert counts(folder)
+
+
+def test_an_exported_job_has_the_names_of_all_its_files(tmp_path: Path):
+    files = {"save_latents": str(tmp_path / "{x}.safetensors")}
+    job = LedgerJob(1, 0, "a", 1, str(tmp_path / "a.mp4"), files=files)
+    with create_ledger(tmp_path / "b.ledger", "d", SETTINGS, [job], version="1") as ledger:
+        row, settings = ledger.row(1), ledger.settings()
+    assert export_row(row, settings)["settings"]["save_latents"] == files["save_latents"]
+    (line,) = job_lines([row], settings)
+    assert line["save_latents"].format() == files["save_latents"]
 
 
 def test_failed_jobs_are_exported_as_a_file_of_the_same_jobs(wancli: Wancli, folder: Path):

@@ -9,7 +9,8 @@ from wancli.config.resolve import Layer, resolve
 from wancli.config.seeds import parse_seeds
 from wancli.config.settings import Rollout, RolloutSettings, Settings
 from wancli.errors import InputError, SettingsError, UsageError
-from wancli.records.naming import NameTemplate, name_fields, name_output
+from wancli.planning.earlier_rollout import find_rollout
+from wancli.records.naming import NameTemplate, literal, name_fields, name_output
 from wancli.records.record import EMBEDDED_LIMIT, Request, RunRecord, parse_record, settings_of
 
 
@@ -125,6 +126,13 @@ def test_output_names_are_safe_and_distinguish_seeds(
     template: str | None, several: bool, path: str
 ):
     assert name_output(template, FIELDS, folder=Path("out"), several=several) == Path(path)
+
+
+@pytest.mark.parametrize("name", ["a{b}.mp4", "{seed}/{{x}.mp4"])
+def test_a_literal_name_is_a_template_of_itself_and_finds_its_rollout(name: str):
+    assert NameTemplate(literal(name)).fill({}) == name
+    found = find_rollout("a", literal(f"v/{name}"), None, Path())
+    assert found == Path(f"v/{name}").with_suffix(".rollout")
 
 
 def test_a_name_can_have_any_setting_of_its_command():

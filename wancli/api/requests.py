@@ -131,7 +131,6 @@ def rollout_request(
     changes = [PromptChange(int(chunk), text.strip()) for chunk, text in at]  # text in JSON
     changes += read_script(Path(options["script"])) if "script" in options else []
     files = {f.name: Path(options[f.name]) for f in fields(ContextFiles) if f.name in options}
-    paths = {name: Path(options[name]) for name in ("report", "save_latents") if name in options}
     return RolloutRequest(
         prompt=prompt,
         seed=_text(seed),
@@ -139,14 +138,14 @@ def rollout_request(
         output=_text(output),
         folder=Path(),
         changes=changes,
-        latents=paths.get("save_latents"),
+        latents=_text(options.get("save_latents")),
         files=output is not None,
         only_new=options.get("only_new", False),
         overwrite=options.get("overwrite", False),
         skip_existing=options.get("skip_existing", False),
         resume=options.get("resume", False),
         rerender=rerender,
-        report=paths.get("report"),
+        report=_text(options.get("report")),
         force=options.get("force", False),
     )
 

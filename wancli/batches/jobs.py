@@ -20,6 +20,7 @@ from wancli.config.keywords import MachineSettings
 from wancli.config.settings import WEIGHTS
 from wancli.errors import SettingsError, must_be, shortened
 from wancli.generation.batch import PlannedVideos
+from wancli.records.naming import literal
 from wancli.rollouts.session import RolloutSession
 from wancli.utils.reading import user_path
 
@@ -36,7 +37,7 @@ OUTPUTS = ("save_latents", "report")  # besides the video
 _OPTIONS: dict[str, Any] = {
     **CommonOptions.__annotations__, **ClipOptions.__annotations__, **ChunkOptions.__annotations__
 }  # fmt: skip
-_FILES = {name for name, kind in _OPTIONS.items() if Path in get_args(kind)}
+_INPUTS = {name for name, kind in _OPTIONS.items() if Path in get_args(kind)} - {*OUTPUTS}
 _TYPES = {**_OPTIONS, **dict.fromkeys(("model", "preset", "cachedit_preset"), str)}
 _WEIGHTS = ("model", "lora", *WEIGHTS)
 
@@ -48,18 +49,24 @@ def loaded_with(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def plan_job(
     command: str, prompt: str | None, values: Mapping[str, Any], listener: Listener, *,
-    seed: int | None = 0, output: str | None = None,
+    seed: int | None = 0, output: str | Path | None = None,
 ) -> PlannedVideos | RolloutSession:  # fmt: skip
-    """Plan a job; without an `output`, all but its files. Raises WancliError."""
+    """Plan a job; without an `output`, which is final, all but its files. Raises WancliError."""
     layers, options = all_layers(values, listener)
+    name = None if output is None else literal(output)
     if command == "rollout":
-        request = rollout_request(prompt, options, seed=seed, output=output or "x.mp4")
+        request = rollout_request(prompt, options, seed=seed, output=name or "x.mp4")
         return RolloutSession(request, layers, before={})
-    return plan_clip(prompt or "", layers, options, seed=seed, output=output)
+    return plan_clip(prompt or "", layers, options, seed=seed, output=name)
+
+
+def with_files(values: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
+    """The values of a job with the final names of its files besides the video."""
+    return {**values, **{name: literal(path) for name, path in files.items()}}
 
 
 def typed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a job with its options as their types: in CSV all are text.
+    """The values of a job with its options as their types (in CSV all are text) and `~` expanded.
 
     Raises SettingsError.
     """
@@ -74,19 +81,20 @@ def typed(values: Mapping[str, Any]) -> dict[str, Any]:
             raise SettingsError(
                 f"`{name}` {shortened(values[name])}: {message}.", hint=f"drop `{name}`, or fix it"
             ) from None
-    return {**values, **options}
+    files = {name: _each(options[name], _expanded) for name in _INPUTS & options.keys()}
+    return {**values, **options, **files}
 
 
 def input_files(values: Mapping[str, Any]) -> Iterator[Path]:
     """The input files among the values of a job."""
-    for name in _FILES.difference(OUTPUTS).intersection(values):
+    for name in _INPUTS & values.keys():
         value = values[name]
-        yield from map(Path, value if isinstance(value, list | tuple) else [value])
+        yield from map(user_path, value if isinstance(value, list | tuple) else [value])
 
 
 def absolute_files(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a job with absolute paths: relative ones are from the working folder."""
-    changed = {name: _each(values[name], _absolute) for name in _FILES.intersection(values)}
+    changed = {name: _each(values[name], _absolute) for name in _INPUTS & values.keys()}
     weights = {name: _each(values[name], _absolute_weights) for name in _WEIGHTS if name in values}
     for name in ("preset", "cachedit_preset"):
         if str(values.get(name, "")).endswith(".toml"):  # else it is a name
@@ -96,6 +104,10 @@ def absolute_files(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _each(value: Any, change: Callable[[str], str]) -> Any:
     return [change(one) for one in value] if isinstance(value, list | tuple) else change(value)
+
+
+def _expanded(path: str) -> str:
+    return str(user_path(path))
 
 
 def _absolute(path: str) -> str:

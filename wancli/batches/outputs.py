@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wancli.api.requests import Listener
-from wancli.batches.jobs import OUTPUTS, input_files, plan_job
+from wancli.batches.jobs import OUTPUTS, input_files, plan_job, with_files
 from wancli.config.seeds import parse_seeds
 from wancli.errors import UsageError, WancliError
 from wancli.planning.jobs import BatchFile, at_line
@@ -20,7 +20,7 @@ from wancli.utils.reading import user_path
 def name_jobs(
     batch: BatchFile, fields: Sequence[Mapping[str, Any]], folder: Path
 ) -> Iterator[LedgerJob]:
-    """Jobs with seeds and the absolute paths of their videos.
+    """Jobs with seeds and the absolute paths of their files.
 
     `fields` has the values of names by settings. Raises UsageError with the line for an invalid
     name, and for a file that two jobs would write.
@@ -32,13 +32,13 @@ def name_jobs(
         values = {**fields[job.settings], "prompt": job.prompt or "", "seed": seed}
         try:
             output = names.path(job.output or DEFAULT, values, bare=True)
-            names.reserve(output, job.line)
-            for setting in OUTPUTS:
-                if template := shared.values.get(setting):
-                    names.reserve(names.path(str(template), values, bare=False), job.line)
+            templates = {n: str(shared.values[n]) for n in OUTPUTS if shared.values.get(n)}
+            files = {n: names.path(text, values, bare=False) for n, text in templates.items()}
+            for path in (output, *files.values()):
+                names.reserve(path, job.line)
         except WancliError as error:
             raise at_line(batch.origin, job.line, error) from None
-        yield LedgerJob(job.line, job.settings, job.prompt, seed, output, job.id)
+        yield LedgerJob(job.line, job.settings, job.prompt, seed, output, job.id, files)
 
 
 class _Names:
@@ -100,24 +100,24 @@ def check_new(
     Raises UsageError or OutputError with the line of the first job that cannot. With
     `skip_existing`, each job decides about its own file.
     """
-    listed: dict[str, dict[str, bool] | None] = {}
+    folders = _Folders()
     more = {
         number for number, one in enumerate(settings) if not one.values.keys().isdisjoint(OUTPUTS)
     }
     for job in jobs:
-        place, _, name = job.output.rpartition(os.sep)
-        if place not in listed:
-            listed[place] = _regular_files(place)
-        shared, files = settings[job.settings], listed[place]
+        shared = settings[job.settings]
+        replaces = shared.values.get("overwrite")
+        for path in () if replaces or skip_existing else (job.output, *job.files.values()):
+            files, name = folders.entries(path)
+            if files and files.get(name):
+                raise at_line(batch.origin, job.line, _exists(path))
+        files, name = folders.entries(job.output)
         odd = files is None or not _is_plain(name, rollout=shared.command == "rollout")
         if files and not odd:
             stem = name[: -len(".mp4")]
             beside = [one for one in (name, f"{stem}.json", f"{stem}.rollout") if one in files]
             if beside and skip_existing:
                 continue
-            replaces = shared.values.get("overwrite")
-            if files.get(name) and not replaces:
-                raise at_line(batch.origin, job.line, _exists(job.output))
             odd = any(not (files[one] and replaces) for one in beside)
         if odd or job.settings in more:
             more.discard(job.settings)
@@ -134,13 +134,27 @@ def _check(
 ) -> None:
     """Check the outputs of one job as running it does. Raises WancliError with its line."""
     try:
-        values = {**shared.values, "skip_existing": skip_existing}
+        values = {**with_files(shared.values, job.files), "skip_existing": skip_existing}
         planned = plan_job(
             shared.command, job.prompt, values, Listener(None), seed=job.seed, output=job.output
         )
         planned.check_outputs()
     except WancliError as error:
         raise at_line(batch.origin, job.line, error) from None
+
+
+class _Folders:
+    """What is in the folders of outputs, each of which is looked at once."""
+
+    def __init__(self) -> None:
+        self._listed: dict[str, dict[str, bool] | None] = {}
+
+    def entries(self, path: str) -> tuple[dict[str, bool] | None, str]:
+        """`_regular_files` of a file's folder, and the file's name."""
+        place, _, name = path.rpartition(os.sep)
+        if place not in self._listed:
+            self._listed[place] = _regular_files(place)
+        return self._listed[place], name
 
 
 def _regular_files(folder: str) -> dict[str, bool] | None:

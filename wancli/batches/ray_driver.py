@@ -23,7 +23,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from wancli.api.requests import Listener
-from wancli.batches.jobs import plan_job
+from wancli.batches.jobs import plan_job, with_files
 from wancli.batches.received_files import ReceivedFiles
 from wancli.batches.remote_maker import (
     FilePiece,
@@ -44,7 +44,6 @@ from wancli.batches.worker_process import (
     serve,
 )
 from wancli.errors import SetupError, UsageError, WancliError, is_unexpected, some
-from wancli.generation.batch import PlannedVideos
 from wancli.planning.existing import record_of
 from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker, died_error
 from wancli.utils.heap import keep_heap
@@ -182,16 +181,13 @@ class RayPool:
 
     def _existing(self, job: ClaimedJob) -> Mapping[str, Any] | None:
         """The record of a video that is there already for the same job. Raises WancliError."""
-        if not (self._skip or job.attempt > 1) or job.command == "rollout":
+        if not (self._skip or job.attempt > 1):
             return None
-        values = {**job.values, "skip_existing": True}
-        output = str(job.output)
+        values = {**with_files(job.values, job.files), "skip_existing": True}
         planned = plan_job(
-            job.command, job.prompt, values, Listener(None), seed=job.seed, output=output
+            job.command, job.prompt, values, Listener(None), seed=job.seed, output=job.output
         )
-        if not isinstance(planned, PlannedVideos) or planned.todo:
-            return None
-        return record_of(job.output) or {}
+        return (record_of(job.output) or {}) if planned.kept else None
 
     def _poll(self) -> None:
         """Wait for an actor to say something, and note now and then that jobs go on."""

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any
 
 from wancli.api.requests import Listener
-from wancli.batches.jobs import OUTPUTS, plan_job
+from wancli.batches.jobs import plan_job
 from wancli.batches.worker import JobMaker, JobOutcome
 from wancli.batches.worker_process import WorkerWarning
 from wancli.catalog.hub_cache import cached_revision
@@ -123,14 +123,13 @@ class RemoteMaker:
     def _make_and_send(self, job: ClaimedJob, folder: Path) -> None:
         """Make a job in a folder of this machine, and send its files to their places."""
         video = folder / "0" / job.output.name
-        values, places = dict(job.values), {"0": job.output.parent}
-        for number, name in enumerate((n for n in OUTPUTS if n in values), 1):
-            path = Path(values[name])
-            places[str(number)] = path.parent
-            values[name] = str(folder / str(number) / path.name)
+        files, places = dict[str, str](), {"0": job.output.parent}
+        for number, (name, path) in enumerate(job.files.items(), 1):
+            places[str(number)] = Path(path).parent
+            files[name] = str(folder / str(number) / Path(path).name)
         for place in places:
             (folder / place).mkdir()
-        outcome = self._maker.attempt(replace(job, output=video, values=values), _no_beat)
+        outcome = self._maker.attempt(replace(job, output=video, files=files), _no_beat)
         if outcome.error is None:
             self._send_files(folder, places, renamed=(str(video), str(job.output)))
         self._messages.put(replace(outcome, job=job, record=_moved(outcome.record, job.output)))

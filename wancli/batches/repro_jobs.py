@@ -14,6 +14,7 @@ from wancli.errors import InputError, SettingsError, WancliError
 from wancli.planning.existing import read_record
 from wancli.planning.input_files import find_recorded_files
 from wancli.planning.jobs import BatchFile, BatchJob, JobSettings, at_line
+from wancli.records.naming import literal
 
 
 def with_records(batch: BatchFile, listener: Listener) -> BatchFile:
@@ -67,7 +68,7 @@ def _recorded(shared: JobSettings, listener: Listener) -> tuple[JobSettings, Bat
         command = "rollout"
     values = {**_differing(record, file, own, listener), **_inputs(request, file, command), **own}
     settings = JobSettings(command, values, shared.line)
-    output = f"{file.stem}-repro.mp4"
+    output = literal(f"{file.stem}-repro.mp4")
     return settings, BatchJob(shared.line, 0, request["prompt"], request["seed"], output)
 
 

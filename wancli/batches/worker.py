@@ -10,7 +10,7 @@ from typing import Any
 from wancli.api.model import Model
 from wancli.api.requests import Listener, all_layers
 from wancli.batches.adapt import less_memory
-from wancli.batches.jobs import LOADED_WITH, loaded_with, plan_job
+from wancli.batches.jobs import LOADED_WITH, loaded_with, plan_job, with_files
 from wancli.cost.capacity import in_words
 from wancli.errors import (
     CapacityError,
@@ -25,6 +25,7 @@ from wancli.errors import (
 )
 from wancli.planning.existing import record_of
 from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker, died_error
+from wancli.records.naming import literal
 from wancli.records.progress import Event, Report, ignore
 from wancli.utils.garbage import release_locals
 
@@ -262,10 +263,11 @@ def _make_video(
 
     An earlier attempt may have ended between the video and its row: `skip` looks for it.
     """
-    values = {name: v for name, v in job.values.items() if name not in LOADED_WITH}
+    named = with_files(job.values, job.files)
+    values = {name: value for name, value in named.items() if name not in LOADED_WITH}
     values["skip_existing"] = skip
     layers, _ = all_layers(loaded_with(job.values), listener)  # of its preset
-    target: Any = {"seed": job.seed, "output": job.output, "defaults": layers}
+    target: Any = {"seed": job.seed, "output": literal(job.output), "defaults": layers}
     if job.command == "rollout":
         session = model.plan_rollout(job.prompt, settings=values, **target)
         if session.kept:

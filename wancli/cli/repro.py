@@ -62,6 +62,7 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     from wancli.generation.batch import GenerateRequest, OutputFiles, plan_videos
     from wancli.planning.existing import read_record
     from wancli.planning.input_files import find_recorded_files
+    from wancli.records.naming import literal
     from wancli.rollouts.session import RolloutRequest, RolloutSession
     from wancli.utils.heap import keep_heap
     from wancli.utils.threads import choose_pages
@@ -72,7 +73,7 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     text = request["prompt"] if prompt_flag is None else read_prompt(prompt_flag)
     tables = recorded_settings(record, file, overrides.tables.get("machine", {}))
     layers = [Layer(f"record of {file.name}", tables), overrides]
-    name = output or f"{file.stem}-repro.mp4"
+    name = output or literal(f"{file.stem}-repro.mp4")
     if record["command"] == "rollout":
         refuse_files(request, file)
         choose_pages()

@@ -75,9 +75,12 @@ Embeds = Annotated[
     ),
 ]
 SaveLatents = Annotated[
-    Path | None,
-    typer.Option(rich_help_panel=RESEARCH, help="Write all latents [F,C,H,W], from the start."),
-]
+    str | None,
+    typer.Option(
+        metavar="FILE", rich_help_panel=RESEARCH,
+        help="Write all latents [F,C,H,W], from the start.",
+    ),
+]  # fmt: skip
 NoVideo = Annotated[
     bool,
     typer.Option(
@@ -99,8 +102,10 @@ Seed = Annotated[
     typer.Option("--seed", "-s", metavar="SEED", show_default="random", help="Seed of the noise."),
 ]
 ReportFile = Annotated[
-    Path | None,
-    typer.Option("--report", rich_help_panel=OUTPUT, help="Write an HTML report on drift."),
+    str | None,
+    typer.Option(
+        "--report", metavar="FILE", rich_help_panel=OUTPUT, help="Write an HTML report on drift."
+    ),
 ]
 Force = Annotated[
     bool,

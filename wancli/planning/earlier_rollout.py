@@ -4,24 +4,21 @@ from pathlib import Path
 from typing import Any
 
 from wancli.errors import InputError
-from wancli.records.naming import with_name
+from wancli.records.naming import NameTemplate, with_name
 from wancli.records.record import ROLLOUT_FILE, ROLLOUT_SCHEMA
 from wancli.records.schema import StoredRolloutRequest, check_schema
 from wancli.utils.reading import parse_json, read_text, unreadable, user_path
 
 
-def find_rollout(
-    prompt: str | None, output: str | None, latents: Path | None, folder: Path
-) -> Path:
-    """Folder of the rollout with that output name, or of the newest one with that prompt.
+def find_rollout(prompt: str | None, output: str | None, latents: str | None, folder: Path) -> Path:
+    """Folder of the rollout with that name of its video or latents, or the newest of that prompt.
 
-    Raises InputError if there is none.
+    Names are templates, of which those with fields name none. Raises InputError if there is none.
     """
-    name = output if output and "{" not in output else None
-    if name or latents:
-        path = with_name(user_path(name or str(latents)))
-        named = path if len(path.parts) > 1 or not name else folder / path
-        return named.with_suffix(".rollout")
+    for template, place in ((output, folder), (latents, Path())):
+        if template and (name := NameTemplate(template).name):
+            path = with_name(user_path(name))
+            return (path if len(path.parts) > 1 else place / path).with_suffix(".rollout")
     paths = sorted(folder.glob(f"*.rollout/{ROLLOUT_FILE}"), key=lambda p: -p.stat().st_mtime)
     for path in paths:
         if prompt in (None, stored_request(path.parent).get("prompt")):

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from wancli.records.ledger_file import LedgerSettings, damaged, parse_column
+from wancli.records.naming import literal
 
 Row = Mapping[str, Any]
 _PLAIN = ("line", "id", "state", "attempt", "prompt", "seed", "output", "host", "pid", "bytes")
@@ -19,7 +20,7 @@ def export_row(row: Row, settings: Sequence[LedgerSettings]) -> dict[str, Any]:
     return {
         **{name: row[name] for name in _PLAIN},
         "command": shared.command,
-        "settings": dict(shared.values),
+        "settings": {**shared.values, **(parse_column(row, "files") or {})},
         "began": _utc(began),
         "ended": _utc(ended),
         "seconds": spent,
@@ -53,9 +54,11 @@ def job_lines(rows: Iterable[Row], settings: Sequence[LedgerSettings]) -> Iterat
             "command": shared.command,
             "prompt": row["prompt"],
             "seed": row["seed"],
-            "output": row["output"].replace("{", "{{").replace("}", "}}"),  # it is a template
+            "output": literal(row["output"]),
         }
-        yield {**{key: value for key, value in job.items() if value is not None}, **shared.values}
+        files = {name: literal(path) for name, path in (parse_column(row, "files") or {}).items()}
+        job = {key: value for key, value in job.items() if value is not None}
+        yield {**job, **shared.values, **files}
 
 
 def _shared(row: Row, settings: Sequence[LedgerSettings]) -> LedgerSettings:

@@ -14,7 +14,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,7 +38,10 @@ SUFFIX = ".ledger"
 
 @dataclass(frozen=True)
 class ClaimedJob:
-    """A job that a worker has claimed. `attempt` counts from 1."""
+    """A job that a worker has claimed. `attempt` counts from 1.
+
+    `output` and `files`, those besides the video by the setting that asks for them, are final.
+    """
 
     number: int
     attempt: int
@@ -48,6 +51,7 @@ class ClaimedJob:
     prompt: str | None
     seed: int | None
     output: Path
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 class JobCancelled(RunError):
@@ -372,11 +376,13 @@ def died_error() -> RunError:
 
 
 def _claimed(db: sqlite3.Connection, number: int) -> ClaimedJob:
-    number, attempt, model, command, values, prompt, seed, output = db.execute(
+    number, attempt, model, command, values, prompt, seed, output, files = db.execute(
         _CLAIMED, (number,)
     ).fetchone()
-    path = Path(output)
-    return ClaimedJob(number, attempt, model, command, json.loads(values), prompt, seed, path)
+    return ClaimedJob(
+        number, attempt, model, command, json.loads(values), prompt, seed, Path(output),
+        json.loads(files or "{}"),
+    )  # fmt: skip
 
 
 # A model that nobody works on before one that somebody does: each is loaded as rarely as possible.
@@ -385,7 +391,7 @@ SELECT number FROM jobs WHERE state = 'pending'
 ORDER BY model IN (SELECT model FROM jobs WHERE state = 'running'), model, number LIMIT 1
 """
 _CLAIMED = """
-SELECT jobs.number, attempt, jobs.model, command, json, prompt, seed, output
+SELECT jobs.number, attempt, jobs.model, command, json, prompt, seed, output, files
 FROM jobs JOIN settings ON settings.number = jobs.settings WHERE jobs.number = ?
 """
 

@@ -11,7 +11,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from wancli.errors import InputError, OutputError, UsageError
 from wancli.utils.files import kind_of, part_name, place, remove_parts
 from wancli.utils.locks import FolderLock, NameLocked
 
-_SCHEMA = 1  # of the tables
+_SCHEMA = 2  # of the tables
 _APPLICATION = 0x57414E42  # "WANB": SQLite's mark of whose file it is
 _WAIT = 60.0  # seconds for another process's write
 _AGAIN = 0.05  # seconds between looks at a lock
@@ -36,7 +36,8 @@ CREATE TABLE settings (
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY, line INTEGER NOT NULL, id TEXT, model INTEGER NOT NULL,
     settings INTEGER NOT NULL REFERENCES settings, prompt TEXT, seed INTEGER,
-    output TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'pending', attempt INTEGER NOT NULL DEFAULT 0,
+    output TEXT NOT NULL, files TEXT,
+    state TEXT NOT NULL DEFAULT 'pending', attempt INTEGER NOT NULL DEFAULT 0,
     deaths INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0,
     worker TEXT, host TEXT, pid INTEGER, heartbeat REAL, began REAL, ended REAL,
     bytes INTEGER, error TEXT, record TEXT
@@ -56,7 +57,10 @@ class LedgerSettings:
 
 @dataclass(frozen=True, slots=True)
 class LedgerJob:
-    """A job with its final name. `settings` is the index of its LedgerSettings."""
+    """A job with its final names. `settings` is the index of its LedgerSettings.
+
+    `files` are those besides the video, by the setting that asks for them.
+    """
 
     line: int
     settings: int
@@ -64,6 +68,7 @@ class LedgerJob:
     seed: int | None
     output: str
     id: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_ledger(
@@ -180,10 +185,19 @@ def _fill(
         ((n, s.model, s.command, json.dumps(s.values)) for n, s in enumerate(shared)),
     )
     db.executemany(
-        "INSERT INTO jobs (line, id, model, settings, prompt, seed, output) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO jobs (line, id, model, settings, prompt, seed, output, files) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            (j.line, j.id, shared[j.settings].model, j.settings, j.prompt, j.seed, j.output)
+            (
+                j.line,
+                j.id,
+                shared[j.settings].model,
+                j.settings,
+                j.prompt,
+                j.seed,
+                j.output,
+                json.dumps(j.files) if j.files else None,
+            )
             for j in jobs
         ),
     )

@@ -32,6 +32,12 @@ class NameTemplate:
             if converted or (field is not None and field not in _KNOWN):
                 raise _unknown(f"{field}!{converted}" if converted else str(field))
 
+    @property
+    def name(self) -> str | None:
+        """The only name that it stands for; None if it has fields."""
+        texts = [before for before, field, _ in self._parts if field is None]
+        return "".join(texts) if len(texts) == len(self._parts) else None
+
     def fill(self, fields: Mapping[str, Any]) -> str:
         """The template with each field safe for a file name, and cut to its width.
 
@@ -44,6 +50,11 @@ class NameTemplate:
             )
         except KeyError as missing:
             raise _unknown(missing.args[0]) from None
+
+
+def literal(name: str | Path) -> str:
+    """The template of this very name, whatever braces are in it."""
+    return str(name).replace("{", "{{").replace("}", "}}")
 
 
 def _unknown(field: str) -> UsageError:

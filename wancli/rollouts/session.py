@@ -33,7 +33,7 @@ from wancli.planning.output_files import (
 )
 from wancli.planning.plan import RolloutPlan, check_unused_settings, make_rollout_plan
 from wancli.planning.prompts import PromptChange, PromptSchedule, make_prompt_schedule
-from wancli.records.naming import name_fields, name_output, with_name
+from wancli.records.naming import name_fields, name_output
 from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import Request, settings_of
 from wancli.rollouts.resume import check_chunks, check_same
@@ -61,7 +61,7 @@ class RolloutRequest:
     folder: Path
     starts: ContextFiles = NO_FILES
     changes: Sequence[PromptChange] = ()
-    latents: Path | None = None
+    latents: str | None = None  # these three are names or templates
     video: bool = True  # False: latents only, without a VAE
     files: bool = True  # False: the chunks stay in memory
     only_new: bool = False
@@ -69,7 +69,7 @@ class RolloutRequest:
     skip_existing: bool = False  # go on with what there is of this very request
     resume: bool = False
     rerender: int | None = None
-    report: Path | None = None
+    report: str | None = None
     force: bool = False
 
     @property
@@ -262,7 +262,7 @@ class RolloutSession:
         return job
 
     def _report_drift(self, record: "RunRecord", replaced: frozenset[Path]) -> None:
-        path = self.options.report
+        path = self._file(self.options.report)
         if path:
             from wancli.video.drift_report import write_report
 
@@ -301,20 +301,28 @@ class RolloutSession:
         if not options.files:
             return None, None, None
         if not options.video:
-            if options.latents is None:
+            latents = self._file(options.latents)
+            if latents is None:
                 raise UsageError(
                     "`no_video` needs `save_latents`.", hint="`save_latents x.safetensors`"
                 )
-            return None, options.latents, with_name(options.latents).with_suffix(".rollout")
+            return None, latents, latents.with_suffix(".rollout")
         if self.base:
             video = self.base.with_suffix(".mp4")
-            return video, options.latents, self.base
+        else:
+            video = self._named(options.output, options.folder)
+        return video, self._file(options.latents), video.with_suffix(".rollout")
+
+    def _file(self, template: str | None) -> Path | None:
+        """A file besides the video; None if it is not wanted. Raises UsageError."""
+        return self._named(template, Path()) if template else None
+
+    def _named(self, template: str | None, folder: Path) -> Path:
         fields = name_fields(
             self.resolved.settings, prompt=self.schedule.prompt, seed=self.seeds[0],
             steps=self.plan.steps[0],
         )  # fmt: skip
-        video = name_output(options.output, fields, folder=options.folder, several=False)
-        return video, options.latents, video.with_suffix(".rollout")
+        return name_output(template, fields, folder=folder, several=False)
 
     def _plan(self, settings: RolloutSettings) -> RolloutPlan:
         return make_rollout_plan(
@@ -363,13 +371,11 @@ class RolloutSession:
         """All files to write. Raises UsageError if two of them are the same."""
         from wancli.video.write import check_name
 
-        options = self.options
+        options, report = self.options, self._file(self.options.report)
         if video:
             check_name(video)
-        if options.report and options.report.suffix != ".html":
-            raise UsageError(
-                f"`report {options.report}` is not an .html file.", hint="`report drift.html`"
-            )
+        if report and report.suffix != ".html":
+            raise UsageError(f"`report {report}` is not an .html file.", hint="`report drift.html`")
         loras = [find_lora(text).path for text in self.resolved.settings.machine.lora]
         weights = [file.path for file in self.spec.files]
         outputs = OutputSet(
@@ -383,8 +389,8 @@ class RolloutSession:
             outputs.add(OutputFile(latents, "`save_latents`", our_latents))
         if store:
             outputs.add(*sidecar_files(video or latents or store), *rollout_files(store, video))
-        if options.report:
-            outputs.add(OutputFile(options.report, "`report`", our_report))
+        if report:
+            outputs.add(OutputFile(report, "`report`", our_report))
         return outputs
 
     def _ours(self) -> tuple[Ours, Ours, Ours]:
