@@ -3,7 +3,7 @@
 import pytest
 
 from wancli.errors import InputError, SettingsError, UsageError, WancliError
-from wancli.planning.jobs import read_jobs
+from wancli.planning.jobs import JobSeeds, read_jobs
 
 KNOWN = {
     "generate": {"steps", "num_frames", "size", "lora", "model"},
@@ -79,6 +79,25 @@ def test_a_list_of_lists_of_loras_expands(read):
 def test_seeds_are_spelled_as_for_generate(read, seed, seeds):
     batch = read(f'{{"prompt": "a", "seed": {seed}}}')
     assert [job.seed for job in batch.jobs] == seeds
+
+
+def test_the_digest_does_not_depend_on_chance(read):
+    line = '{"prompt": "a", "seed": [1, "random"]}'
+    assert [job.seed for job in read(line).jobs] == [1, None]
+    assert read(line).digest == read(line).digest
+
+
+def test_a_job_without_a_seed_has_the_same_one_in_every_file(read):
+    def seeds(content):
+        batch = read(content, "b.csv")
+        chosen = JobSeeds(batch)
+        return [chosen.of(job) for job in batch.jobs]
+
+    one = seeds("prompt,steps\na,1\na,2\na,1\nb,1\n")
+    assert len(set(one)) == 4
+    assert max(one) < 2**31
+    more = seeds("prompt,steps,seed\nc,1,\na,1,\na,2,\na,1,\nb,1,\nb,1,7\n")
+    assert more[1:] == [*one, 7]
 
 
 def test_keys_may_be_spelled_as_any_flag(read):

@@ -8,9 +8,8 @@ from typing import Any
 
 from wancli.api.requests import Listener
 from wancli.batches.jobs import OUTPUTS, input_files, plan_job, with_files
-from wancli.config.seeds import parse_seeds
 from wancli.errors import UsageError, WancliError
-from wancli.planning.jobs import BatchFile, at_line
+from wancli.planning.jobs import BatchFile, JobSeeds, at_line
 from wancli.records.ledger_file import LedgerJob, LedgerSettings
 from wancli.records.naming import DEFAULT, NameTemplate, with_name
 from wancli.utils.files import LONGEST_NAME
@@ -25,10 +24,10 @@ def name_jobs(
     `fields` has the values of names by settings. Raises UsageError with the line for an invalid
     name, and for a file that two jobs would write.
     """
-    names = _Names(folder, batch)
+    names, seeds = _Names(folder, batch), JobSeeds(batch)
     for job in batch.jobs:
         shared = batch.settings[job.settings]
-        seed = parse_seeds(None, None)[0] if job.seed is None else job.seed
+        seed = seeds.of(job)
         values = {**fields[job.settings], "prompt": job.prompt or "", "seed": seed}
         try:
             output = names.path(job.output or DEFAULT, values, bare=True)

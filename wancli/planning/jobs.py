@@ -53,7 +53,7 @@ class JobSettings:
 
 @dataclass(frozen=True, slots=True)
 class BatchJob:
-    """One video to make. Without a `seed` one is drawn."""
+    """One video to make. Without a `seed` it is `JobSeeds`' to choose."""
 
     line: int  # in the file, from 1; in TOML the number of the job
     settings: int  # index of its JobSettings
@@ -71,6 +71,28 @@ class BatchFile:
     settings: Sequence[JobSettings]
     jobs: Sequence[BatchJob]
     digest: str
+
+
+class JobSeeds:
+    """Seeds of jobs that have none: by what they are, so that they are the same in each ledger.
+
+    Jobs that are alike have seeds of their own.
+    """
+
+    def __init__(self, batch: BatchFile) -> None:
+        self._settings = [_settings_text(one) for one in batch.settings]
+        self._used = set[int]()
+
+    def of(self, job: BatchJob) -> int:
+        """The seed of a job, which has 31 bits. To be called in the order of the file."""
+        if job.seed is not None:
+            return job.seed
+        text = repr((self._settings[job.settings], job.prompt))
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
+        while seed in self._used:
+            seed = (seed + 1) % 2**31
+        self._used.add(seed)
+        return seed
 
 
 def read_jobs(path: Path, known: Mapping[str, Collection[str]]) -> BatchFile:
@@ -199,17 +221,22 @@ def _keyword(key: str) -> str:
 def _seeds(value: Any, count: Any) -> Sequence[int | None]:
     """Seeds of `7`, `0-3`, or a list of them; `count` of them up from a single one."""
     number = None if count is None else _count(count)
-    if value is None or value == "random":
+    if value is None:
         return [None] * (number or 1)
     if type(value) is int and number is None and 0 <= value < 2**53:
         return [value]
     texts = value if isinstance(value, list) else [value]
     if not texts:
         raise SettingsError("`seed` is an empty list.", hint='`seed`: 7, "0-3" or [1, 2]')
-    seeds = list(chain.from_iterable(parse_seeds(_seed_text(text), number) for text in texts))
-    if len(set(seeds)) < len(seeds):
+    seeds = list(chain.from_iterable(_listed_seeds(text, number) for text in texts))
+    known = [seed for seed in seeds if seed is not None]
+    if len(set(known)) < len(known):
         raise SettingsError("`seed` lists a seed twice.", hint="list each seed once")
     return seeds
+
+
+def _listed_seeds(value: Any, number: int | None) -> Sequence[int | None]:
+    return [None] * (number or 1) if value == "random" else parse_seeds(_seed_text(value), number)
 
 
 def _seed_text(value: Any) -> str:
@@ -260,11 +287,16 @@ def _texts(name: str, value: Any) -> Sequence[str | None]:
     return values
 
 
+def _settings_text(settings: JobSettings) -> str:
+    """Equal for the same settings, in whatever order."""
+    return repr((settings.command, sorted(settings.values.items())))
+
+
 def _digest(settings: Iterable[JobSettings], jobs: Iterable[BatchJob]) -> str:
     """Digest of all jobs, whatever the file's format and line ends."""
     digest = hashlib.sha256()
     for one in settings:
-        digest.update(repr((one.command, sorted(one.values.items()))).encode())
+        digest.update(_settings_text(one).encode())
     for job in jobs:
         fields = (job.settings, job.prompt, job.seed, job.output, job.id)
         digest.update(repr(fields).encode())

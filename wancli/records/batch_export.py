@@ -40,7 +40,7 @@ def flat_row(row: Row, settings: Sequence[LedgerSettings]) -> dict[str, Any]:
 
 
 def job_lines(rows: Iterable[Row], settings: Sequence[LedgerSettings]) -> Iterator[dict[str, Any]]:
-    """Jobs as a file of them has them, with drawn seeds and final names.
+    """Jobs as a file of them has them, with their seeds and final names.
 
     Without an id of its own, a job's is its line in the file that it came from.
     """
