@@ -15,6 +15,7 @@ from torch._inductor.compile_fx import compile_fx
 
 from tests.fakes import tiny_pipeline
 from wancli.caching.lru import CacheKey, LRUCache
+from wancli.caching.prompt_attention import WeightOffloader
 from wancli.caching.prompt_kv import MAX_PROMPTS, PromptKVCache, prompt_kv
 from wancli.catalog.wan import TIMESTEP_ROWS
 
@@ -506,6 +507,27 @@ def test_the_transformer_is_restored_even_after_an_error(offload_to, with_face):
         use()
     assert (dict(model.attn_processors), dict(model.named_modules())) == (processors, modules)
     assert {name: weight.data_ptr() for name, weight in model.named_parameters()} == weights
+
+
+def test_weights_that_cannot_be_brought_back_are_not_lost(monkeypatch):
+    modules = [nn.Linear(2, 2) for _ in range(2)]
+    weights = [weight for module in modules for weight in module.parameters()]
+    before = [weight.data.clone() for weight in weights]
+    offloader, real, moved = WeightOffloader(CPU), torch.Tensor.to, []
+    offloader.offload(modules)
+    assert {weight.numel() for weight in weights} == {0}
+
+    def run_out(tensor, device):
+        moved.append(tensor)
+        if len(moved) == 2:
+            raise torch.OutOfMemoryError
+        return real(tensor, device)
+
+    monkeypatch.setattr(torch.Tensor, "to", run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        offloader.restore()
+    assert equal(weights, before)
+    assert offloader.nbytes == 0
 
 
 def test_a_failed_forward_does_not_corrupt_the_cache():

@@ -146,10 +146,16 @@ class WeightOffloader:
                 weight.data = weight.data.new_empty(0)
 
     def restore(self) -> None:
-        """Move the weights back."""
-        for weight, data, device in self._offloaded:
-            weight.data = data.to(device)
-        self._offloaded.clear()
+        """Move the weights back. After an error the others are whole, but on the other device."""
+        offloaded, self._offloaded = self._offloaded, []
+        try:
+            while offloaded:
+                weight, data, device = offloaded[-1]
+                weight.data = data.to(device)
+                offloaded.pop()
+        finally:
+            for weight, data, _ in offloaded:
+                weight.data = data
 
 
 @dataclass(eq=False)

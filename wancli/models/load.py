@@ -155,6 +155,16 @@ def switch_task(loaded: Loaded, task: str) -> Loaded:
     return replace(loaded, pipeline=_built(kind, {**pipeline.config, **pipeline.components}))
 
 
+def place_again(loaded: Loaded, machine: Machine) -> None:
+    """Bring weights to the device that an error has left in RAM; not those that are offloaded.
+
+    Raises CapacityError.
+    """
+    if machine.offload in ("auto", "none"):
+        with fits_in_memory(loaded.spec.name):
+            loaded.pipeline.to(loaded.device)
+
+
 def load_beside(loaded: Loaded, machine: Machine, *, task: str) -> Loaded:
     """The same model with other speed-ups: its own transformers, and what is loaded besides.
 

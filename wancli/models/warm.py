@@ -90,7 +90,7 @@ class WarmPipeline:
         self._parts, self._on_bytes, self._since = parts, on_bytes, perf_counter()
         self.texts = EncodedTexts()
         self._loaded: Loaded | None = None
-        self._busy = self._closed = False
+        self._busy = self._closed = self._failed = False
 
     @property
     def loaded(self) -> bool:
@@ -114,6 +114,9 @@ class WarmPipeline:
         self._busy = True
         try:
             yield self._load(report, task)
+        except BaseException:
+            self._failed = True  # its weights may be anywhere
+            raise
         finally:
             self._busy = False
 
@@ -121,9 +124,12 @@ class WarmPipeline:
         with quiet_imports(report):
             import torch
 
-            from wancli.models.load import load_pipeline, switch_task
+            from wancli.models.load import load_pipeline, place_again, switch_task
 
         if self._loaded is not None:
+            if self._failed:
+                place_again(self._loaded, self.machine)
+                self._failed = False
             return switch_task(self._loaded, task), 0.0
         report(Phase("load"))
         # Weights are drawn before they are read.
