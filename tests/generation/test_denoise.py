@@ -7,6 +7,8 @@ from accelerate.hooks import ModelHook, add_hook_to_module  # type: ignore[impor
 from diffusers.video_processor import VideoProcessor
 
 from tests.fakes import tiny_pipeline, tiny_vae
+from tests.generation.test_offload import loaded_for, settings_of, videos_of
+from wancli.catalog.tasks import TEXT
 from wancli.config.settings import Sampling
 from wancli.generation.denoise import decode
 from wancli.generation.schedulers import make_scheduler
@@ -52,6 +54,16 @@ def test_the_fast_decoder_decodes_the_same_frames_but_for_rounding(tiled: bool, 
         assert hook.times == 1
     assert frames[0].shape == frames[1].shape == (21, 32, 8 * width, 3)
     assert np.abs(frames[0] - frames[1]).max() <= 1
+
+
+def test_a_compiled_clip_may_need_more_graphs_than_torch_compiles_by_itself():
+    loaded, few = loaded_for(TEXT, None), {"steps": 1, "guidance_scale": 1.0}
+    loaded.pipeline.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=0):  # as after eight others
+        settings = settings_of(TEXT, machine={"compile": True}, sampling=few)
+        assert videos_of(loaded, settings, TEXT, count=1)
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("scheduler", ["unipc", "dpm++", "euler"])

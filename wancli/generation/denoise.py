@@ -23,6 +23,7 @@ from wancli.models.attention import AttentionKernel, choose_kernel
 from wancli.models.fast_decoder import latents_per_call
 from wancli.models.load import Loaded, transformers_of
 from wancli.models.offload import onload
+from wancli.models.optimize import enough_graphs
 from wancli.models.vae import (
     StreamingDecoder,
     decodes_in_parts,
@@ -97,6 +98,7 @@ def denoise(
         _boundary(pipeline, sampling.boundary_ratio),
         require_finite(pipeline.vae),  # some pipelines decode themselves
         kernel.preferred(),
+        enough_graphs(compiled=settings.machine.compile),
         _self_attention(pipeline, kernel),
         caches(loaded, prompt.memory, settings, plan, timesteps) as cached,
     ):

@@ -1,6 +1,7 @@
 """Quantize, fuse and compile a transformer's blocks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -124,6 +125,21 @@ def compile_blocks(transformer: Any, mode: str) -> None:
     transformer.compile_repeated_blocks(fullgraph=True, mode=MODES.get(mode, mode))
     if mode == "reduce-overhead":  # blocks of one forward read each other's output
         transformer.register_forward_pre_hook(_new_graphs)
+
+
+# Of a class of block in a process: two or three for each kind of clip or rollout, until torch makes
+# a size symbolic.
+_MAX_GRAPHS = 64
+
+
+@contextmanager
+def enough_graphs(*, compiled: bool) -> Iterator[None]:
+    """Let compiled blocks be of many kinds in the block: after 8 graphs torch would raise."""
+    if not compiled:  # and torch's compiler is not imported
+        yield
+        return
+    with torch._dynamo.config.patch(recompile_limit=_MAX_GRAPHS):
+        yield
 
 
 def check_compiler(device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """A Wan transformer as a causal denoiser with a rolling KV cache."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,10 +16,7 @@ from wancli.catalog.geometry import Span, WindowConfig
 from wancli.config.settings import RopePolicy
 from wancli.generation.flow import guide
 from wancli.models.attention import DEFAULT_KERNEL, AttentionKernel
-
-# Of a class of block in a process: two or three for each kind of rollout until torch makes a size
-# symbolic. Its own limit is 8, after which it raises.
-MAX_GRAPHS = 64
+from wancli.models.optimize import enough_graphs
 
 
 @dataclass(frozen=True)
@@ -257,8 +254,7 @@ class CausalDenoiser:
 
     def _forward_all(self, latents: Tensor, timestep: float) -> None:
         """One forward of each expert, which may be of a kind that no forward was before."""
-        patch = torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS) if self._compiled else None
-        with patch or nullcontext():
+        with enough_graphs(compiled=self._compiled):
             for expert in self._experts:
                 self._forward(expert, latents, timestep)
 
