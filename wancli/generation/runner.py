@@ -114,8 +114,6 @@ class Runner:
         self, job: Job, loaded: Loaded, record: RunRecord, report: Report, preview: Previews
     ) -> Clip:
         clock = Timer(loaded.device)
-        if loaded.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(loaded.device)
         sigmas: list[float] = []
 
         def on_step(step: StepResult) -> None:

@@ -18,10 +18,15 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     return {name: round(value, 3) for name, value in peaks.items()}
 
 
-def reset_peak_memory(device: torch.device) -> None:
-    """Reset the peaks; that of RAM on Linux only."""
+def reset_gpu_peak(device: torch.device) -> None:
+    """Reset the peak of GPU memory, if the device is one."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Reset the peaks; that of RAM on Linux only."""
+    reset_gpu_peak(device)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", "ascii")
 

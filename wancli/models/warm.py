@@ -101,8 +101,8 @@ class WarmPipeline:
     def in_use(self, report: Report, *, task: str = TEXT) -> Iterator[tuple["Loaded", float]]:
         """The pipeline of a task, and the seconds that loading took; 0 if it was loaded before.
 
-        They include the import of the libraries. Raises UsageError while another request uses the
-        pipeline, such as a rollout that is not finished.
+        They include the import of the libraries. The peak of GPU memory counts from here. Raises
+        UsageError while another request uses the pipeline, such as a rollout that is not finished.
         """
         if self._closed:
             raise UsageError("this model is closed.", hint="load it again")
@@ -113,7 +113,11 @@ class WarmPipeline:
             )
         self._busy = True
         try:
-            yield self._load(report, task)
+            loaded, seconds = self._load(report, task)
+            from wancli.models.memory import reset_gpu_peak  # torch, quietly by now
+
+            reset_gpu_peak(loaded.device)
+            yield loaded, seconds
         except BaseException:
             self._failed = True  # its weights may be anywhere
             raise
