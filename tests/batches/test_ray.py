@@ -13,7 +13,8 @@ from wancli.batches.remote_maker import NodeReport, installed_versions
 from wancli.batches.worker_process import WorkerWarning
 from wancli.batches.workers import WorkerPlace, WorkerPool
 from wancli.errors import SetupError
-from wancli.records.ledger import LedgerWorker, open_ledger
+from wancli.records.ledger import LedgerWorker, create_ledger, open_ledger
+from wancli.records.ledger_file import LedgerJob, LedgerSettings
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -170,6 +171,18 @@ def test_other_versions_are_refused():
     (problem,) = problems_of(NodeReport("gpu-2", there, True, []))
     assert str(problem).startswith("gpu-2 has torch 1.0, and this machine torch ")
     assert list(problems_of(NodeReport("gpu-2", installed_versions(), True, []))) == []
+
+
+def test_a_machine_that_lacks_weights_is_named_and_no_file_is_left(nodes, tmp_path):
+    settings = [LedgerSettings(0, "generate", {"model": "wan2.1-t2v-1.3b"})]
+    jobs = [LedgerJob(1, 0, "a", 1, str(tmp_path / "a.mp4"))]
+    place = WorkerPlace("ray", {}, "tests.batches.fake_ray")
+    options = {"address": nodes.cluster.address, "workers": 1}
+    with create_ledger(tmp_path / "b.ledger", "d", settings, jobs, version="1") as ledger:
+        running = WorkerPool(ledger, [place], options, on_message=lambda *_: None)
+        with pytest.raises(SetupError, match=r"the weights of wan2.1-t2v-1.3b are missing"):
+            list(running.run())
+    assert not list(tmp_path.glob(".*.part"))
 
 
 def test_where_no_cluster_answers_the_command_says_so_at_once(pool):

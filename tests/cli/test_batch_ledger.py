@@ -57,7 +57,7 @@ def test_watching_ends_with_the_batch(wancli: Wancli, folder: Path):
     assert wancli("batch", "cancel", folder).out == "2 jobs are cancelled\n"
     result = wancli("batch", "status", folder, "--watch")
     assert result.out.startswith("1 done, 1 failed, 1 skipped, 3 cancelled\n")
-    assert result.out.splitlines()[-1].startswith("again:  wancli batch retry ")
+    assert result.out.splitlines()[-1] == f"again:  wancli batch retry '{folder}/b.ledger'"
 
 
 @pytest.mark.parametrize(

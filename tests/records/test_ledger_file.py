@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.records.test_ledger import claim, fresh
-from wancli.errors import InputError, RunError, UsageError
-from wancli.records.ledger import LedgerWorker, open_ledger
+from wancli.errors import InputError, OutputError, RunError, UsageError
+from wancli.records.ledger import LedgerWorker, create_ledger, open_ledger
 from wancli.records.ledger_file import check_local
 
 
@@ -30,6 +30,13 @@ def test_what_a_killed_process_left_of_a_new_ledger_is_removed(tmp_path):
         path.write_text("x")
     fresh(tmp_path).close()
     assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "b.ledger"]
+
+
+@pytest.mark.parametrize("name", ["file/b.ledger", f"{'x' * 300}.ledger"])
+def test_a_ledger_that_cannot_be_written_says_why(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot (write|use)"):
+        create_ledger(tmp_path / name, "d", [], [], version="1")
 
 
 def test_a_ledger_is_known_by_its_folder_while_it_is_the_only_one(tmp_path):

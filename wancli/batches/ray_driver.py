@@ -12,7 +12,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
@@ -93,13 +93,16 @@ class RayPool:
     """Actors that make the jobs of a ledger."""
 
     def __init__(
-        self, ledger: Ledger, send: Send, *, workers: int | None, retries: int,
+        self, ledger: Ledger, send: Send, needs: NodeNeeds, *, workers: int | None, retries: int,
         options: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        """`workers` None: one for each GPU of the cluster, or for each CPU of one without any."""
+        """`workers` None: one for each GPU of the cluster, or for each CPU of one without any.
+
+        Raises SetupError where a machine lacks what the jobs need.
+        """
         self._ledger, self._send, self._retries = ledger, send, retries
         self._skip = bool(options.get("skip_existing"))
-        self._needs = _needs(ledger)
+        self._needs = needs
         self._unit = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
         count = workers or int(ray.cluster_resources().get(self._unit, 1))
         resources = {"num_gpus": 1} if self._unit == "GPU" else {"num_cpus": 1}
@@ -139,7 +142,6 @@ class RayPool:
             ray.kill(slot.actor)
             if slot.files:
                 slot.files.drop()
-        self._needs.probe.unlink(missing_ok=True)
 
     def _is_left(self) -> bool:
         counts = self._ledger.counts()
@@ -339,11 +341,12 @@ def _drive(
 ) -> None:  # fmt: skip
     _connect(address)
     try:
-        pool = RayPool(ledger, send, workers=workers, retries=retries, options=options)
-        try:
-            pool.run()
-        finally:
-            pool.close()
+        with _needs(ledger) as needs:
+            pool = RayPool(ledger, send, needs, workers=workers, retries=retries, options=options)
+            try:
+                pool.run()
+            finally:
+                pool.close()
     finally:
         ray.shutdown()
 
@@ -383,7 +386,8 @@ def _check_answers(address: str) -> None:
         ) from None
 
 
-def _needs(ledger: Ledger) -> NodeNeeds:
+@contextmanager
+def _needs(ledger: Ledger) -> Iterator[NodeNeeds]:
     """What the jobs need, with a file beside their videos by which a shared folder is known."""
     prompts: dict[int, str | None] = {}
     folders = set[str]()
@@ -396,7 +400,11 @@ def _needs(ledger: Ledger) -> NodeNeeds:
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-    return NodeNeeds([settings[n] for n in prompts], list(prompts.values()), probe)
+    try:
+        yield NodeNeeds([settings[n] for n in prompts], list(prompts.values()), probe)
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def _line(error: BaseException) -> str:

@@ -136,12 +136,13 @@ def run(  # noqa: PLR0913 - one parameter per flag
     wancli batch jobs.jsonl --output-dir videos
     """
     from wancli.batches.jobs import JOB_KEYS
-    from wancli.cli.batch_plan import new_batch, show_existing, show_new
+    from wancli.cli.batch_plan import new_batch, show_existing, show_new, warn_of_folder
     from wancli.cli.batch_run import RAY, HowToWork, choose_workers, make_jobs
     from wancli.cli.screen import Screen
     from wancli.planning.jobs import STDIN, read_jobs
     from wancli.planning.shards import parse_shard
     from wancli.records.ledger import SUFFIX, create_ledger, open_batch
+    from wancli.records.ledger_file import batch_command
     from wancli.utils.packages import package_version
 
     screen, place = Screen(output_options), folder(output_dir)
@@ -153,6 +154,8 @@ def run(  # noqa: PLR0913 - one parameter per flag
     path = ledger or place / (f"{stem}.{part}{SUFFIX}" if part else f"{stem}{SUFFIX}")
     if os.path.lexists(path):
         opened = open_batch(path, digest)
+        if ledger and output_dir:
+            warn_of_folder(opened, output_dir, screen)
         if dry_run:
             show_existing(opened, places, screen)
             return
@@ -177,7 +180,8 @@ def run(  # noqa: PLR0913 - one parameter per flag
     screen.note(batch_ledger.in_words(counts))
     if failed := counts["failed"]:
         message = f"{failed:,} of {sum(counts.values()):,} jobs failed."
-        raise BatchError(message, hint=f"wancli batch status {path}; the same command tries again")
+        hint = f"{batch_command('status', path)}; the same command tries again"
+        raise BatchError(message, hint=hint)
 
 
 for name, function in {**batch_ledger.COMMANDS, "report": batch_report.report}.items():

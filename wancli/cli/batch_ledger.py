@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import shlex
 import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -91,6 +90,7 @@ def retry(
     """
     from wancli.cli.screen import Screen
     from wancli.records.ledger import CANCELLED, FAILED, open_ledger
+    from wancli.records.ledger_file import batch_command
     from wancli.video.batch_check import damaged_jobs
 
     with open_ledger(ledger) as opened:
@@ -101,8 +101,7 @@ def retry(
     if not count:
         chosen = {"is missing or damaged": missing, "is cancelled": cancelled}
         states = " or ".join(state for state, flag in chosen.items() if flag) or "has failed"
-        hint = f"wancli batch status {_typed(ledger)}"
-        raise UsageError(f"no such job {states}.", hint=hint)
+        raise UsageError(f"no such job {states}.", hint=batch_command("status", ledger))
     Screen(output_options).result(_jobs(count, "wait", "again"))
 
 
@@ -116,11 +115,12 @@ def cancel(
     """
     from wancli.cli.screen import Screen
     from wancli.records.ledger import PENDING, RUNNING, open_ledger
+    from wancli.records.ledger_file import batch_command
 
     with open_ledger(ledger) as opened:
         count = opened.cancel(_numbers(opened.rows(PENDING, RUNNING), line, id_))
     if not count:
-        raise UsageError("no such job waits or runs.", hint=f"wancli batch status {_typed(ledger)}")
+        raise UsageError("no such job waits or runs.", hint=batch_command("status", ledger))
     Screen(output_options).result(_jobs(count, "is" if count == 1 else "are", "cancelled"))
 
 
@@ -219,13 +219,10 @@ def _jobs(count: int, verb: str, rest: str) -> str:
     return f"{count:,} jobs {verb} {rest}"
 
 
-def _typed(ledger: Path) -> str:
-    return shlex.quote(str(ledger))
-
-
 def _check(ledger: "Ledger", screen: "Screen") -> None:
     """Print missing and damaged videos. Raises InputError if there are any."""
     from wancli.records.ledger import DONE, SKIPPED
+    from wancli.records.ledger_file import batch_command
     from wancli.video.batch_check import damaged_jobs
 
     counts = ledger.counts()
@@ -241,7 +238,7 @@ def _check(ledger: "Ledger", screen: "Screen") -> None:
     if failed:
         raise InputError(
             f"{failed:,} of {finished:,} finished videos are missing or damaged.",
-            hint=f"wancli batch retry {_typed(ledger.path)} --missing",
+            hint=batch_command("retry", ledger.path, "--missing"),
         )
     screen.note(f"{finished:,} finished videos are intact")
 
@@ -285,6 +282,7 @@ def _lines(status: "BatchStatus", ledger: "Ledger", width: int) -> list[str]:
     """The status as lines of text."""
     from wancli.cli.messages import with_flags
     from wancli.cli.table import table_lines
+    from wancli.records.ledger_file import batch_command
     from wancli.utils.units import duration
 
     lines = [in_words(status.counts)]
@@ -309,7 +307,7 @@ def _lines(status: "BatchStatus", ledger: "Ledger", width: int) -> list[str]:
         lines += [f"hint:   {hint}"] if hint else []
     lines += _more(len(status.failed) - _MOST, "reasons")
     if status.failed and status.ended:
-        lines += ["", f"again:  wancli batch retry {_typed(ledger.path)}"]
+        lines += ["", f"again:  {batch_command('retry', ledger.path)}"]
     return lines
 
 

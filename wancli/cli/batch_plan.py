@@ -53,6 +53,15 @@ def show_new(
     screen.table("", "", rows=rows)
 
 
+def warn_of_folder(ledger: "Ledger", folder: Path, screen: "Screen") -> None:
+    """Warn of a folder in which an existing ledger has no video: it keeps the names that it has."""
+    if not ledger.writes_into(folder):
+        screen.warn(
+            f"{ledger.path} has the names of its videos: none is in `output_dir {folder}`.",
+            hint="another `ledger` for another folder",
+        )
+
+
 def show_existing(ledger: "Ledger", places: Sequence["WorkerPlace"], screen: "Screen") -> None:
     """Print how far a batch is that has begun; with --json its jobs."""
     from wancli.cli.batch_ledger import in_words

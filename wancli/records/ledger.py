@@ -22,6 +22,7 @@ from wancli.errors import InputError, OutputError, RunError, UsageError, WancliE
 from wancli.records.ledger_file import (
     LedgerJob,
     LedgerSettings,
+    batch_command,
     connect,
     sqlite_errors,
     write_ledger,
@@ -168,6 +169,13 @@ class Ledger:
             rows = self._db.execute(query, (job.model, job.number, most)).fetchall()
         return list(dict.fromkeys(row[0] for row in rows))
 
+    def writes_into(self, folder: Path) -> bool:
+        """Whether any video has its name in that folder."""
+        start = f"{folder.absolute()}{os.sep}"
+        with sqlite_errors(self.path):
+            query = "SELECT 1 FROM jobs WHERE substr(output, 1, ?) = ? LIMIT 1"
+            return self._db.execute(query, (len(start), start)).fetchone() is not None
+
     def sizes(self) -> tuple[int, int]:
         """The number of finished videos, and their bytes."""
         with sqlite_errors(self.path):
@@ -285,7 +293,7 @@ class LedgerWorker:
     def beat(self, job: ClaimedJob) -> None:
         """Note that the job is being worked on. Raises JobCancelled."""
         if not self._change(job, "heartbeat = ?", (time.time(),)):
-            hint = f"wancli batch retry {self._ledger.path} --cancelled"
+            hint = batch_command("retry", self._ledger.path, "--cancelled")
             raise JobCancelled("the job was cancelled.", hint=hint)
 
     def done(self, job: ClaimedJob, record: Mapping[str, Any], *, kept: bool = False) -> None:
@@ -298,7 +306,7 @@ class LedgerWorker:
         except OSError as error:
             raise OutputError(
                 f"{job.output} is not there: {error.strerror}.",
-                hint=f"wancli batch retry {self._ledger.path}",
+                hint=batch_command("retry", self._ledger.path),
             ) from None
         state, text = SKIPPED if kept else DONE, json.dumps(record)
         values = (state, time.time(), size, text)
@@ -413,7 +421,7 @@ def open_batch(path: Path, digest: str) -> Ledger:
         ledger.close()
         raise UsageError(
             f"{path} is the ledger of another batch, or of this one before its file changed.",
-            hint=f"another `ledger`; wancli batch status {path}",
+            hint=f"another `ledger`; {batch_command('status', path)}",
         )
     return ledger
 

@@ -6,6 +6,7 @@ nothing here may open a ledger but SQLite.
 
 import json
 import os
+import shlex
 import sqlite3
 import stat
 import time
@@ -101,8 +102,9 @@ def write_ledger(
             f"cannot write {path}: {error.strerror}.", hint="another folder for the `ledger`"
         ) from None
     finally:
-        part.unlink(missing_ok=True)
-        _remove_with(part)
+        with suppress(OSError):  # must not hide the error that led here
+            part.unlink(missing_ok=True)
+            _remove_with(part)
 
 
 def _remove_with(path: Path) -> None:
@@ -226,6 +228,11 @@ def _file_system(folder: Path, mounts: str | None) -> str:
         if folder.is_relative_to(place) and len(place.parts) >= best:
             best, kind = len(place.parts), fields[2]
     return kind
+
+
+def batch_command(name: str, ledger: Path, *flags: str) -> str:
+    """`wancli batch NAME LEDGER`, as it is typed into a shell."""
+    return shlex.join(["wancli", "batch", name, str(ledger), *flags])
 
 
 def damaged(what: str) -> InputError:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from wancli.errors import InputError, UsageError
 from wancli.records.batch_export import export_row
 from wancli.records.ledger import DONE, SKIPPED, STATES, Ledger
+from wancli.records.ledger_file import batch_command
 from wancli.utils.html import is_page, page_mark, templates
 from wancli.utils.units import duration, gib
 from wancli.video.read import VideoInfo, probe
@@ -42,7 +43,7 @@ def render_report(
     if (count := sum(ledger.counts().values())) > MOST_JOBS:
         raise UsageError(
             f"a page of {count:,} jobs is too large; {MOST_JOBS:,} is the limit.",
-            hint=f"wancli batch export {ledger.path}",
+            hint=batch_command("export", ledger.path),
         )
     settings = ledger.settings()
     jobs = [export_row(row, settings) for row in ledger.rows()]
