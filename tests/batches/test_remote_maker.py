@@ -1,6 +1,6 @@
 """Videos made on another machine: whole files under their names here, or none."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,8 +29,8 @@ def make(folder, prompt="a", files: Mapping[str, str] | None = None):
         return list(FakeRemoteMaker({}).make(job, send_back=True))
 
 
-def receive(messages):
-    files, outcome = ReceivedFiles(), None
+def receive(messages, replaced: Collection[Path] = ()):
+    files, outcome = ReceivedFiles(replaced), None
     try:
         for message in messages:
             if isinstance(message, FilePiece):
@@ -85,6 +85,16 @@ def test_a_file_of_that_name_that_is_another_is_not_replaced(tmp_path):
         receive(messages)
     assert (tmp_path / "0.mp4").read_text() == "mine"
     assert names(tmp_path) == {"0.mp4"}
+    receive(messages, replaced=[tmp_path / "0.mp4"])
+    assert (tmp_path / "0.mp4").read_text() == "video"
+
+
+def test_latents_of_somebody_else_are_not_replaced(tmp_path):
+    latents = tmp_path / "z.safetensors"
+    latents.write_text("mine")
+    with pytest.raises(OutputError, match=r"z\.safetensors exists"):
+        receive(make(tmp_path, files={"save_latents": str(latents)}))
+    assert latents.read_text() == "mine"
 
 
 def test_a_machine_says_what_it_lacks(tmp_path):

@@ -21,7 +21,7 @@ from wancli.config.settings import WEIGHTS
 from wancli.errors import SettingsError, must_be, shortened
 from wancli.generation.batch import PlannedVideos
 from wancli.records.naming import literal
-from wancli.rollouts.session import RolloutSession
+from wancli.rollouts.session import RolloutSession, open_session
 from wancli.utils.reading import user_path
 
 # The batch itself says whether and where a job is done.
@@ -56,7 +56,7 @@ def plan_job(
     name = None if output is None else literal(output)
     if command == "rollout":
         request = rollout_request(prompt, options, seed=seed, output=name or "x.mp4")
-        return RolloutSession(request, layers, before={})
+        return open_session(request, lambda: layers, [])
     return plan_clip(prompt or "", layers, options, seed=seed, output=name)
 
 

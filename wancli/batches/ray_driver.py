@@ -44,8 +44,10 @@ from wancli.batches.worker_process import (
     serve,
 )
 from wancli.errors import SetupError, UsageError, WancliError, is_unexpected, some
+from wancli.generation.batch import PlannedVideos
 from wancli.planning.existing import record_of
 from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker, died_error
+from wancli.rollouts.session import RolloutSession
 from wancli.utils.heap import keep_heap
 from wancli.utils.interrupts import SIGNALS
 
@@ -170,26 +172,26 @@ class RayPool:
         self._report(slot.number, JobStarted(job))
         if slot.send_back:
             try:
-                record = self._existing(job)
+                planned = self._planned(job)
+                replaced = planned.check_outputs()
             except WancliError as error:
                 self._finish(slot, JobOutcome(job, error=error))
                 return
-            if record is not None:
+            if planned.kept:
+                record = record_of(job.output) or {}
                 self._finish(slot, JobOutcome(job, record=record, kept=True))
                 return
-            slot.files = ReceivedFiles()
+            slot.files = ReceivedFiles(replaced)
         stream = slot.actor.make.options(num_returns="streaming")
         slot.waits_for = stream.remote(job, send_back=slot.send_back)
 
-    def _existing(self, job: ClaimedJob) -> Mapping[str, Any] | None:
-        """The record of a video that is there already for the same job. Raises WancliError."""
-        if not (self._skip or job.attempt > 1):
-            return None
-        values = {**with_files(job.values, job.files), "skip_existing": True}
-        planned = plan_job(
+    def _planned(self, job: ClaimedJob) -> PlannedVideos | RolloutSession:
+        """A job as it would be made here, where its files belong. Raises WancliError."""
+        skip = self._skip or job.attempt > 1
+        values = {**with_files(job.values, job.files), "skip_existing": skip}
+        return plan_job(
             job.command, job.prompt, values, Listener(None), seed=job.seed, output=job.output
         )
-        return (record_of(job.output) or {}) if planned.kept else None
 
     def _poll(self) -> None:
         """Wait for an actor to say something, and note now and then that jobs go on."""

@@ -1,6 +1,7 @@
 """Files of a video that another machine sends in pieces."""
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +15,9 @@ from wancli.utils.files import part_name, place
 class ReceivedFiles:
     """The files of one job, as they arrive. They appear whole, the video first."""
 
-    def __init__(self) -> None:
+    def __init__(self, replaced: Collection[Path] = ()) -> None:
+        """`replaced` are existing files that may be replaced, and folders in which all may."""
+        self._replaced = frozenset(replaced)
         self._parts: dict[Path, Path] = {}  # by where they belong
         self._open: tuple[IO[bytes], Any] | None = None  # and its digest so far
 
@@ -41,19 +44,16 @@ class ReceivedFiles:
     def place(self, outcome: JobOutcome) -> JobOutcome:
         """Give all files their names; a video of the same job is kept. Raises OutputError."""
         job = outcome.job
-        overwrite = bool(job.values.get("overwrite"))
         try:
             for final in sorted(self._parts, key=lambda path: path != job.output):
-                belongs = final != job.output  # to the video, whose name was free
-                place(self._parts[final], final, overwrite=overwrite or belongs)
+                overwrite = not self._replaced.isdisjoint((final, *final.parents))
+                place(self._parts[final], final, overwrite=overwrite)
                 del self._parts[final]
         except FileExistsError:
-            there = record_in(job.output) or {}
-            if there and there.get("hash") == (outcome.record or {}).get("hash"):
+            there = record_in(job.output) if final == job.output else None
+            if there and there["hash"] == (outcome.record or {}).get("hash"):
                 return JobOutcome(job, record=there, kept=True)
-            raise OutputError(
-                f"{job.output} exists.", hint="`overwrite`, or another `output`"
-            ) from None
+            raise OutputError(f"{final} exists.", hint="`overwrite`, or another `output`") from None
         except OSError as error:
             raise OutputError(
                 f"cannot write {job.output}: {error.strerror}.", hint="free some space"

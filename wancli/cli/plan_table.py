@@ -185,7 +185,7 @@ class Planned(Protocol):
     def items(self) -> Sequence[tuple[Request, Path]]:
         """Each request and the path of its output."""
 
-    def check_outputs(self) -> None:
+    def check_outputs(self) -> object:
         """Raise what `make` would raise about its outputs; writes and locks nothing."""
 
     def make(self, observer: Observer) -> list[dict[str, Any]]:

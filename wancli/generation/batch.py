@@ -100,10 +100,15 @@ class PlannedVideos:
         """Each request and the path of its video, empty without one."""
         return [(item.request, item.output or Path()) for item in self.todo]
 
-    def check_outputs(self) -> None:
-        """Raise what `run` would raise about its outputs; writes and locks nothing."""
+    def check_outputs(self) -> frozenset[Path]:
+        """Raise what `run` would raise about its outputs; writes and locks nothing.
+
+        Returns the existing files that it may replace.
+        """
         todo = [item for item in self.todo if not _is_kept(_existing(item, self.files))]
-        _outputs(self.request, todo, self.files, self.spec).check()
+        outputs = _outputs(self.request, todo, self.files, self.spec)
+        outputs.check()
+        return outputs.replaced
 
     @property
     def kept(self) -> bool:

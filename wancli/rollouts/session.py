@@ -138,13 +138,18 @@ class RolloutSession:
         """The request and its output, empty without files."""
         return [(self.request(), next(filter(None, self.paths()), Path()))]
 
-    def check_outputs(self) -> None:
-        """Raise what `run` would raise about its outputs; writes and locks nothing."""
+    def check_outputs(self) -> frozenset[Path]:
+        """Raise what `run` would raise about its outputs; writes and locks nothing.
+
+        Returns the existing files and folders that it may replace.
+        """
         if self.kept:
-            return
+            return frozenset()
         video, latents, store = self.paths()
-        self._outputs(video, latents, store).check()
+        outputs = self._outputs(video, latents, store)
+        outputs.check()
         self._check_earlier(store)
+        return outputs.replaced
 
     @cached_property
     def kept(self) -> bool:
