@@ -20,7 +20,7 @@ from wancli.batches.worker import BatchWorker, JobOutcome
 from wancli.errors import CapacityError, InputError, OutputError, UsageError
 from wancli.planning.jobs import read_jobs
 from wancli.records.ledger import Ledger, create_ledger
-from wancli.records.progress import Event, Phase, Step
+from wancli.records.progress import ChunkDone, Event, Phase, Step
 
 SMALL = 'steps = 1\nnum_frames = 5\nsize = "32x32"\n'
 
@@ -112,6 +112,10 @@ def test_a_rollout_goes_on_with_its_own_chunks_and_never_with_those_of_another(t
     assert longer.record["request"]["output"]["crf"] == 30
     chunks = longer.record["timings"]["chunks"]
     assert [chunk["made"] for chunk in chunks] == [False, True]
+    video.unlink()
+    fewer = rolled(tmp_path, "chunks = 1", skip_existing=True)
+    assert "r.rollout exists: `chunks 1`: 2 are already finished" in str(fewer.error)
+    assert rolled(tmp_path, "chunks = 1\noverwrite = true", skip_existing=True).status == "ok"
 
 
 def test_names_are_filled_once_and_files_are_where_the_batch_reserved_them(
@@ -330,6 +334,24 @@ def test_jobs_that_run_out_of_memory_go_on_with_less(
         dtypes = [(o.record or {})["request"]["machine"]["dtype"] for o in made]
         assert dtypes == ["bfloat16"] * 3
         assert {row["settings"] for row in ledger.rows("done")} == {1}
+
+
+def test_a_rollout_begins_again_with_less_memory(tmp_path: Path):
+    chunks = 0
+
+    def report(event: Event) -> None:
+        nonlocal chunks
+        chunks += isinstance(event, ChunkDone)
+        if isinstance(event, ChunkDone) and chunks == 1:
+            raise MEMORY
+
+    job = f"{ROLLOUT}chunks = 2\nsteps = 1\n"
+    with batch(tmp_path, job, small="size = '48x48'\n") as ledger:
+        again, made = BatchWorker(ledger, report=report, adapt=True).run()
+    assert again.again == "it goes on with `dtype bfloat16`"
+    assert made.record
+    assert made.record["request"]["machine"]["dtype"] == "bfloat16"
+    assert [chunk["made"] for chunk in made.record["timings"]["chunks"]] == [True, True]
 
 
 def test_a_job_that_takes_too_long_ends_at_its_next_step(tmp_path: Path, tiny_model: Path):

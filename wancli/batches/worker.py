@@ -27,6 +27,7 @@ from wancli.planning.existing import record_of
 from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker, died_error
 from wancli.records.naming import literal
 from wancli.records.progress import Event, Report, ignore
+from wancli.rollouts.store import RolloutStore
 from wancli.utils.garbage import release_locals
 
 BEAT_S = 5.0  # seconds between notes in the ledger that a job goes on
@@ -137,6 +138,8 @@ def _again(worker: LedgerWorker, outcome: JobOutcome, error: WancliError, retrie
     """How a job that failed is tried again, in words; "" if it is not."""
     job, change = outcome.job, outcome.change
     if change and worker.adapt(job, {**job.values, **change}, same_model=_on_one_model):
+        if job.command == "rollout":  # its chunks were made otherwise
+            RolloutStore(job.output.with_suffix(".rollout")).set_aside(0)
         return f"it goes on with {in_words(change)}"
     may_pass = isinstance(error, CapacityError) or is_unexpected(error)
     return "it is tried again" if may_pass and worker.again(job, most=retries) else ""

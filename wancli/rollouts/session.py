@@ -171,6 +171,7 @@ class RolloutSession:
         before = stored_request(folder)
         try:
             check_same(before, self.request().as_json(), keep=before["rollout"]["chunks"])
+            self.check_finished(folder)
         except UsageError as error:
             if self.options.overwrite:
                 return None
@@ -178,6 +179,10 @@ class RolloutSession:
                 f"{folder} exists: {error}", hint="`overwrite`, or another `output`"
             ) from None
         return folder
+
+    def check_finished(self, folder: Path) -> None:
+        """Raise PlanError if more chunks are finished than it has."""
+        check_chunks(len(self.plan.spans), finished=RolloutStore(folder).undamaged_chunks())
 
     def make(self, observer: Observer) -> list[dict[str, Any]]:
         """Run it to its end and return its record. Raises WancliError."""
@@ -478,6 +483,5 @@ def open_session(
         base, before, request = earlier, stored_request(earlier), replace(request, resume=True)
     session = RolloutSession(request, settings, before=before, base=base, gpu=gpu)
     if request.rerender is None:  # before torch is imported
-        chunks, finished = len(session.plan.spans), RolloutStore(base).undamaged_chunks()
-        check_chunks(chunks, finished=finished)
+        session.check_finished(base)
     return session
