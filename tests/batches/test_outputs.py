@@ -140,8 +140,11 @@ def test_inputs_may_be_in_the_home_folder(plan: Plan, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HOME", str(Path("home").absolute()))
     Path("home").mkdir()
     tiny_image(Path("home/a.png"), 1)
-    (settings,) = plan({"command": "rollout", "image": "~/a.png"}).settings
+    Path("home/p.toml").write_text("[sampling]\nguidance_scale = 1.0\n")
+    job = {"command": "rollout", "image": "~/a.png", "preset": "~/p.toml"}
+    (settings,) = plan(job).settings
     assert settings.values["image"] == str(Path("home/a.png").absolute())
+    assert settings.values["preset"] == str(Path("home/p.toml").absolute())
 
 
 def test_a_rollout_that_exists_is_for_the_worker_to_decide_about(plan: Plan):

@@ -38,7 +38,8 @@ _OPTIONS: dict[str, Any] = {
     **CommonOptions.__annotations__, **ClipOptions.__annotations__, **ChunkOptions.__annotations__
 }  # fmt: skip
 _INPUTS = {name for name, kind in _OPTIONS.items() if Path in get_args(kind)} - {*OUTPUTS}
-_TYPES = {**_OPTIONS, **dict.fromkeys(("model", "preset", "cachedit_preset"), str)}
+_PRESETS = ("preset", "cachedit_preset")  # each a name, or a file
+_TYPES = {**_OPTIONS, **dict.fromkeys(("model", *_PRESETS), str)}
 _WEIGHTS = ("model", "lora", *WEIGHTS)
 
 
@@ -81,7 +82,8 @@ def typed(values: Mapping[str, Any]) -> dict[str, Any]:
             raise SettingsError(
                 f"`{name}` {shortened(values[name])}: {message}.", hint=f"drop `{name}`, or fix it"
             ) from None
-    files = {name: _each(options[name], _expanded) for name in _INPUTS & options.keys()}
+    named = (_INPUTS | {*_PRESETS}) & options.keys()
+    files = {name: _each(options[name], _expanded) for name in named}
     return {**values, **options, **files}
 
 
@@ -96,7 +98,7 @@ def absolute_files(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a job with absolute paths: relative ones are from the working folder."""
     changed = {name: _each(values[name], _absolute) for name in _INPUTS & values.keys()}
     weights = {name: _each(values[name], _absolute_weights) for name in _WEIGHTS if name in values}
-    for name in ("preset", "cachedit_preset"):
+    for name in _PRESETS:
         if str(values.get(name, "")).endswith(".toml"):  # else it is a name
             changed[name] = _absolute(values[name])
     return {**values, **changed, **weights}

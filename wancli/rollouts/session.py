@@ -61,7 +61,7 @@ class RolloutRequest:
     folder: Path
     starts: ContextFiles = NO_FILES
     changes: Sequence[PromptChange] = ()
-    latents: str | None = None  # these three are names or templates
+    latents: str | None = None  # a name or template, as `output` and `report` are
     video: bool = True  # False: latents only, without a VAE
     files: bool = True  # False: the chunks stay in memory
     only_new: bool = False
