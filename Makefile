@@ -104,7 +104,8 @@ demo-model: $(READY) ## Train the model inside the package: hours on 2 cores, mi
 	@echo "demo-model: training into wancli/demo/model; checkpoints and curves in demo-work"
 	@$(BIN)/python -m wancli.demo.train
 	@echo "demo-model: measuring it, and writing its model card"
-	@$(BIN)/python -m wancli.demo.evaluate --card --work demo-work
+	@$(BIN)/python -m wancli.demo.evaluate --card --work demo-work; missed=$$?; \
+	  $(BIN)/python -m wancli.demo.evaluate --preset demo-4step && exit $$missed
 
 bench-generate: $(READY) ## Time wancli generate against a plain diffusers script
 	@$(BIN)/python benchmarks/generate.py
