@@ -274,11 +274,12 @@ def convert(  # noqa: PLR0913 - one parameter a flag
     """
     from wancli.models.convert_folder import check_target
 
-    folder = _base_folder(base) if base else None
-    sources = [path for path in (source, config, folder) if path]
+    sources = [path for path in (source, config) if path]
     for path in sources:
         if not path.exists():
             raise InputError(f"'{path}' not found.", hint="check the path")
+    folder = _base_folder(base) if base else None
+    sources += [folder] if folder else []
     loras = [find_lora(text) for text in lora or ()]
     check_target(out, sources=[*sources, *(each.path for each in loras)], overwrite=overwrite)
     checkpoint_files(source)
