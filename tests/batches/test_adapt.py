@@ -27,6 +27,11 @@ def test_a_cpu_has_smaller_dtypes_and_no_offload():
     assert less_memory("generate", "a circle", {"model": "demo", "steps": 0}) == {}
 
 
+def test_no_job_changes_to_a_tiny_decoder_by_itself():
+    least = {"dtype": "bfloat16", "vae_dtype": "bfloat16", "quantize": "int8"}
+    assert less_memory("rollout", "a circle", {"model": "demo", **least}) == {}
+
+
 def test_weights_wait_in_ram_before_anything_is_rounded(monkeypatch: pytest.MonkeyPatch):
     gpu = Device("cuda", "GPU", 24 * 2**30, 24 * 2**30)
     monkeypatch.setattr("wancli.cost.estimate.find_device", lambda machine: gpu)

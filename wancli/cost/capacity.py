@@ -12,12 +12,12 @@ from wancli.config.settings import RolloutSettings, Settings, VideoShape
 from wancli.cost.devices import Device
 from wancli.cost.estimate import Estimate, estimate, resolve_device
 from wancli.cost.totals import generation_cost, rollout_cost
-from wancli.errors import SetupError, UsageError
+from wancli.errors import UsageError, WancliError
 from wancli.planning.inputs import NO_INPUTS, add_required_inputs
 from wancli.planning.plan import Plan, make_plan, make_rollout_plan
 from wancli.utils.units import duration, gib
 
-# Ways to save memory, the least lossy first; then smaller sizes.
+# Ways to save memory, the least lossy first.
 REMEDIES: tuple[Mapping[str, Any], ...] = (
     {"dtype": "bfloat16"},
     {"vae_tiling": True},
@@ -26,16 +26,21 @@ REMEDIES: tuple[Mapping[str, Any], ...] = (
     {"quantize": "int8"},
     {"dtype": "bfloat16", "quantize": "int8"},
     {"dtype": "bfloat16", "quantize": "int8", "vae_tiling": True},
+)
+# A tiny decoder shows, and may have to be pulled first: a hint names it, no job changes to it.
+_TINY: tuple[Mapping[str, Any], ...] = (
     {"vae_decoder": "tiny"},
     {"dtype": "bfloat16", "vae_decoder": "tiny"},
     {"dtype": "bfloat16", "quantize": "int8", "vae_decoder": "tiny"},
 )
+_LEAST = (REMEDIES[-1], _TINY[-1])  # memory at one size; the two do not go together
+_SIZES = tuple({"width": w, "height": h} for w, h in ((832, 480), (640, 352), (448, 256)))
 SMALLER = tuple(
-    {"width": width, "height": height, **machine}
-    for width, height in ((832, 480), (640, 352), (448, 256))
+    {**size, **machine}
+    for size in _SIZES
     for machine in (
-        {}, {"vae_tiling": True}, {"dtype": "bfloat16"}, REMEDIES[-4],
-        {"vae_decoder": "tiny"}, REMEDIES[-1],
+        {}, {"vae_tiling": True}, {"dtype": "bfloat16"}, REMEDIES[-1], _TINY[0],
+        _TINY[-1],
     )
 )  # fmt: skip
 
@@ -172,10 +177,11 @@ def check_models(gpu: Device | None = None) -> list[DefaultCapacity]:
 
 def _remedy(settings: SettingsT, estimator: Callable[[SettingsT], Estimate | None]) -> str:
     """The first flags under which the request would fit; "" if none suffice."""
-    least = (c for c in SMALLER[-6:] if "quantize" in c)
+    least = ({**_SIZES[-1], **machine} for machine in _LEAST)
     if all(_fits(settings, c, estimator) is False for c in least):  # then nothing does
         return ""
-    fitting = (c for c in (*REMEDIES, *SMALLER) if _fits(settings, c, estimator))
+    candidates = (*REMEDIES, *_TINY, *SMALLER)
+    fitting = (c for c in candidates if _fits(settings, c, estimator))
     return in_words(next(fitting, {}))
 
 
@@ -191,7 +197,7 @@ def _fits(
         return None
     try:
         result = estimator(changed)
-    except (UsageError, SetupError):  # SetupError: a package is missing
+    except WancliError:  # a package that is missing, say, or a decoder whose file is broken
         return None
     return result.sufficient if result else None
 
