@@ -82,16 +82,21 @@ class JobSeeds:
     def __init__(self, batch: BatchFile) -> None:
         self._settings = [_settings_text(one) for one in batch.settings]
         self._used = set[int]()
+        self._next: dict[tuple[int, str | None], int] = {}  # by settings and prompt
 
     def of(self, job: BatchJob) -> int:
         """The seed of a job, which has 31 bits. To be called in the order of the file."""
         if job.seed is not None:
             return job.seed
-        text = repr((self._settings[job.settings], job.prompt))
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
+        alike = job.settings, job.prompt
+        seed = self._next.get(alike)
+        if seed is None:
+            text = repr((self._settings[job.settings], job.prompt))
+            seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
         while seed in self._used:
             seed = (seed + 1) % 2**31
         self._used.add(seed)
+        self._next[alike] = (seed + 1) % 2**31
         return seed
 
 
