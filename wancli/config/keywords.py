@@ -7,9 +7,9 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-from wancli.config.resolve import Layer, fields_of
+from wancli.config.resolve import Layer, closest_setting, fields_of
 from wancli.config.settings import ALIASES, RolloutSettings
-from wancli.errors import SettingsError, UsageError, closest, shortened
+from wancli.errors import SettingsError, UsageError, shortened
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -113,7 +113,6 @@ class MachineSettings(TypedDict, total=False):
 # Hints for settings that another command has.
 _INSTEAD = {
     ("rollout", "num_frames"): "`chunks N`, each of `chunk_frames` latent frames",
-    ("rollout", "frames"): "`chunks N`, each of `chunk_frames` latent frames",
     ("generate", "chunks"): "a rollout has `chunks N`",
     ("generate", "defaults"): '{"defaults": {...}} is the first line, and alone there',
 }
@@ -121,7 +120,7 @@ _INSTEAD = {
 
 def instead(command: str, name: str) -> str:
     """The hint for a setting that a command lacks, but has another for; "" for others."""
-    return _INSTEAD.get((command, name), "")
+    return _INSTEAD.get((command, ALIASES.get(name, name)), "")
 
 
 def keyword_layer(source: str, values: Mapping[str, Any]) -> Layer:
@@ -176,7 +175,7 @@ def check_keywords(values: Iterable[str], known: Collection[str], *, of: str) ->
     """Raise SettingsError for a keyword argument that the function `of` does not take."""
     for name in values:
         if name not in known:
-            near = ALIASES.get(name) or closest(name, known)
+            near = closest_setting(name, known)
             similar = (
                 f"did you mean `{near}`?" if near else f"help(wancli.{of.split()[0]}) lists them"
             )

@@ -1,6 +1,6 @@
 """Layers of values merged into checked settings, with the source of each value."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -164,9 +164,14 @@ def _table_hint(name: str, known: Mapping[str | None, list[str]]) -> str:
     return _closest_hint(name, [*known[None], *filter(None, known)])
 
 
-def _closest_hint(name: str, known: Sequence[str]) -> str:
+def closest_setting(name: str, known: Collection[str]) -> str | None:
+    """The known setting that a name stands for in the field or, failing that, resembles."""
     other = ALIASES.get(name)
-    match = other if other in known else closest(name, known)
+    return other if other in known else closest(name, known)
+
+
+def _closest_hint(name: str, known: Sequence[str]) -> str:
+    match = closest_setting(name, known)
     return f"did you mean '{match}'?" if match else f"known: {', '.join(known)}"
 
 

@@ -16,7 +16,7 @@ from wancli.config.settings import Settings
 from wancli.errors import PlanError, PlanWarning, WancliError
 from wancli.models.warm import OnBytes, WarmPipeline, quiet_imports
 from wancli.planning.distilled import distilled_warnings
-from wancli.planning.existing import existing_video, is_video_of
+from wancli.planning.existing import existing_video, is_kept, is_video_of
 from wancli.planning.input_files import check_input_files, inputs_json
 from wancli.planning.inputs import NO_INPUTS, InputFiles, add_required_inputs
 from wancli.planning.listed_steps import step_count
@@ -28,7 +28,7 @@ from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import Request, write_json
 from wancli.utils.outputs import OutputFile, OutputSet, not_ours, preview_file
 from wancli.video.ffmpeg import choose_encoding
-from wancli.video.integrity import DAMAGED, Check
+from wancli.video.integrity import Check
 
 if TYPE_CHECKING:
     from wancli.cost.capacity import CapacityCheck
@@ -105,7 +105,7 @@ class PlannedVideos:
 
         Returns the existing files that it may replace.
         """
-        todo = [item for item in self.todo if not _is_kept(_existing(item, self.files))]
+        todo = [item for item in self.todo if not is_kept(_existing(item, self.files))]
         outputs = _outputs(self.request, todo, self.files, self.spec)
         outputs.check()
         return outputs.replaced
@@ -113,7 +113,7 @@ class PlannedVideos:
     @property
     def kept(self) -> bool:
         """Whether `skip_existing` keeps all of them. Raises UsageError for those of others."""
-        return all(_is_kept(_existing(item, self.files)) for item in self.todo)
+        return all(is_kept(_existing(item, self.files)) for item in self.todo)
 
     def make(self, observer: Observer) -> list[dict[str, Any]]:
         """Make every video, and return the new records. Raises WancliError."""
@@ -251,7 +251,7 @@ def _is_needed(item: _PlannedVideo, files: OutputFiles, observer: Observer) -> b
     check = _existing(item, files)
     if item.output is None or check is None:
         return True
-    if _is_kept(check):
+    if is_kept(check):
         observer.skipped(item.request, item.output)
         return False
     observer.warn(f"{item.output} is damaged: {check.why}.", hint="rendering it again")
@@ -272,10 +272,6 @@ def _existing(item: _PlannedVideo, files: OutputFiles) -> Check | None:
     if not files.skip_existing or files.overwrite:
         return None
     return existing_video(path, item.request.hash)
-
-
-def _is_kept(check: Check | None) -> bool:
-    return check is not None and check.status != DAMAGED
 
 
 def _outputs(

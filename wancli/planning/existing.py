@@ -40,6 +40,11 @@ def existing_video(video: Path, digest: str) -> Check | None:
     return check
 
 
+def is_kept(check: Check | None) -> bool:
+    """Whether a video that `existing_video` has looked for is there, and intact."""
+    return check is not None and check.status != DAMAGED
+
+
 def is_video_of(path: Path, *, digest: str) -> bool:
     """Whether a video comes from the request with that hash, damaged or not."""
     return check_existing(path, digest) is not None

@@ -23,7 +23,7 @@ from wancli.models.warm import OnBytes, WarmPipeline, quiet_imports
 from wancli.planning.context import NO_FILES, ContextFiles, check_context_files, context_frames
 from wancli.planning.distilled import distilled_warnings
 from wancli.planning.earlier_rollout import find_rollout, stored_request
-from wancli.planning.existing import existing_video, is_video_of
+from wancli.planning.existing import existing_video, is_kept, is_video_of
 from wancli.planning.lora import find_lora, merged_revision, report_loras
 from wancli.planning.output_files import (
     is_latents_of,
@@ -42,7 +42,6 @@ from wancli.utils.files import digest
 from wancli.utils.interrupts import Interrupted
 from wancli.utils.outputs import Ours, OutputFile, OutputSet, not_ours
 from wancli.video.ffmpeg import choose_encoding
-from wancli.video.integrity import DAMAGED
 
 if TYPE_CHECKING:
     from wancli.catalog.specs import ModelSpec
@@ -157,8 +156,7 @@ class RolloutSession:
         video = self.paths()[0]
         if video is None or not self.options.skip_existing or self.options.overwrite:
             return False
-        check = existing_video(video, self.request().hash)
-        return check is not None and check.status != DAMAGED
+        return is_kept(existing_video(video, self.request().hash))
 
     def earlier_chunks(self) -> Path | None:
         """Folder with finished chunks that `skip_existing` goes on with; None if there is none.
