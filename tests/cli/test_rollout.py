@@ -289,6 +289,14 @@ def test_resuming_with_changed_settings_names_them_and_loses_nothing(
     assert result.code == 2
     assert "sampling.flow_shift was 5.0, is 3.0" in result.err
     assert digest() == before
+    Path("own.toml").write_text("[sampling]\nflow_shift = 3.0\n")
+    again = ("rollout", "--resume", "-o", "a.mp4", "--dry-run")
+    result = wancli(*again, "--preset", "own.toml")
+    assert (result.code, "sampling.flow_shift was 5.0, is 3.0" in result.err) == (2, True)
+    result = wancli(*again, "--preset", "no.toml")
+    assert (result.code, "preset file 'no.toml' not found" in result.err) == (2, True)
+    result = wancli(*again, "--preset", "own.toml", "--flow-shift", 5)
+    assert result.code == 0, result.err
     result = wancli(*small(tiny_model, "--chunks", 2, "-o", "a.mp4"))
     assert (result.code, "exists" in result.err) == (2, True)
 

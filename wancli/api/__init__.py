@@ -4,6 +4,7 @@ Keyword arguments are the settings. Nothing is printed, no file is written witho
 """
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -29,7 +30,7 @@ from wancli.api.requests import (
 )
 from wancli.api.results import Video, VideoPlan, video_plan
 from wancli.config.keywords import check_keywords
-from wancli.config.layers import settings_layers
+from wancli.config.layers import resuming_layers, settings_layers
 from wancli.config.resolve import resolve
 from wancli.config.settings import Settings
 from wancli.cost.devices import planned_device
@@ -93,7 +94,8 @@ def rollout(
     layer, options = split({**settings, "model": model})
     preset = options.pop("preset", None), options.pop("cachedit_preset", None)
     request = rollout_request(prompt, options, seed=seed, output=output)
-    session = open_session(request, lambda: settings_layers(listener.warn, layer, *preset), [layer])
+    layers = partial(settings_layers, listener.warn, layer, *preset)
+    session = open_session(request, layers, partial(resuming_layers, layer, *preset))
     session.capacity.check()
     session.check_outputs()
     pipeline = session.pipeline(on_bytes=ignore_bytes)

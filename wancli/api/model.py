@@ -129,7 +129,7 @@ class Model(_Closing):
         session = open_session(
             rollout_request(prompt, options, seed=seed, output=output),
             lambda: [*self._under(defaults), layer],
-            [loaded, layer],
+            lambda: [loaded, layer],
         )
         session.capacity.check()
         session.check_outputs()

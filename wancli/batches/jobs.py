@@ -57,7 +57,7 @@ def plan_job(
     name = None if output is None else literal(output)
     if command == "rollout":
         request = rollout_request(prompt, options, seed=seed, output=name or "x.mp4")
-        return open_session(request, lambda: layers, [])
+        return open_session(request, lambda: layers, list)
     return plan_clip(prompt or "", layers, options, seed=seed, output=name)
 
 

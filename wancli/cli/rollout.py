@@ -144,7 +144,7 @@ def plan_rollout(  # noqa: PLR0913 - one parameter per flag that is not a settin
     force: Force = False,
 ) -> "Planned":
     """Plan the rollout that the flags ask for. Raises what is wrong with them."""
-    from wancli.config.layers import settings_layers
+    from wancli.config.layers import resuming_layers, settings_layers
     from wancli.planning.context import ContextFiles
     from wancli.planning.prompts import parse_change, read_script
     from wancli.rollouts.session import RolloutRequest, open_session
@@ -171,7 +171,7 @@ def plan_rollout(  # noqa: PLR0913 - one parameter per flag that is not a settin
         force=force,
     )
     layers = partial(settings_layers, screen.warn, overrides, preset)
-    return open_session(request, layers, [overrides], gpu=gpu)
+    return open_session(request, layers, partial(resuming_layers, overrides, preset), gpu=gpu)
 
 
 @takes_output_options

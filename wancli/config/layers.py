@@ -26,15 +26,22 @@ def settings_layers(
 ) -> list[Layer]:
     """Layers over the declared defaults: model default, user, preset, environment, flags."""
     warn_of_unreadable_presets(warn)
-    from_preset = _preset_layers(preset)
-    if cache_preset:
-        from_preset.append(step_cache_layer(find_preset(cache_preset)))
-    environment = {"model": os.environ["WANCLI_MODEL"]} if os.environ.get("WANCLI_MODEL") else {}
-    chosen = [*user_layers(warn), *from_preset, Layer("WANCLI_MODEL", environment), overrides]
+    chosen = [*user_layers(warn), *_command_layers(overrides, preset, cache_preset)]
     model = next((la.tables["model"] for la in reversed(chosen) if "model" in la.tables), "demo")
     spec = known_spec(model)
     defaults = layers(find_preset(spec.name)) if spec else []
     return [*(replace(layer, source="model default") for layer in defaults), *chosen]
+
+
+def resuming_layers(
+    overrides: Layer, preset: str | None, cache_preset: str | None = None
+) -> list[Layer]:
+    """Layers over a rollout's stored settings: a preset that is named again, and flags.
+
+    Without one the environment does not count: it may have changed since the rollout began.
+    """
+    named = preset or cache_preset
+    return _command_layers(overrides, preset, cache_preset) if named else [overrides]
 
 
 def find_model(resolved: Resolved[SettingsT]) -> ModelSpec:
@@ -56,6 +63,15 @@ def find_model(resolved: Resolved[SettingsT]) -> ModelSpec:
         spec, machine.transformer, vae=machine.vae, text_encoder=machine.text_encoder
     )
     return add_vae_decoder(spec, machine.vae_decoder)
+
+
+def _command_layers(overrides: Layer, preset: str | None, cache_preset: str | None) -> list[Layer]:
+    """Presets, environment and flags, above what applies to every command."""
+    from_preset = _preset_layers(preset)
+    if cache_preset:
+        from_preset.append(step_cache_layer(find_preset(cache_preset)))
+    environment = {"model": os.environ["WANCLI_MODEL"]} if os.environ.get("WANCLI_MODEL") else {}
+    return [*from_preset, Layer("WANCLI_MODEL", environment), overrides]
 
 
 def _preset_layers(preset: str | None) -> list[Layer]:

@@ -117,7 +117,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], *, keep: int) 
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UsageError(
             f"the rollout was started with other settings: {changes}{more}.",
-            hint="drop those flags to resume it, or use another `output`",
+            hint="drop the flags or the preset that set them, or use another `output`",
         )
 
 

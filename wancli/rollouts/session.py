@@ -169,7 +169,7 @@ class RolloutSession:
         before = stored_request(folder)
         try:
             check_same(before, self.request().as_json(), keep=before["rollout"]["chunks"])
-            self.check_finished(folder)
+            check_chunks(len(self.plan.spans), finished=RolloutStore(folder).undamaged_chunks())
         except UsageError as error:
             if self.options.overwrite:
                 return None
@@ -178,9 +178,16 @@ class RolloutSession:
             ) from None
         return folder
 
-    def check_finished(self, folder: Path) -> None:
-        """Raise PlanError if more chunks are finished than it has."""
-        check_chunks(len(self.plan.spans), finished=RolloutStore(folder).undamaged_chunks())
+    def check_resumable(self, folder: Path) -> None:
+        """Raise UsageError if its chunks would not be those that are finished in a folder.
+
+        PlanError if more are finished than it has.
+        """
+        finished, first = RolloutStore(folder).undamaged_chunks(), self.options.rerender
+        keep = finished if first is None else min(first, finished)
+        check_same(self.before, self.request().as_json(), keep=keep)
+        if first is None:
+            check_chunks(len(self.plan.spans), finished=finished)
 
     def make(self, observer: Observer) -> list[dict[str, Any]]:
         """Run it to its end and return its record. Raises WancliError."""
@@ -460,8 +467,8 @@ class RolloutSession:
 
 
 def open_session(
-    request: RolloutRequest, layers: Callable[[], list[Layer]], overrides: list[Layer], *,
-    gpu: Device | None = None,
+    request: RolloutRequest, layers: Callable[[], list[Layer]],
+    overrides: Callable[[], list[Layer]], *, gpu: Device | None = None,
 ) -> RolloutSession:  # fmt: skip
     """The session of a request that is checked; nothing is loaded yet. Raises WancliError.
 
@@ -471,7 +478,7 @@ def open_session(
     if request.continues:
         base = find_rollout(request.prompt, request.output, request.latents, request.folder)
         before = stored_request(base)
-        settings = [Layer(base.name, settings_of({"request": before})), *overrides]
+        settings = [Layer(base.name, settings_of({"request": before})), *overrides()]
     else:
         settings = layers()
         session = RolloutSession(request, settings, before={}, gpu=gpu)
@@ -480,6 +487,5 @@ def open_session(
             return session
         base, before, request = earlier, stored_request(earlier), replace(request, resume=True)
     session = RolloutSession(request, settings, before=before, base=base, gpu=gpu)
-    if request.rerender is None:  # before torch is imported
-        session.check_finished(base)
+    session.check_resumable(base)  # before torch is imported
     return session
