@@ -334,6 +334,12 @@ def test_jobs_that_run_out_of_memory_go_on_with_less(
         dtypes = [(o.record or {})["request"]["machine"]["dtype"] for o in made]
         assert dtypes == ["bfloat16"] * 3
         assert {row["settings"] for row in ledger.rows("done")} == {1}
+    (tmp_path / "j.ledger").unlink()
+    with batch(tmp_path, jobs) as ledger:  # whose record says that this was not asked for
+        assert [outcome.status for outcome in run(ledger, skip_existing=True)[0]] == ["skipped"] * 3
+    (tmp_path / "j.ledger").unlink()
+    with batch(tmp_path, f"{jobs}vae_dtype = 'bfloat16'\n") as ledger:
+        assert [outcome.status for outcome in run(ledger, skip_existing=True)[0]] == ["failed"] * 3
 
 
 def test_a_rollout_begins_again_with_less_memory(tmp_path: Path):

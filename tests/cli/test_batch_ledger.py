@@ -3,6 +3,7 @@
 import csv
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,8 +130,10 @@ def test_an_exported_job_has_the_names_of_all_its_files(tmp_path: Path):
     with create_ledger(tmp_path / "b.ledger", "d", SETTINGS, [job], version="1") as ledger:
         row, settings = ledger.row(1), ledger.settings()
     assert export_row(row, settings)["settings"]["save_latents"] == files["save_latents"]
-    (line,) = job_lines([row], settings)
+    values = {**settings[0].values, "adapt": {"dtype": "bfloat16"}}
+    (line,) = job_lines([row], [replace(settings[0], values=values)])
     assert line["save_latents"].format() == files["save_latents"]
+    assert (line["dtype"], "adapt" in line) == ("bfloat16", False)
 
 
 def test_failed_jobs_are_exported_as_a_file_of_the_same_jobs(wancli: Wancli, folder: Path):

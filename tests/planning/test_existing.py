@@ -10,14 +10,14 @@ import pytest
 from tests.fakes import tiny_clip
 from tests.records.test_record import request
 from wancli.planning.existing import check_existing
-from wancli.records.record import RunRecord
+from wancli.records.record import Request, RunRecord
 from wancli.video.ffmpeg import Encoding
 from wancli.video.integrity import DAMAGED, NO_DIGEST, WHOLE
 from wancli.video.metadata import output_json
 from wancli.video.write import VideoWriter
 
 Damage = Callable[[bytes], bytes]
-HASH = request().hash
+REQUEST = request()
 
 
 def write_video(folder: Path, *, metadata: bool = True, digests: bool = True) -> Path:
@@ -25,7 +25,7 @@ def write_video(folder: Path, *, metadata: bool = True, digests: bool = True) ->
     import numpy as np
 
     record: dict[str, Any] = RunRecord(
-        "id", "ok", "generate", "now", request().as_json(), HASH
+        "id", "ok", "generate", "now", REQUEST.as_json(), REQUEST.hash
     ).as_json()
     path = folder / "a.mp4"
     with VideoWriter(path, size=(48, 32), fps=8, encoding=Encoding(preset="ultrafast")) as writer:
@@ -39,8 +39,8 @@ def write_video(folder: Path, *, metadata: bool = True, digests: bool = True) ->
     return path
 
 
-def status(video: Path, digest: str = HASH) -> str | None:
-    check = check_existing(video, digest)
+def status(video: Path, requested: Request = REQUEST) -> str | None:
+    check = check_existing(video, requested)
     return check.status if check else None
 
 
@@ -48,7 +48,7 @@ def status(video: Path, digest: str = HASH) -> str | None:
 def test_a_whole_video_matches_only_its_request(tmp_path: Path, metadata: bool):
     video = write_video(tmp_path, metadata=metadata)
     assert status(video) == WHOLE
-    assert status(video, "0" * 16) is None
+    assert status(video, request("another")) is None
 
 
 def test_a_video_without_digests_is_judged_by_its_frames(tmp_path: Path):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from wancli.api.requests import Listener
-from wancli.batches.jobs import plan_job
+from wancli.batches.jobs import adapted, plan_job
 from wancli.cost.capacity import REMEDIES
 from wancli.cost.estimate import Estimate
 from wancli.errors import SetupError, UsageError
@@ -19,10 +19,9 @@ def less_memory(command: str, prompt: str | None, values: Mapping[str, Any]) -> 
     if before is None:
         return {}
     for change in _changes(before):
-        if any(values.get(name) != value for name, value in change.items()):
-            after = _estimate(command, prompt, {**values, **change})
-            if after and after.needed < before.needed:
-                return dict(change)
+        after = _estimate(command, prompt, adapted(values, change))
+        if after and after.needed < before.needed:
+            return dict(change)
     return {}
 
 

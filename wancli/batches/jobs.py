@@ -16,7 +16,8 @@ from wancli.api.keywords import (
 from wancli.api.requests import Listener, all_layers, plan_clip, rollout_request
 from wancli.catalog.random import known_spec
 from wancli.catalog.tasks import of_expert
-from wancli.config.keywords import MachineSettings
+from wancli.config.keywords import MachineSettings, keyword_layer
+from wancli.config.resolve import ADAPTED, Layer
 from wancli.config.settings import WEIGHTS
 from wancli.errors import SettingsError, must_be, shortened
 from wancli.generation.batch import PlannedVideos
@@ -32,7 +33,9 @@ JOB_KEYS = {
 }
 JOB_KEYS["repro"] = {"file", *JOB_KEYS["generate"], *JOB_KEYS["rollout"]}
 # What a model is loaded with.
-LOADED_WITH = {*MachineSettings.__optional_keys__, "model", "preset", "cachedit_preset", "task"}
+LOADED_WITH = {
+    *MachineSettings.__optional_keys__, "model", "preset", "cachedit_preset", "task", ADAPTED
+}  # fmt: skip
 OUTPUTS = ("save_latents", "report")  # besides the video
 _OPTIONS: dict[str, Any] = {
     **CommonOptions.__annotations__, **ClipOptions.__annotations__, **ChunkOptions.__annotations__
@@ -48,12 +51,23 @@ def loaded_with(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in LOADED_WITH}
 
 
+def job_layers(values: Mapping[str, Any], listener: Listener) -> tuple[list[Layer], dict[str, Any]]:
+    """All layers of settings of a job, on top those it adapted; and its other options."""
+    layers, options = all_layers(values, listener)
+    return [*layers, keyword_layer(ADAPTED, options.pop(ADAPTED, {}))], options
+
+
+def adapted(values: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a job that goes on with other settings: its own stay beside them."""
+    return {**values, ADAPTED: {**values.get(ADAPTED, {}), **change}}
+
+
 def plan_job(
     command: str, prompt: str | None, values: Mapping[str, Any], listener: Listener, *,
     seed: int | None = 0, output: str | Path | None = None,
 ) -> PlannedVideos | RolloutSession:  # fmt: skip
     """Plan a job; without an `output`, which is final, all but its files. Raises WancliError."""
-    layers, options = all_layers(values, listener)
+    layers, options = job_layers(values, listener)
     name = None if output is None else literal(output)
     if command == "rollout":
         request = rollout_request(prompt, options, seed=seed, output=name or "x.mp4")

@@ -8,9 +8,16 @@ from time import monotonic, sleep
 from typing import Any
 
 from wancli.api.model import Model
-from wancli.api.requests import Listener, all_layers
+from wancli.api.requests import Listener
 from wancli.batches.adapt import less_memory
-from wancli.batches.jobs import LOADED_WITH, loaded_with, plan_job, with_files
+from wancli.batches.jobs import (
+    LOADED_WITH,
+    adapted,
+    job_layers,
+    loaded_with,
+    plan_job,
+    with_files,
+)
 from wancli.cost.capacity import in_words
 from wancli.errors import (
     CapacityError,
@@ -137,7 +144,7 @@ def note_outcome(worker: LedgerWorker, outcome: JobOutcome, *, retries: int) -> 
 def _again(worker: LedgerWorker, outcome: JobOutcome, error: WancliError, retries: int) -> str:
     """How a job that failed is tried again, in words; "" if it is not."""
     job, change = outcome.job, outcome.change
-    if change and worker.adapt(job, {**job.values, **change}, same_model=_on_one_model):
+    if change and worker.adapt(job, adapted(job.values, change), same_model=_on_one_model):
         if job.command == "rollout":  # its chunks were made otherwise
             RolloutStore(job.output.with_suffix(".rollout")).set_aside(0)
         return f"it goes on with {in_words(change)}"
@@ -201,7 +208,7 @@ class JobMaker:
         if self._model is None or self._number != job.model:
             self.close()
             planned = plan_job(job.command, job.prompt, job.values, listener)
-            layers, _ = all_layers(loaded_with(job.values), listener)
+            layers, _ = job_layers(loaded_with(job.values), listener)
             self._model, self._number = Model(planned, layers, listener), job.model
         return self._model
 
@@ -269,7 +276,7 @@ def _make_video(
     named = with_files(job.values, job.files)
     values = {name: value for name, value in named.items() if name not in LOADED_WITH}
     values["skip_existing"] = skip
-    layers, _ = all_layers(loaded_with(job.values), listener)  # of its preset
+    layers, _ = job_layers(loaded_with(job.values), listener)  # of its preset
     target: Any = {"seed": job.seed, "output": literal(job.output), "defaults": layers}
     if job.command == "rollout":
         session = model.plan_rollout(job.prompt, settings=values, **target)

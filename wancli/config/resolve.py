@@ -13,6 +13,7 @@ from wancli.utils.units import bounds_in_words
 
 TUNED_FOR = "tuned_for"  # table of a preset file that is not settings; see Layer
 EXPLICIT = ("flag", "argument")  # sources of settings of this request alone: shell, Python
+ADAPTED = "adapt"  # source of settings that a job of a batch went on with when memory ran out
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 

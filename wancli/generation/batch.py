@@ -271,7 +271,7 @@ def _existing(item: _PlannedVideo, files: OutputFiles) -> Check | None:
     check_name(path)
     if not files.skip_existing or files.overwrite:
         return None
-    return existing_video(path, item.request.hash)
+    return existing_video(path, item.request)
 
 
 def _outputs(
@@ -285,7 +285,7 @@ def _outputs(
     for item in todo:
         goes_on, video = files.skip_existing, item.request
         if item.output:
-            ours = partial(is_video_of, digest=video.hash) if goes_on else not_ours
+            ours = partial(is_video_of, request=video) if goes_on else not_ours
             outputs.add(OutputFile(item.output, "`output`", ours))
             outputs.add(*sidecar_files(item.output, previews=bool(files.preview_every)))
         if item.latents:  # an earlier run may have ended while it decoded them

@@ -5,35 +5,38 @@ from pathlib import Path
 from typing import Any
 
 from wancli.errors import InputError, UsageError
-from wancli.records.record import parse_record, read_record_file
+from wancli.records.record import Request, parse_record, read_record_file
 from wancli.video.integrity import DAMAGED, Check, check_video
 from wancli.video.read import read_comment
 
 
-def check_existing(video: Path, digest: str) -> Check | None:
-    """Check a video made from the request with hash `digest`; None for any other file.
+def check_existing(video: Path, request: Request) -> Check | None:
+    """Check a video made from a request; None for any other file.
 
     A video without an embedded record is identified by its sidecar, if its size matches or it is
     truncated.
     """
     inside = record_in(video)
     check = check_video(video, inside) if inside else None
-    if inside and check and (inside["hash"] == digest or check.status != DAMAGED):
-        return check if inside["hash"] == digest else None
+    ours = inside is not None and request.is_recorded_by(inside)
+    if check and (ours or check.status != DAMAGED):
+        return check if ours else None
     beside = record_beside(video)
-    if not beside or beside["hash"] != digest or not _may_be(video, beside.get("output", {})):
+    if not beside or not request.is_recorded_by(beside):
+        return None
+    if not _may_be(video, beside.get("output", {})):
         return None
     return check or check_video(video, beside)
 
 
-def existing_video(video: Path, digest: str) -> Check | None:
-    """Check a video made from the request with hash `digest`; None where there is no file.
+def existing_video(video: Path, request: Request) -> Check | None:
+    """Check a video made from a request; None where there is no file.
 
     Raises UsageError for a file of another request.
     """
     if not video.exists():
         return None
-    check = check_existing(video, digest)
+    check = check_existing(video, request)
     if check is None:
         message = f"{video} exists and comes from another request."
         raise UsageError(message, hint="`overwrite`, or another `output`")
@@ -45,9 +48,9 @@ def is_kept(check: Check | None) -> bool:
     return check is not None and check.status != DAMAGED
 
 
-def is_video_of(path: Path, *, digest: str) -> bool:
-    """Whether a video comes from the request with that hash, damaged or not."""
-    return check_existing(path, digest) is not None
+def is_video_of(path: Path, *, request: Request) -> bool:
+    """Whether a video comes from a request, damaged or not."""
+    return check_existing(path, request) is not None
 
 
 def read_record(file: Path) -> dict[str, Any]:

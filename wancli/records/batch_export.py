@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from wancli.config.resolve import ADAPTED
 from wancli.records.ledger_file import LedgerSettings, damaged, parse_column
 from wancli.records.naming import literal
 
@@ -58,7 +59,9 @@ def job_lines(rows: Iterable[Row], settings: Sequence[LedgerSettings]) -> Iterat
         }
         files = {name: literal(path) for name, path in (parse_column(row, "files") or {}).items()}
         job = {key: value for key, value in job.items() if value is not None}
-        yield {**job, **shared.values, **files}
+        values = {**shared.values, **shared.values.get(ADAPTED, {})}
+        values.pop(ADAPTED, None)
+        yield {**job, **values, **files}
 
 
 def _shared(row: Row, settings: Sequence[LedgerSettings]) -> LedgerSettings:

@@ -4,12 +4,12 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from wancli.catalog.tiny_decoder import DECODER
-from wancli.config.resolve import dotted, fields_of
+from wancli.config.resolve import ADAPTED, dotted, fields_of
 from wancli.config.settings import WEIGHTS, RolloutSettings, Settings
 from wancli.errors import InputError, WancliError, missing
 from wancli.records.schema import Record, RolloutRecord, check_schema
@@ -80,6 +80,17 @@ class Request:
         if "inputs" in values:
             values["inputs"] = without_paths(values["inputs"])
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def is_recorded_by(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record is of this request, also where its job went on with less memory."""
+        sources, made = (
+            table if isinstance(table := record["request"].get(name), Mapping) else {}
+            for name in ("sources", "machine")
+        )
+        adapted = {n: v for n, v in made.items() if sources.get(f"machine.{n}") == ADAPTED}
+        machine = self.settings.machine.model_copy(update=adapted)
+        settings = self.settings.model_copy(update={"machine": machine})
+        return bool(record["hash"] == replace(self, settings=settings).hash)
 
 
 def is_same_video(request: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

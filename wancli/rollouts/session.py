@@ -156,7 +156,7 @@ class RolloutSession:
         video = self.paths()[0]
         if video is None or not self.options.skip_existing or self.options.overwrite:
             return False
-        return is_kept(existing_video(video, self.request().hash))
+        return is_kept(existing_video(video, self.request()))
 
     def earlier_chunks(self) -> Path | None:
         """Folder with finished chunks that `skip_existing` goes on with; None if there is none.
@@ -416,7 +416,7 @@ class RolloutSession:
 
         if self.options.skip_existing:
             request = self.request()
-            video = partial(is_video_of, digest=request.hash)
+            video = partial(is_video_of, request=request)
             return video, partial(is_latents_of, request=request), is_report
         ours = partial(is_of_rollout, before=self.before)
         return ours, ours, is_report
