@@ -13,7 +13,7 @@ from wancli.demo.distill import (
     TrainableLora,
     distill,
     rollout_batch,
-    snap_to_solver,
+    snap_to_timesteps,
     start_rollouts,
     write_lora,
 )
@@ -27,6 +27,7 @@ from wancli.demo.transformer import (
     draw_batch,
     to_sigmas,
 )
+from wancli.generation.flow import guide
 from wancli.models.lora import merge_loras
 from wancli.planning.lora import Lora
 
@@ -128,13 +129,27 @@ def test_a_consistent_model_has_no_error(data):
     with torch.no_grad():
         job.student.proj_out.weight.zero_()
         job.student.proj_out.bias.zero_()  # velocity 0 everywhere: no step changes the latents
-    batch = snap_to_solver(draw(data, causal_share=0.0))
+    batch = snap_to_timesteps(draw(data, causal_share=0.0))
     assert job.loss(batch).item() == 0.0
 
 
-def test_timesteps_of_the_distillation_are_those_of_the_solver(data):
+def test_timesteps_of_the_distillation_are_those_of_the_student(data):
     batch = draw(data, causal_share=1.0)
-    sigmas = to_sigmas(snap_to_solver(batch).times)
-    table = to_sigmas(torch.arange(1, recipe.SOLVER_STEPS + 1) / recipe.SOLVER_STEPS)
-    assert all(torch.isclose(sigma, table).any() for sigma in sigmas.flatten())
+    sigmas = to_sigmas(snap_to_timesteps(batch).times)
+    levels = [level.sigma for level in make_job(make_model()).levels]
+    assert {round(sigma, 5) for sigma in sigmas.flatten().tolist()} <= {round(s, 5) for s in levels}
     assert (sigmas >= to_sigmas(batch.times) - 1e-6).all()
+
+
+@torch.no_grad()
+def test_the_teacher_is_guided_as_in_two_forwards(data):
+    job, batch = make_job(make_model()), draw(data, causal_share=1.0)
+    text, empty = (
+        job.forward.embed(job.text_encoder, *job.forward.tokenize([prompt] * 2))
+        for prompt in ("a red circle", "")
+    )
+    cond, uncond = (
+        job.forward.velocity(job.teacher, batch, batch.noisy(), t).float() for t in (text, empty)
+    )
+    ours = job.guided(batch, batch.noisy(), text, empty)
+    torch.testing.assert_close(ours, guide(cond, uncond, recipe.GUIDANCE), atol=1e-2, rtol=1e-2)

@@ -15,12 +15,16 @@ from wancli.demo.autoencoder import (
     CHANNELS,
     STAGES,
     Stage,
+    autoencoder_losses,
+    crops,
     decode_whole,
+    draw_latents,
     encode_whole,
     make_autoencoder,
     train_autoencoder,
 )
 from wancli.demo.dataset import Dataset
+from wancli.demo.lean import make_lean_autoencoder
 from wancli.demo.parts import (
     TEXT_LENGTH,
     make_text_encoder,
@@ -183,6 +187,26 @@ def test_two_large_parts_equal_many_small_ones():
     ours, theirs = encode_whole(vae, video), vae.encode(video).latent_dist
     torch.testing.assert_close(ours.parameters, theirs.parameters)
     torch.testing.assert_close(decode_whole(vae, ours.mean), vae.decode(ours.mean).sample)
+
+
+def test_the_lean_autoencoder_has_the_losses_and_gradients_of_the_whole():
+    vae = make_autoencoder()
+    half = make_lean_autoencoder(vae)
+    video = crops(1, 1, frames=9, device="cpu")[..., :32, :32]
+    draws = draw_latents(video, 1)
+    losses, gradients = list[torch.Tensor](), list[torch.Tensor]()
+    for model in (vae, half.model):
+        vae.zero_grad()
+        losses.append(autoencoder_losses(model, video, draws))
+        losses[-1].sum().backward()
+        if model is not vae:
+            half.collect_gradients()
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in vae.parameters() if p.grad is not None])
+        )
+    torch.testing.assert_close(*losses, rtol=1e-2, atol=1e-6)
+    ours, theirs = gradients
+    assert torch.cosine_similarity(ours, theirs, dim=0) > 0.99
 
 
 def test_the_optimizer_updates_all_parameters_and_clears_their_gradients():

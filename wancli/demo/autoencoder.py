@@ -23,6 +23,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchif
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
+from wancli.demo.lean import make_lean_autoencoder
 from wancli.demo.training import (
     CapturedStep,
     Feed,
@@ -166,6 +167,7 @@ def _train(vae: AutoencoderKLWan, stage: Stage, work: Path, device: str) -> None
         muon_lr=stage.muon_lr,
         adam_lr=stage.adam_lr,
     )
+    half = make_lean_autoencoder(vae, enabled=device != "cpu")
     log, path, first = Log(work / f"{stage.name}.jsonl"), work / f"{stage.name}.pt", 0
     if state := load_checkpoint(path):
         vae.load_state_dict(state["model"])
@@ -174,8 +176,10 @@ def _train(vae: AutoencoderKLWan, stage: Stage, work: Path, device: str) -> None
 
     def train_step(video: Tensor, *draws: Tensor) -> Tensor:
         optimizer.zero_grad()
-        losses = autoencoder_losses(vae, video, LatentDraws(*draws))
+        half.refresh()
+        losses = autoencoder_losses(half.model, video, LatentDraws(*draws))
         losses.sum().backward()  # type: ignore[no-untyped-call]
+        half.collect_gradients()
         optimizer.step()
         return losses.detach()
 
@@ -219,10 +223,12 @@ def draw_latents(video: Tensor, seed: int) -> LatentDraws:
 
 def autoencoder_losses(vae: AutoencoderKLWan, video: Tensor, draws: LatentDraws) -> Tensor:
     """Weighted L1, L2 and KL losses [3] of video [B, 3, F, H, W]."""
-    with torch.autocast(video.device.type, dtype=torch.bfloat16):
-        posterior = encode_whole(vae, video)
+    dtype = next(vae.parameters()).dtype
+    whole = dtype == torch.float32
+    with torch.autocast(video.device.type, dtype=torch.bfloat16, enabled=whole):
+        posterior = encode_whole(vae, video.to(dtype))
         latents = add_latent_noise(posterior.mean + posterior.std * draws.sample, draws)
-        decoded = decode_whole(vae, latents).float()
+        decoded = decode_whole(vae, latents.to(dtype)).float()
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     return torch.stack(

@@ -1,9 +1,10 @@
 """Distill the demo into four steps without guidance: a LoRA, by consistency distillation.
 
 Consistency models (arXiv:2303.01469) of a guided teacher (LCM, arXiv:2310.04378), as a LoRA
-(arXiv:2311.05556): the clean prediction is trained to stay the same along a step of the guided
-solver. Half of the causal steps use the student's own rollouts of many chunks, so that it learns to
-continue its own output (Self-Forcing, arXiv:2506.08009).
+(arXiv:2311.05556): the clean prediction at each of the four timesteps is trained to be that at the
+next, which LCM skips to in one step and the guided solver here reaches in some. Half of the causal
+steps use the student's own rollouts of many chunks, so that it learns to continue its own output
+(Self-Forcing, arXiv:2506.08009).
 """
 
 import copy
@@ -56,8 +57,8 @@ from wancli.generation.flow import few_step, few_step_levels, guide
 
 RANK = 16
 GUIDANCE = 2.5  # of the teacher; distilled into the student
-SOLVER_STEPS = 20  # of the teacher
 TIMESTEPS = (1000, 750, 500, 250)
+SOLVER_STEPS = 5  # of the teacher, from one of these to the next
 ROLLOUT_SHARE = 0.5  # of the causal steps
 MAX_CHUNKS = 12  # of one rollout of the student
 RATE = 1e-3
@@ -190,23 +191,37 @@ class Distillation:
         return last.latents
 
     def loss(self, batch: Batch) -> Tensor:
-        """Consistency loss: change of the clean prediction along one step of the guided teacher."""
-        nearer = replace(batch, times=batch.times - 1 / SOLVER_STEPS)
-        sigmas, after = (by_frame(to_sigmas(at.times)) for at in (batch, nearer))
-        noisy = batch.noisy()
+        """Consistency loss: change of the clean prediction along the guided teacher's steps."""
+        noisy, stepped, at = batch.noisy(), batch.noisy(), batch
         with torch.no_grad():
             text = self.forward.embed(self.text_encoder, batch.ids, batch.mask)
             empty = self.forward.embed(self.text_encoder, *self._empty).expand_as(text)
-            cond, uncond = (
-                self.forward.velocity(self.teacher, batch, noisy, embeddings).float()
-                for embeddings in (text, empty)
-            )
-            stepped = noisy + (after - sigmas) * guide(cond, uncond, GUIDANCE)
-            velocity = self.forward.velocity(self.student, nearer, stepped, text)
-            target = stepped - after * velocity.float()
-        ours = noisy - sigmas * self.forward.velocity(self.student, batch, noisy, text).float()
-        error = (ours - target)[:, :, batch.masked :]
+            for _ in range(SOLVER_STEPS):
+                nearer = replace(at, times=at.times - 1 / (SOLVER_STEPS * len(TIMESTEPS)))
+                change = by_frame(to_sigmas(nearer.times) - to_sigmas(at.times))
+                stepped = stepped + change * self.guided(at, stepped, text, empty)
+                at = nearer
+            target = self.clean(at, stepped, text)
+        error = (self.clean(batch, noisy, text) - target)[:, :, batch.masked :]
         return ((error.square() + SOFT**2).sqrt() - SOFT).mean()
+
+    def clean(self, batch: Batch, noisy: Tensor, text: Tensor) -> Tensor:
+        """The student's clean prediction of noisy latents at the batch's sigmas."""
+        velocity = self.forward.velocity(self.student, batch, noisy, text)
+        return noisy - by_frame(to_sigmas(batch.times)) * velocity.float()
+
+    def guided(self, batch: Batch, noisy: Tensor, text: Tensor, empty: Tensor) -> Tensor:
+        """The teacher's guided velocity of noisy latents at the batch's sigmas, by one forward."""
+        context = batch.context
+        twice = replace(
+            batch,
+            times=torch.cat([batch.times] * 2),
+            context=None if context is None else torch.cat([context] * 2),
+        )
+        both = torch.cat([text, empty])
+        velocity = self.forward.velocity(self.teacher, twice, torch.cat([noisy] * 2), both)
+        cond, uncond = velocity.float().chunk(2)
+        return guide(cond, uncond, GUIDANCE)
 
 
 def rollout_batch(rollouts: Rollouts, seed: int) -> Batch:
@@ -221,9 +236,9 @@ def rollout_batch(rollouts: Rollouts, seed: int) -> Batch:
     )  # fmt: skip
 
 
-def snap_to_solver(batch: Batch) -> Batch:
-    """Round the batch's times up to the teacher's steps."""
-    return replace(batch, times=(batch.times * SOLVER_STEPS).ceil() / SOLVER_STEPS)
+def snap_to_timesteps(batch: Batch) -> Batch:
+    """Round the batch's times up to the student's timesteps."""
+    return replace(batch, times=(batch.times * len(TIMESTEPS)).ceil() / len(TIMESTEPS))
 
 
 def distill(
@@ -272,7 +287,7 @@ def distill(
         batch, own = batches_of(seed)
         optimizer.set_rate(rate(step, steps, hold=0.4))
         average.set_step(step)
-        loss = captured(*snap_to_solver(batch), masked=batch.masked)
+        loss = captured(*snap_to_timesteps(batch), masked=batch.masked)
         log.collect({"step": step, "clips": clips, "causal": batch.causal, "own": own}, loss)
         if is_checkpoint(step + 1, steps, every=50):
             log.flush()

@@ -1,4 +1,4 @@
-"""The demo's transformer for training on CUDA: what diffusers computes, by a third of the kernels.
+"""The demo's models for training on CUDA: what diffusers computes, by a third of the kernels.
 
 Its layers are so small that a step takes as long as its kernels are many. So a bfloat16 copy of the
 weights takes the place of autocast's casts, the modulation of a latent frame is computed once and
@@ -10,11 +10,23 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    WanCausalConv3d,
+    WanResample,
+    WanRMS_norm,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 
 from wancli.demo.causal import QuerySpan, attend_spans
+from wancli.models.fast_decoder import (
+    ChannelsLastNorm,
+    ChannelsLastUpsample,
+    TimePaddedConv3d,
+    lay_out_channels_last,
+    replace_layers,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -60,6 +72,19 @@ def _copy(pairs: Iterable[tuple[Tensor, Tensor | None]]) -> None:
             source.append(other)
     if to:
         torch._foreach_copy_(to, source)
+
+
+def make_lean_autoencoder(
+    vae: AutoencoderKLWan, *, enabled: bool = True
+) -> HalfCopy[AutoencoderKLWan]:
+    """A bfloat16 copy with fused layers, which stores its weights with the channels last."""
+    half = HalfCopy(vae, enabled=enabled)
+    if enabled:
+        replace_layers(half.model, WanCausalConv3d, TimePaddedConv3d)
+        replace_layers(half.model, WanRMS_norm, ChannelsLastNorm)
+        replace_layers(half.model.decoder, WanResample, ChannelsLastUpsample)
+        lay_out_channels_last(half.model)
+    return half
 
 
 def lean_velocity(
@@ -108,19 +133,28 @@ def _block(
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation
     attn, cross, eps = block.attn1, block.attn2, block.norm1.eps
     y = _modulate(x, shift, scale, eps=eps)
-    query, key = _rotate(attn.norm_q(attn.to_q(y)), attn.norm_k(attn.to_k(y)), angles, attn.heads)
+    query, key = _rotate(
+        _normalize(attn.norm_q, attn.to_q(y)), _normalize(attn.norm_k, attn.to_k(y)),
+        angles, attn.heads,
+    )  # fmt: skip
     value = attn.to_v(y).unflatten(2, (attn.heads, -1))
     y = attn.to_out[0](attend_spans(query, key, value, spans).flatten(2))
     x = _add(x, y, gate)
     norm = block.norm2
     y = functional.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+    query = _normalize(cross.norm_q, cross.to_q(y))
+    key = _normalize(cross.norm_k, cross.to_k(text))
     query, key, value = (
-        part.unflatten(2, (cross.heads, -1))
-        for part in (cross.norm_q(cross.to_q(y)), cross.norm_k(cross.to_k(text)), cross.to_v(text))
+        part.unflatten(2, (cross.heads, -1)) for part in (query, key, cross.to_v(text))
     )
     x = x + cross.to_out[0](attend_spans(query, key, value).flatten(2))
     y = block.ffn(_modulate(x, ffn_shift, ffn_scale, eps=eps))
     return _add(x, y, ffn_gate)
+
+
+def _normalize(norm: Any, x: Tensor) -> Tensor:
+    """Diffusers' RMSNorm of x [..., D], fused."""
+    return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.eps)
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float) -> Tensor:

@@ -60,6 +60,7 @@ def train(
 ) -> None:
     """Train all parts and write the model folder; `work` holds checkpoints, latents and curves."""
     began = time.monotonic()
+    torch.backends.cudnn.benchmark = True  # the shapes of a stage stay the same
 
     def log_stage(stage: str) -> None:
         minutes = (time.monotonic() - began) / 60

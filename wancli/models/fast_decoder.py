@@ -53,10 +53,10 @@ class FastDecoder(nn.Module):
         super().__init__()
         self.latents_per_call, self._speedups = speedups.latents_per_call, speedups
         self.benchmark = speedups.benchmark
-        _replace_layers(decoder, speedups)
+        _speed_up_layers(decoder, speedups)
         self.decoder = decoder.to(speedups.dtype)
         if speedups.channels_last:
-            _lay_out_channels_last(decoder)
+            lay_out_channels_last(decoder)
 
     def forward(self, latents: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Video of latents [B, C, n, H, W], not clamped."""
@@ -295,22 +295,22 @@ def _last_two(before: Tensor | None, x: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(last) if before is None else before[:, :, -1:], last], 2)
 
 
-def _replace_layers(decoder: nn.Module, speedups: DecoderSpeedups) -> None:
+def _speed_up_layers(decoder: nn.Module, speedups: DecoderSpeedups) -> None:
     """Replace the layers of Wan's decoder that have a faster equivalent."""
     if speedups.pad_in_convolution:
-        _replace(decoder, WanCausalConv3d, TimePaddedConv3d)
+        replace_layers(decoder, WanCausalConv3d, TimePaddedConv3d)
     if speedups.channels_last:
-        _replace(decoder, WanRMS_norm, ChannelsLastNorm)
-        _replace(decoder, WanResample, ChannelsLastUpsample)
+        replace_layers(decoder, WanRMS_norm, ChannelsLastNorm)
+        replace_layers(decoder, WanResample, ChannelsLastUpsample)
         for layer in decoder.modules():
             if isinstance(layer, nn.SiLU):
                 layer.inplace = True  # its input is a norm's output, which nothing else reads
     if speedups.pad_in_convolution and speedups.channels_last:
         block = partial(ChannelsLastResidualBlock, compiled=speedups.compiled)
-        _replace(decoder, WanResidualBlock, block)
+        replace_layers(decoder, WanResidualBlock, block)
 
 
-def _replace(decoder: nn.Module, kind: type, faster: Callable[[Any], nn.Module]) -> None:
+def replace_layers(decoder: nn.Module, kind: type, faster: Callable[[Any], nn.Module]) -> None:
     """Replace every layer of a kind."""
     for parent in list(decoder.modules()):
         for name, layer in list(parent.named_children()):
@@ -318,7 +318,7 @@ def _replace(decoder: nn.Module, kind: type, faster: Callable[[Any], nn.Module])
                 setattr(parent, name, faster(layer))
 
 
-def _lay_out_channels_last(decoder: nn.Module) -> None:
+def lay_out_channels_last(decoder: nn.Module) -> None:
     """Store the weights of convolutions with the channels last."""
     for layer in decoder.modules():
         if isinstance(layer, nn.Conv3d):
