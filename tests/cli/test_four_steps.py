@@ -39,7 +39,7 @@ def test_a_rollout_goes_on_from_its_own_chunks(wancli: Wancli):
 @pytest.mark.parametrize(
     ("flags", "error", "hint"),
     [
-        (("--sampler", "euler", "--guidance-scale", 2), "without guidance", "--preset demo-4step"),
+        (("--sampler", "euler", "--guidance-scale", 2), "without guidance", "--guidance-scale 1"),
         (("--use-cachedit",), "4 listed steps", "--step-cache none"),
     ],
 )

@@ -23,6 +23,7 @@ from wancli.config.settings import Machine, Settings
 from wancli.cost.capacity import check_capacity, generation_estimator
 from wancli.errors import PlanError
 from wancli.models.warm import quiet_imports
+from wancli.planning.distilled import check_distilled
 from wancli.planning.inputs import choose_task
 from wancli.planning.output_files import bench_folder
 from wancli.planning.plan import Plan, make_plan
@@ -77,6 +78,7 @@ class DecoderBench:
                 hint="drop `variant`; `vae_decoder FILE` measures that decoder, too",
             )
         resolved = resolve(layers, Settings)
+        check_distilled(resolved)
         self._inputs, self.spec = request.inputs, find_model(resolved)
         task = choose_task(self.spec, request.inputs, request.task)
         if task.segmented:

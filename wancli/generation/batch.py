@@ -177,7 +177,7 @@ def plan_videos(
     if gpu is None:
         choose_encoding(settings.output, (settings.video.width, settings.video.height))
     words = vocabulary_warnings(spec, [request.prompt])
-    warnings = (*words, *clip_warnings(spec), *distilled_warnings(settings))
+    warnings = (*words, *clip_warnings(spec), *distilled_warnings(request.resolved))
     texts = [warning.text for warning in warnings]
     check_input_files(request.inputs, settings.video)
     weights = merged_revision(spec, settings.machine.lora)

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePath
+from typing import Any
 
 from wancli.config.presets import PACKAGED, layers, read_file
-from wancli.config.resolve import resolve
+from wancli.config.resolve import EXPLICIT, Resolved, resolve
 from wancli.config.settings import Sampling, Settings
 from wancli.errors import PlanError, PlanWarning
+from wancli.planning.listed_steps import listed_steps
 
 TRAINED = ("scheduler", "steps_list", "warp_steps", "flow_shift")
 
@@ -24,33 +26,58 @@ class DistilledLora:
     sampling: Sampling  # of the preset
 
 
-def check_distilled(settings: Settings) -> None:
-    """Raise PlanError for guidance with a LoRA that was distilled to run without."""
-    sampling = settings.sampling
-    if sampling.guidance_scale <= 1 or sampling.scheduler == "few-step":
+def check_distilled(resolved: Resolved[Any]) -> None:
+    """Raise PlanError for guidance with a LoRA that was distilled to run without.
+
+    few-step runs without it, too: there, only an explicit scale is refused.
+    """
+    sampling: Sampling = resolved.settings.sampling
+    if sampling.guidance_scale <= 1:
         return
-    for lora in _distilled_loras(settings):
+    for lora in _distilled_loras(resolved.settings):
         name = "guidance_scale"
         if lora.expert == "low" and sampling.guidance_scale_2 is not None:
             name = "guidance_scale_2"
-        scale: float = getattr(sampling, name)
-        if scale > 1:
+        scale, explicit = getattr(sampling, name), _is_explicit(resolved, name)
+        if scale > 1 and (explicit or sampling.scheduler != "few-step"):
             raise PlanError(
                 f"LoRA {lora.file} was distilled to run without guidance; `{name}` is {scale:g}.",
-                hint=f"`{name} 1`, or `preset {lora.preset}`",
+                # The preset does not change an explicit scale.
+                hint=f"`{name} 1`" if explicit else f"`{name} 1`, or `preset {lora.preset}`",
             )
 
 
-def distilled_warnings(settings: Settings) -> tuple[PlanWarning, ...]:
+def distilled_warnings(resolved: Resolved[Any]) -> tuple[PlanWarning, ...]:
     """A warning of each LoRA that was distilled to other timesteps than those of the settings."""
-    sampling, warnings = settings.sampling, []
-    for lora in _distilled_loras(settings):
-        wanted = {name: getattr(lora.sampling, name) for name in TRAINED}
-        other = [f"`{name} {v}`" for name, v in wanted.items() if getattr(sampling, name) != v]
-        if other:
-            text = f"LoRA {lora.file} was distilled for {', '.join(other)}."
-            warnings.append(PlanWarning(text, f"`preset {lora.preset}`"))
+    warnings = []
+    for lora in _distilled_loras(resolved.settings):
+        names = _untrained(resolved.settings.sampling, lora.sampling)
+        values = [_with_value(name, getattr(lora.sampling, name)) for name in names]
+        if names:
+            text = f"LoRA {lora.file} was distilled for {', '.join(values)}."
+            explicit = any(_is_explicit(resolved, name) for name in names)
+            hint = " ".join(values) if explicit else f"`preset {lora.preset}`"
+            warnings.append(PlanWarning(text, hint))
     return tuple(warnings)
+
+
+def _untrained(sampling: Sampling, trained: Sampling) -> list[str]:
+    """The settings by which the timesteps differ from those of the training."""
+    same = sampling.model_copy(update={"scheduler": trained.scheduler})
+    listed = listed_steps(same) == listed_steps(trained)  # a list may be the sampler's own
+    names = [name for name in TRAINED if getattr(sampling, name) != getattr(trained, name)]
+    return [name for name in names if name != "steps_list" or not listed]
+
+
+def _is_explicit(resolved: Resolved[Any], name: str) -> bool:
+    return resolved.sources.get(f"sampling.{name}") in EXPLICIT
+
+
+def _with_value(name: str, value: object) -> str:
+    """A setting as it can be typed."""
+    if isinstance(value, bool):
+        return f"`{name}`" if value else f"`no_{name}`"
+    return f"`{name} {value}`"
 
 
 def _distilled_loras(settings: Settings) -> list[DistilledLora]:

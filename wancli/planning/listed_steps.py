@@ -56,7 +56,7 @@ def check_listed_steps(settings: Settings, spec: ModelSpec, task: Task) -> None:
         raise PlanError(
             f"`step_cache {caches.step_cache}` does not work with `steps_list`: {len(steps)} "
             "listed steps have nothing to reuse.",
-            hint="`step_cache none`",
+            hint="`step_cache none` instead",
         )
     if caches.cfg_gate is not None and settings.sampling.scheduler == "few-step":
         raise PlanError(

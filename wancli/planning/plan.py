@@ -95,7 +95,6 @@ def make_plan(
     check_output(settings.output)
     check_family(settings, spec, chosen.family)
     check_listed_steps(settings, spec, chosen)
-    check_distilled(settings)
     check_generation(settings, chosen.transformer)
     check_tiling(settings)
     check_vae_decoder(settings.machine, chosen)
@@ -444,7 +443,8 @@ def _check_experts(settings: Settings, spec: ModelSpec) -> tuple[LoraUse, ...]:
 
 
 def check_unused_settings(resolved: Resolved[Any], task: str = TEXT) -> None:
-    """Raise PlanError for a flag of a step cache or task that would have no effect."""
+    """Raise PlanError for a flag that would have no effect, or guidance that a LoRA rules out."""
+    check_distilled(resolved)
     check_family_flags(resolved, TASKS[task].family)
     check_listed_flags(resolved)
     check_compile_mode(resolved.settings.machine, resolved.sources)

@@ -119,8 +119,7 @@ class RolloutSession:
     def warnings(self) -> Sequence[PlanWarning]:
         """Warnings to print before it runs."""
         prompts = [] if self.options.starts.prompt_embeds else self.schedule.prompts
-        distilled = distilled_warnings(self.resolved.settings)
-        return *vocabulary_warnings(self.spec, prompts), *distilled
+        return *vocabulary_warnings(self.spec, prompts), *distilled_warnings(self.resolved)
 
     @cached_property
     def capacity(self) -> CapacityCheck:
