@@ -1,5 +1,7 @@
 """Files of jobs: every format gives the same jobs, and an error names its line."""
 
+import json
+
 import pytest
 
 from wancli.errors import InputError, SettingsError, UsageError, WancliError
@@ -141,6 +143,25 @@ def test_an_error_names_its_line(read, line, error, words, hint):
     assert "b.jsonl:3: " in str(caught.value)
     assert words in str(caught.value)
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("defaults", "words"),
+    [
+        ({"stepz": 4}, "unknown key 'stepz' of generate."),
+        ({"command": "rollout", "chunkz": 4}, "unknown key 'chunkz' of rollout."),
+        ({"command": "rolout"}, "unknown command 'rolout'."),
+        ({"steps": 4, "--steps": 4}, "the key 'steps' stands twice."),
+    ],
+)
+def test_what_is_wrong_with_the_defaults_is_not_blamed_on_a_job(read, defaults, words):
+    tables = "".join(f'"{key}" = {json.dumps(value)}\n' for key, value in defaults.items())
+    toml = f'[defaults]\n{tables}[[jobs]]\nprompt = "a"\n'
+    lines = f'\n{json.dumps({"defaults": defaults})}\n{{"prompt": "a"}}\n'
+    for name, content, where in (("b.toml", toml, "b.toml"), ("b.jsonl", lines, "b.jsonl:2")):
+        with pytest.raises(SettingsError) as caught:
+            read(content, name)
+        assert str(caught.value).endswith(f"{where}: 'defaults': {words}")
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ _OWN = ("prompt", "seed", "num_videos", "output", "id", "command")  # of a job, 
 _HINT = 'JSON lines such as {"prompt": "a red circle", "seed": "0-3"}, CSV, TOML, or prompts'
 
 Row = tuple[int, dict[str, Any]]  # the line in the file, and its values
+Defaults = tuple[int | None, dict[str, Any]]  # the same; in TOML they have no line
+_NO_DEFAULTS: Defaults = None, {}
 
 
 @dataclass(frozen=True)
@@ -120,23 +122,24 @@ def read_jobs(path: Path, known: Mapping[str, Collection[str]]) -> BatchFile:
     return BatchFile(origin, reader.settings, jobs, _digest(reader.settings, jobs))
 
 
-def at_line(origin: str, line: int, error: WancliError) -> WancliError:
+def at_line(origin: str, line: int | None, error: WancliError) -> WancliError:
     """The same kind of error, which begins with the file and the line."""
-    return type(error)(f"{origin}:{line}: {error}", hint=error.hint)
+    where = origin if line is None else f"{origin}:{line}"
+    return type(error)(f"{where}: {error}", hint=error.hint)
 
 
 class _JobReader:
     """Makes jobs of rows, and collects the settings that they share."""
 
     def __init__(
-        self, origin: str, known: Mapping[str, Collection[str]], defaults: Mapping[str, Any]
+        self, origin: str, known: Mapping[str, Collection[str]], defaults: Defaults
     ) -> None:
         self.settings: list[JobSettings] = []
         self._origin, self._known = origin, known
-        self._defaults = _spelled(defaults)
         self._numbers: dict[str, int] = {}  # of settings, by their repr
         self._checked: set[tuple[str, ...]] = set()  # names that are valid together
         self._ids: dict[str, int] = {}  # lines
+        self._defaults = self._check_defaults(*defaults)
 
     def jobs_of(self, line: int, row: Mapping[str, Any]) -> Iterator[BatchJob]:
         """The jobs of a line. Raises WancliError with the line."""
@@ -145,6 +148,18 @@ class _JobReader:
             yield from self._expand(line, {k: v for k, v in values.items() if v is not None})
         except WancliError as error:
             raise at_line(self._origin, line, error) from None
+
+    def _check_defaults(self, line: int | None, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Defaults by keyword. Raises WancliError for a key that no command has."""
+        try:
+            defaults = _spelled(values)
+            unknown = defaults.keys() - {*chain(*self._known.values())}
+            command = defaults.get("command")
+            self._check("generate" if command is None else command, sorted(unknown))
+        except WancliError as error:
+            about_defaults = type(error)(f"'defaults': {error}", hint=error.hint)
+            raise at_line(self._origin, line, about_defaults) from None
+        return defaults
 
     def _expand(self, line: int, row: dict[str, Any]) -> Iterator[BatchJob]:
         command = row.get("command", "generate")
@@ -160,9 +175,9 @@ class _JobReader:
             for prompt, seed, output in product(prompts, seeds, outputs):
                 yield BatchJob(line, number, prompt, seed, output, name)
 
-    def _check(self, command: Any, row: Mapping[str, Any]) -> None:
+    def _check(self, command: Any, keys: Collection[str]) -> None:
         """Raise SettingsError for a command or a key that is not known."""
-        names = (command, *row)
+        names = (command, *keys)
         try:
             if names in self._checked:
                 return
@@ -173,7 +188,7 @@ class _JobReader:
             hint = f"did you mean '{near}'?" if near else ", ".join(self._known)
             raise SettingsError(f"unknown command {shortened(command)}.", hint=hint)
         known = {*self._known[command], *_OWN}
-        for key in row:
+        for key in keys:
             if key not in known:
                 near = closest(key, known)
                 similar = f"did you mean '{near}'?" if near else f"wancli {command} --help"
@@ -308,7 +323,7 @@ def _digest(settings: Iterable[JobSettings], jobs: Iterable[BatchJob]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _rows(path: Path, origin: str) -> tuple[Mapping[str, Any], Iterator[Row]]:
+def _rows(path: Path, origin: str) -> tuple[Defaults, Iterator[Row]]:
     """The defaults of a file, and its rows. Raises InputError."""
     try:
         if path.suffix.lower() == ".toml":
@@ -322,30 +337,28 @@ def _rows(path: Path, origin: str) -> tuple[Mapping[str, Any], Iterator[Row]]:
     except (OSError, ValueError) as error:
         raise unreadable(Path(origin), error, hint=_HINT) from None
     if path.suffix.lower() in (".csv", ".tsv"):
-        return {}, _csv_rows(text, origin, "\t" if path.suffix.lower() == ".tsv" else ",")
+        return _NO_DEFAULTS, _csv_rows(text, origin, "\t" if path.suffix.lower() == ".tsv" else ",")
     lines = enumerate(io.StringIO(text, newline=None), 1)
     filled = ((number, line.strip()) for number, line in lines if line.strip())
     if path.suffix.lower() in (".jsonl", ".ndjson", ".json") or _is_json(text):
         return _json_rows(filled, origin)
-    return {}, ((number, {"prompt": line}) for number, line in filled)
+    return _NO_DEFAULTS, ((number, {"prompt": line}) for number, line in filled)
 
 
 def _is_json(text: str) -> bool:
     return text[:1000].lstrip().startswith("{")
 
 
-def _json_rows(
-    lines: Iterator[tuple[int, str]], origin: str
-) -> tuple[Mapping[str, Any], Iterator[Row]]:
+def _json_rows(lines: Iterator[tuple[int, str]], origin: str) -> tuple[Defaults, Iterator[Row]]:
     """Rows of JSON lines, whose first may be {"defaults": {...}}."""
     rows = (_json_row(number, line, origin) for number, line in lines)
     first = next(rows, None)
     if first is None:
-        return {}, iter(())
+        return _NO_DEFAULTS, iter(())
     number, values = first
     if values.keys() != {"defaults"}:
-        return {}, chain([first], rows)
-    return _table(values["defaults"], "defaults", origin, number), rows
+        return _NO_DEFAULTS, chain([first], rows)
+    return (number, _table(values["defaults"], "defaults", origin, number)), rows
 
 
 def _json_row(number: int, line: str, origin: str) -> Row:
@@ -355,21 +368,23 @@ def _json_row(number: int, line: str, origin: str) -> Row:
         raise at_line(origin, number, InputError(f"{error}.", hint=_HINT)) from None
 
 
-def _toml_rows(path: Path) -> tuple[Mapping[str, Any], Iterator[Row]]:
+def _toml_rows(path: Path) -> tuple[Defaults, Iterator[Row]]:
     """Rows of [[jobs]], and the table [defaults]."""
     tables = read_toml(path)
     jobs = tables.pop("jobs", [])
-    defaults = _table(tables.pop("defaults", {}), "defaults", str(path), 1)
+    defaults = _table(tables.pop("defaults", {}), "defaults", str(path), None)
     if tables:
         name = next(iter(tables))
         raise InputError(f"{path}: unknown table '{name}'.", hint="[defaults] and [[jobs]]")
     if not isinstance(jobs, list):
         raise InputError(f"{path}: 'jobs' is not a list of tables.", hint="[[jobs]]")
     rows = enumerate(jobs, 1)
-    return defaults, ((number, _table(row, "jobs", str(path), number)) for number, row in rows)
+    return (None, defaults), (
+        (number, _table(row, "jobs", str(path), number)) for number, row in rows
+    )
 
 
-def _table(value: Any, name: str, origin: str, line: int) -> dict[str, Any]:
+def _table(value: Any, name: str, origin: str, line: int | None) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
     raise at_line(origin, line, InputError(f"'{name}' is no table of settings.", hint=_HINT))
