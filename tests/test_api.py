@@ -28,6 +28,7 @@ from wancli.config import keywords
 from wancli.config.resolve import fields_of
 from wancli.config.settings import RolloutSettings, Settings
 from wancli.models.offload import place
+from wancli.video.latents import keep_latents
 from wancli.video.read import read_frames
 
 PROMPT = "a red circle moving right"
@@ -338,6 +339,13 @@ def test_skip_existing_reads_the_existing_video(small: wancli.Model):
     assert existing.record["id"] == generated.record["id"]
     with pytest.raises(wancli.UsageError, match="exists"):
         small.generate(PROMPT, seed=1, output="a.mp4")
+
+
+def test_latents_kept_of_a_failed_video_go_once_it_is_there(small: wancli.Model):
+    video = small.generate(PROMPT, seed=1, output="a.mp4")
+    assert keep_latents(torch.zeros(1, 1, 1, 1, 1), Path("a.mp4"), video.record)
+    small.generate(PROMPT, seed=1, output="a.mp4", overwrite=True)
+    assert names() == ["a.json", "a.mp4"]
 
 
 def test_a_plan_checks_capacity_without_loading():

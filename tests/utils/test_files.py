@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.records.test_record import request
 from wancli.errors import OutputError
+from wancli.records.record import RunRecord
 from wancli.rollouts.store import RolloutStore
 from wancli.utils.files import is_part, part_name, remove_parts, write_beside, write_whole
-from wancli.video.latents import keep_latents, save_latents
+from wancli.video.latents import drop_kept_latents, keep_latents, save_latents
 
 
 def names(folder: Path) -> list[str]:
@@ -119,6 +121,28 @@ def test_rescued_latents_of_two_runs_are_both_kept_in_the_temporary_folder(
         assert saved
         assert load_file(saved)["latents"].eq(number).all()
     assert names(tmp_path) == ["a.latents-1.safetensors", "a.latents.safetensors"]
+
+
+def test_kept_latents_go_when_their_video_is_there_and_no_others_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    latents, video = torch.zeros(1, 4, 2, 3, 3), tmp_path / "a.mp4"
+    ours, other = (
+        RunRecord("id", "failed", "generate", "now", one.as_json(), one.hash).as_json()
+        for one in (request(), request(seed=2))
+    )
+    for path, record in ((video, ours), (video, other), (tmp_path / "b" / "a.mp4", ours)):
+        assert keep_latents(latents, path, record)
+    (tmp_path / "a.latents-2.safetensors").write_text("mine")
+    save_latents(latents, tmp_path / "a.latents-3.safetensors", ours)
+    kept = keep_latents(latents, video, ours)
+    drop_kept_latents(video, request(machine={"quantize": "int8"}).as_json())
+    assert kept == tmp_path / "a.latents-4.safetensors"
+    assert names(tmp_path) == [
+        *(f"a.latents-{number}.safetensors" for number in (1, 2, 3)), "b",
+    ]  # fmt: skip
+    assert names(tmp_path / "b") == ["a.latents.safetensors"]
 
 
 def test_only_our_parts_are_removed_and_an_older_folder_is_restored(tmp_path: Path):

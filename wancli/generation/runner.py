@@ -45,7 +45,7 @@ from wancli.records.record import (
 from wancli.records.write import TimedRecord, start_record, versions
 from wancli.utils.outputs import preview_file
 from wancli.video.ffmpeg import choose_encoding
-from wancli.video.latents import keeping, read_latents, save_latents
+from wancli.video.latents import drop_kept_latents, keeping, read_latents, save_latents
 from wancli.video.metadata import output_json
 from wancli.video.write import VideoWriter, WrittenVideo
 
@@ -108,6 +108,7 @@ class Runner:
             record = replace(timed.now(), output=output)
         if job.output:
             write_record(record, job.output, job.replaced)
+            drop_kept_latents(job.output, record.request)
         return replace(clip, record=record)
 
     def _make(

@@ -12,13 +12,13 @@ import shutil
 import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
 
 from wancli.errors import OutputError, missing
 from wancli.utils.interrupts import uninterrupted, unwind_from_here
 from wancli.utils.reading import open_file, unreadable
 
+_NAMES_BESIDE = 100
 LONGEST_NAME = 255  # bytes, on all common file systems
 _PART = re.compile(  # SQLite adds two files to its own
     r"\.(?P<name>.*)\.[0-9a-f]{16}\.(?P<kind>part|old)(?:-wal|-shm)?", re.DOTALL
@@ -40,20 +40,23 @@ def write_whole(
         raise OutputError(f"cannot write {path}: {error.strerror}.", hint=hint) from None
 
 
+def names_beside(path: Path) -> Iterator[Path]:
+    """The names that `write_beside` may use: NAME, NAME-1, NAME-2 and so on."""
+    yield path
+    yield from (path.with_stem(f"{path.stem}-{number}") for number in range(1, _NAMES_BESIDE))
+
+
 def write_beside(path: Path, content: bytes, *, hint: str) -> Path:
-    """Write to `path` or, if it exists, to NAME-1, NAME-2, ...; return the path used."""
-    for number in count():
-        free = path.with_stem(f"{path.stem}-{number}") if number else path
+    """Write under the first of `names_beside` that is free, and return it. Raises OutputError."""
+    for free in names_beside(path):
         try:
             _write(free, content)
         except FileExistsError:
-            if number < 10_000:
-                continue
-            raise
+            continue
         except OSError as error:
             raise OutputError(f"cannot write {free}: {error.strerror}.", hint=hint) from None
         return free
-    raise AssertionError  # count() does not end
+    raise OutputError(f"{path} exists, and {_NAMES_BESIDE - 1} more beside it.", hint=hint)
 
 
 def _write(path: Path, content: bytes, *, overwrite: bool = False, sync: bool = False) -> None:

@@ -13,8 +13,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from wancli.errors import CapacityError, DecodeError, InputError, OutputError
-from wancli.records.tensor_files import LATENTS_HINT, latents_record, latents_shape
-from wancli.utils.files import write_beside, write_whole
+from wancli.records.record import is_same_video
+from wancli.records.tensor_files import (
+    LATENTS_HINT,
+    header_of,
+    latents_record,
+    latents_shape,
+)
+from wancli.utils.files import names_beside, write_beside, write_whole
 from wancli.utils.reading import unreadable
 
 
@@ -26,9 +32,9 @@ def save_latents(
     write_whole(path, _packed(latents, record), hint=hint, overwrite=overwrite)
 
 
-def _packed(latents: Tensor, record: Mapping[str, Any]) -> bytes:
+def _packed(latents: Tensor, record: Mapping[str, Any], **metadata: str) -> bytes:
     tensors = {"latents": latents[0].transpose(0, 1).float().cpu().contiguous()}
-    return save(tensors, metadata={"wancli": json.dumps(record)})
+    return save(tensors, metadata={"wancli": json.dumps(record), **metadata})
 
 
 @contextmanager
@@ -53,11 +59,31 @@ def keeping(latents: Tensor | None, path: Path | None, record: Mapping[str, Any]
 
 def keep_latents(latents: Tensor, path: Path, record: Mapping[str, Any]) -> Path | None:
     """Save latents under a free name beside the failed video, or else in the temporary folder."""
-    name, content = f"{path.stem[:80]}.latents.safetensors", _packed(latents, record)
-    for folder in (path.parent, Path(tempfile.gettempdir())):
+    content = _packed(latents, record, kept_of=str(path.absolute()))
+    for file in _kept_files(path):
         with suppress(OutputError):
-            return write_beside(folder / name, content, hint="free some space")
+            return write_beside(file, content, hint="free some space")
     return None
+
+
+def drop_kept_latents(path: Path, request: Mapping[str, Any]) -> None:
+    """Remove latents that were kept of a video which failed, and is whole under that name now.
+
+    Those of another request stay, and those that somebody else named.
+    """
+    for file in (name for first in _kept_files(path) for name in names_beside(first)):
+        with suppress(InputError, OSError):
+            owner = header_of(file, "latents").metadata.get("kept_of")
+            if owner == str(path.absolute()) and is_same_video(
+                latents_record(file)["request"], request
+            ):
+                file.unlink()
+
+
+def _kept_files(path: Path) -> list[Path]:
+    """Where the latents of a video are kept, the first choice first."""
+    name = f"{path.stem[:80]}.latents.safetensors"
+    return [folder / name for folder in (path.parent, Path(tempfile.gettempdir()))]
 
 
 def read_latents(path: Path) -> tuple[Tensor, dict[str, Any]]:
