@@ -304,6 +304,19 @@ def test_a_rollout_that_never_starts_writes_nothing(small: wancli.Model):
     assert names() == []
 
 
+def test_a_rollout_that_runs_out_of_memory_says_what_needs_less(
+    small: wancli.Model, monkeypatch: pytest.MonkeyPatch
+):
+    def run_out(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 24 GiB.")
+
+    monkeypatch.setattr("wancli.rollouts.sampler.ChunkSampler.__call__", run_out)
+    with pytest.raises(wancli.CapacityError) as caught:
+        next(small.rollout(PROMPT, **CHUNKS))
+    smaller = "or a smaller `rolling_window` or `size`"
+    assert caught.value.hint == f'`dtype="bfloat16"`, {smaller}'
+
+
 def test_a_model_makes_one_video_at_a_time(small: wancli.Model):
     with small.rollout(PROMPT, **CHUNKS) as stream:
         next(stream)

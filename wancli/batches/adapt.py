@@ -1,11 +1,11 @@
 """Settings of a job that need less memory: the steps that a plan which does not fit hints at."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from wancli.api.requests import Listener
 from wancli.batches.jobs import adapted, plan_job
-from wancli.cost.capacity import REMEDIES
+from wancli.cost.capacity import savings
 from wancli.cost.estimate import Estimate
 from wancli.errors import SetupError, UsageError
 
@@ -18,18 +18,11 @@ def less_memory(command: str, prompt: str | None, values: Mapping[str, Any]) -> 
     before = _estimate(command, prompt, values)
     if before is None:
         return {}
-    for change in _changes(before):
+    for change in savings(before):
         after = _estimate(command, prompt, adapted(values, change))
         if after and after.needed < before.needed:
             return dict(change)
     return {}
-
-
-def _changes(estimate: Estimate) -> Iterator[Mapping[str, Any]]:
-    """Changes to try, in turn."""
-    possible = list(estimate.possible)
-    yield from ({"offload": mode} for mode in possible[possible.index(estimate.offload) + 1 :])
-    yield from REMEDIES
 
 
 def _estimate(command: str, prompt: str | None, values: Mapping[str, Any]) -> Estimate | None:

@@ -1,6 +1,6 @@
 """Whether a request fits this machine, or a GPU that is planned for, and which flags would help."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,21 +185,52 @@ def _remedy(settings: SettingsT, estimator: Callable[[SettingsT], Estimate | Non
     return in_words(next(fitting, {}))
 
 
+def savings(estimate: Estimate) -> Iterator[Mapping[str, Any]]:
+    """Settings that may need less memory than an estimate says, the least lossy first."""
+    possible = list(estimate.possible)
+    yield from ({"offload": mode} for mode in possible[possible.index(estimate.offload) + 1 :])
+    yield from REMEDIES
+
+
+def savings_in_words(settings: SettingsT, estimator: Callable[[SettingsT], Estimate | None]) -> str:
+    """Settings that let a request need less memory than it does; "" if none are known.
+
+    The least lossy one, and a tiny decoder.
+    """
+    if (before := estimator(settings)) is None:
+        return ""
+
+    def helps(changes: Mapping[str, Any]) -> bool:
+        after = _estimated(settings, changes, estimator)
+        return after is not None and after.needed < before.needed
+
+    firsts = [next(filter(helps, changes), {}) for changes in (savings(before), _TINY[:1])]
+    return ", ".join(in_words(first) for first in firsts if first)
+
+
 def _fits(
     settings: SettingsT,
     changes: Mapping[str, Any],
     estimator: Callable[[SettingsT], Estimate | None],
 ) -> bool | None:
     """Whether a request fits with other settings; None if they are incompatible, or larger."""
-    changed = _changed(settings, changes)
-    before, after = settings.video, changed.video
-    if after.width * after.height > before.width * before.height:
+    after = _changed(settings, changes).video
+    if after.width * after.height > settings.video.width * settings.video.height:
         return None
+    result = _estimated(settings, changes, estimator)
+    return result.sufficient if result else None
+
+
+def _estimated(
+    settings: SettingsT,
+    changes: Mapping[str, Any],
+    estimator: Callable[[SettingsT], Estimate | None],
+) -> Estimate | None:
+    """The estimate of a request with other settings; None if they are incompatible."""
     try:
-        result = estimator(changed)
+        return estimator(_changed(settings, changes))
     except WancliError:  # a package that is missing, say, or a decoder whose file is broken
         return None
-    return result.sufficient if result else None
 
 
 def _changed(settings: SettingsT, changes: Mapping[str, Any]) -> SettingsT:

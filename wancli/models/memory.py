@@ -52,7 +52,7 @@ def ran_out(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _RAN_OUT)
 
 
-SMALLER = "a smaller `size`, or fewer `num_frames` (rollout: a smaller `rolling_window`)"
+SMALLER = "a smaller `size`, or fewer `num_frames`"
 DECODING = "`vae_tiling`, or `vae_decoder tiny`"  # settings that the same latents are decoded with
 
 

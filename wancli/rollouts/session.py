@@ -14,11 +14,11 @@ from wancli.config.layers import find_model
 from wancli.config.resolve import Layer, Resolved, resolve
 from wancli.config.seeds import parse_seeds
 from wancli.config.settings import RolloutSettings
-from wancli.cost.capacity import CapacityCheck, check_capacity
+from wancli.cost.capacity import CapacityCheck, check_capacity, savings_in_words
 from wancli.cost.devices import Device
 from wancli.cost.estimate import Estimate, estimate, resolve_device
 from wancli.cost.totals import rollout_cost
-from wancli.errors import PlanError, PlanWarning, UsageError, WancliError
+from wancli.errors import CapacityError, PlanError, PlanWarning, UsageError, WancliError
 from wancli.models.warm import OnBytes, WarmPipeline, quiet_imports
 from wancli.planning.context import NO_FILES, ContextFiles, check_context_files, context_frames
 from wancli.planning.distilled import distilled_warnings
@@ -248,12 +248,20 @@ class RolloutSession:
         except (WancliError, Interrupted, KeyboardInterrupt, GeneratorExit) as error:
             if not self.options.continues:
                 job.store.remove_if_empty()
+            if isinstance(error, CapacityError):
+                error.hint = self._less_memory()
             if isinstance(error, WancliError):
                 observer.failed(failed_record(job.request, error, command="rollout"))
             raise
         self._report_drift(record, replaced)
         observer.done(record)
         return record
+
+    def _less_memory(self) -> str:
+        """Settings that need less memory, where what was planned did not suffice."""
+        less = savings_in_words(self.resolved.settings, self._estimated)
+        smaller = "a smaller `rolling_window` or `size`"
+        return f"{less}, or {smaller}" if less else smaller
 
     def _begin(
         self, job: "RolloutJob", replaced: frozenset[Path], observer: Observer
