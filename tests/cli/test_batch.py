@@ -63,6 +63,23 @@ def test_a_dry_run_says_where_the_batch_stands(forked, tmp_path, monkeypatch):
     assert "nothing is left" in forked("batch", "j.jsonl", "--dry-run", folder=tmp_path)[2]
 
 
+def test_a_batch_keeps_the_preset_of_the_environment_and_another_is_another_batch(
+    forked, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANCLI_PRESET", "demo")
+    Path("j.jsonl").write_text(JOBS)
+    planned = _planned(Path("j.jsonl"))
+    assert [one.values["preset"] for one in planned["settings"]] == ["demo"]
+    create_ledger(Path("j.ledger"), **planned).close()
+    command = ("batch", "j.jsonl", "--dry-run")
+    codes = [
+        forked(*command, folder=tmp_path, WANCLI_PRESET=preset)[0]
+        for preset in ("demo", "demo-4step", "")
+    ]
+    assert codes == [0, 2, 2]
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

@@ -86,7 +86,8 @@ def _check_all(
         try:
             if (key := _plan_key(shared)) not in plans:
                 plans[key] = _check(shared, firsts[number], listener, fits=fits)
-            checked.append(replace(plans[key], values=absolute_files(typed(shared.values))))
+            values = typed({**batch.environment, **shared.values})  # whoever makes it, and where
+            checked.append(replace(plans[key], values=absolute_files(values)))
         except WancliError as error:
             raise at_line(batch.origin, firsts[number].line, error) from None
     return checked

@@ -33,6 +33,12 @@ def settings_layers(
     return [*(replace(layer, source="model default") for layer in defaults), *chosen]
 
 
+def environment() -> dict[str, str]:
+    """The `model` and the `preset` that the environment names, if it does."""
+    named = {name: os.environ.get(f"WANCLI_{name.upper()}") for name in ("model", "preset")}
+    return {name: value for name, value in named.items() if value}
+
+
 def resuming_layers(
     overrides: Layer, preset: str | None, cache_preset: str | None = None
 ) -> list[Layer]:
@@ -70,15 +76,15 @@ def _command_layers(overrides: Layer, preset: str | None, cache_preset: str | No
     from_preset = _preset_layers(preset)
     if cache_preset:
         from_preset.append(step_cache_layer(find_preset(cache_preset)))
-    environment = {"model": os.environ["WANCLI_MODEL"]} if os.environ.get("WANCLI_MODEL") else {}
-    return [*from_preset, Layer("WANCLI_MODEL", environment), overrides]
+    model = {name: value for name, value in environment().items() if name == "model"}
+    return [*from_preset, Layer("WANCLI_MODEL", model), overrides]
 
 
 def _preset_layers(preset: str | None) -> list[Layer]:
     """The layers of `preset`, or of the one that WANCLI_PRESET names. Raises PresetError."""
     if preset:
         return layers(find_preset(preset))
-    named = os.environ.get("WANCLI_PRESET")
+    named = environment().get("preset")
     try:
         return layers(find_preset(named)) if named else []
     except PresetError as error:

@@ -10,13 +10,14 @@ import hashlib
 import io
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any
 
 from wancli.config.keywords import instead
+from wancli.config.layers import environment
 from wancli.config.seeds import parse_seeds
 from wancli.config.settings import ALIASES
 from wancli.errors import (
@@ -67,12 +68,16 @@ class BatchJob:
 
 @dataclass(frozen=True)
 class BatchFile:
-    """The jobs of a file, in order; `digest` is equal for files of the same jobs."""
+    """The jobs of a file, in order; `digest` is equal for files of the same jobs.
+
+    `environment` has the values of settings where a job has none of its own.
+    """
 
     origin: str
     settings: Sequence[JobSettings]
     jobs: Sequence[BatchJob]
     digest: str
+    environment: Mapping[str, str]
 
 
 class JobSeeds:
@@ -105,6 +110,7 @@ class JobSeeds:
 def read_jobs(path: Path, known: Mapping[str, Collection[str]]) -> BatchFile:
     """Read a file of jobs, or standard input for `-`; `known` has the keys of each command.
 
+    What the environment names where a job does not is part of the batch, as its own values are.
     Raises InputError for a file that cannot be read, SettingsError or UsageError with the line.
     """
     origin = "standard input" if path == STDIN else str(path)
@@ -119,7 +125,9 @@ def read_jobs(path: Path, known: Mapping[str, Collection[str]]) -> BatchFile:
             )
     if not jobs:
         raise InputError(f"{origin} has no jobs.", hint=_HINT)
-    return BatchFile(origin, reader.settings, jobs, _digest(reader.settings, jobs))
+    named = environment()
+    under = [replace(one, values={**named, **one.values}) for one in reader.settings]
+    return BatchFile(origin, reader.settings, jobs, _digest(under, jobs), named)
 
 
 def at_line(origin: str, line: int | None, error: WancliError) -> WancliError:

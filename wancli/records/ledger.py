@@ -420,7 +420,8 @@ def open_batch(path: Path, digest: str) -> Ledger:
     if ledger.digest != digest:
         ledger.close()
         raise UsageError(
-            f"{path} is the ledger of another batch, or of this one before its file changed.",
+            f"{path} is the ledger of another batch, or of this one before its file, WANCLI_MODEL "
+            "or WANCLI_PRESET changed.",
             hint=f"another `ledger`; {batch_command('status', path)}",
         )
     return ledger
