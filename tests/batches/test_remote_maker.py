@@ -8,7 +8,13 @@ import pytest
 
 from tests.batches.fakes import FakeMaker, fake_ledger
 from wancli.batches.received_files import ReceivedFiles
-from wancli.batches.remote_maker import FilePiece, NodeNeeds, RemoteMaker, report_node
+from wancli.batches.remote_maker import (
+    FilePiece,
+    NodeNeeds,
+    RemoteMaker,
+    node_needs,
+    report_node,
+)
 from wancli.batches.worker import JobOutcome
 from wancli.errors import OutputError
 from wancli.records.ledger import LedgerWorker
@@ -95,6 +101,18 @@ def test_latents_of_somebody_else_are_not_replaced(tmp_path):
     with pytest.raises(OutputError, match=r"z\.safetensors exists"):
         receive(make(tmp_path, files={"save_latents": str(latents)}))
     assert latents.read_text() == "mine"
+
+
+def test_files_by_which_a_shared_folder_is_known_do_not_outlive_killed_drivers(tmp_path):
+    killed, other = tmp_path / f".b.ledger.{'0' * 16}.part", tmp_path / f".a.{'0' * 16}.part"
+    for path in (killed, other):
+        path.touch()
+    with fake_ledger(tmp_path, ["a"]) as ledger, node_needs(ledger) as first:
+        assert not killed.exists()
+        with node_needs(ledger) as second:  # of a driver that works on it, too
+            assert first.probe.exists()
+            assert second.probe.exists()
+    assert list(tmp_path.glob(".*.part")) == [other]
 
 
 def test_a_machine_says_what_it_lacks(tmp_path):

@@ -8,13 +8,10 @@ actor that is ready, and alone writes the ledger. It is a process of its own, wh
 import json
 import logging
 import os
-import secrets
 import signal
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, NoReturn
 
@@ -32,6 +29,7 @@ from wancli.batches.remote_maker import (
     RemoteMaker,
     RemoteMessage,
     installed_versions,
+    node_needs,
     report_node,
 )
 from wancli.batches.worker import BEAT_S, JobOutcome, note_outcome
@@ -343,7 +341,7 @@ def _drive(
 ) -> None:  # fmt: skip
     _connect(address)
     try:
-        with _needs(ledger) as needs:
+        with node_needs(ledger) as needs:
             pool = RayPool(ledger, send, needs, workers=workers, retries=retries, options=options)
             try:
                 pool.run()
@@ -386,27 +384,6 @@ def _check_answers(address: str) -> None:
             f"no Ray cluster answers at {address}: {_line(error)}.",
             hint="ray start --head there, and its `address`",
         ) from None
-
-
-@contextmanager
-def _needs(ledger: Ledger) -> Iterator[NodeNeeds]:
-    """What the jobs need, with a file beside their videos by which a shared folder is known."""
-    prompts: dict[int, str | None] = {}
-    folders = set[str]()
-    for row in ledger.rows("pending", "running"):
-        prompts.setdefault(row["settings"], row["prompt"])
-        folders.add(os.path.dirname(row["output"]))  # noqa: PTH120 - of 100,000
-    folder = Path(os.path.commonpath(folders)) if folders else ledger.path.parent
-    settings = ledger.settings()
-    probe = folder / f".{secrets.token_hex(8)}.part"
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-    try:
-        yield NodeNeeds([settings[n] for n in prompts], list(prompts.values()), probe)
-    finally:
-        with suppress(OSError):
-            probe.unlink(missing_ok=True)
 
 
 def _line(error: BaseException) -> str:

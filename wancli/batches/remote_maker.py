@@ -7,8 +7,9 @@ import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 from queue import Full, Queue
 from time import monotonic
@@ -20,9 +21,10 @@ from wancli.batches.worker import JobMaker, JobOutcome
 from wancli.batches.worker_process import WorkerWarning
 from wancli.catalog.hub_cache import cached_revision
 from wancli.errors import SetupError, WancliError
-from wancli.records.ledger import ClaimedJob
+from wancli.records.ledger import ClaimedJob, Ledger, LedgerWorker
 from wancli.records.ledger_file import LedgerSettings
 from wancli.records.progress import Event, Phase
+from wancli.utils.files import is_part, remove
 from wancli.utils.packages import package_version
 
 PACKAGES = ("wancli", "torch", "diffusers")  # whose versions must be the same everywhere
@@ -60,6 +62,34 @@ class FilePiece:
 
 
 RemoteMessage = Event | WorkerWarning | FilePiece | JobOutcome
+
+
+@contextmanager
+def node_needs(ledger: Ledger) -> Iterator[NodeNeeds]:
+    """What the jobs need, with a file beside their videos by which a shared folder is known.
+
+    The file has the name of a worker, whose lock in the ledger's folder says that it is in use;
+    those of killed processes are removed.
+    """
+    prompts: dict[int, str | None] = {}
+    folders = set[str]()
+    for row in ledger.rows("pending", "running"):
+        prompts.setdefault(row["settings"], row["prompt"])
+        folders.add(os.path.dirname(row["output"]))  # noqa: PTH120 - of 100,000
+    folder = Path(os.path.commonpath(folders)) if folders else ledger.path.parent
+    settings = ledger.settings()
+    with closing(LedgerWorker(ledger)) as worker:
+        probe = folder / f".{ledger.path.name}.{worker.name}.part"
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            for other in folder.glob(f".{escape(ledger.path.name)}.*.part"):
+                if is_part(other.name) and not ledger.is_alive(other.name.split(".")[-2]):
+                    remove(other)
+            probe.touch()
+        try:
+            yield NodeNeeds([settings[n] for n in prompts], list(prompts.values()), probe)
+        finally:
+            remove(probe)
 
 
 def report_node(needs: NodeNeeds) -> NodeReport:
