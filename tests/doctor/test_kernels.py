@@ -1,9 +1,12 @@
 """Attention kernels are timed and compared with float32; what is wrong or broken is a line."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from tests.models.test_memory import RAN_OUT
 from wancli.cost.kernels import AttentionCase, rank_kernels, wrong_kernels
 from wancli.doctor import kernels
 from wancli.doctor.kernels import (
@@ -70,6 +73,23 @@ def test_wrong_and_broken_kernels_are_named_and_the_right_one_is_taken():
 def test_no_case_is_begun_after_the_budget():
     backends = {"native": MeasuredBackend(native)}
     assert measure_kernels(CPU, backends, budget_s=-1.0).times == []
+
+
+@pytest.mark.parametrize("error", RAN_OUT)
+def test_what_fits_is_measured_where_a_larger_case_runs_out_of_memory(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    drawn = kernels._draw
+
+    def draw(case: AttentionCase, *where: Any) -> Any:
+        if case != CASES[0]:
+            raise error
+        return drawn(case, *where)
+
+    monkeypatch.setattr(kernels, "_draw", draw)
+    table = measure_kernels(CPU, {"native": MeasuredBackend(native)}, round_s=1e-4)
+    assert [time.case for time in table.times] == [CASES[0]]
+    assert measure_alignments(table.times, CASES[1], CPU, round_s=1e-4) == {}
 
 
 def test_backends_that_run_here_are_found():

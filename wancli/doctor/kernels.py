@@ -29,7 +29,8 @@ from wancli.cost.kernels import (
     tokens_to_align,
     wrong_kernels,
 )
-from wancli.errors import first_line
+from wancli.errors import CapacityError, first_line
+from wancli.models.memory import fits_in_memory
 
 # Queries [B, L, H, D], keys and values [B, M, H, D] to [B, L, H, D].
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -93,9 +94,10 @@ def measure_kernels(
         if perf_counter() - began > budget_s:
             break
         try:
-            tensors = _draw(case, device, dtype)
-            expected = _reference(*tensors)
-        except torch.OutOfMemoryError:
+            with fits_in_memory("attention"):
+                tensors = _draw(case, device, dtype)
+                expected = _reference(*tensors)
+        except CapacityError:
             break
         for name, backend in list(backends.items()):
             if name in QUADRATIC and 4 * case.heads * case.queries * case.keys > MOST_SCORES:
@@ -241,7 +243,10 @@ def measure_alignments(
     first = next((name for name in ranked if name in TORCH_KERNELS), "_native_cudnn")
     order = [TORCH_KERNELS[name] for name in (first, *(n for n in TORCH_KERNELS if n != first))]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    with suppress(torch.OutOfMemoryError), sdpa_kernel(order, set_priority=True), torch.no_grad():
+    with (
+        suppress(CapacityError), fits_in_memory("attention"),
+        sdpa_kernel(order, set_priority=True), torch.no_grad(),
+    ):  # fmt: skip
         calls = _aligned_calls(*_draw(case, device, dtype))
         unpadded = calls[1]().float()
         right = {n: call for n, call in calls.items() if _is_close(call, unpadded)}
