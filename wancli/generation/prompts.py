@@ -33,8 +33,8 @@ def encode_prompt(
 ) -> Prompt:  # fmt: skip
     """Embed the prompt, and with guidance also the negative prompt, unless they are `known`.
 
-    If the prompt is not, the prompts `ahead` are embedded with it: under `offload model` the text
-    encoder then comes to the device once for all of them.
+    If the prompt is not, the prompts `ahead` are embedded with it, as many as are kept: under
+    `offload model` the text encoder then comes to the device once for all of them.
     """
     family = loaded.spec.family
     known = EncodedTexts() if known is None else known
@@ -42,12 +42,14 @@ def encode_prompt(
     def embed(text: str) -> Embeddings:
         return _EMBED[family.name](loaded.pipeline, text, loaded.spec.text_length)
 
-    for text in () if prompt in known else ahead:
-        known.get(text, embed)
-    embeddings = dict(known.get(prompt, embed))
+    more = () if prompt in known else ahead
+    own = known.get(prompt, embed)
+    embeddings = dict(own)
     if is_guided(sampling, family):
         negative = known.get(sampling.negative_prompt, embed)
         embeddings |= {f"negative_{name}": tensor for name, tensor in negative.items()}
+    for text in more[: max(0, known.capacity(own) - 2)]:  # so that both of these stay, too
+        known.get(text, embed)
     return Prompt(embeddings)
 
 
