@@ -22,8 +22,10 @@ from tests.forked import Run, forking
 from tests.shell import Shell, shell
 from wancli.catalog.specs import SPECS
 from wancli.cli.app import COMMANDS
+from wancli.cli.messages import dashed
 from wancli.cli.reference import markdown
 from wancli.config.presets import validate_file
+from wancli.config.settings import ALIASES
 
 LANGUAGES = {"sh", "toml", "python", "text", ""}
 PLANNED = ("generate", "rollout", "repro", "plan")
@@ -106,6 +108,15 @@ def test_flags_of_every_command_in_the_documents_exist():
             except TyperException as error:
                 wrong.append(f"{block.place}: wancli {name}: {error.format_message()}")
     assert wrong == []
+
+
+def test_the_documents_name_flags_as_messages_do_and_not_by_their_aliases():
+    aliases = [dashed(alias) for alias in ALIASES]
+    named = {
+        page: re.findall(f"--(?:{'|'.join(aliases)})", (ROOT / page).read_text())
+        for page in pages()
+    }
+    assert {page: flags for page, flags in named.items() if flags} == {}
 
 
 @pytest.fixture(scope="module")
