@@ -237,6 +237,14 @@ Prompt = Annotated[
 PromptFlag = Annotated[str | None, typer.Option("--prompt", "-p", help="Same as PROMPT.")]
 
 
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        autocompletion=complete_models, help="Model: a name (wancli model list), hub id or folder."
+    ),
+]
+
+
 PresetName = Annotated[
     str | None,
     typer.Option(

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from wancli.catalog.hf_configs import CLASSES, part_config
-from wancli.catalog.hub_cache import cached_repos, find_cached
+from wancli.catalog.hub_cache import absent, cached_repos, find_cached
 from wancli.catalog.local import broken_weights, find_spec, read_config, spec_of_folder
-from wancli.catalog.specs import SPECS, ModelSpec
+from wancli.catalog.specs import RANDOM, SPECS, ModelSpec
 from wancli.catalog.tasks import EXPERTS, TASKS, TEXT
 from wancli.catalog.tiny_decoder import DECODER
 from wancli.catalog.wan import Architecture
 from wancli.catalog.weight_files import ARCHITECTURE, identify, models_of
 from wancli.cost.wan import part_parameters
-from wancli.errors import InputError, ModelError, WancliError
+from wancli.errors import InputError, ModelError, UsageError, WancliError
 from wancli.models.weight_summary import SIZE, expert_by_name, summarize_weights, task_by_name
 from wancli.planning.lora import check_lora_file
 from wancli.planning.lora_keys import (
@@ -80,6 +80,33 @@ def find_local(model: str) -> ModelSpec:
         return spec
     read = spec_of_folder(cached, name=spec.name, repo=spec.repo)
     return replace(read, description=spec.description, causal=spec.causal, clips=spec.clips)
+
+
+def local_folder(model: str) -> tuple[ModelSpec, Path]:
+    """The spec of a model, and its folder. Raises ModelError if it is not downloaded."""
+    spec = spec_with_files(model)
+    if spec.folder is not None:
+        return spec, spec.folder
+    cached = find_cached(spec.repo)
+    if cached is None:
+        raise absent(model)
+    if missing := missing_files(cached):
+        raise ModelError(
+            f"model '{model}' is incomplete: it lacks {', '.join(missing[:3])}.",
+            hint=f"wancli model pull {model}",
+        )
+    return spec, cached
+
+
+def spec_with_files(model: str) -> ModelSpec:
+    """The spec of a model. Raises UsageError for a random one, which has no files."""
+    spec = find_spec(model)
+    if spec.random:
+        raise UsageError(
+            f"model '{model}' has no files: its weights are random.",
+            hint=f"the model itself: {model.removeprefix(RANDOM)}",
+        )
+    return spec
 
 
 def inspect_model(model: str) -> ModelInfo:
