@@ -40,11 +40,11 @@ class Budget:
 
 # Hours on two cores, and minutes on an H100, whose steps take hardly longer with more clips.
 CPU = Budget(
-    STAGES, clips=4000, batch=16, steps=16000, distill_steps=800, tiny=TinyBudget(250, 2, 1000)
+    STAGES, clips=4000, batch=16, steps=16000, distill_steps=400, tiny=TinyBudget(250, 2, 1000)
 )
 GPU = Budget(
     [replace(s, steps=3 * s.steps, frames=2 * s.frames) for s in STAGES],
-    clips=8000, batch=48, steps=16000, distill_steps=2000, tiny=TinyBudget(500, 8, 6000),
+    clips=8000, batch=48, steps=16000, distill_steps=1500, tiny=TinyBudget(500, 8, 6000),
 )  # fmt: skip
 
 logger = logging.getLogger("wancli.demo")
