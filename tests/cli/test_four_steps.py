@@ -24,6 +24,7 @@ def test_a_clip_takes_four_forwards_and_is_made_again_from_its_record(wancli: Wa
     (lora,) = made["lora"]
     assert (lora["name"], lora["dropped"]) == ("demo-4step.safetensors", {})
     assert lora["applied"] == lora["keys"]
+    assert run_json(wancli, "model", "info", "demo-4step")["preset"] == "demo-4step"
     again = run_json(wancli, "repro", "x.mp4", "-o", "again.mp4")
     assert again["output"]["framemd5"] == made["output"]["framemd5"]
 

@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from tests.cli.test_bad_input import complaint
@@ -157,6 +158,10 @@ def comfyui(root: Path) -> Path:
     write(models / "vae" / "wan_vae.safetensors", vae(384, 16))
     write(models / "loras" / "x.safetensors", lora("blocks.0.self_attn.q", dim=5120))
     (models / "loras" / "notes.txt").write_text("x")
+    factors = {n: torch.zeros(s) for n, s in lora("blocks.0.self_attn.q", dim=9).items()}
+    for folder in ("loras", "vae"):
+        torch.save(factors, models / folder / "x.pt")
+    torch.save(factors, models / "loras" / "old.pth", _use_new_zipfile_serialization=False)
     cut = models / "loras" / "cut.safetensors"
     write(cut, lora("blocks.0.self_attn.q", dim=9))
     cut.write_bytes(cut.read_bytes()[:-1])
@@ -169,11 +174,13 @@ def test_list_shows_the_files_of_a_comfyui(
     root = comfyui(tmp_path / "comfy")
     result = wancli("model", "list", "--comfyui", root, "--json")
     rows = {row["name"]: row for row in map(json.loads, result.out.splitlines())}
-    assert [*rows] == ["wan/fp8.safetensors", "wan_vae.safetensors", "cut.safetensors",
-                       "x.safetensors"]  # fmt: skip
+    assert [*rows] == ["wan/fp8.safetensors", "wan_vae.safetensors", "cut.safetensors", "old.pth",
+                       "x.pt", "x.safetensors"]  # fmt: skip
+    assert (rows["x.pt"]["parts"], rows["x.pt"]["rank"]) == (["lora"], 4)
+    assert "counted as it loads" in rows["old.pth"]["problem"]
     assert rows["wan/fp8.safetensors"]["path"].endswith("diffusion_models/wan/fp8.safetensors")
     assert "truncated" in rows["cut.safetensors"]["problem"]
-    assert "1 other files there are not of Wan models" in result.err
+    assert "2 other files there are not of Wan models" in result.err
     assert f"export {VARIABLE}={root}" in result.err
     monkeypatch.setenv(VARIABLE, str(root))
     result = wancli("model", "list")

@@ -10,7 +10,7 @@ from wancli.config.presets import find_preset, layers
 from wancli.config.resolve import Layer, Resolved, resolve
 from wancli.config.settings import Settings
 from wancli.errors import PlanError, PlanWarning
-from wancli.planning.distilled import check_distilled, distilled_warnings
+from wancli.planning.distilled import check_distilled, distilled_warnings, preset_of
 from wancli.planning.plan import check_unused_settings
 
 HIGH = "wan2.2_t2v_A14b_high_noise_lora_rank64_lightx2v_4step_1217.safetensors"
@@ -30,6 +30,13 @@ def test_guidance_is_refused_with_a_distilled_lora_by_the_name_of_its_file(name:
         check_distilled(resolved(name, guidance_scale=3.5))
     assert error.value.hint == "`guidance_scale 1`, or `preset wan2.2-t2v-a14b-4step`"
     check_distilled(resolved(name))
+
+
+def test_the_preset_of_a_lora_is_known_by_the_name_of_its_file():
+    for name in ("demo-4step", "a/demo-4step.safetensors"):
+        assert preset_of(name) == "demo-4step"
+    assert preset_of(Path(HIGH)) == "wan2.2-t2v-a14b-4step"
+    assert preset_of("mine.safetensors") == ""
 
 
 def test_each_expert_has_guidance_of_its_own():

@@ -36,21 +36,26 @@ def show_files(roots: Sequence[Path], screen: Screen) -> None:
 
 def _parts(folder: ModelFolder, info: "WeightSummary") -> tuple[str, ...]:
     """The settings that take a file from its folder; a broken one is for those of the folder."""
-    if info.problem and not info.parts:
-        return (folder.setting,)
-    return tuple(part for part in info.parts if folder.setting in ("", part))
+    from wancli.models.weight_summary import READ, UNPICKLED
+
+    weights = info.path.suffix in READ
+    if info.problem and not info.parts:  # a pickle that is not in a folder for it is no LoRA
+        return (folder.setting,) if weights or folder.setting in UNPICKLED else ()
+    parts = (part for part in info.parts if weights or part in UNPICKLED)
+    return tuple(part for part in parts if folder.setting in ("", part))
 
 
 def _files(roots: Sequence[Path]) -> Iterator[tuple[ModelFolder, "WeightSummary"]]:
     """Each file of weights once, and the folder that it is in."""
     from wancli.models.weight_summary import READ, summarize_weights
+    from wancli.planning.lora_keys import PICKLES
 
     visited = set()
     for root in roots:
         for folder in folders_of(root):
             for path in folder.files():
                 real = os.path.realpath(path)
-                if path.suffix in READ and real not in visited:
+                if path.suffix in (*READ, *PICKLES) and real not in visited:
                     visited.add(real)
                     yield folder, summarize_weights(path)
 

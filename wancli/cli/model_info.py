@@ -12,6 +12,7 @@ from wancli.cli.options import ModelName, OutputOptions, takes_output_options
 from wancli.cli.screen import Screen
 from wancli.config.settings import WEIGHTS
 from wancli.errors import missing
+from wancli.planning.distilled import preset_of
 from wancli.planning.lora import find_lora, is_lora
 from wancli.utils.reading import user_path
 from wancli.utils.units import gib
@@ -90,8 +91,9 @@ def _show_lora(name: str, screen: Screen) -> None:
     from wancli.models.inspect import inspect_lora
 
     lora = inspect_lora(find_lora(name).path)
+    preset = preset_of(lora.path)
     if screen.options.json:
-        screen.json(lora.as_json())
+        screen.json(lora.as_json() | {"preset": preset})
         return
     facts = {
         "file": str(lora.path),
@@ -104,6 +106,7 @@ def _show_lora(name: str, screen: Screen) -> None:
         "task": lora.task,
         "expert": lora.expert and f"{lora.expert} noise, by its name",
         "fits": ", ".join(lora.models) or "no known model",
+        "preset": preset and f"{preset}, with what it was distilled for",
         "first keys": ", ".join(lora.first_keys),
         "on disk": gib(lora.bytes),
     }

@@ -21,6 +21,7 @@ from wancli.errors import InputError, ModelError, UsageError, WancliError
 from wancli.models.weight_summary import SIZE, expert_by_name, summarize_weights, task_by_name
 from wancli.planning.lora import check_lora_file
 from wancli.planning.lora_keys import (
+    PICKLES,
     LoraFile,
     changed_shapes,
     count_blocks,
@@ -340,7 +341,9 @@ def cached_loras() -> list[tuple[str, str, Path]]:
         folder = find_cached(repo)
         if folder is None or (folder / "model_index.json").exists():
             continue
-        for path in sorted(folder.rglob("*.safetensors")):
+        for path in sorted(folder.rglob("*.*")):
+            if path.suffix not in (".safetensors", *PICKLES):
+                continue
             try:
                 read_lora_file(path)
             except WancliError:  # another kind of model

@@ -14,11 +14,13 @@ from wancli.catalog.tiny_decoder import TinyDecoderShape, tiny_decoder_shape
 from wancli.catalog.wan import Architecture
 from wancli.catalog.wan_layers import Shape
 from wancli.errors import first_line
-from wancli.planning.lora_keys import PREFIX, refused_kind
+from wancli.planning.lora_keys import PICKLES, PREFIX, has_header, refused_kind
 from wancli.utils.gguf import read_gguf_header
-from wancli.utils.reading import DTYPE_NAMES, Header, Stored, skim_header
+from wancli.utils.pickles import read_pickle_header
+from wancli.utils.reading import DTYPE_NAMES, Header, Stored, check_tensors, skim_header
 
 READ = (".safetensors", ".gguf")  # suffixes
+UNPICKLED = ("lora", TINY_DECODER)  # settings that take pickles, too
 SIZE = r"(?<![\d.])(\d+(?:\.\d+)?)b"  # in the name of a model
 # Patterns of names of tensors.
 _FACTOR = r"[._]lora(?:_linear_layer)?[._](?:A|B|down|up)[._].*$|\.diff(?:_b)?$"
@@ -126,13 +128,21 @@ def summarize_weights(path: Path) -> WeightSummary:
     size = 0
     try:
         size = path.stat().st_size
-        names = _TensorNames(
-            read_gguf_header(path) if path.suffix == ".gguf" else skim_header(path)
-        )
+        names = _TensorNames(_read_header(path))
         return _lora_info(path, size, names) if names.has(_FACTOR) else _info(path, size, names)
     except (OSError, ValueError) as error:
         reason = isinstance(error, OSError) and error.strerror
         return WeightSummary(path, size, problem=reason or first_line(error))
+
+
+def _read_header(path: Path) -> Header:
+    """The tensors of a file of weights. Raises OSError, ValueError."""
+    if path.suffix not in PICKLES:
+        return read_gguf_header(path) if path.suffix == ".gguf" else skim_header(path)
+    check_tensors(path)
+    if not has_header(path):
+        raise ValueError("a pickle of an old format: its keys are counted as it loads")
+    return read_pickle_header(path)
 
 
 def _info(path: Path, size: int, names: _TensorNames) -> WeightSummary:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from wancli.config.presets import PACKAGED, layers, read_file
@@ -61,6 +61,12 @@ def distilled_warnings(resolved: Resolved[Any]) -> tuple[PlanWarning, ...]:
     return tuple(warnings)
 
 
+def preset_of(lora: str | Path) -> str:
+    """The packaged preset that has a LoRA of this name; "" if none has."""
+    known = _packaged().get(_name(str(lora)))
+    return known.preset if known else ""
+
+
 def _untrained(sampling: Sampling, trained: Sampling) -> list[str]:
     """The settings by which the timesteps differ from those of the training."""
     same = sampling.model_copy(update={"scheduler": trained.scheduler})
@@ -82,13 +88,13 @@ def _with_value(name: str, value: object) -> str:
 
 def _distilled_loras(settings: Settings) -> list[DistilledLora]:
     known = _packaged() if settings.machine.lora else {}
-    found = [known.get(_file(text)) for text in settings.machine.lora]
+    found = [known.get(_name(text)) for text in settings.machine.lora]
     return [lora for lora in found if lora]
 
 
 @cache
 def _packaged() -> Mapping[str, DistilledLora]:
-    """The LoRAs of the packaged presets, by the name of their file."""
+    """The LoRAs of the packaged presets, by the name of their file without its suffix."""
     loras = {}
     for path in sorted(PACKAGED.glob("*.toml")):
         preset = read_file(path)
@@ -98,8 +104,13 @@ def _packaged() -> Mapping[str, DistilledLora]:
         for text in settings.machine.lora:
             expert = text.rpartition("@")[2] if "@" in text else ""
             lora = DistilledLora(_file(text), expert, preset.name, settings.sampling)
-            loras[lora.file] = lora
+            loras[_name(text)] = lora
     return loras
+
+
+def _name(text: str) -> str:
+    """The same for a file and for its name in the package, which has no suffix."""
+    return _file(text).removesuffix(".safetensors")
 
 
 def _file(text: str) -> str:

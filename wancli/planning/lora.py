@@ -24,6 +24,7 @@ from wancli.errors import (
     missing,
 )
 from wancli.planning.lora_keys import (
+    PICKLES,
     LoraFile,
     LoraFit,
     check_fit,
@@ -107,7 +108,7 @@ def _split(text: str) -> tuple[str, str, str]:
 def is_lora(name: str) -> bool:
     """Whether a name is that of a LoRA and not of a model: a file, packaged, or REPO:FILE."""
     path = user_path(name)
-    is_file = path.suffix in (".safetensors", ".pt", ".pth") and (
+    is_file = path.suffix in (".safetensors", *PICKLES) and (
         path.is_file() or bool(find_named("lora", name))
     )
     return is_file or name in PACKAGED or hub_file(name) is not None

@@ -28,6 +28,7 @@ from wancli.errors import ModelError, shortened
 from wancli.utils.pickles import is_zip, read_pickle_header
 from wancli.utils.reading import parse_json, read_header, read_json, unreadable
 
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")  # suffixes of what torch.save writes
 HINT = "wancli model info FILE says which model a LoRA is for"
 PREFIX = (  # of the keys of LoRAs
     r"(?:base_model\.model\.|diffusion_model\.|model\.|transformer\.|pipe\.dit\.|dit\.|unet\.|"
