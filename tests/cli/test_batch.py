@@ -53,10 +53,12 @@ def test_a_dry_run_says_where_the_batch_stands(forked, tmp_path, monkeypatch):
     code, heavy, out, _ = forked("batch", "j.jsonl", "--dry-run", folder=tmp_path)
     assert (code, "torch" in heavy) == (0, False)
     assert "3: 3 pending" in out
-    for place, warns in (("v", True), (".", False)):
+    Path("v").mkdir()
+    Path("link").symlink_to(".")
+    for place, warns in (("v", True), (".", False), ("v/..", False), ("link", False)):
         flags = "--ledger", "j.ledger", "--output-dir", place, "--dry-run"
         _, _, _, err = forked("batch", "j.jsonl", *flags, folder=tmp_path)
-        assert ("none is in --output-dir v" in err) == warns, err
+        assert (f"none is in --output-dir {place}" in err) == warns, err
     _, _, out, _ = forked("batch", "j.jsonl", "--dry-run", "--json", folder=tmp_path)
     assert [json.loads(line)["state"] for line in out.splitlines()] == ["pending"] * 3
     forked("batch", "cancel", "j.ledger", folder=tmp_path)

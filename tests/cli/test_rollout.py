@@ -187,6 +187,11 @@ def test_resume_extends_a_finished_rollout_without_repeating_its_settings(
     Path("a.mp4").write_bytes(video)  # it has no metadata, but the sidecar has the record
     result = wancli("rollout", "--resume", "--chunks", 4, "-o", "a.mp4", "-q")
     assert result.code == 0, result.err
+    before = Path("a.mp4").stat().st_mtime_ns
+    result = wancli("rollout", "--resume", "-o", "a.mp4")
+    assert (result.code, result.out) == (0, "a.mp4\n"), result.err
+    assert "nothing is left: a.mp4 and its chunks are there" in result.err
+    assert Path("a.mp4").stat().st_mtime_ns == before
     for flag in ((), ("--dry-run",)):  # nothing is imported for it
         result = wancli("rollout", "--resume", "--chunks", 3, "-o", "a.mp4", *flag)
         assert (result.code, "--chunks 3: 4 are already finished" in result.err) == (2, True)

@@ -170,11 +170,11 @@ class Ledger:
         return list(dict.fromkeys(row[0] for row in rows))
 
     def writes_into(self, folder: Path) -> bool:
-        """Whether any video has its name in that folder."""
-        start = f"{folder.absolute()}{os.sep}"
+        """Whether any video has its name in that folder, whatever links lead there."""
+        query = "SELECT DISTINCT rtrim(output, replace(output, '/', '')) FROM jobs"  # folders
         with sqlite_errors(self.path):
-            query = "SELECT 1 FROM jobs WHERE substr(output, 1, ?) = ? LIMIT 1"
-            return self._db.execute(query, (len(start), start)).fetchone() is not None
+            folders = [Path(place).resolve() for (place,) in self._db.execute(query)]
+        return any(place.is_relative_to(folder.resolve()) for place in folders)
 
     def sizes(self) -> tuple[int, int]:
         """The number of finished videos, and their bytes."""

@@ -23,7 +23,13 @@ from wancli.models.warm import OnBytes, WarmPipeline, quiet_imports
 from wancli.planning.context import NO_FILES, ContextFiles, check_context_files, context_frames
 from wancli.planning.distilled import distilled_warnings
 from wancli.planning.earlier_rollout import find_rollout, stored_request
-from wancli.planning.existing import existing_video, is_kept, is_video_of
+from wancli.planning.existing import (
+    check_existing,
+    existing_video,
+    is_kept,
+    is_video_of,
+    record_of,
+)
 from wancli.planning.lora import find_lora, merged_revision, report_loras
 from wancli.planning.output_files import (
     is_latents_of,
@@ -189,13 +195,27 @@ class RolloutSession:
             check_chunks(len(self.plan.spans), finished=finished)
 
     def make(self, observer: Observer) -> list[dict[str, Any]]:
-        """Run it to its end and return its record. Raises WancliError."""
+        """Run it to its end and return its record, unless nothing is left. Raises WancliError."""
+        if video := self._finished_video():
+            observer.note(f"nothing is left: {video} and its chunks are there")
+            observer.skipped(self.request(), video)
+            return [record_of(video) or {}]
         run = self.run(observer)
         while True:
             try:
                 next(run)
             except StopIteration as end:
                 return [end.value.as_json()]
+
+    def _finished_video(self) -> Path | None:
+        """The video of a rollout that is resumed with nothing left to make, else None."""
+        (video, latents, folder), options = self.paths(), self.options
+        others = latents or options.report or options.overwrite or options.rerender is not None
+        if not options.resume or others or video is None or folder is None:
+            return None
+        chunks = RolloutStore(folder).undamaged_chunks()
+        finished = chunks == len(self.plan.spans) and video.exists()
+        return video if finished and is_kept(check_existing(video, self.request())) else None
 
     @property
     def parts(self) -> list[str]:
