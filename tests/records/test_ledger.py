@@ -114,6 +114,23 @@ def test_a_worker_learns_that_its_job_was_cancelled_unless_it_is_done(tmp_path):
         assert (counts["cancelled"], counts["done"], counts["failed"]) == (1, 1, 0)
 
 
+def test_a_cancelled_job_that_is_retried_is_its_workers_until_that_has_stopped(tmp_path):
+    with fresh(tmp_path, 1) as ledger:
+        worker, other = LedgerWorker(ledger), LedgerWorker(ledger)
+        job = claim(worker)
+        ledger.cancel([job.number])
+        assert ledger.retry([job.number]) == 1
+        assert other.claim() is None
+        worker.beat(job)  # it goes on
+        ledger.cancel([job.number])
+        with pytest.raises(JobCancelled):
+            worker.beat(job)
+        ledger.retry([job.number])
+        assert other.claim() is None
+        worker.stopped(job)
+        assert claim(other).number == job.number
+
+
 def test_a_ledger_that_is_gone_takes_no_more_jobs(tmp_path):
     with fresh(tmp_path) as ledger:
         worker = LedgerWorker(ledger)

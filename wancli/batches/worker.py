@@ -131,7 +131,8 @@ def note_outcome(worker: LedgerWorker, outcome: JobOutcome, *, retries: int) -> 
             error = failure
     if is_disk_full(error):
         raise error
-    if isinstance(error, JobCancelled):  # which the ledger knows
+    if isinstance(error, JobCancelled):
+        worker.stopped(job)
         return JobOutcome(job, error=error)
     if again := _again(worker, outcome, error, retries):
         return JobOutcome(job, error=error, again=again)

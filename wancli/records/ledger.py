@@ -111,11 +111,22 @@ class Ledger:
         return [row["number"] for row in self.rows(*states)]
 
     def retry(self, numbers: Iterable[int]) -> int:
-        """Let jobs wait again that have ended; returns how many."""
+        """Let jobs wait again that have ended; returns how many.
+
+        A cancelled one goes on if its worker has not learned of that: another that took it would
+        find its files locked.
+        """
+        with sqlite_errors(self.path):
+            query = "SELECT DISTINCT worker FROM jobs WHERE state = 'cancelled' AND worker NOTNULL"
+            workers = [row[0] for row in self._db.execute(query)]
+        at_it = json.dumps([worker for worker in workers if self.is_alive(worker)])
+        goes_on = "state = 'cancelled' AND worker IN (SELECT value FROM json_each(?))"
         return self._move(
             numbers,
-            "state = 'pending', worker = NULL, error = NULL, ended = NULL, "
-            "deaths = 0, failures = 0",
+            f"worker = iif({goes_on}, worker, NULL), state = iif({goes_on}, 'running', 'pending'), "
+            "error = NULL, ended = NULL, deaths = 0, failures = 0",
+            at_it,
+            at_it,
             of=(DONE, SKIPPED, FAILED, CANCELLED),
         )
 
@@ -127,12 +138,13 @@ class Ledger:
         now = time.time()
         return self._move(numbers, f"state = 'cancelled', ended = {now}", of=(PENDING, RUNNING))
 
-    def _move(self, numbers: Iterable[int], change: str, *, of: Sequence[str]) -> int:
+    def _move(self, numbers: Iterable[int], change: str, *values: object, of: Sequence[str]) -> int:
         """Change the rows of jobs in some states; returns how many."""
         marks = ",".join("?" * len(of))
         update = f"UPDATE jobs SET {change} WHERE number = ? AND state IN ({marks})"
         with self._transaction() as db:
-            return db.executemany(update, ((number, *of) for number in numbers)).rowcount
+            rows = ((*values, number, *of) for number in numbers)
+            return db.executemany(update, rows).rowcount
 
     def settings(self) -> list[LedgerSettings]:
         """Settings of jobs; the index is the `settings` of a row."""
@@ -312,6 +324,11 @@ class LedgerWorker:
         values = (state, time.time(), size, text)
         change = "state = ?, ended = ?, bytes = ?, record = ?"
         self._change(job, change, values, of=(RUNNING, CANCELLED))
+
+    def stopped(self, job: ClaimedJob) -> None:
+        """Note that this worker has left a cancelled job, which waits if it was retried since."""
+        change = "worker = NULL, state = iif(state = 'running', 'pending', state)"
+        self._change(job, change, (), of=(RUNNING, CANCELLED))
 
     def failed(self, job: ClaimedJob, error: WancliError) -> None:
         """Note why the job failed."""
