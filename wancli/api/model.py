@@ -152,7 +152,7 @@ class RolloutStream(_Closing, Iterator["RolloutChunk"]):
         closes: bool = False,
     ) -> None:  # fmt: skip
         """With `closes`, the pipeline is closed at the end."""
-        self.path = session.paths()[0]
+        self.path = session.files.video
         self.plan: Mapping[str, Any] = session.plan_json()
         self.record: Mapping[str, Any] | None = None
         self._pipeline = pipeline if closes else None

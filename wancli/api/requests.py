@@ -20,7 +20,7 @@ from wancli.planning.inputs import InputFiles
 from wancli.planning.prompts import PromptChange, check_prompt, read_script
 from wancli.records.progress import Report
 from wancli.records.record import Request, RunRecord
-from wancli.rollouts.session import RolloutRequest
+from wancli.rollouts.request import RolloutRequest
 
 SOURCE = "argument"  # of settings, in records
 log = logging.getLogger("wancli")

@@ -63,7 +63,8 @@ def repro(  # noqa: PLR0913 - one parameter per flag that is not a setting
     from wancli.planning.existing import read_record
     from wancli.planning.input_files import find_recorded_files
     from wancli.records.naming import literal
-    from wancli.rollouts.session import RolloutRequest, RolloutSession
+    from wancli.rollouts.request import RolloutRequest
+    from wancli.rollouts.session import RolloutSession
     from wancli.utils.heap import keep_heap
     from wancli.utils.threads import choose_pages
 

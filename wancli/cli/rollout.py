@@ -147,7 +147,8 @@ def plan_rollout(  # noqa: PLR0913 - one parameter per flag that is not a settin
     from wancli.config.layers import resuming_layers, settings_layers
     from wancli.planning.context import ContextFiles
     from wancli.planning.prompts import parse_change, read_script
-    from wancli.rollouts.session import RolloutRequest, open_session
+    from wancli.rollouts.request import RolloutRequest
+    from wancli.rollouts.session import open_session
 
     again = resume or rerender is not None
     needs_prompt = not (again or prompt_embeds)

@@ -1,8 +1,8 @@
 """From a request to a rollout's job: plan, prompt schedule, seeds, paths, resuming."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,33 +20,23 @@ from wancli.cost.estimate import Estimate, estimate, resolve_device
 from wancli.cost.totals import rollout_cost
 from wancli.errors import CapacityError, PlanError, PlanWarning, UsageError, WancliError
 from wancli.models.warm import OnBytes, WarmPipeline, quiet_imports
-from wancli.planning.context import NO_FILES, ContextFiles, check_context_files, context_frames
+from wancli.planning.context import check_context_files, context_frames
 from wancli.planning.distilled import distilled_warnings
 from wancli.planning.earlier_rollout import find_rollout, stored_request
-from wancli.planning.existing import (
-    check_existing,
-    existing_video,
-    is_kept,
-    is_video_of,
-    record_of,
-)
+from wancli.planning.existing import check_existing, existing_video, is_kept, record_of
 from wancli.planning.lora import find_lora, merged_revision, report_loras
-from wancli.planning.output_files import (
-    is_latents_of,
-    is_of_rollout,
-    rollout_files,
-    sidecar_files,
-)
 from wancli.planning.plan import RolloutPlan, check_unused_settings, make_rollout_plan
 from wancli.planning.prompts import PromptChange, PromptSchedule, make_prompt_schedule
-from wancli.records.naming import name_fields, name_output
+from wancli.records.naming import name_fields
 from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import Request, settings_of
+from wancli.rollouts.outputs import RolloutFiles, check_no_other, name_files, output_set
+from wancli.rollouts.request import RolloutRequest
 from wancli.rollouts.resume import check_chunks, check_same
 from wancli.rollouts.store import RolloutStore
 from wancli.utils.files import digest
 from wancli.utils.interrupts import Interrupted
-from wancli.utils.outputs import Ours, OutputFile, OutputSet, not_ours
+from wancli.utils.outputs import OutputSet
 from wancli.video.ffmpeg import choose_encoding
 
 if TYPE_CHECKING:
@@ -54,33 +44,6 @@ if TYPE_CHECKING:
     from wancli.records.record import RunRecord
     from wancli.rollouts.resume import ResumePoint
     from wancli.rollouts.runner import RolloutChunk, RolloutJob
-
-
-@dataclass(frozen=True)
-class RolloutRequest:
-    """Options of a rollout besides the settings."""
-
-    prompt: str | None
-    seed: str | None
-    output: str | None
-    folder: Path
-    starts: ContextFiles = NO_FILES
-    changes: Sequence[PromptChange] = ()
-    latents: str | None = None  # a name or template, as `output` and `report` are
-    video: bool = True  # False: latents only, without a VAE
-    files: bool = True  # False: the chunks stay in memory
-    only_new: bool = False
-    overwrite: bool = False
-    skip_existing: bool = False  # go on with what there is of this very request
-    resume: bool = False
-    rerender: int | None = None
-    report: str | None = None
-    force: bool = False
-
-    @property
-    def continues(self) -> bool:
-        """Whether it continues an earlier rollout."""
-        return self.resume or self.rerender is not None
 
 
 class RolloutSession:
@@ -140,7 +103,7 @@ class RolloutSession:
 
     def items(self) -> list[tuple[Request, Path]]:
         """The request and its output, empty without files."""
-        return [(self.request(), next(filter(None, self.paths()), Path()))]
+        return [(self.request(), self.files.video or self.files.latents or Path())]
 
     def check_outputs(self) -> frozenset[Path]:
         """Raise what `run` would raise about its outputs; writes and locks nothing.
@@ -149,16 +112,15 @@ class RolloutSession:
         """
         if self.kept:
             return frozenset()
-        video, latents, store = self.paths()
-        outputs = self._outputs(video, latents, store)
+        outputs = self._outputs()
         outputs.check()
-        self._check_earlier(store)
+        check_no_other(self.files, self.options)
         return outputs.replaced
 
     @cached_property
     def kept(self) -> bool:
         """Whether `skip_existing` keeps the video. Raises UsageError for another request's."""
-        video = self.paths()[0]
+        video = self.files.video
         if video is None or not self.options.skip_existing or self.options.overwrite:
             return False
         return is_kept(existing_video(video, self.request()))
@@ -168,7 +130,7 @@ class RolloutSession:
 
         Raises UsageError for the chunks of another request.
         """
-        folder = self.paths()[2]
+        folder = self.files.store
         if folder is None or self.kept or not RolloutStore(folder).chunks():
             return None
         before = stored_request(folder)
@@ -209,11 +171,11 @@ class RolloutSession:
 
     def _finished_video(self) -> Path | None:
         """The video of a rollout that is resumed with nothing left to make, else None."""
-        (video, latents, folder), options = self.paths(), self.options
-        others = latents or options.report or options.overwrite or options.rerender is not None
-        if not options.resume or others or video is None or folder is None:
+        files, options, video = self.files, self.options, self.files.video
+        others = files.latents or files.report or options.overwrite or options.rerender is not None
+        if not options.resume or others or video is None or files.store is None:
             return None
-        chunks = RolloutStore(folder).undamaged_chunks()
+        chunks = RolloutStore(files.store).undamaged_chunks()
         finished = chunks == len(self.plan.spans) and video.exists()
         return video if finished and is_kept(check_existing(video, self.request())) else None
 
@@ -242,18 +204,17 @@ class RolloutSession:
         its folder, as an interrupt does.
         """
         self.capacity.check()
-        video, latents, store = self.paths()
-        outputs = self._outputs(video, latents, store)
+        outputs = self._outputs()
         with outputs.locked():
             model = model or self.pipeline()
             with observer.progress() as report, quiet_imports(report):
-                job = self._job(self.request(), video, latents, store)
+                job = self._job(self.request())
             return (yield from self._run(job, outputs.replaced, observer, model))
 
     def _run(
         self, job: "RolloutJob", replaced: frozenset[Path], observer: Observer, model: WarmPipeline,
     ) -> Generator["RolloutChunk", None, "RunRecord"]:  # fmt: skip
-        self._check_earlier(job.store.folder)
+        check_no_other(self.files, self.options)
         report_warnings(self.warnings, observer)
         report_loras(self.plan.lora, observer)
         if not model.loaded:
@@ -304,8 +265,7 @@ class RolloutSession:
         return job
 
     def _report_drift(self, record: "RunRecord", replaced: frozenset[Path]) -> None:
-        path = self._file(self.options.report)
-        if path:
+        if path := self.files.report:
             from wancli.video.drift_report import write_report
 
             title = self.schedule.prompt
@@ -337,34 +297,23 @@ class RolloutSession:
             weights_json(self.spec),
         )
 
-    def paths(self) -> tuple[Path | None, Path | None, Path | None]:
-        """The video, the latents, and the folder of chunks. Raises UsageError."""
-        options = self.options
-        if not options.files:
-            return None, None, None
-        if not options.video:
-            latents = self._file(options.latents)
-            if latents is None:
-                raise UsageError(
-                    "`no_video` needs `save_latents`.", hint="`save_latents x.safetensors`"
-                )
-            return None, latents, latents.with_suffix(".rollout")
-        if self.base:
-            video = self.base.with_suffix(".mp4")
-        else:
-            video = self._named(options.output, options.folder)
-        return video, self._file(options.latents), video.with_suffix(".rollout")
-
-    def _file(self, template: str | None) -> Path | None:
-        """A file besides the video; None if it is not wanted. Raises UsageError."""
-        return self._named(template, Path()) if template else None
-
-    def _named(self, template: str | None, folder: Path) -> Path:
+    @cached_property
+    def files(self) -> RolloutFiles:
+        """The files that it writes. Raises UsageError."""
         fields = name_fields(
             self.resolved.settings, prompt=self.schedule.prompt, seed=self.seeds[0],
             steps=self.plan.steps[0],
         )  # fmt: skip
-        return name_output(template, fields, folder=folder, several=False)
+        return name_files(self.options, fields, base=self.base)
+
+    def _outputs(self) -> OutputSet:
+        """All files to write. Raises UsageError if two of them are the same."""
+        loras = [find_lora(text).path for text in self.resolved.settings.machine.lora]
+        weights = [file.path for file in self.spec.files]
+        reads = [*self.options.starts.named().values(), *loras, *weights]
+        return output_set(
+            self.files, self.options, reads=reads, request=self.request, before=self.before
+        )
 
     def _plan(self, settings: RolloutSettings) -> RolloutPlan:
         return make_rollout_plan(
@@ -409,70 +358,22 @@ class RolloutSession:
             return {**earlier, 0: seeds[0]}
         return {chunk: seed for chunk, seed in earlier.items() if chunk < first} | {first: seeds[0]}
 
-    def _outputs(self, video: Path | None, latents: Path | None, store: Path | None) -> OutputSet:
-        """All files to write. Raises UsageError if two of them are the same."""
-        from wancli.video.write import check_name
-
-        options, report = self.options, self._file(self.options.report)
-        if video:
-            check_name(video)
-        if report and report.suffix != ".html":
-            raise UsageError(f"`report {report}` is not an .html file.", hint="`report drift.html`")
-        loras = [find_lora(text).path for text in self.resolved.settings.machine.lora]
-        weights = [file.path for file in self.spec.files]
-        outputs = OutputSet(
-            overwrite=options.overwrite,
-            reads=[*options.starts.named().values(), *loras, *weights],
-        )
-        our_video, our_latents, our_report = self._ours()
-        if video:
-            outputs.add(OutputFile(video, "`output`", our_video))
-        if latents:
-            outputs.add(OutputFile(latents, "`save_latents`", our_latents))
-        if store:
-            outputs.add(*sidecar_files(video or latents or store), *rollout_files(store, video))
-        if report:
-            outputs.add(OutputFile(report, "`report`", our_report))
-        return outputs
-
-    def _ours(self) -> tuple[Ours, Ours, Ours]:
-        """What says whether an existing video, latents and report may be replaced."""
-        if not (self.options.skip_existing or self.options.continues):
-            return not_ours, not_ours, not_ours
-        from wancli.video.drift_report import is_report
-
-        if self.options.skip_existing:
-            request = self.request()
-            video = partial(is_video_of, request=request)
-            return video, partial(is_latents_of, request=request), is_report
-        ours = partial(is_of_rollout, before=self.before)
-        return ours, ours, is_report
-
-    def _check_earlier(self, folder: Path | None) -> None:
-        """Raise UsageError if another rollout in `folder` would be lost."""
-        free = self.options.overwrite or self.options.continues
-        if folder and not free and any(folder.glob("chunk-*.safetensors")):
-            raise UsageError(
-                f"{folder} already holds a rollout.", hint="`resume`, `overwrite` or other names"
-            )
-
-    def _job(
-        self, request: Request, video: Path | None, latents: Path | None, store: Path | None
-    ) -> "RolloutJob":
+    def _job(self, request: Request) -> "RolloutJob":
         from wancli.rollouts.runner import RolloutJob
         from wancli.rollouts.store import NoStore
 
+        files = self.files
         return RolloutJob(
             request=request,
             settings=self.resolved.settings,
             plan=self.plan,
             schedule=self.schedule,
             seeds=self.seeds,
-            store=RolloutStore(store) if store else NoStore(),
-            video=video,
+            store=RolloutStore(files.store) if files.store else NoStore(),
+            video=files.video,
             decodes=self.options.video,
             starts=self.options.starts,
-            latents=latents,
+            latents=files.latents,
             only_new=bool(request.inputs.get("only_new")),
         )
 
