@@ -50,6 +50,7 @@ from wancli.planning.rules_machine import (
     check_packed,
     check_rollout,
 )
+from wancli.planning.rules_rollout import check_window, rope_policy
 from wancli.planning.step_caches import (
     WITH_THRESHOLD,
     check_step_cache,
@@ -208,7 +209,7 @@ def make_rollout_plan(
         context=context,
         spans=_in_shots(spans, chosen, changes),
         window=window,
-        rope=_rope(chosen),
+        rope=rope_policy(chosen),
         guided=guided,
         steps=steps,
         forwards=(sum(steps) + clean_passes) * (2 if guided else 1),
@@ -274,12 +275,6 @@ def chunk_steps(settings: RolloutSettings, span: Span) -> tuple[float, ...]:
     return timesteps(first, "first_chunk_steps") if steps and first and span.index == 0 else steps
 
 
-def _rope(chosen: Rollout) -> RopePolicy:
-    if chosen.rope != "auto":
-        return chosen.rope
-    return "relative" if chosen.sink_frames else "absolute"
-
-
 def _check_rollout(
     settings: RolloutSettings, spec: ModelSpec, *, force: bool
 ) -> tuple[LoraUse, ...]:
@@ -299,7 +294,7 @@ def _check_rollout(
     check_rollout(settings.machine)
     check_rollout_vae(settings.machine)
     loras = _check_experts(settings, spec)
-    _check_window(settings.rollout)
+    check_window(settings.rollout)
     _check_caches(settings, spec)
     return loras
 
@@ -310,102 +305,6 @@ def clip_warnings(spec: ModelSpec) -> tuple[PlanWarning, ...]:
         return ()
     text = f"{spec.name} was trained to generate chunk by chunk, and not whole videos."
     return (PlanWarning(text, f"wancli rollout --model {spec.name}; its plan: `chunks 7`"),)
-
-
-def _check_window(chosen: Rollout) -> None:
-    least = chosen.sink_frames + chosen.chunk_frames
-    if chosen.rolling_window and chosen.rolling_window < least:
-        raise PlanError(
-            f"`rolling_window {chosen.rolling_window}` is too small for `sink_frames` "
-            f"{chosen.sink_frames} and `chunk_frames {chosen.chunk_frames}`.",
-            hint=f"`rolling_window {least}` or more",
-        )
-    if chosen.trim == "after" and chosen.sink_frames:
-        raise PlanError(
-            "`trim after` has no sinks; `sink_frames` needs `trim before`.",
-            hint="drop `sink_frames`, or `trim before`",
-        )
-    if chosen.rope == "sink" and not chosen.sink_frames:
-        raise PlanError("`rope sink` needs `sink_frames`.", hint="`sink_frames 3`")
-    if chosen.image_start == "first-frame":
-        _check_first_frame(chosen)
-    _check_shots(chosen)
-    if chosen.kv_recompute:
-        _check_recompute(chosen)
-    elif chosen.reencode_first:
-        raise PlanError(
-            "`reencode_first` needs a cache that is computed before every chunk.",
-            hint="`kv_recompute`, or `no_reencode_first`",
-        )
-
-
-def _check_recompute(chosen: Rollout) -> None:
-    """Raise PlanError for what a cache computed before every chunk rules out."""
-    if chosen.sink_frames and _rope(chosen) == "absolute":
-        raise PlanError(
-            "`kv_recompute` moves the sink next to the other frames: `rope absolute` does not.",
-            hint="`rope relative`",
-        )
-    if chosen.sink_frames and chosen.reencode_first:
-        raise PlanError(
-            f"`sink_frames {chosen.sink_frames}` keeps the frame that `reencode_first` replaces.",
-            hint="`sink_frames 0`, or `no_reencode_first`",
-        )
-    others = {
-        "recache": (chosen.recache, "recomputes it when the prompt changes"),
-        "shot_sink": (chosen.shot_sink, "keeps what it recomputes"),
-        f"shot_offset {chosen.shot_offset}": (chosen.shot_offset, "parts the window"),
-    }
-    for name, (on, why) in others.items():
-        if on:
-            raise PlanError(
-                f"`kv_recompute` computes the cache before every chunk; `{name}` {why}.",
-                hint=f"drop `{name.split()[0]}`",
-            )
-
-
-def _check_first_frame(chosen: Rollout) -> None:
-    """Raise PlanError where nothing but the picture would be in the first chunk."""
-    if chosen.independent_first_frame or chosen.chunk_frames == 1:
-        of = "independent_first_frame" if chosen.independent_first_frame else "chunk_frames 1"
-        raise PlanError(
-            f"`image_start first-frame` leaves nothing to generate in the first chunk with `{of}`.",
-            hint="`image_start context`",
-        )
-
-
-def _check_shots(chosen: Rollout) -> None:
-    """Raise PlanError for shots that the other settings contradict."""
-    if (chosen.shot_offset or chosen.shot_sink) and _rope(chosen) != "absolute":
-        name = f"shot_offset {chosen.shot_offset}" if chosen.shot_offset else "shot_sink"
-        raise PlanError(f"`{name}` needs absolute positions.", hint="`rope absolute`")
-    if chosen.shot_offset and chosen.recache and chosen.recache_by == "window":
-        raise PlanError(
-            f"`shot_offset {chosen.shot_offset}` parts the window, which `recache_by window` "
-            "computes at once.",
-            hint="`recache_by chunk`",
-        )
-    if chosen.shot_prefix and chosen.blend:
-        raise PlanError(
-            f"`shot_prefix` cuts to a new prompt, which `blend {chosen.blend}` fades in.",
-            hint="drop one of them",
-        )
-    if not chosen.shot_sink:
-        return
-    if not chosen.sink_frames:
-        raise PlanError("`shot_sink` needs `sink_frames`.", hint="`sink_frames 3`")
-    if chosen.recache:
-        raise PlanError(
-            "`shot_sink` keeps what was seen under the old prompt, which `recache` replaces.",
-            hint="drop `recache`",
-        )
-    least = 2 * chosen.sink_frames + chosen.chunk_frames
-    if 0 < chosen.rolling_window < least:
-        raise PlanError(
-            f"`rolling_window {chosen.rolling_window}` is too small for two sinks of "
-            f"`sink_frames {chosen.sink_frames}` and `chunk_frames {chosen.chunk_frames}`.",
-            hint=f"`rolling_window {least}` or more, or `no_shot_sink`",
-        )
 
 
 def _check_caches(settings: RolloutSettings, spec: ModelSpec) -> None:
