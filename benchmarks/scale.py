@@ -25,8 +25,9 @@ from statistics import fmean, median, quantiles
 from time import perf_counter, process_time
 from typing import Any
 
-from wancli.records.ledger import ClaimedJob, LedgerWorker, create_ledger, open_ledger
+from wancli.records.ledger import ClaimedJob, create_ledger, open_ledger
 from wancli.records.ledger_file import LedgerJob, LedgerSettings
+from wancli.records.ledger_worker import LedgerWorker
 
 PROCESSES = (1, 2, 4, 8, 16, 32, 64)
 WORKERS = (1, 8, 64, 256, 1_000, 4_000, 10_000)

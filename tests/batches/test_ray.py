@@ -13,8 +13,9 @@ from wancli.batches.remote_maker import NodeReport, installed_versions
 from wancli.batches.worker_process import WorkerWarning
 from wancli.batches.workers import WorkerPlace, WorkerPool
 from wancli.errors import SetupError
-from wancli.records.ledger import LedgerWorker, create_ledger, open_ledger
+from wancli.records.ledger import create_ledger, open_ledger
 from wancli.records.ledger_file import LedgerJob, LedgerSettings
+from wancli.records.ledger_worker import LedgerWorker
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

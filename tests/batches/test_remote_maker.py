@@ -17,8 +17,8 @@ from wancli.batches.remote_maker import (
 )
 from wancli.batches.worker import JobOutcome
 from wancli.errors import OutputError
-from wancli.records.ledger import LedgerWorker
 from wancli.records.ledger_file import LedgerSettings
+from wancli.records.ledger_worker import LedgerWorker
 
 
 class FakeRemoteMaker(RemoteMaker):

@@ -4,7 +4,7 @@ import pytest
 
 from tests.batches.fakes import FakeWorker, fake_ledger
 from wancli.batches import worker as worker_module
-from wancli.records.ledger import LedgerWorker
+from wancli.records.ledger_worker import LedgerWorker
 
 
 @pytest.mark.parametrize("gives_back", [True, False])

@@ -14,7 +14,8 @@ from wancli.batches.worker_process import JobStarted, WorkerWarning
 from wancli.batches.workers import WorkerPlace, WorkerPool, worker_places
 from wancli.cost.devices import Device
 from wancli.errors import SetupError, UsageError
-from wancli.records.ledger import LedgerWorker, open_ledger
+from wancli.records.ledger import open_ledger
+from wancli.records.ledger_worker import LedgerWorker
 
 TWO = [WorkerPlace(f"worker {n}", {}) for n in range(2)]
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,9 @@ from tests.conftest import Wancli
 from tests.records.test_ledger import SETTINGS, claim, make
 from wancli.errors import RunError
 from wancli.records.batch_export import export_row, job_lines
-from wancli.records.ledger import LedgerWorker, create_ledger, open_ledger
+from wancli.records.ledger import create_ledger, open_ledger
 from wancli.records.ledger_file import LedgerJob
+from wancli.records.ledger_worker import LedgerWorker
 
 ROWS = [(1, "a"), (1, "a"), (2, None), (2, None), (3, None), (4, "b")]  # line and id
 

@@ -11,8 +11,9 @@ from tests.cli.test_preview import gray_video
 from tests.conftest import Wancli
 from tests.records.test_ledger import claim
 from wancli.errors import RunError
-from wancli.records.ledger import LedgerWorker, create_ledger
+from wancli.records.ledger import create_ledger
 from wancli.records.ledger_file import LedgerJob, LedgerSettings
+from wancli.records.ledger_worker import LedgerWorker
 
 PROMPT = 'a "cat" </script><b>&'
 

@@ -10,8 +10,9 @@ from PIL import Image, ImageSequence
 
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Wancli
-from wancli.records.ledger import LedgerWorker, create_ledger
+from wancli.records.ledger import create_ledger
 from wancli.records.ledger_file import LedgerJob, LedgerSettings
+from wancli.records.ledger_worker import LedgerWorker
 from wancli.video.ffmpeg import Encoding
 from wancli.video.write import VideoWriter
 

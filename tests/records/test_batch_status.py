@@ -8,7 +8,7 @@ import pytest
 from tests.records.test_ledger import claim, fresh, make
 from wancli.errors import RunError
 from wancli.records.batch_status import read_status
-from wancli.records.ledger import LedgerWorker
+from wancli.records.ledger_worker import LedgerWorker
 
 
 def change(ledger, update):

@@ -10,15 +10,9 @@ import time
 import pytest
 
 from wancli.errors import OutputError, RunError, UsageError
-from wancli.records.ledger import (
-    MOST_DEATHS,
-    STATES,
-    ClaimedJob,
-    JobCancelled,
-    LedgerWorker,
-    create_ledger,
-)
+from wancli.records.ledger import MOST_DEATHS, STATES, ClaimedJob, create_ledger
 from wancli.records.ledger_file import LedgerJob, LedgerSettings
+from wancli.records.ledger_worker import JobCancelled, LedgerWorker
 
 SETTINGS = [LedgerSettings(model, "generate", {"steps": model}) for model in (0, 1)]
 

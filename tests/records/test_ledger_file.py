@@ -8,8 +8,9 @@ import pytest
 
 from tests.records.test_ledger import claim, fresh
 from wancli.errors import InputError, OutputError, RunError, UsageError
-from wancli.records.ledger import LedgerWorker, create_ledger, open_ledger
+from wancli.records.ledger import create_ledger, open_ledger
 from wancli.records.ledger_file import check_local
+from wancli.records.ledger_worker import LedgerWorker
 
 
 def test_a_new_ledger_takes_nothing_from_a_deleted_one(tmp_path):

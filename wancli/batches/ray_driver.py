@@ -44,7 +44,8 @@ from wancli.batches.worker_process import (
 from wancli.errors import SetupError, UsageError, WancliError, is_unexpected, some
 from wancli.generation.batch import PlannedVideos
 from wancli.planning.existing import record_of
-from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker, died_error
+from wancli.records.ledger import ClaimedJob, Ledger, died_error
+from wancli.records.ledger_worker import JobCancelled, LedgerWorker
 from wancli.rollouts.session import RolloutSession
 from wancli.utils.heap import keep_heap
 from wancli.utils.interrupts import SIGNALS

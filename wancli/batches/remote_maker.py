@@ -21,8 +21,9 @@ from wancli.batches.worker import JobMaker, JobOutcome
 from wancli.batches.worker_process import WorkerWarning
 from wancli.catalog.hub_cache import cached_revision
 from wancli.errors import SetupError, WancliError
-from wancli.records.ledger import ClaimedJob, Ledger, LedgerWorker
+from wancli.records.ledger import ClaimedJob, Ledger
 from wancli.records.ledger_file import LedgerSettings
+from wancli.records.ledger_worker import LedgerWorker
 from wancli.records.progress import Event, Phase
 from wancli.utils.files import is_part, remove
 from wancli.utils.packages import package_version

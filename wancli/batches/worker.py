@@ -31,7 +31,8 @@ from wancli.errors import (
     warn_once,
 )
 from wancli.planning.existing import record_of
-from wancli.records.ledger import ClaimedJob, JobCancelled, Ledger, LedgerWorker, died_error
+from wancli.records.ledger import ClaimedJob, Ledger, died_error
+from wancli.records.ledger_worker import JobCancelled, LedgerWorker
 from wancli.records.naming import literal
 from wancli.records.progress import Event, Report, ignore
 from wancli.rollouts.store import RolloutStore

@@ -8,17 +8,15 @@ people, and no clock decides who is alive. So a ledger is used from one machine,
 
 import json
 import os
-import secrets
-import socket
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from wancli.errors import InputError, OutputError, RunError, UsageError, WancliError
+from wancli.errors import InputError, OutputError, RunError, UsageError
 from wancli.records.ledger_file import (
     LedgerJob,
     LedgerSettings,
@@ -55,17 +53,13 @@ class ClaimedJob:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
-class JobCancelled(RunError):
-    """A job that runs was cancelled, or is another worker's now: it stops."""
-
-
 class Ledger:
     """An open ledger. Each process opens its own, after any fork."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         """Use `create_ledger` or `open_ledger`."""
         self.path, self._db, self._file = path, connection, path.stat()
-        self._own: set[str] = set()  # workers of this process, which are alive
+        self.own_workers: set[str] = set()  # of this process, which are alive
 
     def __enter__(self) -> Self:
         return self
@@ -142,7 +136,7 @@ class Ledger:
         """Change the rows of jobs in some states; returns how many."""
         marks = ",".join("?" * len(of))
         update = f"UPDATE jobs SET {change} WHERE number = ? AND state IN ({marks})"
-        with self._transaction() as db:
+        with self.transaction() as db:
             rows = ((*values, number, *of) for number in numbers)
             return db.executemany(update, rows).rowcount
 
@@ -212,17 +206,17 @@ class Ledger:
         """
         with sqlite_errors(self.path):
             query = "SELECT DISTINCT worker FROM jobs WHERE state = 'running'"
-            others = {str(row[0]) for row in self._db.execute(query)} - self._own
+            others = {str(row[0]) for row in self._db.execute(query)} - self.own_workers
         dead = [worker for worker in others if not _is_alive(self.path, worker)]
         return [job for worker in dead for job in self.free(worker)]
 
     def free(self, worker: str) -> list[ClaimedJob]:
         """Let the jobs of one worker that has died wait again, as `free_abandoned` does."""
         ours = "state = 'running' AND worker = ?"
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute(f"UPDATE jobs SET deaths = deaths + 1 WHERE {ours}", (worker,))
             most = f"SELECT number FROM jobs WHERE {ours} AND deaths >= {MOST_DEATHS}"
-            failed = [_claimed(db, row[0]) for row in db.execute(most, (worker,)).fetchall()]
+            failed = [claimed_job(db, row[0]) for row in db.execute(most, (worker,)).fetchall()]
             error = json.dumps(error_json(died_error()))
             db.executemany(
                 "UPDATE jobs SET state = 'failed', ended = ?, error = ? WHERE number = ?",
@@ -244,7 +238,7 @@ class Ledger:
             )
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
         """A block of changes that happen all or not at all. Raises OutputError."""
         with sqlite_errors(self.path):
             self._db.execute("BEGIN IMMEDIATE")
@@ -257,141 +251,6 @@ class Ledger:
                 raise
 
 
-class LedgerWorker:
-    """One who takes jobs from a ledger; alive until `close`, or the end of the process."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.name = secrets.token_hex(8)
-        self._ledger, self._model = ledger, -1
-        self._lock = FolderLock(ledger.path.parent)
-        self._lock.acquire(_lock_name(ledger.path, self.name))
-        _check_lock(self._lock, ledger.path)
-        ledger._own.add(self.name)
-
-    def close(self) -> None:
-        """Give back what is claimed, and end."""
-        try:
-            with self._ledger._transaction() as db:
-                db.execute(
-                    "UPDATE jobs SET state = 'pending', worker = NULL "
-                    "WHERE state = 'running' AND worker = ?",
-                    (self.name,),
-                )
-        finally:  # without which others would wait for its jobs
-            self._ledger._own.discard(self.name)
-            self._lock.release()
-
-    def claim(self) -> ClaimedJob | None:
-        """The next job, of the same model while there is one; None if none waits.
-
-        Raises OutputError if the ledger is gone: what is written to it then is lost.
-        """
-        self._ledger.check_there()
-        with self._ledger._transaction() as db:
-            first = "SELECT number FROM jobs WHERE state = 'pending' AND model = ? LIMIT 1"
-            row = db.execute(first, (self._model,)).fetchone() or db.execute(_NEXT).fetchone()
-            if row is None:
-                return None
-            (number,), now = row, time.time()
-            db.execute(
-                "UPDATE jobs SET state = 'running', attempt = attempt + 1, worker = ?, host = ?, "
-                "pid = ?, began = ?, heartbeat = ?, ended = NULL, error = NULL WHERE number = ?",
-                (self.name, socket.gethostname(), os.getpid(), now, now, number),
-            )
-            job = _claimed(db, number)
-        self._model = job.model
-        return job
-
-    def beat(self, job: ClaimedJob) -> None:
-        """Note that the job is being worked on. Raises JobCancelled."""
-        if not self._change(job, "heartbeat = ?", (time.time(),)):
-            hint = batch_command("retry", self._ledger.path, "--cancelled")
-            raise JobCancelled("the job was cancelled.", hint=hint)
-
-    def done(self, job: ClaimedJob, record: Mapping[str, Any], *, kept: bool = False) -> None:
-        """Note that the video is whole under its final name; `kept`: it was there before.
-
-        Raises OutputError if no file has that name.
-        """
-        try:
-            size = job.output.stat().st_size
-        except OSError as error:
-            raise OutputError(
-                f"{job.output} is not there: {error.strerror}.",
-                hint=batch_command("retry", self._ledger.path),
-            ) from None
-        state, text = SKIPPED if kept else DONE, json.dumps(record)
-        values = (state, time.time(), size, text)
-        change = "state = ?, ended = ?, bytes = ?, record = ?"
-        self._change(job, change, values, of=(RUNNING, CANCELLED))
-
-    def stopped(self, job: ClaimedJob) -> None:
-        """Note that this worker has left a cancelled job, which waits if it was retried since."""
-        change = "worker = NULL, state = iif(state = 'running', 'pending', state)"
-        self._change(job, change, (), of=(RUNNING, CANCELLED))
-
-    def failed(self, job: ClaimedJob, error: WancliError) -> None:
-        """Note why the job failed."""
-        values = (FAILED, time.time(), json.dumps(error_json(error)))
-        self._change(job, "state = ?, ended = ?, error = ?", values)
-
-    def again(self, job: ClaimedJob, *, most: int) -> bool:
-        """Let a job that failed wait again, unless it has so often; returns whether it waits."""
-        change = "state = 'pending', worker = NULL, failures = failures + 1"
-        return self._change(job, change, (), also=f"AND failures < {most:d}")
-
-    def adapt(
-        self, job: ClaimedJob, values: Mapping[str, Any], *,
-        same_model: Callable[[Mapping[str, Any], Mapping[str, Any]], bool],
-    ) -> bool:  # fmt: skip
-        """Let a job, and those that wait with its settings, wait with others instead.
-
-        Returns False if it is no longer this worker's.
-        """
-        text = json.dumps(values)
-        with self._ledger._transaction() as db:
-            ours = "number = ? AND worker = ? AND attempt = ? AND state = 'running'"
-            row = (job.number, self.name, job.attempt)
-            before = db.execute(f"SELECT settings FROM jobs WHERE {ours}", row).fetchone()
-            if before is None:
-                return False
-            known = db.execute("SELECT number, model, command, json FROM settings").fetchall()
-            models = [m for _, m, _, other in known if same_model(json.loads(other), values)]
-            model = models[0] if models else 1 + max(m for _, m, _, _ in known)
-            after = (number for number, *same in known if same == [model, job.command, text])
-            if (number := next(after, None)) is None:
-                number = len(known)
-                new = (number, model, job.command, text)
-                db.execute("INSERT INTO settings VALUES (?, ?, ?, ?)", new)
-            moved = "UPDATE jobs SET settings = ?, model = ?, state = 'pending', worker = NULL"
-            db.execute(f"{moved} WHERE {ours}", (number, model, *row))
-            pending = f"{moved} WHERE state = 'pending' AND settings = ?"
-            db.execute(pending, (number, model, *before))
-        return True
-
-    def failed_to_load(self, job: ClaimedJob, error: WancliError) -> int:
-        """Note that a job's model cannot be loaded: all that wait for it fail; returns how many."""
-        self.failed(job, error)
-        with self._ledger._transaction() as db:
-            return db.execute(
-                "UPDATE jobs SET state = 'failed', ended = ?, error = ? "
-                "WHERE state = 'pending' AND model = ?",
-                (time.time(), json.dumps(error_json(error)), job.model),
-            ).rowcount
-
-    def _change(
-        self, job: ClaimedJob, change: str, values: Sequence[Any], *,
-        of: Sequence[str] = (RUNNING,), also: str = "",
-    ) -> bool:  # fmt: skip
-        """Change the row of a job; False if it is no longer this worker's."""
-        marks = ",".join("?" * len(of))
-        ours = f"WHERE number = ? AND worker = ? AND attempt = ? AND state IN ({marks}) {also}"
-        with self._ledger._transaction() as db:
-            update = f"UPDATE jobs SET {change} {ours}"
-            row = (job.number, self.name, job.attempt)
-            return db.execute(update, (*values, *row, *of)).rowcount > 0
-
-
 def died_error() -> RunError:
     """The error of a job that workers die in."""
     return RunError(
@@ -400,7 +259,8 @@ def died_error() -> RunError:
     )
 
 
-def _claimed(db: sqlite3.Connection, number: int) -> ClaimedJob:
+def claimed_job(db: sqlite3.Connection, number: int) -> ClaimedJob:
+    """A job as its worker makes it."""
     number, attempt, model, command, values, prompt, seed, output, files = db.execute(
         _CLAIMED, (number,)
     ).fetchone()
@@ -410,11 +270,6 @@ def _claimed(db: sqlite3.Connection, number: int) -> ClaimedJob:
     )  # fmt: skip
 
 
-# A model that nobody works on before one that somebody does: each is loaded as rarely as possible.
-_NEXT = """
-SELECT number FROM jobs WHERE state = 'pending'
-ORDER BY model IN (SELECT model FROM jobs WHERE state = 'running'), model, number LIMIT 1
-"""
 _CLAIMED = """
 SELECT jobs.number, attempt, jobs.model, command, json, prompt, seed, output, files
 FROM jobs JOIN settings ON settings.number = jobs.settings WHERE jobs.number = ?
@@ -462,27 +317,29 @@ def _only_one(folder: Path) -> Path:
     return paths[0]
 
 
-def _lock_name(path: Path, worker: str) -> str:
-    return f"{path.name}.{worker}"
+def lock_worker(path: Path, worker: str) -> FolderLock:
+    """Lock the name of a worker of a ledger. Raises NameLocked if it is alive.
 
-
-def _check_lock(lock: FolderLock, path: Path) -> None:
-    """Raise UsageError where locks do not work: then nobody knows who is alive."""
-    if not lock.works:
-        raise UsageError(
-            f"{path.parent} has no working locks, which a ledger needs.",
-            hint="a `ledger` in a folder of your own, on a local disk",
-        )
+    Raises UsageError where locks do not work: then nobody knows who is alive.
+    """
+    lock = FolderLock(path.parent)
+    try:
+        lock.acquire(f"{path.name}.{worker}")
+        if not lock.works:
+            raise UsageError(
+                f"{path.parent} has no working locks, which a ledger needs.",
+                hint="a `ledger` in a folder of your own, on a local disk",
+            )
+    except BaseException:
+        lock.release()
+        raise
+    return lock
 
 
 def _is_alive(path: Path, worker: str) -> bool:
     """Whether a worker holds its lock."""
-    lock = FolderLock(path.parent)
     try:
-        lock.acquire(_lock_name(path, worker))
-        _check_lock(lock, path)
+        lock_worker(path, worker).release()
     except NameLocked:
         return True
-    finally:
-        lock.release()
     return False
