@@ -10,7 +10,7 @@ import typer
 from wancli.cli import batch_ledger, batch_report
 from wancli.cli.lazy import WancliCommand, WancliGroup
 from wancli.cli.options import DryRun, Folder, OutputOptions, folder, takes_output_options
-from wancli.errors import BatchError, closest
+from wancli.errors import closest
 
 
 class _FileOrCommand(WancliGroup):
@@ -137,12 +137,11 @@ def run(  # noqa: PLR0913 - one parameter per flag
     """
     from wancli.batches.jobs import JOB_KEYS
     from wancli.cli.batch_plan import new_batch, show_existing, show_new, warn_of_folder
-    from wancli.cli.batch_run import RAY, HowToWork, choose_workers, make_jobs
+    from wancli.cli.batch_run import RAY, HowToWork, choose_workers, make_batch
     from wancli.cli.screen import Screen
     from wancli.planning.jobs import STDIN, read_jobs
     from wancli.planning.shards import parse_shard
     from wancli.records.ledger import SUFFIX, create_ledger, open_batch
-    from wancli.records.ledger_file import batch_command
     from wancli.utils.packages import package_version
 
     screen, place = Screen(output_options), folder(output_dir)
@@ -173,15 +172,7 @@ def run(  # noqa: PLR0913 - one parameter per flag
         "skip_existing": skip_existing, "retries": retries, "adapt": adapt, "timeout": timeout,
         **more,
     }  # fmt: skip
-    with opened:
-        opened.retry(opened.numbers("failed"))  # of an earlier run
-        make_jobs(opened, HowToWork(places, options, most), screen)
-        counts = opened.counts()
-    screen.note(batch_ledger.in_words(counts))
-    if failed := counts["failed"]:
-        message = f"{failed:,} of {sum(counts.values()):,} jobs failed."
-        hint = f"{batch_command('status', path)}; the same command tries again"
-        raise BatchError(message, hint=hint)
+    make_batch(opened, HowToWork(places, options, most), screen)
 
 
 for name, function in {**batch_ledger.COMMANDS, "report": batch_report.report}.items():

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from wancli.cli.progress import Clock, Progress, RunProgress, clock_time
-from wancli.errors import UsageError, WancliError, warn_once
+from wancli.errors import BatchError, UsageError, WancliError, warn_once
 from wancli.records.progress import Event
 from wancli.utils.interrupts import second_ends_at_once
 
@@ -140,6 +140,25 @@ class HowToWork:
     places: Sequence["WorkerPlace"]
     options: Mapping[str, Any]  # keyword arguments of BatchWorker
     most_failures: int | None = None
+
+
+def make_batch(ledger: "Ledger", how: HowToWork, screen: "Screen") -> None:
+    """Make what is left of a batch, and failed jobs again; closes the ledger.
+
+    Raises BatchError if jobs have failed, for the exit code.
+    """
+    from wancli.cli.batch_ledger import in_words
+    from wancli.records.ledger_file import batch_command
+
+    with ledger:
+        ledger.retry(ledger.numbers("failed"))  # of an earlier run
+        make_jobs(ledger, how, screen)
+        counts = ledger.counts()
+    screen.note(in_words(counts))
+    if failed := counts["failed"]:
+        message = f"{failed:,} of {sum(counts.values()):,} jobs failed."
+        hint = f"{batch_command('status', ledger.path)}; the same command tries again"
+        raise BatchError(message, hint=hint)
 
 
 def make_jobs(ledger: "Ledger", how: HowToWork, screen: "Screen") -> None:

@@ -114,15 +114,20 @@ def denoise(
             **prompt.pictures,
         ).frames
         freed = cached.freed_bytes
-    latents = last["latents"] if task.segmented else output
+    latents = _of_video(last["latents"] if task.segmented else output, plan)
+    frames = _levels(output) if task.segmented else None
+    return DenoisedClip(latents, cached.stats(), prompt.memory.nbytes, freed, kernel.name, frames)
+
+
+def _of_video(latents: Tensor, plan: Plan) -> Tensor:
+    """The latents without those of reference pictures. Raises RunError if they are not finite."""
     latents = latents[:, :, plan.references :]
     if not torch.isfinite(latents).all():
         raise RunError(
             "the latents are not finite.",
             hint="`dtype float32`, or a lower `guidance_scale`",
         )
-    frames = _levels(output) if task.segmented else None
-    return DenoisedClip(latents, cached.stats(), prompt.memory.nbytes, freed, kernel.name, frames)
+    return latents
 
 
 def _after_step(

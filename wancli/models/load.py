@@ -84,18 +84,8 @@ def load_pipeline(
             )  # fmt: skip
         if "text_encoder" in parts:
             ready |= _encoders(spec, reading, dtype, at)
-        pipeline_class = getattr(diffusers, classes.pipeline)
-        if "text_encoder" in parts and spec.random:
-            rest = random_components(spec, dtype=dtype, device=at)
-            pipeline = pipeline_class(**{**rest, **ready})
-        elif "text_encoder" in parts:
-            pipeline = pipeline_class.from_pretrained(
-                str(spec.folder), dtype=dtype, local_files_only=True, **ready
-            )
-        else:
-            scheduler = UniPCMultistepScheduler()
-            nothing = {"tokenizer": None, "text_encoder": None, "scheduler": scheduler}
-            pipeline = pipeline_class(**nothing, **ready)
+        kind = getattr(diffusers, classes.pipeline)
+        pipeline = _assemble(kind, spec, ready, dtype, at, text="text_encoder" in parts)
         if machine.attention_backend != "auto":
             set_backend(transformers_of(pipeline), machine.attention_backend, device)
         merge_loras(pipeline, [find_lora(text) for text in machine.lora])
@@ -104,6 +94,19 @@ def load_pipeline(
         place(pipeline, device, machine.offload, stays=stays)
     pipeline.set_progress_bar_config(disable=True)
     return Loaded(pipeline, spec, device)
+
+
+def _assemble(
+    kind: Any, spec: ModelSpec, ready: Mapping[str, Any], dtype: torch.dtype, device: torch.device,
+    *, text: bool,
+) -> Any:  # fmt: skip
+    """A pipeline of the parts that are ready, and with `text` of all others, which it loads."""
+    if not text:
+        nothing = {"tokenizer": None, "text_encoder": None, "scheduler": UniPCMultistepScheduler()}
+        return kind(**nothing, **ready)
+    if spec.random:
+        return kind(**{**random_components(spec, dtype=dtype, device=device), **ready})
+    return kind.from_pretrained(str(spec.folder), dtype=dtype, local_files_only=True, **ready)
 
 
 def _encoders(
