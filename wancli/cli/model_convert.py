@@ -17,41 +17,50 @@ if TYPE_CHECKING:
     from wancli.models.convert import ConvertedModel
 
 
+Source = Annotated[
+    Path, typer.Argument(help="Checkpoint: .pt, .safetensors, or a folder of its shards.")
+]
+Out = Annotated[Path, typer.Argument(help="Folder to write.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(help='JSON with what the weights cannot tell, such as {"num_heads": 12}.'),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="Model to copy the VAE, text encoder and tokenizer from: a name or folder.",
+    ),
+]
+EntryName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Entry of a .pt that has several; by default generator_ema, else generator.",
+    ),
+]
+LoraFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE", help="LoRA to merge into the weights: FILE or FILE=SCALE; repeatable."
+    ),
+]
+Replace = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a folder from an earlier conversion.")
+]
+
+
 @takes_output_options
 def convert(  # noqa: PLR0913 - one parameter a flag
     *,
-    source: Annotated[
-        Path, typer.Argument(help="Checkpoint: .pt, .safetensors, or a folder of its shards.")
-    ],
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    source: Source,
+    out: Out,
     output_options: OutputOptions,
-    config: Annotated[
-        Path | None,
-        typer.Option(help='JSON with what the weights cannot tell, such as {"num_heads": 12}.'),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Model to copy the VAE, text encoder and tokenizer from: a name or folder.",
-        ),
-    ] = None,
-    entry: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Entry of a .pt that has several; by default generator_ema, else generator.",
-        ),
-    ] = "",
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE", help="LoRA to merge into the weights: FILE or FILE=SCALE; repeatable."
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a folder from an earlier conversion.")
-    ] = False,
+    config: Config = None,
+    base: Base = None,
+    entry: EntryName = "",
+    lora: LoraFiles = None,
+    overwrite: Replace = False,
 ) -> None:
     """Convert a checkpoint in Wan's or Self-Forcing's format to a model folder.
 
