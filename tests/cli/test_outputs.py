@@ -14,7 +14,9 @@ from tests.cli.test_bad_input import complaint
 from tests.conftest import Wancli
 from tests.fakes import tiny_clip
 from tests.utils.test_outputs import other_process
+from wancli.catalog.specs import SPECS
 from wancli.config.settings import RolloutSettings, Settings
+from wancli.planning.lora import merged_revision
 from wancli.records.record import ROLLOUT_SCHEMA, SCHEMA, Request
 from wancli.utils.locks import FolderLock
 
@@ -210,7 +212,8 @@ def sample_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "v.json").write_text(json.dumps(record | {"output": {"path": "v.mp4"}}))
     latents = {"latents": np.zeros((3, 8, 4, 4), np.float32)}
     save_file(latents, folder / "l.st", metadata={"wancli": json.dumps(record)})
-    rolled = Request("a red circle", 1, RolloutSettings(), {}, inputs={"seeds": [[0, 1]]})
+    revision, inputs = merged_revision(SPECS["demo"], ()), {"changes": [], "seeds": [[0, 1]]}
+    rolled = Request("a red circle", 1, RolloutSettings(), {}, revision, inputs)
     (folder / "w.rollout").mkdir()
     fields = {"schema": ROLLOUT_SCHEMA, **rolled.as_json()}
     (folder / "w.rollout/rollout.json").write_text(json.dumps(fields))
