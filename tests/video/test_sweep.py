@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from tests.cli.test_preview import gray_video
+from wancli.video import lettering
+from wancli.video.lettering import choose_font, with_letters_of
 from wancli.video.sweep import SweepGrid, arrange, draw_sweep
 
 
@@ -61,6 +63,34 @@ def test_a_video_without_a_record_and_a_second_of_the_same_are_known_by_their_na
     _, columns, cells = arranged(record(), record(), None)
     assert [text.split("\n")[-1] for text in columns] == ["0", "1", "2"]
     assert len(cells) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a red circle", "a red circle"),
+        ("ein Mädchen …", "ein Madchen …"),
+        ("a 猫猫, running", "a ?, running"),
+        ("一只猫\nseed 1", "row 1\nseed 1"),
+        ("", ""),
+    ],
+)
+def test_a_label_has_no_letters_that_its_font_lacks(
+    monkeypatch: pytest.MonkeyPatch, text: str, shown: str
+):
+    monkeypatch.setattr(lettering, "SYSTEM_FONTS", ("none.ttf",))
+    font = choose_font([text], 13)
+    assert with_letters_of(font, text, other="row 1") == shown
+
+
+def test_a_font_of_the_system_is_taken_where_it_has_more_of_the_letters(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    own, other = ImageFont.load_default(13), ImageFont.load_default(14)
+    lacking = {own: 2, other: 1}
+    monkeypatch.setattr(lettering, "_fonts", lambda _size: iter((own, other)))
+    monkeypatch.setattr(lettering, "missing_letters", lambda font, _: range(lacking[font]))
+    assert choose_font(["я猫"], 13) is other
 
 
 def test_each_video_stands_in_its_cell_beside_its_labels(tmp_path: Path):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import imageio.v3 as iio
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from wancli.errors import UsageError
 from wancli.utils.files import write_whole
+from wancli.video.lettering import choose_font, with_letters_of
 from wancli.video.read import VideoInfo, probe, stream_frames
 from wancli.video.signature import sign
 
@@ -134,9 +135,9 @@ def _block(video: Path, grid: SheetLayout, *, named: bool) -> tuple[Image.Image,
     cell = (size[0] + _GAP, size[1] + _TEXT + _GAP)
     head = _TEXT + _GAP if named else 0
     block = Image.new("RGB", (columns * cell[0] + _GAP, rows * cell[1] + _GAP + head), PAPER)
-    draw, font = ImageDraw.Draw(block), ImageFont.load_default(_TEXT - 2)
+    draw, font = ImageDraw.Draw(block), choose_font([video.name if named else ""], _TEXT - 2)
     if named:
-        draw.text((_GAP, _GAP), video.name, INK, font)
+        draw.text((_GAP, _GAP), with_letters_of(font, video.name, other="video"), INK, font)
     pictures = zip(numbers, _frames_at(video, info, numbers), strict=True)
     for index, (number, picture) in enumerate(pictures):
         left = _GAP + index % columns * cell[0]

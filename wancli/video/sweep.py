@@ -8,10 +8,11 @@ from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from wancli.errors import UsageError
 from wancli.records.record import settings_of
+from wancli.video.lettering import Font, choose_font, with_letters_of
 from wancli.video.read import probe
 from wancli.video.sheet import INK, PAPER, Picture, middle_frame
 from wancli.video.signature import sign
@@ -81,9 +82,9 @@ def draw_sweep(grid: SweepGrid, *, width: int) -> Picture:
         for place, video in grid.cells.items()
     }
     height = max(frame.height for frame in frames.values())
-    font = ImageFont.load_default(_FONT)
-    tops = [_wrapped(text, width, font) for text in grid.columns]
-    sides = [_wrapped(text, _HEAD, font) for text in grid.rows]
+    font = choose_font([*grid.columns, *grid.rows], _FONT)
+    tops = _labels(grid.columns, "column", width, font)
+    sides = _labels(grid.rows, "row", _HEAD, font)
     left = _GAP + (_HEAD + _GAP if any(grid.rows) else 0)
     top = _GAP + max(len(lines) for lines in tops) * _LINE
     size = left + len(tops) * (width + _GAP), top + len(sides) * (height + _GAP)
@@ -161,7 +162,14 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _wrapped(text: str, width: int, font: Any) -> list[str]:
+def _labels(texts: Sequence[str], kind: str, width: int, font: Font) -> list[list[str]]:
+    """The lines of each label; one that the font has no letters for is `row 1`, say."""
+    numbered = enumerate(texts, 1)
+    shown = (with_letters_of(font, text, other=f"{kind} {n}") for n, text in numbered)
+    return [_wrapped(text, width, font) for text in shown]
+
+
+def _wrapped(text: str, width: int, font: Font) -> list[str]:
     """Lines of at most `width` pixels, at words where possible."""
     lines: list[str] = []
     for paragraph in text.split("\n"):
@@ -179,7 +187,7 @@ def _wrapped(text: str, width: int, font: Any) -> list[str]:
     return [_shortened(line, width, font) for line in cut]
 
 
-def _shortened(line: str, width: int, font: Any) -> str:
+def _shortened(line: str, width: int, font: Font) -> str:
     """A word that is too long, cut."""
     while line and font.getlength(line) > width:
         line = f"{line[:-2]}…"
