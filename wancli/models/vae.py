@@ -161,8 +161,8 @@ class StreamingDecoder:
 
     def _decode(self, latents: Tensor) -> tuple[Tensor, Tensor, list[Any]]:
         """The video, whether it is finite, and the cache after it, which is not kept yet."""
-        cache = self._cache.copy()
-        parts = [self._advance(cache, part) for part in self._split(latents)]
+        cache, wide = self._cache.copy(), _wide(self._vae, latents)
+        parts = [self._advance(cache, part) for part in self._split(wide)]
         video = torch.cat(parts, 2)
         # Before clamping, which would turn inf into white and NaN into black.
         return video.clamp(-1, 1), torch.isfinite(video).all(), cache
@@ -178,9 +178,9 @@ class StreamingDecoder:
     def _advance(self, cache: list[Any], latents: Tensor) -> Tensor:
         """Video of one call, not clamped. Replaces entries of `cache`, never in place."""
         if isinstance(self._vae.decoder, TinyDecoder):
-            tiny: Tensor = self._vae.decoder(_wide(self._vae, latents), cache)
+            tiny: Tensor = self._vae.decoder(latents, cache)
             return tiny
-        denormalized = self._normalizer.denormalize(_wide(self._vae, latents)).to(self._vae.dtype)
+        denormalized = self._normalizer.denormalize(latents).to(self._vae.dtype)
         out = self._vae.decoder(
             self._vae.post_quant_conv(denormalized),
             feat_cache=cache,

@@ -36,6 +36,7 @@ class Expert:
     branches: Sequence[RollingKV]
     scale: float  # of the guidance
     min_timestep: float  # from which it denoises
+    dtype: torch.dtype  # of the transformer, whose own property looks through all its modules
 
 
 @dataclass
@@ -112,7 +113,7 @@ class CausalDenoiser:
         if prompts is self._prompts:  # the same tensors: comparing new ones makes CUDA wait
             return
         self._prompts = prompts
-        dtype, pair = self._experts[0].transformer.dtype, (prompts.cond, prompts.uncond)
+        dtype, pair = self._experts[0].dtype, (prompts.cond, prompts.uncond)
         self._embeddings = [embeddings.to(dtype) for embeddings in pair if embeddings is not None]
 
     def warm_up(self, spans: Sequence[Span], latents: Tensor) -> None:
@@ -266,8 +267,8 @@ class CausalDenoiser:
         """Velocities of all branches, in the latents' dtype."""
         if len(self._embeddings) < len(expert.branches):
             raise RuntimeError("call set_prompt first; guidance needs an uncond prompt")
-        transformer, state = expert.transformer, expert.state
-        dtype, state.timestep = transformer.dtype, None if self._span.clean_frames else timestep
+        transformer, state, dtype = expert.transformer, expert.state, expert.dtype
+        state.timestep = None if self._span.clean_frames else timestep
         timesteps = self._timesteps(latents, timestep, wide=dtype == torch.float64)
         velocities = []
         for kv, text in zip(expert.branches, self._embeddings, strict=False):
@@ -319,7 +320,9 @@ def causal(
             state = stack.enter_context(use_kv_cache(model, backend=kernel.backend))
             stack.enter_context(prompt_kv(model, prompt_cache))
             caches = [_cache(model, window, moves_sink=moves_sink) for _ in range(branches)]
-            experts.append(Expert(model, state, caches, scale, 0.0 if last else boundary))
+            experts.append(
+                Expert(model, state, caches, scale, 0.0 if last else boundary, model.dtype)
+            )
         yield CausalDenoiser(experts, window, moves_sink=moves_sink, kernel=kernel)
 
 
