@@ -1,7 +1,6 @@
 """The caches of `wancli generate`, through main(), on tiny real models of one and two experts."""
 
 import json
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.cli.test_bad_input import complaint
-from tests.conftest import Wancli
+from tests.conftest import Made, Wancli
 from wancli.video.read import read_comment
 
 SMALL: tuple[object, ...] = ("--steps", 12, "--frames", 5, "--size", "32x32", "--device", "cpu")
@@ -20,20 +19,29 @@ CACHED = ("--use-cachedit", "--cachedit-fn", 1, "--cachedit-max-warmup-steps", 2
 OFTEN = (*CACHED, "--cachedit-residual-threshold", 1)
 
 
-def make(wancli: Wancli, model: Path, *flags: object) -> tuple[dict[str, Any], Tensor]:
-    """The record and the latents of one generation."""
-    result = wancli(
+def arguments(model: Path, *flags: object) -> tuple[object, ...]:
+    return (
         "generate", "a red circle", "--model", model, *SMALL, "--seed", 1, *flags, "-o", "a.mp4",
         "--overwrite", "--save-latents", "z.safetensors", "--json", "-q",
     )  # fmt: skip
+
+
+def make(wancli: Wancli, model: Path, *flags: object) -> tuple[dict[str, Any], Tensor]:
+    """The record and the latents of one generation."""
+    result = wancli(*arguments(model, *flags))
     assert result.code == 0, result.err
     return json.loads(result.out), load_file("z.safetensors")["latents"]
 
 
-def test_caching_prompt_kv_changes_no_bit(wancli: Wancli, model: Path):
-    runs = [
-        make(wancli, model, *flags) for flags in ((), ("--no-prompt-kv",), ("--free-kv-weights",))
-    ]
+def plain(made: Made, model: Path) -> tuple[dict[str, Any], Tensor]:
+    """The same without flags, which runs once for all tests."""
+    made(*arguments(model))
+    return json.loads(Path("a.json").read_text()), load_file("z.safetensors")["latents"]
+
+
+def test_caching_prompt_kv_changes_no_bit(wancli: Wancli, made: Made, model: Path):
+    others = (("--no-prompt-kv",), ("--free-kv-weights",))
+    runs = [plain(made, model), *(make(wancli, model, *flags) for flags in others)]
     records = [record for record, _ in runs]
     assert all(torch.equal(latents, runs[0][1]) for _, latents in runs)
     assert len({record["hash"] for record in records}) == 1  # it is the same video
@@ -42,20 +50,21 @@ def test_caching_prompt_kv_changes_no_bit(wancli: Wancli, model: Path):
     assert [record["memory"]["freed_weights_gib"] > 0 for record in records] == [False, False, True]
 
 
-def test_padding_prompt_kv_differs_only_by_rounding(wancli: Wancli, tiny_model: Path):
-    _, latents = make(wancli, tiny_model)
+def test_padding_prompt_kv_differs_only_by_rounding(wancli: Wancli, made: Made, tiny_model: Path):
+    _, latents = plain(made, tiny_model)
     assert torch.equal(make(wancli, tiny_model, "--kv-align", 1)[1], latents)
     _, padded = make(wancli, tiny_model, "--kv-align", 64)
     assert (latents - padded).abs().max() < 1e-4
 
 
-def test_a_step_cache_that_never_triggers_changes_no_bit_and_warns(wancli: Wancli, model: Path):
-    _, latents = make(wancli, model)
-    never = (*CACHED, "--cachedit-residual-threshold", 1e-9)
-    record, same = make(wancli, model, *never)
-    assert torch.equal(latents, same)
-    assert record["cache"]["reused"] == 0
-    result = wancli("generate", "a red circle", "--model", model, *SMALL, *never, "-o", "b.mp4")
+def test_a_step_cache_that_never_triggers_changes_no_bit_and_warns(
+    wancli: Wancli, made: Made, model: Path
+):
+    _, latents = plain(made, model)
+    command = arguments(model, *CACHED, "--cachedit-residual-threshold", 1e-9)
+    result = wancli(*command[:-1])  # without --quiet
+    assert json.loads(result.out)["cache"]["reused"] == 0
+    assert torch.equal(latents, load_file("z.safetensors")["latents"])
     text = " ".join(result.err.split())
     assert "warn: cachedit: nothing was reused. hint: a higher threshold" in text
     assert "or a lower --cachedit-max-warmup-steps" in text
@@ -88,8 +97,8 @@ def test_videos_of_one_process_are_independent(wancli: Wancli, tiny_model: Path)
     assert torch.equal(load_file("z-2.safetensors")["latents"], alone)
 
 
-def test_uncond_forwards_are_skipped_after_the_gate(wancli: Wancli, model: Path):
-    _, whole = make(wancli, model)
+def test_uncond_forwards_are_skipped_after_the_gate(wancli: Wancli, made: Made, model: Path):
+    _, whole = plain(made, model)
     record, gated = make(wancli, model, "--cfg-gate", 0.75)
     skipped = [use["step"] for use in record["timings"]["uses"] if not use["blocks"]]
     assert skipped == [9, 10, 11]
@@ -138,17 +147,16 @@ def test_a_preset_tuned_for_another_dtype_is_rejected_before_loading(
 def test_a_missing_cache_dit_is_reported_before_anything_loads(
     wancli: Wancli, monkeypatch: pytest.MonkeyPatch
 ):
-    def not_installed(_name: str) -> str:
-        raise PackageNotFoundError
-
-    monkeypatch.setattr("importlib.metadata.version", not_installed)
+    monkeypatch.setattr("wancli.utils.packages.package_version", lambda _: "")
     result = wancli("generate", "a red circle", "--use-cachedit")
     assert result.code == 4
     assert complaint(result)[1].startswith("pip install 'cache-dit>=1.5.3'")
 
 
-def test_an_attention_backend_is_used_or_reported_missing(wancli: Wancli, tiny_model: Path):
-    _, baseline = make(wancli, tiny_model)
+def test_an_attention_backend_is_used_or_reported_missing(
+    wancli: Wancli, made: Made, tiny_model: Path
+):
+    _, baseline = plain(made, tiny_model)
     _, native = make(wancli, tiny_model, "--attention-backend", "native")
     assert torch.equal(baseline, native)
     result = wancli(

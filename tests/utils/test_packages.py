@@ -5,6 +5,13 @@ import sys
 
 import pytest
 
+from wancli.utils.packages import package_version
+
+
+def test_a_package_that_is_not_installed_has_no_version():
+    assert package_version("pytest") == pytest.__version__
+    assert package_version("no-such-package") == ""
+
 
 @pytest.mark.slow
 def test_importing_torchao_says_nothing():

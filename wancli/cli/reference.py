@@ -32,7 +32,7 @@ def all_commands() -> Iterator[CommandHelp]:
     packaged = layers(read_file(PACKAGED / "demo.toml"))
     defaults = defaults_under([replace(layer, source="model default") for layer in packaged])
     root = get_command(app)
-    context = typer.Context(root, info_name="wancli")
+    context = typer.Context(root, info_name="wancli", **root.context_settings)
     yield describe(root, context, Defaults())
     for name, entry in COMMANDS.items():
         yield from _described(entry.load(name), name, context, defaults)

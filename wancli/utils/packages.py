@@ -2,10 +2,12 @@
 
 import logging
 import re
+from functools import cache
 
 from wancli.errors import SetupError
 
 
+@cache
 def version(name: str) -> str:
     """The installed version. Raises PackageNotFoundError."""
     from importlib.metadata import version as installed_version  # slow, and rarely needed
