@@ -1,13 +1,17 @@
-"""Fixtures for all tests: a tiny model folder, and the command line run in this process."""
+"""Fixtures for all tests: a tiny model folder; the command line in this process, or in forks."""
 
+import contextlib
 import gc
+import itertools
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.forked import Run, forking
 from wancli.utils.heap import keep_heap
 from wancli.utils.packages import silence_torchao
 from wancli.utils.threads import choose_threads
@@ -27,6 +31,8 @@ class Result:
 
 
 Wancli = Callable[..., Result]
+Made = Callable[..., None]
+_HOMES = itertools.count()
 
 
 def pytest_configure() -> None:
@@ -44,7 +50,8 @@ def _clean_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     """No user presets, no WANCLI_ variables, a terminal of a known width."""
     for name in [n for n in os.environ if n.startswith("WANCLI_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+    home = tmp_path_factory.getbasetemp() / f"config-{next(_HOMES)}"  # there is none, as for most
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("NO_COLOR", raising=False)  # which --no-color sets
@@ -55,6 +62,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.fakes import tiny_folder
 
     return tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[Run]:
+    """Runs command lines in forks, which start at once."""
+    with forking() as run:
+        yield run
 
 
 @pytest.fixture
@@ -78,3 +92,27 @@ def wancli(
         return Result(int(str(code)), out, err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def _folders() -> dict[tuple[str, ...], Path]:
+    return {}
+
+
+@pytest.fixture
+def made(
+    wancli: Wancli, _folders: dict[tuple[str, ...], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Made:
+    """Put the files that `wancli ARGS` writes here: it runs once in a session, for all tests."""
+
+    def make(*args: object) -> None:
+        command = tuple(map(str, args))
+        if command not in _folders:
+            folder = tmp_path_factory.mktemp("made")
+            with contextlib.chdir(folder):
+                result = wancli(*args)
+            assert result.code == 0, result.err
+            _folders[command] = folder
+        shutil.copytree(_folders[command], Path.cwd(), dirs_exist_ok=True)
+
+    return make

@@ -4,6 +4,7 @@ That saves starting Python and importing them, most of the time of a command tha
 `python -m tests.forked` reads one command line per line and answers each.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "cache_dit", "huggingface_hub")
 LIGHT = ("catalog", "cli", "config", "cost", "planning", "records", "utils")
+PLANNING = ("generation/batch.py", "video/ffmpeg.py", "video/images.py")  # imported by a plan
 ROOT = Path(__file__).parents[1]
 
 # Exit code, heavy modules that were imported, stdout and stderr of `wancli ARGUMENTS`.
@@ -51,9 +53,18 @@ def environment(**variables: str) -> dict[str, str]:
 
 def main() -> None:
     """Answer requests until stdin is closed."""
-    for folder in ("wancli", *(f"wancli/{name}" for name in LIGHT)):
-        for file in sorted((ROOT / folder).glob("[!_]*.py")):
-            importlib.import_module(f"{folder}/{file.stem}".replace("/", "."))
+    files = [file for name in ("", *LIGHT) for file in (ROOT / "wancli" / name).glob("[!_]*.py")]
+    for file in (*sorted(files), *(ROOT / "wancli" / name for name in PLANNING)):
+        importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    from wancli.cli.app import COMMANDS
+    from wancli.config.settings import Output
+    from wancli.video.ffmpeg import choose_encoding
+
+    for name, entry in COMMANDS.items():
+        entry.load(name)
+    for live in (False, True):
+        choose_encoding(Output(), (16, 16), live=live)
+    gc.freeze()
     for line in sys.stdin:
         arguments, folder, variables = json.loads(line)
         with TemporaryDirectory() as temporary:

@@ -18,10 +18,10 @@ from tests.documents import (
     links,
     pages,
 )
-from tests.forked import Run, forking
+from tests.forked import Run
 from tests.shell import Shell, shell
 from wancli.catalog.specs import SPECS
-from wancli.cli.app import COMMANDS
+from wancli.cli.app import COMMANDS, app
 from wancli.cli.messages import dashed
 from wancli.cli.reference import markdown
 from wancli.config.presets import validate_file
@@ -30,10 +30,10 @@ from wancli.config.settings import ALIASES
 LANGUAGES = {"sh", "toml", "python", "text", ""}
 PLANNED = ("generate", "rollout", "repro", "plan")
 PICTURES = ("cat.png", "day.png", "night.png", "person.png")
-CLIPS = {  # video frames, and how many a second
-    "cat": (81, 16), "mask": (81, 16),
-    "pose": (77, 30), "face": (77, 30), "street": (77, 30), "person": (77, 30),
-}  # fmt: skip
+CLIPS = {  # by video frames, and how many a second
+    (81, 16): ("cat", "mask"),
+    (77, 30): ("pose", "face", "street", "person"),
+}
 
 # Runs the tasks of an array one after the other, with the variables that SLURM sets.
 SBATCH = r"""#!/bin/bash
@@ -92,7 +92,9 @@ def test_the_readme_names_every_known_model():
 def test_flags_of_every_command_in_the_documents_exist():
     """Parsed as the command line does, and not called."""
     from typer.exceptions import TyperException
+    from typer.main import get_command
 
+    whole = get_command(app).make_context("wancli", [], resilient_parsing=True)
     loaded = {name: entry.load(name) for name, entry in COMMANDS.items()}
     wrong = []
     for block in all_blocks():
@@ -104,7 +106,7 @@ def test_flags_of_every_command_in_the_documents_exist():
                 # `wancli batch FILE` is `wancli batch run FILE`.
                 command = subcommands[arguments.pop(0) if arguments[0] in subcommands else "run"]
             try:
-                command.make_context(name, arguments)
+                command.make_context(name, arguments, parent=whole)
             except TyperException as error:
                 wrong.append(f"{block.place}: wancli {name}: {error.format_message()}")
     assert wrong == []
@@ -131,18 +133,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("documents")
     for name in PICTURES:
         Image.new("RGB", (48, 32)).save(folder / name)
-    for name, (frames, fps) in CLIPS.items():
+    for (frames, fps), (name, *others) in CLIPS.items():
         path = folder / f"{name}.mp4"
         with VideoWriter(path, size=(48, 32), fps=fps, encoding=Encoding(), replaced=[]) as writer:
             writer.write(np.zeros((frames, 32, 48, 3), np.uint8))
             writer.finish({})
+        for other in others:
+            shutil.copy(path, folder / f"{other}.mp4")
     return folder
-
-
-@pytest.fixture(scope="module")
-def forked() -> Iterator[Run]:
-    with forking() as run:
-        yield run
 
 
 @pytest.mark.parametrize("block", [b for b in all_blocks() if b.mark == "plan"], ids=ids)

@@ -1,11 +1,8 @@
-"""Fixtures for tests of commands: tiny models of one and two experts; commands run in forks."""
+"""Fixtures for tests of commands: tiny models of one and two experts, and an empty cache."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.forked import Run, forking
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one expert", "two experts"])
@@ -13,13 +10,6 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     from tests.fakes import tiny_folder
 
     return tiny_folder(tmp_path_factory.mktemp("model"), experts=request.param)
-
-
-@pytest.fixture(scope="module")
-def forked() -> Iterator[Run]:
-    """Runs command lines in forks, which start at once."""
-    with forking() as run:
-        yield run
 
 
 @pytest.fixture
