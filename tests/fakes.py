@@ -1,6 +1,8 @@
 """Diffusers' own classes at test sizes: random weights, real behaviour."""
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import diffusers
@@ -148,10 +150,18 @@ def tiny_clip(
     comment: str = "",
 ) -> Path:
     """A video of coarse noise at 8 fps."""
-    with VideoWriter(path, size=size, fps=8, encoding=Encoding(), replaced=[path]) as writer:
-        writer.write(_noise(seed, frames, size))
-        writer.finish({"comment": comment})
+    path.write_bytes(_clip(seed, frames, size, comment))
     return path
+
+
+@cache
+def _clip(seed: int, frames: int, size: tuple[int, int], comment: str) -> bytes:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "clip.mp4")
+        with VideoWriter(path, size=size, fps=8, encoding=Encoding()) as writer:
+            writer.write(_noise(seed, frames, size))
+            writer.finish({"comment": comment})
+        return path.read_bytes()
 
 
 def _noise(seed: int, frames: int, size: tuple[int, int]) -> Any:

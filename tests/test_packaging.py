@@ -3,6 +3,7 @@
 import ast
 import sys
 import tomllib
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def optional() -> set[str]:
     return {canonicalize_name(Requirement(text).name) for text in texts}
 
 
+@cache
 def imported() -> set[str]:
     modules = set()
     for path in (ROOT / "wancli").rglob("*.py"):

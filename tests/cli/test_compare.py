@@ -1,7 +1,9 @@
 """`wancli compare` as a shell runs it."""
 
 import json
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -33,15 +35,23 @@ def write_video(
     lossless: bool = True,
 ) -> str:
     """A square moving right from `at` pixels; in video frame `jump` it is 4 pixels ahead."""
+    Path(name).write_bytes(encoded(frames, size, at, jump, lossless))
+    return name
+
+
+@cache
+def encoded(frames: int, size: int, at: int, jump: int | None, lossless: bool) -> bytes:
     clip = np.full((frames, size, size, 3), 30, np.uint8)
     for index, frame in enumerate(clip):
         left = at + index + 4 * (index == jump)
         frame[8:16, left : left + 8] = 200
     encoding = Encoding(lossless=lossless, preset="ultrafast")
-    with VideoWriter(Path(name), size=(size, size), fps=16, encoding=encoding) as writer:
-        writer.write(clip)
-        writer.finish({"comment": record(lossless=lossless).embedded()})
-    return name
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "a.mp4")
+        with VideoWriter(path, size=(size, size), fps=16, encoding=encoding) as writer:
+            writer.write(clip)
+            writer.finish({"comment": record(lossless=lossless).embedded()})
+        return path.read_bytes()
 
 
 def write_latents(name: str, *, frames: int = 2, seed: int = 0) -> str:

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -22,11 +24,19 @@ LEVELS = tuple(range(0, 250, 10))  # of gray, one per video frame
 def gray_video(
     path: Path, levels: Sequence[int] = LEVELS, *, size: tuple[int, int] = (64, 32), fps: int = 16
 ) -> Path:
-    with VideoWriter(path, size=size, fps=fps, encoding=Encoding(lossless=True)) as writer:
-        for level in levels:
-            writer.write(np.full((1, size[1], size[0], 3), level, np.uint8))
-        writer.finish({})
+    path.write_bytes(encoded(tuple(levels), size, fps))
     return path
+
+
+@cache
+def encoded(levels: tuple[int, ...], size: tuple[int, int], fps: int) -> bytes:
+    with TemporaryDirectory() as folder:
+        path, encoding = Path(folder, "a.mp4"), Encoding(lossless=True)
+        with VideoWriter(path, size=size, fps=fps, encoding=encoding) as writer:
+            for level in levels:
+                writer.write(np.full((1, size[1], size[0], 3), level, np.uint8))
+            writer.finish({})
+        return path.read_bytes()
 
 
 def test_a_sheet_shows_frames_from_the_first_to_the_last(wancli: Wancli):
