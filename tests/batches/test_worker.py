@@ -1,7 +1,7 @@
 """A batch's worker: jobs fail one by one, those of a model that does not load fail together."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,16 @@ def test_presets_of_one_model_share_its_weights(tmp_path: Path, tiny_model: Path
     assert [(one["steps"], one["flow_shift"]) for one in sampling] == [(2, 2.0), (3, 3.0)]
 
 
-def test_videos_that_are_whole_are_kept(tmp_path: Path):
-    rollout = (
-        '[[jobs]]\ncommand = "rollout"\nprompt = "a circle"\nseed = 1\nchunks = 1\nsteps = 1\n'
-    )
-    with batch(tmp_path, rollout, small="size = '48x48'\n") as ledger:
+ROLLOUT = '[[jobs]]\ncommand = "rollout"\nprompt = "a circle"\nseed = 1\noutput = "r.mp4"\n'
+
+
+def rollouts(model: Path) -> str:
+    """The defaults of small rollouts."""
+    return f'size = "32x32"\nscheduler = "unipc"\nsteps = 1\nmodel = "{model}"\n'
+
+
+def test_videos_that_are_whole_are_kept(tmp_path: Path, tiny_model: Path):
+    with batch(tmp_path, f"{ROLLOUT}chunks = 1\n", small=rollouts(tiny_model)) as ledger:
         assert [outcome.status for outcome in run(ledger)[0]] == ["ok"]
         (video,) = tmp_path.glob("*.mp4")
         ledger.retry(ledger.numbers("done"))
@@ -85,37 +90,41 @@ def test_videos_that_are_whole_are_kept(tmp_path: Path):
         assert [outcome.status for outcome in run(ledger)[0]] == ["ok"]
 
 
-ROLLOUT = '[[jobs]]\ncommand = "rollout"\nprompt = "a circle"\nseed = 1\noutput = "r.mp4"\n'
-
-
-def rolled(folder: Path, values: str, **options: Any) -> JobOutcome:
+@pytest.fixture
+def rolled(tmp_path: Path, tiny_model: Path) -> Callable[..., JobOutcome]:
     """What becomes of a rollout in a ledger of its own."""
-    (folder / "j.ledger").unlink(missing_ok=True)
-    with batch(folder, ROLLOUT + values, small="size = '48x48'\nsteps = 1\n") as ledger:
-        (outcome,), _ = run(ledger, **options)
-    return outcome
+
+    def roll(values: str, **options: Any) -> JobOutcome:
+        (tmp_path / "j.ledger").unlink(missing_ok=True)
+        with batch(tmp_path, ROLLOUT + values, small=rollouts(tiny_model)) as ledger:
+            (outcome,), _ = run(ledger, **options)
+        return outcome
+
+    return roll
 
 
-def test_a_rollout_goes_on_with_its_own_chunks_and_never_with_those_of_another(tmp_path: Path):
+def test_a_rollout_goes_on_with_its_own_chunks_and_never_with_those_of_another(
+    tmp_path: Path, rolled: Callable[..., JobOutcome]
+):
     video, store = tmp_path / "r.mp4", tmp_path / "r.rollout"
     store.mkdir()  # of one that was killed before it wrote anything
-    assert rolled(tmp_path, "chunks = 1", skip_existing=True).status == "ok"
+    assert rolled("chunks = 1", skip_existing=True).status == "ok"
     before = video.read_bytes()
-    other = rolled(tmp_path, "chunks = 1\nsteps = 2", skip_existing=True)
+    other = rolled("chunks = 1\nsteps = 2", skip_existing=True)
     assert "r.mp4 exists and comes from another request" in str(other.error)
     assert video.read_bytes() == before
     video.unlink()
-    other = rolled(tmp_path, "chunks = 1\nsteps = 2", skip_existing=True)
+    other = rolled("chunks = 1\nsteps = 2", skip_existing=True)
     assert "r.rollout exists: the rollout was started with other settings" in str(other.error)
-    longer = rolled(tmp_path, "chunks = 2\ncrf = 30", skip_existing=True)
+    longer = rolled("chunks = 2\ncrf = 30", skip_existing=True)
     assert longer.record
     assert longer.record["request"]["output"]["crf"] == 30
     chunks = longer.record["timings"]["chunks"]
     assert [chunk["made"] for chunk in chunks] == [False, True]
     video.unlink()
-    fewer = rolled(tmp_path, "chunks = 1", skip_existing=True)
+    fewer = rolled("chunks = 1", skip_existing=True)
     assert "r.rollout exists: `chunks 1`: 2 are already finished" in str(fewer.error)
-    assert rolled(tmp_path, "chunks = 1\noverwrite = true", skip_existing=True).status == "ok"
+    assert rolled("chunks = 1\noverwrite = true", skip_existing=True).status == "ok"
 
 
 def test_names_are_filled_once_and_files_are_where_the_batch_reserved_them(
@@ -139,18 +148,20 @@ def test_names_are_filled_once_and_files_are_where_the_batch_reserved_them(
     assert (tmp_path / "1.html").exists()
 
 
-def test_a_damaged_rollout_is_replaced_with_its_report_and_latents(tmp_path: Path):
+def test_a_damaged_rollout_is_replaced_with_its_report_and_latents(
+    tmp_path: Path, rolled: Callable[..., JobOutcome]
+):
     files = {"save_latents": tmp_path / "z.safetensors", "report": tmp_path / "z.html"}
     values = "chunks = 1\n" + "".join(f"{name} = '{path}'\n" for name, path in files.items())
-    assert rolled(tmp_path, values).status == "ok"
-    assert rolled(tmp_path, values, skip_existing=True).status == "skipped"
+    assert rolled(values).status == "ok"
+    assert rolled(values, skip_existing=True).status == "skipped"
     video = tmp_path / "r.mp4"
     video.write_bytes(video.read_bytes()[:-2000])
     shutil.rmtree(tmp_path / "r.rollout")
-    assert rolled(tmp_path, values, skip_existing=True).status == "ok"
+    assert rolled(values, skip_existing=True).status == "ok"
     files["report"].write_text("mine")
     video.unlink()
-    assert "z.html exists" in str(rolled(tmp_path, values, skip_existing=True).error)
+    assert "z.html exists" in str(rolled(values, skip_existing=True).error)
 
 
 def test_latents_of_a_job_that_did_not_decode_them_are_replaced_by_its_own(
@@ -188,12 +199,12 @@ def test_jobs_whose_model_does_not_load_fail_together(tmp_path: Path, tiny_model
     assert made.error is None
 
 
-def test_a_job_whose_input_is_gone_fails_alone(tmp_path: Path):
-    job = '[[jobs]]\ncommand = "rollout"\nprompt = "a circle"\nseed = 1\nchunks = 1\nsteps = 1\n'
+def test_a_job_whose_input_is_gone_fails_alone(tmp_path: Path, tiny_model: Path):
+    job = ROLLOUT.replace('output = "r.mp4"\n', "chunks = 1\n")
     for name in ("a.png", "b.png"):
         tiny_image(tmp_path / name, 1)
     jobs = "".join(f'{job}image = "{tmp_path}/{n}.png"\noutput = "{n}.mp4"\n' for n in "ab")
-    with batch(tmp_path, jobs, small="size = '48x48'\n") as ledger:
+    with batch(tmp_path, jobs, small=rollouts(tiny_model)) as ledger:
         (tmp_path / "a.png").unlink()
         (failed, made), _ = run(ledger)
     assert isinstance(failed.error, InputError)
@@ -342,7 +353,7 @@ def test_jobs_that_run_out_of_memory_go_on_with_less(
         assert [outcome.status for outcome in run(ledger, skip_existing=True)[0]] == ["failed"] * 3
 
 
-def test_a_rollout_begins_again_with_less_memory(tmp_path: Path):
+def test_a_rollout_begins_again_with_less_memory(tmp_path: Path, tiny_model: Path):
     chunks = 0
 
     def report(event: Event) -> None:
@@ -351,8 +362,7 @@ def test_a_rollout_begins_again_with_less_memory(tmp_path: Path):
         if isinstance(event, ChunkDone) and chunks == 1:
             raise MEMORY
 
-    job = f"{ROLLOUT}chunks = 2\nsteps = 1\n"
-    with batch(tmp_path, job, small="size = '48x48'\n") as ledger:
+    with batch(tmp_path, f"{ROLLOUT}chunks = 2\n", small=rollouts(tiny_model)) as ledger:
         again, made = BatchWorker(ledger, report=report, adapt=True).run()
     assert again.again == "it goes on with `dtype bfloat16`"
     assert made.record

@@ -13,7 +13,7 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanPipeline
 from safetensors.torch import load_file
 
-from tests.conftest import Wancli
+from tests.conftest import Made, Wancli
 from tests.fakes import tiny_clip
 from wancli.utils import interrupts
 from wancli.video.ffmpeg import Encoding
@@ -117,16 +117,16 @@ def test_previews_change_neither_the_latents_nor_the_request(wancli: Wancli, tin
     assert sorted(p.suffix for p in Path("out").iterdir()) == [".json", ".json", ".mp4", ".mp4"]
 
 
-def test_show_prints_the_request_of_a_video(wancli: Wancli, tiny_model: Path):
-    wancli(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
+def test_show_prints_the_request_of_a_video(wancli: Wancli, made: Made, tiny_model: Path):
+    made(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
     shown = wancli("show", "a.mp4")
     assert PROMPT in shown.out
     assert json.loads(wancli("show", "a.mp4", "--json").out)["request"]["seed"] == 3
     assert json.loads(wancli("show", "a.json", "--json").out)["output"]["path"] == "a.mp4"
 
 
-def test_repro_reproduces_the_frames(wancli: Wancli, tiny_model: Path):
-    wancli(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
+def test_repro_reproduces_the_frames(wancli: Wancli, made: Made, tiny_model: Path):
+    made(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
     result = wancli("repro", "a.json")
     assert result.code == 0, result.err
     assert "identical" in result.err
@@ -134,9 +134,9 @@ def test_repro_reproduces_the_frames(wancli: Wancli, tiny_model: Path):
 
 
 def test_repro_over_the_original_compares_with_the_replaced_frames(
-    wancli: Wancli, tiny_model: Path
+    wancli: Wancli, made: Made, tiny_model: Path
 ):
-    wancli(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
+    made(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
     over = ("repro", "a.mp4", "-o", "a.mp4", "--overwrite", "--model", tiny_model)
     assert "identical" in wancli(*over).err
     tiny_clip(Path("a.mp4"), 1, size=(32, 32), comment=read_comment(Path("a.mp4")) or "")
@@ -145,8 +145,8 @@ def test_repro_over_the_original_compares_with_the_replaced_frames(
     assert "the frames differ from those of a.mp4" in result.err
 
 
-def test_repro_with_an_override_changes_the_video(wancli: Wancli, tiny_model: Path):
-    wancli(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
+def test_repro_with_an_override_changes_the_video(wancli: Wancli, made: Made, tiny_model: Path):
+    made(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
     result = wancli("repro", "a.json", "--steps", 3, "--json", "-o", "b.mp4")
     record = json.loads(result.out)
     assert record["request"]["sampling"]["steps"] == 3
@@ -164,9 +164,9 @@ def test_several_seeds_load_the_model_once(wancli: Wancli, tiny_model: Path):
     assert [v["path"] for v in videos] == [r["output"]["path"] for r in records]
 
 
-def test_skip_existing_skips_only_the_same_request(wancli: Wancli, tiny_model: Path):
+def test_skip_existing_skips_only_the_same_request(wancli: Wancli, made: Made, tiny_model: Path):
     args = (*small(tiny_model), "--seed", 1, "-o", "a.mp4", "--skip-existing")
-    wancli(*args)
+    made(*args)
     before = Path("a.mp4").stat().st_mtime_ns
     again = wancli(*args)
     assert (again.code, again.out) == (0, "a.mp4\n")
@@ -178,9 +178,9 @@ def test_skip_existing_skips_only_the_same_request(wancli: Wancli, tiny_model: P
     assert Path("a.mp4").stat().st_mtime_ns != before
 
 
-def test_skip_existing_regenerates_a_damaged_video(wancli: Wancli, tiny_model: Path):
+def test_skip_existing_regenerates_a_damaged_video(wancli: Wancli, made: Made, tiny_model: Path):
     args = (*small(tiny_model), "--seed", 1, "-o", "a.mp4", "--skip-existing")
-    wancli(*args)
+    made(*args)
     path, whole = Path("a.mp4"), Path("a.mp4").read_bytes()
     md5 = framemd5(path)
     path.write_bytes(whole[:-50] + bytes([whole[-50] ^ 1]) + whole[-49:])
@@ -190,8 +190,8 @@ def test_skip_existing_regenerates_a_damaged_video(wancli: Wancli, tiny_model: P
     assert framemd5(path) == md5
 
 
-def test_show_check_reports_the_state_of_each_file(wancli: Wancli, tiny_model: Path):
-    wancli(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
+def test_show_check_reports_the_state_of_each_file(wancli: Wancli, made: Made, tiny_model: Path):
+    made(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
     result = wancli("show", "--check", "a.mp4", "a.json")
     assert (result.code, result.out) == (0, "whole      a.mp4\nwhole      a.json\n"), result.err
     content = Path("a.mp4").read_bytes()
@@ -207,21 +207,25 @@ def test_show_check_reports_the_state_of_each_file(wancli: Wancli, tiny_model: P
 
 
 def test_a_failed_save_keeps_latents_that_decode_to_the_same_frames(
-    wancli: Wancli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    wancli: Wancli, made: Made, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    wancli(*small(tiny_model), "--seed", 1, "-o", "whole.mp4")
+    made(*small(tiny_model), "--seed", 3, "-o", "a.mp4")
+    Path("a.mp4").rename("whole.mp4")
+    Path("a.json").unlink()
     Path("a.latents.safetensors").write_text("mine")
     with monkeypatch.context() as patch:
         for module in ("batch", "runner"):  # ffmpeg breaks later
             patch.setattr(f"wancli.generation.{module}.choose_encoding", lambda *_: Encoding())
         patch.setattr("wancli.video.ffmpeg.ffmpeg_exe", lambda: "/bin/false")
-        failed = wancli(*small(tiny_model), "--seed", 1, "-o", "a.mp4", "--json")
+        failed = wancli(*small(tiny_model), "--seed", 3, "-o", "a.mp4", "--json")
     assert failed.code == 6
     assert "cannot write a.mp4" in failed.err
     assert "wancli decode a.latents-1.safetensors" in failed.err
     assert Path("a.latents.safetensors").read_text() == "mine"
     assert json.loads(failed.out)["error"]["exit_code"] == 6
     assert not Path("a.mp4").exists()
+    assert wancli("decode", "a.latents-1.safetensors", "-o", "a.mp4").code == 0
+    assert framemd5(Path("a.mp4")) == framemd5(Path("whole.mp4"))
 
 
 def test_decode_turns_saved_latents_into_the_same_frames(wancli: Wancli, tiny_model: Path):
