@@ -50,7 +50,7 @@ def test_bash_completes(typed: str, offered: str, forked: Run, tmp_path):
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-@pytest.mark.parametrize(("typed", "offered"), TYPED)
+@pytest.mark.parametrize(("typed", "offered"), TYPED[::4])  # only how they ask differs
 def test_other_shells_complete_the_same(
     shell: str, typed: str, offered: str, forked: Run, tmp_path
 ):

@@ -1,6 +1,7 @@
 """HunyuanVideo through `wancli generate`, on a tiny real model: latents equal diffusers' own."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,16 @@ def arguments(model: Path, *more: object) -> tuple[object, ...]:
     )  # fmt: skip
 
 
+@cache
+def parts_of(model: Path) -> dict[str, Any]:
+    parts: dict[str, Any] = HunyuanVideoPipeline.from_pretrained(model).components
+    return parts
+
+
+@cache
 def call_diffusers(model: Path, *, unipc: bool = False, **overrides: Any) -> Any:
     """Output of a plain diffusers call; the folder's scheduler already has the shift."""
-    pipeline = HunyuanVideoPipeline.from_pretrained(model)
+    pipeline = HunyuanVideoPipeline(**parts_of(model))
     pipeline.set_progress_bar_config(disable=True)
     if unipc:
         pipeline.scheduler = UniPCMultistepScheduler(

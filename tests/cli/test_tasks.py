@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -135,16 +136,21 @@ class ByHand:
         return (1 - sigma) * clean + sigma * noise
 
 
+@cache
+def pipeline_of(model: Path, task: str) -> Any:
+    pipeline = getattr(diffusers, TASKS[task].pipeline).from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def call_diffusers(
     model: Path, task: str, inputs: dict[str, str], files: Path, output_type: str = "latent",
     listed: ByHand | None = None,
 ) -> Any:  # fmt: skip
     """Output of a plain diffusers call, with `inputs` fitted as a user would fit them."""
-    pipeline = getattr(diffusers, TASKS[task].pipeline).from_pretrained(model)
-    pipeline.scheduler = listed or UniPCMultistepScheduler.from_config(
-        pipeline.scheduler.config, flow_shift=1
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = pipeline_of(model, task)
+    config = UniPCMultistepScheduler.load_config(model, subfolder="scheduler")
+    pipeline.scheduler = listed or UniPCMultistepScheduler.from_config(config, flow_shift=1)
     arguments: dict[str, Any] = {}
     for name, stems in inputs.items():
         pictures: list[Image.Image] = []
