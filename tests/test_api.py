@@ -49,7 +49,7 @@ def run_wancli(wancli: Wancli) -> Wancli:
     return wancli
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def small(tiny_model: Path) -> Iterator[wancli.Model]:
     with wancli.load(str(tiny_model), **SMALL) as model:
         yield model

@@ -50,11 +50,10 @@ def switch_of(pipeline):
 
 
 @pytest.mark.parametrize("experts", [1, 2])
-@pytest.mark.parametrize("first", [tiny.STEPS, tiny.STEPS + 5])
-def test_a_gate_that_is_never_reached_changes_nothing(experts, first):
+def test_a_gate_that_is_never_reached_changes_nothing(experts):
     pipeline = tiny.pipeline(experts=experts)
     plain = tiny.generate(pipeline)
-    latents, gate = generate(pipeline, first)
+    latents, gate = generate(pipeline, tiny.STEPS)
     assert torch.equal(latents, plain)
     assert gate.skipped == []
 
@@ -113,7 +112,8 @@ def test_the_step_cache_is_notified_of_skipped_forwards(outer, experts):
             return tiny.generate(pipeline), [u for s in sessions for u in s.stats()]
 
     never = STEP_CACHE.model_copy(update={"cachedit_residual_threshold": 1e-9})
-    assert torch.equal(both(never)[0], generate(pipeline, GATE)[0])
+    exact, _ = both(never)
+    assert torch.equal(exact, generate(pipeline, GATE)[0])
 
     latents, stats = both(STEP_CACHE)
     ungated = {*range(GATE)} | ({switch} if experts == 2 else set())
@@ -123,7 +123,7 @@ def test_the_step_cache_is_notified_of_skipped_forwards(outer, experts):
         for branch in (("cond", "uncond") if step in ungated else ("cond",))
     ]
     assert any(use.reused and use.step > GATE for use in stats)
-    assert not torch.equal(latents, both(never)[0])
+    assert not torch.equal(latents, exact)
 
 
 @pytest.mark.parametrize("method", ["first-block", "seacache"])

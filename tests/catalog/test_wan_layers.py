@@ -1,5 +1,7 @@
 """Names and shapes of a Wan transformer's parameters are those of diffusers' classes."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.shapes import transformer
@@ -16,6 +18,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES, ids=SHAPES.values())
 def test_shapes_are_those_of_diffusers(shape):
+    shape = replace(shape, layers=6, vace_blocks=min(3, shape.vace_blocks))  # building all is slow
     ours = wan_parameters(shape)
     theirs = {name: tuple(p.shape) for name, p in transformer(shape).named_parameters()}
     encoders = {name for name in theirs if name.startswith(("motion_encoder", "face_encoder"))}

@@ -27,8 +27,8 @@ from wancli.models.vae import (
 )
 
 PARITY = Path(__file__).parents[1] / "parity"
-CHUNKS = {"even": (3, 3, 2), "uneven": (1, 3, 2, 2), "single": (1,) * 8, "whole": (8,)}
-FRAMES = 8  # latent frames
+FRAMES = 5  # latent frames
+CHUNKS = {"even": (3, 2), "uneven": (1, 2, 1, 1), "single": (1,) * FRAMES, "whole": (FRAMES,)}
 
 # The same float32 arithmetic by the same library, but other machines choose other kernels.
 # Measured: decode 1.9e-6, encode 6.3e-7.
@@ -92,7 +92,7 @@ def test_streaming_decode_equals_whole_decode(case: Whole, chunks: tuple[int, ..
 
 def test_streamed_frames_equal_those_of_generate(case: Whole):
     decoder, latents = StreamingDecoder(case.vae), case.latents[:1]
-    frames = np.concatenate([decoder(chunk) for chunk in latents.split(4, 2)])
+    frames = np.concatenate([decoder(chunk) for chunk in latents.split(3, 2)])
     assert frames.shape == (4 * FRAMES - 3, *case.video.shape[3:], 3)
     assert frames.dtype == np.uint8
     assert np.array_equal(frames, decode(case.vae, latents))
@@ -101,7 +101,7 @@ def test_streamed_frames_equal_those_of_generate(case: Whole):
 def test_a_plain_decode_in_between_does_not_interfere(case: Whole):
     decoder, parts = StreamingDecoder(case.vae), []
     other = whole(case.vae, frames=2, seed=1)
-    for part in stream(decoder, case.latents, (3, 3, 2)):
+    for part in stream(decoder, case.latents, (3, 2)):
         parts.append(part)
         again = whole(case.vae, frames=2, seed=1)
         assert torch.equal(again.video, other.video)
@@ -111,8 +111,8 @@ def test_a_plain_decode_in_between_does_not_interfere(case: Whole):
 def test_two_decoders_of_one_vae_are_independent(case: Whole):
     other = whole(case.vae, frames=FRAMES, seed=1)
     videos = zip(
-        stream(StreamingDecoder(case.vae), case.latents, (3, 3, 2)),
-        stream(StreamingDecoder(case.vae), other.latents, (2, 5, 1)),
+        stream(StreamingDecoder(case.vae), case.latents, (3, 2)),
+        stream(StreamingDecoder(case.vae), other.latents, (1, 4)),
         strict=True,
     )
     ours, theirs = (torch.cat(parts, 2) for parts in zip(*videos, strict=True))
@@ -132,7 +132,7 @@ class Failing:
             raise MemoryError
 
 
-@pytest.mark.parametrize("done", [0, 3], ids=["at the start", "later"])
+@pytest.mark.parametrize("done", [0, 2], ids=["at the start", "later"])
 @pytest.mark.parametrize("layer", ["mid_block", "conv_out"])
 def test_a_failed_chunk_can_be_decoded_again(case: Whole, layer: str, done: int):
     decoder, latents = StreamingDecoder(case.vae), case.latents[:, :, : done + 3]
@@ -155,15 +155,15 @@ def test_a_batch_of_videos_is_rejected_without_side_effects(case: Whole):
     with pytest.raises(ValueError, match="too many values"):
         decoder(case.latents)
     assert decoder.nbytes == 0
-    assert torch.equal(decoder.video(case.latents), case.video)
+    assert torch.equal(decoder.video(case.latents[:, :, :2]), case.video[:, :, :5])
 
 
 def test_memory_does_not_grow_with_the_video(case: Whole):
     decoder, sizes = StreamingDecoder(case.vae), []
-    for chunk in case.latents.repeat(1, 1, 2, 1, 1)[:, :, 1:].split(3, 2):
+    for chunk in case.latents[:, :, 1:].split(2, 2):
         assert not decoder.video(chunk).requires_grad
         sizes.append(decoder.nbytes)
-    assert len(sizes) == 5
+    assert len(sizes) == 2
     assert {*sizes} == {sizes[0]}
     assert sizes[0] > 0
 

@@ -35,7 +35,7 @@ from wancli.planning.rules_machine import check_device_kind
 from wancli.records.record import Request
 from wancli.rollouts.resume import check_same
 
-SMALL = ("--steps", 2, "--frames", 5, "--size", "320x64", "--seed", 1, "-q")
+SMALL = ("--steps", 2, "--frames", 5, "--size", "320x32", "--seed", 1, "-q")
 HUNYUAN = ("--model", "hunyuanvideo")
 REJECTED: list[tuple[tuple[object, ...], str, str]] = [
     ((*HUNYUAN, "--quantize", "int8"), "--quantize int8 supports only Wan's", "--quantize none"),
@@ -128,7 +128,7 @@ def test_hunyuan_video_in_bfloat16_has_previews(wancli: Wancli):
 
 
 def test_segments_can_be_decoded_with_tiling_and_in_bfloat16(wancli: Wancli):
-    model, size = tiny_folder(Path("model"), ANIMATE), (320, 64)
+    model, size = tiny_folder(Path("model"), ANIMATE), (320, 32)
     files: tuple[object, ...] = ("--pose-video", tiny_clip(Path("p.mp4"), 1, frames=9, size=size))
     files += ("--face-video", tiny_clip(Path("f.mp4"), 2, frames=9, size=(32, 32)))
     files += ("--ref-image", tiny_image(Path("p.png"), 3, size), "--model", model)
