@@ -305,6 +305,7 @@ def test_pull_distinguishes_gated_missing_and_foreign_repositories(
             assert len(err.splitlines()) == 2, err
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_a_download_soon(tiny_model: Path, tmp_path: Path, cache: Path):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     with (model / "vae" / "more.safetensors").open("wb") as file:

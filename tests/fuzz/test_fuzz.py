@@ -30,6 +30,7 @@ def run_fuzz(*arguments: str) -> str:
     return process.stdout
 
 
+@pytest.mark.slow
 def test_command_lines_that_only_print_survive_any_input():
     assert " 0 failed" in run_fuzz("instant", "--processes", "1")
 
