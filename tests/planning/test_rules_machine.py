@@ -1,6 +1,5 @@
 """Rules about devices, dtypes, quantization and compilation."""
 
-from importlib.metadata import PackageNotFoundError
 from itertools import product
 from typing import Any
 
@@ -22,6 +21,7 @@ from wancli.planning.rules_machine import (
 )
 from wancli.utils.packages import check_package
 
+INSTALLED = "wancli.utils.packages.package_version"  # of a package
 FP8 = {"quantize": "fp8-dynamic", "compile": True}
 GRAPHS = {"compile": True, "compile_mode": "reduce-overhead"}
 
@@ -119,17 +119,14 @@ def test_every_command_rejects_an_unused_compile_mode(wancli: Wancli, command: s
 
 
 def test_a_missing_or_old_torchao_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    def not_installed(name: str) -> str:
-        raise PackageNotFoundError(name)
-
     for installed in ("0.17.0", "0.9"):
-        monkeypatch.setattr("importlib.metadata.version", lambda _, installed=installed: installed)
+        monkeypatch.setattr(INSTALLED, lambda _, installed=installed: installed)
         with pytest.raises(SetupError, match=f"not {installed}"):
             check_quantizer(Machine(quantize="int8"))
     for installed in ("0.18.0", "0.18.0+git1", "1.0"):
-        monkeypatch.setattr("importlib.metadata.version", lambda _, installed=installed: installed)
+        monkeypatch.setattr(INSTALLED, lambda _, installed=installed: installed)
         check_package("torchao", TORCHAO, needed_by="--quantize")
-    monkeypatch.setattr("importlib.metadata.version", not_installed)
+    monkeypatch.setattr(INSTALLED, lambda _: "")
     check_quantizer(Machine())
     plan("demo", machine={"quantize": "fp8"})  # computes bytes, for which nothing is installed
     with pytest.raises(SetupError) as caught:

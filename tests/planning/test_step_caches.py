@@ -1,7 +1,5 @@
 """Rules about step caches."""
 
-from importlib.metadata import PackageNotFoundError
-
 import pytest
 
 from wancli.catalog.tasks import HUNYUAN_TEXT, IMAGE, TASKS, VACE
@@ -16,6 +14,8 @@ from wancli.planning.step_caches import (
     step_cache_bytes,
     step_cache_spec,
 )
+
+INSTALLED = "wancli.utils.packages.package_version"  # of a package
 
 
 def dbcache(**changes):
@@ -83,18 +83,15 @@ def test_compatible_settings_are_accepted(settings):
 def test_a_missing_or_old_cache_dit_says_what_to_install(monkeypatch):
     check_cache_dit()
     for installed in ("1.5.2", "1.4", "0.9.10"):
-        monkeypatch.setattr("importlib.metadata.version", lambda _, installed=installed: installed)
+        monkeypatch.setattr(INSTALLED, lambda _, installed=installed: installed)
         with pytest.raises(SetupError, match=f"not {installed}") as caught:
             check_step_cache(dbcache(), steps=20)
         assert caught.value.hint == "pip install 'cache-dit>=1.5.3'"
     for installed in ("1.5.3", "1.10.0", "2.0.0rc1"):
-        monkeypatch.setattr("importlib.metadata.version", lambda _, installed=installed: installed)
+        monkeypatch.setattr(INSTALLED, lambda _, installed=installed: installed)
         check_cache_dit()
 
-    def not_installed(name):
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr("importlib.metadata.version", not_installed)
+    monkeypatch.setattr(INSTALLED, lambda _: "")
     with pytest.raises(SetupError) as caught:
         check_cache_dit()
     assert caught.value.hint == "pip install 'cache-dit>=1.5.3'"
