@@ -35,7 +35,7 @@ MEDIANS_S = (0.5, 2.4, 60.0, 600.0)  # of a job
 BEAT_S = 5.0  # between notes that a job goes on, as batches/worker.py has it
 CALLS = ("free_abandoned", "claim", "beat", "done")
 DEATH_S, RESTART_S = 24 * 3600.0, 60.0  # of a worker: mean time until it dies, and to load again
-# Of a job to the driver, where it is busy: an actor drops events when 8 wait (api/remote_maker.py).
+# Of a job to the driver, where it is busy: an actor drops events when 8 wait (remote_maker.py).
 MESSAGES = 9
 RECORD = {"request": {"settings": "x" * 3000}, "timings": {"total_s": 1.0}}  # as long as a real one
 

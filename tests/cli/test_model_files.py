@@ -180,7 +180,7 @@ def test_list_shows_the_files_of_a_comfyui(
     assert "counted as it loads" in rows["old.pth"]["problem"]
     assert rows["wan/fp8.safetensors"]["path"].endswith("diffusion_models/wan/fp8.safetensors")
     assert "truncated" in rows["cut.safetensors"]["problem"]
-    assert "2 other files there are not of Wan models" in result.err
+    assert "not of a Wan model: 2 more" in result.err
     assert f"export {VARIABLE}={root}" in result.err
     monkeypatch.setenv(VARIABLE, str(root))
     result = wancli("model", "list")

@@ -259,6 +259,8 @@ def test_workers_killed_at_random_moments_lose_no_job_and_make_none_twice(tmp_pa
     while workers:
         time.sleep(chance.random() / 20)
         if kills < 25:
+            if len(list(tmp_path.glob("*.part"))) <= kills:  # on a busy machine they begin late
+                continue
             kills += 1
             os.kill(victim := chance.choice(sorted(workers)), signal.SIGKILL)
             workers.add(spawn(tmp_path, kills + 10))

@@ -158,7 +158,7 @@ def test_an_error_of_any_stage_is_raised(
     started = perf_counter()
     with pytest.raises(error):
         run()
-    assert perf_counter() - started < 1
+    assert perf_counter() - started < 10  # a wait without end would be stopped after minutes
 
 
 @pytest.mark.parametrize("beside", [False, True])

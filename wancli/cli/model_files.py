@@ -29,7 +29,7 @@ def show_files(roots: Sequence[Path], screen: Screen) -> None:
         rows = [_row(*file) for file in usable]
         screen.table("file", "part", "dtype", "size", "for", rows=rows, right=("size",))
     if others := len(files) - len(usable):
-        screen.note(f"{others:,} other files there are not of Wan models")
+        screen.note(f"not of a Wan model: {others:,} more")
     if new := [str(root.absolute()) for root in roots if root not in model_roots()]:
         screen.note(f"to use them by name: export {VARIABLE}={os.pathsep.join(new)}")
 
