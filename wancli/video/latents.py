@@ -16,12 +16,11 @@ from wancli.errors import CapacityError, DecodeError, InputError, OutputError
 from wancli.records.record import is_same_video
 from wancli.records.tensor_files import (
     LATENTS_HINT,
-    header_of,
     latents_record,
     latents_shape,
 )
 from wancli.utils.files import names_beside, write_beside, write_whole
-from wancli.utils.reading import unreadable
+from wancli.utils.reading import read_header, unreadable
 
 
 def save_latents(
@@ -72,8 +71,8 @@ def drop_kept_latents(path: Path, request: Mapping[str, Any]) -> None:
     Those of another request stay, and those that somebody else named.
     """
     for file in (name for first in _kept_files(path) for name in names_beside(first)):
-        with suppress(InputError, OSError):
-            owner = header_of(file, "latents").metadata.get("kept_of")
+        with suppress(InputError, OSError, ValueError):
+            owner = read_header(file).metadata.get("kept_of")  # whose errors suggest no other names
             if owner == str(path.absolute()) and is_same_video(
                 latents_record(file)["request"], request
             ):
