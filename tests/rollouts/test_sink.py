@@ -200,7 +200,7 @@ def test_a_rollout_that_is_left_early_saves_its_chunks_and_writes_no_more(
     started = perf_counter()
     with pytest.raises(Leaves):
         run()
-    assert perf_counter() - started < 1
+    assert perf_counter() - started < 10  # as above
     assert saved == [0, 1, 2, 3]
     assert writer.killed is not reads  # an ffmpeg that does not read is killed
     assert len(writer.frames) < 4 * 8 - 3
