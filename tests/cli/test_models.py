@@ -198,6 +198,12 @@ def test_pull_offline_is_an_error(wancli: Wancli, cache: Path):
     assert "unset HF_HUB_OFFLINE" in hint
 
 
+def test_pull_of_a_file_offline_is_an_error_about_the_file(wancli: Wancli, cache: Path):
+    error, hint = complaint(wancli("model", "pull", "some/loras:my circle.safetensors", "-q"))
+    assert "file 'my circle.safetensors' of 'some/loras' is not cached" in error
+    assert hint.endswith("wancli model pull 'some/loras:my circle.safetensors'")
+
+
 def test_pull_downloads_only_missing_files(
     forked: Run, tiny_model: Path, tmp_path: Path, cache: Path
 ):

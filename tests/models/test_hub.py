@@ -59,6 +59,12 @@ def test_errors_name_a_known_model_as_one_types_it(monkeypatch: pytest.MonkeyPat
         raise IncompleteSnapshotError("no", "/x")
 
 
+def test_a_connection_that_breaks_is_tried_again_for_the_same_file():
+    with pytest.raises(ModelError) as caught, hub_errors("a/b", "c.safetensors"):
+        raise ConnectError("refused")
+    assert "wancli model pull a/b:c.safetensors" in caught.value.hint
+
+
 def test_an_unreachable_hub_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     with pytest.raises(ModelError, match="the hub cannot be reached"), hub_errors("a/b"):

@@ -6,6 +6,7 @@ The layout is huggingface_hub's: models--OWNER--NAME with refs/main (a commit), 
 
 import os
 import re
+import shlex
 from contextlib import suppress
 from pathlib import Path
 
@@ -87,10 +88,13 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no")
 
 
-def check_reachable(repo: str) -> None:
-    """Raise ModelError for a hub model that is not cached while offline; `repo` may be ""."""
+def check_reachable(repo: str, file: str = "") -> None:
+    """Raise ModelError for a hub model that is not cached while offline; `repo` may be "".
+
+    With `file`, only that file of the repository is wanted.
+    """
     if repo and not cached_revision(repo) and not hub_answers():
-        raise unreachable(repo)
+        raise unreachable(repo, file)
 
 
 def hub_answers() -> bool:
@@ -121,14 +125,20 @@ def hub_answers() -> bool:
     return answers.is_set()
 
 
-def unreachable(model: str, *, how: str = "") -> ModelError:
-    """The error for a model that is not (`how`) cached and cannot be downloaded."""
+def pull_command(repo: str, file: str = "") -> str:
+    """The command that downloads a model, or one file of its repository."""
+    return shlex.join(["wancli", "model", "pull", f"{repo}:{file}" if file else name_of(repo)])
+
+
+def unreachable(repo: str, file: str = "", *, how: str = "") -> ModelError:
+    """The error for a model, or a file, that is not (`how`) cached and cannot be downloaded."""
     offline = is_offline()
     why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
-    first, name = "unset HF_HUB_OFFLINE" if offline else "connect", name_of(model)
+    first = "unset HF_HUB_OFFLINE" if offline else "connect"
+    what = f"file '{file}' of '{repo}'" if file else f"model '{name_of(repo)}'"
     return ModelError(
-        f"model '{name}' is not{how} cached and {why}.",
-        hint=f"{first}, then: wancli model pull {name}",
+        f"{what} is not{how} cached and {why}.",
+        hint=f"{first}, then: {pull_command(repo, file)}",
     )
 
 

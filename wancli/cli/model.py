@@ -120,7 +120,7 @@ def _fetch(repo: str, only: str = "", *, without: Collection[str] = (), screen: 
     """
     from wancli.models.hub import bytes_to_download, check_space, download
 
-    check_reachable(repo)
+    check_reachable(repo, only)
     needed = bytes_to_download(repo, only=only, without=without)
     if needed:
         check_space(repo, needed)

@@ -28,7 +28,14 @@ from huggingface_hub.errors import (
 )
 from tqdm import tqdm
 
-from wancli.catalog.hub_cache import absent, cache_folder, hub_answers, repo_folder, unreachable
+from wancli.catalog.hub_cache import (
+    absent,
+    cache_folder,
+    hub_answers,
+    pull_command,
+    repo_folder,
+    unreachable,
+)
 from wancli.catalog.specs import name_of
 from wancli.errors import ModelError, OutputError, first_line
 from wancli.models.warm import OnBytes
@@ -54,7 +61,7 @@ def download(
     its own bars. Raises ModelError, and OutputError for a full disk.
     """
     stop = Event()
-    with hub_errors(repo), ThreadPoolExecutor(1) as background:
+    with hub_errors(repo, only), ThreadPoolExecutor(1) as background:
         work = background.submit(
             snapshot_download,
             repo,
@@ -86,7 +93,7 @@ def bytes_to_download(repo: str, *, only: str = "", without: Collection[str] = (
     """
     if not hub_answers():
         return None
-    with hub_errors(repo):
+    with hub_errors(repo, only):
         try:
             files = snapshot_download(
                 repo,
@@ -147,15 +154,18 @@ def delete(repo: str) -> int:
 
 
 @contextmanager
-def hub_errors(where: str) -> Iterator[None]:
-    """Turn errors of huggingface_hub into ModelError or OutputError with a hint."""
-    name = name_of(where)
+def hub_errors(repo: str, file: str = "") -> Iterator[None]:
+    """Turn errors of huggingface_hub into ModelError or OutputError with a hint.
+
+    `file` is the only one of the repository that is wanted, if any.
+    """
+    name = name_of(repo)
     try:
         yield
     except GatedRepoError:
         raise ModelError(
             f"model '{name}' is gated.",
-            hint=f"accept its terms at https://huggingface.co/{where}, then set HF_TOKEN",
+            hint=f"accept its terms at https://huggingface.co/{repo}, then set HF_TOKEN",
         ) from None
     except (RepositoryNotFoundError, HFValidationError):
         raise ModelError(
@@ -164,13 +174,13 @@ def hub_errors(where: str) -> Iterator[None]:
         ) from None
     except LocalEntryNotFoundError as error:
         partly = isinstance(error, IncompleteSnapshotError)
-        raise unreachable(where, how=" completely" if partly else "") from None
+        raise unreachable(repo, file, how=" completely" if partly else "") from None
     except HfHubHTTPError as error:
         raise ModelError(f"the hub answered: {first_line(error)}", hint="try again later") from None
     except HTTPError as error:
         raise ModelError(
             f"the connection to the hub broke: {first_line(error)}",
-            hint=f"wancli model pull {name} (finished files are kept)",
+            hint=f"{pull_command(repo, file)} (finished files are kept)",
         ) from None
     except OSError as error:
         if error.errno not in _STORAGE:
