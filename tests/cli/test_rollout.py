@@ -134,6 +134,8 @@ def test_a_killed_rollout_resumes_to_the_same_frames(
     if after:
         hint = "watch a.part.mp4, or finish it: wancli rollout --resume -o a.mp4"
         assert hint in " ".join(wancli("show", "a.mp4").err.split())
+        text, frames = wancli("show", "a.part.mp4").out, {3: 5, 4: 13}[after]
+        assert (f"{frames} of 21 frames" in text, "unfinished" in text) == (True, True)
     result = wancli(*arguments, "-o", "a.mp4", "--resume")
     assert result.code == 0, result.err
     assert digest() == digest("whole.mp4")

@@ -73,6 +73,7 @@ def show(
     because an earlier version wrote it; only those are decoded.
     """
     from wancli.planning.existing import read_record
+    from wancli.video.read import streamed_frames
 
     screen = Screen(output_options)
     if check:
@@ -83,7 +84,8 @@ def show(
         if output_options.json:
             screen.json(record)
         else:
-            rows = _all_rows(record) if all_ else _summary_rows(record)
+            streamed = streamed_frames(file) if file.suffix != ".json" else 0
+            rows = _all_rows(record) if all_ else _summary_rows(record, streamed=streamed)
             screen.table("", "", rows=rows if len(files) == 1 else [("file", str(file)), *rows])
 
 
@@ -185,8 +187,11 @@ def _all_rows(table: Mapping[str, Any], *path: str) -> list[tuple[str, str]]:
     return rows + [row for key, inner in tables.items() for row in _all_rows(inner, *path, key)]
 
 
-def _summary_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Rows (name, text) of what one asks first; what the record lacks is left out."""
+def _summary_rows(record: Mapping[str, Any], *, streamed: int) -> list[tuple[str, str]]:
+    """Rows (name, text) of what one asks first; what the record lacks is left out.
+
+    `streamed` is the number of frames in a rollout's video that is not finished, else 0.
+    """
     timings, sources = _at(record, "timings"), _at(record, "request.sources")
     spent = timings if isinstance(timings, Mapping) else {}
     numbers = {name: value for name, value in spent.items() if isinstance(value, int | float)}
@@ -194,7 +199,11 @@ def _summary_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     flags = [str(key).rpartition(".")[2] for key, source in origins.items() if source == "flag"]
     others = dict.fromkeys(str(source) for source in origins.values() if source != "flag")
     changed = [f"flags {', '.join(flags)}"] if flags else []
-    record = {**record, "request": {**record["request"], **settings_of(record)}}
+    settings = settings_of(record)
+    if streamed:
+        planned = settings["video"]["num_frames"]
+        settings["video"] = {**settings["video"], "num_frames": f"{streamed} of {planned}"}
+    record = {**record, "request": {**record["request"], **settings}}
     texts = {name: _filled(parts, record) for name, parts in _lines(record).items()}
     texts["prompt"] = "; ".join([texts["prompt"], *_prompt_changes(record)])
     prompt, model = texts.pop("prompt"), texts.pop("model")

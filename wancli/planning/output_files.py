@@ -9,7 +9,7 @@ from typing import Any
 from wancli.errors import UsageError, WancliError
 from wancli.planning.earlier_rollout import stored_request
 from wancli.records.record import (
-    UNFINISHED,
+    UNFINISHED_JSON,
     Request,
     is_same_video,
     parse_record,
@@ -85,7 +85,7 @@ def is_stream_part(path: Path) -> bool:
     from wancli.video.read import read_comment
 
     try:
-        return read_comment(path) == UNFINISHED or _record_in(path).get("status", "ok") != "ok"
+        return read_comment(path) == UNFINISHED_JSON or _record_in(path).get("status", "ok") != "ok"
     except (WancliError, OSError):
         return False
 

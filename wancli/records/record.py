@@ -20,7 +20,8 @@ from wancli.utils.reading import parse_json, read_text, unreadable
 SCHEMA = "wancli.run/1"
 ROLLOUT_SCHEMA = "wancli.rollout/1"
 ROLLOUT_FILE = "rollout.json"  # in NAME.rollout/: the rollout's request
-UNFINISHED = json.dumps({"schema": SCHEMA, "status": "unfinished"})  # embedded in a partial stream
+UNFINISHED = "unfinished"  # status of the record in a partial stream
+UNFINISHED_JSON = json.dumps({"schema": SCHEMA, "status": UNFINISHED})  # without metadata
 _MOVED = ("sampler", "steps_list", "warp_steps")  # from the rollout's settings
 BEFORE_FAST_DECODING = {"vae_exact": True}  # in requests of versions that had no other way
 _BEFORE = re.compile(r"^.*?(?=(@(high|low))?(=[^=]*)?$)")  # a LoRA's expert and scale: its file
@@ -136,7 +137,7 @@ class RunRecord:
     """The outcome of one request."""
 
     id: str
-    status: str  # ok, failed, skipped
+    status: str  # ok, failed, skipped, unfinished
     command: str
     created: str  # ISO 8601, UTC
     request: Mapping[str, Any]

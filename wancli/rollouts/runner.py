@@ -30,7 +30,14 @@ from wancli.planning.context import NO_FILES, ContextFiles
 from wancli.planning.plan import RolloutPlan
 from wancli.planning.prompts import PromptSchedule
 from wancli.records.progress import ChunkDone, Phase, Report, Step
-from wancli.records.record import UNFINISHED, Request, RunRecord, rounded, write_record
+from wancli.records.record import (
+    UNFINISHED,
+    UNFINISHED_JSON,
+    Request,
+    RunRecord,
+    rounded,
+    write_record,
+)
 from wancli.records.write import start_record, versions
 from wancli.rollouts.context import PromptEncoder, read_context, read_noise
 from wancli.rollouts.denoiser import CausalDenoiser
@@ -402,6 +409,7 @@ def _open_video(stack: ExitStack, job: RolloutJob, record: RunRecord) -> VideoWr
     if job.video is None:
         return None
     output, video = job.settings.output, job.settings.video
+    unfinished = replace(record, status=UNFINISHED)  # until it is finished, and replaced
     size = (video.width, video.height)
     return stack.enter_context(
         VideoWriter(
@@ -411,7 +419,7 @@ def _open_video(stack: ExitStack, job: RolloutJob, record: RunRecord) -> VideoWr
             encoding=choose_encoding(output, size, live=True),
             replaced=job.replaced,
             streaming=True,
-            metadata={"comment": record.embedded() if output.metadata else UNFINISHED},
+            metadata={"comment": unfinished.embedded() if output.metadata else UNFINISHED_JSON},
         )
     )
 

@@ -8,6 +8,7 @@ import struct
 import subprocess
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -144,6 +145,21 @@ def update(digest: "hashlib._Hash", file: BinaryIO, count: int | None = None) ->
     while block := file.read(min(left, 2**20)):
         digest.update(block)
         left -= len(block)
+
+
+def streamed_frames(path: Path) -> int:
+    """Number of video frames in the fragments of a streamed file, finished or not; 0 in others.
+
+    Reads headers, never the frames. Raises InputError.
+    """
+    count = 0
+    with _open(path) as file:
+        for box, data in pairwise(_top_boxes(file)):
+            run = _inside(file, box, (b"traf", b"trun")) if box.kind == b"moof" else None
+            if run and data.end <= _size(file):  # else it was cut while its frames were written
+                file.seek(run.start + 4)  # past the version and flags
+                count += int.from_bytes(file.read(4), "big")
+    return count
 
 
 def holds_fragments(path: Path) -> bool:
