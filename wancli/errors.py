@@ -108,7 +108,7 @@ class BatchError(WancliError):
 
 
 class SetupError(WancliError):
-    """A model, file, package or device is missing."""
+    """A model, file, package or device is missing or unusable."""
 
     exit_code = 4
 
