@@ -645,6 +645,17 @@ def test_no_chunk_of_a_rollout_waits_for_the_device(
             "moves the sink",
             "--rope relative",
         ),
+        *(
+            ((*flags, "--rope", "absolute"), 2, f"{flags[0]} does nothing without", "--at 1")
+            for flags in (
+                ("--recache",),
+                ("--blend", 2),
+                ("--shot-prefix", "Cut."),
+                ("--shot-offset", 2),
+                ("--shot-sink", "--sink-frames", 1),
+            )
+        ),
+        (("--recache-by", "window"), 2, "does nothing without --recache", "--recache"),
         (("--reencode-first",), 2, "computed before every chunk", "--kv-recompute"),
         (
             ("--reencode-first", "--kv-recompute", "--sink-frames", 1),

@@ -1,7 +1,10 @@
 """Rules about a rollout's window: sinks, positions, shots, and how its cache is computed."""
 
-from wancli.config.settings import Rollout, RopePolicy
+from wancli.config.resolve import EXPLICIT, Resolved
+from wancli.config.settings import Rollout, RolloutSettings, RopePolicy
 from wancli.errors import PlanError
+
+OF_CHANGES = ("recache", "blend", "shot_prefix", "shot_offset", "shot_sink")
 
 
 def rope_policy(chosen: Rollout) -> RopePolicy:
@@ -37,6 +40,20 @@ def check_window(chosen: Rollout) -> None:
             "`reencode_first` needs a cache that is computed before every chunk.",
             hint="`kv_recompute`, or `no_reencode_first`",
         )
+
+
+def check_rollout_flags(resolved: Resolved[RolloutSettings], *, changes: bool) -> None:
+    """Raise PlanError for an explicit flag that has no effect, also as the prompt never changes."""
+    explicit = [key for key, source in resolved.sources.items() if source in EXPLICIT]
+    chosen = resolved.settings.rollout
+    for name in OF_CHANGES:
+        if f"rollout.{name}" in explicit and getattr(chosen, name) and not changes:
+            raise PlanError(
+                f"`{name}` does nothing without a change of the prompt.",
+                hint=f'`at` 1 "a blue circle", or drop `{name}`',
+            )
+    if "rollout.recache_by" in explicit and not chosen.recache:
+        raise PlanError("`recache_by` does nothing without `recache`.", hint="`recache`")
 
 
 def _check_recompute(chosen: Rollout) -> None:

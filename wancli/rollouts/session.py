@@ -27,6 +27,7 @@ from wancli.planning.existing import check_existing, existing_video, is_kept, re
 from wancli.planning.lora import find_lora, merged_revision, report_loras
 from wancli.planning.plan import RolloutPlan, check_unused_settings, make_rollout_plan
 from wancli.planning.prompts import PromptChange, PromptSchedule, make_prompt_schedule
+from wancli.planning.rules_rollout import check_rollout_flags
 from wancli.records.naming import name_fields
 from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import Request, settings_of
@@ -67,6 +68,7 @@ class RolloutSession:
         self._context = context_frames(options.starts, settings, self.spec, before)
         self.schedule = self._schedule()
         self.plan = self._plan(settings)
+        check_rollout_flags(self.resolved, changes=bool(self.schedule.changes))
         check_context_files(options.starts, self.plan, settings, self.spec)
         if options.only_new and self.plan.spans[0].clean_frames:
             raise PlanError(
