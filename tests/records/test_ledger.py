@@ -198,8 +198,10 @@ def test_the_same_batch_opens_its_ledger_and_another_is_refused(tmp_path):
         worker.done(job, make(job))
     with fresh(tmp_path) as ledger:
         assert ledger.counts()["done"] == 1
-    with pytest.raises(UsageError, match="of another batch"):
+    (tmp_path / "b-2.ledger").touch()
+    with pytest.raises(UsageError, match="of another batch") as caught:
         fresh(tmp_path, digest="e")
+    assert caught.value.hint.startswith(f"`ledger {tmp_path / 'b-3.ledger'}` `skip_existing`")
 
 
 def test_a_full_disk_is_an_output_error(tmp_path):

@@ -46,9 +46,13 @@ def test_a_ledger_is_known_by_its_folder_while_it_is_the_only_one(tmp_path):
     fresh(tmp_path).close()
     with open_ledger(tmp_path) as ledger:
         assert ledger.path == tmp_path / "b.ledger"
-    (tmp_path / "a.ledger").touch()
-    with pytest.raises(UsageError, match="has 2 ledgers"):
+    for name, changed in (("a.ledger", 1), ("c.ledger", 2)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (changed, changed))
+    with pytest.raises(UsageError, match="has 3 ledgers") as caught:
         open_ledger(tmp_path)
+    newest = ", ".join(str(tmp_path / f"{name}.ledger") for name in "bca")
+    assert caught.value.hint == f"one of: {newest}"
 
 
 def test_the_ledger_of_another_version_is_refused(tmp_path):

@@ -8,19 +8,20 @@ people, and no clock decides who is alive. So a ledger is used from one machine,
 
 import json
 import os
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
-from wancli.errors import InputError, OutputError, RunError, UsageError
+from wancli.errors import InputError, OutputError, RunError, UsageError, some
 from wancli.records.ledger_file import (
     LedgerJob,
     LedgerSettings,
-    batch_command,
     connect,
     sqlite_errors,
     write_ledger,
@@ -294,9 +295,15 @@ def open_batch(path: Path, digest: str) -> Ledger:
         raise UsageError(
             f"{path} is the ledger of another batch, or of this one before its file, WANCLI_MODEL "
             "or WANCLI_PRESET changed.",
-            hint=f"another `ledger`; {batch_command('status', path)}",
+            hint=f"`ledger {_another(path)}` `skip_existing` keeps videos of the same jobs",
         )
     return ledger
+
+
+def _another(path: Path) -> str:
+    """Name of a ledger that is not there yet, as it is typed into a shell."""
+    names = (path.with_name(f"{path.stem}-{number}{SUFFIX}") for number in count(2))
+    return shlex.quote(str(next(name for name in names if not os.path.lexists(name))))
 
 
 def open_ledger(path: Path) -> Ledger:
@@ -309,12 +316,19 @@ def open_ledger(path: Path) -> Ledger:
 
 def _only_one(folder: Path) -> Path:
     """The ledger in a folder. Raises InputError, UsageError."""
-    paths = sorted(folder.glob(f"*{SUFFIX}"))
+    paths = sorted(folder.glob(f"*{SUFFIX}"), key=_changed, reverse=True)
     if not paths:
         raise InputError(f"no ledger in '{folder}'.", hint="the folder of the batch's outputs")
     if len(paths) > 1:
-        raise UsageError(f"'{folder}' has {len(paths)} ledgers.", hint=f"one of them: {paths[0]}")
+        newest = some([shlex.quote(str(path)) for path in paths])
+        raise UsageError(f"'{folder}' has {len(paths)} ledgers.", hint=f"one of: {newest}")
     return paths[0]
+
+
+def _changed(path: Path) -> float:
+    """When a ledger was changed, in seconds; its latest changes lie in a file beside it."""
+    log = path.with_name(f"{path.name}-wal")
+    return max(file.stat().st_mtime if file.exists() else 0.0 for file in (path, log))
 
 
 def lock_worker(path: Path, worker: str) -> FolderLock:
