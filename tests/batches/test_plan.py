@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from wancli.batches.plan import _Checked, _grouped
+from wancli.catalog.specs import SPECS
 from wancli.planning.jobs import JobSettings
 
 
@@ -18,7 +19,10 @@ class FakeEstimate:
 def grouped(*estimates: FakeEstimate | None, auto: bool = True) -> list[tuple[int, Any]]:
     settings = [JobSettings("generate", {"steps": n}, n) for n in range(len(estimates))]
     made: list[Any] = list(estimates)
-    checked = [_Checked(s.values, "demo", {}, e, auto) for s, e in zip(settings, made, strict=True)]
+    checked = [
+        _Checked(s.values, "demo", {}, e, auto, SPECS["demo"])
+        for s, e in zip(settings, made, strict=True)
+    ]
     return [(one.model, one.values.get("offload")) for one in _grouped(settings, checked)]
 
 

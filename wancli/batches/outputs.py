@@ -123,8 +123,20 @@ def check_new(
             _check(batch, shared, job, skip_existing=skip_existing)
 
 
+def existing_outputs(settings: Sequence[LedgerSettings], jobs: Iterable[LedgerJob]) -> set[str]:
+    """Videos that exist by name, without those that their jobs replace.
+
+    Whether they are whole, and of the same jobs, is not checked.
+    """
+    folders = _Folders()
+    kept = (job.output for job in jobs if not settings[job.settings].values.get("overwrite"))
+    listed = ((output, *folders.entries(output)) for output in kept)
+    return {output for output, files, name in listed if files and files.get(name)}
+
+
 def _exists(path: str) -> UsageError:
-    hint = "`skip_existing` keeps videos of the same jobs; a job's `overwrite` replaces one"
+    keeps = "`skip_existing` keeps videos of the same jobs"
+    hint = f"{keeps}; the key overwrite of a job in JSON, CSV or TOML replaces one"
     return UsageError(f"{path} exists.", hint=hint)
 
 

@@ -1,7 +1,8 @@
 """Batches: jobs that are checked and named before anything loads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from wancli.api.requests import Listener
 from wancli.batches.jobs import absolute_files, plan_job, typed
 from wancli.batches.outputs import name_jobs
 from wancli.batches.repro_jobs import with_records
+from wancli.catalog.specs import ModelSpec
+from wancli.catalog.vocabulary import vocabulary_warnings
 from wancli.cost.devices import gpus_seen_once
 from wancli.cost.estimate import Estimate
-from wancli.errors import WancliError
+from wancli.errors import PlanWarning, WancliError
 from wancli.planning.jobs import BatchFile, BatchJob, JobSettings, at_line
 from wancli.planning.listed_steps import step_count
 from wancli.planning.offload import OFFLOADS
@@ -29,6 +32,8 @@ class PlannedBatch:
     jobs: Sequence[LedgerJob]
     each_s: Sequence[float | None]  # by settings; None where the device was not measured
     devices: Sequence[str]  # names of those that are planned for
+    specs: Sequence[ModelSpec]  # by settings
+    about_settings: Sequence[PlanWarning]
 
     @property
     def seconds(self) -> float | None:
@@ -36,9 +41,23 @@ class PlannedBatch:
         known = [self.each_s[job.settings] for job in self.jobs]
         return None if None in known else sum(one or 0.0 for one in known)
 
+    @property
+    def warnings(self) -> Sequence[PlanWarning]:
+        """Each warning once: about the prompts of all jobs by model, and about settings."""
+        prompts: dict[str, dict[str, None]] = {}
+        for job in self.jobs:
+            prompts.setdefault(self.specs[job.settings].name, {})[job.prompt or ""] = None
+        specs = {spec.name: spec for spec in self.specs}
+        words = (vocabulary_warnings(specs[name], texts) for name, texts in prompts.items())
+        return list(dict.fromkeys([*chain.from_iterable(words), *self.about_settings]))
+
     def shard(self, shard: Shard) -> "PlannedBatch":
         """One share of the jobs."""
         return replace(self, jobs=shard.of(self.jobs))
+
+    def without(self, outputs: Collection[str]) -> "PlannedBatch":
+        """The jobs of other outputs."""
+        return replace(self, jobs=[job for job in self.jobs if job.output not in outputs])
 
 
 def plan_batch(
@@ -62,7 +81,9 @@ def plan_batch(
     estimates = [one.estimate for one in checked]
     each = [estimate.total_s if estimate else None for estimate in estimates]
     devices = dict.fromkeys(estimate.device.name for estimate in estimates if estimate)
-    return PlannedBatch(batch, settings, jobs, each, list(devices))
+    specs = [one.spec for one in checked]
+    about = list(chain.from_iterable(one.about_settings for one in checked))
+    return PlannedBatch(batch, settings, jobs, each, list(devices), specs, about)
 
 
 @dataclass(frozen=True)
@@ -74,6 +95,8 @@ class _Checked:
     fields: Mapping[str, Any]
     estimate: Estimate | None
     auto: bool  # whether the mode of offload is the plan's to choose
+    spec: ModelSpec
+    about_settings: Sequence[PlanWarning] = ()
 
 
 def _check_all(
@@ -103,7 +126,8 @@ def _check(shared: JobSettings, job: BatchJob, listener: Listener, *, fits: bool
     fields = name_fields(settings, prompt="", seed=0, steps=steps)
     auto = fits and settings.machine.offload == "auto"  # elsewhere it is for that machine
     model = repr((settings.model, settings.machine))
-    return _Checked(shared.values, model, fields, planned.capacity.estimate, auto)
+    estimate, about = planned.capacity.estimate, [w for w in planned.warnings if not w.of_prompt]
+    return _Checked(shared.values, model, fields, estimate, auto, planned.spec, about)
 
 
 def _plan_key(shared: JobSettings) -> str:

@@ -15,9 +15,11 @@ _TOKENS = re.compile(r"\w+|[^\w\s]+")  # as tokenizers' Whitespace splits
 def unknown_words(spec: ModelSpec, prompts: Iterable[str]) -> list[str]:
     """Words of the prompts that are not in the model's vocabulary, each once."""
     vocabulary = _vocabulary(spec)
+    if not vocabulary:
+        return []
     tokens = (token for prompt in prompts for token in _TOKENS.findall(prompt.lower()))
     words = dict.fromkeys(token for token in tokens if any(map(str.isalnum, token)))
-    return [word for word in words if word not in vocabulary] if vocabulary else []
+    return [word for word in words if word not in vocabulary]
 
 
 def vocabulary_warnings(spec: ModelSpec, prompts: Iterable[str]) -> tuple[PlanWarning, ...]:

@@ -136,7 +136,13 @@ def run(  # noqa: PLR0913 - one parameter per flag
     wancli batch jobs.jsonl --output-dir videos
     """
     from wancli.batches.jobs import JOB_KEYS
-    from wancli.cli.batch_plan import new_batch, show_existing, show_new, warn_of_folder
+    from wancli.cli.batch_plan import (
+        new_batch,
+        show_existing,
+        show_new,
+        warn_of_comments,
+        warn_of_folder,
+    )
     from wancli.cli.batch_run import RAY, HowToWork, choose_workers, make_batch
     from wancli.cli.screen import Screen
     from wancli.planning.jobs import STDIN, read_jobs
@@ -162,8 +168,9 @@ def run(  # noqa: PLR0913 - one parameter per flag
         planned = new_batch(
             batch, place, part, skip_existing=skip_existing, elsewhere=engine == RAY
         )
+        warn_of_comments(planned.batch, screen)
         if dry_run:
-            show_new(planned, path, places, screen)
+            show_new(planned, path, places, screen, skip_existing=skip_existing)
             return
         version = package_version("wancli") or ""
         opened = create_ledger(path, digest, planned.settings, planned.jobs, version=version)

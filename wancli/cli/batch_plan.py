@@ -31,21 +31,41 @@ def new_batch(
     return planned
 
 
+def warn_of_comments(batch: "BatchFile", screen: "Screen") -> None:
+    """Warn of prompts that look like comments: no kind of file has them, so videos are made."""
+    lines = list(dict.fromkeys(j.line for j in batch.jobs if (j.prompt or "").startswith("#")))
+    if lines:
+        more = f", as {len(lines) - 1:,} more" if len(lines) > 1 else ""
+        screen.warn(
+            f"{batch.origin}:{lines[0]}: the prompt begins with '#'{more}; it is no comment.",
+            hint="drop the line, unless its video is wanted",
+        )
+
+
 def show_new(
-    planned: "PlannedBatch", ledger: Path, places: Sequence["WorkerPlace"], screen: "Screen"
-) -> None:
-    """Print how much a batch is that has not begun; with --json its jobs."""
+    planned: "PlannedBatch", ledger: Path, places: Sequence["WorkerPlace"], screen: "Screen", *,
+    skip_existing: bool,
+) -> None:  # fmt: skip
+    """Print how much a batch is that has not begun, with warnings; with --json its jobs."""
+    for warning in planned.warnings:
+        screen.warn(warning.text, hint=warning.hint)
     if screen.options.json:
         for job in planned.jobs:
             screen.json({"line": job.line, "seed": job.seed, "output": {"path": job.output}})
         return
-    models = len({planned.settings[job.settings].model for job in planned.jobs})
-    seconds, count = planned.seconds, max(1, len(places))
+    from wancli.batches.outputs import existing_outputs
+
+    existing = existing_outputs(planned.settings, planned.jobs) if skip_existing else set()
+    left = planned.without(existing)
+    models = len({planned.settings[job.settings].model for job in left.jobs})
+    whole = f" of {len(planned.jobs):,}" if existing else ""
+    loaded = f", on {models} model{'s' * (models > 1)}" if models else ""
+    seconds, count = left.seconds, max(1, len(places))
     workers = ", ".join(place.name for place in places) or f"1, on {' and '.join(planned.devices)}"
-    time = duration(seconds / count) if seconds else "not known before wancli doctor --measure"
+    unknown = "not known before wancli doctor --measure" if left.jobs else "nothing is left"
     rows = [
-        ("videos", f"{len(planned.jobs):,}, on {models} model{'s' * (models > 1)}"),
-        ("time", time),
+        ("videos", f"{len(left.jobs):,}{whole}{loaded}{'; the rest exists' if existing else ''}"),
+        ("time", duration(seconds / count) if seconds else unknown),
         ("workers", workers),
         ("disk", f"{gib(free_disk(ledger))} free; how much videos take shows when some are made"),
         ("ledger", f"{ledger} (new)"),
