@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import Made, Wancli
+from tests.forked import Run
 from wancli.cli.screen import Screen
 from wancli.models.vae import StreamingDecoder
 from wancli.records.progress import Step
@@ -287,6 +288,25 @@ def test_deleting_the_folder_during_a_run_is_reported_and_the_video_is_complete(
     result = wancli(*run, "--no-video", "--save-latents", "b.st")
     assert (result.code, "it cannot be resumed: its folder was deleted" in result.err) == (6, True)
     assert not Path("b.st").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        ((PROMPT,), "a.rollout already holds a rollout"),
+        (("--rerender", 9), "only 1 chunks are finished"),
+        (("--rerender", 1), "the last chunk is 0"),
+    ],
+    ids=str,
+)
+def test_finished_chunks_that_forbid_a_rollout_do_so_before_torch_is_imported(
+    made: Made, tiny_model: Path, forked: Run, flags: tuple[object, ...], error: str
+):
+    made(*small(tiny_model, "--chunks", 1, "-o", "a.mp4"))
+    Path("a.mp4").unlink()
+    Path("a.json").unlink()
+    code, heavy, _, text = forked("rollout", *map(str, flags), "-o", "a.mp4", folder=Path.cwd())
+    assert (code, heavy, error in text) == (2, [], True), text
 
 
 def test_resuming_with_changed_settings_names_them_and_loses_nothing(

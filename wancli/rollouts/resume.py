@@ -54,16 +54,9 @@ def resume_rollout(
     """
     sound = store.sound_chunks()
     keep = sound if rerender is None else rerender
-    if keep > sound:
-        raise PlanError(
-            f"`rerender {rerender}`: only {sound} chunks are finished.", hint="`resume` first"
-        )
     chunks = request["rollout"]["chunks"]
-    if rerender is not None and keep >= chunks:
-        raise PlanError(
-            f"`rerender {rerender}`: the last chunk is {chunks - 1}.",
-            hint=f"`rerender {chunks - 1}`",
-        )
+    if rerender is not None:
+        check_rerender(rerender, chunks=chunks, finished=sound)
     check_same(before, request, keep=keep)
     if rerender is None:
         check_chunks(chunks, finished=sound)
@@ -71,6 +64,18 @@ def resume_rollout(
     no_digests = store.add_digests(keep)
     store.write_request(request)
     return ResumePoint(keep, None if rerender is not None else aside, no_digests)
+
+
+def check_rerender(first: int, *, chunks: int, finished: int) -> None:
+    """Raise PlanError for a first chunk to render again that does not follow finished ones."""
+    if first > finished:
+        raise PlanError(
+            f"`rerender {first}`: only {finished} chunks are finished.", hint="`resume` first"
+        )
+    if first >= chunks:
+        raise PlanError(
+            f"`rerender {first}`: the last chunk is {chunks - 1}.", hint=f"`rerender {chunks - 1}`"
+        )
 
 
 def check_chunks(chunks: int, *, finished: int) -> None:

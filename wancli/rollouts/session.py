@@ -33,7 +33,7 @@ from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import Request, settings_of
 from wancli.rollouts.outputs import RolloutFiles, check_no_other, name_files, output_set
 from wancli.rollouts.request import RolloutRequest
-from wancli.rollouts.resume import check_chunks, check_same
+from wancli.rollouts.resume import check_chunks, check_rerender, check_same
 from wancli.rollouts.store import RolloutStore
 from wancli.utils.files import digest
 from wancli.utils.interrupts import Interrupted
@@ -150,9 +150,13 @@ class RolloutSession:
     def check_resumable(self, folder: Path) -> None:
         """Raise UsageError if its chunks would not be those that are finished in a folder.
 
-        PlanError if more are finished than it has.
+        PlanError if more are finished than it has, or fewer than `rerender` keeps.
         """
-        finished, first = RolloutStore(folder).undamaged_chunks(), self.options.rerender
+        store, first = RolloutStore(folder), self.options.rerender
+        finished = store.undamaged_chunks()
+        if first is not None:  # an earlier version's chunks have no digests
+            there = finished or len(store.chunks())
+            check_rerender(first, chunks=len(self.plan.spans), finished=there)
         keep = finished if first is None else min(first, finished)
         check_same(self.before, self.request().as_json(), keep=keep)
         if first is None:
@@ -208,7 +212,12 @@ class RolloutSession:
         self.capacity.check()
         outputs = self._outputs()
         with outputs.locked():
+            check_no_other(self.files, self.options)
+            report_warnings(self.warnings, observer)
+            report_loras(self.plan.lora, observer)
             model = model or self.pipeline()
+            if not model.loaded:
+                check_available(self.spec)
             with observer.progress() as report, quiet_imports(report):
                 job = self._job(self.request())
             return (yield from self._run(job, outputs.replaced, observer, model))
@@ -216,11 +225,6 @@ class RolloutSession:
     def _run(
         self, job: "RolloutJob", replaced: frozenset[Path], observer: Observer, model: WarmPipeline,
     ) -> Generator["RolloutChunk", None, "RunRecord"]:  # fmt: skip
-        check_no_other(self.files, self.options)
-        report_warnings(self.warnings, observer)
-        report_loras(self.plan.lora, observer)
-        if not model.loaded:
-            check_available(self.spec)
         from wancli.records.write import failed_record
         from wancli.rollouts import runner
 
