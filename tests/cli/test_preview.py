@@ -173,6 +173,7 @@ def test_frames_are_decoded_one_at_a_time(tmp_path: Path):
         (("none.mp4",), 4, "video 'none.mp4' not found", ""),
         (("a.mp4", "--sheet", "a.jpg"), 2, "does not end in .png", "a.png"),
         (("a.mp4", "--gif", "a.mp4"), 2, "does not end in .gif", "a.gif"),
+        (("a.mp4", "-o", "a.gif"), 2, "does not end in .png", "--gif a.gif"),
         (("a.mp4", "--webp", "a"), 2, "does not end in .webp", "a.webp"),
         (("a.mp4", "a.mp4", "--gif", "a.gif"), 2, "2 videos cannot share", "--sheet"),
         (("a.mp4", "a.mov"), 2, "two videos of the same name", "--sheet"),

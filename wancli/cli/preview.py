@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "wancli.preview/1"
 LEDGER = ".ledger"
+KINDS = {".png": "sheet", ".gif": "gif", ".webp": "webp"}  # settings of outputs by suffix
 SHEET, ANIMATION = "Contact sheet", "GIF and WebP"
 Files = Annotated[
     list[Path], typer.Argument(metavar="FILE...", help="Videos, or the ledger of a batch.")
@@ -33,11 +34,11 @@ Grid = Annotated[
 Sheet = Annotated[
     Path | None,
     typer.Option(
-        rich_help_panel=SHEET,
+        "--sheet", "--output", "-o", rich_help_panel=SHEET,
         show_default="NAME.png beside each video",
         help="PNG with frames of all videos.",
     ),
-]
+]  # fmt: skip
 Rows = Annotated[int, typer.Option(min=1, max=100, rich_help_panel=SHEET, help="Rows of frames.")]
 Columns = Annotated[
     int, typer.Option(min=1, max=100, rich_help_panel=SHEET, help="Frames per row.")
@@ -174,6 +175,8 @@ def _check_videos(files: Sequence[Path], *, animations: bool) -> None:
 def _output(path: Path, role: str, suffix: str, videos: Sequence[Path]) -> OutputFile:
     if path.suffix.lower() != suffix:
         hint = f"use {path.with_suffix(suffix)}" if path.name else f"use a name such as x{suffix}"
+        if other := KINDS.get(path.suffix.lower()):
+            hint = f"`{other} {path}`"
         raise UsageError(f"output {str(path)!r} does not end in {suffix}.", hint=hint)
     return OutputFile(path, role, ours=partial(is_signed, videos=videos))
 
