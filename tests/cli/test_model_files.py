@@ -191,6 +191,9 @@ def test_list_shows_the_files_of_a_comfyui(
     assert "transformer float8_e4m3fn 13.3 GiB 14B, text-to-video: wan2.1-t2v-14b," in line
     assert any(line.startswith("x.safetensors lora float16") for line in words)
     assert VARIABLE not in result.err
+    (tmp_path / "empty").mkdir()
+    result = wancli("model", "list", "--comfyui", "empty")
+    assert (result.code, result.err) == (0, "no weights of a Wan model in empty\n")
     result = wancli("model", "list", "--comfyui", "none")
     assert (result.code, complaint(result)[0]) == (4, "folder 'none' not found.")
 

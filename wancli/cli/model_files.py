@@ -17,9 +17,7 @@ _MOST_MODELS = 2
 
 def show_files(roots: Sequence[Path], screen: Screen) -> None:
     """Print the files under `roots` that wancli can use, and how many others there are."""
-    for root in roots:
-        if not root.is_dir():
-            screen.warn(f"folder '{root}' not found.", hint=f"correct {VARIABLE}")
+    roots = _existing(roots, screen)
     files = [(folder, info, _parts(folder, info)) for folder, info in _files(roots)]
     usable = [file for file in files if file[2]]
     if screen.options.json:
@@ -30,6 +28,22 @@ def show_files(roots: Sequence[Path], screen: Screen) -> None:
         screen.table("file", "part", "dtype", "size", "for", rows=rows, right=("size",))
     if others := len(files) - len(usable):
         screen.note(f"not of a Wan model: {others:,} more")
+    if usable:
+        _show_export(roots, screen)
+    elif roots:
+        screen.note(f"no weights of a Wan model in {', '.join(map(str, roots))}")
+
+
+def _existing(roots: Sequence[Path], screen: Screen) -> list[Path]:
+    """The folders that are there; warns of each other one."""
+    for root in roots:
+        if not root.is_dir():
+            screen.warn(f"folder '{root}' not found.", hint=f"correct {VARIABLE}")
+    return [root for root in roots if root.is_dir()]
+
+
+def _show_export(roots: Sequence[Path], screen: Screen) -> None:
+    """Print how files under `roots` that are not looked in get names."""
     if new := [str(root.absolute()) for root in roots if root not in model_roots()]:
         screen.note(f"to use them by name: export {VARIABLE}={os.pathsep.join(new)}")
 
