@@ -1,6 +1,7 @@
 """`wancli plan` predicts the cost of a run and rejects impossible requests."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,10 @@ def test_a_flag_of_the_other_command_is_rejected(wancli: Wancli, args, hint: str
 def test_as_many_steps_as_are_listed_may_be_stated_too(wancli: Wancli):
     listed = ("generate", "x", "--sampler", "few-step", "--steps-list", "1000,500", "--dry-run")
     assert wancli(*listed, "--steps", 2).code == 0
+    rows = re.findall(r"^  (\w+) +.*\(unused: (.*?)\)", wancli(*listed).out, re.M)
+    assert ("steps", "the list has 2") in rows
+    assert ("guidance_scale", "few-step runs without guidance") in rows
+    assert "warp_steps" not in dict(rows)
     assert wancli(*listed, "--steps", 3).code == 2
 
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from wancli.catalog.hub_cache import cache_folder, repo_folder
 from wancli.catalog.specs import ModelSpec, WeightFile
+from wancli.catalog.tasks import TEXT
 from wancli.cli.messages import with_flags
 from wancli.cli.screen import Screen
 from wancli.cli.settings_table import in_words, settings_rows
@@ -14,6 +15,7 @@ from wancli.cost.devices import find_cpu
 from wancli.cost.estimate import Estimate
 from wancli.errors import PlanWarning
 from wancli.planning.lora import LoraUse
+from wancli.planning.plan import unused_settings
 from wancli.records.progress import Observer, report_warnings
 from wancli.records.record import Request
 from wancli.utils.disk import free_disk
@@ -228,7 +230,8 @@ def show_plan(
     if screen.options.brief:
         return
     request = items[0][0]
-    rows = [*_plan_rows(plan), *settings_rows(request.as_json(), request.sources)]
+    unused = unused_settings(request.settings, plan.get("task", TEXT))
+    rows = [*_plan_rows(plan), *settings_rows(request.as_json(), request.sources, unused)]
     screen.table("", "value", "from", rows=rows)
     for request, output in items[:_MOST_OUTPUTS]:
         screen.result(f"seed {request.seed}: {output}")

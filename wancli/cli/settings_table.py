@@ -8,12 +8,18 @@ from wancli.config.resolve import dotted, fields_of, when_unset
 from wancli.config.settings import RolloutSettings
 
 UNSET = "none"
+NONE_UNUSED: Mapping[str, str] = {}
 
 
 def settings_rows(
-    values: Mapping[str, Any], sources: Mapping[str, str]
+    values: Mapping[str, Any],
+    sources: Mapping[str, str],
+    unused: Mapping[str, str] = NONE_UNUSED,
 ) -> Iterator[tuple[str, str, str]]:
-    """Rows (name, value, source) of settings as JSON, each of their tables under its heading."""
+    """Rows (name, value, source) of settings as JSON, each of their tables under its heading.
+
+    `unused` says why some have no effect, by dotted key.
+    """
     last = None
     for table, name, field in fields_of(RolloutSettings):
         if (key := dotted(table, name)) not in sources:
@@ -22,7 +28,8 @@ def settings_rows(
             yield f"[{table}]", "", ""
         last, value = table, (values[table] if table else values)[name]
         shown = in_words(value) if value not in (None, "") else with_flags(when_unset(field))
-        yield f"  {name}" if table else name, shown or UNSET, sources[key]
+        remark = f" (unused: {unused[key]})" if key in unused else ""
+        yield f"  {name}" if table else name, f"{shown or UNSET}{remark}", sources[key]
 
 
 def in_words(value: Any) -> str:

@@ -347,9 +347,9 @@ def check_unused_settings(resolved: Resolved[Any], task: str = TEXT) -> None:
     check_family_flags(resolved, TASKS[task].family)
     check_listed_flags(resolved)
     check_compile_mode(resolved.settings.machine, resolved.sources)
-    for key in ("sampling.strength", "sampling.true_cfg_scale", "video.segment_frames"):
-        name = key.partition(".")[2]
-        if resolved.sources.get(key) in EXPLICIT and name not in TASKS[task].settings:
+    for key in _of_other_tasks(task):
+        if resolved.sources.get(key) in EXPLICIT:
+            name = key.partition(".")[2]
             raise PlanError(f"`{name}` does nothing in {task}.", hint=f"drop `{name}`")
     method = resolved.settings.step_cache.step_cache
     for key, source in resolved.sources.items():
@@ -362,3 +362,26 @@ def check_unused_settings(resolved: Resolved[Any], task: str = TEXT) -> None:
                 f"`{name}` does nothing without `step_cache` {' or '.join(wanted)}.",
                 hint="`use_cachedit`" if wanted == ("cachedit",) else f"`step_cache {wanted[0]}`",
             )
+
+
+def unused_settings(settings: Settings, task: str = TEXT) -> dict[str, str]:
+    """Why settings that may come from a preset have no effect, by dotted key."""
+    sampling, steps = settings.sampling, listed_steps(settings.sampling)
+    unused = dict.fromkeys(_of_other_tasks(task), f"not in {task}")
+    if steps:
+        unused["sampling.steps"] = f"the list has {len(steps)}"
+    else:
+        unused["sampling.warp_steps"] = "no list of timesteps"
+    if sampling.steps_list and not steps:
+        unused["sampling.steps_list"] = f"not by {sampling.scheduler}"
+    if sampling.scheduler == "few-step":
+        unused["sampling.guidance_scale"] = "few-step runs without guidance"
+    if sampling.negative_prompt and not is_guided(sampling, TASKS[task].family):
+        unused["sampling.negative_prompt"] = "guidance is off"
+    return unused
+
+
+def _of_other_tasks(task: str) -> list[str]:
+    """Dotted keys of the settings that only other tasks have."""
+    keys = ("sampling.strength", "sampling.true_cfg_scale", "video.segment_frames")
+    return [key for key in keys if key.partition(".")[2] not in TASKS[task].settings]
