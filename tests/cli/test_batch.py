@@ -120,7 +120,7 @@ def test_a_dry_run_warns_of_prompts_and_counts_what_exists(forked, tmp_path):
     code, _, out, err = forked("batch", "j.jsonl", *flags, folder=tmp_path)
     assert (code, "videos   5 of 6, on 1 model; the rest exists" in out) == (0, True), out
     assert err.count("demo does not know") == err.count("'zorg', 'blarg'") == 1
-    assert "j.jsonl:5: the prompt begins with '#'" in err
+    assert "j.jsonl: line 5: a prompt that begins with '#'" in err
 
 
 @pytest.mark.slow

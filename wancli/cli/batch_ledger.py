@@ -303,7 +303,7 @@ def _lines(status: "BatchStatus", ledger: "Ledger", width: int) -> list[str]:
         lines += _more(len(status.running) - _MOST, "running jobs")
     for reason in status.failed[:_MOST]:
         message, hint = with_flags(reason.message), with_flags(reason.hint)
-        lines += ["", f"failed: {_line_numbers(reason.lines)}: {message}"]
+        lines += ["", f"failed: {line_numbers(reason.lines)}: {message}"]
         lines += [f"hint:   {hint}"] if hint else []
     lines += _more(len(status.failed) - _MOST, "reasons")
     if status.failed and status.ended:
@@ -311,7 +311,7 @@ def _lines(status: "BatchStatus", ledger: "Ledger", width: int) -> list[str]:
     return lines
 
 
-def _line_numbers(lines: Sequence[int]) -> str:
+def line_numbers(lines: Sequence[int]) -> str:
     """`line 3`, `lines 3, 5, 7 and 20 more`."""
     shown = ", ".join(map(str, lines[:_MOST_LINES]))
     more = len(lines) - _MOST_LINES

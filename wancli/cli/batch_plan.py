@@ -33,12 +33,14 @@ def new_batch(
 
 def warn_of_comments(batch: "BatchFile", screen: "Screen") -> None:
     """Warn of prompts that look like comments: no kind of file has them, so videos are made."""
+    from wancli.cli.batch_ledger import line_numbers
+
     lines = list(dict.fromkeys(j.line for j in batch.jobs if (j.prompt or "").startswith("#")))
     if lines:
-        more = f", as {len(lines) - 1:,} more" if len(lines) > 1 else ""
+        where = f"{batch.origin}: {line_numbers(lines)}"
         screen.warn(
-            f"{batch.origin}:{lines[0]}: the prompt begins with '#'{more}; it is no comment.",
-            hint="drop the line, unless its video is wanted",
+            f"{where}: a prompt that begins with '#' is no comment: its video is made.",
+            hint="drop such lines",
         )
 
 
