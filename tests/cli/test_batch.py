@@ -113,13 +113,18 @@ def test_an_existing_file_stops_a_new_batch(forked, tmp_path):
 
 
 def test_a_dry_run_warns_of_prompts_and_counts_what_exists(forked, tmp_path):
-    more = ('{"prompt": "a zorg", "seed": [3, 4]}', '{"prompt": "# blarg", "seed": 5}')
+    more = (
+        '{"prompt": "a zorg", "seed": [3, 4]}',
+        '{"prompt": "# blarg", "seed": 5}',
+        '{"command": "rollout", "prompt": "a circle", "num_frames": null, "chunks": 2, '
+        '"at": {"1": "a quux"}}',
+    )
     (tmp_path / "j.jsonl").write_text(JOBS + "\n".join(more))
     (tmp_path / "x.mp4").touch()
     flags = ("--skip-existing", "--dry-run")
     code, _, out, err = forked("batch", "j.jsonl", *flags, folder=tmp_path)
-    assert (code, "videos   5 of 6, on 1 model; the rest exists" in out) == (0, True), out
-    assert err.count("demo does not know") == err.count("'zorg', 'blarg'") == 1
+    assert (code, "videos   6 of 7, on 1 model; the rest exists" in out) == (0, True), out
+    assert err.count("demo does not know") == err.count("'zorg', 'blarg', 'quux'.") == 1
     assert "j.jsonl: line 5: a prompt that begins with '#'" in err
 
 

@@ -21,6 +21,7 @@ from wancli.planning.offload import OFFLOADS
 from wancli.planning.shards import Shard
 from wancli.records.ledger_file import LedgerJob, LedgerSettings
 from wancli.records.naming import name_fields
+from wancli.rollouts.session import RolloutSession
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,7 @@ class PlannedBatch:
     jobs: Sequence[LedgerJob]
     each_s: Sequence[float | None]  # by settings; None where the device was not measured
     devices: Sequence[str]  # names of those that are planned for
-    specs: Sequence[ModelSpec]  # by settings
-    about_settings: Sequence[PlanWarning]
+    checked: Sequence["_Checked"]  # by settings
 
     @property
     def seconds(self) -> float | None:
@@ -46,10 +46,13 @@ class PlannedBatch:
         """Each warning once: about the prompts of all jobs by model, and about settings."""
         prompts: dict[str, dict[str, None]] = {}
         for job in self.jobs:
-            prompts.setdefault(self.specs[job.settings].name, {})[job.prompt or ""] = None
-        specs = {spec.name: spec for spec in self.specs}
+            one = self.checked[job.settings]
+            texts = dict.fromkeys((job.prompt or "", *one.later_prompts))
+            prompts.setdefault(one.spec.name, {}).update(texts)
+        specs = {one.spec.name: one.spec for one in self.checked}
         words = (vocabulary_warnings(specs[name], texts) for name, texts in prompts.items())
-        return list(dict.fromkeys([*chain.from_iterable(words), *self.about_settings]))
+        about_settings = (one.about_settings for one in self.checked)
+        return list(dict.fromkeys(chain(*words, *about_settings)))
 
     def shard(self, shard: Shard) -> "PlannedBatch":
         """One share of the jobs."""
@@ -81,9 +84,7 @@ def plan_batch(
     estimates = [one.estimate for one in checked]
     each = [estimate.total_s if estimate else None for estimate in estimates]
     devices = dict.fromkeys(estimate.device.name for estimate in estimates if estimate)
-    specs = [one.spec for one in checked]
-    about = list(chain.from_iterable(one.about_settings for one in checked))
-    return PlannedBatch(batch, settings, jobs, each, list(devices), specs, about)
+    return PlannedBatch(batch, settings, jobs, each, list(devices), checked)
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class _Checked:
     auto: bool  # whether the mode of offload is the plan's to choose
     spec: ModelSpec
     about_settings: Sequence[PlanWarning] = ()
+    later_prompts: Sequence[str] = ()  # of a rollout's later chunks
 
 
 def _check_all(
@@ -127,7 +129,8 @@ def _check(shared: JobSettings, job: BatchJob, listener: Listener, *, fits: bool
     auto = fits and settings.machine.offload == "auto"  # elsewhere it is for that machine
     model = repr((settings.model, settings.machine))
     estimate, about = planned.capacity.estimate, [w for w in planned.warnings if not w.of_prompt]
-    return _Checked(shared.values, model, fields, estimate, auto, planned.spec, about)
+    later = planned.schedule.prompts[1:] if isinstance(planned, RolloutSession) else ()
+    return _Checked(shared.values, model, fields, estimate, auto, planned.spec, about, later)
 
 
 def _plan_key(shared: JobSettings) -> str:
