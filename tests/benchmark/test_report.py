@@ -12,6 +12,7 @@ from tests.benchmark.test_cases import ARMS, MACHINE, SETTINGS, WORST, bench_of,
 from wancli.benchmark import report
 from wancli.benchmark.cases import Arm, Bench, summarize
 from wancli.benchmark.report import write_report
+from wancli.cli.bench import _row
 from wancli.errors import InputError, OutputError
 
 HOSTILE = "<script>alert('x')</script> \"quoted\" {{ 7 * 7 }} </style>"
@@ -122,6 +123,17 @@ def test_an_exact_variant_that_differs_is_reported(tmp_path):
 def test_missing_reuse_is_reported_for_lossy_variants_only(tmp_path):
     text = Page(write_page(bench_of(), tmp_path)).text
     assert re.findall(r"(\w+): nothing was reused", text) == ["slow"]
+
+
+def test_what_only_did_the_work_of_the_baseline_has_no_speed_up(tmp_path):
+    bench = bench_of()
+    slow = bench.arms[-1]
+    equal = replace(slow, summary=replace(slow.summary, equal_latents=True))
+    text = Page(write_page(replace(bench, arms=(*bench.arms[:-1], equal)), tmp_path)).text
+    speed_up = f"{equal.summary.denoise_speed_up.median:.2f}x"
+    assert (speed_up in text, text.count("no reuse")) == (False, 2)
+    assert "slow: nothing was reused; its times differ from the baseline's by chance." in text
+    assert [_row(arm)[2] for arm in (slow, equal)] == [speed_up, "no reuse"]
 
 
 def test_prompts_names_and_flags_are_escaped(tmp_path):

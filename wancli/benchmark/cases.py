@@ -111,6 +111,17 @@ class Arm:
     summary: Summary
     caches: bool = True  # whether it has a lossy cache, which may reuse forwards
 
+    @property
+    def reused_nothing(self) -> bool:
+        """Whether its lossy cache reused no forward."""
+        used = self.summary.forwards_reused or not self.summary.forwards
+        return self.lossy and self.caches and not used
+
+    @property
+    def does_the_same(self) -> bool:
+        """Whether it only did the baseline's work: what its times differ by is noise."""
+        return self.reused_nothing and bool(self.summary.equal_latents)
+
 
 @dataclass(frozen=True)
 class NoiseFloor:

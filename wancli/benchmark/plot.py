@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wancli.benchmark.cases import Arm, Bench
@@ -58,6 +58,7 @@ class Box:
 
 def plot_of(bench: Bench) -> dict[str, Any]:
     """Denoising speed-up against the SSIM of the worst video frame, for the template."""
+    bench = replace(bench, arms=tuple(arm for arm in bench.arms if not arm.does_the_same))
     x_axis, (y_axis, floor_shown) = _speed_axis(bench), _ssim_axis(bench)
     points = [_point(arm, x_axis, y_axis) for arm in bench.arms]
     _place_labels(points)

@@ -91,6 +91,9 @@ def _notes_on(arm: Arm) -> Iterator[str]:
         f"{arm.name}: denoising {summary.denoise_speed_up.median:.2f}\N{MULTIPLICATION SIGN} "
         f"as fast, {summary.total_speed_up.median:.2f}\N{MULTIPLICATION SIGN} end to end"
     )
+    if arm.does_the_same:
+        yield f"{arm.name}: nothing was reused; its times differ from the baseline's by chance."
+        return
     if summary.equal_latents:
         yield f"{speed}; the latents are equal, bit for bit."
     elif summary.ssim is not None:
@@ -98,7 +101,7 @@ def _notes_on(arm: Arm) -> Iterator[str]:
             f"{speed}; a different sample, with SSIM {summary.ssim:.3f} and "
             f"{_fixed(summary.ssim_worst, 3)} in its worst video frame."
         )
-    if arm.lossy and arm.caches and summary.forwards and not summary.forwards_reused:
+    if arm.reused_nothing:
         yield f"{arm.name}: nothing was reused."
 
 

@@ -194,7 +194,7 @@ def _show(bench: "Bench", page: Path, screen: Screen) -> None:
             f"worst {bench.floor.ssim_worst:.3f}"
         )
     for arm in bench.arms[1:]:
-        if arm.lossy and arm.caches and not arm.summary.forwards_reused:
+        if arm.reused_nothing:
             screen.warn(
                 f"{arm.name}: nothing was reused.", hint="a higher threshold, which `tune` finds"
             )
@@ -207,7 +207,7 @@ def _row(arm: "Arm") -> tuple[str, ...]:
     return (
         arm.name,
         f"{summary.denoise_s:.2f} s",
-        f"{summary.denoise_speed_up.median:.2f}x",
+        "no reuse" if arm.does_the_same else f"{summary.denoise_speed_up.median:.2f}x",
         f"{summary.total_s:.2f} s",
         f"{summary.blocks / (summary.blocks_all or 1):.0%}",
         "" if summary.ssim is None else same or f"{summary.ssim:.4f}",
