@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from wancli.video.drift import MEASURES, DriftMeter
+from wancli.video.drift import MEASURES, DriftMeter, _Series, _trend
 from wancli.video.measures import change, frame_statistics, median_slope
 
 FPS = 16
@@ -171,8 +171,26 @@ def test_growing_latents_are_reported_against_the_first_chunks() -> None:
     slope = 0.05 / 1.05 / (CHUNK / FPS / 60)
     assert summary["slope_per_minute"]["latent_std"] == pytest.approx(slope, rel=0.01)
     assert any(
-        note.startswith("latent std (1 in the first chunks) rises") for note in summary["notes"]
+        note.startswith("latent std (relative to the first chunks) rises")
+        for note in summary["notes"]
     )
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        ((1.062, 1.131), "rises from 1.06 to 1.13"),
+        ((0.5, 1.131), "rises from 0.5 to 1.1"),
+        ((1.1, 1.1), "steady at 1.1"),
+    ],
+)
+def test_a_trend_has_the_digits_that_tell_its_ends_apart(
+    ends: tuple[float, float], words: str
+) -> None:
+    meter = measure(moving(120), spreads=[1 + 0.05 * index for index in range(10)])
+    series = _Series("latent_std", meter.chunks, FPS)
+    first, last = ({"latent_std": value} for value in ends)
+    assert _trend(series, {"first": first, "last": last}).endswith(words)
 
 
 def test_channels_that_shift_against_each_other_do_not_cancel_out() -> None:

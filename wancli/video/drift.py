@@ -62,7 +62,7 @@ WORDS = {
     "saturation": "saturation (0 to 1)",
     "contrast": "contrast (0 to 1)",
     "detail": "detail (levels²)",
-    "latent_std": "latent std (1 in the first chunks)",
+    "latent_std": "latent std (relative to the first chunks)",
 }
 MEASURES = tuple(
     LEAST_UNIT
@@ -235,7 +235,7 @@ def _notes(series: Mapping[str, _Series], summary: Mapping[str, Any]) -> list[st
     """Findings in plain words; exposure and motion first, always together."""
     notes = [f"{_trend(series['luma'], summary)}; {_motion(series['motion'], summary)}"]
     for name in ("saturation", "contrast", "detail", "latent_std"):
-        if series[name].drifts:
+        if _trends(series[name], summary):
             notes.append(_trend(series[name], summary))
     for name in ("dark", "bright"):
         first, last = summary["first"][name], summary["last"][name]
@@ -249,12 +249,17 @@ def _trend(series: _Series, summary: Mapping[str, Any]) -> str:
     first, last = summary["first"][series.name], summary["last"][series.name]
     if first is None or last is None:
         return f"{word} unknown"
-    if not series.drifts:
+    if not _trends(series, summary):
         return f"{word} steady at {_short(first)}"
     verb = "rises" if series.slope > 0 else "falls"
     rated = float(np.ptp(series.minutes)) * 60 >= RATED_S
     rate = f" {_short(abs(series.slope))} a minute," if rated else ""
-    return f"{word} {verb}{rate} from {_short(first)} to {_short(last)}"
+    return f"{word} {verb}{rate} from {' to '.join(_distinct(first, last))}"
+
+
+def _trends(series: _Series, summary: Mapping[str, Any]) -> bool:
+    """Whether a measure drifts, and the last seconds differ from the first."""
+    return series.drifts and summary["first"][series.name] != summary["last"][series.name]
 
 
 def _motion(series: _Series, summary: Mapping[str, Any]) -> str:
@@ -279,6 +284,12 @@ def _seams(series: _Series) -> list[str]:
     return [note]
 
 
-def _short(value: float) -> str:
-    """Two significant digits without an exponent."""
-    return f"{float(f'{value:.2g}'):,.10g}"
+def _distinct(*values: float) -> list[str]:
+    """Values in two significant digits, or in as many of the record's four as tell them apart."""
+    texts = [[_short(value, digits) for value in values] for digits in (2, 3, 4)]
+    return next((each for each in texts if len(set(each)) == len(values)), texts[-1])
+
+
+def _short(value: float, digits: int = 2) -> str:
+    """Significant digits without an exponent."""
+    return f"{float(f'{value:.{digits}g}'):,.10g}"
