@@ -1,11 +1,14 @@
+from contextlib import nullcontext
+
 import pytest
 
 from wancli.catalog.local import find_spec
 from wancli.config.resolve import Layer, resolve
-from wancli.config.settings import Settings
+from wancli.config.settings import RolloutSettings, Settings
 from wancli.cost.totals import generation_cost
 from wancli.errors import PlanError, SettingsError
 from wancli.planning.plan import check_unused_settings, make_plan
+from wancli.planning.rules_rollout import check_rollout_flags
 
 DEMO = {"sampling": {"steps": 20, "guidance_scale": 2.5}}
 SMALL = {"num_frames": 33, "width": 96, "height": 96}
@@ -70,6 +73,16 @@ def test_the_plan_predicts_the_size_of_a_step_cache():
 def test_an_unused_flag_is_rejected(table: dict[str, object]):
     with pytest.raises(PlanError, match="does nothing without `step_cache`"):
         check_unused_settings(resolve([Layer("flag", {"step_cache": table})], Settings))
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_what_waits_for_a_new_prompt_is_refused_as_a_flag_and_not_in_a_preset(*, value: bool):
+    table = {"rollout": {"recache": value, "shot_offset": 8 * value}}
+    preset, flag = (resolve([Layer(name, table)], RolloutSettings) for name in ("preset", "flag"))
+    check_rollout_flags(preset, changes=False)
+    check_rollout_flags(flag, changes=True)
+    with pytest.raises(PlanError, match="without a change") if value else nullcontext():
+        check_rollout_flags(flag, changes=False)
 
 
 def test_a_preset_may_set_options_of_a_cache_that_a_flag_turns_off():
