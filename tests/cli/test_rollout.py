@@ -137,6 +137,8 @@ def test_a_killed_rollout_resumes_to_the_same_frames(
         assert hint in " ".join(wancli("show", "a.mp4").err.split())
         text, frames = wancli("show", "a.part.mp4").out, {3: 5, 4: 13}[after]
         assert (f"{frames} of 21 frames" in text, "unfinished" in text) == (True, True)
+        why = f"it is unfinished; {frames} video frames decode"
+        assert why in wancli("show", "--check", "a.part.mp4").out
     result = wancli(*arguments, "-o", "a.mp4", "--resume")
     assert result.code == 0, result.err
     assert digest() == digest("whole.mp4")

@@ -70,7 +70,7 @@ def show(
 
     Prints a summary, and with --all the whole record. Numbers are rounded; --json prints them as
     they are. --check tells whether each file is whole, damaged (exit code 4), or has no digest
-    because an earlier version wrote it; only those are decoded.
+    because it is unfinished or an earlier version wrote it; only those are decoded.
     """
     from wancli.planning.existing import read_record
     from wancli.video.read import streamed_frames

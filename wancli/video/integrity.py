@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wancli.errors import InputError
+from wancli.records.record import UNFINISHED
 from wancli.video import read
 
 WHOLE, DAMAGED, NO_DIGEST, MISSING = "whole", "damaged", "no digest", "missing"
@@ -30,13 +31,16 @@ class Check:
 def check_video(path: Path, record: Mapping[str, Any]) -> Check:
     """Check a video against its record.
 
-    A record without digests is from an earlier version: the video is then decoded.
+    A record without digests is of a video that is not finished, or from an earlier version: the
+    video is then decoded.
     """
     output = record.get("output")
     output = output if isinstance(output, dict) else {}
     try:
         if "file_sha256" not in output:
-            return _check_decoded(path, output)
+            unfinished = record.get("status") == UNFINISHED
+            why = "it is unfinished" if unfinished else "an earlier version wrote it"
+            return _check_decoded(path, output, why)
         if file_sha256(path) == output["file_sha256"]:
             return Check(WHOLE)
         if read.packets_sha256(path) == output.get("packets_sha256"):
@@ -77,8 +81,8 @@ def _own_digits(path: Path) -> int | None:
     return start + len(before) + len(_OWN) if key and len(after) >= len(UNSEALED) else None
 
 
-def _check_decoded(path: Path, output: Mapping[str, Any]) -> Check:
+def _check_decoded(path: Path, output: Mapping[str, Any], why: str) -> Check:
     frames, md5 = read.decoded_md5(path)
     if output.get("framemd5", md5) != md5:
         return Check(DAMAGED, "its video frames are not those that were written")
-    return Check(NO_DIGEST, f"an earlier version wrote it; {frames} video frames decode")
+    return Check(NO_DIGEST, f"{why}; {frames} video frames decode")
