@@ -583,6 +583,7 @@ def compile_and_run(model, backend):
     return plain, ours, alone, len(graphs) - alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_blocks_share_a_graph(backend):
     plain, ours, alone, added = compile_and_run(build(num_layers=5), backend)

@@ -177,6 +177,7 @@ def test_an_unreachable_target_exits_with_7_and_saves_nothing(wancli: Wancli, ti
     assert wancli("preset", "show", "mine").code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "files"),
     [

@@ -43,6 +43,7 @@ def test_a_preset_can_set_offload(wancli: Wancli):
     assert "has them in RAM already" in wancli("plan", "--preset", "low.toml").err
 
 
+@pytest.mark.slow
 def test_vae_tiling_and_bfloat16_change_pixels_slightly(wancli: Wancli, tiny_model: Path):
     command = (*clip(tiny_model, "320x32"), "--lossless", "-q", "--overwrite")
     whole = wancli(*command, "-o", "whole.mp4", "--save-latents", "z.safetensors")

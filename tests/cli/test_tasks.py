@@ -271,6 +271,7 @@ def test_rcms_list_is_walked_from_as_much_noise_as_its_first_level_has(
     assert torch.allclose(latents, plain[:, :, -2:], rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_long_animation_is_generated_in_segments(wancli: Wancli, models: Path, files: Path):
     inputs = {"pose_video": "long", "face_video": "f2", "ref_image": "p1"}
     run = arguments(models / "animate", *flags(inputs, files), "--frames", 9, "--segment-frames", 5)

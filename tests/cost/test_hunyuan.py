@@ -142,6 +142,7 @@ def test_flops_of_a_forward_match_those_torch_counts():
     assert joint_flops(shape, 18).flops == flops(lambda: model(**arguments))
 
 
+@pytest.mark.slow
 @shapes
 def test_parameters_and_flops_of_the_vae_match_the_formulas(shape: HunyuanVideo):
     assert causal_vae_parameters(shape.vae) == parameters(vae(shape.vae))
@@ -151,6 +152,7 @@ def test_parameters_and_flops_of_the_vae_match_the_formulas(shape: HunyuanVideo)
         assert causal_decode_flops(shape.vae, Grid(frames, 4, 6)).flops == counted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [Grid(2, 32, 32), Grid(1, 33, 20), Grid(6, 34, 26)], ids=str)
 def test_flops_of_spatial_tiles_match_the_formula(grid: Grid):
     shape = SHAPES["tiny"].vae

@@ -125,6 +125,7 @@ def test_small_convolutions_are_those_torch_runs_as_slow_conv3d(
     assert bool(layers[27 * channels**2 + channels].small_convolution) is small
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_peak_memory_and_flops_of_tiled_decoding_match_the_formulas(frames: int):
     shape, grid = VAE_2_1, Grid(frames, 40, 60)
@@ -142,6 +143,7 @@ def test_peak_memory_and_flops_of_tiled_decoding_match_the_formulas(frames: int)
     assert work == flops(lambda: model.decode(latents))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["2.1", "demo"])
 def test_flops_of_tiled_encoding_match_the_formula(name: str):
     shape, grid = SHAPES[name], Grid(2, 70, 40)

@@ -59,6 +59,7 @@ def draw(data: Dataset, *, causal_share: float) -> Batch:
     return draw_batch(data, 0, causal_share=causal_share, clips=2, tokenizer=make_tokenizer())
 
 
+@pytest.mark.slow
 def test_an_interrupted_distillation_resumes_exactly(tmp_path, data, monkeypatch):
     monkeypatch.setattr(recipe, "CAUSAL_SHARE", 1.0)
     monkeypatch.setattr(recipe, "ROLLOUT_SHARE", 1.0)

@@ -94,6 +94,7 @@ def test_the_first_steps_are_warmup_however_many_steps_follow():
     assert [rate(s, STOP) for s in range(STOP)] == [rate(s, STEPS) for s in range(STOP)]
 
 
+@pytest.mark.slow
 def test_an_interrupted_transformer_training_resumes_exactly_and_is_not_repeated(
     tmp_path, data, monkeypatch
 ):
@@ -158,6 +159,7 @@ def stages(*steps: int) -> list[Stage]:
     ]
 
 
+@pytest.mark.slow
 def test_an_interrupted_autoencoder_training_resumes_exactly_and_ends_with_the_encoder_alone(
     tmp_path,
 ):

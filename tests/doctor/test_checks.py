@@ -83,6 +83,7 @@ def test_working_backends_match_attention():
     assert not any(finding.fatal for finding in findings.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "small", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["small", "as it is"]
 )

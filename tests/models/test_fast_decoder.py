@@ -179,6 +179,7 @@ def test_cudnn_benchmarks_when_it_should_and_during_a_call_only(monkeypatch: pyt
     assert not torch.backends.cudnn.benchmark
 
 
+@pytest.mark.slow
 def test_compiled_it_makes_three_graphs_for_each_number_of_channels(
     monkeypatch: pytest.MonkeyPatch,
 ):

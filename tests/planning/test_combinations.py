@@ -104,6 +104,7 @@ def hunyuan_output(offload: str | None) -> list[Tensor]:
     return videos_of(Loaded(pipeline, spec, CPU), settings, spec.tasks[0])
 
 
+@pytest.mark.slow
 @every_mode
 def test_hunyuan_video_with_tiling_and_a_cache_is_bit_identical_when_offloaded(mode: str):
     assert same(hunyuan_output(mode), hunyuan_output(None))
@@ -127,6 +128,7 @@ def test_hunyuan_video_in_bfloat16_has_previews(wancli: Wancli):
     )
 
 
+@pytest.mark.slow
 def test_segments_can_be_decoded_with_tiling_and_in_bfloat16(wancli: Wancli):
     model, size = tiny_folder(Path("model"), ANIMATE), (320, 32)
     files: tuple[object, ...] = ("--pose-video", tiny_clip(Path("p.mp4"), 1, frames=9, size=size))

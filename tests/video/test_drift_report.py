@@ -112,6 +112,7 @@ def test_a_line_has_gaps_where_values_are_missing(summary, tmp_path):
     assert path.attrib["d"].count("M") == 2
 
 
+@pytest.mark.slow
 def test_hours_of_chunks_are_a_small_page_that_keeps_every_peak(summary, tmp_path):
     seams: list[float | None] = [1.0] * 20_000
     seams[12_345] = 9.0
