@@ -1,4 +1,4 @@
-"""What makes jobs on another machine: it checks its machine, makes videos, and sends them back."""
+"""Making jobs on another machine: it is checked, makes videos, and sends them back."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ _EVENT_S = 1.0  # seconds between events of one phase
 
 @dataclass(frozen=True)
 class NodeNeeds:
-    """What a machine must have for the jobs of a batch."""
+    """The jobs of a batch as a machine checks whether it can make them."""
 
     settings: Sequence[LedgerSettings]
     prompts: Sequence[str | None]  # of one job of each settings
@@ -45,7 +45,7 @@ class NodeNeeds:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a machine has. `problems` are the reasons why it cannot make some of the jobs."""
+    """State of a machine. `problems` are the reasons why it cannot make some of the jobs."""
 
     host: str
     versions: Mapping[str, str]
@@ -67,7 +67,7 @@ RemoteMessage = Event | WorkerWarning | FilePiece | JobOutcome
 
 @contextmanager
 def node_needs(ledger: Ledger) -> Iterator[NodeNeeds]:
-    """What the jobs need, with a file beside their videos by which a shared folder is known.
+    """The needs of the jobs, with a file beside their videos by which a shared folder is known.
 
     The file has the name of a worker, whose lock in the ledger's folder says that it is in use;
     those of killed processes are removed.

@@ -37,6 +37,10 @@ class Resolved(Generic[SettingsT]):
     sources: Mapping[str, str]
     tuned_for: Mapping[str, Any] = field(default_factory=dict)  # by dotted key; see check_tuned
 
+    def is_explicit(self, key: str) -> bool:
+        """Whether a setting is of this request alone, and of no preset or default."""
+        return self.sources.get(key) in EXPLICIT
+
 
 def fields_of(settings: type[Settings]) -> Iterator[tuple[str | None, str, FieldInfo]]:
     """Yield (table, name, field) of every setting in declaration order; table None is the top."""

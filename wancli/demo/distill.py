@@ -192,7 +192,8 @@ class Distillation:
 
     def loss(self, batch: Batch) -> Tensor:
         """Consistency loss: change of the clean prediction along the guided teacher's steps."""
-        noisy, stepped, at = batch.noisy(), batch.noisy(), batch
+        noisy = stepped = batch.noisy()
+        at = batch
         with torch.no_grad():
             text = self.forward.embed(self.text_encoder, batch.ids, batch.mask)
             empty = self.forward.embed(self.text_encoder, *self._empty).expand_as(text)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from wancli.config.presets import PACKAGED, layers, read_file
-from wancli.config.resolve import EXPLICIT, Resolved, resolve
+from wancli.config.resolve import Resolved, resolve
 from wancli.config.settings import Sampling, Settings
 from wancli.errors import PlanError, PlanWarning
 from wancli.planning.listed_steps import listed_steps
@@ -38,7 +38,7 @@ def check_distilled(resolved: Resolved[Any]) -> None:
         name = "guidance_scale"
         if lora.expert == "low" and sampling.guidance_scale_2 is not None:
             name = "guidance_scale_2"
-        scale, explicit = getattr(sampling, name), _is_explicit(resolved, name)
+        scale, explicit = getattr(sampling, name), resolved.is_explicit(f"sampling.{name}")
         if scale > 1 and (explicit or sampling.scheduler != "few-step"):
             raise PlanError(
                 f"LoRA {lora.file} was distilled to run without guidance; `{name}` is {scale:g}.",
@@ -55,7 +55,7 @@ def distilled_warnings(resolved: Resolved[Any]) -> tuple[PlanWarning, ...]:
         values = [_with_value(name, getattr(lora.sampling, name)) for name in names]
         if names:
             text = f"LoRA {lora.file} was distilled for {', '.join(values)}."
-            explicit = any(_is_explicit(resolved, name) for name in names)
+            explicit = any(resolved.is_explicit(f"sampling.{name}") for name in names)
             hint = " ".join(values) if explicit else f"`preset {lora.preset}`"
             warnings.append(PlanWarning(text, hint))
     return tuple(warnings)
@@ -73,10 +73,6 @@ def _untrained(sampling: Sampling, trained: Sampling) -> list[str]:
     listed = listed_steps(same) == listed_steps(trained)  # a list may be the sampler's own
     names = [name for name in TRAINED if getattr(sampling, name) != getattr(trained, name)]
     return [name for name in names if name != "steps_list" or not listed]
-
-
-def _is_explicit(resolved: Resolved[Any], name: str) -> bool:
-    return resolved.sources.get(f"sampling.{name}") in EXPLICIT
 
 
 def _with_value(name: str, value: object) -> str:

@@ -68,20 +68,19 @@ def check_listed_steps(settings: Settings, spec: ModelSpec, task: Task) -> None:
 def check_listed_flags(resolved: Resolved[Any]) -> None:
     """Raise PlanError for an explicit flag that a list of timesteps, or none, makes useless."""
     sampling: Sampling = resolved.settings.sampling
-    explicit = {key for key, source in resolved.sources.items() if source in EXPLICIT}
     steps, scale, few = listed_steps(sampling), sampling.guidance_scale, "`scheduler few-step`"
-    if steps and "sampling.steps" in explicit and sampling.steps != len(steps):
+    if steps and resolved.is_explicit("sampling.steps") and sampling.steps != len(steps):
         raise PlanError("`steps` does nothing with `steps_list`.", hint="drop `steps`")
-    if "sampling.steps_list" in explicit and sampling.steps_list and not steps:
+    if resolved.is_explicit("sampling.steps_list") and sampling.steps_list and not steps:
         source = resolved.sources["sampling.scheduler"]
         whose = "" if source in EXPLICIT else f", the {source}"
         raise PlanError(
             f"`steps_list` does nothing with `scheduler {sampling.scheduler}`{whose}.",
             hint="`scheduler few-step` or `scheduler euler`",
         )
-    if "sampling.warp_steps" in explicit and not steps:
+    if resolved.is_explicit("sampling.warp_steps") and not steps:
         raise PlanError("`warp_steps` does nothing without `steps_list`.", hint="drop `warp_steps`")
-    guided = "sampling.guidance_scale" in explicit and scale > 1
+    guided = resolved.is_explicit("sampling.guidance_scale") and scale > 1
     if sampling.scheduler == "few-step" and guided:
         raise PlanError(
             f"`guidance_scale {scale:g}` does nothing: {few} is for models distilled to run "

@@ -348,7 +348,7 @@ def check_unused_settings(resolved: Resolved[Any], task: str = TEXT) -> None:
     check_listed_flags(resolved)
     check_compile_mode(resolved.settings.machine, resolved.sources)
     for key in _of_other_tasks(task):
-        if resolved.sources.get(key) in EXPLICIT:
+        if resolved.is_explicit(key):
             name = key.partition(".")[2]
             raise PlanError(f"`{name}` does nothing in {task}.", hint=f"drop `{name}`")
     method = resolved.settings.step_cache.step_cache

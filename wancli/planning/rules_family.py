@@ -5,7 +5,7 @@ from typing import Any
 from wancli.catalog.hunyuan import HunyuanVideo
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import Family
-from wancli.config.resolve import EXPLICIT, Resolved
+from wancli.config.resolve import Resolved
 from wancli.config.settings import Machine, PromptKV, Sampling, Settings
 from wancli.errors import PlanError
 
@@ -29,7 +29,7 @@ def check_family(settings: Settings, spec: ModelSpec, family: Family) -> None:
 
 def check_family_flags(resolved: Resolved[Any], family: Family) -> None:
     """Raise PlanError for an explicit flag that the family does not support."""
-    explicit = resolved.sources.get("prompt_kv.prompt_kv") in EXPLICIT
+    explicit = resolved.is_explicit("prompt_kv.prompt_kv")
     if explicit and resolved.settings.prompt_kv.prompt_kv and not family.prompt_kv:
         raise PlanError(
             "`prompt_kv` does not work with this model: its prompt K/V change in every step.",

@@ -1,6 +1,6 @@
 """Rules about a rollout's window: sinks, positions, shots, and how its cache is computed."""
 
-from wancli.config.resolve import EXPLICIT, Resolved
+from wancli.config.resolve import Resolved
 from wancli.config.settings import Rollout, RolloutSettings, RopePolicy
 from wancli.errors import PlanError
 
@@ -44,15 +44,14 @@ def check_window(chosen: Rollout) -> None:
 
 def check_rollout_flags(resolved: Resolved[RolloutSettings], *, changes: bool) -> None:
     """Raise PlanError for an explicit flag that has no effect, also as the prompt never changes."""
-    explicit = [key for key, source in resolved.sources.items() if source in EXPLICIT]
     chosen = resolved.settings.rollout
     for name in OF_CHANGES:
-        if f"rollout.{name}" in explicit and getattr(chosen, name) and not changes:
+        if resolved.is_explicit(f"rollout.{name}") and getattr(chosen, name) and not changes:
             raise PlanError(
                 f"`{name}` does nothing without a change of the prompt.",
                 hint=f'`at` 1 "a blue circle", or drop `{name}`',
             )
-    if "rollout.recache_by" in explicit and not chosen.recache:
+    if resolved.is_explicit("rollout.recache_by") and not chosen.recache:
         raise PlanError("`recache_by` does nothing without `recache`.", hint="`recache`")
 
 

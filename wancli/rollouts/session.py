@@ -181,8 +181,9 @@ class RolloutSession:
         others = files.latents or files.report or options.overwrite or options.rerender is not None
         if not options.resume or others or video is None or files.store is None:
             return None
-        chunks = RolloutStore(files.store).undamaged_chunks()
-        finished = chunks == len(self.plan.spans) and video.exists()
+        if not video.exists():  # most often: its chunks need not be read
+            return None
+        finished = RolloutStore(files.store).undamaged_chunks() == len(self.plan.spans)
         return video if finished and is_kept(check_existing(video, self.request())) else None
 
     @property
