@@ -122,11 +122,13 @@ GPUS = [Device("cuda", "H100", 1, 1)] * 4
     ("visible", "count", "devices", "names", "used"),
     [
         (None, None, [], ["gpu 0", "gpu 1", "gpu 2", "gpu 3"], ["0", "1", "2", "3"]),
+        ("0,", None, [], ["gpu 0"], ["0"]),
+        ("GPU-a", None, [], ["gpu GPU-a"], ["GPU-a"]),
         (None, None, [0, 2], ["gpu 0", "gpu 2"], ["0", "2"]),
         (None, 2, [], ["gpu 0", "gpu 1"], ["0", "1"]),
         (None, 3, [0, 2], ["worker 0", "worker 1", "worker 2"], ["0", "2", "0"]),
         ("GPU-a,GPU-b,GPU-c,GPU-d", None, [1], ["gpu GPU-b"], ["GPU-b"]),
-        ("4,5,6,7", None, [0, 3], ["gpu 4", "gpu 7"], ["4", "7"]),
+        ("3,2,1,0", None, [0, 3], ["gpu 3", "gpu 0"], ["3", "0"]),
     ],
 )
 def test_each_worker_sees_one_gpu(monkeypatch, visible, count, devices, names, used):
@@ -137,7 +139,7 @@ def test_each_worker_sees_one_gpu(monkeypatch, visible, count, devices, names, u
 
 
 def set_gpus(monkeypatch, gpus, visible=None):
-    monkeypatch.setattr(workers, "find_gpus", lambda: gpus)
+    monkeypatch.setattr("wancli.cost.devices._look_for_gpus", lambda: gpus)
     monkeypatch.setattr(workers, "package_version", lambda name: "2.11+cu130")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:

@@ -63,7 +63,7 @@ def complaint(result: Result) -> tuple[str, str]:
         ((*GENERATE, "--cfg-gate", 1), "--cfg-gate 1 is neither", "0.6"),
         ((*GENERATE, "--preset", "demo-cached", "--steps", 10), "tuned for sampling", "--tune"),
         ((*GENERATE, "--cachedit-preset", "wan2.1-t2v-1.3b-cached"), "tuned for model", "--tune"),
-        ((*GENERATE, "--cfg-gate", 20), "never reached in 20 steps", "--cfg-gate 12"),
+        ((*GENERATE, "--cfg-gate", 20), "never reached in 20 steps", "--cfg-gate 0.5"),
         ((*GENERATE, "--cfg-gate", 0.5, "--guidance-scale", 1), "needs guidance", "drop"),
         ((*GENERATE, "--kv-align", "wide"), "--kv-align 'wide'", "auto"),
         ((*LISTED, "--use-cachedit"), "2 listed steps", "--step-cache none"),

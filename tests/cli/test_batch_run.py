@@ -60,7 +60,9 @@ def test_workers_and_devices_are_read(workers, devices, expected):
 
 
 @pytest.mark.parametrize(
-    ("workers", "devices"), [("0", None), ("many", None), ("-1", None), (None, "a"), (None, "")]
+    ("workers", "devices"),
+    [("0", None), ("many", None), ("-1", None), (None, "a"), (None, ""), (None, "9" * 5_000)],
+    ids=str,
 )
 def test_what_is_no_number_is_refused(workers, devices):
     with pytest.raises(UsageError):

@@ -275,13 +275,23 @@ def test_gpus_are_found_without_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyP
     smi(tmp_path, "NVIDIA A, 1000, 900, 5.1\nNVIDIA B, 2000, 1, 5.1\nN/A", monkeypatch)
     a = Device("cuda", "NVIDIA A", 1000 * 2**20, 900 * 2**20, "5.1")
     b = Device("cuda", "NVIDIA B", 2000 * 2**20, 2**20, "5.1")
-    assert find_gpus() == [a, b]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert find_gpus() == [b]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
-    assert find_gpus() == [b, a]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert find_gpus() == []
+    assert find_gpus() == {"0": a, "1": b}
+    for visible, gpus in (
+        ("1, 0", {"1": b, "0": a}),
+        ("1,", {"1": b}),
+        ("0,-1,1", {"0": a}),  # CUDA ignores what follows a number of no GPU
+        ("2,0", {}),
+        ("GPU-x", {"GPU-x": a}),
+        ("", {}),
+    ):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert find_gpus() == gpus
+
+
+def test_a_system_that_does_not_tell_free_memory_has_it_all(tmp_path, monkeypatch):
+    (tmp_path / "meminfo").write_text("MemTotal: 8 kB\n")
+    monkeypatch.setattr("wancli.cost.devices.MEMORY", tmp_path / "meminfo")
+    assert find_cpu().free == find_cpu().total
 
 
 def test_an_estimate_is_valid_json():
@@ -297,5 +307,5 @@ def test_gpus_are_looked_for_once_while_a_batch_is_planned(monkeypatch: pytest.M
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("wancli.cost.devices._by_nvml", lambda: next(looks))
     with gpus_seen_once():
-        assert [find_gpus(), find_gpus()] == [[first], [first]]
-    assert find_gpus() == [second]
+        assert [find_gpus(), find_gpus()] == [{"0": first}, {"0": first}]
+    assert find_gpus() == {"0": second}

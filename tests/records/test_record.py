@@ -118,6 +118,8 @@ FIELDS = {"prompt": "A red ../circle: 50% 'off'", "seed": 3, "model": "demo"}
         ("{prompt:5}_{seed}.mp4", False, "out/A-red_3.mp4"),
         ("x.mp4", False, "out/x.mp4"),
         ("x.mp4", True, "out/x-3.mp4"),
+        ("./x", True, "out/x-3"),
+        ("out.d/x", True, "out.d/x-3"),
         ("sub/x.mp4", False, "sub/x.mp4"),
         ("/tmp/{seed}.mp4", True, "/tmp/3.mp4"),
     ],
@@ -126,6 +128,12 @@ def test_output_names_are_safe_and_distinguish_seeds(
     template: str | None, several: bool, path: str
 ):
     assert name_output(template, FIELDS, folder=Path("out"), several=several) == Path(path)
+
+
+@pytest.mark.parametrize("spec", [":²", ":" + "9" * 5_000, ":05", ":.1f", ":{seed}"])
+def test_a_width_that_is_no_number_is_rejected(spec: str):
+    with pytest.raises(UsageError, match="is no width"):
+        NameTemplate(f"{{prompt{spec}}}.mp4")
 
 
 @pytest.mark.parametrize("name", ["a{b}.mp4", "{seed}/{{x}.mp4"])

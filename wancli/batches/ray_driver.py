@@ -49,6 +49,7 @@ from wancli.records.ledger_worker import JobCancelled, LedgerWorker
 from wancli.rollouts.session import RolloutSession
 from wancli.utils.heap import keep_heap
 from wancli.utils.interrupts import SIGNALS
+from wancli.utils.units import is_count
 
 _LOOK_S = 1.0  # seconds between looks at the ledger while no actor says anything
 _CONNECT_S = 5.0
@@ -376,7 +377,7 @@ def _connect(address: str | None) -> None:
 def _check_answers(address: str) -> None:
     """Raise SetupError if nobody answers at HOST:PORT: Ray would wait for minutes."""
     host, colon, port = address.rpartition(":")
-    if not (colon and port.isdecimal()):
+    if not (colon and is_count(port)):
         return
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()

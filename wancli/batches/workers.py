@@ -60,7 +60,7 @@ def worker_places(workers: int | None, devices: Sequence[int] = ()) -> list[Work
     More workers than GPUs share them in turn. `devices` are numbers as nvidia-smi counts them, of
     those that CUDA_VISIBLE_DEVICES leaves.
     """
-    gpus = _gpu_names()
+    gpus = [] if package_version("torch").endswith("+cpu") else [*find_gpus()]
     for number in devices:
         if number >= len(gpus):
             there = f"GPUs 0 to {len(gpus) - 1}" if gpus else "no GPU"
@@ -83,15 +83,6 @@ def ray_place() -> WorkerPlace:
     """The place of the process that drives a Ray cluster. Raises SetupError without Ray."""
     check_package("ray", _LEAST_RAY, needed_by="`engine ray`", hint=extra_command("ray"))
     return WorkerPlace("ray", {}, RAY_PROGRAM)
-
-
-def _gpu_names() -> list[str]:
-    """GPUs that torch may use, as CUDA_VISIBLE_DEVICES names them."""
-    if package_version("torch").endswith("+cpu"):
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = None if visible is None else [name.strip() for name in visible.split(",")]
-    return [names[n] if names else str(n) for n in range(len(find_gpus()))]
 
 
 class _WorkerProcess:

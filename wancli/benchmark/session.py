@@ -134,7 +134,7 @@ class BenchSession:
         inputs = BenchInputs(self._inputs, inputs_json(self._inputs, self.baseline.plan))
         if self.goals.preset:
             preset_file(self.goals.preset, hint="another `save_preset`")
-        outputs = OutputSet(overwrite=overwrite, reads=chain(*self._inputs.named().values()))
+        outputs = OutputSet(overwrite=overwrite, reads=[*chain(*self._inputs.named().values())])
         outputs.add(bench_folder(folder, overwrite=overwrite))
         prompts = [case.prompt for case in self.cases]
         with outputs.locked():

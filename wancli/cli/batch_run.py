@@ -12,6 +12,7 @@ from wancli.cli.progress import Clock, Progress, RunProgress, clock_time
 from wancli.errors import BatchError, UsageError, WancliError, warn_once
 from wancli.records.progress import Event
 from wancli.utils.interrupts import second_ends_at_once
+from wancli.utils.units import is_count
 
 if TYPE_CHECKING:
     from wancli.batches.worker import JobOutcome
@@ -277,13 +278,13 @@ def choose_workers(
 def parse_workers(workers: str | None, devices: str | None) -> tuple[int | None, list[int]]:
     """The number of workers, None for `auto`, and numbers of GPUs. Raises UsageError."""
     numbers = [number.strip() for number in devices.split(",")] if devices is not None else []
-    if not all(number.isdecimal() for number in numbers):
+    if not all(map(is_count, numbers)):
         raise UsageError(f"`devices {devices}` is no list of GPUs.", hint="`devices 0,2`")
     count = None if workers in (None, AUTO) else _count(workers or "")
     return count, [int(number) for number in numbers]
 
 
 def _count(workers: str) -> int:
-    if not workers.isdecimal() or not 1 <= int(workers) <= 1024:
+    if not is_count(workers) or not 1 <= int(workers) <= 1024:
         raise UsageError(f"`workers {workers}` is no number of workers.", hint="`workers auto`")
     return int(workers)

@@ -17,6 +17,8 @@ through only if configured to, and lose track of the picture.
 from binascii import b2a_base64
 from collections.abc import Callable, Mapping
 
+from wancli.utils.units import is_count
+
 CHUNK = 4096  # characters of base64 per chunk of Kitty's protocol
 CELL = 2  # approximate height of a cell over its width
 KONSOLE = 220400  # first version with pictures
@@ -63,7 +65,7 @@ def find_encode(environment: Mapping[str, str]) -> Encode | None:
     if environment.get("LC_TERMINAL") == "iTerm2":  # handed on by ssh
         return iterm2
     konsole = environment.get("KONSOLE_VERSION", "")
-    newer = konsole.isdigit() and int(konsole) >= KONSOLE
+    newer = is_count(konsole) and int(konsole) >= KONSOLE
     return kitty if newer or environment.get("KITTY_WINDOW_ID") else None
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from wancli.config.settings import Machine
 from wancli.errors import no_device
 from wancli.utils.packages import package_version
 
+MEMORY = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup/memory.max")  # a container's limit
 
 
@@ -42,14 +44,22 @@ class Device:
 _seen: ContextVar[list[Device] | None] = ContextVar("seen", default=None)
 
 
-def find_gpus() -> list[Device]:
-    """NVIDIA GPUs visible to this process, by NVML or else nvidia-smi."""
+def find_gpus() -> dict[str, Device]:
+    """NVIDIA GPUs visible to this process, by their names for CUDA_VISIBLE_DEVICES.
+
+    Like CUDA, it reads that variable up to the first name that is no GPU's. Which GPUs its UUIDs
+    name is not known: the first ones stand for them.
+    """
     gpus = _seen.get()
     gpus = _look_for_gpus() if gpus is None else gpus
+    numbered = {str(number): gpu for number, gpu in enumerate(gpus)}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None or not visible.replace(",", "").replace(" ", "").isdigit():
-        return [] if visible in ("", "-1") else gpus
-    return [gpus[int(n)] for n in visible.split(",") if int(n) < len(gpus)]
+    if visible is None:
+        return numbered
+    names = [name.strip() for name in visible.split(",")]
+    if names[0].startswith(("GPU-", "MIG-")):
+        return dict(zip(names, gpus, strict=False))
+    return {name: numbered[name] for name in takewhile(numbered.__contains__, names)}
 
 
 @contextmanager
@@ -77,8 +87,8 @@ def find_cpu() -> Device:
     """The CPU and its memory, within a container's limit."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     free = total
-    with suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    with suppress(OSError, ValueError, IndexError, StopIteration):
+        lines = MEMORY.read_text("ascii").splitlines()
         free = 1024 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
     with suppress(OSError, ValueError):
         total = min(total, int(CGROUP.read_text("ascii")))
@@ -96,7 +106,7 @@ def find_device(machine: Machine) -> Device:
     if (kind == "cuda" and not with_cuda) or (kind == "mps" and not apple):
         raise no_device(machine.device)
     if kind in ("auto", "cuda") and with_cuda:
-        gpus = find_gpus()
+        gpus = [*find_gpus().values()]
         if int(number or 0) < len(gpus):
             return gpus[int(number or 0)]
     cpu = find_cpu()

@@ -108,7 +108,7 @@ def check_imports() -> Iterator[Finding]:
 
 def check_devices() -> Iterator[Finding]:
     """GPUs, whether torch can use them, CPU, memory and threads, and measured rates."""
-    gpus, cpu = find_gpus(), find_cpu()
+    gpus, cpu = [*find_gpus().values()], find_cpu()
     for gpu in gpus:
         memory = f"{gib(gpu.total)}, {gib(gpu.free)} free"
         yield Finding("GPU", gpu.name, f"{memory}, driver {gpu.driver}")

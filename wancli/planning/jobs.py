@@ -31,6 +31,7 @@ from wancli.errors import (
 )
 from wancli.planning.prompts import check_prompt
 from wancli.utils.reading import parse_json, read_stream, read_text, read_toml, unreadable
+from wancli.utils.units import is_count
 
 LARGEST_BATCH = 512 * 2**20  # bytes
 MOST_JOBS = 1_000_000
@@ -273,8 +274,7 @@ def _seed_text(value: Any) -> str:
 
 def _count(value: Any) -> int:
     text = str(value)
-    digits = text.isascii() and text.isdigit() and len(text) < 9
-    if not (digits and 1 <= int(text) <= MOST_VIDEOS):
+    if not (is_count(text) and 1 <= int(text) <= MOST_VIDEOS):
         raise SettingsError(
             f"`num_videos {text[:40]}`: not a number of videos.", hint=f"1 to {MOST_VIDEOS}"
         )

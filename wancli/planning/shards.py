@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from wancli.errors import UsageError, shortened
+from wancli.utils.units import is_count
 
 AUTO = "auto"
 _ARRAY = "an array such as 0-7, or `shard 1/8`"
@@ -43,7 +44,7 @@ def _slurm_shard(environment: Mapping[str, str]) -> Shard:
     """The task's place among the numbers of its array, which may begin anywhere."""
     names = ("ID", "COUNT", "MIN", "MAX", "STEP")
     texts = {name: environment.get(f"SLURM_ARRAY_TASK_{name}", "") for name in names}
-    values = {name: int(text) for name, text in texts.items() if text.isdecimal()}
+    values = {name: int(text) for name, text in texts.items() if is_count(text)}
     try:
         task, count, first = (values[name] for name in ("ID", "COUNT", "MIN"))
     except KeyError:

@@ -204,7 +204,7 @@ def gate_step(settings: Settings, task: Task, *, steps: int, segments: int = 1) 
     if step >= steps:
         raise PlanError(
             f"`cfg_gate {gate:g}` is never reached in {steps} steps.",
-            hint=f"`cfg_gate {max(1, round(0.6 * steps))}`, or 0.6",
+            hint="`cfg_gate 0.5`" if steps > 1 else "drop `cfg_gate`",
         )
     return int(step)
 

@@ -11,6 +11,7 @@ from wancli.config.resolve import fields_of
 from wancli.config.settings import RolloutSettings, Settings
 from wancli.errors import UsageError
 from wancli.utils.reading import user_path
+from wancli.utils.units import is_count
 
 DEFAULT = "{prompt:40}-{seed}.mp4"
 FIELDS = ("prompt", "seed", "model", "steps", "width", "height")
@@ -66,7 +67,9 @@ def _unknown(field: str) -> UsageError:
 
 
 def _width(spec: str | None) -> int | None:
-    return int(spec) if spec and spec.isdigit() else None
+    if spec and (not is_count(spec) or spec.startswith("0")):
+        raise UsageError(f"output template: ':{spec[:40]}' is no width.", hint=DEFAULT)
+    return int(spec) if spec else None
 
 
 def _clean(text: str, width: int | None) -> str:
@@ -97,8 +100,7 @@ def name_output(
     """
     text = template or DEFAULT
     if several and "{seed" not in text:
-        stem, dot, suffix = text.rpartition(".")
-        text = f"{stem}-{{seed}}{dot}{suffix}" if dot else f"{text}-{{seed}}"
+        text = re.sub(r"(\.[^./]*)?$", r"-{seed}\1", text, count=1)
     path = with_name(user_path(NameTemplate(text).fill(fields)))
     return path if len(path.parts) > 1 else folder / path
 

@@ -1,6 +1,6 @@
 """Files of a rollout: their names, and which existing ones it may replace."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,7 @@ def name_files(
 
 
 def output_set(
-    files: RolloutFiles, options: RolloutRequest, *, reads: Iterable[Path],
+    files: RolloutFiles, options: RolloutRequest, *, reads: Collection[Path],
     request: Callable[[], Request], before: Mapping[str, Any],
 ) -> OutputSet:  # fmt: skip
     """All files to write. Raises UsageError for an unusable name, and for two that are the same.
@@ -64,7 +64,7 @@ def output_set(
     video, latents, store, report = files.video, files.latents, files.store, files.report
     if video:
         check_name(video)
-    if report and report.suffix != ".html":
+    if report and report.suffix.lower() != ".html":
         raise UsageError(f"`report {report}` is not an .html file.", hint="`report drift.html`")
     outputs = OutputSet(overwrite=options.overwrite, reads=reads)
     our_video, our_latents, our_report = _ours(options, request, before)

@@ -9,7 +9,7 @@ import resource
 import stat
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -70,7 +70,7 @@ class OutputSet:
     """All files that a command writes and reads; `locked` checks them and locks their names."""
 
     overwrite: bool = False
-    reads: Iterable[Path] = ()
+    reads: Collection[Path] = ()
     another: str = "another `output`"  # hint for an unusable name
     _all: dict[str, OutputFile] = field(default_factory=dict)  # by key
     _folders: dict[str, OutputFile] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Sizes, counts and durations as text."""
+"""Sizes, counts and durations as text, and counts from it."""
 
 
 def gib(size: float) -> str:
@@ -24,6 +24,11 @@ def duration(spent: float) -> str:
     minutes, left = divmod(round(spent), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {left:02} s"
+
+
+def is_count(text: str) -> bool:
+    """Whether a text is a whole number of up to nine digits; isdigit passes `²`, too."""
+    return text.isascii() and text.isdigit() and len(text) <= 9
 
 
 def bounds_in_words(

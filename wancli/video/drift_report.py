@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wancli.errors import UsageError
 from wancli.utils.files import write_whole
 from wancli.utils.html import is_page, page_mark, templates
 from wancli.video.drift import NOTABLE
@@ -161,10 +160,8 @@ def write_report(
 ) -> None:
     """Write `DriftMeter.summary` as a page, atomically.
 
-    Raises UsageError for a name that does not end in .html, OutputError if it cannot be written.
+    Raises OutputError if it cannot be written.
     """
-    if path.suffix.lower() != ".html":
-        raise UsageError(f"report {str(path)!r} does not end in .html.", hint="`report FILE.html`")
     # A prompt from a shell may not be UTF-8.
     page = _page(summary, title=title).encode(errors="replace")
     hint = "choose another place: `report FILE.html`"
