@@ -1,6 +1,5 @@
 """Progress: what a bar and a line show, with a clock that the tests move."""
 
-import io
 import time
 
 import pytest
@@ -190,11 +189,3 @@ def test_a_log_gets_a_line_per_phase_and_one_now_and_then(
     assert lines[:2] == ["load", "load 0:00"]
     assert "denoise" in lines
     assert lines[-1].startswith("step 1/2 50% ")
-
-
-def test_a_log_has_no_escape_codes():
-    file = io.StringIO()
-    console = open_console(color=False, file=file)
-    with progress.run_lines(console) as report:
-        report(Phase("load"))
-    assert file.getvalue() == "load\n"

@@ -179,10 +179,7 @@ def _write(
     with outputs.locked():
         content = "".join(f"{text}\n" for text in lines).encode(errors="replace")
         write_whole(output, content, hint="another `output`", overwrite=overwrite)
-    if screen.options.json:
-        screen.json({"schema": SCHEMA, "path": str(output), "bytes": len(content)})
-    else:
-        screen.result(str(output))
+    screen.answer(str(output), {"schema": SCHEMA, "path": str(output), "bytes": len(content)})
 
 
 def _json(value: Mapping[str, Any]) -> str:
@@ -229,12 +226,12 @@ def _check(ledger: "Ledger", screen: "Screen") -> None:
     finished, failed = counts[DONE] + counts[SKIPPED], 0
     for row, result in damaged_jobs(ledger):
         failed += 1
-        if screen.options.json:
-            place = {"line": row["line"], "id": row["id"], "path": row["output"]}
-            screen.json({"schema": SCHEMA, **place, **asdict(result)})
-        else:
-            why = result.why and f": {result.why}"
-            screen.result(f"{result.status:9}  line {row['line']}  {row['output']}{why}")
+        place = {"line": row["line"], "id": row["id"], "path": row["output"]}
+        why = result.why and f": {result.why}"
+        screen.answer(
+            f"{result.status:9}  line {row['line']}  {row['output']}{why}",
+            {"schema": SCHEMA, **place, **asdict(result)},
+        )
     if failed:
         raise InputError(
             f"{failed:,} of {finished:,} finished videos are missing or damaged.",

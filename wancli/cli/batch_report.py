@@ -50,7 +50,4 @@ def report(
             content = render_report(opened, page, embed=embed, in_words=with_flags)
             replace = page in outputs.replaced
             write_whole(page, content, hint="another `output`", overwrite=replace)
-    if output_options.json:
-        screen.json({"schema": SCHEMA, "path": str(page), "bytes": len(content)})
-    else:
-        screen.result(str(page))
+    screen.answer(str(page), {"schema": SCHEMA, "path": str(page), "bytes": len(content)})

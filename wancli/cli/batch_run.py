@@ -233,13 +233,8 @@ def print_outcome(outcome: "JobOutcome", screen: "Screen") -> None:
         others = f" and {outcome.others:,} that need the same model" if outcome.others else ""
         end = f" {outcome.again}." if outcome.again else ""
         screen.warn(f"{job.output.name}{others}: {error}{end}", hint=error.hint)
-    if outcome.again:
-        return
-    if not screen.options.json:
-        if not error:
-            screen.result(str(job.output))
-        return
-    screen.json({"job": job.number, **_json(outcome)})
+    if not outcome.again and (screen.options.json or not error):
+        screen.answer(str(job.output), {"job": job.number, **_json(outcome)})
 
 
 def _json(outcome: "JobOutcome") -> dict[str, Any]:

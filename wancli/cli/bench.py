@@ -1,8 +1,9 @@
 """`wancli bench`: speed and quality of caches against a baseline."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,9 +23,6 @@ from wancli.config.settings import Settings
 from wancli.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
-
     from wancli.benchmark.cases import Arm, Bench
     from wancli.benchmark.session import BenchRequest
     from wancli.planning.inputs import InputFiles
@@ -169,7 +167,7 @@ def _bench_decoders(
     screen.note(f"written: {output / 'bench.json'}")
 
 
-def _decoder_row(result: "Mapping[str, Any]") -> tuple[str, ...]:
+def _decoder_row(result: Mapping[str, Any]) -> tuple[str, ...]:
     same = result["ssim"] is not None and result["psnr_db"] is None
     return (
         result["name"],

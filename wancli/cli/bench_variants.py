@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import typer
 from typer.exceptions import TyperException
@@ -14,6 +14,7 @@ from wancli.cli.options import CachePreset, PresetName, takes_settings
 from wancli.config.presets import find_preset, step_cache_layer
 from wancli.config.presets import layers as preset_layers
 from wancli.config.resolve import Layer
+from wancli.config.settings import Settings
 from wancli.errors import InputError, UsageError, missing
 from wancli.utils.reading import read_lines, read_toml, unreadable
 
@@ -54,7 +55,7 @@ def read_variant(name: str, flags: str) -> VariantFlags:
     command = typer.Typer(add_completion=False)
 
     @command.command(add_help_option=False, context_settings={"token_normalize_func": dashed})
-    @takes_settings(_settings())
+    @takes_settings(Settings)
     def _variant(
         *, overrides: Layer, preset: PresetName = None, cachedit_preset: CachePreset = None
     ) -> None:
@@ -73,12 +74,6 @@ def read_variant(name: str, flags: str) -> VariantFlags:
     if not variants:
         raise UsageError(f"variant '{name}': no settings.", hint="wancli generate --help")
     return variants[0]
-
-
-def _settings() -> Any:
-    from wancli.config.settings import Settings
-
-    return Settings
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -223,10 +223,7 @@ def _lora_entries() -> Iterator[dict[str, Any]]:
 
 def _say_lora_path(screen: Screen, repo: str, file: str) -> None:
     path = cached_lora(repo, file)
-    if screen.options.json:
-        screen.json({"name": f"{repo}:{file}", "repo": repo, "path": str(path)})
-    else:
-        screen.result(str(path))
+    screen.answer(str(path), {"name": f"{repo}:{file}", "repo": repo, "path": str(path)})
 
 
 def _size_of(folder: Path) -> int:
@@ -234,10 +231,7 @@ def _size_of(folder: Path) -> int:
 
 
 def _say_path(screen: Screen, spec: ModelSpec, folder: Path) -> None:
-    if screen.options.json:
-        screen.json({"name": spec.name, "repo": spec.repo, "path": str(folder)})
-    else:
-        screen.result(str(folder))
+    screen.answer(str(folder), {"name": spec.name, "repo": spec.repo, "path": str(folder)})
 
 
 _COMMANDS = {

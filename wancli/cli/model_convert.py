@@ -110,8 +110,5 @@ def _say_converted(screen: Screen, model: "ConvertedModel", *, alone: bool) -> N
             "only a transformer: --base MODEL adds the rest; without it, "
             "wancli rollout needs --prompt-embeds and --no-video"
         )
-    if screen.options.json:
-        summary = {"path": str(model.path), "parameters": model.parameters, "dtype": model.dtype}
-        screen.json({**summary, "config": model.config})
-    else:
-        screen.result(str(model.path))
+    summary = {"path": str(model.path), "parameters": model.parameters, "dtype": model.dtype}
+    screen.answer(str(model.path), {**summary, "config": model.config})

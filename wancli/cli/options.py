@@ -4,7 +4,7 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -64,12 +64,12 @@ class OutputOptions:
     json: bool = False
     quiet: bool = False
     verbose: bool = False
-    color: bool | None = None  # None: what the terminal supports
+    color: bool = True  # where the terminal supports it
     brief: bool = False  # of a plan: its cost, without every setting
 
 
 def _global(*flags: str, help_: str) -> Any:
-    return typer.Option(*flags, help=help_, rich_help_panel=GLOBAL)
+    return Annotated[bool, typer.Option(*flags, help=help_, rich_help_panel=GLOBAL)]
 
 
 _OUTPUT_OPTIONS: dict[str, Any] = {
@@ -117,21 +117,10 @@ def takes_output_options(command: Command) -> Command:
     @functools.wraps(command)
     def run(**values: Any) -> None:
         json, quiet, verbose, no_color = (values.pop(name) for name in _OUTPUT_OPTIONS)
-        color = False if no_color else None
-        command(
-            output_options=OutputOptions(json=json, quiet=quiet, verbose=verbose, color=color),
-            **values,
-        )
+        options = OutputOptions(json=json, quiet=quiet, verbose=verbose, color=not no_color)
+        command(output_options=options, **values)
 
-    extra = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=False,
-            annotation=Annotated[bool, option],
-        )
-        for name, option in _OUTPUT_OPTIONS.items()
-    ]
+    extra = _keywords(_OUTPUT_OPTIONS, default=False)
     return with_parameters(run, command, without=("output_options",), extra=extra)
 
 
@@ -171,9 +160,13 @@ def _shorthands(*, show_default: bool) -> list[inspect.Parameter]:
         "size": Annotated[str | None, size, FromSettings()],
         "use_cachedit": Annotated[bool | None, cachedit],
     }
+    return _keywords(annotations)
+
+
+def _keywords(annotations: Mapping[str, Any], default: Any = None) -> list[inspect.Parameter]:
     only = inspect.Parameter.KEYWORD_ONLY
     return [
-        inspect.Parameter(name, only, default=None, annotation=annotation)
+        inspect.Parameter(name, only, default=default, annotation=annotation)
         for name, annotation in annotations.items()
     ]
 
@@ -218,33 +211,20 @@ def _option(
         rich_help_panel=panel(table),
     )
     mark = FromSettings(limits(field), with_flags(when_unset(field)))
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[plain | None, option, mark],
-    )
+    return _keywords({name: Annotated[plain | None, option, mark]})[0]
 
 
 OUTPUT = "Output"
-
-
 Prompt = Annotated[
     str | None, typer.Argument(help="Description of the video; - reads standard input.")
 ]
-
-
 PromptFlag = Annotated[str | None, typer.Option("--prompt", "-p", help="Same as PROMPT.")]
-
-
 ModelName = Annotated[
     str,
     typer.Argument(
         autocompletion=complete_models, help="Model: a name (wancli model list), hub id or folder."
     ),
 ]
-
-
 PresetName = Annotated[
     str | None,
     typer.Option(
@@ -253,8 +233,6 @@ PresetName = Annotated[
         help="Preset to start from: a name (wancli preset list) or a TOML file.",
     ),
 ]
-
-
 CachePreset = Annotated[
     str | None,
     typer.Option(
@@ -265,8 +243,6 @@ CachePreset = Annotated[
         help="Preset whose step cache is used, and nothing else.",
     ),
 ]
-
-
 Seed = Annotated[
     str | None,
     typer.Option(
@@ -274,8 +250,6 @@ Seed = Annotated[
         help="Seed, or seeds: 1,2,5 or 0-9.",
     ),
 ]  # fmt: skip
-
-
 Output = Annotated[
     str | None,
     typer.Option(
@@ -283,8 +257,6 @@ Output = Annotated[
         help="MP4 to write; fields such as {model} are filled in.",
     ),
 ]  # fmt: skip
-
-
 Folder = Annotated[
     Path | None,
     typer.Option(
@@ -292,16 +264,10 @@ Folder = Annotated[
         help="Directory for outputs given without a path.",
     ),
 ]  # fmt: skip
-
-
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace existing files.")
 ]
-
-
 Force = Annotated[bool, typer.Option("--force", help="Run even if it does not fit in memory.")]
-
-
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and load nothing.")]
 
 
@@ -330,47 +296,28 @@ def folder(output_dir: Path | None) -> Path:
     return output_dir or Path(os.environ.get("WANCLI_OUTPUT_DIR") or ".")
 
 
-def _file(flag_: str, help_: str, *short: str) -> Any:
-    return typer.Option(flag_, *short, metavar="FILE", rich_help_panel=INPUTS, help=help_)
+def _file(help_: str, *flags: str, kind: Any = Path) -> Any:
+    option = typer.Option(*flags, metavar="FILE", rich_help_panel=INPUTS, help=help_)
+    return Annotated[kind | None, option]
 
 
 INPUT_OPTIONS: dict[str, Any] = {
-    "image": Annotated[
-        Path | None, _file("--image", "Picture to start from: the first frame.", "-i")
-    ],
-    "last_image": Annotated[
-        Path | None, _file("--last-image", "Picture to end with: the last frame.")
-    ],
-    "video": Annotated[
-        Path | None, _file("--video", "Video to transform; VACE: video to be guided by.")
-    ],
-    "mask": Annotated[Path | None, _file("--mask", "Mask video; white areas are generated.")],
-    "ref_image": Annotated[
-        list[Path] | None,
-        _file("--ref-image", "Reference picture of a subject; VACE: repeatable."),
-    ],
-    "pose_video": Annotated[
-        Path | None, _file("--pose-video", "Wan-Animate: pose video to follow.")
-    ],
-    "face_video": Annotated[
-        Path | None, _file("--face-video", "Wan-Animate: square face video to follow.")
-    ],
-    "background_video": Annotated[
-        Path | None,
-        _file("--background-video", "Wan-Animate: video whose --mask is replaced by --ref-image."),
-    ],
+    "image": _file("Picture to start from: the first frame.", "--image", "-i"),
+    "last_image": _file("Picture to end with: the last frame."),
+    "video": _file("Video to transform; VACE: video to be guided by."),
+    "mask": _file("Mask video; white areas are generated."),
+    "ref_image": _file("Reference picture of a subject; VACE: repeatable.", kind=list[Path]),
+    "pose_video": _file("Wan-Animate: pose video to follow."),
+    "face_video": _file("Wan-Animate: square face video to follow."),
+    "background_video": _file("Wan-Animate: video whose --mask is replaced by --ref-image."),
     "task": Annotated[
         str | None,
         typer.Option(
-            "--task",
-            metavar="TASK",
-            rich_help_panel=INPUTS,
-            show_default="from the files",
-            autocompletion=complete_from(*TASKS),
-            help=f"Task: {', '.join(TASKS)}.",
+            metavar="TASK", rich_help_panel=INPUTS, show_default="from the files",
+            autocompletion=complete_from(*TASKS), help=f"Task: {', '.join(TASKS)}.",
         ),
     ],
-}
+}  # fmt: skip
 
 
 def takes_inputs(command: Command) -> Command:
@@ -384,9 +331,5 @@ def takes_inputs(command: Command) -> Command:
         task, references = files.pop("task"), tuple(files.pop("ref_image") or ())
         return command(inputs=InputFiles(**files, ref_image=references), task=task, **values)
 
-    only = inspect.Parameter.KEYWORD_ONLY
-    extra = [
-        inspect.Parameter(name, only, default=None, annotation=annotation)
-        for name, annotation in INPUT_OPTIONS.items()
-    ]
+    extra = _keywords(INPUT_OPTIONS)
     return with_parameters(run, command, without=("inputs", "task"), extra=extra)

@@ -79,7 +79,7 @@ def show(name: Name, output_options: OutputOptions) -> None:
 def path(name: Name, output_options: OutputOptions) -> None:
     """Print the file of a preset."""
     screen, file = Screen(output_options), find_preset(name).path
-    screen.json({"path": str(file)}) if output_options.json else screen.result(str(file))
+    screen.answer(str(file), {"path": str(file)})
 
 
 @command()
@@ -90,9 +90,7 @@ def validate(
 ) -> None:
     """Check a preset file: its syntax, names, values, and what it extends."""
     preset, screen = validate_file(file), Screen(output_options)
-    screen.json({**_preset_json(preset), "valid": True}) if output_options.json else screen.result(
-        f"{file}: valid"
-    )
+    screen.answer(f"{file}: valid", {**_preset_json(preset), "valid": True})
 
 
 @command()
@@ -122,10 +120,7 @@ def save(
     saved = save_preset(
         name, overrides.tables, description=description, extends=preset, overwrite=overwrite
     )
-    screen = Screen(output_options)
-    screen.json(
-        _preset_json(read_file(saved, place="user"))
-    ) if output_options.json else screen.result(str(saved))
+    Screen(output_options).answer(str(saved), _preset_json(read_file(saved, place="user")))
 
 
 def _preset_json(preset: Preset) -> dict[str, Any]:

@@ -183,11 +183,9 @@ def _output(path: Path, role: str, suffix: str, videos: Sequence[Path]) -> Outpu
 
 def _say(screen: Screen, picture: "Picture", target: Path, videos: Sequence[Path]) -> None:
     kind = "sheet" if target.suffix.lower() == ".png" else target.suffix[1:].lower()
-    if not screen.options.json:
-        if kind == "sheet":
-            screen.picture(picture.content)
-        screen.result(str(target))
-        return
+    if kind == "sheet" and not screen.options.json:
+        screen.picture(picture.content)
     size = {"width": picture.width, "height": picture.height, "frames": picture.frames}
     files = {"path": str(target), "kind": kind, "videos": [str(video) for video in videos]}
-    screen.json({"schema": SCHEMA, **files, **size, "bytes": len(picture.content)})
+    value = {"schema": SCHEMA, **files, **size, "bytes": len(picture.content)}
+    screen.answer(str(target), value)

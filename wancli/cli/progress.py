@@ -16,8 +16,6 @@ from wancli.records.progress import (
     Event,
     Loading,
     Phase,
-    PreviewEvent,
-    Report,
     Step,
 )
 from wancli.utils.units import gib
@@ -25,8 +23,6 @@ from wancli.utils.units import gib
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.text import Text
-
-    from wancli.models.warm import OnBytes
 
 LINE_EVERY_S = 10.0  # seconds between lines without a terminal
 ROWS = 8  # terminal lines of a preview
@@ -222,51 +218,6 @@ def bar_line(progress: Progress, *, width: int, ascii_only: bool = False) -> "Te
     line.append(counts)
     line.truncate(width)
     return line
-
-
-@contextmanager
-def run_bar(console: "Console", place: Place | None) -> Iterator[Report]:
-    """Show the progress of a run as a bar, with previews above it."""
-    progress = RunProgress()
-
-    def report(event: Event) -> None:
-        if not isinstance(event, PreviewEvent):
-            progress.handle(event)
-        elif place:
-            draw_picture(console, place, event.png)
-
-    with bars(console, [progress]):
-        yield report
-
-
-@contextmanager
-def run_lines(console: "Console") -> Iterator[Report]:
-    """Print a line per phase, and one every `LINE_EVERY_S` seconds."""
-    progress = RunProgress()
-
-    def report(event: Event) -> None:
-        progress.handle(event)
-        if isinstance(event, Phase):
-            console.print(event.name, markup=False)
-
-    with lines(console, progress):
-        yield report
-
-
-@contextmanager
-def transfer_bar(console: "Console", total: int | None) -> Iterator["OnBytes"]:
-    """Show the progress of a download as a bar."""
-    progress = TransferProgress(total)
-    with bars(console, [progress]):
-        yield progress.update
-
-
-@contextmanager
-def transfer_lines(console: "Console", total: int | None) -> Iterator["OnBytes"]:
-    """Print the progress of a download every `LINE_EVERY_S` seconds."""
-    progress = TransferProgress(total)
-    with lines(console, progress):
-        yield progress.update
 
 
 class _Bars:

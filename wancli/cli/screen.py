@@ -4,8 +4,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from random import randrange
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from wancli.cli.batch_run import BatchProgress
+    from wancli.cli.progress import Progress
     from wancli.models.warm import OnBytes
     from wancli.records.progress import Report
     from wancli.records.record import Request, RunRecord
@@ -43,7 +44,7 @@ class Screen:
 
     def __init__(self, output_options: OutputOptions) -> None:
         self.options = output_options
-        self._color = output_options.color is not False and not os.environ.get("NO_COLOR")
+        self._color = output_options.color and not os.environ.get("NO_COLOR")
         self._since = process_start()  # or when the last video was done, by monotonic
 
     @cached_property
@@ -75,6 +76,10 @@ class Screen:
         """Print a result as one line of JSON."""
         self.result(json.dumps(value, ensure_ascii=False))
 
+    def answer(self, text: str, value: Mapping[str, Any]) -> None:
+        """Print a result: a line of text, or a value as JSON with --json."""
+        self.json(value) if self.options.json else self.result(text)
+
     def table(
         self, *columns: str, rows: Sequence[tuple[str, ...]], right: tuple[str, ...] = ()
     ) -> None:
@@ -92,10 +97,7 @@ class Screen:
         """Print a finished video: its path or record on stdout, timings on stderr."""
         if record.status == "ok" and not self.options.quiet:
             self._timings(record)
-        if self.options.json:
-            self.json(record.as_json())
-        else:
-            self.result(str(record.output["path"]))
+        self.answer(str(record.output["path"]), record.as_json())
 
     def failed(self, record: "RunRecord") -> None:
         """Print the record of a failed video with --json; the error follows separately."""
@@ -106,64 +108,56 @@ class Screen:
         """Print an existing video that was kept, which is a result too."""
         from wancli.records.record import SCHEMA
 
-        if self.options.json:
-            output = {"path": str(path)}
-            self.json(
-                {
-                    "schema": SCHEMA,
-                    "status": "skipped",
-                    "hash": request.hash,
-                    "output": output,
-                }
-            )
-        else:
-            self.result(str(path))
+        value = {"schema": SCHEMA, "status": "skipped", "hash": request.hash}
+        self.answer(str(path), {**value, "output": {"path": str(path)}})
 
     @contextmanager
     def progress(self) -> Iterator["Report"]:
-        """Show the progress of a runner: a bar on a terminal, else an occasional line."""
-        unwind_from_here()
-        from wancli.cli.progress import ROWS, run_bar, run_lines
+        """Show the progress of a run: a bar with previews on a terminal, else lines."""
+        from wancli.cli.progress import ROWS, RunProgress, draw_picture
+        from wancli.records.progress import Event, Phase, PreviewEvent
 
-        if self.options.quiet:
-            yield lambda event: None
-        elif self.moves:
-            with run_bar(self.err, self._place(ROWS)) as report:
-                yield report
-        else:
-            with run_lines(self.err) as report:
-                yield report
+        run = RunProgress()
+        with self._showing([run], run) as moves:
+            place = self._place(ROWS) if moves else None
 
-    @contextmanager
-    def batch_progress(self, progress: "BatchProgress") -> Iterator[None]:
-        """Show the progress of a batch: a bar for each worker and one for all; else lines."""
-        unwind_from_here()
-        from wancli.cli.batch_run import BatchLine
-        from wancli.cli.progress import bars, lines
+            def report(event: Event) -> None:
+                run.handle(event)
+                if place and isinstance(event, PreviewEvent):
+                    draw_picture(self.err, place, event.png)
+                elif not moves and isinstance(event, Phase):
+                    self.note(event.name)
 
-        if self.options.quiet:
-            yield
-        elif self.moves:
-            with bars(self.err, progress):
-                yield
-        else:
-            with lines(self.err, BatchLine(progress)):
-                yield
+            yield report
 
     @contextmanager
     def transfer(self, total: int | None) -> Iterator["OnBytes"]:
         """Show the progress of a download of `total` bytes."""
-        unwind_from_here()
-        from wancli.cli.progress import transfer_bar, transfer_lines
+        from wancli.cli.progress import TransferProgress
 
-        if self.options.quiet:
-            yield lambda done: None
-        elif self.moves:
-            with transfer_bar(self.err, total) as update:
-                yield update
-        else:
-            with transfer_lines(self.err, total) as update:
-                yield update
+        progress = TransferProgress(total)
+        with self._showing([progress], progress):
+            yield progress.update
+
+    @contextmanager
+    def batch_progress(self, progress: "BatchProgress") -> Iterator[None]:
+        """Show the progress of a batch: a bar for each worker and one for all; else lines."""
+        from wancli.cli.batch_run import BatchLine
+
+        with self._showing(progress, BatchLine(progress)):
+            yield
+
+    @contextmanager
+    def _showing(self, each: Iterable["Progress"], line: "Progress") -> Iterator[bool]:
+        """Show bars that move, or print `line` now and then; yields whether they move."""
+        unwind_from_here()
+        from wancli.cli.progress import bars, lines
+
+        quiet = self.options.quiet
+        moves = not quiet and self.moves
+        shown = nullcontext() if quiet else lines(self.err, line)
+        with bars(self.err, each) if moves else shown:
+            yield moves
 
     def confirm(self, question: str, *, otherwise: str) -> bool:
         """Whether the user answers yes. Raises UsageError without a terminal."""
@@ -182,7 +176,7 @@ class Screen:
     @property
     def moves(self) -> bool:
         """Whether bars may move the cursor; --no-color prints no escape codes at all."""
-        return self.err.is_terminal and self.options.color is not False
+        return self.err.is_terminal and self.options.color
 
     def _place(self, rows: int) -> Place | None:
         """Place for a picture of at most `rows` lines; None if pictures are not shown."""

@@ -154,10 +154,10 @@ def _check(files: list[Path], screen: Screen) -> None:
     for file in files:
         result = _check_file(file)
         failed += result.status not in (WHOLE, NO_DIGEST)
-        if screen.options.json:
-            screen.json({"schema": CHECK_SCHEMA, "path": str(file), **asdict(result)})
-        else:
-            screen.result(f"{result.status:9}  {file}{result.why and f': {result.why}'}")
+        screen.answer(
+            f"{result.status:9}  {file}{result.why and f': {result.why}'}",
+            {"schema": CHECK_SCHEMA, "path": str(file), **asdict(result)},
+        )
     if failed:
         raise InputError(
             f"{failed} of {len(files)} files are damaged or cannot be checked.",
