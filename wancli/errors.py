@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 SETTING = re.compile(r"`([a-z]\w*)((?: [^`]+)?)`")  # in a message: a setting, perhaps with a value
-_MOST_LISTED = 8  # names in one error
 _LONGEST_VALUE, _LONGEST_LINE = 80, 400  # characters of foreign text in an error
 
 # Errors of a full, broken or read-only disk.
@@ -166,10 +165,10 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return names[matches[0]] if matches else None
 
 
-def some(names: Sequence[str]) -> str:
+def some(names: Sequence[str], *, most: int = 8) -> str:
     """Join the first names of a list, and say how many more there are."""
-    more = len(names) - _MOST_LISTED
-    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def shortened(value: object) -> str:

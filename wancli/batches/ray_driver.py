@@ -41,7 +41,7 @@ from wancli.batches.worker_process import (
     WorkerWarning,
     serve,
 )
-from wancli.errors import SetupError, UsageError, WancliError, is_unexpected, some
+from wancli.errors import SetupError, UsageError, WancliError, first_line, is_unexpected, some
 from wancli.generation.batch import PlannedVideos
 from wancli.planning.existing import record_of
 from wancli.records.ledger import ClaimedJob, Ledger, died_error
@@ -229,7 +229,9 @@ class RayPool:
         try:
             report = ray.get(slot.waits_for)
         except RayActorError as error:  # Ray has given it up
-            self._drop(slot, WorkerWarning(f"{slot.name} is lost: {_line(error)}", "ray status"))
+            self._drop(
+                slot, WorkerWarning(f"{slot.name} is lost: {first_line(error)}", "ray status")
+            )
             return
         slot.waits_for, slot.host, slot.send_back = None, report.host, not report.sees_folder
         if problem := next(problems_of(report), None):
@@ -251,7 +253,7 @@ class RayPool:
         except WancliError as error:
             self._finish(slot, JobOutcome(job, error=error))
         except (RayError, StopIteration) as error:
-            text = f"unexpected {type(error).__name__}: {_line(error)}"
+            text = f"unexpected {type(error).__name__}: {first_line(error)}"
             self._finish(slot, JobOutcome(job, error=WancliError(text, hint="ray logs")))
 
     def _handle(self, slot: _Slot, message: RemoteMessage) -> None:
@@ -367,7 +369,7 @@ def _connect(address: str | None) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise SetupError(
-            f"cannot join a Ray cluster: {_line(error)}", hint="ray start --head, or `address`"
+            f"cannot join a Ray cluster: {first_line(error)}", hint="ray start --head, or `address`"
         ) from None
     finally:
         for number, handler in ours.items():
@@ -383,10 +385,6 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
     except (OSError, OverflowError) as error:
         raise SetupError(
-            f"no Ray cluster answers at {address}: {_line(error)}.",
+            f"no Ray cluster answers at {address}: {first_line(error)}.",
             hint="ray start --head there, and its `address`",
         ) from None
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -6,6 +6,8 @@ from typing import Literal
 
 from wancli.errors import PlanError
 
+TILE, STRIDE = 256, 192  # pixels: size and stride of diffusers' VAE tiles
+
 
 @dataclass(frozen=True)
 class Strides:
@@ -150,6 +152,3 @@ def lay_out(
 
 def _nearest(value: int, step: int) -> int:
     return max(step, round(value / step) * step)
-
-
-TILE, STRIDE = 256, 192  # pixels: size and stride of diffusers' VAE tiles

@@ -189,6 +189,17 @@ def _rcm(size: str, *, base: str) -> Checkpoint:
     return Checkpoint("worstcoder/rcm-Wan", f"rCM_Wan2.1_T2V_{size}.pt", base=base)
 
 
+def _distilled(
+    name: str, description: str, checkpoint: Checkpoint, *, causal: bool,
+    architecture: Architecture = WAN_1_3B,
+) -> ModelSpec:  # fmt: skip
+    """A model for rollouts alone, or for whole videos alone, by its authors' checkpoint."""
+    return ModelSpec(
+        name, "", description, causal=causal, clips=not causal, architecture=architecture,
+        checkpoint=checkpoint,
+    )  # fmt: skip
+
+
 SPECS = {
     spec.name: spec
     for spec in (
@@ -320,124 +331,94 @@ SPECS = {
             clips=False,
             architecture=WAN_14B,
         ),
-        ModelSpec(
+        _distilled(
             "causal-forcing",
-            "",
             "Causal Forcing (arXiv:2602.02214) on Wan 2.1 1.3B: 4 steps per chunk, for rollouts.",
+            _causal_forcing("chunkwise/causal_forcing.pt", entry="generator"),
             causal=True,
-            clips=False,
-            architecture=WAN_1_3B,
-            checkpoint=_causal_forcing("chunkwise/causal_forcing.pt", entry="generator"),
         ),
-        ModelSpec(
+        _distilled(
             "causal-forcing-frame",
-            "",
             "Causal Forcing, 4 steps per latent frame, for rollouts; starts from an image, too.",
+            _causal_forcing("framewise/causal_forcing.pt", entry="generator_ema"),
             causal=True,
-            clips=False,
-            architecture=WAN_1_3B,
-            checkpoint=_causal_forcing("framewise/causal_forcing.pt", entry="generator_ema"),
         ),
-        ModelSpec(
+        _distilled(
             "causal-forcing-2step",
-            "",
             "Causal Forcing++ (arXiv:2605.15141): 2 steps per latent frame, for rollouts.",
+            _causal_forcing("causal-forcing++/framewise-2step.pt", entry="generator_ema"),
             causal=True,
-            clips=False,
-            architecture=WAN_1_3B,
-            checkpoint=_causal_forcing(
-                "causal-forcing++/framewise-2step.pt", entry="generator_ema"
-            ),
         ),
-        ModelSpec(
+        _distilled(
             "causal-forcing-1step",
-            "",
             "Causal Forcing++: 1 step per latent frame, for rollouts.",
+            _causal_forcing("causal-forcing++/framewise-1step.pt", entry="generator_ema"),
             causal=True,
-            clips=False,
-            architecture=WAN_1_3B,
-            checkpoint=_causal_forcing(
-                "causal-forcing++/framewise-1step.pt", entry="generator_ema"
-            ),
         ),
-        ModelSpec(
+        _distilled(
             "longlive",
-            "",
             "LongLive (arXiv:2509.22622) on Wan 2.1 1.3B: long videos, many prompts, for rollouts.",
-            causal=True,
-            clips=False,
-            architecture=WAN_1_3B,
-            checkpoint=Checkpoint(
+            Checkpoint(
                 "Efficient-Large-Model/LongLive-1.3B",
                 "models/longlive_base.pt",
                 base="wan2.1-t2v-1.3b",
                 entry="generator",
                 lora="models/lora.pt",
             ),
-        ),
-        ModelSpec(
-            "krea-realtime-14b",
-            "",
-            "Krea Realtime on Wan 2.1 14B: 5 steps per chunk, for rollouts.",
             causal=True,
-            clips=False,
-            architecture=WAN_14B,
-            checkpoint=Checkpoint(
+        ),
+        _distilled(
+            "krea-realtime-14b",
+            "Krea Realtime on Wan 2.1 14B: 5 steps per chunk, for rollouts.",
+            Checkpoint(
                 "krea/krea-realtime-video",
                 "krea-realtime-video-14b.safetensors",
                 base="wan2.1-t2v-14b",
             ),
-        ),
-        ModelSpec(
-            "causvid",
-            "",
-            "CausVid (arXiv:2412.07772) on Wan 2.1 1.3B: 3 steps per chunk, for rollouts.",
             causal=True,
-            clips=False,
-            architecture=WAN_1_3B,
-            checkpoint=Checkpoint(
+            architecture=WAN_14B,
+        ),
+        _distilled(
+            "causvid",
+            "CausVid (arXiv:2412.07772) on Wan 2.1 1.3B: 3 steps per chunk, for rollouts.",
+            Checkpoint(
                 "tianweiy/CausVid",
                 "autoregressive_checkpoint/model.pt",
                 base="wan2.1-t2v-1.3b",
                 entry="generator",
             ),
+            causal=True,
         ),
-        ModelSpec(
+        _distilled(
             "causvid-bidirectional",
-            "",
             "CausVid's bidirectional model on Wan 2.1 1.3B: 5 seconds in 3 steps.",
-            causal=False,
-            architecture=WAN_1_3B,
-            checkpoint=Checkpoint(
+            Checkpoint(
                 "tianweiy/CausVid",
                 "bidirectional_checkpoint2/model.pt",
                 base="wan2.1-t2v-1.3b",
                 entry="generator",
             ),
+            causal=False,
         ),
-        ModelSpec(
+        _distilled(
             "rcm-t2v-1.3b",
-            "",
             "rCM (arXiv:2510.08431) on Wan 2.1 1.3B: 480p in 4 steps.",
+            _rcm("1.3B_480p", base="wan2.1-t2v-1.3b"),
             causal=False,
-            architecture=WAN_1_3B,
-            checkpoint=_rcm("1.3B_480p", base="wan2.1-t2v-1.3b"),
         ),
-        ModelSpec(
+        _distilled(
             "rcm-t2v-14b-480p",
-            "",
             "rCM on Wan 2.1 14B: 480p in 4 steps.",
+            _rcm("14B_480p", base="wan2.1-t2v-14b"),
             causal=False,
             architecture=WAN_14B,
-            checkpoint=_rcm("14B_480p", base="wan2.1-t2v-14b"),
         ),
-        ModelSpec(
+        _distilled(
             "rcm-t2v-14b-720p",
-            "",
             "rCM on Wan 2.1 14B: 720p in 4 steps.",
+            _rcm("14B_720p", base="wan2.1-t2v-14b"),
             causal=False,
             architecture=WAN_14B,
-            checkpoint=_rcm("14B_720p", base="wan2.1-t2v-14b"),
         ),
         ModelSpec(
             "longlive2",

@@ -5,7 +5,7 @@ of the encoders, https://huggingface.co/google/umt5-xxl and OpenCLIP's ViT-H/14.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 IMAGE_TOKENS = 257  # CLIP's tokens of one image
@@ -149,7 +149,7 @@ WAN_2_2_I2V = Architecture(_of_14b(in_channels=36))
 WAN_FLF2V = Architecture(
     _of_14b(**_I2V_2_1, image_positions=2 * IMAGE_TOKENS), image_encoder=ImageEncoder()
 )
-VACE_1_3B = Architecture(Transformer(layers=30, heads=12, ffn=8960, vace_blocks=15))
+VACE_1_3B = Architecture(replace(_1_3B, vace_blocks=15))
 VACE_14B = Architecture(_of_14b(vace_blocks=8))
 ANIMATE_14B = Architecture(_of_14b(**_I2V_2_1, face=FaceEncoder()), image_encoder=ImageEncoder())
 DEMO = Architecture(

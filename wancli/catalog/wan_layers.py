@@ -143,12 +143,12 @@ def wan_parameters(t: Transformer) -> dict[str, Shape]:
     """Shapes of all parameters but those of Wan-Animate's face and motion encoders."""
     d = t.dim
     shapes: dict[str, Shape] = {"scale_shift_table": (1, 2, d)}
-    shapes |= _layer("patch_embedding", d, t.in_channels, 1, 2, 2)
+    shapes |= affine("patch_embedding", d, t.in_channels, 1, 2, 2)
     for name, width in (("time", t.freq_dim), ("text", t.text_dim)):
-        shapes |= _layer(f"{EMBEDDER}.{name}_embedder.linear_1", d, width)
-        shapes |= _layer(f"{EMBEDDER}.{name}_embedder.linear_2", d, d)
-    shapes |= _layer(f"{EMBEDDER}.time_proj", 6 * d, d)
-    shapes |= _layer("proj_out", t.patch * t.out_channels, d)
+        shapes |= affine(f"{EMBEDDER}.{name}_embedder.linear_1", d, width)
+        shapes |= affine(f"{EMBEDDER}.{name}_embedder.linear_2", d, d)
+    shapes |= affine(f"{EMBEDDER}.time_proj", 6 * d, d)
+    shapes |= affine("proj_out", t.patch * t.out_channels, d)
     if t.image_dim:
         shapes |= _image_embedder(t)
     for index in range(t.layers):
@@ -158,32 +158,32 @@ def wan_parameters(t: Transformer) -> dict[str, Shape]:
 
 def _vace(t: Transformer) -> dict[str, Shape]:
     d = t.dim
-    shapes = _layer("vace_patch_embedding", d, t.vace_channels, 1, 2, 2)
-    shapes |= _layer("vace_blocks.0.proj_in", d, d)
+    shapes = affine("vace_patch_embedding", d, t.vace_channels, 1, 2, 2)
+    shapes |= affine("vace_blocks.0.proj_in", d, d)
     for index in range(len(vace_layers(t))):
-        shapes |= _block(f"vace_blocks.{index}", t) | _layer(f"vace_blocks.{index}.proj_out", d, d)
+        shapes |= _block(f"vace_blocks.{index}", t) | affine(f"vace_blocks.{index}.proj_out", d, d)
     return shapes
 
 
 def _face(t: Transformer, face: FaceEncoder) -> dict[str, Shape]:
     d = t.dim
-    shapes = _layer("pose_patch_embedding", d, t.out_channels, 1, 2, 2)
+    shapes = affine("pose_patch_embedding", d, t.out_channels, 1, 2, 2)
     for name in (f"face_adapter.{index}" for index in range(t.layers // face.every)):
         for layer in ("to_q", "to_k", "to_v", "to_out"):
-            shapes |= _layer(f"{name}.{layer}", d, d)
+            shapes |= affine(f"{name}.{layer}", d, d)
         shapes |= {f"{name}.norm_{x}.weight": (t.head_dim,) for x in "qk"}
     return shapes
 
 
-def _layer(name: str, *shape: int) -> dict[str, Shape]:
+def affine(name: str, *shape: int) -> dict[str, Shape]:
     """A layer's weight of that shape, and its bias."""
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
 def _image_embedder(t: Transformer) -> dict[str, Shape]:
     width, d = t.image_dim, t.dim
-    shapes = _layer(f"{IMAGE}.norm1", width) | _layer(f"{IMAGE}.ff.net.0.proj", width, width)
-    shapes |= _layer(f"{IMAGE}.ff.net.2", d, width) | _layer(f"{IMAGE}.norm2", d)
+    shapes = affine(f"{IMAGE}.norm1", width) | affine(f"{IMAGE}.ff.net.0.proj", width, width)
+    shapes |= affine(f"{IMAGE}.ff.net.2", d, width) | affine(f"{IMAGE}.norm2", d)
     if t.image_positions:
         shapes[f"{IMAGE}.pos_embed"] = (1, t.image_positions, width)
     return shapes
@@ -194,13 +194,13 @@ def _block(name: str, t: Transformer) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {f"{name}.scale_shift_table": (1, 6, d)}
     for attention in ("attn1", "attn2"):
         for layer in ("to_q", "to_k", "to_v", "to_out.0"):
-            shapes |= _layer(f"{name}.{attention}.{layer}", d, d)
+            shapes |= affine(f"{name}.{attention}.{layer}", d, d)
         for norm in ("norm_q", "norm_k"):
             shapes[f"{name}.{attention}.{norm}.weight"] = (d,)
     if t.added_kv and name.startswith("blocks"):
-        shapes |= _layer(f"{name}.attn2.add_k_proj", d, d)
-        shapes |= _layer(f"{name}.attn2.add_v_proj", d, d)
+        shapes |= affine(f"{name}.attn2.add_k_proj", d, d)
+        shapes |= affine(f"{name}.attn2.add_v_proj", d, d)
         shapes[f"{name}.attn2.norm_added_k.weight"] = (d,)
-    shapes |= _layer(f"{name}.norm2", d)
-    shapes |= _layer(f"{name}.ffn.net.0.proj", t.ffn, d)
-    return shapes | _layer(f"{name}.ffn.net.2", d, t.ffn)
+    shapes |= affine(f"{name}.norm2", d)
+    shapes |= affine(f"{name}.ffn.net.0.proj", t.ffn, d)
+    return shapes | affine(f"{name}.ffn.net.2", d, t.ffn)

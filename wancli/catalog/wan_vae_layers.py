@@ -1,10 +1,10 @@
 """Parameters of Wan's VAEs: names and shapes in diffusers' AutoencoderKLWan (0.42.1)."""
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import count, pairwise
 
 from wancli.catalog.wan import Autoencoder
-from wancli.catalog.wan_layers import Shape
+from wancli.catalog.wan_layers import Shape, affine
 
 _CUBE = (3, 3, 3)
 
@@ -12,13 +12,13 @@ _CUBE = (3, 3, 3)
 def vae_parameters(vae: Autoencoder) -> dict[str, Shape]:
     """Shapes of all parameters."""
     z = vae.latent_channels
-    ends = _layer("quant_conv", 2 * z, 2 * z, 1, 1, 1) | _layer("post_quant_conv", z, z, 1, 1, 1)
+    ends = affine("quant_conv", 2 * z, 2 * z, 1, 1, 1) | affine("post_quant_conv", z, z, 1, 1, 1)
     return _encoder(vae) | ends | _decoder(vae)
 
 
 def _encoder(vae: Autoencoder) -> dict[str, Shape]:
     dims = [vae.encoder_dim * m for m in (1, *vae.multipliers)]
-    shapes = _layer("encoder.conv_in", dims[0], vae.pixel_channels, *_CUBE)
+    shapes = affine("encoder.conv_in", dims[0], vae.pixel_channels, *_CUBE)
     levels = len(vae.multipliers)
     flat = _numbered("encoder.down_blocks")  # of Wan 2.1, whose levels are in one list
     for level, (inp, out) in enumerate(pairwise(dims)):
@@ -29,15 +29,15 @@ def _encoder(vae: Autoencoder) -> dict[str, Shape]:
             inp = out
         if level < levels - 1:
             name = f"{place}.downsampler" if vae.residual else next(flat)
-            shapes |= _layer(f"{name}.resample.1", out, out, 3, 3)
+            shapes |= affine(f"{name}.resample.1", out, out, 3, 3)
             if vae.temporal[level]:
-                shapes |= _layer(f"{name}.time_conv", out, out, 3, 1, 1)
+                shapes |= affine(f"{name}.time_conv", out, out, 3, 1, 1)
     return shapes | _end("encoder", dims[-1], dims[-1], 2 * vae.latent_channels)
 
 
 def _decoder(vae: Autoencoder) -> dict[str, Shape]:
     dims = [vae.decoder_dim * m for m in (vae.multipliers[-1], *reversed(vae.multipliers))]
-    shapes = _layer("decoder.conv_in", dims[0], vae.latent_channels, *_CUBE)
+    shapes = affine("decoder.conv_in", dims[0], vae.latent_channels, *_CUBE)
     last = len(vae.multipliers) - 1
     for level, (inp, out) in enumerate(pairwise(dims)):
         place = f"decoder.up_blocks.{level}"
@@ -47,9 +47,9 @@ def _decoder(vae: Autoencoder) -> dict[str, Shape]:
             width = out
         if level < last:
             name = f"{place}.{'upsampler' if vae.residual else 'upsamplers.0'}"
-            shapes |= _layer(f"{name}.resample.1", out if vae.residual else out // 2, out, 3, 3)
+            shapes |= affine(f"{name}.resample.1", out if vae.residual else out // 2, out, 3, 3)
             if vae.temporal[last - 1 - level]:
-                shapes |= _layer(f"{name}.time_conv", 2 * out, out, 3, 1, 1)
+                shapes |= affine(f"{name}.time_conv", 2 * out, out, 3, 1, 1)
     return shapes | _end("decoder", dims[0], dims[-1], vae.pixel_channels)
 
 
@@ -60,25 +60,20 @@ def _end(half: str, middle: int, dim: int, channels: int) -> dict[str, Shape]:
         **_res_block(f"{half}.mid_block.resnets.0", middle, middle),
         **_res_block(f"{half}.mid_block.resnets.1", middle, middle),
         f"{attention}.norm.gamma": (middle, 1, 1),
-        **_layer(f"{attention}.to_qkv", 3 * middle, middle, 1, 1),
-        **_layer(f"{attention}.proj", middle, middle, 1, 1),
+        **affine(f"{attention}.to_qkv", 3 * middle, middle, 1, 1),
+        **affine(f"{attention}.proj", middle, middle, 1, 1),
         f"{half}.norm_out.gamma": (dim, 1, 1, 1),
-        **_layer(f"{half}.conv_out", channels, dim, *_CUBE),
+        **affine(f"{half}.conv_out", channels, dim, *_CUBE),
     }
 
 
 def _res_block(name: str, inp: int, out: int) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {f"{name}.norm1.gamma": (inp, 1, 1, 1)}
-    shapes |= _layer(f"{name}.conv1", out, inp, *_CUBE)
+    shapes |= affine(f"{name}.conv1", out, inp, *_CUBE)
     shapes[f"{name}.norm2.gamma"] = (out, 1, 1, 1)
-    shapes |= _layer(f"{name}.conv2", out, out, *_CUBE)
-    return shapes | (_layer(f"{name}.conv_shortcut", out, inp, 1, 1, 1) if inp != out else {})
-
-
-def _layer(name: str, *shape: int) -> dict[str, Shape]:
-    """A layer's weight of that shape, and its bias."""
-    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    shapes |= affine(f"{name}.conv2", out, out, *_CUBE)
+    return shapes | (affine(f"{name}.conv_shortcut", out, inp, 1, 1, 1) if inp != out else {})
 
 
 def _numbered(name: str) -> Iterator[str]:
-    return (f"{name}.{index}" for index in range(1000))
+    return (f"{name}.{index}" for index in count())

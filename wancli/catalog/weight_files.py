@@ -124,7 +124,7 @@ def add_weight_files(
     files: dict[str, WeightFile] = {}
     for text in texts:
         name, expert = of_expert(text)
-        _check_expert(spec, name, expert)
+        check_expert(spec, "transformer", name, expert)
         part = EXPERTS[expert or "high"]
         if part in files:
             raise SettingsError(
@@ -137,16 +137,16 @@ def add_weight_files(
     return replace(spec, files=tuple(files.values()))
 
 
-def _check_expert(spec: ModelSpec, name: str, expert: str) -> None:
+def check_expert(spec: ModelSpec, setting: str, file: str | Path, expert: str) -> None:
+    """Raise PlanError unless a file is said to be for one of two experts, where there are two."""
     if spec.experts > 1 and not expert:
         raise PlanError(
-            f"`transformer {name}` does not say which of {spec.name}'s two experts it is.",
-            hint=f"`transformer` {name}@high, and another file @low",
+            f"`{setting} {file}` does not say which of {spec.name}'s two experts it is for.",
+            hint=f"`{setting}` {file}@high, and one @low",
         )
     if spec.experts < 2 and expert:
         raise PlanError(
-            f"`transformer` {name}@{expert}: {spec.name} has one expert.",
-            hint=f"`transformer {name}`",
+            f"`{setting}` {file}@{expert}: {spec.name} has one expert.", hint=f"`{setting} {file}`"
         )
 
 

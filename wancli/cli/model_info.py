@@ -11,7 +11,7 @@ from wancli.cli.messages import with_flags
 from wancli.cli.options import ModelName, OutputOptions, takes_output_options
 from wancli.cli.screen import Screen
 from wancli.config.settings import WEIGHTS
-from wancli.errors import missing
+from wancli.errors import missing, some
 from wancli.planning.distilled import preset_of
 from wancli.planning.lora import find_lora, is_lora
 from wancli.utils.reading import user_path
@@ -38,8 +38,8 @@ def info(name: ModelName, output_options: OutputOptions) -> None:
     if model.spec.on_hub and model.spec.name not in SPECS:
         raise absent(name)
     if model.missing:
-        some = ", ".join(model.missing[:3])
-        screen.warn(f"{name} is incomplete: it lacks {some}.", hint=f"wancli model pull {name}")
+        lacks = some(model.missing, most=3)
+        screen.warn(f"{name} is incomplete: it lacks {lacks}.", hint=f"wancli model pull {name}")
     capacity = check_default_capacity(name, model.spec).capacity
     if output_options.json:
         screen.json(model.as_json() | default_json(capacity))

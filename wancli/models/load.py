@@ -20,7 +20,7 @@ from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import EXPERTS, TASKS, TEXT
 from wancli.config.precision import decoder_dtype, decodes_fast, transformer_dtype, vae_dtype
 from wancli.config.settings import Machine
-from wancli.errors import CapacityError, ModelError, WancliError, first_line, no_device
+from wancli.errors import CapacityError, ModelError, WancliError, first_line, no_device, some
 from wancli.models.attention import set_backend
 from wancli.models.fast_decoder import DecoderSpeedups, speed_up_decoder
 from wancli.models.hub import download, hub_errors
@@ -298,9 +298,8 @@ def _checked_part(
     )  # fmt: skip
     for problem in problems:
         if keys := sorted(map(str, report.get(problem) or ())):
-            some = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise ModelError(
-                f"{name} of {spec.name}: {problem.replace('_', ' ')}: {some}.",
+                f"{name} of {spec.name}: {problem.replace('_', ' ')}: {some(keys, most=3)}.",
                 hint="the weights do not match the config.json beside them: copy the model again",
             )
     return model

@@ -14,11 +14,10 @@ from wancli.catalog.model_folders import find_file, find_named, find_on_hub
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import EXPERTS, of_expert
 from wancli.catalog.wan_layers import parameter_shapes
-from wancli.catalog.weight_files import block_of, read_weight_keys
+from wancli.catalog.weight_files import block_of, check_expert, read_weight_keys
 from wancli.errors import (
     InputError,
     ModelError,
-    PlanError,
     SettingsError,
     SetupError,
     missing,
@@ -141,16 +140,7 @@ def check_loras(texts: Sequence[str], spec: ModelSpec) -> tuple[LoraUse, ...]:
 
 
 def _check_lora(lora: Lora, spec: ModelSpec) -> LoraUse:
-    if spec.experts > 1 and not lora.expert:
-        raise PlanError(
-            f"`lora {lora.path}` does not say which of {spec.name}'s two experts it is for.",
-            hint=f"`lora` {lora.path}@high, @low, or once each",
-        )
-    if spec.experts < 2 and lora.expert:
-        raise PlanError(
-            f"`lora` {lora.path}@{lora.expert}: {spec.name} has one expert.",
-            hint=f"`lora {lora.path}`",
-        )
+    check_expert(spec, "lora", lora.path, lora.expert)
     check_lora_file(lora.path)
     part = EXPERTS[lora.expert or "high"]
     name = f"{lora.path.name}@{lora.expert}" if lora.expert else lora.path.name

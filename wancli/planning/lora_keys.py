@@ -24,7 +24,7 @@ from wancli.catalog.wan_layers import (
     strip_wrappers,
     wan_parameters,
 )
-from wancli.errors import ModelError, shortened
+from wancli.errors import ModelError, shortened, some
 from wancli.utils.pickles import is_zip, read_pickle_header
 from wancli.utils.reading import parse_json, read_header, read_json, unreadable
 
@@ -160,7 +160,8 @@ def parse_lora(path: Path, shapes: Shapes, config: Mapping[str, Any]) -> LoraFil
         raise ModelError(f"{path} holds no LoRA.", hint="give the file of a LoRA")
     if others:
         raise ModelError(
-            f"LoRA {path} has unknown keys: {_some([*map(shortened, sorted(others))])}.", hint=HINT
+            f"LoRA {path} has unknown keys: {some([*map(shortened, sorted(others))], most=3)}.",
+            hint=HINT,
         )
     for layer, keys in layers.items():
         _check_factors(path, layer, keys, shapes)
@@ -283,7 +284,7 @@ def check_fit(lora: LoraFile, fit: LoraFit, model: str) -> None:
     why = fit.misfits[0] if fit.misfits else f"none of its {len(lora.shapes)} keys has a layer"
     raise ModelError(
         f"LoRA {lora.path} is not for {model}: {why}.",
-        hint=f"it fits {_some(known)}" if known else HINT,
+        hint=f"it fits {some(known, most=3)}" if known else HINT,
     )
 
 
@@ -307,8 +308,3 @@ def fitting_models(lora: LoraFile) -> list[str]:
             if fit.layers and not fit.misfits:
                 counts[spec.name] = sum(fit.dropped.values())
     return [name for name, count in counts.items() if count == min(counts.values())]
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}"

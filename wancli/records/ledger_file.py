@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from wancli.errors import InputError, OutputError, UsageError
-from wancli.utils.files import kind_of, part_name, place, remove_parts
+from wancli.utils.files import part_name, place, remove_parts
 from wancli.utils.locks import FolderLock, NameLocked
+from wancli.utils.reading import kind_of
 
 _SCHEMA = 2  # of the tables
 _APPLICATION = 0x57414E42  # "WANB": SQLite's mark of whose file it is

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from wancli.errors import OutputError, missing
 from wancli.utils.interrupts import uninterrupted, unwind_from_here
-from wancli.utils.reading import open_file, unreadable
+from wancli.utils.reading import kind_of, open_file, unreadable
 
 _NAMES_BESIDE = 100
 LONGEST_NAME = 255  # bytes, on all common file systems
@@ -112,15 +112,6 @@ def check_regular(path: Path) -> None:
         mode = path.lstat().st_mode
         if not stat.S_ISREG(mode):
             raise FileExistsError(errno.EEXIST, f"it is {kind_of(mode)}", str(path))
-
-
-def kind_of(mode: int) -> str:
-    """The kind of file that a `stat` mode describes, in words."""
-    kinds = {
-        stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFLNK: "a symbolic link",
-        stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
-    }  # fmt: skip
-    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 @contextmanager

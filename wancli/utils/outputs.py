@@ -16,9 +16,10 @@ from functools import cached_property
 from pathlib import Path
 
 from wancli.errors import OutputError, UsageError
-from wancli.utils.files import LONGEST_NAME, cut_name, kind_of, remove_parts
+from wancli.utils.files import LONGEST_NAME, cut_name, remove_parts
 from wancli.utils.interrupts import tidied
 from wancli.utils.locks import FolderLock, NameLocked
+from wancli.utils.reading import kind_of
 
 PREVIEW_MARK = ("Software", "wancli --preview-every")  # PNG text that marks a preview
 _CONTROLS = ("Cc", "Zl", "Zp")  # Unicode categories

@@ -28,13 +28,6 @@ DEEPEST = 64  # levels, well below Python's recursion limit
 MOST_AXES = 32
 _TOO_DEEP = f"it is nested over {DEEPEST} levels deep"
 _SURROGATE = re.compile("[\ud800-\udfff]")  # text that cannot be written as UTF-8
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 # Bits per element, by safetensors' dtype names.
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
@@ -83,13 +76,21 @@ def user_path(text: str) -> Path:
 def open_file(path: Path) -> io.BufferedReader:
     """Open a regular file to read. Anything else (a pipe, say) is refused without blocking."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
-    if kind != stat.S_IFREG:
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
-        is_folder = kind == stat.S_IFDIR
-        number = errno.EISDIR if is_folder else errno.EINVAL
-        raise OSError(number, f"it is {_KINDS.get(kind, 'no file')}, not a file", str(path))
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(number, f"it is {kind_of(mode)}, not a file", str(path))
     return os.fdopen(descriptor, "rb")
+
+
+def kind_of(mode: int) -> str:
+    """The kind of file that a `stat` mode describes, in words."""
+    kinds = {
+        stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFLNK: "a symbolic link",
+        stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
+    }  # fmt: skip
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def read_text(path: Path, *, most: int = LARGEST_TEXT) -> str:
