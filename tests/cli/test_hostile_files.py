@@ -310,15 +310,6 @@ def test_broken_presets_are_listed_as_broken(wancli: Wancli):
         assert wancli("generate", *PROMPT, "--preset", name).code == 2
 
 
-def test_a_long_chain_of_presets_is_rejected(wancli: Wancli):
-    Path("presets").mkdir()
-    for number in range(40):
-        Path(f"presets/p{number}.toml").write_text(f'extends = "p{number + 1}"')
-    result = wancli("preset", "validate", "presets/p0.toml")
-    assert result.code == 2
-    assert "extend one another" in complaint(result)[0]
-
-
 @pytest.mark.parametrize(
     "args",
     [

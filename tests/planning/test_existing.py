@@ -13,7 +13,6 @@ from wancli.planning.existing import check_existing
 from wancli.records.record import Request, RunRecord
 from wancli.video.ffmpeg import Encoding
 from wancli.video.integrity import DAMAGED, NO_DIGEST, WHOLE
-from wancli.video.metadata import output_json
 from wancli.video.write import VideoWriter
 
 Damage = Callable[[bytes], bytes]
@@ -32,7 +31,7 @@ def write_video(folder: Path, *, metadata: bool = True, digests: bool = True) ->
         writer.write(np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), np.uint8))
         inside = record | {"output": writer.digests() if digests else {}}
         written = writer.finish({"comment": json.dumps(inside)} if metadata else {})
-    output = output_json(written)
+    output = written.as_json()
     if not digests:
         del output["packets_sha256"], output["file_sha256"]
     path.with_suffix(".json").write_text(json.dumps(record | {"output": output}))

@@ -100,11 +100,14 @@ def test_fp8_products_need_a_card_that_has_them():
 
 
 def test_an_unused_compile_mode_is_rejected():
-    for machine in (Machine(), Machine(compile_mode="max-autotune")):
+    def check(source: str, **machine: Any) -> None:
+        check_compile_mode(resolve([Layer(source, {"machine": machine})], Settings))
+
+    for mode in ("default", "max-autotune"):
         with pytest.raises(PlanError, match="without `compile`"):
-            check_compile_mode(machine, {"machine.compile_mode": "flag"})
-        check_compile_mode(machine, {"machine.compile_mode": "preset x"})
-    check_compile_mode(Machine(compile=True), {"machine.compile_mode": "flag"})
+            check("flag", compile_mode=mode)
+        check("preset x", compile_mode=mode)
+        check("flag", compile_mode=mode, compile=True)
 
 
 @pytest.mark.parametrize("command", ["generate", "rollout", "bench", "plan"])

@@ -284,12 +284,7 @@ def _make_video(
         session = model.plan_rollout(job.prompt, settings=values, **target)
         if session.kept:
             return record_of(job.output) or {}, True
-        run = session.run(listener, model.pipeline)
-        while True:
-            try:
-                next(run)
-            except StopIteration as end:
-                return end.value.as_json(), False
+        return session.run_whole(listener, model.pipeline), False
     values |= {name: job.values[name] for name in ("task",) if name in job.values}
     planned = model.plan_clip(job.prompt or "", settings=values, **target)
     for clip in planned.run(listener, model.pipeline, ahead=ahead):

@@ -91,6 +91,7 @@ class _WorkerProcess:
     def __init__(self, number: int, place: WorkerPlace, arguments: Sequence[str]) -> None:
         self.number, self.place = number, place
         self.job: ClaimedJob | None = None  # whose outcome has not come
+        self.ended = False
         self.receiver, sender = Pipe(duplex=False)
         file = sender.fileno()
         ledger, options = arguments
@@ -107,14 +108,13 @@ class _WorkerProcess:
             signal.pthread_sigmask(signal.SIG_SETMASK, masked)
             sender.close()
 
-    def messages(self) -> Generator[Message, None, bool]:
-        """What the process has sent since; returns whether it has ended."""
+    def messages(self) -> Generator[Message, None, None]:
+        """What the process has sent since."""
         try:
             while self.receiver.poll():
                 yield self.receiver.recv()
         except (EOFError, OSError):  # the last message of a killed process may be half of one
-            return True
-        return False
+            self.ended = True
 
     def end(self) -> int:
         """Exit code of a process that has ended; negative for a signal."""
@@ -175,14 +175,7 @@ class WorkerPool:
 
     def _poll(self, process: _WorkerProcess) -> Generator[JobOutcome, None, None]:
         """Yield the outcomes that a worker sends, and what becomes of its job if it has died."""
-        messages = process.messages()
-        ended = False
-        while not ended:
-            try:
-                message = next(messages)
-            except StopIteration as stop:
-                ended = bool(stop.value)
-                break
+        for message in process.messages():
             if isinstance(message, WorkerFailed):
                 raise message.error
             number = process.number
@@ -193,7 +186,7 @@ class WorkerPool:
             if isinstance(message, JobOutcome):
                 process.job, self._deaths = None, 0
                 yield message
-        if ended:
+        if process.ended:
             yield from self._on_death(process)
 
     def _on_death(self, process: _WorkerProcess) -> Generator[JobOutcome, None, None]:

@@ -50,14 +50,7 @@ if TYPE_CHECKING:
 
 BASELINE = "baseline"
 SHARED = ("model", "machine", "video", "output")  # the same in all variants
-SPEEDUPS = (
-    "quantize",
-    "fuse_qkv",
-    "compile",
-    "compile_mode",
-    "attention_backend",
-    "lora",
-)  # but these
+SPEEDUPS = ("quantize", "fuse_qkv", "compile", "compile_mode", "attention_backend", "lora")
 # Keys of settings that variants may share without using them.
 MAY_BE_UNUSED = ("step_cache.", *(f"sampling.{name}" for name in LISTED))
 

@@ -17,8 +17,6 @@ _HERE = Path(__file__).parents[1]
 PACKAGED = next(p for p in (_HERE / "_presets", _HERE.parent / "presets") if p.is_dir())
 ABOUT = ("extends", "description", "source")  # keys of a preset file that are not settings
 
-_LONGEST_CHAIN = 32
-
 
 @dataclass(frozen=True)
 class Preset:
@@ -170,11 +168,6 @@ def layers(preset: Preset) -> list[Layer]:
             )
         seen.add(other.path.resolve())
         chain.append(other)
-        if len(chain) > _LONGEST_CHAIN:
-            raise PresetError(
-                f"{preset.path}: over {_LONGEST_CHAIN} presets extend one another.",
-                hint="merge some of them",
-            )
     return [Layer(f"preset {p.name}", p.tables, p.tuned_for) for p in reversed(chain)]
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -78,11 +77,10 @@ def few_step(
     They begin with as much noise as the first level has, and nothing else.
     """
     latents = levels[0].sigma * noise(0)
-    for index, (level, following) in enumerate(pairwise([*levels, None])):
-        assert level is not None  # noqa: S101 - only the last of the pairs is None
+    for index, level in enumerate(levels):
         latents = to_clean(latents, velocity(latents, level.timestep), level.sigma)
-        if following is not None:
-            latents = add_noise(latents, noise(index + 1), following.sigma)
+        if index + 1 < len(levels):
+            latents = add_noise(latents, noise(index + 1), levels[index + 1].sigma)
         yield Denoised(index, level.sigma, latents)
 
 

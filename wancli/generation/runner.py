@@ -46,7 +46,6 @@ from wancli.records.write import TimedRecord, start_record, versions
 from wancli.utils.outputs import preview_file
 from wancli.video.ffmpeg import choose_encoding
 from wancli.video.latents import drop_kept_latents, keeping, read_latents, save_latents
-from wancli.video.metadata import output_json
 from wancli.video.write import VideoWriter, WrittenVideo
 
 
@@ -159,11 +158,9 @@ class Runner:
             return {"frames": frames, "duration_s": round(frames / self.settings.video.fps, 3)}
         report(Phase("write"))
         latents = self._whole(clip.latents)
-        return output_json(
-            write_video(
-                clip.frames, job.output, record, self.settings, latents, replaced=job.replaced
-            )
-        )
+        return write_video(
+            clip.frames, job.output, record, self.settings, latents, replaced=job.replaced
+        ).as_json()
 
     def _memory(self, device: torch.device, denoised: DenoisedClip) -> dict[str, Any]:
         return peak_memory(device) | {
@@ -270,7 +267,7 @@ def decode_file(
     report(Phase("write"))
     timed = TimedRecord(record, started)
     written = write_video(frames, output, timed, settings, latents, replaced=replaced)
-    record = replace(timed.now(), output=output_json(written))
+    record = replace(timed.now(), output=written.as_json())
     write_record(record, output, replaced)
     return record
 

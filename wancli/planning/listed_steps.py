@@ -5,7 +5,7 @@ from typing import Any
 
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import Task
-from wancli.config.resolve import EXPLICIT, Resolved
+from wancli.config.resolve import Resolved
 from wancli.config.settings import FEW_STEPS, Sampling, Settings
 from wancli.errors import PlanError
 
@@ -68,12 +68,12 @@ def check_listed_steps(settings: Settings, spec: ModelSpec, task: Task) -> None:
 def check_listed_flags(resolved: Resolved[Any]) -> None:
     """Raise PlanError for an explicit flag that a list of timesteps, or none, makes useless."""
     sampling: Sampling = resolved.settings.sampling
-    steps, scale, few = listed_steps(sampling), sampling.guidance_scale, "`scheduler few-step`"
+    steps, scale = listed_steps(sampling), sampling.guidance_scale
     if steps and resolved.is_explicit("sampling.steps") and sampling.steps != len(steps):
         raise PlanError("`steps` does nothing with `steps_list`.", hint="drop `steps`")
     if resolved.is_explicit("sampling.steps_list") and sampling.steps_list and not steps:
-        source = resolved.sources["sampling.scheduler"]
-        whose = "" if source in EXPLICIT else f", the {source}"
+        key = "sampling.scheduler"
+        whose = "" if resolved.is_explicit(key) else f", the {resolved.sources[key]}"
         raise PlanError(
             f"`steps_list` does nothing with `scheduler {sampling.scheduler}`{whose}.",
             hint="`scheduler few-step` or `scheduler euler`",
@@ -83,7 +83,7 @@ def check_listed_flags(resolved: Resolved[Any]) -> None:
     guided = resolved.is_explicit("sampling.guidance_scale") and scale > 1
     if sampling.scheduler == "few-step" and guided:
         raise PlanError(
-            f"`guidance_scale {scale:g}` does nothing: {few} is for models distilled to run "
-            "without guidance.",
+            f"`guidance_scale {scale:g}` does nothing: `scheduler few-step` is for models "
+            "distilled to run without guidance.",
             hint="`guidance_scale 1`, or `scheduler euler`",
         )

@@ -8,7 +8,7 @@ from typing import Any
 from wancli.catalog.geometry import LatentShape, Span, WindowConfig, latent_shape, lay_out
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import TASKS, TEXT, Family
-from wancli.config.resolve import EXPLICIT, Resolved
+from wancli.config.resolve import Resolved
 from wancli.config.settings import (
     PromptKV,
     Rollout,
@@ -346,15 +346,15 @@ def check_unused_settings(resolved: Resolved[Any], task: str = TEXT) -> None:
     check_distilled(resolved)
     check_family_flags(resolved, TASKS[task].family)
     check_listed_flags(resolved)
-    check_compile_mode(resolved.settings.machine, resolved.sources)
+    check_compile_mode(resolved)
     for key in _of_other_tasks(task):
         if resolved.is_explicit(key):
             name = key.partition(".")[2]
             raise PlanError(f"`{name}` does nothing in {task}.", hint=f"drop `{name}`")
     method = resolved.settings.step_cache.step_cache
-    for key, source in resolved.sources.items():
+    for key in filter(resolved.is_explicit, resolved.sources):
         table, _, name = key.rpartition(".")
-        if table != "step_cache" or name in ("step_cache", "cfg_gate") or source not in EXPLICIT:
+        if table != "step_cache" or name in ("step_cache", "cfg_gate"):
             continue
         wanted = ("cachedit",) if name != "step_cache_threshold" else WITH_THRESHOLD
         if method not in wanted:

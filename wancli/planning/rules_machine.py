@@ -1,11 +1,11 @@
 """Rules about devices, dtypes, quantization and compilation."""
 
-from collections.abc import Mapping
+from typing import Any
 
 from wancli.catalog.gpus import FP8_CAPABILITY
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import EXPERTS, setting_of
-from wancli.config.resolve import EXPLICIT
+from wancli.config.resolve import Resolved
 from wancli.config.settings import Machine, Output, Settings
 from wancli.errors import PlanError
 from wancli.planning.step_caches import WITH_THRESHOLD
@@ -145,9 +145,9 @@ def check_rollout(machine: Machine) -> None:
         )
 
 
-def check_compile_mode(machine: Machine, sources: Mapping[str, str]) -> None:
+def check_compile_mode(resolved: Resolved[Any]) -> None:
     """Raise PlanError for an explicit compile mode without compilation."""
-    if sources.get("machine.compile_mode") in EXPLICIT and not machine.compile:
+    if resolved.is_explicit("machine.compile_mode") and not resolved.settings.machine.compile:
         raise PlanError("`compile_mode` does nothing without `compile`.", hint="`compile`")
 
 

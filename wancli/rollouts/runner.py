@@ -52,7 +52,6 @@ from wancli.utils.interrupts import Interrupted
 from wancli.video.drift import DriftMeter
 from wancli.video.ffmpeg import choose_encoding
 from wancli.video.latents import save_latents
-from wancli.video.metadata import output_json
 from wancli.video.write import VideoWriter, WrittenVideo
 
 
@@ -265,7 +264,7 @@ def _output_json(job: RolloutJob, written: WrittenVideo | None, *, frames: int) 
     """The output section of the record."""
     if job.record_path is None:
         return {"frames": frames, "duration_s": round(frames / job.settings.video.fps, 3)}
-    output = output_json(written) if written else {"path": str(job.latents)}
+    output = written.as_json() if written else {"path": str(job.latents)}
     return {**output, "rollout": str(job.store.folder)}
 
 

@@ -30,11 +30,18 @@ from wancli.planning.prompts import PromptChange, PromptSchedule, make_prompt_sc
 from wancli.planning.rules_rollout import check_rollout_flags
 from wancli.records.naming import name_fields
 from wancli.records.progress import Observer, report_warnings
-from wancli.records.record import Request, settings_of
+from wancli.records.record import Request, RunRecord, settings_of
 from wancli.rollouts.outputs import RolloutFiles, check_no_other, name_files, output_set
 from wancli.rollouts.request import RolloutRequest
-from wancli.rollouts.resume import check_chunks, check_rerender, check_same
-from wancli.rollouts.store import RolloutStore
+from wancli.rollouts.resume import (
+    ResumePoint,
+    check_chunks,
+    check_rerender,
+    check_same,
+    resume_rollout,
+    start_rollout,
+)
+from wancli.rollouts.store import NoStore, RolloutStore
 from wancli.utils.files import digest
 from wancli.utils.interrupts import Interrupted
 from wancli.utils.outputs import OutputSet
@@ -42,8 +49,6 @@ from wancli.video.ffmpeg import choose_encoding
 
 if TYPE_CHECKING:
     from wancli.catalog.specs import ModelSpec
-    from wancli.records.record import RunRecord
-    from wancli.rollouts.resume import ResumePoint
     from wancli.rollouts.runner import RolloutChunk, RolloutJob
 
 
@@ -168,12 +173,7 @@ class RolloutSession:
             observer.note(f"nothing is left: {video} and its chunks are there")
             observer.skipped(self.request(), video)
             return [record_of(video) or {}]
-        run = self.run(observer)
-        while True:
-            try:
-                next(run)
-            except StopIteration as end:
-                return [end.value.as_json()]
+        return [self.run_whole(observer)]
 
     def _finished_video(self) -> Path | None:
         """The video of a rollout that is resumed with nothing left to make, else None."""
@@ -204,7 +204,7 @@ class RolloutSession:
 
     def run(
         self, observer: Observer, model: WarmPipeline | None = None
-    ) -> Generator["RolloutChunk", None, "RunRecord"]:
+    ) -> Generator["RolloutChunk", None, RunRecord]:
         """Yield each chunk of the video once it is decoded; returns the record. Raises WancliError.
 
         It runs on `model` or a pipeline of its own. Closed early, it keeps the finished chunks in
@@ -223,9 +223,19 @@ class RolloutSession:
                 job = self._job(self.request())
             return (yield from self._run(job, outputs.replaced, observer, model))
 
+    def run_whole(self, observer: Observer, model: WarmPipeline | None = None) -> dict[str, Any]:
+        """`run` to its end; returns the record. Raises WancliError."""
+        run = self.run(observer, model)
+        while True:
+            try:
+                next(run)
+            except StopIteration as end:
+                record: RunRecord = end.value
+                return record.as_json()
+
     def _run(
         self, job: "RolloutJob", replaced: frozenset[Path], observer: Observer, model: WarmPipeline,
-    ) -> Generator["RolloutChunk", None, "RunRecord"]:  # fmt: skip
+    ) -> Generator["RolloutChunk", None, RunRecord]:  # fmt: skip
         from wancli.records.write import failed_record
         from wancli.rollouts import runner
 
@@ -255,8 +265,6 @@ class RolloutSession:
         self, job: "RolloutJob", replaced: frozenset[Path], observer: Observer
     ) -> "RolloutJob":
         """The job with its settings settled and its folder begun, or checked to be resumed."""
-        from wancli.rollouts import resume
-
         options, store, request = self.options, job.store, job.request.as_json()
         replaces = options.overwrite and not options.continues and bool(store.chunks())
         settled = self.capacity.with_offload(job.settings)
@@ -265,13 +273,13 @@ class RolloutSession:
         if not isinstance(store, RolloutStore):
             return job
         if options.continues:
-            point = resume.resume_rollout(store, self.before, request, rerender=options.rerender)
+            point = resume_rollout(store, self.before, request, rerender=options.rerender)
             self._report_resumed(point, observer)
         elif not replaces:
-            resume.start_rollout(store, request)
+            start_rollout(store, request)
         return job
 
-    def _report_drift(self, record: "RunRecord", replaced: frozenset[Path]) -> None:
+    def _report_drift(self, record: RunRecord, replaced: frozenset[Path]) -> None:
         if path := self.files.report:
             from wancli.video.drift_report import write_report
 
@@ -367,7 +375,6 @@ class RolloutSession:
 
     def _job(self, request: Request) -> "RolloutJob":
         from wancli.rollouts.runner import RolloutJob
-        from wancli.rollouts.store import NoStore
 
         files = self.files
         return RolloutJob(
@@ -384,7 +391,7 @@ class RolloutSession:
             only_new=bool(request.inputs.get("only_new")),
         )
 
-    def _report_resumed(self, point: "ResumePoint", observer: Observer) -> None:
+    def _report_resumed(self, point: ResumePoint, observer: Observer) -> None:
         again = (
             "; they are decoded again for the MP4" if self.options.video and point.chunks else ""
         )

@@ -180,11 +180,7 @@ class OutputSet:
     def _look_at(self, output: OutputFile) -> int | None:
         """The `stat` mode of an existing file, or None. Raises UsageError, OutputError."""
         path = output.path
-        if (length := len(os.fsencode(path.name))) > LONGEST_NAME:
-            raise UsageError(
-                f"output name {path.name[:40]}… has {length} bytes; the limit is {LONGEST_NAME}.",
-                hint="use a shorter name, or cut the prompt: {prompt:40}.mp4",
-            )
+        check_length(path)
         if any(unicodedata.category(letter) in _CONTROLS for letter in str(path)):
             raise UsageError(
                 f"output {str(path)!r} has a control character; results are printed one per line.",
@@ -202,6 +198,15 @@ class OutputSet:
             with suppress(OSError):
                 info = path.stat()  # files go into the folder, so the link stays
         return info.st_mode
+
+
+def check_length(path: Path) -> None:
+    """Raise UsageError for a name that is too long for any disk."""
+    if (length := len(os.fsencode(path.name))) > LONGEST_NAME:
+        raise UsageError(
+            f"output name {path.name[:40]}… has {length} bytes; the limit is {LONGEST_NAME}.",
+            hint="use a shorter name, or cut the prompt: {prompt:40}.mp4",
+        )
 
 
 def _key(path: Path) -> str:

@@ -64,9 +64,8 @@ WORDS = {
     "detail": "detail (levels²)",
     "latent_std": "latent std (relative to the first chunks)",
 }
-MEASURES = tuple(
-    LEAST_UNIT
-)  # the columns of a row: seven of `frame_statistics`, two of changes, two of latents
+# The columns of a row: seven of `frame_statistics`, two of changes, two of latents.
+MEASURES = tuple(LEAST_UNIT)
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,7 @@ if TYPE_CHECKING:
 
 _HINT = "give a PNG, a JPEG or a WebP"
 # No EPS, which is a program; no TIFF: libtiff writes to stderr.
-_FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "PPM",
-)
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM")
 
 
 def open_image(path: Path) -> Image.Image:

@@ -6,14 +6,14 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from wancli.errors import InputError, OutputError, SetupError, UsageError
-from wancli.utils.files import LONGEST_NAME, part_name, place, remove
+from wancli.utils.files import part_name, place, remove
 from wancli.utils.interrupts import uninterrupted, unwind_from_here
-from wancli.utils.outputs import stream_part
+from wancli.utils.outputs import check_length, stream_part
 from wancli.video import read
 from wancli.video.ffmpeg import LIVE, Encoder, Encoding, check_written, ffmetadata, run_ffmpeg
 from wancli.video.integrity import UNSEALED, seal
@@ -44,6 +44,11 @@ class WrittenVideo:
     file_sha256: str
     encoder: str  # and its preset
 
+    def as_json(self) -> dict[str, Any]:
+        """The output section of a record."""
+        fields = {"path": str(self.path), "duration_s": round(self.duration_s, 3)}
+        return {**asdict(self), **fields, "complete": True}
+
 
 def framemd5(path: Path) -> str:
     """One MD5 over those of all decoded video frames: equal if the frames are. Raises InputError.
@@ -58,9 +63,7 @@ def check_name(path: Path) -> None:
     if path.suffix.lower() != ".mp4":
         hint = f"use {path.with_suffix('.mp4')}" if path.name else "use a name such as out.mp4"
         raise UsageError(f"output {str(path)!r} does not end in .mp4.", hint=hint)
-    if (length := len(os.fsencode(path.name))) > LONGEST_NAME:
-        message = f"output name {path.name[:40]}… has {length} bytes; the limit is {LONGEST_NAME}."
-        raise UsageError(message, hint="use a shorter name, or cut the prompt: {prompt:40}.mp4")
+    check_length(path)
 
 
 def check_destination(path: Path) -> None:
