@@ -20,6 +20,7 @@ from tests.conftest import Result, Wancli
 from tests.forked import Run
 from tests.hub import COMMIT, Hub, put_in_cache, serving
 from wancli.catalog.specs import DEMO_FOLDER, SPECS
+from wancli.cli.completion import complete_models
 from wancli.planning.lora import PACKAGED
 
 KNOWN = "wan2.1-t2v-1.3b"
@@ -267,6 +268,7 @@ def test_pull_converts_a_checkpoint_and_takes_the_rest_from_its_base(
     assert (rows["longlive"]["state"], rows["longlive"]["bytes"]) == ("yes", bytes_of(folder))
     info = json.loads(wancli("model", "info", "longlive", "--json").out)
     assert (info["causal"], info["latent_channels"]) == (True, sizes["out_channels"])
+    assert not complete_models(known.checkpoint.repo)  # which is no model by itself
     assert wancli("model", "rm", "longlive", "--yes").code == 0
     assert not folder.exists()
 

@@ -149,6 +149,11 @@ class ModelSpec:
         return file.packed if file else ()
 
     @property
+    def pulled_from(self) -> str:
+        """The hub's repository that it is pulled from, converted or not; "" for none."""
+        return self.checkpoint.repo if self.checkpoint else self.repo
+
+    @property
     def on_hub(self) -> bool:
         """Whether its files come from the hub."""
         return self.folder is None and not self.random

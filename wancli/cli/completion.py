@@ -20,7 +20,7 @@ def complete_models(incomplete: str) -> list[tuple[str, str]]:
     from wancli.catalog.specs import SPECS
 
     known = [(spec.name, spec.description) for spec in SPECS.values()]
-    repos = {spec.repo for spec in SPECS.values()}
+    repos = {spec.pulled_from for spec in SPECS.values()}
     others = [(repo, "in the hub's cache") for repo in cached_repos() if repo not in repos]
     return [pair for pair in [*known, *others] if pair[0].startswith(incomplete)]
 

@@ -56,7 +56,7 @@ def list_(
             raise missing("folder", comfyui)
         show_files([comfyui], screen)
         return
-    repos = [spec.checkpoint.repo if spec.checkpoint else spec.repo for spec in SPECS.values()]
+    repos = {spec.pulled_from for spec in SPECS.values()}
     others = [find_spec(repo) for repo in cached_repos() if repo not in repos]
     entries = [*filter(None, map(_list_entry, [*SPECS.values(), *others])), *_lora_entries()]
     rows = []
@@ -79,13 +79,14 @@ def pull(name: ModelName, output_options: OutputOptions) -> None:
     screen = Screen(output_options)
     if lora := hub_file(name):
         _fetch(*lora, screen=screen)
-        _say_lora_path(screen, *lora)
+        _say_path(screen, name, lora[0], cached_lora(*lora))
         return
     from wancli.models.inspect import missing_files, spec_with_files
 
     spec = spec_with_files(name)
     if spec.checkpoint:
-        _say_path(screen, spec, spec.folder or _convert_pulled(spec.name, spec.checkpoint, screen))
+        folder = spec.folder or _convert_pulled(spec.name, spec.checkpoint, screen)
+        _say_path(screen, spec.name, spec.repo, folder)
         return
     if spec.folder is not None:
         raise UsageError(
@@ -98,7 +99,7 @@ def pull(name: ModelName, output_options: OutputOptions) -> None:
             f"{spec.name} is not a complete model: it lacks {', '.join(missing[:3])}.",
             hint="use a Wan model in diffusers' format",
         )
-    _say_path(screen, spec, folder)
+    _say_path(screen, spec.name, spec.repo, folder)
 
 
 def _convert_pulled(name: str, checkpoint: Checkpoint, screen: Screen) -> Path:
@@ -132,12 +133,14 @@ def _fetch(repo: str, only: str = "", *, without: Collection[str] = (), screen: 
 @takes_output_options
 def path(name: ModelName, output_options: OutputOptions) -> None:
     """Print the folder of a downloaded model, or the file of a LoRA (REPO:FILE)."""
+    screen = Screen(output_options)
     if lora := hub_file(name):
-        _say_lora_path(Screen(output_options), *lora)
+        _say_path(screen, name, lora[0], cached_lora(*lora))
         return
     from wancli.models.inspect import local_folder
 
-    _say_path(Screen(output_options), *local_folder(name))
+    spec, folder = local_folder(name)
+    _say_path(screen, spec.name, spec.repo, folder)
 
 
 @takes_output_options
@@ -150,7 +153,7 @@ def rm(
     from wancli.models.inspect import spec_with_files
 
     spec, screen = spec_with_files(name), Screen(output_options)
-    repo = spec.checkpoint.repo if spec.checkpoint else spec.repo
+    repo = spec.pulled_from
     if spec.folder is not None and not spec.checkpoint:
         inside = spec.folder == DEMO_FOLDER
         raise UsageError(
@@ -221,17 +224,12 @@ def _lora_entries() -> Iterator[dict[str, Any]]:
         }
 
 
-def _say_lora_path(screen: Screen, repo: str, file: str) -> None:
-    path = cached_lora(repo, file)
-    screen.answer(str(path), {"name": f"{repo}:{file}", "repo": repo, "path": str(path)})
-
-
 def _size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _say_path(screen: Screen, spec: ModelSpec, folder: Path) -> None:
-    screen.answer(str(folder), {"name": spec.name, "repo": spec.repo, "path": str(folder)})
+def _say_path(screen: Screen, name: str, repo: str, path: Path) -> None:
+    screen.answer(str(path), {"name": name, "repo": repo, "path": str(path)})
 
 
 _COMMANDS = {
