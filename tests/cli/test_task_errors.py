@@ -8,6 +8,7 @@ import pytest
 from tests.cli.test_bad_input import complaint
 from tests.conftest import Wancli
 from tests.fakes import tiny_clip, tiny_image
+from wancli.video.ffmpeg import run_ffmpeg
 
 T2V, I2V, ENDS = "wan2.1-t2v-1.3b", "wan2.1-i2v-14b-480p", "wan2.1-flf2v-14b"
 VACE, ANIMATE, A14B = "wan2.1-vace-1.3b", "wan2.2-animate-14b", "wan2.2-i2v-a14b"
@@ -23,6 +24,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_image(folder / "p.png", 1)
     tiny_clip(folder / "v.mp4", 1)
     tiny_clip(folder / "long.mp4", 2, frames=9)
+    run_ffmpeg("-r", "30000/1001", "-i", str(folder / "v.mp4"), str(folder / "ntsc.mp4"))
     return folder
 
 
@@ -85,7 +87,8 @@ def _copies(wancli: Wancli, files: Path) -> None:
             "--num-frames 5",
         ),
         (VACE, (*CLIP, "--mask", "long.mp4", *SHORT), "--mask long.mp4 has 9", "cut it to 5"),
-        (T2V, (*CLIP, "--frames", 5), "has 8 frames per second; the output has 16", "--fps 8"),
+        (T2V, (*CLIP, "--frames", 5), "has 8 frames per second; the output has 16", "--fps 8, or"),
+        (T2V, ("--video", "ntsc.mp4", "--frames", 5), "has 29.97 frames", "convert it: ffmpeg"),
     ],
 )
 def test_incompatible_inputs_are_rejected(
@@ -114,6 +117,25 @@ def test_an_unreadable_file_is_named(wancli: Wancli, args: tuple[object, ...], e
     result = wancli("generate", "a cat", *args)
     assert result.code == 4
     assert error in complaint(result)[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "size", "cut"),
+    [
+        (("generate", "--model", I2V, "--image", "p.png"), "832x480", "13%"),
+        (("generate", "--model", I2V, "--image", "p.png"), "768x512", ""),
+        (("generate", "--model", VACE, "--ref-image", "p.png"), "832x480", ""),
+        (("generate", "--model", VACE, *CLIP, "--frames", 5, "--fps", 8), "480x832", "62%"),
+        (("rollout", "--model", "self-forcing", "--image", "p.png"), "832x480", "13%"),
+    ],
+)
+def test_a_picture_of_other_proportions_is_said_to_be_cut(
+    wancli: Wancli, command: tuple[object, ...], size: str, cut: str
+):
+    err = wancli(command[0], "a cat", *command[1:], "--size", size, "--dry-run", "--force").err
+    assert ("cut off" in err) == bool(cut)
+    if cut:
+        assert f"is 48x32: {cut} of it is cut off to fit {size}.\nhint:  --size 768x512" in err
 
 
 def test_a_rollout_of_an_image_model_is_rejected(wancli: Wancli):

@@ -11,7 +11,7 @@ from wancli.batches.jobs import absolute_files, plan_job, typed
 from wancli.batches.outputs import name_jobs
 from wancli.batches.repro_jobs import with_records
 from wancli.catalog.specs import ModelSpec
-from wancli.catalog.vocabulary import vocabulary_warnings
+from wancli.catalog.vocabulary import prompt_warnings
 from wancli.cost.devices import gpus_seen_once
 from wancli.cost.estimate import Estimate
 from wancli.errors import PlanWarning, WancliError
@@ -50,7 +50,7 @@ class PlannedBatch:
             texts = dict.fromkeys((job.prompt or "", *one.later_prompts))
             prompts.setdefault(one.spec.name, {}).update(texts)
         specs = {one.spec.name: one.spec for one in self.checked}
-        words = (vocabulary_warnings(specs[name], texts) for name, texts in prompts.items())
+        words = (prompt_warnings(specs[name], texts) for name, texts in prompts.items())
         about_settings = (one.about_settings for one in self.checked)
         return list(dict.fromkeys(chain(*words, *about_settings)))
 

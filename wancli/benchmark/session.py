@@ -21,7 +21,7 @@ from wancli.benchmark.cases import (
     summarize,
 )
 from wancli.catalog.local import check_files
-from wancli.catalog.vocabulary import vocabulary_warnings
+from wancli.catalog.vocabulary import prompt_warnings
 from wancli.config.layers import find_model
 from wancli.config.presets import preset_file
 from wancli.config.resolve import Layer, resolve
@@ -123,7 +123,7 @@ class BenchSession:
             check_quantizer(variant.settings.machine)
         video = self.base.video
         choose_encoding(self.base.output, (video.width, video.height))
-        check_input_files(self._inputs, self.base.video)
+        cropping = check_input_files(self._inputs, self.base.video, self.spec.strides)
         inputs = BenchInputs(self._inputs, inputs_json(self._inputs, self.baseline.plan))
         if self.goals.preset:
             preset_file(self.goals.preset, hint="another `save_preset`")
@@ -131,7 +131,8 @@ class BenchSession:
         outputs.add(bench_folder(folder, overwrite=overwrite))
         prompts = [case.prompt for case in self.cases]
         with outputs.locked():
-            report_warnings(vocabulary_warnings(self.spec, prompts), observer)
+            words = prompt_warnings(self.spec, prompts)
+            report_warnings((*words, *cropping), observer)
             return self._write(folder, inputs, observer, overwrite=overwrite)
 
     def _write(

@@ -68,6 +68,16 @@ def latent_shape(
     )
 
 
+def size_like(shape: tuple[int, int], size: tuple[int, int], strides: Strides) -> tuple[int, int]:
+    """Size of the proportions of `shape` and about the area of `size`, in whole tokens.
+
+    All are (width, height) in pixels.
+    """
+    wider = (shape[0] * size[1] / (shape[1] * size[0])) ** 0.5
+    width, height = size[0] * wider, size[1] / wider
+    return _nearest(width, strides.cell), _nearest(height, strides.cell)
+
+
 @dataclass(frozen=True)
 class Span:
     """Latent frames of one chunk; `index` is negative in the initial context."""
@@ -150,5 +160,5 @@ def lay_out(
     return tuple(spans[:before]), tuple(spans[before:])
 
 
-def _nearest(value: int, step: int) -> int:
+def _nearest(value: float, step: int) -> int:
     return max(step, round(value / step) * step)

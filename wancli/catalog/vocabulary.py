@@ -1,7 +1,7 @@
-"""Words outside the vocabulary of a model with a word-level tokenizer."""
+"""What a model does not read of prompts: words that it does not know, and the end of long ones."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from wancli.catalog.specs import ModelSpec
 from wancli.errors import PlanWarning
@@ -22,7 +22,46 @@ def unknown_words(spec: ModelSpec, prompts: Iterable[str]) -> list[str]:
     return [word for word in words if word not in vocabulary]
 
 
-def vocabulary_warnings(spec: ModelSpec, prompts: Iterable[str]) -> tuple[PlanWarning, ...]:
+def prompt_warnings(
+    spec: ModelSpec, prompts: Iterable[str], *, text_length: int | None = None
+) -> tuple[PlanWarning, ...]:
+    """Warnings about words that the model does not know, and prompts of which it cuts the end.
+
+    `text_length` is its number of tokens, where it is not the model's own.
+    """
+    prompts = list(prompts)
+    cut = _length_warnings(spec, prompts, text_length or spec.text_length)
+    return *_vocabulary_warnings(spec, prompts), *cut
+
+
+def _length_warnings(
+    spec: ModelSpec, prompts: Iterable[str], limit: int
+) -> tuple[PlanWarning, ...]:
+    # A token is a byte or more, but for the first space and the end.
+    long = [prompt for prompt in prompts if len(prompt.encode()) + 2 > limit]
+    most = max((len(tokens) for tokens in _tokenized(spec, long)), default=0)
+    if most <= limit:
+        return ()
+    text = f"a prompt has {most} tokens, and {spec.name} reads {limit}: the rest is cut off."
+    return (PlanWarning(text, "shorten the prompt", of_prompt=True),)
+
+
+def _tokenized(spec: ModelSpec, prompts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each prompt; empty if the tokenizer is not here."""
+    if spec.folder is None or not prompts:
+        return []
+    from tokenizers import Tokenizer  # of umt5 takes a second
+
+    try:
+        tokenizer = Tokenizer.from_file(str(spec.folder / "tokenizer" / "tokenizer.json"))
+    except Exception:  # noqa: BLE001 - whatever is wrong with it is found when it is loaded
+        return []
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return [encoding.ids for encoding in tokenizer.encode_batch(prompts)]
+
+
+def _vocabulary_warnings(spec: ModelSpec, prompts: Iterable[str]) -> tuple[PlanWarning, ...]:
     """A warning about words that the model does not know, or none."""
     words = unknown_words(spec, prompts)
     if not words:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from wancli.catalog.local import check_available, check_files
 from wancli.catalog.specs import ModelSpec
-from wancli.catalog.vocabulary import vocabulary_warnings
+from wancli.catalog.vocabulary import prompt_warnings
 from wancli.catalog.weight_files import weights_json
 from wancli.config.layers import find_model
 from wancli.config.resolve import Resolved
@@ -21,6 +21,7 @@ from wancli.planning.input_files import check_input_files, inputs_json
 from wancli.planning.inputs import NO_INPUTS, InputFiles, add_required_inputs
 from wancli.planning.listed_steps import step_count
 from wancli.planning.lora import find_lora, merged_revision, report_loras
+from wancli.planning.missing_preset import missing_preset_warnings
 from wancli.planning.output_files import is_latents_of, sidecar_files
 from wancli.planning.plan import Plan, check_unused_settings, clip_warnings, make_plan
 from wancli.records.naming import name_fields, name_output
@@ -176,10 +177,14 @@ def plan_videos(
     check_files(spec)
     if gpu is None:
         choose_encoding(settings.output, (settings.video.width, settings.video.height))
-    words = vocabulary_warnings(spec, [request.prompt])
-    warnings = (*words, *clip_warnings(spec), *distilled_warnings(request.resolved))
+    words = prompt_warnings(spec, [request.prompt])
+    cropping = check_input_files(request.inputs, settings.video, spec.strides)
+    settled = (
+        *distilled_warnings(request.resolved),
+        *missing_preset_warnings(spec, request.resolved),
+    )
+    warnings = (*words, *clip_warnings(spec), *settled, *cropping)
     texts = [warning.text for warning in warnings]
-    check_input_files(request.inputs, settings.video)
     weights = merged_revision(spec, settings.machine.lora)
     input_records = inputs_json(request.inputs, plan)
     todo = []

@@ -6,12 +6,9 @@ from typing import Any
 from PIL import Image
 
 from wancli.catalog.tasks import Task
-from wancli.planning.inputs import VIDEOS, InputFiles
+from wancli.planning.inputs import SQUARE, VIDEOS, WHOLE, InputFiles
 from wancli.video.images import fit_image, open_image
 from wancli.video.read import read_frames
-
-# References are not cropped: pipelines put them on a canvas themselves. Faces are cropped square.
-WHOLE, SQUARE = ("ref_image",), ("face_video",)
 
 
 def read_pictures(task: Task, inputs: InputFiles, *, size: tuple[int, int]) -> Mapping[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.wan import Architecture
 from wancli.config.settings import RolloutSettings
-from wancli.errors import PlanError, UsageError
+from wancli.errors import PlanError, PlanWarning, UsageError
+from wancli.planning.input_files import check_picture, check_rate
 from wancli.planning.plan import RolloutPlan
 from wancli.records.tensor_files import check_embeds, check_latents, check_noise, latents_shape
 
@@ -75,11 +76,7 @@ def clip_frames(clip: Path, settings: RolloutSettings, spec: ModelSpec) -> int:
             f"{clip} is {info.width}x{info.height}; the rollout is {video.width}x{video.height}.",
             hint=f"`size {info.width}x{info.height}`, or scale the clip",
         )
-    if abs(info.fps - video.fps) > 0.02:
-        raise UsageError(
-            f"{clip} has {info.fps:g} frames per second; the rollout has {video.fps}.",
-            hint=f"`fps {info.fps:g}`, or convert the clip",
-        )
+    check_rate(str(clip), info.fps, video)
     chunk = settings.rollout.chunk_frames
     alone = 1 if settings.rollout.independent_first_frame else 0
     latents = (info.frames - 1) // stride + 1
@@ -96,12 +93,11 @@ def clip_frames(clip: Path, settings: RolloutSettings, spec: ModelSpec) -> int:
 
 def check_context_files(
     files: ContextFiles, plan: RolloutPlan, settings: RolloutSettings, spec: ModelSpec
-) -> None:
-    """Raise InputError for files that do not match the plan."""
-    from wancli.video.images import open_image
-
+) -> tuple[PlanWarning, ...]:
+    """Warn of a picture that is cropped. Raises InputError for files that do not match the plan."""
+    warnings: tuple[PlanWarning, ...] = ()
     if files.image:
-        open_image(files.image)
+        warnings = check_picture("image", files.image, settings.video, spec.strides)
     if files.initial_latents:
         check_latents(files.initial_latents, plan.shape, frames=plan.start_frames)
     if files.noise_file:
@@ -111,3 +107,4 @@ def check_context_files(
         is_wan = isinstance(spec.architecture, Architecture)
         width = spec.wan.transformer.text_dim if is_wan else 0
         check_embeds(files.prompt_embeds, tokens=tokens, width=width, guided=plan.guided)
+    return warnings

@@ -1,31 +1,67 @@
 """Input pictures and videos: checks before anything loads, and lookup from a record."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from wancli.catalog.geometry import Strides, size_like
 from wancli.catalog.tasks import TEXT
 from wancli.config.settings import VideoShape
-from wancli.errors import InputError, UsageError
-from wancli.planning.inputs import VIDEOS, InputFiles
+from wancli.errors import InputError, PlanWarning, UsageError
+from wancli.planning.inputs import SQUARE, VIDEOS, WHOLE, InputFiles
 from wancli.planning.plan import Plan
 from wancli.utils.files import digest
 
+_MUCH = 0.1  # of a picture that is cut off
+_SAME_FPS = 0.02  # ffmpeg prints rates with two decimals
 
-def check_input_files(inputs: InputFiles, video: VideoShape) -> None:
-    """Raise InputError for an unreadable file, UsageError for a video of another length or fps."""
-    from wancli.video.images import open_image
 
+def check_input_files(
+    inputs: InputFiles, video: VideoShape, strides: Strides
+) -> tuple[PlanWarning, ...]:
+    """Warn of files of which much is cut off to fit the video.
+
+    Raises InputError for an unreadable file, UsageError for a video of another length or fps.
+    """
+    warnings: list[PlanWarning] = []
     for name, paths in inputs.named().items():
         for path in paths:
-            if name in VIDEOS:
-                _check_clip(f"`{name}`", path, video)
-            else:
-                open_image(path)
+            size = _check_clip(f"`{name}`", path, video) if name in VIDEOS else _picture_size(path)
+            if name not in (*WHOLE, *SQUARE):
+                warnings += _cropping_warnings(name, path, size, video, strides)
+    return tuple(warnings)
 
 
-def _check_clip(name: str, path: Path, video: VideoShape) -> None:
+def check_picture(
+    name: str, path: Path, video: VideoShape, strides: Strides
+) -> tuple[PlanWarning, ...]:
+    """Warn if much of a picture is cut off to fit the video. Raises InputError."""
+    return tuple(_cropping_warnings(name, path, _picture_size(path), video, strides))
+
+
+def _picture_size(path: Path) -> tuple[int, int]:
+    from wancli.video.images import open_image
+
+    return open_image(path).size
+
+
+def _cropping_warnings(
+    name: str, path: Path, shape: tuple[int, int], video: VideoShape, strides: Strides
+) -> Iterator[PlanWarning]:
+    size = (video.width, video.height)
+    ratio = shape[0] * size[1] / (shape[1] * size[0])
+    if (cut := 1 - min(ratio, 1 / ratio)) > _MUCH:
+        width, height = size_like(shape, size, strides)
+        yield PlanWarning(
+            f"`{name}` {path.name} is {shape[0]}x{shape[1]}: {cut:.0%} of it is cut off to fit "
+            f"{size[0]}x{size[1]}.",
+            f"`size {width}x{height}`",
+        )
+
+
+def _check_clip(name: str, path: Path, video: VideoShape) -> tuple[int, int]:
+    """Width and height of an input video."""
     from wancli.video.read import probe
 
     info = probe(path)
@@ -36,11 +72,19 @@ def _check_clip(name: str, path: Path, video: VideoShape) -> None:
             if info.frames > video.num_frames
             else f"`num_frames {info.frames}`",
         )
-    if abs(info.fps - video.fps) > 0.02:
-        raise UsageError(
-            f"{name} {path} has {info.fps:g} frames per second; the output has {video.fps}.",
-            hint=f"`fps {info.fps:g}`, or convert it",
-        )
+    check_rate(f"{name} {path}", info.fps, video)
+    return info.width, info.height
+
+
+def check_rate(clip: str, fps: float, video: VideoShape) -> None:
+    """Raise UsageError for a clip of another frame rate than the output's."""
+    if abs(fps - video.fps) <= _SAME_FPS:
+        return
+    whole = f"`fps {fps:.0f}`, or " if abs(fps - round(fps)) <= _SAME_FPS else ""
+    raise UsageError(
+        f"{clip} has {fps:g} frames per second; the output has {video.fps}.",
+        hint=f"{whole}convert it: ffmpeg -i CLIP -vf fps={video.fps} NEW.mp4",
+    )
 
 
 def inputs_json(inputs: InputFiles, plan: Plan) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from wancli.errors import PlanError, SettingsError, closest
 from wancli.planning.listed_steps import step_count
 
 VIDEOS = ("video", "mask", "pose_video", "face_video", "background_video")
+# References are not cropped: pipelines put them on a canvas themselves. Faces are cropped square.
+WHOLE, SQUARE = ("ref_image",), ("face_video",)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from wancli.catalog.local import check_available, check_files
 from wancli.catalog.tasks import TEXT
-from wancli.catalog.vocabulary import vocabulary_warnings
+from wancli.catalog.vocabulary import prompt_warnings
 from wancli.catalog.weight_files import weights_json
 from wancli.config.layers import find_model
 from wancli.config.resolve import Layer, Resolved, resolve
@@ -74,7 +74,7 @@ class RolloutSession:
         self.schedule = self._schedule()
         self.plan = self._plan(settings)
         check_rollout_flags(self.resolved, changes=bool(self.schedule.changes))
-        check_context_files(options.starts, self.plan, settings, self.spec)
+        self._cropping = check_context_files(options.starts, self.plan, settings, self.spec)
         if options.only_new and self.plan.spans[0].clean_frames:
             raise PlanError(
                 "`only_new` leaves out chunks before the generated ones; with `image_start "
@@ -95,7 +95,9 @@ class RolloutSession:
     def warnings(self) -> Sequence[PlanWarning]:
         """Warnings to print before it runs."""
         prompts = [] if self.options.starts.prompt_embeds else self.schedule.prompts
-        return *vocabulary_warnings(self.spec, prompts), *distilled_warnings(self.resolved)
+        length = self.resolved.settings.rollout.text_length
+        words = prompt_warnings(self.spec, prompts, text_length=length)
+        return *words, *distilled_warnings(self.resolved), *self._cropping
 
     @cached_property
     def capacity(self) -> CapacityCheck:

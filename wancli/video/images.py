@@ -21,13 +21,13 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM")
 
 
 def open_image(path: Path) -> Image.Image:
-    """Read a picture in RGB, rotated by its EXIF, transparency on black. Raises InputError.
+    """Read a picture in RGB, rotated by its EXIF, transparency on white. Raises InputError.
 
     Pillow and not imageio, which does not restrict formats or bound the number of pixels.
     """
     try:
         with open_file(path) as file, _guarded(), Image.open(file, formats=_FORMATS) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return _in_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise missing("image", path) from None
     except UnidentifiedImageError:
@@ -37,6 +37,16 @@ def open_image(path: Path) -> Image.Image:
         raise InputError(f"{path} has over {most:,} pixels.", hint="scale it down") from None
     except Exception as error:  # noqa: BLE001 - a broken picture can raise anything
         raise unreadable(path, error, hint=_HINT) from None
+
+
+def _in_rgb(image: Image.Image) -> Image.Image:
+    """8 bits a channel. Pillow's conversion alone cuts off 16 bits, and bares what is hidden."""
+    if image.mode.startswith("I"):
+        image = image.point(lambda level: level * (1 / 257) + 0.5).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 @contextmanager
