@@ -187,11 +187,16 @@ CONFIGS: dict[str, dict[str, tuple[Any, ...]]] = {
         "eps": ("x", 0, None), "image_dim": (0, "x"), "_class_name": (1, None), "text_dim": (32,),
     },
     "vae/config.json": {
-        "scale_factor_temporal": (0, "4", None), "dim_mult": (2, [0], [1, 1]), "z_dim": (8,),
+        "scale_factor_temporal": (0, "4", None, 8), "scale_factor_spatial": (7,),
+        "dim_mult": (2, [0], [1, 1]), "z_dim": (8,),
         "latents_mean": (None, ["x"], [], [1e400] * 4, [10**400] * 4),
-        "temperal_downsample": ([0],), "out_channels": (None,), "patch_size": ([1, 2, 2],),
+        "temperal_downsample": ([0],), "in_channels": (12,),
+        "out_channels": (None, 12), "patch_size": ([1, 2, 2], 7),
     },
-    "text_encoder/config.json": {"d_model": (-1, 2.5, {}, 8), "num_layers": (True,)},
+    "text_encoder/config.json": {
+        "d_model": (-1, 2.5, {}, 8), "num_layers": (True,),
+        "relative_attention_max_distance": (7,),
+    },
     "tokenizer/tokenizer_config.json": {"model_max_length": ("x", 0, None)},
     "model_index.json": {
         "vae": (1, "x", [None]), "transformer_2": ({}, 0), "boundary_ratio": (0, 2, "x"),

@@ -1,3 +1,4 @@
+import json
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import transformers
 from tests.fakes import tiny_folder
 from wancli.catalog.local import PARTS, find_spec, revision
 from wancli.catalog.specs import SPECS
+from wancli.catalog.tasks import IMAGE
 from wancli.config.precision import decoder_dtype, decodes_fast, transformer_dtype
 from wancli.config.settings import Machine
-from wancli.errors import SetupError
+from wancli.errors import ModelError, SetupError
 from wancli.models.fast_decoder import decoder_in_words, latents_per_call
 from wancli.models.load import load_pipeline, load_vae, pick_device
 from wancli.models.warm import LoadWatch
@@ -79,6 +81,16 @@ def test_changed_weights_change_the_revision(tmp_path: Path):
     tensors["proj_out.bias"] += 1
     save_file(tensors, weights)
     assert revision(spec) != before
+
+
+@pytest.mark.parametrize("change", [{"crop_size": 8}, {"image_mean": [0.5]}, {"resample": None}])
+def test_an_image_processor_that_does_not_fit_its_encoder_is_rejected(
+    tmp_path: Path, change: dict[str, Any]
+):
+    path = tiny_folder(tmp_path, IMAGE) / "image_processor/preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelError, match="cannot load model"):
+        load_pipeline(find_spec(str(tmp_path)), Machine(), task=IMAGE)
 
 
 def test_loading_restores_the_verbosity_of_the_libraries(tiny_model: Path):

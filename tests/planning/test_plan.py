@@ -40,6 +40,12 @@ def test_without_a_gate_every_step_has_both_branches():
     assert make_plan(settings(), find_spec("demo")).forwards == 40
 
 
+def test_more_tokens_along_an_axis_than_rotary_positions_are_rejected():
+    with pytest.raises(PlanError, match="1025 tokens .* 1024") as refused:
+        make_plan(settings(video={**SMALL, "num_frames": 4097}), find_spec("demo"))
+    assert "`num_frames 4093`" in str(refused.value.hint)
+
+
 def cached(**step_cache: object) -> Settings:
     table = {"step_cache": "cachedit", "cachedit_fn": 1, **step_cache}
     return settings(step_cache=table, machine={"dtype": "float32"})

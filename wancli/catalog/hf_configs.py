@@ -36,6 +36,7 @@ def transformer_config(t: Transformer) -> dict[str, Any]:
         "out_channels": t.out_channels,
         "text_dim": t.text_dim,
         "freq_dim": t.freq_dim,
+        "rope_max_seq_len": t.positions,
         "image_dim": t.image_dim or None,
         "added_kv_proj_dim": t.dim if t.added_kv else None,
         "pos_embed_seq_len": t.image_positions or None,

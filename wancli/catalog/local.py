@@ -18,7 +18,7 @@ from wancli.catalog.part_schema import OF_OTHERS, OF_TRANSFORMER, OF_VAE, Kinds,
 from wancli.catalog.random import known_spec, random_spec
 from wancli.catalog.specs import RANDOM, SPECS, TEXT_LENGTH, ModelSpec
 from wancli.catalog.tasks import ANIMATE, ENDS, HUNYUAN_TEXT, IMAGE, TASKS, TEXT, VACE, VIDEO
-from wancli.catalog.wan import architecture_of
+from wancli.catalog.wan import architecture_of, autoencoder_of
 from wancli.errors import ModelError, PlanError, closest
 from wancli.utils.reading import read_header, read_json, unreadable, user_path
 
@@ -153,7 +153,11 @@ def _check_together(
 
     16 is diffusers' default number of latent channels.
     """
-    channels = vae.get("z_dim")
+    channels, shape = vae.get("z_dim"), autoencoder_of(vae)
+    patches = ("3 per pixel of patch_size", 3 * shape.patch**2)
+    strides = "the stride of its other values"
+    distance = text.get("relative_attention_max_distance", 128)
+    least = text.get("relative_attention_num_buckets", 32) // 4 + 1
     pairs = {
         "transformer has text_dim": (transformer.get("text_dim"), "d_model", text.get("d_model")),
         "transformer has out_channels": (transformer.get("out_channels"), "z_dim", channels),
@@ -164,7 +168,18 @@ def _check_together(
             "one more than the length of temperal_downsample",
             _length(vae, "temperal_downsample", more=1),
         ),
-    }
+        "vae has in_channels": (vae.get("in_channels", 3), *patches),
+        "vae has out_channels": (shape.pixel_channels, *patches),
+        "vae has scale_factor_spatial": (
+            vae.get("scale_factor_spatial", 8), strides, shape.spatial,
+        ),
+        "vae has scale_factor_temporal": (
+            vae.get("scale_factor_temporal", 4), strides, 2 ** sum(shape.temporal),
+        ),
+        "text_encoder has relative_attention_max_distance": (
+            distance, "the least for its buckets", max(distance, least),
+        ),
+    }  # fmt: skip
     for what, (number, other, wanted) in pairs.items():
         if None not in (number, wanted) and number != wanted:
             raise ModelError(

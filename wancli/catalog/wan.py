@@ -51,6 +51,7 @@ class Transformer:
     out_channels: int = 16
     text_dim: int = 4096
     freq_dim: int = 256
+    positions: int = 1024  # tokens along any axis that diffusers' rotary table has rows for
     patch: int = 4  # latents per token: 1 x 2 x 2
     image_dim: int = 0  # of the image encoder's tokens; 0 without image conditioning
     image_positions: int = 0  # learned positions of image tokens
@@ -196,6 +197,8 @@ def transformer_of(config: Mapping[str, Any]) -> Transformer:
     }
     same = ("in_channels", "out_channels", "text_dim", "freq_dim")
     sizes |= {name: config[name] for name in same if config.get(name)}
+    if "rope_max_seq_len" in config:
+        sizes["positions"] = config["rope_max_seq_len"]
     if "patch_size" in config:
         frames, height, width = config["patch_size"]
         sizes["patch"] = frames * height * width

@@ -12,6 +12,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import UniPCMultistepScheduler
+from PIL import Image
 
 from wancli.catalog.decoder_files import check_decoder
 from wancli.catalog.hf_configs import CLASSES
@@ -91,6 +92,7 @@ def load_pipeline(
         merge_loras(pipeline, [find_lora(text) for text in machine.lora])
         speed_up(transformers_of(pipeline), machine)
         _try_tokenizers(pipeline)
+        _try_image_processor(pipeline)
         place(pipeline, device, machine.offload, stays=stays)
     pipeline.set_progress_bar_config(disable=True)
     return Loaded(pipeline, spec, device)
@@ -195,6 +197,15 @@ def _try_tokenizers(pipeline: Any) -> None:
     for name in ("tokenizer", "tokenizer_2"):
         if tokenizer := pipeline.components.get(name):
             tokenizer("a", padding="max_length", max_length=8, truncation=True)
+
+
+def _try_image_processor(pipeline: Any) -> None:
+    """Fail now if CLIP's pictures do not come out in its size."""
+    if processor := pipeline.components.get("image_processor"):
+        pixels = processor(images=Image.new("RGB", (8, 8)), return_tensors="pt").pixel_values
+        side, shape = pipeline.image_encoder.config.image_size, tuple(pixels.shape[1:])
+        if shape != (3, side, side):
+            raise ValueError(f"its image_processor makes {shape} of a picture, not {side}x{side}")
 
 
 def transformers_of(pipeline: Any) -> list[Any]:

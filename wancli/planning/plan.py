@@ -8,6 +8,7 @@ from typing import Any
 from wancli.catalog.geometry import LatentShape, Span, WindowConfig, latent_shape, lay_out
 from wancli.catalog.specs import ModelSpec
 from wancli.catalog.tasks import TASKS, TEXT, Family
+from wancli.catalog.wan import Architecture
 from wancli.config.resolve import Resolved
 from wancli.config.settings import (
     PromptKV,
@@ -108,6 +109,7 @@ def make_plan(
     gate = gate_step(settings, chosen, steps=steps, segments=count)
     prepended = reference_frames(chosen, inputs)
     frames = (segment_frames - 1) // spec.strides.temporal + 1 + prepended
+    _check_positions(spec, shape, frames=frames)
     tokens = frames * shape.tokens_per_frame
     return Plan(
         model=spec.name,
@@ -245,6 +247,24 @@ def _shape(video: VideoShape, spec: ModelSpec, *, num_frames: int) -> LatentShap
         channels=spec.latent_channels,
         strides=spec.strides,
     )
+
+
+def _check_positions(spec: ModelSpec, shape: LatentShape, *, frames: int) -> None:
+    """Raise PlanError for more tokens along an axis than the model has rotary positions.
+
+    Rollouts compute theirs, without end.
+    """
+    if not isinstance(spec.architecture, Architecture):
+        return
+    positions, strides = spec.architecture.transformer.positions, spec.strides
+    longest = max(frames, *(side // strides.patch for side in (shape.height, shape.width)))
+    if longest > positions:
+        side = positions * strides.cell
+        raise PlanError(
+            f"{longest} tokens along one axis: {spec.name} has positions for {positions}.",
+            hint=f"at most `num_frames {(positions - 1) * strides.temporal + 1}` and "
+            f"`size {side}x{side}`; a rollout may be longer",
+        )
 
 
 def _window(chosen: Rollout, shape: LatentShape) -> WindowConfig:
