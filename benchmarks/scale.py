@@ -164,7 +164,7 @@ def driver_costs() -> tuple[float, float] | None:
     try:
         ray: Any = import_module("ray")
     except ImportError:
-        say("\nno Ray: pip install 'wancli[ray]'")
+        say("\nno Ray: pip install ray")
         return None
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 

@@ -60,7 +60,7 @@ def test_variants_are_measured_beside_the_baseline(wancli: Wancli, tiny_model: P
 
 
 def test_variants_with_other_speedups_have_their_own_transformer(wancli: Wancli, tiny_model: Path):
-    pytest.importorskip("torchao", reason="pip install 'wancli[quantize]'")
+    pytest.importorskip("torchao", reason="pip install torchao")
     variants = ("--variant", "small: --quantize int8", "--variant", "math: --attention-backend "
                 "_native_math", "--variant", "fused: --fuse-qkv")  # fmt: skip
     result = bench(wancli, tiny_model, *variants, "--json", "-q")

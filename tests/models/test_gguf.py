@@ -37,7 +37,7 @@ from wancli.planning.lora import find_lora
 from wancli.planning.plan import make_plan
 from wancli.utils.gguf import LAYOUTS
 
-gguf = pytest.importorskip("gguf", reason="pip install 'wancli[gguf]'")
+gguf = pytest.importorskip("gguf", reason="pip install gguf")
 quantizers = pytest.importorskip("diffusers.quantizers.gguf.utils")
 GGUFLinear = quantizers.GGUFLinear
 CPU = torch.device("cpu")
@@ -398,7 +398,7 @@ def test_a_missing_package_says_what_to_install(
     for use in (WarmPipeline, load_vae):
         with pytest.raises(WancliError) as caught:
             use(spec, Machine())
-        assert caught.value.hint == "pip install 'wancli[gguf]'"
+        assert caught.value.hint == "pip install 'gguf>=0.18'"
         assert caught.value.exit_code == 4
 
 

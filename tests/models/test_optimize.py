@@ -209,7 +209,7 @@ def test_fused_and_quantized_blocks_are_compiled(kind: str, mode: str):
     if kind == "fused":
         fuse_qkv(model)
     elif kind != "whole":
-        pytest.importorskip("torchao", reason="pip install 'wancli[quantize]'")
+        pytest.importorskip("torchao", reason="pip install torchao")
         from wancli.models.optimize import quantize
 
         quantize(model, kind)

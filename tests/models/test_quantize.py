@@ -25,7 +25,7 @@ from wancli.cost.wan_transformer import quantized_bytes
 from wancli.models.load import load_pipeline
 from wancli.models.optimize import compile_blocks, fuse_qkv, quantize
 
-pytest.importorskip("torchao", reason="pip install 'wancli[quantize]'")
+pytest.importorskip("torchao", reason="pip install torchao")
 from torchao.quantization import quant_api
 
 KINDS = ("int8", "fp8")

@@ -191,7 +191,7 @@ def test_weights_are_random_norms_ones_and_biases_zero():
 
 @pytest.mark.gpu
 def test_a_quantized_model_has_the_weights_of_a_whole_one():
-    pytest.importorskip("torchao", reason="pip install 'wancli[quantize]'")
+    pytest.importorskip("torchao", reason="pip install torchao")
     spec = find_spec("random:demo")
     whole, small = (
         load_pipeline(spec, Machine(device="cuda", quantize=kind)).pipeline.transformer

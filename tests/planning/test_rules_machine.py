@@ -134,5 +134,5 @@ def test_a_missing_or_old_torchao_says_what_to_install(monkeypatch: pytest.Monke
     plan("demo", machine={"quantize": "fp8"})  # computes bytes, for which nothing is installed
     with pytest.raises(SetupError) as caught:
         WarmPipeline(find_spec("demo"), Machine(quantize="fp8"))
-    assert caught.value.hint == "pip install 'wancli[quantize]'"
+    assert caught.value.hint == "pip install 'torchao>=0.18'"
     assert caught.value.exit_code == 4

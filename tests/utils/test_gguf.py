@@ -10,7 +10,7 @@ import pytest
 
 from wancli.utils.gguf import LAYOUTS, is_gguf, read_gguf_header
 
-gguf = pytest.importorskip("gguf", reason="pip install 'wancli[gguf]'")
+gguf = pytest.importorskip("gguf", reason="pip install gguf")
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from wancli.cost.devices import find_gpus
 from wancli.errors import RunError, SetupError, UsageError
 from wancli.records.ledger import DONE, FAILED, MOST_DEATHS, SKIPPED, ClaimedJob, Ledger, died_error
 from wancli.utils.interrupts import tidied
-from wancli.utils.packages import check_package, extra_command, package_version
+from wancli.utils.packages import check_package, package_version
 from wancli.utils.threads import share_of_threads
 
 _LEAST_RAY = (2, 60)
@@ -81,7 +81,7 @@ def worker_places(workers: int | None, devices: Sequence[int] = ()) -> list[Work
 
 def ray_place() -> WorkerPlace:
     """The place of the process that drives a Ray cluster. Raises SetupError without Ray."""
-    check_package("ray", _LEAST_RAY, needed_by="`engine ray`", hint=extra_command("ray"))
+    check_package("ray", _LEAST_RAY, needed_by="`engine ray`")
     return WorkerPlace("ray", {}, RAY_PROGRAM)
 
 

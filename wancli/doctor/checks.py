@@ -20,7 +20,7 @@ from wancli.cost.devices import find_cpu, find_gpus
 from wancli.cost.estimate import read_rates, stale_rates
 from wancli.errors import WancliError
 from wancli.utils.disk import existing, free_disk, user_cache
-from wancli.utils.packages import extra_command, package_version
+from wancli.utils.packages import package_version
 from wancli.utils.threads import thread_settings
 from wancli.utils.units import gib
 
@@ -35,8 +35,6 @@ OPTIONAL = {  # package: what it is for
     "sageattention": "`attention_backend` sage",
     "xformers": "`attention_backend` xformers",
 }
-# Package: the extra that has it.
-EXTRAS = {"torchao": "quantize", "gguf": "gguf", "nvidia-ml-py": "gpu"}
 LITTLE_DISK = 2**30  # bytes; a model needs more
 
 
@@ -65,8 +63,7 @@ def run_checks(output: Path) -> Iterator[Finding]:
     yield from check_imports()
     for name, purpose in OPTIONAL.items():
         version = package_version(name)
-        install = extra_command(EXTRAS[name]) if name in EXTRAS else f"pip install {name}"
-        fix = "" if version else install
+        fix = "" if version else f"pip install {name}"
         value = version or f"for {purpose}"
         yield Finding("optional", name, value, "ok" if version else "note", fix)
     yield from check_devices()

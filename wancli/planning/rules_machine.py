@@ -9,7 +9,7 @@ from wancli.config.resolve import Resolved
 from wancli.config.settings import Machine, Output, Settings
 from wancli.errors import PlanError
 from wancli.planning.step_caches import WITH_THRESHOLD
-from wancli.utils.packages import check_package, extra_command
+from wancli.utils.packages import check_package
 
 GGUF = (0, 18)
 TORCHAO = (0, 18)  # first version whose Int8WeightOnlyConfig has one scale per row
@@ -26,15 +26,14 @@ def check_machine(machine: Machine) -> None:
 def check_quantizer(machine: Machine) -> None:
     """Raise SetupError if quantization needs a package that is missing; a plan needs none."""
     if machine.quantize != "none":
-        hint = extra_command("quantize")
-        check_package("torchao", TORCHAO, needed_by="`quantize`", hint=hint)
+        check_package("torchao", TORCHAO, needed_by="`quantize`")
 
 
 def check_gguf_package(spec: ModelSpec) -> None:
     """Raise SetupError if a model's files need a package that is missing; a plan needs none."""
     if file := next((file for file in spec.files if file.quantized), None):
         needed_by = f"`{setting_of(file.part)} {file.path}`, of quantized weights,"
-        check_package("gguf", GGUF, needed_by=needed_by, hint=extra_command("gguf"))
+        check_package("gguf", GGUF, needed_by=needed_by)
 
 
 def check_packed(machine: Machine, spec: ModelSpec) -> None:

@@ -25,18 +25,14 @@ def package_version(name: str) -> str:
         return ""
 
 
-def extra_command(extra: str) -> str:
-    """The command that installs what an extra of wancli needs."""
-    return f"pip install 'wancli[{extra}]'"
-
-
-def check_package(name: str, least: tuple[int, ...], *, needed_by: str, hint: str = "") -> None:
+def check_package(name: str, least: tuple[int, ...], *, needed_by: str) -> None:
     """Raise SetupError if a package that `needed_by` needs is missing or older than `least`.
 
-    The hint is to install it, unless there is another.
+    The hint installs the package itself: an extra's name is one for pip only where wancli is on an
+    index, or in its clone.
     """
     needed, installed = ".".join(map(str, least)), package_version(name)
-    hint = hint or f"pip install '{name}>={needed}'"
+    hint = f"pip install '{name}>={needed}'"
     if not installed:
         raise SetupError(f"{needed_by} needs {name}.", hint=hint)
     if tuple(int(part) for part in re.findall(r"\d+", installed)[: len(least)]) < least:
