@@ -401,8 +401,9 @@ def test_errors_name_keyword_arguments_not_flags(tiny_model: Path):
         wancli.generate(PROMPT, steps="many")  # type: ignore[arg-type]
     with pytest.raises(wancli.SettingsError, match="`scheduler` 'best'"):
         wancli.plan(PROMPT, scheduler="best")  # type: ignore[arg-type]
-    with pytest.raises(wancli.UsageError, match="prompt is empty"):
-        wancli.rollout(" ")
+    for prompt, words in ((" ", "prompt is empty"), ("a\udcff", "is not UTF-8 text")):
+        with pytest.raises(wancli.UsageError, match=words):
+            wancli.rollout(prompt)
     with pytest.raises(wancli.UsageError, match="`width` is set twice"):
         wancli.plan(size="32x32", width=48)
     with pytest.raises(wancli.PlanError, match="`rolling_window=3`") as error:

@@ -446,8 +446,9 @@ def block(model):
     apply_group_offloading(model, CPU, CPU, offload_type="block_level", num_blocks_per_group=1)
 
 
-@pytest.mark.parametrize("offload", [sequential, leaf, block])
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("offload", "first"), [(sequential, True), (leaf, False), (block, True), (block, False)]
+)
 def test_offloaded_weights_are_loaded_when_needed(offload, first):
     model = build(**WITH_IMAGE)
     plain = steps(model, with_image(1), with_image(2))

@@ -68,7 +68,7 @@ def test_an_offloaded_model_gives_the_same_latents_and_stays_offloaded(kind):
     assert torch.equal(tiny.denoise(transformer), plain)
 
 
-@pytest.mark.parametrize(("bn", "group"), [(0, 2), (0, 4), (1, 1), (1, 2), (2, 3), (2, 2), (1, 3)])
+@pytest.mark.parametrize(("bn", "group"), [(0, 4), (1, 2), (2, 3), (2, 2), (1, 3)])
 def test_last_blocks_that_start_inside_an_offload_group_are_rejected(bn, group, monkeypatch):
     transformer = tiny.wan()
     apply_group_offloading(

@@ -1,15 +1,15 @@
-"""Fixtures for tests of commands: tiny models of one and two experts, and an empty cache."""
+"""Fixtures for tests of commands: a tiny model of two experts, and an empty cache."""
 
 from pathlib import Path
 
 import pytest
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one expert", "two experts"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.fakes import tiny_folder
 
-    return tiny_folder(tmp_path_factory.mktemp("model"), experts=request.param)
+    return tiny_folder(tmp_path_factory.mktemp("model"), experts=2)
 
 
 @pytest.fixture

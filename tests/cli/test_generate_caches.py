@@ -1,4 +1,4 @@
-"""The caches of `wancli generate`, through main(), on tiny real models of one and two experts."""
+"""The caches of `wancli generate`, through main(), on tiny real models."""
 
 import json
 from pathlib import Path
@@ -39,9 +39,9 @@ def plain(made: Made, model: Path) -> tuple[dict[str, Any], Tensor]:
     return json.loads(Path("a.json").read_text()), load_file("z.safetensors")["latents"]
 
 
-def test_caching_prompt_kv_changes_no_bit(wancli: Wancli, made: Made, model: Path):
+def test_caching_prompt_kv_changes_no_bit(wancli: Wancli, made: Made, experts: Path):
     others = (("--no-prompt-kv",), ("--free-kv-weights",))
-    runs = [plain(made, model), *(make(wancli, model, *flags) for flags in others)]
+    runs = [plain(made, experts), *(make(wancli, experts, *flags) for flags in others)]
     records = [record for record, _ in runs]
     assert all(torch.equal(latents, runs[0][1]) for _, latents in runs)
     assert len({record["hash"] for record in records}) == 1  # it is the same video
@@ -58,10 +58,10 @@ def test_padding_prompt_kv_differs_only_by_rounding(wancli: Wancli, made: Made, 
 
 
 def test_a_step_cache_that_never_triggers_changes_no_bit_and_warns(
-    wancli: Wancli, made: Made, model: Path
+    wancli: Wancli, made: Made, tiny_model: Path
 ):
-    _, latents = plain(made, model)
-    command = arguments(model, *CACHED, "--cachedit-residual-threshold", 1e-9)
+    _, latents = plain(made, tiny_model)
+    command = arguments(tiny_model, *CACHED, "--cachedit-residual-threshold", 1e-9)
     result = wancli(*command[:-1])  # without --quiet
     assert json.loads(result.out)["cache"]["reused"] == 0
     assert torch.equal(latents, load_file("z.safetensors")["latents"])
@@ -70,8 +70,8 @@ def test_a_step_cache_that_never_triggers_changes_no_bit_and_warns(
     assert "or a lower --cachedit-max-warmup-steps" in text
 
 
-def test_the_record_lists_what_each_forward_computed(wancli: Wancli, model: Path):
-    record, _ = make(wancli, model, *OFTEN)
+def test_the_record_lists_what_each_forward_computed(wancli: Wancli, experts: Path):
+    record, _ = make(wancli, experts, *OFTEN)
     uses = record["timings"]["uses"]
     assert [(use["step"], use["branch"]) for use in uses] == [
         (step, branch) for step in range(12) for branch in ("cond", "uncond")
@@ -97,9 +97,9 @@ def test_videos_of_one_process_are_independent(wancli: Wancli, tiny_model: Path)
     assert torch.equal(load_file("z-2.safetensors")["latents"], alone)
 
 
-def test_uncond_forwards_are_skipped_after_the_gate(wancli: Wancli, made: Made, model: Path):
-    _, whole = plain(made, model)
-    record, gated = make(wancli, model, "--cfg-gate", 0.75)
+def test_uncond_forwards_are_skipped_after_the_gate(wancli: Wancli, made: Made, tiny_model: Path):
+    _, whole = plain(made, tiny_model)
+    record, gated = make(wancli, tiny_model, "--cfg-gate", 0.75)
     skipped = [use["step"] for use in record["timings"]["uses"] if not use["blocks"]]
     assert skipped == [9, 10, 11]
     assert record["timings"]["forwards"] == [2] * 9 + [1] * 3
@@ -107,8 +107,8 @@ def test_uncond_forwards_are_skipped_after_the_gate(wancli: Wancli, made: Made, 
     assert (whole - gated).abs().max() < whole.abs().max()
 
 
-def test_the_gate_and_a_step_cache_work_together(wancli: Wancli, model: Path):
-    record, _ = make(wancli, model, *OFTEN, "--cfg-gate", 6)
+def test_the_gate_and_a_step_cache_work_together(wancli: Wancli, experts: Path):
+    record, _ = make(wancli, experts, *OFTEN, "--cfg-gate", 6)
     assert record["cache"]["method"] == "cachedit and cfg-gate 6"
     uses = {(use["step"], use["branch"]): use for use in record["timings"]["uses"]}
     assert all(uses[step, "uncond"]["blocks"] == 0 for step in range(9, 12))

@@ -32,12 +32,18 @@ CASES: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
         ("--true-cfg-scale", 3, "--negative-prompt", "a blue circle"),
         {"true_cfg_scale": 3.0, "negative_prompt": "a blue circle"},
     ),
-    "other guidance": (("--guidance-scale", 2), {"guidance_scale": 2.0}),
-    "cachedit": ((*CACHED, "--cachedit-residual-threshold", 1e-9), {}),
     "first block": (("--step-cache", "first-block", "--step-cache-threshold", 1e-9), {}),
-    "cachedit, negative": (
-        (*CACHED, "--cachedit-residual-threshold", 1e-9, "--true-cfg-scale", 3),
-        {"true_cfg_scale": 3.0, "negative_prompt": ""},
+    "cachedit, other guidance, negative": (
+        (
+            *CACHED,
+            "--cachedit-residual-threshold",
+            1e-9,
+            "--guidance-scale",
+            2,
+            "--true-cfg-scale",
+            3,
+        ),
+        {"guidance_scale": 2.0, "true_cfg_scale": 3.0, "negative_prompt": ""},
     ),
 }
 

@@ -125,21 +125,26 @@ def test_an_output_collides_with_no_other_and_with_no_input(
     assert files() == before
 
 
+def link(path: Path) -> None:
+    path.symlink_to("target")
+
+
 @pytest.mark.parametrize(
-    ("command", "name"),
+    ("command", "name", "make"),
     [
-        (GENERATE, "a.mp4"),
-        ((*GENERATE, "--perf-json", "p"), "p"),
-        ((*GENERATE, "--save-latents", "z"), "z"),
-        (ROLLOUT, "a.rollout"),
-        ((*ROLLOUT, "--report", "d.html"), "d.html"),
-        (BENCH, "a"),
-        (("preview", "v.mp4", "--webp", "v.webp"), "v.webp"),
-        (("preset", "save", "x", "--steps", 3), "config/wancli/presets/x.toml"),
+        (GENERATE, "a.mp4", link),
+        ((*GENERATE, "--perf-json", "p"), "p", os.mkfifo),
+        ((*GENERATE, "--save-latents", "z"), "z", link),
+        (ROLLOUT, "a.rollout", os.mkfifo),
+        (ROLLOUT, "a.rollout", link),
+        ((*ROLLOUT, "--report", "d.html"), "d.html", os.mkfifo),
+        (BENCH, "a", os.mkfifo),
+        (BENCH, "a", link),
+        (("preview", "v.mp4", "--webp", "v.webp"), "v.webp", os.mkfifo),
+        (("preset", "save", "x", "--steps", 3), "config/wancli/presets/x.toml", link),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("target")])
 def test_overwrite_never_replaces_fifos_or_links(
     wancli: Wancli,
     workspace: None,

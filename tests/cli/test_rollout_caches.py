@@ -25,18 +25,20 @@ def roll(wancli: Wancli, model: Path, *flags: object) -> tuple[dict[str, Any], T
     return json.loads(result.out), load_file("z.safetensors")["latents"]
 
 
-def test_a_step_cache_that_never_triggers_changes_no_bit_of_a_rollout(wancli: Wancli, model: Path):
-    _, whole = roll(wancli, model, "--chunks", 3)
+def test_a_step_cache_that_never_triggers_changes_no_bit_of_a_rollout(
+    wancli: Wancli, tiny_model: Path
+):
+    _, whole = roll(wancli, tiny_model, "--chunks", 3)
     never = (*CACHED, "--cachedit-residual-threshold", 1e-9)
-    record, same = roll(wancli, model, "--chunks", 3, *never)
+    record, same = roll(wancli, tiny_model, "--chunks", 3, *never)
     assert torch.equal(whole, same)
     assert record["cache"]["reused"] == 0
 
 
 def test_each_chunk_reuses_its_own_steps_in_shorter_and_extended_rollouts_too(
-    wancli: Wancli, model: Path
+    wancli: Wancli, experts: Path
 ):
-    record, once = roll(wancli, model, "--chunks", 3, *OFTEN)
+    record, once = roll(wancli, experts, "--chunks", 3, *OFTEN)
     rows = [row["reuse"] for row in record["timings"]["chunks"]]
     assert [row["forwards"] for row in rows] == [20] * 3
     assert all(row["reused"] > 0 for row in rows)
@@ -44,7 +46,7 @@ def test_each_chunk_reuses_its_own_steps_in_shorter_and_extended_rollouts_too(
     assert record["cache"] == {
         "method": "cachedit", **{key: 3 * value for key, value in rows[0].items()}
     }  # fmt: skip
-    _, shorter = roll(wancli, model, "--chunks", 2, *OFTEN)
+    _, shorter = roll(wancli, experts, "--chunks", 2, *OFTEN)
     assert torch.equal(shorter, once[:2])
     result = wancli(
         "rollout", "--resume", "--chunks", 3, "-o", "a.mp4", "--save-latents", "z.safetensors",

@@ -36,9 +36,7 @@ FULL, CLOSED = "/dev/full", ""
     ],
     ids=str,
 )
-@pytest.mark.parametrize(
-    "arguments", [["preset", "list"], ["--help"], ["preset", "list", "--json"]]
-)
+@pytest.mark.parametrize("arguments", [["preset", "list"], ["--help"]])
 def test_closed_and_full_streams_end_commands_cleanly(
     arguments, streams, expected, error, forked: Run, tmp_path
 ):

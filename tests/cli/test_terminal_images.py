@@ -43,7 +43,7 @@ def as_documented(keys: dict[str, object], content: bytes) -> bytes:
     return escapes
 
 
-@pytest.mark.parametrize("size", [1, 3071, 3072, 3073, 10_000])
+@pytest.mark.parametrize("size", [3072, 3073, 10_000])
 def test_kitty_escape_codes_follow_its_documentation(size: int):
     content = os.urandom(size)
     keys = {"a": "T", "f": 100, "i": 31, "q": 2, "c": 32, "r": 4}

@@ -45,8 +45,9 @@ def timings(count: int, *, ms: float = 1234.5, cached: bool = False) -> dict[str
     }
 
 
-@pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("ms", [7.0, 9999.0, 12_345.0, 9_876_543.0])
+@pytest.mark.parametrize(
+    ("ms", "cached"), [(7.0, False), (9999.0, True), (12_345.0, False), (9_876_543.0, True)]
+)
 def test_fifty_steps_take_at_most_20_lines_of_80_columns(ms: float, cached: bool):
     shown = lines(steps_table(timings(50, ms=ms, cached=cached), width=80))
     assert len(shown) <= 20

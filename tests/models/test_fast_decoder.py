@@ -33,7 +33,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "pad_in_convolution": {"channels_last": False, "latents_per_call": 1},
     "channels_last": {"pad_in_convolution": False, "latents_per_call": 1},
 }
-CHUNKS = {1: (1,) * 8, 3: (3, 3, 2), 4: (4, 4), 7: (7, 1)}
+CHUNKS = {1: (1,) * 8, 3: (3, 3, 2), 7: (7, 1)}
 FRAMES = 8  # latent frames
 # Relative to the norm of the video. Measured: float32 1.1e-6, bfloat16 2.0e-2 (random weights).
 FLOAT32, BFLOAT16 = 2e-6, 3e-2

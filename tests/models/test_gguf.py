@@ -1,5 +1,6 @@
 """Quantized weights of GGUF files: kept as stored, used as their dequantized values."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ from wancli.models.optimize import compile_blocks
 from wancli.models.warm import WarmPipeline
 from wancli.planning.lora import find_lora
 from wancli.planning.plan import make_plan
-from wancli.utils.gguf import LAYOUTS
+from wancli.utils.gguf import LAYOUTS, QUANTIZED
 
 gguf = pytest.importorskip("gguf", reason="pip install gguf")
 quantizers = pytest.importorskip("diffusers.quantizers.gguf.utils")
@@ -73,15 +74,28 @@ def stored(values: Tensor, kind: str) -> Any:
     return blocks.reshape(rows, -1)
 
 
+def weights_of_block(kind: str) -> int:
+    return LAYOUTS[kind].weights
+
+
+BY_BLOCK = sorted(GGUF_TYPES, key=weights_of_block)
+
+
 def write(
-    path: Path, tensors: Tensors, kind: str = "Q8_0", *, architecture: str = "wan", only: str = ""
+    path: Path, tensors: Tensors, *kinds: str, architecture: str = "wan", only: str = ""
 ) -> Path:
-    """Write matrices of whole blocks, those of names that begin so, in a type; others in F32."""
+    """Write matrices of whole blocks, those of names that begin so, in types; others in F32.
+
+    Of the types with the largest blocks that fit, each in turn.
+    """
     writer = gguf.GGUFWriter(path, architecture)
+    by_block = itertools.groupby(sorted(kinds or ("Q8_0",), key=weights_of_block), weights_of_block)
+    turns = {weights: itertools.cycle([*same]) for weights, same in by_block}
     for name, tensor in tensors.items():
-        even = tensor.ndim == 2 and tensor.shape[-1] % LAYOUTS[kind].weights == 0
-        if even and name.startswith(only) and "rel_b" not in name:
-            data, chosen = stored(tensor, kind), kind
+        fits = [weights for weights in turns if tensor.shape[-1] % weights == 0]
+        if fits and tensor.ndim == 2 and name.startswith(only) and "rel_b" not in name:
+            chosen = next(turns[max(fits)])
+            data = stored(tensor, chosen)
         else:
             data, chosen = tensor.float().numpy(), "F32"
         writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType[chosen])
@@ -92,8 +106,8 @@ def write(
     return path
 
 
-def transformer_file(folder: Path, path: Path, kind: str = "Q8_0", only: str = "") -> Path:
-    return write(path, original_names(weights_of(folder, "transformer")), kind, only=only)
+def transformer_file(folder: Path, path: Path, *kinds: str, only: str = "") -> Path:
+    return write(path, original_names(weights_of(folder, "transformer")), *kinds, only=only)
 
 
 def spec_with(folder: Path, path: Path) -> ModelSpec:
@@ -137,14 +151,18 @@ def half_values(model: nn.Module) -> Tensors:
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype"),
-    [*((kind, "float32") for kind in ("F32", "F16", "BF16", *GGUF_TYPES)), ("Q8_0", "bfloat16")],
+    ("kinds", "dtype"),
+    [
+        (("F32", "F16", "BF16"), "float32"),
+        *((BY_BLOCK[first::3], "float32") for first in range(3)),
+        (("Q8_0", "Q6_K"), "bfloat16"),
+    ],
 )
 def test_a_model_computes_as_one_of_the_dequantized_weights_at_the_planned_size(
-    kind: str, dtype: str, folder: Path, tmp_path: Path
+    kinds: Sequence[str], dtype: str, folder: Path, tmp_path: Path
 ):
     """diffusers dequantizes in half precision: each value is rounded by up to a few 2**-11."""
-    spec = spec_with(folder, transformer_file(folder, tmp_path / "x.gguf", kind))
+    spec = spec_with(folder, transformer_file(folder, tmp_path / "x.gguf", *kinds))
     model, plain = load(spec, dtype).transformer, load(find_spec(str(folder)), dtype).transformer
     at = getattr(torch, dtype)
     exact = dequantized(model, at)
@@ -155,8 +173,8 @@ def test_a_model_computes_as_one_of_the_dequantized_weights_at_the_planned_size(
             assert error <= (2**-9 if at == torch.float32 else 2**-7), name
             exact[name] = values
     plain.load_state_dict(exact, assign=True)
-    narrow = {n for n, module in model.named_modules() if isinstance(module, GGUFLinear)}
-    assert bool(narrow) == (kind in LAYOUTS and LAYOUTS[kind].weights > 1)
+    narrow = [module.weight for module in model.modules() if isinstance(module, GGUFLinear)]
+    assert {weight.quant_type.name for weight in narrow} == QUANTIZED & {*kinds}
     assert torch.equal(run(model, at), run(plain, at))
     planned = cost(spec, wide=dtype == "float32")
     assert planned.weights["transformer"] == nbytes(model)

@@ -107,12 +107,13 @@ def test_every_component_has_the_planned_parameters(name: str, layers: int | Non
         assert (part, parameters(component)) == (part, planned)
 
 
-@pytest.mark.parametrize(("dtype", "layers"), [("float32", 2), ("bfloat16", None)])
-@pytest.mark.parametrize("task", TASK_MODELS)
-def test_every_task_runs(task: str, dtype: Any, layers: int | None):
+@pytest.mark.parametrize(
+    ("task", "dtype", "layers"),
+    [(task, *(("bfloat16", 3), ("float32", 2))[n % 2]) for n, task in enumerate(TASK_MODELS)],
+)
+def test_every_task_runs(task: str, dtype: Any, layers: int):
     spec = tiny_spec(task)
-    if layers:
-        spec = replace(spec, architecture=keep_layers(spec.wan, layers))
+    spec = replace(spec, architecture=keep_layers(spec.wan, layers))
     loaded = load_pipeline(spec, Machine(device="cpu", dtype=dtype), task=task)
     latents = run_task(loaded.pipeline, task)
     assert latents.isfinite().all()
@@ -131,8 +132,9 @@ def test_random_models_are_reproducible_and_experts_differ():
     assert not any(torch.equal(one[name], other[name]) for name in drawn)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("task", [TEXT, VACE, ANIMATE])
+@pytest.mark.parametrize(
+    ("task", "dtype"), [(TEXT, "float32"), (VACE, "bfloat16"), (ANIMATE, "bfloat16")]
+)
 def test_random_components_match_those_loaded_from_files(task: str, dtype: Any, tmp_path):
     machine = Machine(device="cpu", dtype=dtype)
     random = load_pipeline(tiny_spec(task), machine, task=task).pipeline
@@ -156,7 +158,7 @@ def test_a_vae_loaded_alone_equals_that_of_the_pipeline():
     assert all(torch.equal(x, y) for x, y in zip(vae.parameters(), whole.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_activations_keep_their_scale_through_forty_blocks(dtype: torch.dtype):
     shape = replace(TINY, layers=40, heads=8)
     spec = replace(tiny_spec(TEXT), architecture=Architecture(shape, DEMO.vae))

@@ -79,9 +79,15 @@ def original_names(tensors: Tensors) -> Tensors:
     return {names[name]: tensor for name, tensor in tensors.items()}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model.", "model."])
-@pytest.mark.parametrize("make", [original, expected])
+@pytest.mark.parametrize(
+    ("make", "prefix", "dtype"),
+    [
+        (original, "", "bfloat16"),
+        (original, "model.diffusion_model.", "float32"),
+        (expected, "diffusion_model.", "bfloat16"),
+        (expected, "model.", "float32"),
+    ],
+)
 def test_every_naming_and_packaging_loads_what_the_folder_loads(
     make: Callable[[], Tensors], prefix: str, dtype: str, folder: Path, tmp_path: Path
 ):
@@ -130,8 +136,14 @@ def scaled(tensors: Tensors, kind: str, dtype: torch.dtype = torch.float8_e4m3fn
     return made | ({"scaled_fp8": torch.ones(2, dtype=dtype)} if kind == "old" else {})
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-@pytest.mark.parametrize("kind", ["old", "new", "rows"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("old", torch.float8_e4m3fn),
+        ("new", torch.float8_e5m2),
+        ("rows", torch.float8_e4m3fn),
+    ],
+)
 def test_fp8_weights_are_multiplied_by_their_scales(
     kind: str, dtype: torch.dtype, folder: Path, tmp_path: Path
 ):
@@ -383,9 +395,8 @@ def test_a_vae_of_wan_2_1_is_renamed_as_diffusers_renames_it():
 @pytest.mark.parametrize("model", ["tiny", "demo"])  # VAEs of the kinds of Wan 2.1 and 2.2
 @pytest.mark.parametrize(
     ("naming", "dtype"),
-    [("original", "float32"), ("original", "bfloat16"), ("library", "float32"),
-     ("whole", "bfloat16")],
-)  # fmt: skip
+    [("original", "float32"), ("library", "float32"), ("whole", "bfloat16")],
+)
 def test_a_vae_and_a_text_encoder_load_what_the_folder_loads(
     model: str, dtype: str, naming: str, tiny_model: Path, tmp_path: Path
 ):

@@ -28,7 +28,7 @@ from wancli.models.vae import (
 
 PARITY = Path(__file__).parents[1] / "parity"
 FRAMES = 5  # latent frames
-CHUNKS = {"even": (3, 2), "uneven": (1, 2, 1, 1), "single": (1,) * FRAMES, "whole": (FRAMES,)}
+CHUNKS = {"uneven": (1, 2, 1, 1), "whole": (FRAMES,)}
 
 # The same float32 arithmetic by the same library, but other machines choose other kernels.
 # Measured: decode 1.9e-6, encode 6.3e-7.
@@ -132,8 +132,7 @@ class Failing:
             raise MemoryError
 
 
-@pytest.mark.parametrize("done", [0, 2], ids=["at the start", "later"])
-@pytest.mark.parametrize("layer", ["mid_block", "conv_out"])
+@pytest.mark.parametrize(("layer", "done"), [("mid_block", 2), ("conv_out", 0)])
 def test_a_failed_chunk_can_be_decoded_again(case: Whole, layer: str, done: int):
     decoder, latents = StreamingDecoder(case.vae), case.latents[:, :, : done + 3]
     parts = [decoder.video(latents[:, :, :done])] if done else []

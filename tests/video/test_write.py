@@ -106,7 +106,7 @@ def test_frames_can_be_written_in_pieces(tmp_path: Path) -> None:
     assert pieces.framemd5 == write(tmp_path / "whole.mp4", frames).framemd5
 
 
-@pytest.mark.parametrize("name", ["cat: x.mp4", "-rf.mp4", "%d.mp4", "a\nb'\"*.mp4", "ü🐺.MP4"])
+@pytest.mark.parametrize("name", ["cat: %d\n'\"*ü🐺.MP4", "-rf.mp4"])
 def test_special_names_work(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     written = write(Path(name), smooth(2))
@@ -114,8 +114,7 @@ def test_special_names_work(tmp_path: Path, name: str, monkeypatch: pytest.Monke
     assert written.framemd5 == framemd5(Path(name))
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("letter", ["a", "狼"])
+@pytest.mark.parametrize(("letter", "streaming"), [("a", False), ("狼", True)])
 def test_a_name_may_be_255_bytes_long(tmp_path: Path, letter: str, streaming: bool) -> None:
     stem = letter * (251 // len(letter.encode()))
     path = tmp_path / f"{stem:x<{251 - len(stem.encode()) + len(stem)}}.mp4"

@@ -29,7 +29,6 @@ from wancli.catalog.specs import TEXT_LENGTH
 from wancli.catalog.wan import TIMESTEP_ROWS
 
 MAX_PROMPTS = 4  # per transformer: two, each with its negative prompt
-MAX_TABLES = 4  # latent shapes
 
 STOCK_ROPE = (transformer_wan.WanRotaryPosEmbed, transformer_wan_animate.WanRotaryPosEmbed)
 STOCK_FACE = transformer_wan_animate.WanAnimateFaceBlockAttnProcessor
@@ -158,8 +157,6 @@ class CachedRope(nn.Module):
         """cos and sin, each [1, L, 1, D], for latents [B, C, F, H, W]."""
         shape = (latents.shape[2:], latents.device)
         if shape not in self._tables:
-            if len(self._tables) == MAX_TABLES:
-                self._tables.clear()
             self._tables[shape] = self.rope(latents)
         return self._tables[shape]
 
