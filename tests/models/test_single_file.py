@@ -235,6 +235,17 @@ def test_what_is_wrong_with_a_file_is_listed(
     assert all(word in str(error.value) for word in words), error.value
 
 
+def test_a_model_in_integers_is_not_said_to_be_another(tmp_path: Path):
+    demo = find_spec("demo")
+    assert demo.folder
+    weights = load_file(next((demo.folder / "transformer").glob("*.safetensors")))
+    name = "blocks.0.attn1.to_q.weight"
+    save_file(weights | {name: weights[name].to(torch.int8)}, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match=f"a dtype that is not read: {name} I8") as error:
+        add_weight_files(demo, [str(tmp_path / "x.safetensors")])
+    assert "GGUF" in error.value.hint
+
+
 def test_a_file_for_another_model_says_which_it_fits(tmp_path: Path):
     demo = find_spec("demo")
     assert demo.folder

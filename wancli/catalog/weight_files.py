@@ -260,8 +260,9 @@ def _check_scales(
         "scales without their weight": lost,
         "scales of another kind": misfits,
     }
+    hint = "a file with one scale for each weight or row, in bf16, or GGUF" if misfits else ""
     if reasons := [f"{kind}: {some(names)}" for kind, names in problems.items() if names]:
-        raise ModelError(f"{path} has {'; '.join(reasons)}.", hint="copy that file again")
+        raise ModelError(f"{path} has {'; '.join(reasons)}.", hint=hint or "copy that file again")
 
 
 def _is_scale(header: Header, key: str, *, of: str) -> bool:
@@ -283,11 +284,6 @@ def check_keys(
             for name, shape in sorted(expected.items())
             if shapes.get(name, shape) != shape
         ],
-        "of a dtype that is not read": [
-            f"{key} {keys.header.tensors[key].dtype}"
-            for key in sorted(keys.stored.values())
-            if keys.header.tensors[key].dtype not in (*_FLOATS, *GGUF_TYPES)
-        ],
     }
     if reasons := [f"{kind}: {some(names)}" for kind, names in problems.items() if names]:
         what = setting_of(part)
@@ -306,6 +302,17 @@ def check_keys(
         raise ModelError(
             f"{path} is not the {what} of {spec.name}; keys {'; '.join(reasons)}.",
             hint=f"give the whole {what}, of this model",
+        )
+    _check_dtypes(path, keys)
+
+
+def _check_dtypes(path: Path, keys: WeightKeys) -> None:
+    """Raise ModelError for weights of a type that is not read, such as int8 or NVFP4."""
+    dtypes = {key: keys.header.tensors[key].dtype for key in sorted(keys.stored.values())}
+    if unread := [f"{key} {it}" for key, it in dtypes.items() if it not in _FLOATS + GGUF_TYPES]:
+        raise ModelError(
+            f"{path} has weights of a dtype that is not read: {some(unread)}.",
+            hint="a file in fp8, in 16 or 32 bits, or GGUF",
         )
 
 

@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from wancli.catalog.file_names import expert_by_name, task_by_name
 from wancli.catalog.hf_configs import CLASSES, part_config
 from wancli.catalog.hub_cache import absent, cached_repos, find_cached
 from wancli.catalog.local import broken_weights, find_spec, read_config, spec_of_folder
@@ -18,7 +19,7 @@ from wancli.catalog.wan import Architecture
 from wancli.catalog.weight_files import ARCHITECTURE, identify, models_of
 from wancli.cost.wan import part_parameters
 from wancli.errors import InputError, ModelError, UsageError, WancliError
-from wancli.models.weight_summary import SIZE, expert_by_name, summarize_weights, task_by_name
+from wancli.models.weight_summary import SIZE, summarize_weights
 from wancli.planning.lora import check_lora_file
 from wancli.planning.lora_keys import (
     PICKLES,

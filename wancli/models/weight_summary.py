@@ -7,8 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from wancli.catalog.file_names import expert_by_name, task_by_name
 from wancli.catalog.specs import SPECS
-from wancli.catalog.tasks import IMAGE, TEXT
+from wancli.catalog.tasks import IMAGE
 from wancli.catalog.tiny_decoder import DECODER as TINY_DECODER
 from wancli.catalog.tiny_decoder import TinyDecoderShape, tiny_decoder_shape
 from wancli.catalog.wan import Architecture
@@ -217,20 +218,3 @@ def _sizes() -> dict[int, str]:
     """1.3B, 5B or 14B by hidden size, from the names of the known models."""
     named = ((spec.dim, re.search(SIZE, name)) for name, spec in SPECS.items())
     return {dim: f"{match[1]}B" for dim, match in named if match}
-
-
-def task_by_name(path: Path) -> str:
-    """The task that the name of a file or of its folder tells; "" if neither does."""
-    by_name = {"t2v": TEXT, "i2v": IMAGE, "": ""}
-    return by_name[_named(r"(?<![a-z])(t2v|i2v)(?![a-z])", path)]
-
-
-def expert_by_name(path: Path) -> str:
-    """`high` or `low` by the name of a file or of its folder; "" if neither tells."""
-    return _named(r"(?<![a-z])(high|low)(?:[ _-]?noise)?(?![a-z])", path)
-
-
-def _named(pattern: str, path: Path) -> str:
-    """The first match of a pattern in the name of a file or, failing that, of its folder."""
-    names = (path.stem.lower(), path.parent.name.lower())
-    return next((match[1] for name in names if (match := re.search(pattern, name))), "")

@@ -1,12 +1,40 @@
-"""Warn of a folder: the settings of its model's authors do not apply by themselves."""
+"""Warnings about a model: settings that are not its authors', and files of the other expert."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from wancli.catalog.file_names import expert_by_name
 from wancli.catalog.specs import SPECS, ModelSpec
+from wancli.catalog.tasks import EXPERTS
 from wancli.config.resolve import Resolved
 from wancli.errors import PlanWarning
+from wancli.planning.lora import find_lora
 
 _SIGN = "sampling.flow_shift"  # which no model does well with another's
+
+
+def swapped_expert_warnings(spec: ModelSpec, resolved: Resolved[Any]) -> tuple[PlanWarning, ...]:
+    """Warnings of files for one expert whose names tell that they are for the other."""
+    if spec.experts < 2:
+        return ()
+    return tuple(
+        PlanWarning(
+            f"`{setting}` {path.name}@{expert}: by its name it is for {named} noise.",
+            f"`{setting}` {path.name}@{named}",
+        )
+        for setting, path, expert in _files_of_experts(spec, resolved)
+        if (named := expert_by_name(path)) not in ("", expert)
+    )
+
+
+def _files_of_experts(spec: ModelSpec, resolved: Resolved[Any]) -> Iterator[tuple[str, Path, str]]:
+    """The files of transformers and LoRAs: their setting, their path, and their expert."""
+    for expert, part in EXPERTS.items():
+        if file := spec.file_of(part):
+            yield "transformer", file.path, expert
+    for lora in map(find_lora, resolved.settings.machine.lora):
+        yield "lora", lora.path, lora.expert
 
 
 def missing_preset_warnings(spec: ModelSpec, resolved: Resolved[Any]) -> tuple[PlanWarning, ...]:

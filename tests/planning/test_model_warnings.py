@@ -1,4 +1,4 @@
-"""A folder of a known kind of model is told which preset has its authors' settings."""
+"""Doubts about a model: a folder without its authors' settings, files of the other expert."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from wancli.catalog.specs import SPECS, ModelSpec
 from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Settings
-from wancli.planning.missing_preset import missing_preset_warnings
+from wancli.planning.model_warnings import missing_preset_warnings, swapped_expert_warnings
 
 DEFAULTS = resolve([], Settings)
 
@@ -37,3 +37,26 @@ def test_a_folder_with_a_shift_of_its_own_and_one_of_no_known_kind_are_not_warne
     assert missing_preset_warnings(in_folder("wan2.2-t2v-a14b"), chosen) == ()
     assert missing_preset_warnings(in_folder("wan2.2-t2v-a14b", boundary_ratio=0.5), DEFAULTS) == ()
     assert missing_preset_warnings(SPECS["wan2.2-t2v-a14b"], DEFAULTS) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "expert", "warned"),
+    [
+        ("wan2.2_lora_low_noise.safetensors", "high", True),
+        ("wan2.2_lora_low_noise.safetensors", "low", False),
+        ("Style-HIGH-v1.safetensors", "low", True),
+        ("high_quality_LowNoise.safetensors", "high", True),
+        ("high_quality_low.safetensors", "low", False),
+        ("slow_motion.safetensors", "high", False),
+    ],
+)
+def test_a_file_named_for_the_other_expert_is_warned_of(
+    tmp_path: Path, name: str, expert: str, warned: bool
+):
+    (tmp_path / name).touch()
+    machine = {"machine": {"lora": [f"{tmp_path / name}@{expert}=0.5"]}}
+    chosen = resolve([Layer("flag", machine)], Settings)
+    warnings = swapped_expert_warnings(SPECS["wan2.2-t2v-a14b"], chosen)
+    other = {"high": "low", "low": "high"}[expert]
+    assert [warning.hint for warning in warnings] == [f"`lora` {name}@{other}"] * warned
+    assert swapped_expert_warnings(SPECS["wan2.1-t2v-14b"], chosen) == ()
