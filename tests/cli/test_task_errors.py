@@ -24,6 +24,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_image(folder / "p.png", 1)
     tiny_clip(folder / "v.mp4", 1)
     tiny_clip(folder / "long.mp4", 2, frames=9)
+    tiny_clip(folder / "4.mp4", 3, frames=4)
     run_ffmpeg("-r", "30000/1001", "-i", str(folder / "v.mp4"), str(folder / "ntsc.mp4"))
     return folder
 
@@ -83,7 +84,8 @@ def _copies(wancli: Wancli, files: Path) -> None:
             "has 5 video frames; the output has 9",
             "--num-frames 5",
         ),
-        (VACE, (*CLIP, "--mask", "long.mp4", *SHORT), "--mask long.mp4 has 9", "cut it to 5"),
+        (VACE, (*CLIP, "--mask", "long.mp4", *SHORT), "--mask long.mp4 has 9", "-frames:v 5 NEW"),
+        (T2V, ("--video", "4.mp4", "--fps", 8), "4.mp4 has 4 video", "--num-frames 1, and cut it"),
         (T2V, (*CLIP, "--frames", 5), "has 8 frames per second; the output has 16", "--fps 8, or"),
         (T2V, ("--video", "ntsc.mp4", "--frames", 5), "has 29.97 frames", "convert it: ffmpeg"),
     ],

@@ -262,3 +262,21 @@ def test_a_missing_ffmpeg_is_a_setup_error(tmp_path: Path, monkeypatch: pytest.M
 )
 def test_an_ffmpeg_failure_is_described_in_a_few_words(log: bytes, code: int, reason: str) -> None:
     assert failure_reason(log, returncode=code) == reason
+
+
+@pytest.mark.parametrize(
+    ("options", "square", "hdr"),
+    [
+        (("-vf", "setsar=16/11"), False, False),
+        (("-vf", "setsar=64/64"), True, False),
+        (("-vf", "setparams=color_trc=arib-std-b67"), True, True),
+        (("-vf", "setparams=color_trc=smpte2084"), True, True),
+        (("-vf", "setparams=color_trc=bt709"), True, False),
+    ],
+)
+def test_the_shape_of_pixels_and_hdr_are_seen(
+    video: Path, tmp_path: Path, options: tuple[str, ...], square: bool, hdr: bool
+):
+    run_ffmpeg("-i", str(video), *options, "-c:v", "libx264", str(tmp_path / "b.mkv"))
+    info = probe(tmp_path / "b.mkv")
+    assert (info.square, info.hdr) == (square, hdr)

@@ -9,7 +9,7 @@ from wancli.catalog.specs import ModelSpec
 from wancli.catalog.wan import Architecture
 from wancli.config.settings import RolloutSettings
 from wancli.errors import PlanError, PlanWarning, UsageError
-from wancli.planning.input_files import check_picture, check_rate
+from wancli.planning.input_files import check_clip, check_picture
 from wancli.planning.plan import RolloutPlan
 from wancli.records.tensor_files import check_embeds, check_latents, check_noise, latents_shape
 
@@ -76,7 +76,7 @@ def clip_frames(clip: Path, settings: RolloutSettings, spec: ModelSpec) -> int:
             f"{clip} is {info.width}x{info.height}; the rollout is {video.width}x{video.height}.",
             hint=f"`size {info.width}x{info.height}`, or scale the clip",
         )
-    check_rate(str(clip), info.fps, video)
+    check_clip(clip.name, info, video)
     chunk = settings.rollout.chunk_frames
     alone = 1 if settings.rollout.independent_first_frame else 0
     latents = (info.frames - 1) // stride + 1

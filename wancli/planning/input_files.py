@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wancli.catalog.geometry import Strides, size_like
 from wancli.catalog.tasks import TEXT
@@ -13,21 +13,33 @@ from wancli.planning.inputs import SQUARE, VIDEOS, WHOLE, InputFiles
 from wancli.planning.plan import Plan
 from wancli.utils.files import digest
 
+if TYPE_CHECKING:
+    from wancli.video.read import VideoInfo
+
 _MUCH = 0.1  # of a picture that is cut off
 _SAME_FPS = 0.02  # ffmpeg prints rates with two decimals
+_TO_SDR = "zscale=t=linear:npl=100,tonemap=hable,zscale=p=bt709:t=bt709:m=bt709,format=yuv420p"
 
 
 def check_input_files(
     inputs: InputFiles, video: VideoShape, strides: Strides
 ) -> tuple[PlanWarning, ...]:
-    """Warn of files of which much is cut off to fit the video.
+    """Warn of files of which much is cut off to fit the video, and of colours that are not mapped.
 
     Raises InputError for an unreadable file, UsageError for a video of another length or fps.
     """
+    from wancli.video.read import probe
+
     warnings: list[PlanWarning] = []
     for name, paths in inputs.named().items():
         for path in paths:
-            size = _check_clip(f"`{name}`", path, video) if name in VIDEOS else _picture_size(path)
+            if name in VIDEOS:
+                info = probe(path)
+                warnings += check_clip(f"`{name}` {path.name}", info, video)
+                _check_length(f"`{name}` {path}", info.frames, video, strides)
+                size = info.width, info.height
+            else:
+                size = _picture_size(path)
             if name not in (*WHOLE, *SQUARE):
                 warnings += _cropping_warnings(name, path, size, video, strides)
     return tuple(warnings)
@@ -60,30 +72,36 @@ def _cropping_warnings(
         )
 
 
-def _check_clip(name: str, path: Path, video: VideoShape) -> tuple[int, int]:
-    """Width and height of an input video."""
-    from wancli.video.read import probe
-
-    info = probe(path)
-    if info.frames != video.num_frames:
+def check_clip(clip: str, info: "VideoInfo", video: VideoShape) -> tuple[PlanWarning, ...]:
+    """Warn of a clip in HDR. Raises UsageError for another frame rate, and for wide pixels."""
+    if abs(info.fps - video.fps) > _SAME_FPS:
+        whole = abs(info.fps - round(info.fps)) <= _SAME_FPS
         raise UsageError(
-            f"{name} {path} has {info.frames} video frames; the output has {video.num_frames}.",
-            hint=f"cut it to {video.num_frames}"
-            if info.frames > video.num_frames
-            else f"`num_frames {info.frames}`",
+            f"{clip} has {info.fps:g} frames per second; the output has {video.fps}.",
+            hint=(f"`fps {info.fps:.0f}`, or convert it: " if whole else "convert it: ")
+            + f"ffmpeg -i CLIP -vf fps={video.fps} NEW.mp4",
         )
-    check_rate(f"{name} {path}", info.fps, video)
-    return info.width, info.height
+    if not info.square:
+        raise UsageError(
+            f"{clip} has pixels that are not square, and would be distorted.",
+            hint="convert it: ffmpeg -i CLIP -vf scale=iw*sar:ih,setsar=1 NEW.mp4",
+        )
+    if not info.hdr:
+        return ()
+    hint = f"convert it: ffmpeg -i CLIP -vf {_TO_SDR} NEW.mp4"
+    return (PlanWarning(f"{clip} is in HDR, and its colours would be pale.", hint),)
 
 
-def check_rate(clip: str, fps: float, video: VideoShape) -> None:
-    """Raise UsageError for a clip of another frame rate than the output's."""
-    if abs(fps - video.fps) <= _SAME_FPS:
+def _check_length(clip: str, frames: int, video: VideoShape, strides: Strides) -> None:
+    """Raise UsageError for a clip of another length than the output."""
+    if frames == video.num_frames:
         return
-    whole = f"`fps {fps:.0f}`, or " if abs(fps - round(fps)) <= _SAME_FPS else ""
+    fitting = (frames - 1) // strides.temporal * strides.temporal + 1
+    cut = f"ffmpeg -i CLIP -frames:v {min(fitting, video.num_frames)} NEW.mp4"
+    more = "" if frames == fitting else f", and cut it: {cut}"
     raise UsageError(
-        f"{clip} has {fps:g} frames per second; the output has {video.fps}.",
-        hint=f"{whole}convert it: ffmpeg -i CLIP -vf fps={video.fps} NEW.mp4",
+        f"{clip} has {frames} video frames; the output has {video.num_frames}.",
+        hint=f"cut it: {cut}" if frames > video.num_frames else f"`num_frames {fitting}`{more}",
     )
 
 

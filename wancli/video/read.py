@@ -7,7 +7,7 @@ import shlex
 import struct
 import subprocess
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -27,7 +27,12 @@ _LARGEST_COMMENT = 16 * 2**20
 _CUT_HINT = "its writing was interrupted; make it again, or copy it again"
 
 # Only ffmpeg's own messages start like this; a comment that it prints is indented differently.
-_STREAM = re.compile(r"^\[info\]   Stream #.*?: Video: .*?, (\d+)x(\d+)[ ,].*?([\d.]+) fps", re.M)
+_STREAM = re.compile(
+    r"^\[info\]   Stream #.*?: Video: (?P<format>.*?), (?P<width>\d+)x(?P<height>\d+)"
+    r"(?: \[SAR (?P<wide>\d+):(?P<high>\d+) .*?\])?[ ,].*?(?P<fps>[\d.]+) fps",
+    re.M,
+)
+_HDR = ("smpte2084", "arib-std-b67")  # transfer functions: PQ and HLG
 
 # Without these flags, upsampling chroma repeats samples (an error of 7 levels, not 3).
 _SCALE = "scale=flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
@@ -42,13 +47,15 @@ class VideoInfo:
     height: int
     fps: float
     frames: int
+    square: bool = True  # whether its pixels are
+    hdr: bool = False  # whether it has a high dynamic range, which is not mapped to a normal one
 
 
 def probe(path: Path) -> VideoInfo:
     """Size, rate and length, counted by decoding everything. Raises InputError."""
     done = _decode(path, "-f", "framemd5")
-    width, height, fps = _stream(path, done)
-    return VideoInfo(width, height, fps, frames=len(_hashes(path, done)))
+    info = _stream(path, done)
+    return replace(info, frames=len(_hashes(path, done)))
 
 
 def read_frames(path: Path) -> "NDArray[np.uint8]":
@@ -56,9 +63,9 @@ def read_frames(path: Path) -> "NDArray[np.uint8]":
     import numpy as np
 
     done = _decode(path, *_RGB)
-    width, height, _ = _stream(path, done)
+    info = _stream(path, done)
     # torch.from_numpy needs a writable array.
-    return np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3).copy()
+    return np.frombuffer(done.stdout, np.uint8).reshape(-1, info.height, info.width, 3).copy()
 
 
 def stream_frames(
@@ -188,15 +195,23 @@ def _decoding(path: Path, *output: str) -> list[str]:
     return [*source, *mapping, *output, "pipe:1"]
 
 
-def _stream(path: Path, done: subprocess.CompletedProcess[bytes]) -> tuple[int, int, float]:
-    """Decoded width, height and rate: ffmpeg names its output stream last."""
-    streams = _STREAM.findall(done.stderr.decode(errors="replace"))
+def _stream(path: Path, done: subprocess.CompletedProcess[bytes]) -> VideoInfo:
+    """What was decoded, its frames uncounted: ffmpeg names its output stream last."""
+    streams = list(_STREAM.finditer(done.stderr.decode(errors="replace")))
     if not streams or not done.stdout:
         raise InputError(f"{path} holds no video frames.", hint=_CUT_HINT)
-    width, height, fps = streams[-1]
-    if not float(fps):
+    last = streams[-1]
+    if not float(last["fps"]):
         raise InputError(f"{path} has no frame rate.", hint=_CUT_HINT)
-    return int(width), int(height), float(fps)
+    wide, high = (int(last[side] or 1) for side in ("wide", "high"))
+    return VideoInfo(
+        int(last["width"]),
+        int(last["height"]),
+        float(last["fps"]),
+        frames=0,
+        square=100 * abs(wide - high) <= high,  # ratios are rounded
+        hdr=any(transfer in last["format"] for transfer in _HDR),
+    )
 
 
 def _hashes(path: Path, done: subprocess.CompletedProcess[bytes]) -> list[str]:
