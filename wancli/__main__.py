@@ -4,6 +4,14 @@ import atexit
 import gc
 import os
 
+if os.name == "nt":  # which lacks signals and locks that are imported next
+    os.write(
+        2,
+        b"error: wancli runs on Linux and macOS, not on Windows itself.\n"
+        b"hint:  in WSL: https://learn.microsoft.com/windows/wsl/install\n",
+    )
+    raise SystemExit(4)
+
 from wancli.utils.interrupts import Interrupted, handle, leave
 
 
