@@ -6,10 +6,15 @@ from typing import Any
 
 import pytest
 
+from wancli.catalog.local import find_spec
 from wancli.catalog.specs import SPECS, ModelSpec
 from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Settings
-from wancli.planning.model_warnings import missing_preset_warnings, swapped_expert_warnings
+from wancli.planning.model_warnings import (
+    length_warnings,
+    missing_preset_warnings,
+    swapped_expert_warnings,
+)
 
 DEFAULTS = resolve([], Settings)
 
@@ -37,6 +42,25 @@ def test_a_folder_with_a_shift_of_its_own_and_one_of_no_known_kind_are_not_warne
     assert missing_preset_warnings(in_folder("wan2.2-t2v-a14b"), chosen) == ()
     assert missing_preset_warnings(in_folder("wan2.2-t2v-a14b", boundary_ratio=0.5), DEFAULTS) == ()
     assert missing_preset_warnings(SPECS["wan2.2-t2v-a14b"], DEFAULTS) == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "frames", "trained"),
+    [
+        ("wan2.1-t2v-14b", 121, 81),
+        ("wan2.1-t2v-14b", 101, 0),
+        ("wan2.2-ti2v-5b", 161, 121),
+        ("rcm-t2v-14b-720p", 161, 77),
+        ("wan2.2-animate-14b", 401, 0),  # by segments
+        ("random:wan2.1-t2v-14b", 401, 0),
+    ],
+)
+def test_a_clip_much_longer_than_those_of_the_training_is_warned_of(
+    model: str, frames: int, trained: int
+):
+    chosen = resolve([Layer("flag", {"video": {"num_frames": frames}})], Settings)
+    hints = [warning.hint for warning in length_warnings(find_spec(model), chosen)]
+    assert [hint.partition(";")[0] for hint in hints] == [f"`num_frames {trained}`"] * bool(trained)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,14 @@ from typing import Any
 
 from wancli.catalog.file_names import expert_by_name
 from wancli.catalog.specs import SPECS, ModelSpec
-from wancli.catalog.tasks import EXPERTS
-from wancli.config.resolve import Resolved
+from wancli.catalog.tasks import EXPERTS, TASKS
+from wancli.config.presets import PACKAGED, layers, read_file
+from wancli.config.resolve import Resolved, resolve
+from wancli.config.settings import Settings
 from wancli.errors import PlanWarning
 from wancli.planning.lora import find_lora
 
+_MUCH = 1.25  # times the frames of training: authors and users go somewhat beyond
 _SIGN = "sampling.flow_shift"  # which no model does well with another's
 
 
@@ -35,6 +38,29 @@ def _files_of_experts(spec: ModelSpec, resolved: Resolved[Any]) -> Iterator[tupl
             yield "transformer", file.path, expert
     for lora in map(find_lora, resolved.settings.machine.lora):
         yield "lora", lora.path, lora.expert
+
+
+def length_warnings(spec: ModelSpec, resolved: Resolved[Any]) -> tuple[PlanWarning, ...]:
+    """A warning of a clip that is much longer than those that the model was trained on, or none."""
+    trained, frames = _trained_frames(spec.name), resolved.settings.video.num_frames
+    if spec.random or TASKS[spec.tasks[0]].segmented or not trained or frames <= _MUCH * trained:
+        return ()
+    text = (
+        f"{spec.name} was made for {trained} video frames: {frames} may repeat, flicker or drift."
+    )
+    return (
+        PlanWarning(
+            text, f"`num_frames {trained}`; longer ones: wancli rollout, by a causal model"
+        ),
+    )
+
+
+def _trained_frames(name: str) -> int:
+    """Video frames of the clips in a model's own preset; 0 for a model without one."""
+    path = PACKAGED / f"{name}.toml"
+    if name not in SPECS or not path.is_file():
+        return 0
+    return resolve(layers(read_file(path)), Settings).settings.video.num_frames
 
 
 def missing_preset_warnings(spec: ModelSpec, resolved: Resolved[Any]) -> tuple[PlanWarning, ...]:
