@@ -60,8 +60,11 @@ def test_an_interrupted_download_is_listed_as_partial_with_its_missing_files(
     wancli: Wancli, cache: Path, tiny_model: Path
 ):
     snapshot = put_in_cache(tiny_model, repo=REPO, cache=cache)
+    plan = ("plan", "--model", KNOWN, "--json")
+    assert not json.loads(wancli(*plan).out)["cost"]["downloads"]
     (weights,) = (snapshot / "vae").glob("*.safetensors")
     weights.unlink()
+    assert json.loads(wancli(*plan).out)["cost"]["downloads"]
     assert listed(wancli("model", "list", "--json"))[KNOWN]["state"] == "partly"
     result = wancli("model", "path", KNOWN)
     assert result.code == 4

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from wancli.catalog.hub_cache import cache_folder, repo_folder
+from wancli.catalog.hub_cache import cache_folder, find_cached
 from wancli.catalog.specs import ModelSpec, WeightFile
 from wancli.catalog.tasks import TEXT
 from wancli.cli.messages import with_flags
@@ -149,9 +149,12 @@ def _device_rows(estimate: Estimate) -> Rows:
 
 
 def is_downloaded(spec: ModelSpec) -> bool:
-    """Whether the hub's cache has a snapshot of the model."""
-    folder = repo_folder(spec.repo) / "snapshots"
-    return folder.is_dir() and any(folder.iterdir())
+    """Whether the hub's cache has the whole model, but for what is read from other files."""
+    from wancli.models.inspect import missing_files
+
+    if (cached := find_cached(spec.repo)) is None:
+        return False
+    return all(spec.file_of(name.partition("/")[0]) for name in missing_files(cached))
 
 
 def _disk_rows(estimate: Estimate, spec: ModelSpec, output: Path) -> Rows:
