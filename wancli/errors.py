@@ -168,7 +168,7 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 def some(names: Sequence[str], *, most: int = 8) -> str:
     """Join the first names of a list, and say how many more there are."""
     more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def shortened(value: object) -> str:

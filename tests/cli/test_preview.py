@@ -182,6 +182,8 @@ def test_frames_are_decoded_one_at_a_time(tmp_path: Path):
         (("a.mp4", "--gif", "a.gif", "--fps", 0), 2, "--fps 0", "--fps 16"),
         (("fast.mp4", "--gif", "a.gif", "--fps", 60), 2, "a GIF shows at most 50", "--fps 50"),
         (("a.mp4", "--rows", 0), 2, "'--rows'", "wancli preview --help"),
+        (("a.mp4", "--gif", "a.gif", "--rows", 2), 2, "for contact sheets", "--sheet NAME.png"),
+        (("a.mp4", "--grid", "-o", "a.png", "--columns", 2), 2, "for contact sheets", "--grid"),
         (("a.mp4", "--sheet", "taken.png"), 2, "taken.png exists", "--overwrite"),
         (("broken.mp4",), 4, "broken.mp4", ""),
         (("a.mp4", "--sheet", "file/a.png"), 6, "cannot write file/a.png", ""),

@@ -701,6 +701,13 @@ def test_no_chunk_of_a_rollout_waits_for_the_device(
         (("--resume", "-o", "no.mp4"), 4, "no rollout to resume", "without --resume"),
         (("--seed", "1,2"), 2, "one seed", "--seed 7"),
         (("--no-video",), 2, "--save-latents", "x.safetensors"),
+        (("--only-new",), 2, "needs frames to leave out", "--image or --extend"),
+        (
+            ("--no-video", "--save-latents", "x.st", "--report", "x.html"),
+            2,
+            "--report measures frames",
+            "drop --report",
+        ),
         (("--image", "cat.png"), 4, "'cat.png' not found", "check the path"),
         (("--model", "wan2.1-t2v-1.3b"), 2, "was not trained", "--force"),
         (("--report", "x.pdf"), 2, "not an .html", "drift.html"),

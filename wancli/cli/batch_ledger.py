@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wancli.cli.options import OutputOptions, Overwrite, takes_output_options
-from wancli.errors import InputError, UsageError
+from wancli.errors import InputError, UsageError, some
 
 if TYPE_CHECKING:
     from wancli.cli.screen import Screen
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 SCHEMA = "wancli.batch/1"
 _POLL_S = 1.0  # seconds between looks of `--watch`
 _MOST = 20  # running jobs, and reasons of failures, that are printed
-_MOST_LINES = 8  # of one reason
 Existing = Annotated[
     Path, typer.Argument(metavar="LEDGER", help="The ledger of a batch, or the folder it is in.")
 ]
@@ -310,10 +309,7 @@ def _lines(status: "BatchStatus", ledger: "Ledger", width: int) -> list[str]:
 
 def line_numbers(lines: Sequence[int]) -> str:
     """`line 3`, `lines 3, 5, 7 and 20 more`."""
-    shown = ", ".join(map(str, lines[:_MOST_LINES]))
-    more = len(lines) - _MOST_LINES
-    word = "line" if len(lines) == 1 else "lines"
-    return f"{word} {shown}" + (f" and {more:,} more" if more > 0 else "")
+    return f"{'line' if len(lines) == 1 else 'lines'} {some([*map(str, lines)])}"
 
 
 def _more(count: int, what: str) -> list[str]:

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from wancli.catalog.model_folders import VARIABLE, ModelFolder, folders_of, model_roots
 from wancli.cli.screen import Screen
+from wancli.errors import some
 from wancli.utils.units import gib
 
 if TYPE_CHECKING:
     from wancli.models.weight_summary import WeightSummary
-
-_MOST_MODELS = 2
 
 
 def show_files(roots: Sequence[Path], screen: Screen) -> None:
@@ -81,9 +80,7 @@ def _entry(folder: ModelFolder, info: "WeightSummary", parts: Sequence[str]) -> 
 
 def _row(folder: ModelFolder, info: "WeightSummary", parts: Sequence[str]) -> tuple[str, ...]:
     """The cells of a file; the last says what it is for, and which models it fits."""
-    models = ", ".join(info.models[:_MOST_MODELS])
-    more = len(info.models) - _MOST_MODELS
-    fits = f"{models} and {more} more" if more > 0 else models or "no known model"
+    fits = some(info.models, most=2) or "no known model"
     described = info.rank or info.problem
     purpose = ": ".join(filter(None, (info.description, "" if described else fits)))
     name = str(info.path.relative_to(folder.path))

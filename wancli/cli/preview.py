@@ -39,9 +39,13 @@ Sheet = Annotated[
         help="PNG with frames of all videos.",
     ),
 ]  # fmt: skip
-Rows = Annotated[int, typer.Option(min=1, max=100, rich_help_panel=SHEET, help="Rows of frames.")]
+Rows = Annotated[
+    int | None,
+    typer.Option(min=1, max=100, rich_help_panel=SHEET, show_default="3", help="Rows of frames."),
+]
 Columns = Annotated[
-    int, typer.Option(min=1, max=100, rich_help_panel=SHEET, help="Frames per row.")
+    int | None,
+    typer.Option(min=1, max=100, rich_help_panel=SHEET, show_default="4", help="Frames per row."),
 ]
 Gif = Annotated[
     Path | None, typer.Option(rich_help_panel=ANIMATION, help="Write the video as a GIF.")
@@ -74,8 +78,8 @@ def preview(  # noqa: PLR0913 - one parameter per flag
     files: Files,
     output_options: OutputOptions,
     sheet: Sheet = None,
-    rows: Rows = 3,
-    columns: Columns = 4,
+    rows: Rows = None,
+    columns: Columns = None,
     grid: Grid = False,
     gif: Gif = None,
     webp: Webp = None,
@@ -102,10 +106,15 @@ def preview(  # noqa: PLR0913 - one parameter per flag
     outputs.add(*(_output(p, f"--{name}", f".{name}", files) for name, p in moving if p))
     if fps is not None and not animations:
         raise UsageError("`fps` is for animations only.", hint="`gif NAME.gif` or `webp NAME.webp`")
+    if (rows or columns) and (grid or not sheets):
+        raise UsageError(
+            "`rows` and `columns` are for contact sheets.",
+            hint="drop them, or `sheet NAME.png` without `grid`",
+        )
     with outputs.locked():
         from wancli.video.sheet import SheetLayout, draw_animation, draw_sheet
 
-        layout = SheetLayout(rows, columns, width) if width else SheetLayout(rows, columns)
+        layout = SheetLayout(rows or 3, columns or 4, width or 240)
         draw = (
             partial(_draw_sweep, width=layout.width) if grid else partial(draw_sheet, grid=layout)
         )

@@ -76,21 +76,33 @@ class RolloutSession:
         self.plan = self._plan(settings)
         check_rollout_flags(self.resolved, changes=bool(self.schedule.changes))
         self._cropping = check_context_files(options.starts, self.plan, settings, self.spec)
+        self._check_flags()
+        self.seeds = self._seeds()
+        if options.video and options.files and gpu is None:
+            video = settings.video
+            choose_encoding(settings.output, (video.width, video.height), live=True)
+
+    def _check_flags(self) -> None:
+        """Raise PlanError for what does nothing without a video, or without frames before it."""
+        options, settings = self.options, self.resolved.settings
         if options.only_new and self.plan.spans[0].clean_frames:
             raise PlanError(
                 "`only_new` leaves out chunks before the generated ones; with `image_start "
                 "first-frame` the picture is part of the first.",
                 hint="drop `only_new`",
             )
-        if settings.rollout.reencode_first and not options.video:
-            raise PlanError(
-                "`reencode_first` encodes frames of the video, which `no_video` leaves undecoded.",
-                hint="drop `no_video`, or `no_reencode_first`",
-            )
-        self.seeds = self._seeds()
-        if options.video and options.files and gpu is None:
-            video = settings.video
-            choose_encoding(settings.output, (video.width, video.height), live=True)
+        if options.only_new and not self._context:
+            raise PlanError("`only_new` needs frames to leave out.", hint="`image` or `extend`")
+        for is_set, what, less in (
+            (settings.rollout.reencode_first, "`reencode_first` encodes", "`no_reencode_first`"),
+            (options.report, "`report` measures", "drop `report`"),
+            (options.only_new, "`only_new` leaves out", "drop `only_new`"),
+        ):
+            if is_set and not options.video:
+                raise PlanError(
+                    f"{what} frames of the video, which `no_video` leaves undecoded.",
+                    hint=f"drop `no_video`, or {less}",
+                )
 
     @property
     def warnings(self) -> Sequence[PlanWarning]:

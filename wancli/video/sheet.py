@@ -48,9 +48,9 @@ class Picture:
 class SheetLayout:
     """Grid of one video's pictures; `width` of a picture in pixels."""
 
-    rows: int = 3
-    columns: int = 4
-    width: int = 240
+    rows: int
+    columns: int
+    width: int
 
 
 def draw_sheet(videos: Sequence[Path], grid: SheetLayout) -> Picture:
