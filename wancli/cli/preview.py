@@ -100,24 +100,21 @@ def preview(  # noqa: PLR0913 - one parameter per flag
         raise UsageError("`grid` makes a sheet.", hint="`grid` with `sheet NAME.png` alone")
     _check_videos(files, animations=bool(animations))
     sheets = _sheets(files, sheet, animations=bool(animations))
+    if fps is not None and not animations:
+        raise UsageError("`fps` is for animations only.", hint="`gif NAME.gif` or `webp NAME.webp`")
+    if (rows or columns) and (grid or not sheets):
+        hint = "drop them, or `sheet NAME.png` without `grid`"
+        raise UsageError("`rows` and `columns` are for contact sheets.", hint=hint)
     outputs = OutputSet(overwrite=overwrite, reads=files, another="another name")
     outputs.add(*(_output(path, "--sheet", ".png", videos) for path, videos in sheets.items()))
     moving = (("gif", gif), ("webp", webp))
     outputs.add(*(_output(p, f"--{name}", f".{name}", files) for name, p in moving if p))
-    if fps is not None and not animations:
-        raise UsageError("`fps` is for animations only.", hint="`gif NAME.gif` or `webp NAME.webp`")
-    if (rows or columns) and (grid or not sheets):
-        raise UsageError(
-            "`rows` and `columns` are for contact sheets.",
-            hint="drop them, or `sheet NAME.png` without `grid`",
-        )
     with outputs.locked():
         from wancli.video.sheet import SheetLayout, draw_animation, draw_sheet
 
         layout = SheetLayout(rows or 3, columns or 4, width or 240)
-        draw = (
-            partial(_draw_sweep, width=layout.width) if grid else partial(draw_sheet, grid=layout)
-        )
+        sweep = partial(_draw_sweep, width=layout.width)
+        draw = sweep if grid else partial(draw_sheet, grid=layout)
         # Draw all before writing any: a video may be damaged at its end.
         drawn = [(target, videos, draw(videos)) for target, videos in sheets.items()]
         for target in animations:
