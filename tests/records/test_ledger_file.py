@@ -84,8 +84,10 @@ def test_what_is_no_ledger_stays_as_it_is(tmp_path, opening):
         opening(tmp_path)
 
 
-def test_a_network_file_system_is_refused():
-    mounts = "/dev/a / ext4 rw 0 0\nserver:/x /mnt/my\\040share nfs4 rw 0 0\n"
+@pytest.mark.parametrize("name", ["my share", "données", "a\N{NO-BREAK SPACE}b", "\udcff"])
+def test_a_network_file_system_is_refused(name):
+    escaped = name.replace(" ", "\\040")
+    mounts = f"/dev/a / ext4 rw 0 0\nserver:/x /mnt/{escaped} nfs4 rw 0 0\n"
     check_local(Path("/mnt"), mounts)
     with pytest.raises(UsageError, match="network file system .nfs4"):
-        check_local(Path("/mnt/my share/videos"), mounts)
+        check_local(Path(f"/mnt/{name}/videos"), mounts)

@@ -6,6 +6,7 @@ nothing here may open a ledger but SQLite.
 
 import json
 import os
+import re
 import shlex
 import sqlite3
 import stat
@@ -219,13 +220,13 @@ def check_local(folder: Path, mounts: str | None = None) -> None:
 def _file_system(folder: Path, mounts: str | None) -> str:
     """Type of the file system that holds a folder; "" if unknown."""
     try:
-        text = Path("/proc/self/mounts").read_text() if mounts is None else mounts
+        text = os.fsdecode(Path("/proc/self/mounts").read_bytes()) if mounts is None else mounts
     except OSError:
         return ""
     best, kind = -1, ""
-    for line in text.splitlines():
-        fields = line.split()
-        place = Path(fields[1].encode().decode("unicode_escape"))  # a space is \040
+    for line in filter(None, text.split("\n")):
+        fields = line.split(" ")
+        place = Path(re.sub(r"\\([0-7]{3})", lambda space: chr(int(space[1], 8)), fields[1]))
         if folder.is_relative_to(place) and len(place.parts) >= best:
             best, kind = len(place.parts), fields[2]
     return kind
