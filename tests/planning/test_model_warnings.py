@@ -11,6 +11,7 @@ from wancli.catalog.specs import SPECS, ModelSpec
 from wancli.config.resolve import Layer, resolve
 from wancli.config.settings import Settings
 from wancli.planning.model_warnings import (
+    distilled_name_warnings,
     length_warnings,
     missing_preset_warnings,
     swapped_expert_warnings,
@@ -84,3 +85,35 @@ def test_a_file_named_for_the_other_expert_is_warned_of(
     other = {"high": "low", "low": "high"}[expert]
     assert [warning.hint for warning in warnings] == [f"`lora` {name}@{other}"] * warned
     assert swapped_expert_warnings(SPECS["wan2.1-t2v-14b"], chosen) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "sampling", "warned"),
+    [
+        ("Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32", {}, True),
+        ("Wan21_CausVid_14B_T2V_lora_rank32_v2", {}, True),
+        ("Wan2.2-T2V-4steps-lora", {}, True),
+        ("Wan2.2-T2V-4steps-lora", {"guidance_scale": 1.0}, False),
+        ("Wan2.2-T2V-4steps-lora", {"scheduler": "few-step"}, False),
+        ("style_12steps", {}, False),
+        ("footsteps", {}, False),
+        ("wan2.1_t2v_14b_lora_rank64_lightx2v_4step", {}, False),  # a preset has it: refused
+    ],
+)
+def test_guidance_with_a_file_that_its_name_calls_distilled_is_warned_of(
+    tmp_path: Path, name: str, sampling: dict[str, Any], warned: bool
+):
+    (tmp_path / f"{name}.safetensors").touch()
+    tables = {"machine": {"lora": [str(tmp_path / f"{name}.safetensors")]}, "sampling": sampling}
+    chosen = resolve([Layer("flag", tables)], Settings)
+    warnings = distilled_name_warnings(SPECS["wan2.1-t2v-14b"], chosen)
+    hint = "`guidance_scale 1`, and `preset wan2.1-t2v-14b-4step`"
+    assert [warning.hint for warning in warnings] == [hint] * warned
+
+
+def test_each_expert_may_have_guidance_of_its_own(tmp_path: Path):
+    (tmp_path / "lightning.safetensors").touch()
+    lora = {"machine": {"lora": [f"{tmp_path / 'lightning.safetensors'}@low"]}}
+    mixed = {"guidance_scale": 3.5, "guidance_scale_2": 1.0}
+    chosen = resolve([Layer("flag", {**lora, "sampling": mixed})], Settings)
+    assert distilled_name_warnings(SPECS["wan2.2-t2v-a14b"], chosen) == ()

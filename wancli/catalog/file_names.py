@@ -5,6 +5,11 @@ from pathlib import Path
 
 from wancli.catalog.tasks import IMAGE, TEXT
 
+_DISTILLED = re.compile(
+    r"lightx2v|lightning|causvid|accvid|fusionx|distill|(?<![a-z])dmd|"
+    r"(?<!\d)[1-8][ _-]?steps?(?![a-z])"
+)
+
 
 def task_by_name(path: Path) -> str:
     """The task that a name tells; "" if none does."""
@@ -16,6 +21,11 @@ def expert_by_name(path: Path) -> str:
     """`high` or `low`, as a name tells; "" if none does."""
     plain = r"(?<![a-z])(high|low)(?![a-z])"
     return _only(r"(?<![a-z])(high|low)[ _-]?noise", path) or _only(plain, path)
+
+
+def is_distilled_by_name(path: Path) -> bool:
+    """Whether the name of a file tells that it was distilled to few steps without guidance."""
+    return bool(_DISTILLED.search(path.stem.lower()))
 
 
 def _only(pattern: str, path: Path) -> str:

@@ -21,11 +21,7 @@ from wancli.planning.input_files import check_input_files, inputs_json
 from wancli.planning.inputs import NO_INPUTS, InputFiles, add_required_inputs
 from wancli.planning.listed_steps import step_count
 from wancli.planning.lora import find_lora, merged_revision, report_loras
-from wancli.planning.model_warnings import (
-    length_warnings,
-    missing_preset_warnings,
-    swapped_expert_warnings,
-)
+from wancli.planning.model_warnings import model_warnings
 from wancli.planning.output_files import is_latents_of, sidecar_files
 from wancli.planning.plan import Plan, check_unused_settings, clip_warnings, make_plan
 from wancli.records.naming import name_fields, name_output
@@ -183,13 +179,8 @@ def plan_videos(
         choose_encoding(settings.output, (settings.video.width, settings.video.height))
     words = prompt_warnings(spec, [request.prompt])
     cropping = check_input_files(request.inputs, settings.video, spec.strides)
-    settled = (
-        *distilled_warnings(request.resolved),
-        *missing_preset_warnings(spec, request.resolved),
-        *length_warnings(spec, request.resolved),
-        *swapped_expert_warnings(spec, request.resolved),
-    )
-    warnings = (*words, *clip_warnings(spec), *settled, *cropping)
+    about_model = (*clip_warnings(spec), *model_warnings(spec, request.resolved))
+    warnings = (*words, *about_model, *distilled_warnings(request.resolved), *cropping)
     texts = [warning.text for warning in warnings]
     weights = merged_revision(spec, settings.machine.lora)
     input_records = inputs_json(request.inputs, plan)

@@ -1,20 +1,31 @@
-"""Warnings about a model: settings that are not its authors', and files of the other expert."""
+"""Warnings about a model: settings that are not its authors', files that are not for these."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wancli.catalog.file_names import expert_by_name
+from wancli.catalog.file_names import expert_by_name, is_distilled_by_name
 from wancli.catalog.specs import SPECS, ModelSpec
 from wancli.catalog.tasks import EXPERTS, TASKS
 from wancli.config.presets import PACKAGED, layers, read_file
 from wancli.config.resolve import Resolved, resolve
 from wancli.config.settings import Settings
 from wancli.errors import PlanWarning
+from wancli.planning.distilled import preset_of
 from wancli.planning.lora import find_lora
 
 _MUCH = 1.25  # times the frames of training: authors and users go somewhat beyond
 _SIGN = "sampling.flow_shift"  # which no model does well with another's
+
+
+def model_warnings(spec: ModelSpec, resolved: Resolved[Any]) -> tuple[PlanWarning, ...]:
+    """All warnings of a clip."""
+    return (
+        *missing_preset_warnings(spec, resolved),
+        *length_warnings(spec, resolved),
+        *swapped_expert_warnings(spec, resolved),
+        *distilled_name_warnings(spec, resolved),
+    )
 
 
 def swapped_expert_warnings(spec: ModelSpec, resolved: Resolved[Any]) -> tuple[PlanWarning, ...]:
@@ -29,6 +40,26 @@ def swapped_expert_warnings(spec: ModelSpec, resolved: Resolved[Any]) -> tuple[P
         for setting, path, expert in _files_of_experts(spec, resolved)
         if (named := expert_by_name(path)) not in ("", expert)
     )
+
+
+def distilled_name_warnings(spec: ModelSpec, resolved: Resolved[Any]) -> tuple[PlanWarning, ...]:
+    """Warnings of guidance with files that were distilled to run without, as their names tell.
+
+    Of LoRAs that a packaged preset has, `check_distilled` knows it.
+    """
+    sampling, warnings = resolved.settings.sampling, []
+    preset = f"{spec.name}-4step"
+    steps = f"`preset {preset}`" if (PACKAGED / f"{preset}.toml").is_file() else "few `steps`"
+    for setting, path, expert in _files_of_experts(spec, resolved):
+        low = expert == "low" and sampling.guidance_scale_2 is not None
+        name = "guidance_scale_2" if low else "guidance_scale"
+        scale = getattr(sampling, name)
+        if scale > 1 and sampling.scheduler != "few-step" and is_distilled_by_name(path):
+            text = f"`{setting}` {path.name}: by its name it is distilled, to run without guidance;"
+            if not preset_of(path):
+                warning = PlanWarning(f"{text} `{name}` is {scale:g}.", f"`{name} 1`, and {steps}")
+                warnings.append(warning)
+    return tuple(warnings)
 
 
 def _files_of_experts(spec: ModelSpec, resolved: Resolved[Any]) -> Iterator[tuple[str, Path, str]]:
@@ -48,11 +79,8 @@ def length_warnings(spec: ModelSpec, resolved: Resolved[Any]) -> tuple[PlanWarni
     text = (
         f"{spec.name} was made for {trained} video frames: {frames} may repeat, flicker or drift."
     )
-    return (
-        PlanWarning(
-            text, f"`num_frames {trained}`; longer ones: wancli rollout, by a causal model"
-        ),
-    )
+    hint = f"`num_frames {trained}`; longer ones: wancli rollout, by a causal model"
+    return (PlanWarning(text, hint),)
 
 
 def _trained_frames(name: str) -> int:

@@ -50,7 +50,8 @@ def ffmpeg_exe() -> str:
     with suppress(RuntimeError):
         exe = shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
     if exe is None:
-        hint = "pip install --force-reinstall imageio-ffmpeg, and unset IMAGEIO_FFMPEG_EXE"
+        hint = "install ffmpeg, or pip install --force-reinstall imageio-ffmpeg"
+        hint += "; unset IMAGEIO_FFMPEG_EXE" if "IMAGEIO_FFMPEG_EXE" in os.environ else ""
         raise SetupError("ffmpeg not found.", hint=hint)
     return exe
 
