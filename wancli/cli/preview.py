@@ -132,11 +132,13 @@ def _videos(files: Sequence[Path]) -> Iterator[Path]:
             yield file
             continue
         from wancli.records.ledger import DONE, SKIPPED, open_ledger
+        from wancli.records.ledger_file import batch_command
 
         with open_ledger(file) as ledger:
             videos = [Path(row["output"]) for row in ledger.rows(DONE, SKIPPED)]
         if not videos:
-            raise InputError(f"{file} has no finished videos.", hint=f"wancli batch status {file}")
+            hint = batch_command("status", file)
+            raise InputError(f"{file} has no finished videos.", hint=hint)
         yield from videos
 
 

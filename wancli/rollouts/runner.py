@@ -1,5 +1,6 @@
 """Runs a rollout: load, encode, then chunk after chunk into one video, and a record."""
 
+import shlex
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
@@ -29,6 +30,7 @@ from wancli.models.warm import WarmPipeline
 from wancli.planning.context import NO_FILES, ContextFiles
 from wancli.planning.plan import RolloutPlan
 from wancli.planning.prompts import PromptSchedule
+from wancli.records.naming import literal
 from wancli.records.progress import ChunkDone, Phase, Report, Step
 from wancli.records.record import (
     UNFINISHED,
@@ -76,9 +78,10 @@ class RolloutJob:
 
     @property
     def resume(self) -> str:
-        """The command that resumes it."""
-        where = f"-o {self.video}" if self.video else f"--no-video --save-latents {self.latents}"
-        return f"wancli rollout --resume {where}"
+        """The command that resumes it, as it is typed into a shell."""
+        flags = ["-o"] if self.video else ["--no-video", "--save-latents"]
+        name = literal(self.video or self.latents or "")
+        return shlex.join(["wancli", "rollout", "--resume", *flags, name])
 
     @property
     def record_path(self) -> Path | None:
