@@ -31,6 +31,6 @@ def is_distilled_by_name(path: Path) -> bool:
 def _only(pattern: str, path: Path) -> str:
     """The only match of a pattern in the name of a file or, failing that, of its folder."""
     for name in (path.stem.lower(), path.parent.name.lower()):
-        if len(found := set(re.findall(pattern, name))) == 1:
-            return str(found.pop())
+        if len(matches := set(re.findall(pattern, name))) == 1:
+            return str(matches.pop())
     return ""

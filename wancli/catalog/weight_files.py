@@ -371,12 +371,12 @@ def find_recorded(weights: Sequence[Mapping[str, Any]], record: Path) -> dict[st
     """
     several = any(entry["part"] == EXPERTS["low"] for entry in weights)
     experts = {part: f"@{expert}" for expert, part in EXPERTS.items()} if several else {}
-    found = {
+    files = {
         entry["part"]: f"{_find(entry, record)}{experts.get(entry['part'], '')}"
         for entry in weights
     }
-    transformers = tuple(found.pop(part) for part in EXPERTS.values() if part in found)
-    return found | ({"transformer": transformers} if transformers else {})
+    transformers = tuple(files.pop(part) for part in EXPERTS.values() if part in files)
+    return files | ({"transformer": transformers} if transformers else {})
 
 
 def _find(entry: Mapping[str, Any], record: Path) -> Path:

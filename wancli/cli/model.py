@@ -126,8 +126,8 @@ def _fetch(repo: str, only: str = "", *, without: Collection[str] = (), screen: 
     if needed:
         check_space(repo, needed)
         screen.note(f"{repo}: {gib(needed)} to download")
-    with screen.transfer(needed) as tell:
-        return download(repo, tell, only=only, without=without)
+    with screen.transfer(needed) as on_bytes:
+        return download(repo, on_bytes, only=only, without=without)
 
 
 @takes_output_options

@@ -84,8 +84,7 @@ def _with_value(name: str, value: object) -> str:
 
 def _distilled_loras(settings: Settings) -> list[DistilledLora]:
     known = _packaged() if settings.machine.lora else {}
-    found = [known.get(_name(text)) for text in settings.machine.lora]
-    return [lora for lora in found if lora]
+    return [*filter(None, (known.get(_name(text)) for text in settings.machine.lora))]
 
 
 @cache
