@@ -1,14 +1,13 @@
 """Tables of timings at 80 columns."""
 
-import io
 import time
 from typing import Any
 
 import pytest
-from rich.console import Console
-from rich.table import Table
 
+from wancli.cli.table import table_lines
 from wancli.cli.timings import (
+    Table,
     chunks_table,
     in_lines,
     phases,
@@ -19,9 +18,8 @@ from wancli.cli.timings import (
 
 
 def lines(table: Table, width: int = 80) -> list[str]:
-    file = io.StringIO()
-    Console(file=file, width=width).print(table)
-    return file.getvalue().splitlines()
+    columns, rows = table
+    return list(table_lines(columns, rows, right=columns, width=width))
 
 
 def timings(count: int, *, ms: float = 1234.5, cached: bool = False) -> dict[str, Any]:

@@ -191,11 +191,11 @@ class Screen:
 
     def _timings(self, record: "RunRecord") -> None:
         timings, width, whole = record.timings, self.err.width, self.options.verbose
-        if rows := timings.get("chunks"):
-            self.err.print(chunks_table(rows, whole=whole))
+        if chunks := timings.get("chunks"):
+            self._numbers(*chunks_table(chunks, whole=whole))
         elif timings.get("steps_ms"):
             table = whole_steps_table(timings) if whole else steps_table(timings, width=width)
-            self.err.print(table)
+            self._numbers(*table)
         now = monotonic()
         start_s = max(0.0, now - self._since - timings["total_s"])
         self._since = now
@@ -213,6 +213,14 @@ class Screen:
             if name.endswith("_peak_gib")
         )
         self.note(f"peak {'  '.join(peaks)}  seed {record.request['seed']}")
+
+    def _numbers(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table of numbers on stderr."""
+        from wancli.cli.table import table_lines
+
+        lines = table_lines(columns, rows, right=columns, width=self.err.width)
+        for number, line in enumerate(lines):
+            self.err.print(line, style="" if number else "bold", markup=False)
 
     def _reuse(self, cache: Mapping[str, Any]) -> None:
         reused, forwards = cache["reused"], cache["forwards"]

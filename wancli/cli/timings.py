@@ -5,11 +5,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
+Row = tuple[str, ...]
+Table = tuple[Row, list[Row]]  # the columns, all of numbers, and the rows
 SHOWN = 10  # rows at either end of a long table of chunks
 _ROWS = 18  # lines of a short table of steps, without its header
 _FEW = 8  # steps that need only one column
@@ -63,7 +62,7 @@ def in_lines(items: Sequence[str], width: int) -> Iterator[str]:
         yield line
 
 
-def steps_table(timings: Mapping[str, Any], *, width: int) -> "Table":
+def steps_table(timings: Mapping[str, Any], *, width: int) -> Table:
     """The steps side by side, in columns of at most `_ROWS`: sigma, time, and the work done."""
     steps: Sequence[float] = timings["steps_ms"]
     uses: Sequence[Mapping[str, Any]] = timings.get("uses", ())
@@ -84,40 +83,35 @@ def steps_table(timings: Mapping[str, Any], *, width: int) -> "Table":
     groups = max(1, min((width + 2 * _GAP) // each, -(-len(cells) // _FEW)))
     cells = _ends(cells, _ROWS * groups // 2, tuple("…" for _ in header))
     rows = -(-len(cells) // groups)
-    table = _table(_side_by_side([header] * groups))
-    for row in range(rows):
-        table.add_row(*_side_by_side(cells[row::rows]))
-    return table
+    cells += [("",) * len(header)] * (rows * groups - len(cells))
+    return _side_by_side([header] * groups), [_side_by_side(cells[n::rows]) for n in range(rows)]
 
 
-def whole_steps_table(timings: Mapping[str, Any]) -> "Table":
+def whole_steps_table(timings: Mapping[str, Any]) -> Table:
     """A row per step: its share of the time, and what each branch of a step cache computed."""
     steps: Sequence[float] = timings["steps_ms"]
     uses: Sequence[Mapping[str, Any]] = timings.get("uses", ())
     branches = list(dict.fromkeys(use["branch"] for use in uses))
     cells_of = {(use["step"], use["branch"]): _use(use) for use in uses}
-    table = _table(("step", "sigma", *(branches or ["forwards"]), "ms", "share"))
-    rows = zip(timings["sigmas"], timings["forwards"], steps, strict=True)
-    for index, (sigma, forwards, ms) in enumerate(rows):
+    rows = []
+    each = zip(timings["sigmas"], timings["forwards"], steps, strict=True)
+    for index, (sigma, forwards, ms) in enumerate(each):
         cells = [cells_of.get((index, branch), "") for branch in branches] or [str(forwards)]
         share = f"{ms / (sum(steps) or 1):.1%}"
-        table.add_row(str(index + 1), f"{sigma:.4f}", *cells, f"{ms:.0f}", share)
-    return table
+        rows.append((str(index + 1), f"{sigma:.4f}", *cells, f"{ms:.0f}", share))
+    return ("step", "sigma", *(branches or ["forwards"]), "ms", "share"), rows
 
 
-def chunks_table(chunks: Sequence[Mapping[str, Any]], *, whole: bool) -> "Table":
+def chunks_table(chunks: Sequence[Mapping[str, Any]], *, whole: bool) -> Table:
     """A row per chunk; unless `whole`, of many chunks the first and last.
 
     `wait` is how long denoising stood still for decoding, writing and drift beside it.
     """
-    table = _table(_CHUNKS)
     rows = [_chunk_cells(chunk) for chunk in chunks]
-    for row in rows if whole else _ends(rows, SHOWN, tuple("…" for _ in _CHUNKS)):
-        table.add_row(*row)
-    return table
+    return _CHUNKS, rows if whole else _ends(rows, SHOWN, tuple("…" for _ in _CHUNKS))
 
 
-def _chunk_cells(chunk: Mapping[str, Any]) -> tuple[str, ...]:
+def _chunk_cells(chunk: Mapping[str, Any]) -> Row:
     steps, name = chunk["steps_ms"], chunk["chunk"]
     mean = f"{sum(steps) / len(steps):.0f}" if steps else "kept" if name >= 0 else "given"
     rest = (f"{chunk[key]:.0f}" for key in _LANES)
@@ -131,28 +125,14 @@ def _chunk_cells(chunk: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _table(columns: Sequence[str]) -> "Table":
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
-
-
-def _ends(
-    rows: list[tuple[str, ...]], count: int, between: tuple[str, ...]
-) -> list[tuple[str, ...]]:
+def _ends(rows: list[Row], count: int, between: Row) -> list[Row]:
     """All rows, or of many the first and last `count` with `between` between them."""
     return rows if len(rows) <= 2 * count + 1 else [*rows[:count], between, *rows[-count:]]
 
 
-def _side_by_side(groups: Sequence[Sequence[str]]) -> list[str]:
+def _side_by_side(groups: Sequence[Row]) -> Row:
     """Cells of the groups, with an empty one between groups."""
-    cells: list[str] = []
-    for group in groups:
-        cells += ["", *group] if cells else group
-    return cells
+    return tuple(cell for group in groups for cell in ("", *group))[1:]
 
 
 def _share_run(uses: Sequence[Mapping[str, Any]]) -> dict[int, float]:
