@@ -1,6 +1,7 @@
 """`wancli batch`: everything is checked before anything loads, and nothing is lost."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,21 @@ def test_a_wrong_job_is_named_before_anything_loads(forked, tmp_path, line, word
     assert words in err
     assert "torch" not in heavy
     assert [path.name for path in tmp_path.iterdir()] == ["j.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ('{"prompt": "a", "steps": 0}\n{"seed": 1}', ":1: --steps 0: .* Wrong, too: line 2"),
+        ('{"defaults": {"steps": [2, 0]}}\n{"prompt": "a"}', ":1: 'defaults': --steps 0: "),
+        ('{"defaults": {"steps": 0}}\n{"prompt": "a", "steps": -1}', ":2: --steps -1: "),
+    ],
+)
+def test_wrong_values_are_blamed_on_whose_they_are(wancli, lines, words):
+    Path("j.jsonl").write_text(lines)
+    result = wancli("batch", "j.jsonl", "--dry-run")
+    assert result.code == 2
+    assert re.search(words, result.err)
 
 
 def test_an_existing_file_stops_a_new_batch(forked, tmp_path):

@@ -132,8 +132,8 @@ def test_a_setting_of_true_is_not_a_setting_of_one(read):
         ('{"prompt": "a", "steps": 1, "--steps": 2}', SettingsError, "twice", "drop"),
         ('{"prompt": "a", "num_videos": 0}', SettingsError, "num_videos 0", "1 to 10000"),
         ('{"prompt": "a", "id": "x"}', UsageError, "that of line 1", "another"),
-        ('{"prompt": "a"', InputError, "not JSON", "JSON lines"),
-        ('["a"]', InputError, "not a JSON object", "JSON lines"),
+        ('{"prompt": "a"', UsageError, "not JSON", "JSON lines"),
+        ('["a"]', UsageError, "not a JSON object", "JSON lines"),
     ],
 )
 def test_an_error_names_its_line(read, line, error, words, hint):
@@ -144,6 +144,12 @@ def test_an_error_names_its_line(read, line, error, words, hint):
     assert hint in caught.value.hint
 
 
+def test_all_wrong_lines_are_named(read):
+    lines = '{"prompt": "a"}\n{"prompt":\n{"prompt": "b", "stepz": 3}\n{"prompt": "c"}\n[1]\n'
+    with pytest.raises(UsageError, match=r"b.jsonl:2: not JSON.* Wrong, too: lines 3, 5\.$"):
+        read(lines)
+
+
 @pytest.mark.parametrize(
     ("defaults", "words"),
     [
@@ -151,6 +157,7 @@ def test_an_error_names_its_line(read, line, error, words, hint):
         ({"command": "rollout", "chunkz": 4}, "unknown key 'chunkz' of rollout."),
         ({"command": "rolout"}, "unknown command 'rolout'."),
         ({"steps": 4, "--steps": 4}, "the key 'steps' stands twice."),
+        ({"size": []}, "`size` is an empty list."),
     ],
 )
 def test_what_is_wrong_with_the_defaults_is_not_blamed_on_a_job(read, defaults, words):
@@ -181,7 +188,7 @@ def test_what_is_wrong_with_the_defaults_is_not_blamed_on_a_job(read, defaults, 
     ],
 )
 def test_a_broken_file_is_one_error(read, name, content, words):
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(UsageError, match=words):
         read(content, name)
 
 

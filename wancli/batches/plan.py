@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ from wancli.catalog.vocabulary import prompt_warnings
 from wancli.cost.devices import gpus_seen_once
 from wancli.cost.estimate import Estimate
 from wancli.errors import PlanWarning, WancliError
-from wancli.planning.jobs import BatchFile, BatchJob, JobSettings, at_line
+from wancli.planning.jobs import (
+    BatchFile,
+    BatchJob,
+    JobSettings,
+    about_defaults,
+    at_lines,
+    same_error,
+)
 from wancli.planning.listed_steps import step_count
 from wancli.planning.offload import OFFLOADS
 from wancli.planning.shards import Shard
@@ -104,9 +112,10 @@ class _Checked:
 def _check_all(
     batch: BatchFile, firsts: Mapping[int, BatchJob], listener: Listener, *, fits: bool
 ) -> list[_Checked]:
-    """Check a job of each settings. Raises WancliError with its line."""
+    """Check a job of each settings. Raises WancliError with the lines of those that are wrong."""
     plans: dict[str, _Checked] = {}
     checked = []
+    wrong: dict[int, WancliError] = {}
     for number, shared in enumerate(batch.settings):
         try:
             if (key := _plan_key(shared)) not in plans:
@@ -114,7 +123,14 @@ def _check_all(
             values = typed({**batch.environment, **shared.values})  # whoever makes it, and where
             checked.append(replace(plans[key], values=absolute_files(values)))
         except WancliError as error:
-            raise at_line(batch.origin, firsts[number].line, error) from None
+            plain = replace(firsts[number], prompt="a prompt")
+            defaults = replace(shared, values=batch.defaults_in(shared.values))
+            alone = partial(_check, defaults, plain, listener, fits=fits)
+            if not wrong and defaults.values and same_error(error, alone):
+                raise about_defaults(batch.origin, batch.defaults, error) from None
+            wrong.setdefault(firsts[number].line, error)
+    if wrong:
+        raise at_lines(batch.origin, wrong)
     return checked
 
 

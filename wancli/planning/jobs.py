@@ -9,7 +9,8 @@ import csv
 import hashlib
 import io
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, islice, product
@@ -21,13 +22,13 @@ from wancli.config.layers import environment
 from wancli.config.seeds import parse_seeds
 from wancli.config.settings import ALIASES
 from wancli.errors import (
-    InputError,
     SettingsError,
     UsageError,
     WancliError,
     closest,
     missing,
     shortened,
+    some,
 )
 from wancli.planning.prompts import check_prompt
 from wancli.utils.reading import parse_json, read_stream, read_text, read_toml, unreadable
@@ -41,8 +42,8 @@ _LISTS = ("lora", "ref_image")  # settings that are lists; a list of lists expan
 _OWN = ("prompt", "seed", "num_videos", "output", "id", "command")  # of a job, not shared
 _HINT = 'JSON lines such as {"prompt": "a red circle", "seed": "0-3"}, CSV, TOML, or prompts'
 
-Row = tuple[int, dict[str, Any]]  # the line in the file, and its values
-Defaults = tuple[int | None, dict[str, Any]]  # the same; in TOML they have no line
+Row = tuple[int, Mapping[str, Any] | str]  # the line in the file, and its values or their JSON
+Defaults = tuple[int | None, Mapping[str, Any]]  # the same; in TOML they have no line
 _NO_DEFAULTS: Defaults = None, {}
 
 
@@ -79,6 +80,13 @@ class BatchFile:
     jobs: Sequence[BatchJob]
     digest: str
     environment: Mapping[str, str]
+    defaults: Defaults = _NO_DEFAULTS
+
+    def defaults_in(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of a job's values that are the file's defaults."""
+        _, named = self.defaults
+        several = {key: v if _is_matrix(key, v) else [v] for key, v in named.items()}
+        return {key: value for key, value in values.items() if value in several.get(key, ())}
 
 
 class JobSeeds:
@@ -112,29 +120,64 @@ def read_jobs(path: Path, known: Mapping[str, Collection[str]]) -> BatchFile:
     """Read a file of jobs, or standard input for `-`; `known` has the keys of each command.
 
     What the environment names where a job does not is part of the batch, as its own values are.
-    Raises InputError for a file that cannot be read, SettingsError or UsageError with the line.
+    Raises InputError for a file that cannot be read, SettingsError or UsageError with the line for
+    what is in it.
     """
     origin = "standard input" if path == STDIN else str(path)
     defaults, rows = _rows(path, origin)
     reader = _JobReader(origin, known, defaults)
     jobs: list[BatchJob] = []
+    wrong: dict[int, WancliError] = {}
     for line, row in rows:
-        jobs.extend(islice(reader.jobs_of(line, row), MOST_JOBS + 1 - len(jobs)))
+        try:
+            jobs.extend(islice(reader.jobs_of(line, row), MOST_JOBS + 1 - len(jobs)))
+        except WancliError as error:
+            if not wrong and same_error(error, reader.try_defaults):
+                raise about_defaults(origin, defaults, error) from None
+            wrong[line] = error
         if len(jobs) > MOST_JOBS:
             raise at_line(
                 origin, line, UsageError(f"over {MOST_JOBS:,} jobs.", hint="split the file")
             )
+    if wrong:
+        raise at_lines(origin, wrong)
     if not jobs:
-        raise InputError(f"{origin} has no jobs.", hint=_HINT)
+        raise UsageError(f"{origin} has no jobs.", hint=_HINT)
     named = environment()
     under = [replace(one, values={**named, **one.values}) for one in reader.settings]
-    return BatchFile(origin, reader.settings, jobs, _digest(under, jobs), named)
+    shared = defaults[0], reader.defaults
+    return BatchFile(origin, reader.settings, jobs, _digest(under, jobs), named, shared)
 
 
 def at_line(origin: str, line: int | None, error: WancliError) -> WancliError:
     """The same kind of error, which begins with the file and the line."""
     where = origin if line is None else f"{origin}:{line}"
     return type(error)(f"{where}: {error}", hint=error.hint)
+
+
+def at_lines(origin: str, errors: Mapping[int, WancliError]) -> WancliError:
+    """The error of the first of these lines, with the numbers of the others."""
+    first, *others = sorted(errors)
+    error = errors[first]
+    if others:
+        lines = "lines" if len(others) > 1 else "line"
+        too = f"{error} Wrong, too: {lines} {some([*map(str, others)])}."
+        error = type(error)(too, hint=error.hint)
+    return at_line(origin, first, error)
+
+
+def about_defaults(origin: str, defaults: Defaults, error: WancliError) -> WancliError:
+    """An error that a file's defaults have, and not a job."""
+    return at_line(origin, defaults[0], type(error)(f"'defaults': {error}", hint=error.hint))
+
+
+def same_error(error: WancliError, attempt: Callable[[], object]) -> bool:
+    """Whether an attempt ends in the same error."""
+    try:
+        attempt()
+    except WancliError as other:
+        return str(other) == str(error)
+    return False
 
 
 class _JobReader:
@@ -144,35 +187,37 @@ class _JobReader:
         self, origin: str, known: Mapping[str, Collection[str]], defaults: Defaults
     ) -> None:
         self.settings: list[JobSettings] = []
-        self._origin, self._known = origin, known
+        self._known = known
         self._numbers: dict[str, int] = {}  # of settings, by their repr
         self._checked: set[tuple[str, ...]] = set()  # names that are valid together
         self._ids: dict[str, int] = {}  # lines
-        self._defaults = self._check_defaults(*defaults)
-
-    def jobs_of(self, line: int, row: Mapping[str, Any]) -> Iterator[BatchJob]:
-        """The jobs of a line. Raises WancliError with the line."""
         try:
-            values = self._defaults | _spelled(row)
-            yield from self._expand(line, {k: v for k, v in values.items() if v is not None})
+            self.defaults = self._check_defaults(defaults[1])
         except WancliError as error:
-            raise at_line(self._origin, line, error) from None
+            raise about_defaults(origin, defaults, error) from None
 
-    def _check_defaults(self, line: int | None, values: Mapping[str, Any]) -> dict[str, Any]:
+    def jobs_of(self, line: int, row: Mapping[str, Any] | str) -> Iterator[BatchJob]:
+        """The jobs of a line. Raises WancliError."""
+        values = self.defaults | _spelled(_parsed(row) if isinstance(row, str) else row)
+        job = {key: value for key, value in values.items() if value is not None}
+        self._check(job.get("command", "generate"), job)
+        yield from self._expand(line, job)
+
+    def try_defaults(self) -> None:
+        """Raise the WancliError that the defaults' values are alone, whatever command has them."""
+        for _ in self._expand(0, {k: v for k, v in self.defaults.items() if v is not None}):
+            pass
+
+    def _check_defaults(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Defaults by keyword. Raises WancliError for a key that no command has."""
-        try:
-            defaults = _spelled(values)
-            unknown = defaults.keys() - {*chain(*self._known.values())}
-            command = defaults.get("command")
-            self._check("generate" if command is None else command, sorted(unknown))
-        except WancliError as error:
-            about_defaults = type(error)(f"'defaults': {error}", hint=error.hint)
-            raise at_line(self._origin, line, about_defaults) from None
+        defaults = _spelled(values)
+        unknown = defaults.keys() - {*chain(*self._known.values())}
+        command = defaults.get("command")
+        self._check("generate" if command is None else command, sorted(unknown))
         return defaults
 
     def _expand(self, line: int, row: dict[str, Any]) -> Iterator[BatchJob]:
         command = row.get("command", "generate")
-        self._check(command, row)
         name = self._unique(line, row.get("id"))
         seeds = _seeds(row.get("seed"), row.get("num_videos"))
         shared = {key: value for key, value in row.items() if key not in _OWN}
@@ -332,7 +377,7 @@ def _digest(settings: Iterable[JobSettings], jobs: Iterable[BatchJob]) -> str:
 
 
 def _rows(path: Path, origin: str) -> tuple[Defaults, Iterator[Row]]:
-    """The defaults of a file, and its rows. Raises InputError."""
+    """The defaults of a file, and its rows. Raises InputError, or UsageError for its content."""
     try:
         if path.suffix.lower() == ".toml":
             return _toml_rows(path)
@@ -342,8 +387,10 @@ def _rows(path: Path, origin: str) -> tuple[Defaults, Iterator[Row]]:
             text = read_text(path, most=LARGEST_BATCH)
     except FileNotFoundError:
         raise missing("batch", path) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise unreadable(Path(origin), error, hint=_HINT) from None
+    except ValueError as error:
+        raise unreadable(Path(origin), error, kind=UsageError, hint=_HINT) from None
     if path.suffix.lower() in (".csv", ".tsv"):
         return _NO_DEFAULTS, _csv_rows(text, origin, "\t" if path.suffix.lower() == ".tsv" else ",")
     lines = enumerate(io.StringIO(text, newline=None), 1)
@@ -359,21 +406,20 @@ def _is_json(text: str) -> bool:
 
 def _json_rows(lines: Iterator[tuple[int, str]], origin: str) -> tuple[Defaults, Iterator[Row]]:
     """Rows of JSON lines, whose first may be {"defaults": {...}}."""
-    rows = (_json_row(number, line, origin) for number, line in lines)
-    first = next(rows, None)
-    if first is None:
-        return _NO_DEFAULTS, iter(())
-    number, values = first
-    if values.keys() != {"defaults"}:
-        return _NO_DEFAULTS, chain([first], rows)
-    return (number, _table(values["defaults"], "defaults", origin, number)), rows
+    for number, line in lines:
+        with suppress(ValueError):
+            values = parse_json(line)
+            if values.keys() == {"defaults"}:
+                return (number, _table(values["defaults"], "defaults", origin, number)), lines
+        return _NO_DEFAULTS, chain([(number, line)], lines)
+    return _NO_DEFAULTS, lines
 
 
-def _json_row(number: int, line: str, origin: str) -> Row:
+def _parsed(line: str) -> dict[str, Any]:
     try:
-        return number, parse_json(line)
+        return parse_json(line)
     except ValueError as error:
-        raise at_line(origin, number, InputError(f"{error}.", hint=_HINT)) from None
+        raise UsageError(f"{error}.", hint=_HINT) from None
 
 
 def _toml_rows(path: Path) -> tuple[Defaults, Iterator[Row]]:
@@ -383,9 +429,9 @@ def _toml_rows(path: Path) -> tuple[Defaults, Iterator[Row]]:
     defaults = _table(tables.pop("defaults", {}), "defaults", str(path), None)
     if tables:
         name = next(iter(tables))
-        raise InputError(f"{path}: unknown table '{name}'.", hint="[defaults] and [[jobs]]")
+        raise UsageError(f"{path}: unknown table '{name}'.", hint="[defaults] and [[jobs]]")
     if not isinstance(jobs, list):
-        raise InputError(f"{path}: 'jobs' is not a list of tables.", hint="[[jobs]]")
+        raise UsageError(f"{path}: 'jobs' is not a list of tables.", hint="[[jobs]]")
     rows = enumerate(jobs, 1)
     return (None, defaults), (
         (number, _table(row, "jobs", str(path), number)) for number, row in rows
@@ -395,7 +441,7 @@ def _toml_rows(path: Path) -> tuple[Defaults, Iterator[Row]]:
 def _table(value: Any, name: str, origin: str, line: int | None) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
-    raise at_line(origin, line, InputError(f"'{name}' is no table of settings.", hint=_HINT))
+    raise at_line(origin, line, UsageError(f"'{name}' is no table of settings.", hint=_HINT))
 
 
 def _csv_rows(text: str, origin: str, delimiter: str) -> Iterator[Row]:
@@ -411,26 +457,26 @@ def _csv_rows(text: str, origin: str, delimiter: str) -> Iterator[Row]:
                 _check_header(header, origin, reader.line_num)
                 continue
             if len(cells) > len(header):
-                wide = InputError(
+                wide = UsageError(
                     f"{len(cells)} cells under {len(header)} keys.",
                     hint='put text with commas in quotes: "a, b"',
                 )
                 raise at_line(origin, reader.line_num, wide)
             yield reader.line_num, {k: c for k, c in zip(header, cells, strict=False) if c.strip()}
     except csv.Error as error:
-        broken = InputError(f"not CSV: {error}.", hint='quotes within text are doubled: ""')
+        broken = UsageError(f"not CSV: {error}.", hint='quotes within text are doubled: ""')
         raise at_line(origin, reader.line_num, broken) from None
 
 
 def _check_header(header: Sequence[str], origin: str, line: int) -> None:
-    """Raise InputError for semicolons, a column without a key, or twice the same."""
+    """Raise UsageError for semicolons, a column without a key, or twice the same."""
     if len(header) == 1 and ";" in header[0]:
-        parted = InputError("its cells are not parted by commas.", hint="prompt,seed,steps")
+        parted = UsageError("its cells are not parted by commas.", hint="prompt,seed,steps")
         raise at_line(origin, line, parted)
     for key in header:
         if key and not _keyword(key).isidentifier():
             unnamed = f"{shortened(key)} is no key: CSV begins with the names of its columns."
-            raise at_line(origin, line, InputError(unnamed, hint="prompt,seed,steps"))
+            raise at_line(origin, line, UsageError(unnamed, hint="prompt,seed,steps"))
         if not key or header.count(key) > 1:
             wrong = f"the column '{key}' stands twice." if key else "a column has no key."
-            raise at_line(origin, line, InputError(wrong, hint="prompt,seed,steps"))
+            raise at_line(origin, line, UsageError(wrong, hint="prompt,seed,steps"))
