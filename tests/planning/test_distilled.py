@@ -28,7 +28,7 @@ def resolved(lora: str, **sampling: object) -> Resolved[Settings]:
 def test_guidance_is_refused_with_a_distilled_lora_by_the_name_of_its_file(name: str):
     with pytest.raises(PlanError, match="without guidance; `guidance_scale` is 3.5") as error:
         check_distilled(resolved(name, guidance_scale=3.5))
-    assert error.value.hint == "`guidance_scale 1`, or `preset wan2.2-t2v-a14b-4step`"
+    assert error.value.hint == "`preset wan2.2-t2v-a14b-4step`"
     check_distilled(resolved(name))
 
 
@@ -48,7 +48,7 @@ def test_each_expert_has_guidance_of_its_own():
 def test_other_timesteps_than_those_of_training_are_warned_of():
     for lora, changes in ((HIGH, {}), ("mine.safetensors", {"flow_shift": 8.0})):
         assert distilled_warnings(resolved(lora, **changes)) == ()
-    text = f"LoRA {HIGH} was distilled for `scheduler euler`, `flow_shift 5.0`."
+    text = f"LoRA {HIGH} was distilled for `scheduler euler`, `flow_shift 5`."
     assert distilled_warnings(resolved(HIGH, scheduler="unipc", flow_shift=8.0)) == (
         PlanWarning(text, "`preset wan2.2-t2v-a14b-4step`"),
     )
@@ -78,10 +78,11 @@ def follow(flags: dict[str, str], preset: str, steps: int) -> None:
 @pytest.mark.parametrize(
     ("flags", "steps"),
     [
-        ({}, 2),  # guidance, then timesteps, unless the preset settles both
+        ({}, 1),  # guidance and timesteps at once
+        ({"scheduler": "euler"}, 1),
         ({"scheduler": "few-step"}, 0),  # whose own list is the LoRA's
         ({"scheduler": "few-step", "guidance_scale": "2"}, 1),
-        ({"guidance_scale": "2"}, 2),
+        ({"guidance_scale": "2"}, 1),
         ({"scheduler": "unipc", "guidance_scale": "1", "flow_shift": "8"}, 1),
         ({"scheduler": "few-step", "steps_list": "1000,500"}, 1),
     ],

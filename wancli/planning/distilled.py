@@ -42,8 +42,7 @@ def check_distilled(resolved: Resolved[Any]) -> None:
         if scale > 1 and (explicit or sampling.scheduler != "few-step"):
             raise PlanError(
                 f"LoRA {lora.file} was distilled to run without guidance; `{name}` is {scale:g}.",
-                # The preset does not change an explicit scale.
-                hint=f"`{name} 1`" if explicit else f"`{name} 1`, or `preset {lora.preset}`",
+                hint=_way_out(resolved, lora, name, *_untrained(sampling, lora.sampling)),
             )
 
 
@@ -55,10 +54,17 @@ def distilled_warnings(resolved: Resolved[Any]) -> tuple[PlanWarning, ...]:
         values = [_with_value(name, getattr(lora.sampling, name)) for name in names]
         if names:
             text = f"LoRA {lora.file} was distilled for {', '.join(values)}."
-            explicit = any(resolved.is_explicit(f"sampling.{name}") for name in names)
-            hint = " ".join(values) if explicit else f"`preset {lora.preset}`"
-            warnings.append(PlanWarning(text, hint))
+            warnings.append(PlanWarning(text, _way_out(resolved, lora, *names)))
     return tuple(warnings)
+
+
+def _way_out(resolved: Resolved[Any], lora: DistilledLora, *names: str) -> str:
+    """A hint that sets these as in training: the LoRA's preset, and what it leaves to flags."""
+    typed = [name for name in names if resolved.is_explicit(f"sampling.{name}")]
+    values = lora.sampling.model_dump() | {"guidance_scale_2": 1.0}  # which a preset may leave out
+    flags = [_with_value(name, values[name]) for name in typed]
+    preset = [f"`preset {lora.preset}`"] if len(typed) < len(names) else []
+    return " ".join([*preset, *flags])
 
 
 def preset_of(lora: str | Path) -> str:
@@ -79,7 +85,7 @@ def _with_value(name: str, value: object) -> str:
     """A setting as it can be typed."""
     if isinstance(value, bool):
         return f"`{name}`" if value else f"`no_{name}`"
-    return f"`{name} {value}`"
+    return f"`{name} {value:g}`" if isinstance(value, float) else f"`{name} {value}`"
 
 
 def _distilled_loras(settings: Settings) -> list[DistilledLora]:
