@@ -134,6 +134,9 @@ def test_what_only_did_the_work_of_the_baseline_has_no_speed_up(tmp_path):
     assert (speed_up in text, text.count("no reuse")) == (False, 2)
     assert "slow: nothing was reused; its times differ from the baseline's by chance." in text
     assert [_row(arm)[2] for arm in (slow, equal)] == [speed_up, "no reuse"]
+    assert equal.as_json()["summary"]["denoise_speed_up"] is None
+    assert slow.as_json()["summary"]["denoise_speed_up"]["median"] == 1 / slow.time_ratio
+    assert equal.time_ratio == 1  # and not below 1 by chance
 
 
 def test_prompts_names_and_flags_are_escaped(tmp_path):

@@ -122,6 +122,18 @@ class Arm:
         """Whether it only did the baseline's work: what its times differ by is noise."""
         return self.reused_nothing and bool(self.summary.equal_latents)
 
+    @property
+    def time_ratio(self) -> float:
+        """Its denoising time over the baseline's."""
+        return 1.0 if self.does_the_same else 1 / self.summary.denoise_speed_up.median
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields, without speed-ups where it did only the baseline's work."""
+        fields = asdict(self)
+        if self.does_the_same:
+            fields["summary"] |= {"denoise_speed_up": None, "total_speed_up": None}
+        return fields
+
 
 @dataclass(frozen=True)
 class NoiseFloor:
@@ -159,7 +171,9 @@ class Bench:
             {**asdict(run), "quality": run.quality.as_json() if run.quality else None}
             for run in self.runs
         ]
-        return {"schema": SCHEMA, **asdict(self), "runs": runs, "identity": self.identity}
+        arms = [arm.as_json() for arm in self.arms]
+        whole = {**asdict(self), "arms": arms, "runs": runs, "identity": self.identity}
+        return {"schema": SCHEMA, **whole}
 
 
 def summarize(runs: Sequence[Run], baseline: Sequence[Run]) -> Summary:

@@ -291,7 +291,7 @@ class BenchSession:
         min_ssim, max_ratio = self.goals.min_ssim, self.goals.max_ratio
         missed = []
         for arm in bench.arms[1:]:
-            worst, ratio = arm.summary.ssim_worst, 1 / arm.summary.denoise_speed_up.median
+            worst, ratio = arm.summary.ssim_worst, arm.time_ratio
             if not arm.lossy and not arm.summary.equal_latents:
                 missed.append(f"{arm.name} should be exact, but its latents differ")
             if min_ssim is not None and worst is not None and worst < min_ssim:
