@@ -87,7 +87,9 @@ def test_too_little_disk_space_is_detected_before_the_download(
 ):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
     check_space("a/b", 1)
-    with pytest.raises(WancliError, match=r"needs 1000000000\.0 GB; .* has") as caught:
+    with pytest.raises(OutputError, match=r"^file 'a/b:c.safetensors' needs"):
+        check_space("a/b", 10**18, only="c.safetensors")
+    with pytest.raises(WancliError, match=r"^model 'a/b' needs 1000000000\.0 GB; .* has") as caught:
         check_space("a/b", 10**18)
     assert caught.value.exit_code == 6
     assert "HF_HOME" in caught.value.hint

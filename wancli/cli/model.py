@@ -124,7 +124,7 @@ def _fetch(repo: str, only: str = "", *, without: Collection[str] = (), screen: 
     check_reachable(repo, only)
     needed = bytes_to_download(repo, only=only, without=without)
     if needed:
-        check_space(repo, needed)
+        check_space(repo, needed, only=only)
         screen.note(f"{repo}: {gib(needed)} to download")
     with screen.transfer(needed) as on_bytes:
         return download(repo, on_bytes, only=only, without=without)

@@ -118,14 +118,17 @@ def bytes_to_download(repo: str, *, only: str = "", without: Collection[str] = (
     return sum(file.file_size or 0 for file in files if file.will_download)
 
 
-def check_space(repo: str, needed: int) -> None:
-    """Raise OutputError if the disk of the cache has less than `needed` bytes free."""
+def check_space(repo: str, needed: int, *, only: str = "") -> None:
+    """Raise OutputError if the disk of the cache has less than `needed` bytes free.
+
+    They are for a model, or `only` one file.
+    """
     folder = cache_folder()
     free = free_disk(folder)
     if free < needed:
+        what = f"file '{repo}:{only}'" if only else f"model '{name_of(repo)}'"
         raise OutputError(
-            f"model '{name_of(repo)}' needs {needed / 1e9:.1f} GB; {existing(folder)} has "
-            f"{free / 1e9:.1f} GB free.",
+            f"{what} needs {needed / 1e9:.1f} GB; {existing(folder)} has {free / 1e9:.1f} GB free.",
             hint=f"free {(needed - free) / 1e9:.1f} GB, or use another disk: HF_HOME=/other/disk",
         )
 
