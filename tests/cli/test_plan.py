@@ -78,6 +78,21 @@ def test_as_many_steps_as_are_listed_may_be_stated_too(wancli: Wancli):
     assert wancli(*listed, "--steps", 3).code == 2
 
 
+def test_a_dry_run_cuts_a_long_text_and_json_has_it_all(wancli: Wancli):
+    words = "blurry " * 50
+    line = ("generate", "x", "--negative-prompt", words, "--dry-run")
+    assert max(map(len, wancli(*line).out.splitlines())) < 120
+    assert (
+        json.loads(wancli(*line, "--json").out)["request"]["sampling"]["negative_prompt"] == words
+    )
+
+
+def test_steps_of_a_first_chunk_need_a_list(wancli: Wancli):
+    line = ("rollout", "x", "--first-chunk-steps", "1000,500", "--dry-run")
+    assert "--first-chunk-steps does nothing without --steps-list" in wancli(*line).err
+    assert wancli(*line, "--sampler", "few-step").code == 0
+
+
 def test_a_dry_run_of_many_videos_prints_a_few_and_counts_the_rest(wancli: Wancli):
     out = wancli("generate", "x", "--seed", "0-149", "--dry-run").out
     assert out.count(".mp4") == 100

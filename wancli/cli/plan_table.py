@@ -24,6 +24,7 @@ from wancli.utils.units import duration, flops, gib
 
 Rows = list[tuple[str, str, str, str]]
 _MOST_OUTPUTS = 100  # in a table
+_WIDEST = 60  # characters of a value, such as a negative prompt; --json has all
 SHOWN_ELSEWHERE = ("lora", "segment_frames")  # in the cost's table, in the settings below
 MEASURE = "no times yet: wancli doctor --measure"
 MEASURE_THERE = "no times: wancli doctor --measure on that GPU"
@@ -234,7 +235,8 @@ def show_plan(
         return
     request = items[0][0]
     unused = unused_settings(request.settings, plan.get("task", TEXT))
-    rows = [*_plan_rows(plan), *settings_rows(request.as_json(), request.sources, unused)]
+    settings = settings_rows(request.as_json(), request.sources, unused, widest=_WIDEST)
+    rows = [*_plan_rows(plan), *settings]
     screen.table("", "value", "from", rows=rows)
     for request, output in items[:_MOST_OUTPUTS]:
         screen.result(f"seed {request.seed}: {output}")

@@ -1,5 +1,6 @@
 """Settings and their sources as rows of a table, in plain words."""
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,10 +16,12 @@ def settings_rows(
     values: Mapping[str, Any],
     sources: Mapping[str, str],
     unused: Mapping[str, str] = NONE_UNUSED,
+    *,
+    widest: int = sys.maxsize,
 ) -> Iterator[tuple[str, str, str]]:
     """Rows (name, value, source) of settings as JSON, each of their tables under its heading.
 
-    `unused` says why some have no effect, by dotted key.
+    `unused` says why some have no effect, by dotted key. Values are cut to `widest` characters.
     """
     last = None
     for table, name, field in fields_of(RolloutSettings):
@@ -28,6 +31,8 @@ def settings_rows(
             yield f"[{table}]", "", ""
         last, value = table, (values[table] if table else values)[name]
         shown = in_words(value) if value not in (None, "") else with_flags(when_unset(field))
+        if len(shown) > widest:
+            shown = f"{shown[: widest - 1]}…"
         remark = f" (unused: {unused[key]})" if key in unused else ""
         yield f"  {name}" if table else name, f"{shown or UNSET}{remark}", sources[key]
 

@@ -78,8 +78,10 @@ def check_listed_flags(resolved: Resolved[Any]) -> None:
             f"`steps_list` does nothing with `scheduler {sampling.scheduler}`{whose}.",
             hint="`scheduler few-step` or `scheduler euler`",
         )
-    if resolved.is_explicit("sampling.warp_steps") and not steps:
-        raise PlanError("`warp_steps` does nothing without `steps_list`.", hint="drop `warp_steps`")
+    for key in ("sampling.warp_steps", "rollout.first_chunk_steps"):
+        if resolved.is_explicit(key) and not steps:
+            name = key.partition(".")[2]
+            raise PlanError(f"`{name}` does nothing without `steps_list`.", hint=f"drop `{name}`")
     guided = resolved.is_explicit("sampling.guidance_scale") and scale > 1
     if sampling.scheduler == "few-step" and guided:
         raise PlanError(

@@ -391,7 +391,8 @@ def unused_settings(settings: Settings, task: str = TEXT) -> dict[str, str]:
     if steps:
         unused["sampling.steps"] = f"the list has {len(steps)}"
     else:
-        unused["sampling.warp_steps"] = "no list of timesteps"
+        listed = ("sampling.warp_steps", "rollout.first_chunk_steps")
+        unused |= dict.fromkeys(listed, "no list of timesteps")
     if sampling.steps_list and not steps:
         unused["sampling.steps_list"] = f"not by {sampling.scheduler}"
     if sampling.scheduler == "few-step":
