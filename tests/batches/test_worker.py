@@ -140,9 +140,13 @@ def test_names_are_filled_once_and_files_are_where_the_batch_reserved_them(
     )
     rollout += f"report = '{tmp_path}/{{seed}}.html'\nmodel = 'demo'\nsize = '48x48'\n"
     with batch(folder, clip + rollout, small="steps = 1\n") as ledger:
-        assert [outcome.error for outcome in run(ledger)[0]] == [None, None]
+        made, _ = run(ledger)
+        assert [outcome.error for outcome in made] == [None, None]
         ledger.retry(ledger.numbers("done"))
-        assert [outcome.status for outcome in run(ledger)[0]] == ["skipped", "skipped"]
+        kept, _ = run(ledger)
+        assert [outcome.status for outcome in kept] == ["skipped", "skipped"]
+        ids = [[end.record["id"] for end in ends if end.record] for ends in (made, kept)]
+        assert ids[0] == ids[1]
     assert {path.name for path in folder.glob("*.mp4")} == {"a-circle-1.mp4", "{x}-1.mp4"}
     assert len(list((folder / "{home").glob("*-1.safetensors"))) == 2
     assert (tmp_path / "1.html").exists()

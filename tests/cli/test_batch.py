@@ -22,12 +22,13 @@ JOBS = (
 
 
 def test_a_dry_run_loads_and_writes_nothing(forked, tmp_path):
-    (tmp_path / "j.jsonl").write_text(JOBS)
+    unknown = '{"prompt": "a", "model": "owner/model", "seed": 3}\n'  # before its download
+    (tmp_path / "j.jsonl").write_text(JOBS + unknown)
     code, heavy, out, _ = forked("batch", "j.jsonl", "--dry-run", "--json", folder=tmp_path)
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     assert "torch" not in heavy
-    assert [(row["line"], row["seed"]) for row in rows] == [(2, 0), (2, 1), (3, 2)]
+    assert [(row["line"], row["seed"]) for row in rows] == [(2, 0), (2, 1), (3, 2), (4, 3)]
     assert rows[2]["output"]["path"] == str(tmp_path / "x.mp4")
     assert [path.name for path in tmp_path.iterdir()] == ["j.jsonl"]
 

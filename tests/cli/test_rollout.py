@@ -330,6 +330,10 @@ def test_resuming_with_changed_settings_names_them_and_loses_nothing(
     assert result.code == 0, result.err
     result = wancli(*small(tiny_model, "--chunks", 2, "-o", "a.mp4"))
     assert (result.code, "exists" in result.err) == (2, True)
+    Path("a.rollout/chunks.jsonl").unlink()  # as of an earlier version: they are read to be judged
+    result = wancli(*small(tiny_model, "--resume", "-o", "a.mp4", "--at", 1, "a blue circle"))
+    assert (result.code, "inputs.changes was" in result.err) == (2, True)
+    assert digest() == before
 
 
 def test_a_rollout_that_fails_to_load_leaves_no_folder(wancli: Wancli, tiny_model: Path):

@@ -40,8 +40,7 @@ def is_signed(path: Path, videos: Sequence[Path]) -> bool:
             content = file.read(_LARGEST)
     except OSError:
         return False
-    unsigned = _unsigned(content)
-    return len(unsigned) < len(content) and sign(unsigned, videos) == content
+    return sign(_unsigned(content), videos) == content
 
 
 def _unsigned(content: bytes) -> bytes:
