@@ -272,8 +272,6 @@ def _with_help_rows(groups: Sequence[HelpGroup]) -> Sequence[HelpGroup]:
 def _shown(value: Any) -> str:
     if value in (None, "", (), []):
         return ""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return text if len(text := str(value)) <= LONG else "the preset's"
+    from wancli.cli.settings_table import in_words
+
+    return text if len(text := in_words(value)) <= LONG else "the preset's"
