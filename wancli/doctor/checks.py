@@ -14,7 +14,7 @@ from typing import Literal
 
 import platformdirs
 
-from wancli.catalog.hub_cache import cache_folder
+from wancli.catalog.hub_cache import cache_folder, cached_bytes, cached_repos
 from wancli.catalog.model_folders import VARIABLE, model_roots
 from wancli.cost.devices import find_cpu, find_gpus
 from wancli.cost.estimate import read_rates, stale_rates
@@ -141,7 +141,7 @@ def check_disks(output: Path) -> Iterator[Finding]:
             yield Finding("disk", name, value, "note", f"free some space, or set {variable}")
         else:
             yield Finding("disk", name, value)
-    size = sum(p.stat().st_size for p in cache_folder().glob("models--*/blobs/*") if p.is_file())
+    size = sum(map(cached_bytes, cached_repos()))
     yield Finding("disk", "models cached", gib(size) if size else "none")
 
 
