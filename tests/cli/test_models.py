@@ -272,7 +272,9 @@ def test_pull_converts_a_checkpoint_and_takes_the_rest_from_its_base(
     info = json.loads(wancli("model", "info", "longlive", "--json").out)
     assert (info["causal"], info["latent_channels"]) == (True, sizes["out_channels"])
     assert not complete_models(known.checkpoint.repo)  # which is no model by itself
-    assert wancli("model", "rm", "longlive", "--yes").code == 0
+    size = bytes_of(folder)
+    result = wancli("model", "rm", "longlive", "--yes", "--json")
+    assert json.loads(result.out)["freed_bytes"] > size  # with the checkpoint
     assert not folder.exists()
 
 

@@ -24,7 +24,7 @@ from wancli.cli.model_convert import convert
 from wancli.cli.model_info import info
 from wancli.cli.options import ModelName, OutputOptions, takes_output_options
 from wancli.cli.screen import Screen
-from wancli.errors import ModelError, UsageError, missing
+from wancli.errors import ModelError, UsageError, missing, some
 from wancli.planning.lora import PACKAGED, Lora, cached_lora
 from wancli.utils.units import gib
 
@@ -96,7 +96,7 @@ def pull(name: ModelName, output_options: OutputOptions) -> None:
     folder = _fetch(spec.repo, screen=screen)
     if missing := missing_files(folder):
         raise ModelError(
-            f"{spec.name} is not a complete model: it lacks {', '.join(missing[:3])}.",
+            f"{spec.name} is not a complete model: it lacks {some(missing, most=3)}.",
             hint="use a Wan model in diffusers' format",
         )
     _say_path(screen, spec.name, spec.repo, folder)

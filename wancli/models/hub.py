@@ -31,6 +31,7 @@ from tqdm import tqdm
 from wancli.catalog.hub_cache import (
     absent,
     cache_folder,
+    cached_bytes,
     hub_answers,
     pull_command,
     repo_folder,
@@ -149,11 +150,11 @@ def delete(repo: str) -> int:
         raise absent(repo)
     # Of this model alone: revisions are looked up by commit, which a copy of a repository shares.
     alone = replace(cache, repos=frozenset(cached))
-    strategy = alone.delete_revisions(*(r.commit_hash for model in cached for r in model.revisions))
-    strategy.execute()
+    size = cached_bytes(repo)
+    alone.delete_revisions(*(r.commit_hash for model in cached for r in model.revisions)).execute()
     if repo_folder(repo).exists():
         raise OutputError(f"cannot delete {repo_folder(repo)}.", hint="check its permissions")
-    return int(strategy.expected_freed_size)
+    return size
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from wancli.catalog.tiny_decoder import DECODER
 from wancli.catalog.wan import Architecture
 from wancli.catalog.weight_files import ARCHITECTURE, identify, models_of
 from wancli.cost.wan import part_parameters
-from wancli.errors import InputError, ModelError, UsageError, WancliError
+from wancli.errors import InputError, ModelError, UsageError, WancliError, some
 from wancli.models.weight_summary import SIZE, summarize_weights
 from wancli.planning.lora import check_lora_file
 from wancli.planning.lora_keys import (
@@ -94,7 +94,7 @@ def local_folder(model: str) -> tuple[ModelSpec, Path]:
         raise absent(model)
     if missing := missing_files(cached):
         raise ModelError(
-            f"model '{model}' is incomplete: it lacks {', '.join(missing[:3])}.",
+            f"model '{model}' is incomplete: it lacks {some(missing, most=3)}.",
             hint=f"wancli model pull {model}",
         )
     return spec, cached
