@@ -102,6 +102,23 @@ def test_a_job_without_a_seed_has_the_same_one_in_every_file(read):
     assert more[1:] == [*one, 7]
 
 
+def test_the_users_own_settings_are_part_of_a_batch(read, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANCLI_PRESET_PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("WANCLI_PRESET", "mine")
+    (tmp_path / "wancli").mkdir()
+    output = "[output]\ncrf = "
+    files = [
+        ("base", f"{output}1"), ("mine", 'extends = "base"'), ("base", f"{output}2"),
+        ("wancli/config", f"{output}3"),
+    ]  # fmt: skip
+    digests = []
+    for name, text in files:
+        (tmp_path / f"{name}.toml").write_text(text)
+        digests.append(read('{"prompt": "a"}').digest)
+    assert len(set(digests)) == len(files)
+
+
 def test_keys_may_be_spelled_as_any_flag(read):
     batch = read('{"prompt": "a", "num-inference-steps": 2, "--frames": 9}')
     assert batch.settings[0].values == {"steps": 2, "num_frames": 9}

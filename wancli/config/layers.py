@@ -1,7 +1,8 @@
 """Layers of settings: model defaults, user configuration, presets, environment, flags."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +16,11 @@ from wancli.config.presets import (
     read_file,
     step_cache_layer,
     unreadable_places,
+    with_bases,
 )
 from wancli.config.resolve import EXPLICIT, Layer, Resolved, SettingsT, fields_of, overlay
 from wancli.config.settings import RolloutSettings
-from wancli.errors import ModelError, PresetError, Warn
+from wancli.errors import ModelError, PresetError, WancliError, Warn
 
 
 def settings_layers(
@@ -104,6 +106,21 @@ def user_layers(warn: Warn) -> list[Layer]:
         )
         return []
     return [Layer(str(path), read_file(path).tables)]
+
+
+def user_tables(presets: Iterable[str]) -> list[Mapping[str, Any]]:
+    """The user's own settings: config.toml, and presets of these names outside the package.
+
+    Those that cannot be read are left out: whatever resolves settings says so.
+    """
+    tables: list[Mapping[str, Any]] = []
+    with suppress(WancliError):
+        tables += [layer.tables for layer in user_layers(lambda text, *, hint: None)]
+    for name in sorted(set(presets)):
+        with suppress(WancliError):
+            chain = with_bases(find_preset(name))
+            tables += [preset.tables for preset in chain if preset.place != "packaged"]
+    return tables
 
 
 def warn_of_unreadable_presets(warn: Warn) -> None:

@@ -157,7 +157,12 @@ def _check_tuned_for(path: Path, values: Any) -> None:
 
 
 def layers(preset: Preset) -> list[Layer]:
-    """The preset and those it extends, the base first."""
+    """The layers of a preset and of those it extends, the base first."""
+    return [Layer(f"preset {p.name}", p.tables, p.tuned_for) for p in with_bases(preset)]
+
+
+def with_bases(preset: Preset) -> list[Preset]:
+    """The preset and those it extends, the base first. Raises PresetError."""
     chain, seen = [preset], {preset.path.resolve()}
     while (base := chain[-1].extends) is not None:
         other = _base_of(chain[-1], base)
@@ -168,7 +173,7 @@ def layers(preset: Preset) -> list[Layer]:
             )
         seen.add(other.path.resolve())
         chain.append(other)
-    return [Layer(f"preset {p.name}", p.tables, p.tuned_for) for p in reversed(chain)]
+    return chain[::-1]
 
 
 def layers_to_show(preset: Preset) -> list[Layer]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from wancli.config.keywords import instead
-from wancli.config.layers import environment
+from wancli.config.layers import environment, user_tables
 from wancli.config.seeds import parse_seeds
 from wancli.config.settings import ALIASES
 from wancli.errors import (
@@ -40,6 +40,7 @@ MOST_VIDEOS = 10_000  # of one line by `num_videos`
 STDIN = Path("-")
 _LISTS = ("lora", "ref_image")  # settings that are lists; a list of lists expands
 _OWN = ("prompt", "seed", "num_videos", "output", "id", "command")  # of a job, not shared
+_PRESETS = ("preset", "cachedit_preset", "model")  # a model's settings are a preset of its name
 _HINT = 'JSON lines such as {"prompt": "a red circle", "seed": "0-3"}, CSV, TOML, or prompts'
 
 Row = tuple[int, Mapping[str, Any] | str]  # the line in the file, and its values or their JSON
@@ -119,7 +120,8 @@ class JobSeeds:
 def read_jobs(path: Path, known: Mapping[str, Collection[str]]) -> BatchFile:
     """Read a file of jobs, or standard input for `-`; `known` has the keys of each command.
 
-    What the environment names where a job does not is part of the batch, as its own values are.
+    What the environment names where a job does not is part of the batch, as its own values are, and
+    so is what the user's config.toml and presets say now.
     Raises InputError for a file that cannot be read, SettingsError or UsageError with the line for
     what is in it.
     """
@@ -365,9 +367,12 @@ def _settings_text(settings: JobSettings) -> str:
     return repr((settings.command, sorted(settings.values.items())))
 
 
-def _digest(settings: Iterable[JobSettings], jobs: Iterable[BatchJob]) -> str:
-    """Digest of all jobs, whatever the file's format and line ends."""
+def _digest(settings: Sequence[JobSettings], jobs: Iterable[BatchJob]) -> str:
+    """Digest of all jobs, whatever the file's format and line ends, and of the user's settings."""
     digest = hashlib.sha256()
+    presets = [one.values.get(key) for one in settings for key in _PRESETS]
+    for tables in user_tables(name for name in presets if isinstance(name, str)):
+        digest.update(repr(tables).encode())
     for one in settings:
         digest.update(_settings_text(one).encode())
     for job in jobs:

@@ -293,8 +293,8 @@ def open_batch(path: Path, digest: str) -> Ledger:
     if ledger.digest != digest:
         ledger.close()
         raise UsageError(
-            f"{path} is the ledger of another batch, or of this one before its file, WANCLI_MODEL "
-            "or WANCLI_PRESET changed.",
+            f"{path} is the ledger of another batch, or of this one before its file, its "
+            "presets, config.toml, WANCLI_MODEL or WANCLI_PRESET changed.",
             hint=f"`ledger {_another(path)}` `skip_existing` keeps videos of the same jobs",
         )
     return ledger
