@@ -23,11 +23,11 @@ from wancli.config.settings import Machine, Settings
 from wancli.cost.capacity import check_capacity, generation_estimator
 from wancli.errors import PlanError
 from wancli.models.warm import quiet_imports
-from wancli.planning.distilled import check_distilled
+from wancli.planning.input_files import check_input_files
 from wancli.planning.inputs import choose_task
 from wancli.planning.output_files import bench_folder
-from wancli.planning.plan import Plan, make_plan
-from wancli.records.progress import Observer, Phase, Report
+from wancli.planning.plan import Plan, check_unused_settings, make_plan
+from wancli.records.progress import Observer, Phase, Report, report_warnings
 from wancli.records.record import write_json
 from wancli.utils.files import whole_folder
 from wancli.utils.outputs import OutputSet
@@ -78,7 +78,6 @@ class DecoderBench:
                 hint="drop `variant`; `vae_decoder FILE` measures that decoder, too",
             )
         resolved = resolve(layers, Settings)
-        check_distilled(resolved)
         self._inputs, self.spec = request.inputs, find_model(resolved)
         task = choose_task(self.spec, request.inputs, request.task)
         if task.segmented:
@@ -86,6 +85,7 @@ class DecoderBench:
                 f"`decoders` has no {task.name}, whose pipeline decodes itself.",
                 hint="another `task`",
             )
+        check_unused_settings(resolved, task.name)
         self._task, self.settings = task.name, _with_vae(resolved.settings, _EXACT)
         decoder, plain = resolved.settings.machine.vae_decoder, _without_decoder(self.spec)
         self.variants = list(_variants(self.settings, plain, decoder))
@@ -104,12 +104,14 @@ class DecoderBench:
         capacity = check_capacity(self.settings, spec, check, force=force)
         capacity.check()
         check_files(spec)
+        cropping = check_input_files(self._inputs, self.settings.video, spec.strides)
         self.settings = capacity.with_offload(self.settings)
-        outputs = OutputSet(overwrite=overwrite, reads=[])
+        outputs = OutputSet(overwrite=overwrite)
         outputs.add(bench_folder(folder, overwrite=overwrite))
         with outputs.locked(), whole_folder(
             folder, hint="another `output`", overwrite=overwrite
         ) as part, observer.progress() as report:  # fmt: skip
+            report_warnings(cropping, observer)
             with quiet_imports(report):
                 from wancli.benchmark import measure
             baseline = Variant(BASELINE, "", self.settings, self._plan(self.settings), lossy=False)
