@@ -59,10 +59,19 @@ def test_errors_name_a_known_model_as_one_types_it(monkeypatch: pytest.MonkeyPat
         raise IncompleteSnapshotError("no", "/x")
 
 
-def test_a_connection_that_breaks_is_tried_again_for_the_same_file():
-    with pytest.raises(ModelError) as caught, hub_errors("a/b", "c.safetensors"):
+@pytest.mark.parametrize(
+    ("repo", "file", "name"),
+    [
+        ("a/b", "c.safetensors", "a/b:c.safetensors"),
+        ("krea/krea-realtime-video", "krea-realtime-video-14b.safetensors", "krea-realtime-14b"),
+    ],
+)
+def test_a_connection_that_breaks_is_tried_again_for_the_same_file_or_what_it_is_converted_to(
+    repo: str, file: str, name: str
+):
+    with pytest.raises(ModelError) as caught, hub_errors(repo, file):
         raise ConnectError("refused")
-    assert "wancli model pull a/b:c.safetensors" in caught.value.hint
+    assert f"wancli model pull {name} " in caught.value.hint
 
 
 def test_an_unreachable_hub_is_an_error(monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,7 @@ import shlex
 from contextlib import suppress
 from pathlib import Path
 
-from wancli.catalog.specs import name_of
+from wancli.catalog.specs import converted_from, name_of
 from wancli.errors import ModelError
 from wancli.utils.reading import read_text, user_path
 
@@ -126,8 +126,12 @@ def hub_answers() -> bool:
 
 
 def pull_command(repo: str, file: str = "") -> str:
-    """The command that downloads a model, or one file of its repository."""
-    return shlex.join(["wancli", "model", "pull", f"{repo}:{file}" if file else name_of(repo)])
+    """The command that downloads a model, or one file of its repository.
+
+    For the checkpoint of a known model it is the one that converts it, too.
+    """
+    name = converted_from(repo, file) or (f"{repo}:{file}" if file else name_of(repo))
+    return shlex.join(["wancli", "model", "pull", name])
 
 
 def unreachable(repo: str, file: str = "", *, how: str = "") -> ModelError:

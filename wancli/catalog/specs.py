@@ -455,6 +455,13 @@ SPECS = {
 }
 
 
+def converted_from(repo: str, file: str) -> str:
+    """Name of the known model that is converted from a file of a repository; "" if none is."""
+    checkpoints = ((spec.name, spec.checkpoint) for spec in SPECS.values() if spec.checkpoint)
+    names = (name for name, of in checkpoints if of.repo == repo and file in (of.file, of.lora))
+    return next(names, "") if file else ""
+
+
 def name_of(repo: str) -> str:
     """Name of the known model in a repository of the hub; of any other, the repository."""
     return next((spec.name for spec in SPECS.values() if repo and spec.repo == repo), repo)
