@@ -171,6 +171,7 @@ def test_a_folder_without_a_supported_model_is_rejected(
     [
         ("transformer", "missing"), ("transformer", "cut"), ("transformer", "empty"),
         ("transformer", "garbage"), ("vae", "cut"), ("text_encoder", "missing"),
+        ("vae", "pointer"), ("transformer", "shard"),
     ],
 )  # fmt: skip
 def test_broken_weights_are_named(
@@ -181,11 +182,23 @@ def test_broken_weights_are_named(
     whole = weights.read_bytes()
     if damage == "missing":
         weights.unlink()
+    elif damage == "shard":
+        named = {"a.weight": "first.safetensors", "b.weight": "second.safetensors"}
+        index = weights.with_name(f"{weights.name}.index.json")
+        weights.rename(weights.with_name("first.safetensors"))
+        index.write_text(json.dumps({"weight_map": named}))
     else:
-        weights.write_bytes({"cut": whole[:-7], "empty": b"", "garbage": whole[::-1]}[damage])
+        pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
+        contents = {"cut": whole[:-7], "empty": b"", "garbage": whole[::-1], "pointer": pointer}
+        weights.write_bytes(contents[damage])
     result = wancli(*GENERATE, "--model", model, "--size", "32x32", "--frames", 5)
     assert result.code == 4
-    assert part in complaint(result)[0]
+    error, hint = complaint(result)[:2]
+    assert part in error
+    if damage == "shard":
+        assert "second.safetensors" in error
+    if damage == "pointer":
+        assert "git lfs pull" in hint
 
 
 def test_a_missing_key_is_an_error_not_a_random_weight(

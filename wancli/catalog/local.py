@@ -20,7 +20,14 @@ from wancli.catalog.specs import RANDOM, SPECS, TEXT_LENGTH, ModelSpec
 from wancli.catalog.tasks import ANIMATE, ENDS, HUNYUAN_TEXT, IMAGE, TASKS, TEXT, VACE, VIDEO
 from wancli.catalog.wan import architecture_of, autoencoder_of
 from wancli.errors import ModelError, PlanError, closest
-from wancli.utils.reading import read_header, read_json, unreadable, user_path
+from wancli.utils.reading import (
+    is_lfs_pointer,
+    pointer_error,
+    read_header,
+    read_json,
+    unreadable,
+    user_path,
+)
 
 
 def find_spec(model: str, *, layers: int | None = None) -> ModelSpec:
@@ -258,14 +265,36 @@ def check_files(spec: ModelSpec, parts: Collection[str] = PARTS) -> None:
     for part in (*parts, *more):
         if spec.file_of(part):
             continue  # its header has been checked
-        files = sorted((spec.folder / part).glob("*.safetensors"))
-        if not files:
-            raise ModelError(
-                f"{spec.folder / part} has no weights (*.safetensors).",
-                hint="copy the whole model folder again",
-            )
-        for path in files:
-            _check_weights(path)
+        _check_part(spec.folder / part)
+    for path in sorted(spec.folder.glob("tokenizer*/*")) if "text_encoder" in parts else ():
+        if is_lfs_pointer(path):
+            raise pointer_error(path, ModelError)
+
+
+def _check_part(part: Path) -> None:
+    files = sorted(part.glob("*.safetensors"))
+    if not files:
+        raise ModelError(
+            f"{part} has no weights (*.safetensors).", hint="copy the whole model folder again"
+        )
+    for index in part.glob("*.safetensors.index.json"):
+        shards = indexed_shards(index)
+        missing = [path for path in shards if not path.exists()]
+        # Else the index is that of another variant, or beside weights that were made one file.
+        whole = index.with_suffix("").with_suffix("")
+        if 0 < len(missing) < len(shards) and not whole.exists():
+            raise ModelError(f"weights {missing[0]} are missing.", hint="copy that file, too")
+    for path in files:
+        _check_weights(path)
+
+
+def indexed_shards(index: Path) -> list[Path]:
+    """The files of weights that an index names, including missing ones. Raises ModelError."""
+    try:
+        names = set(map(str, dict(read_json(index)["weight_map"]).values()))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelError(f"cannot read {index}.", hint="copy that file again") from None
+    return [index.with_name(name) for name in sorted(names)]
 
 
 def _check_weights(path: Path) -> None:
@@ -278,6 +307,8 @@ def _check_weights(path: Path) -> None:
 
 def broken_weights(path: Path) -> ModelError:
     """The error for a truncated or broken weights file."""
+    if is_lfs_pointer(path):
+        return pointer_error(path, ModelError)
     return ModelError(f"weights {path} are truncated or broken.", hint="copy that file again")
 
 

@@ -11,7 +11,13 @@ from typing import Any
 from wancli.catalog.file_names import expert_by_name, task_by_name
 from wancli.catalog.hf_configs import CLASSES, part_config
 from wancli.catalog.hub_cache import absent, cached_repos, find_cached
-from wancli.catalog.local import broken_weights, find_spec, read_config, spec_of_folder
+from wancli.catalog.local import (
+    broken_weights,
+    find_spec,
+    indexed_shards,
+    read_config,
+    spec_of_folder,
+)
 from wancli.catalog.specs import RANDOM, SPECS, ModelSpec
 from wancli.catalog.tasks import EXPERTS, TASKS, TEXT
 from wancli.catalog.tiny_decoder import DECODER
@@ -30,7 +36,7 @@ from wancli.planning.lora_keys import (
     has_header,
     read_lora_file,
 )
-from wancli.utils.reading import DTYPE_NAMES, read_header, read_json
+from wancli.utils.reading import DTYPE_NAMES, read_header
 
 
 @dataclass(frozen=True)
@@ -160,14 +166,11 @@ def _parts(folder: Path) -> dict[str, str]:
 
 def _shards(part: Path) -> list[Path]:
     """The files of its weights, including missing ones."""
-    shards: set[str] = set()
-    for index in part.glob("*.safetensors.index.json"):
-        try:
-            shards |= set(map(str, dict(read_json(index)["weight_map"]).values()))
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ModelError(f"cannot read {index}.", hint="copy that file again") from None
+    shards = {
+        path for index in part.glob("*.safetensors.index.json") for path in indexed_shards(index)
+    }
     files = sorted(part.glob("*.safetensors"))
-    return [part / name for name in sorted(shards)] or files or [part / "*.safetensors"]
+    return sorted(shards) or files or [part / "*.safetensors"]
 
 
 def _part(folder: Path, name: str, kind: str) -> Part:

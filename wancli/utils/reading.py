@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import IO, Any, TypeGuard
+from typing import IO, Any, TypeGuard, TypeVar
 
 from wancli.errors import InputError, WancliError, first_line
 
@@ -27,6 +27,8 @@ LARGEST_HEADER = 100_000_000  # bytes; the limit of safetensors itself
 DEEPEST = 64  # levels, well below Python's recursion limit
 MOST_AXES = 32
 _TOO_DEEP = f"it is nested over {DEEPEST} levels deep"
+Failure = TypeVar("Failure", bound=WancliError)
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _SURROGATE = re.compile("[\ud800-\udfff]")  # text that cannot be written as UTF-8
 # Bits per element, by safetensors' dtype names.
 _BITS = {
@@ -222,10 +224,29 @@ def check_tensors(path: Path) -> None:
             raise ValueError("neither .safetensors nor a pickle of torch's")
 
 
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what `git clone` leaves of a large one where Git LFS is not installed."""
+    try:
+        with open_file(path) as file:
+            return file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError:
+        return False
+
+
+def pointer_error(path: Path, kind: type[Failure]) -> Failure:
+    """The error for a file that is only a pointer of Git LFS."""
+    return kind(
+        f"{path} is only a pointer of Git LFS, not the file itself.",
+        hint="in its folder: git lfs install && git lfs pull; or download it again",
+    )
+
+
 def unreadable(
     path: Path, error: Exception, *, hint: str, kind: type[WancliError] = InputError
 ) -> WancliError:
     """The error for a file that cannot be read or has invalid content."""
+    if is_lfs_pointer(path):
+        return pointer_error(path, kind)
     reason = isinstance(error, OSError) and error.strerror
     return kind(f"cannot read {path}: {reason or first_line(error)}.", hint=hint)
 
