@@ -132,7 +132,7 @@ def _shown(
         return {"state": job["state"], "thumbnail": picture}
     error, state = job["error"] or {}, job["state"]
     if _is_made(job):
-        hint = f"wancli batch retry {ledger} --missing"
+        hint = batch_command("retry", ledger, "--missing")
         error, state = {"message": "The video is gone or damaged.", "hint": hint}, MISSING
     texts = {name: in_words(error.get(name, "")) for name in ("message", "hint")}
     return {"state": state, "thumbnail": None, **texts}
