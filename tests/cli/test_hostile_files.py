@@ -97,6 +97,7 @@ CASES: dict[str, tuple[tuple[str, ...], bytes, int, str]] = {
     "a LoRA with a huge header": (LORA, HUGE, 4, "x.safetensors"),
     "a deep script": (SCRIPT, b"at = " + b"[" * 100_000, 4, "nested"),
     "a script of a number": (SCRIPT, b"at = 1", 4, "not a list of tables"),
+    "a script of other tables": (SCRIPT, b"[[changes]]\nchunk = 1", 4, "unknown key 'changes'"),
     "a deep bench": (BENCH, b"seeds = " + b"[" * 100_000, 4, "nested"),
     "a bench of numbers": (BENCH, b"prompts = [1]", 4, "is not a bench"),
     "a bench in another encoding": (BENCH, b"prompts = ['\xff']", 4, "UTF-8"),

@@ -650,6 +650,7 @@ def test_no_chunk_of_a_rollout_waits_for_the_device(
         (("--at", "blue"), 2, "--at 'blue' is not the number of a chunk", "--at 5"),
         (("--at", "x", "blue"), 2, "--at 'x' is not the number of a chunk", "--at 5"),
         (("--at", 3), 2, "--at 3 has no prompt", "--at 3"),
+        (("--at", 3, "--dry-run"), 2, "--at 3 has no prompt", "--at 3"),
         (("--steps-list", "250,500"), 2, "must decrease", "1000,750"),
         (("--trim", "after", "--sink-frames", 1), 2, "has no sinks", "--trim before"),
         (("--rope", "sink"), 2, "needs --sink-frames", "--sink-frames 3"),

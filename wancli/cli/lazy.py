@@ -32,8 +32,11 @@ def _errors_name(ctx: Any) -> Iterator[None]:
 
 
 def _has_its_prompt_apart(chunk: str, argument: str) -> bool:
-    """Whether the `argument` after `--at chunk` is its prompt; of `--at "5 a circle"` it is not."""
-    return chunk.isdigit() or (len(chunk.split()) == 1 and not argument.startswith("-"))
+    """Whether the `argument` after `--at chunk` is its prompt, and no flag.
+
+    Of `--at "5 a circle"` it is not; so a prompt that begins with a dash is typed.
+    """
+    return len(chunk.split()) == 1 and not argument.startswith("-")
 
 
 class WancliCommand(TyperCommand):

@@ -109,7 +109,10 @@ def read_script(path: Path) -> list[PromptChange]:
     """Read changes from TOML (`[[at]]` with chunk and prompt) or JSON lines. Raises InputError."""
     try:
         if path.suffix == ".toml":
-            rows = read_toml(path).get("at", [])
+            tables = read_toml(path)
+            rows = tables.pop("at", [])
+            if tables:
+                raise ValueError(f"unknown key {shortened(min(tables))}")
         else:
             rows = [parse_json(line) for line in read_lines(path)]
     except FileNotFoundError:
