@@ -217,6 +217,8 @@ def test_rerendering_a_chunk_changes_nothing_before_it(wancli: Wancli, tiny_mode
         "chunk-000002.safetensors",
         "chunk-000003.safetensors",
     ]
+    again = wancli("rollout", "--rerender", 1, "--seed", 5, "-o", "a.mp4", "--dry-run", "--json")
+    assert json.loads(again.out)["request"]["inputs"]["seeds"] == [[0, 1], [1, 5]]  # no more 9
 
 
 def test_a_chunk_behind_the_last_is_not_rerendered(wancli: Wancli, made: Made, tiny_model: Path):
