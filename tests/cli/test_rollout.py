@@ -96,9 +96,9 @@ def test_a_rollout_without_video_reports_its_frame_rate(wancli: Wancli, tiny_mod
 
 
 def test_more_sink_frames_than_frames_are_harmless(wancli: Wancli, tiny_model: Path):
-    for sinks in (2, 10):
+    for chunks, sinks in ((2, 2), (2, 10), (1, 1)):
         result = wancli(
-            *small(tiny_model, "--chunks", 2, "--sink-frames", sinks, "-o", f"{sinks}.mp4")
+            *small(tiny_model, "--chunks", chunks, "--sink-frames", sinks, "-o", f"{sinks}.mp4")
         )
         assert result.code == 0, result.err
     assert digest("2.mp4") == digest("10.mp4")
