@@ -350,8 +350,12 @@ def test_jobs_that_run_out_of_memory_go_on_with_less(
         assert dtypes == ["bfloat16"] * 3
         assert {row["settings"] for row in ledger.rows("done")} == {1}
     (tmp_path / "j.ledger").unlink()
+    video, warnings = tmp_path / "a-circle-1.mp4", list[str]()
+    video.write_bytes(video.read_bytes()[:-2000])
     with batch(tmp_path, jobs) as ledger:  # whose record says that this was not asked for
-        assert [outcome.status for outcome in run(ledger, skip_existing=True)[0]] == ["skipped"] * 3
+        outcomes, _ = run(ledger, skip_existing=True, warn=lambda text, **_: warnings.append(text))
+        assert [outcome.status for outcome in outcomes] == ["ok", "skipped", "skipped"]
+        assert warnings[0].startswith(f"{video} is damaged")
     (tmp_path / "j.ledger").unlink()
     with batch(tmp_path, f"{jobs}vae_dtype = 'bfloat16'\n") as ledger:
         assert [outcome.status for outcome in run(ledger, skip_existing=True)[0]] == ["failed"] * 3
