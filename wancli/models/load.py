@@ -201,9 +201,12 @@ def _try_tokenizers(pipeline: Any) -> None:
 
 def _try_image_processor(pipeline: Any) -> None:
     """Fail now if CLIP's pictures do not come out in its size."""
-    if processor := pipeline.components.get("image_processor"):
+    processor, encoder = (
+        pipeline.components.get(name) for name in ("image_processor", "image_encoder")
+    )
+    if processor and encoder:
         pixels = processor(images=Image.new("RGB", (8, 8)), return_tensors="pt").pixel_values
-        side, shape = pipeline.image_encoder.config.image_size, tuple(pixels.shape[1:])
+        side, shape = encoder.config.image_size, tuple(pixels.shape[1:])
         if shape != (3, side, side):
             raise ValueError(f"its image_processor makes {shape} of a picture, not {side}x{side}")
 
