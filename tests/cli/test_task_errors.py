@@ -76,6 +76,7 @@ def _copies(wancli: Wancli, files: Path) -> None:
         ),
         (VACE, ("--use-cachedit", "--cachedit-bn", 2), "adds control hints", "--cachedit-bn 1"),
         (ANIMATE, (*REF, *POSED, "--use-cachedit"), "face adapter", "--step-cache none"),
+        (ANIMATE, (*REF, *POSED, "--cfg-gate", 3, "--segment-frames", 5), "19 segments", "drop"),
         (T2V, ("--boundary-ratio", 0.5), "--boundary-ratio needs a model with two", "drop"),
         (A14B, (*IMAGE, "--boundary-ratio", 1), "--boundary-ratio 1", "low-noise"),
         (
