@@ -71,6 +71,16 @@ def test_resident_components_report_their_device():
     assert isinstance(pipeline.transformer._hf_hook, OffloadHook)
 
 
+def test_group_offload_leaves_the_vae_where_it_is():
+    pipeline = tiny_pipeline()
+    place(pipeline, CPU, "group")
+    hooked = [
+        any(hasattr(module, "_diffusers_hook") for module in part.modules())
+        for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae)
+    ]
+    assert hooked == [True, True, False]
+
+
 def roll(mode: str | None) -> tuple[torch.Tensor, Any]:
     """Latents and frames of two chunks."""
     pipeline = tiny_pipeline()
