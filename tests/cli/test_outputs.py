@@ -230,3 +230,14 @@ def workspace(sample_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Copies of the sample files in the current folder, and a home in ./config."""
     shutil.copytree(sample_files, tmp_path, dirs_exist_ok=True)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+def test_a_tilde_that_the_shell_leaves_is_the_home_directory(
+    wancli: Wancli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = ("generate", "a red circle", "--seed", 1, "--dry-run")
+    assert f"{tmp_path}/v/a-red-circle-1.mp4" in wancli(*run, "--output-dir=~/v").out
+    monkeypatch.setenv("WANCLI_OUTPUT_DIR", "~/w")
+    assert f"{tmp_path}/w/a-red-circle-1.mp4" in wancli(*run).out
+    assert f"'{tmp_path}/x.png'" in wancli("preview", "~/x.png").err

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -37,6 +38,17 @@ def _has_its_prompt_apart(chunk: str, argument: str) -> bool:
     Of `--at "5 a circle"` it is not; so a prompt that begins with a dash is typed.
     """
     return len(chunk.split()) == 1 and not argument.startswith("-")
+
+
+def _at_home(value: Any) -> Any:
+    """A path with `~` expanded, which shells leave in `--output-dir=~/videos`; else the value."""
+    if isinstance(value, list):
+        return [*map(_at_home, value)]
+    if not isinstance(value, Path):
+        return value
+    from wancli.utils.reading import user_path
+
+    return user_path(str(value))
 
 
 class WancliCommand(TyperCommand):
@@ -72,7 +84,8 @@ class WancliCommand(TyperCommand):
         return left
 
     def invoke(self, ctx: Any) -> Any:
-        """Call the command, with garbage collection."""
+        """Call the command, with `~` in paths expanded, and with garbage collection."""
+        ctx.params = {name: _at_home(value) for name, value in ctx.params.items()}
         gc.freeze()  # what was imported so far stays
         gc.enable()
         return super().invoke(ctx)

@@ -26,6 +26,7 @@ from wancli.config.resolve import fields_of, limits, panel, when_unset
 from wancli.config.settings import ALIASES, WEIGHTS, Settings
 from wancli.errors import UsageError
 from wancli.records.naming import DEFAULT
+from wancli.utils.reading import user_path
 
 Command = Callable[..., Any]  # a function of keyword arguments, one per flag
 
@@ -293,7 +294,7 @@ def read_prompt(*sources: str | None) -> str:
 
 def folder(output_dir: Path | None) -> Path:
     """Directory for outputs without a path."""
-    return output_dir or Path(os.environ.get("WANCLI_OUTPUT_DIR") or ".")
+    return output_dir or user_path(os.environ.get("WANCLI_OUTPUT_DIR") or ".")
 
 
 def _file(help_: str, *flags: str, kind: Any = Path) -> Any:
