@@ -47,7 +47,8 @@ def test_a_preset_overrides_the_one_it_extends(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_preset_may_extend_the_one_it_shadows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("WANCLI_PRESET_PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANCLI_PRESET_PATH", "~")
     write(tmp_path, "demo", 'extends = "demo"\n[sampling]\nsteps = 4\n')
     settings = resolve(layers(find_preset("demo")), Settings).settings
     assert (settings.sampling.steps, settings.video.width) == (4, 96)

@@ -11,7 +11,7 @@ import platformdirs
 from wancli.config.resolve import TUNED_FOR, Layer, check_names, resolve
 from wancli.config.settings import RolloutSettings
 from wancli.errors import PresetError, UsageError, closest
-from wancli.utils.reading import read_toml, unreadable
+from wancli.utils.reading import read_toml, unreadable, user_path
 
 _HERE = Path(__file__).parents[1]
 PACKAGED = next(p for p in (_HERE / "_presets", _HERE.parent / "presets") if p.is_dir())
@@ -52,7 +52,7 @@ def places() -> list[tuple[str, Path]]:
         ("packaged", PACKAGED),
         ("user", user_folder()),
         ("./presets", Path("presets").absolute()),
-        *(("$WANCLI_PRESET_PATH", Path(p)) for p in extra.split(os.pathsep) if p),
+        *(("$WANCLI_PRESET_PATH", user_path(p)) for p in extra.split(os.pathsep) if p),
     ]
 
 
@@ -102,7 +102,7 @@ def list_presets() -> list[Listed]:
 def find_preset(name: str) -> Preset:
     """Load a preset by name, or by path if it ends in .toml. Raises PresetError."""
     if name.endswith(".toml"):
-        return read_file(Path(name), place="file")
+        return read_file(user_path(name), place="file")
     files = find_files()
     if name not in files:
         near = closest(name, files)

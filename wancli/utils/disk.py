@@ -7,6 +7,8 @@ from pathlib import Path
 
 import platformdirs
 
+from wancli.utils.reading import user_path
+
 
 def free_disk(path: Path) -> int:
     """Free bytes on the disk of `path`, which may not exist yet."""
@@ -25,4 +27,4 @@ def existing(path: Path) -> Path:
 def user_cache() -> Path:
     """Folder of wancli's measurements."""
     folder = os.environ.get("WANCLI_CACHE_DIR")
-    return Path(folder) if folder else platformdirs.user_cache_path("wancli")
+    return user_path(folder) if folder else platformdirs.user_cache_path("wancli")
