@@ -229,7 +229,7 @@ def is_lfs_pointer(path: Path) -> bool:
     try:
         with open_file(path) as file:
             return file.read(len(_LFS_POINTER)) == _LFS_POINTER
-    except OSError:
+    except (OSError, ValueError):  # a NUL in the name
         return False
 
 
