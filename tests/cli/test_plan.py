@@ -71,7 +71,12 @@ def test_a_flag_of_the_other_command_is_rejected(wancli: Wancli, args, hint: str
 def test_as_many_steps_as_are_listed_may_be_stated_too(wancli: Wancli):
     listed = ("generate", "x", "--sampler", "few-step", "--steps-list", "1000,500", "--dry-run")
     assert wancli(*listed, "--steps", 2).code == 0
-    rows = re.findall(r"^  (\w+) +.*\(unused: (.*?)\)", wancli(*listed).out, re.M)
+    rows, hunyuan = (
+        re.findall(r"^  (\w+) +.*\(unused: (.*?)\)", wancli(*line).out, re.M)
+        for line in (listed, ("generate", "x", "--model", "hunyuanvideo", "--dry-run", "--force"))
+    )
+    assert "true_cfg_scale" in dict(rows)
+    assert "true_cfg_scale" not in dict(hunyuan)
     assert ("steps", "the list has 2") in rows
     assert ("guidance_scale", "few-step runs without guidance") in rows
     assert "warp_steps" not in dict(rows)
