@@ -165,10 +165,10 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return names[matches[0]] if matches else None
 
 
-def some(names: Sequence[str], *, most: int = 8) -> str:
+def some(names: Sequence[str], *, most: int = 8, by: str = ", ") -> str:
     """Join the first names of a list, and say how many more there are."""
     more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+    return by.join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def shortened(value: object) -> str:

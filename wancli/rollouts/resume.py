@@ -8,7 +8,7 @@ from typing import Any
 from wancli.catalog.tiny_decoder import DECODER
 from wancli.config.resolve import dotted, fields_of
 from wancli.config.settings import WEIGHTS, RolloutSettings
-from wancli.errors import PlanError, UsageError, shortened
+from wancli.errors import PlanError, UsageError, shortened, some
 from wancli.records.record import digests
 from wancli.rollouts.store import RolloutStore
 
@@ -113,15 +113,14 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], *, keep: int) 
         *(DECODERS if not _feeds_back(before) else ()),
         *(DECODING if may_redecode(before) else ()),
     }
-    changed = [key for key in changed if key not in free]
-    if changed:
-        changes = "; ".join(
-            f"{key} was {shortened(old.get(key))}, is {shortened(new.get(key))}"
-            for key in changed[:3]
-        )
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    changes = [
+        f"{key} was {shortened(old.get(key))}, is {shortened(new.get(key))}"
+        for key in changed
+        if key not in free
+    ]
+    if changes:
         raise UsageError(
-            f"the rollout was started with other settings: {changes}{more}.",
+            f"the rollout was started with other settings: {some(changes, most=3, by='; ')}.",
             hint="drop the flags or the preset that set them, or use another `output`",
         )
 
