@@ -33,9 +33,9 @@ ALWAYS = dbcache(cachedit_residual_threshold=1.0, cachedit_max_continuous=0)
 TAYLORSEER = dbcache(taylorseer=True, cachedit_max_warmup_steps=5)
 
 
-def run(transformer, settings, *, steps=tiny.STEPS, guided=True, seed=0):
+def run(transformer, settings, *, steps=tiny.STEPS, guided=True):
     with step_cache(transformer, settings, steps=steps, guided=guided) as session:
-        return tiny.denoise(transformer, steps=steps, guided=guided, seed=seed), session.stats()
+        return tiny.denoise(transformer, steps=steps, guided=guided), session.stats()
 
 
 def reused(stats, branch="cond"):
@@ -127,16 +127,6 @@ def test_a_transformer_that_is_done_frees_its_cache_for_the_other():
 # --- pitfalls of step caches -------------------------------------------------------------------
 
 
-def test_a_second_generation_equals_the_first():
-    transformer = tiny.wan()
-    first, stats = run(transformer, dbcache())
-    run(transformer, dbcache(), seed=1)
-    again, stats_again = run(transformer, dbcache())
-    assert torch.equal(again, first)
-    assert stats_again == stats
-    assert reused(stats)
-
-
 def test_more_steps_than_announced_are_an_error():
     transformer = tiny.wan()
     with (
@@ -163,11 +153,14 @@ def test_two_pipelines_of_one_process_are_independent():
 
 def test_settings_of_an_earlier_generation_do_not_persist():
     transformer = tiny.wan()
-    plain, _ = run(transformer, ALWAYS)
+    plain, stats = run(transformer, ALWAYS)
+    assert reused(stats)
     taylorseer = ALWAYS.model_copy(update={"taylorseer": True, "cachedit_max_warmup_steps": 5})
     extrapolated, _ = run(transformer, taylorseer)
     assert not torch.equal(extrapolated, plain)
-    assert torch.equal(run(transformer, ALWAYS)[0], plain)
+    again, stats_again = run(transformer, ALWAYS)
+    assert torch.equal(again, plain)
+    assert stats_again == stats
 
 
 def test_a_step_cache_cannot_be_nested():
