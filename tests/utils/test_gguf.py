@@ -1,6 +1,7 @@
 """Headers of GGUF files: read as the gguf package writes them, or refused with a ValueError."""
 
 import random
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -90,6 +91,12 @@ def another_type(content: bytes) -> bytes:
     return content[:place] + b"\4\0\0\0" + content[place + 4 :]
 
 
+def aligned_to_gibibytes(content: bytes) -> bytes:
+    version, key = b"general.quantization_version", b"general.alignment"
+    old = struct.pack("<Q", len(version)) + version + struct.pack("<II", 4, 2)
+    return content.replace(old, struct.pack("<Q", len(key)) + key + struct.pack("<II", 4, 2**30))
+
+
 def overlapping(content: bytes) -> bytes:
     place = content.index(b"b.weight") + 8 + 4 + 3 * 8 + 4
     return content[:place] + b"\0" * 8 + content[place + 8 :]
@@ -99,6 +106,7 @@ def overlapping(content: bytes) -> bytes:
     ("change", "words"),
     [
         (overlapping, "its tensors overlap"),
+        (aligned_to_gibibytes, "its alignment is broken"),
         (version_1, "version 1, which is not read"),
         (many_tensors, "its header is broken"),
         (another_type, "a type that is not known: 4 of 'a.weight'"),
