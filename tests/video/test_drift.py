@@ -101,10 +101,10 @@ def test_a_median_slope_of_a_day_of_chunks_subsamples_pairs() -> None:
 
 def test_a_brightening_clip_has_the_slope_it_was_made_with() -> None:
     clip = moving(192) + (np.arange(192) // 2).astype(np.uint8)[:, None, None, None]
-    summary = measure(clip).summary()
-    slope = FPS * 30 / 255  # half a level a video frame
+    summary = measure(clip, fps=FPS / 2).summary()
+    slope = FPS / 2 * 30 / 255  # half a level a video frame
     assert summary["slope_per_minute"]["luma"] == pytest.approx(slope, rel=1e-3)
-    assert summary["notes"][0].startswith("exposure (0 to 1) rises 1.9 a minute, from 0.")
+    assert summary["notes"][0].startswith("exposure (0 to 1) rises 0.94 a minute, from 0.")
     assert "; motion (levels per frame) " in summary["notes"][0]
     short = measure(clip[:96]).summary()["notes"][0]  # its rate would say little
     assert short.startswith("exposure (0 to 1) rises from 0.")
