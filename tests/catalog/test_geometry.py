@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wancli.catalog.geometry import Span, Strides, latent_shape, lay_out
+from wancli.catalog.geometry import Span, Strides, latent_shape, lay_out, size_like
 from wancli.errors import PlanError
 
 WAN_21, WAN_22_5B = Strides(), Strides(temporal=4, spatial=16, patch=2)
@@ -19,6 +19,15 @@ def test_published_sizes_have_the_published_tokens(
         num_frames=frames, width=size[0], height=size[1], channels=16, strides=strides
     )
     assert shape.tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("size", "like"), [((96, 96), (96, 80)), ((112, 80), (96, 80)), ((96, 80), (96, 80))]
+)
+def test_the_size_for_a_picture_is_the_one_around_its_area_that_cuts_least(
+    size: tuple[int, int], like: tuple[int, int]
+):
+    assert size_like((1000, 794), size, WAN_21) == like
 
 
 @given(st.integers(1, 4000))

@@ -127,6 +127,7 @@ def test_an_unreadable_file_is_named(wancli: Wancli, args: tuple[object, ...], e
         (("generate", "--model", VACE, "--ref-image", "p.png"), "832x480", ""),
         (("generate", "--model", VACE, *CLIP, "--frames", 5, "--fps", 8), "480x832", "62%"),
         (("rollout", "--model", "self-forcing", "--image", "p.png"), "832x480", "13%"),
+        (("rollout", "--model", "self-forcing", "--image", "p.png"), "32x16", ""),  # none is better
     ],
 )
 def test_a_picture_of_other_proportions_is_said_to_be_cut(

@@ -1,7 +1,8 @@
 """Sizes of a video in pixels, latents and tokens. Arithmetic only."""
 
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, product
+from math import ceil, floor
 from typing import Literal
 
 from wancli.errors import PlanError
@@ -68,14 +69,22 @@ def latent_shape(
     )
 
 
+def cut_off(shape: tuple[int, int], size: tuple[int, int]) -> float:
+    """Fraction of a picture of `shape` that is cut off to fit `size`, both (width, height)."""
+    ratio = shape[0] * size[1] / (shape[1] * size[0])
+    return 1 - min(ratio, 1 / ratio)
+
+
 def size_like(shape: tuple[int, int], size: tuple[int, int], strides: Strides) -> tuple[int, int]:
-    """Size of the proportions of `shape` and about the area of `size`, in whole tokens.
+    """Size about the area of `size`, in whole tokens, that cuts least off a picture of `shape`.
 
     All are (width, height) in pixels.
     """
     wider = (shape[0] * size[1] / (shape[1] * size[0])) ** 0.5
-    width, height = size[0] * wider, size[1] / wider
-    return _nearest(width, strides.cell), _nearest(height, strides.cell)
+    width, height = (side / strides.cell for side in (size[0] * wider, size[1] / wider))
+    around = product(*({max(1, floor(side)), ceil(side)} for side in (width, height)))
+    sizes = [(across * strides.cell, down * strides.cell) for across, down in sorted(around)]
+    return min(sizes, key=lambda near: cut_off(shape, near))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wancli.catalog.geometry import Strides, size_like
+from wancli.catalog.geometry import Strides, cut_off, size_like
 from wancli.catalog.tasks import TEXT
 from wancli.config.settings import VideoShape
 from wancli.errors import InputError, PlanWarning, UsageError
@@ -48,7 +48,7 @@ def check_input_files(
 def check_picture(
     name: str, path: Path, video: VideoShape, strides: Strides
 ) -> tuple[PlanWarning, ...]:
-    """Warn if much of a picture is cut off to fit the video. Raises InputError."""
+    """Warn if much of a picture is cut off, and another size needs less. Raises InputError."""
     return tuple(_cropping_warnings(name, path, _picture_size(path), video, strides))
 
 
@@ -62,9 +62,8 @@ def _cropping_warnings(
     name: str, path: Path, shape: tuple[int, int], video: VideoShape, strides: Strides
 ) -> Iterator[PlanWarning]:
     size = (video.width, video.height)
-    ratio = shape[0] * size[1] / (shape[1] * size[0])
-    if (cut := 1 - min(ratio, 1 / ratio)) > _MUCH:
-        width, height = size_like(shape, size, strides)
+    cut, (width, height) = cut_off(shape, size), size_like(shape, size, strides)
+    if cut > _MUCH and cut_off(shape, (width, height)) < cut:
         yield PlanWarning(
             f"`{name}` {path.name} is {shape[0]}x{shape[1]}: {cut:.0%} of it is cut off to fit "
             f"{size[0]}x{size[1]}.",
