@@ -14,6 +14,7 @@ from wancli.planning.model_warnings import (
     distilled_name_warnings,
     length_warnings,
     missing_preset_warnings,
+    size_warnings,
     swapped_expert_warnings,
 )
 
@@ -62,6 +63,25 @@ def test_a_clip_much_longer_than_those_of_the_training_is_warned_of(
     chosen = resolve([Layer("flag", {"video": {"num_frames": frames}})], Settings)
     hints = [warning.hint for warning in length_warnings(find_spec(model), chosen)]
     assert [hint.partition(";")[0] for hint in hints] == [f"`num_frames {trained}`"] * bool(trained)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "better"),
+    [
+        ("demo", (192, 128), ["`size 96x96`"]),
+        ("demo", (128, 96), []),
+        ("wan2.1-t2v-1.3b", (720, 1280), ["`size 480x832`"]),
+        ("wan2.1-t2v-14b", (720, 1280), []),
+        ("wan2.2-t2v-a14b", (1920, 1088), ["`size 1280x720`"]),
+        ("random:wan2.1-t2v-1.3b", (1280, 720), []),
+    ],
+)
+def test_a_video_much_larger_than_those_of_the_training_is_warned_of(
+    model: str, size: tuple[int, int], better: list[str]
+):
+    video = dict(zip(("width", "height"), size, strict=True))
+    chosen = resolve([Layer("flag", {"video": video})], Settings)
+    assert [warning.hint for warning in size_warnings(find_spec(model), chosen)] == better
 
 
 @pytest.mark.parametrize(

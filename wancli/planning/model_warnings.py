@@ -9,12 +9,13 @@ from wancli.catalog.specs import SPECS, ModelSpec
 from wancli.catalog.tasks import EXPERTS, TASKS
 from wancli.config.presets import PACKAGED, layers, read_file
 from wancli.config.resolve import Resolved, resolve
-from wancli.config.settings import Settings
+from wancli.config.settings import Settings, VideoShape
 from wancli.errors import PlanWarning
 from wancli.planning.distilled import preset_of
 from wancli.planning.lora import find_lora
 
 _MUCH = 1.25  # times the frames of training: authors and users go somewhat beyond
+_MUCH_AREA = 1.5  # times the pixels of training
 _SIGN = "sampling.flow_shift"  # which no model does well with another's
 
 
@@ -23,6 +24,7 @@ def model_warnings(spec: ModelSpec, resolved: Resolved[Any]) -> tuple[PlanWarnin
     return (
         *missing_preset_warnings(spec, resolved),
         *length_warnings(spec, resolved),
+        *size_warnings(spec, resolved),
         *swapped_expert_warnings(spec, resolved),
         *distilled_name_warnings(spec, resolved),
     )
@@ -73,22 +75,38 @@ def _files_of_experts(spec: ModelSpec, resolved: Resolved[Any]) -> Iterator[tupl
 
 def length_warnings(spec: ModelSpec, resolved: Resolved[Any]) -> tuple[PlanWarning, ...]:
     """A warning of a clip that is much longer than those that the model was trained on, or none."""
-    trained, frames = _trained_frames(spec.name), resolved.settings.video.num_frames
-    if spec.random or TASKS[spec.tasks[0]].segmented or not trained or frames <= _MUCH * trained:
+    trained, frames = _trained(spec), resolved.settings.video.num_frames
+    if TASKS[spec.tasks[0]].segmented or not trained or frames <= _MUCH * trained.num_frames:
         return ()
-    text = (
-        f"{spec.name} was made for {trained} video frames: {frames} may repeat, flicker or drift."
-    )
-    hint = f"`num_frames {trained}`; longer ones: wancli rollout, by a causal model"
+    made = trained.num_frames
+    text = f"{spec.name} was made for {made} video frames: {frames} may repeat, flicker or drift."
+    hint = f"`num_frames {made}`; longer ones: wancli rollout, by a causal model"
     return (PlanWarning(text, hint),)
 
 
-def _trained_frames(name: str) -> int:
-    """Video frames of the clips in a model's own preset; 0 for a model without one."""
-    path = PACKAGED / f"{name}.toml"
-    if name not in SPECS or not path.is_file():
-        return 0
-    return resolve(layers(read_file(path)), Settings).settings.video.num_frames
+def size_warnings(spec: ModelSpec, resolved: Resolved[Any]) -> tuple[PlanWarning, ...]:
+    """A warning of a video that is much larger than those the model was trained on, or none.
+
+    The preset of a model has the largest size that its authors list.
+    """
+    trained, video = _trained(spec), resolved.settings.video
+    if not trained or video.width * video.height <= _MUCH_AREA * trained.width * trained.height:
+        return ()
+    upright = video.width < video.height
+    width, height = sorted((trained.width, trained.height), reverse=not upright)
+    text = (
+        f"{spec.name} was made for {width}x{height}: at {video.width}x{video.height} things may "
+        "repeat or break."
+    )
+    return (PlanWarning(text, f"`size {width}x{height}`"),)
+
+
+def _trained(spec: ModelSpec) -> VideoShape | None:
+    """Shape of the videos in a model's own preset; None for a model without one."""
+    path = PACKAGED / f"{spec.name}.toml"
+    if spec.random or spec.name not in SPECS or not path.is_file():
+        return None
+    return resolve(layers(read_file(path)), Settings).settings.video
 
 
 def missing_preset_warnings(spec: ModelSpec, resolved: Resolved[Any]) -> tuple[PlanWarning, ...]:

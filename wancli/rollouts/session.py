@@ -25,7 +25,7 @@ from wancli.planning.distilled import distilled_warnings
 from wancli.planning.earlier_rollout import find_rollout, stored_request
 from wancli.planning.existing import check_existing, existing_video, is_kept, record_of
 from wancli.planning.lora import find_lora, merged_revision, report_loras
-from wancli.planning.model_warnings import swapped_expert_warnings
+from wancli.planning.model_warnings import size_warnings, swapped_expert_warnings
 from wancli.planning.plan import RolloutPlan, check_unused_settings, make_rollout_plan
 from wancli.planning.prompts import PromptChange, PromptSchedule, make_prompt_schedule
 from wancli.planning.rules_rollout import check_rollout_flags
@@ -110,8 +110,9 @@ class RolloutSession:
         prompts = [] if self.options.starts.prompt_embeds else self.schedule.prompts
         length = self.resolved.settings.rollout.text_length
         words = prompt_warnings(self.spec, prompts, text_length=length)
+        size = size_warnings(self.spec, self.resolved)
         swapped = swapped_expert_warnings(self.spec, self.resolved)
-        return *words, *swapped, *distilled_warnings(self.resolved), *self._cropping
+        return *words, *size, *swapped, *distilled_warnings(self.resolved), *self._cropping
 
     @cached_property
     def capacity(self) -> CapacityCheck:
