@@ -123,7 +123,9 @@ def test_a_video_that_exists_is_replaced_or_kept_only_where_that_is_wanted(plan:
     with pytest.raises(WancliError, match=r"x.mp4 exists"):
         plan({"output": "x.mp4"})
     plan({"output": "x.mp4", "overwrite": "true"})
-    plan({"output": "x.mp4"}, skip_existing=True)
+    with pytest.raises(WancliError, match=r"^j\.jsonl:1: .*x.mp4 exists and comes from another"):
+        plan({"output": "x.mp4"}, skip_existing=True)
+    plan({"output": "x.mp4", "overwrite": "true"}, skip_existing=True)
 
 
 @pytest.mark.parametrize("setting", ["output", "save_latents"])

@@ -124,8 +124,9 @@ def test_a_rollout_goes_on_with_its_own_chunks_and_never_with_those_of_another(
     video.unlink()
     fewer = rolled("chunks = 1", skip_existing=True)
     assert "r.rollout exists: `chunks 1`: 2 are already finished" in str(fewer.error)
-    for _ in range(2):  # also where the video is there
-        assert rolled("chunks = 1\noverwrite = true", skip_existing=True).status == "ok"
+    for status in ("ok", "skipped"):
+        assert rolled("chunks = 1\noverwrite = true", skip_existing=True).status == status
+    assert rolled("chunks = 1\ncrf = 30\noverwrite = true", skip_existing=True).status == "ok"
 
 
 def test_names_are_filled_once_and_files_are_where_the_batch_reserved_them(
@@ -216,13 +217,13 @@ def test_a_job_whose_input_is_gone_fails_alone(tmp_path: Path, tiny_model: Path)
     assert (failed.others, made.error) == (0, None)
 
 
-def test_errors_of_jobs_name_settings_and_not_keyword_arguments(tmp_path: Path, tiny_model: Path):
+def test_errors_of_jobs_name_their_keys_and_not_keyword_arguments(tmp_path: Path, tiny_model: Path):
     job = f'[[jobs]]\nprompt = "a circle"\nmodel = "{tiny_model}"\noutput = "a.mp4"\n'
     with batch(tmp_path, job) as ledger:
         (tmp_path / "a.mp4").write_text("mine")
         (outcome,), _ = run(ledger)
     assert outcome.error
-    assert outcome.error.hint.startswith("`overwrite`, or")
+    assert outcome.error.hint.startswith("the key overwrite of a job")
 
 
 def test_an_unexpected_error_fails_its_job_only(tmp_path: Path, tiny_model: Path):

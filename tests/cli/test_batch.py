@@ -129,7 +129,7 @@ def test_an_existing_file_stops_a_new_batch(forked, tmp_path):
     assert "the key overwrite of a job" in err
 
 
-def test_a_dry_run_warns_of_prompts_and_counts_what_exists(forked, tmp_path):
+def test_a_dry_run_warns_of_prompts(forked, tmp_path):
     more = (
         '{"prompt": "a zorg", "seed": [3, 4]}',
         '{"prompt": "# blarg", "seed": 5}',
@@ -137,10 +137,8 @@ def test_a_dry_run_warns_of_prompts_and_counts_what_exists(forked, tmp_path):
         '"at": {"1": "a quux"}}',
     )
     (tmp_path / "j.jsonl").write_text(JOBS + "\n".join(more))
-    (tmp_path / "x.mp4").touch()
-    flags = ("--skip-existing", "--dry-run")
-    code, _, out, err = forked("batch", "j.jsonl", *flags, folder=tmp_path)
-    assert (code, "videos   6 of 7, on 1 model; the rest exists" in out) == (0, True), out
+    code, _, out, err = forked("batch", "j.jsonl", "--dry-run", folder=tmp_path)
+    assert (code, "videos   7, on 1 model" in out) == (0, True), out
     assert err.count("demo does not know") == err.count("'zorg', 'blarg', 'quux'.") == 1
     assert "j.jsonl: line 5: a prompt that begins with '#'" in err
 
@@ -172,10 +170,36 @@ def test_failed_jobs_end_the_batch_with_3_and_are_tried_by_the_same_command(
     result = wancli("batch", "j.jsonl")
     assert (result.code, result.out) == (3, f"{Path('b.mp4').absolute()}\n")
     assert "1 of 2 jobs failed" in result.err
+    assert "--overwrite" not in result.err
     assert Path("a.mp4").read_text() == "mine"
     Path("a.mp4").unlink()
     result = wancli("batch", "j.jsonl")
     assert (result.code, result.out) == (0, f"{Path('a.mp4').absolute()}\n")
+
+
+def test_skip_existing_keeps_the_same_videos_and_finds_others_before_the_batch_begins(
+    wancli: Wancli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WANCLI_MODEL", str(tiny_model))
+
+    def write(steps: int, **more: bool) -> None:
+        small = {"num-frames": 5, "size": "32x32", "prompt": "a circle", "seed": 1, **more}
+        jobs = [{"output": "a.mp4", "steps": steps}, {"output": "b.mp4", "steps": 1}]
+        Path("j.jsonl").write_text("\n".join(json.dumps({**small, **job}) for job in jobs))
+
+    write(1)
+    assert wancli("batch", "j.jsonl").code == 0
+    write(2)
+    again = ("batch", "j.jsonl", "--ledger", "2.ledger", "--skip-existing")
+    for flags in (("--dry-run",), ()):
+        refused = wancli(*again, *flags)
+        assert refused.code == 2
+        assert re.search(r"j.jsonl:1: .*a.mp4 exists and comes from another request", refused.err)
+        assert "the key overwrite of a job in JSON, CSV or TOML replaces it; or" in refused.err
+    write(2, overwrite=True)
+    assert "videos   1 of 2, on 1 model; the rest exists" in wancli(*again, "--dry-run").out
+    made = [json.loads(line)["status"] for line in wancli(*again, "--json").out.splitlines()]
+    assert made == ["ok", "skipped"]
 
 
 def _planned(path: Path) -> dict[str, Any]:

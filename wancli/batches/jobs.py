@@ -19,7 +19,7 @@ from wancli.catalog.tasks import of_expert
 from wancli.config.keywords import MachineSettings, keyword_layer
 from wancli.config.resolve import ADAPTED, Layer
 from wancli.config.settings import WEIGHTS
-from wancli.errors import SettingsError, must_be, shortened
+from wancli.errors import SettingsError, WancliError, must_be, shortened
 from wancli.generation.batch import PlannedVideos
 from wancli.records.naming import literal
 from wancli.rollouts.session import RolloutSession, open_session
@@ -37,6 +37,7 @@ LOADED_WITH = {
     *MachineSettings.__optional_keys__, "model", "preset", "cachedit_preset", "task", ADAPTED
 }  # fmt: skip
 OUTPUTS = ("save_latents", "report")  # besides the video
+REPLACES = "the key overwrite of a job in JSON, CSV or TOML replaces it"
 _OPTIONS: dict[str, Any] = {
     **CommonOptions.__annotations__, **ClipOptions.__annotations__, **ChunkOptions.__annotations__
 }  # fmt: skip
@@ -73,6 +74,13 @@ def plan_job(
         request = rollout_request(prompt, options, seed=seed, output=name or "x.mp4")
         return open_session(request, lambda: layers, list)
     return plan_clip(prompt or "", layers, options, seed=seed, output=name)
+
+
+def for_a_job(error: WancliError) -> WancliError:
+    """An error whose hint has the key of a job, where that of a single command has a flag."""
+    instead = f"{REPLACES}; or another output"
+    error.hint = error.hint.replace("`overwrite`, or another `output`", instead)
+    return error
 
 
 def with_files(values: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:

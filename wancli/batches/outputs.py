@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from wancli.api.requests import Listener
-from wancli.batches.jobs import OUTPUTS, input_files, plan_job, with_files
+from wancli.batches.jobs import OUTPUTS, REPLACES, for_a_job, input_files, plan_job, with_files
 from wancli.errors import UsageError, WancliError
-from wancli.planning.jobs import BatchFile, JobSeeds, at_line
+from wancli.generation.batch import PlannedVideos
+from wancli.planning.jobs import BatchFile, JobSeeds, at_line, at_lines
 from wancli.records.ledger_file import LedgerJob, LedgerSettings
 from wancli.records.naming import DEFAULT, NameTemplate, with_name
+from wancli.rollouts.session import RolloutSession
 from wancli.utils.files import LONGEST_NAME
 from wancli.utils.reading import user_path
 
@@ -93,12 +95,14 @@ def _folded(name: str) -> str:
 def check_new(
     batch: BatchFile, settings: Sequence[LedgerSettings], jobs: Iterable[LedgerJob], *,
     skip_existing: bool = False,
-) -> None:  # fmt: skip
+) -> set[str]:  # fmt: skip
     """Check that a batch that has not begun can write its files, and replaces nothing unasked.
 
-    Raises UsageError or OutputError with the line of the first job that cannot. With
-    `skip_existing`, each job decides about its own file.
+    Returns the videos that `skip_existing` keeps. Raises UsageError or OutputError with the line of
+    the first job that cannot.
     """
+    kept: set[str] = set()
+    wrong: dict[int, WancliError] = {}
     folders = _Folders()
     more = {
         number for number, one in enumerate(settings) if not one.values.keys().isdisjoint(OUTPUTS)
@@ -116,42 +120,37 @@ def check_new(
             stem = name[: -len(".mp4")]
             beside = [one for one in (name, f"{stem}.json", f"{stem}.rollout") if one in files]
             if beside and skip_existing:
+                try:
+                    if _planned(shared, job, skip_existing=True).kept:
+                        kept.add(job.output)
+                except WancliError as error:
+                    wrong.setdefault(job.line, for_a_job(error))
                 continue
             odd = any(not (files[one] and replaces) for one in beside)
         if odd or job.settings in more:
             more.discard(job.settings)
-            _check(batch, shared, job, skip_existing=skip_existing)
-
-
-def existing_outputs(settings: Sequence[LedgerSettings], jobs: Iterable[LedgerJob]) -> set[str]:
-    """Videos that exist by name, without those that their jobs replace.
-
-    Whether they are whole, and of the same jobs, is not checked.
-    """
-    folders = _Folders()
-    kept = (job.output for job in jobs if not settings[job.settings].values.get("overwrite"))
-    listed = ((output, *folders.entries(output)) for output in kept)
-    return {output for output, files, name in listed if files and files.get(name)}
+            try:
+                _planned(shared, job, skip_existing=skip_existing).check_outputs()
+            except WancliError as error:
+                raise at_line(batch.origin, job.line, for_a_job(error)) from None
+    if wrong:
+        raise at_lines(batch.origin, wrong)
+    return kept
 
 
 def _exists(path: str) -> UsageError:
     keeps = "`skip_existing` keeps videos of the same jobs"
-    hint = f"{keeps}; the key overwrite of a job in JSON, CSV or TOML replaces one"
-    return UsageError(f"{path} exists.", hint=hint)
+    return UsageError(f"{path} exists.", hint=f"{keeps}; {REPLACES}")
 
 
-def _check(
-    batch: BatchFile, shared: LedgerSettings, job: LedgerJob, *, skip_existing: bool
-) -> None:
-    """Check the outputs of one job as running it does. Raises WancliError with its line."""
-    try:
-        values = {**with_files(shared.values, job.files), "skip_existing": skip_existing}
-        planned = plan_job(
-            shared.command, job.prompt, values, Listener(None), seed=job.seed, output=job.output
-        )
-        planned.check_outputs()
-    except WancliError as error:
-        raise at_line(batch.origin, job.line, error) from None
+def _planned(
+    shared: LedgerSettings, job: LedgerJob, *, skip_existing: bool
+) -> PlannedVideos | RolloutSession:
+    """The plan of one job as running it makes it. Raises WancliError."""
+    values = {**with_files(shared.values, job.files), "skip_existing": skip_existing}
+    return plan_job(
+        shared.command, job.prompt, values, Listener(None), seed=job.seed, output=job.output
+    )
 
 
 class _Folders:

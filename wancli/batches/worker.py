@@ -13,6 +13,7 @@ from wancli.batches.adapt import less_memory
 from wancli.batches.jobs import (
     LOADED_WITH,
     adapted,
+    for_a_job,
     job_layers,
     loaded_with,
     plan_job,
@@ -186,7 +187,7 @@ class JobMaker:
     def _failed(self, job: ClaimedJob, error: WancliError, *, loaded: bool = True) -> JobOutcome:
         adapts = self._adapt and isinstance(error, CapacityError)
         change = less_memory(job.command, job.prompt, job.values) if adapts else {}
-        return JobOutcome(job, error=error, loaded=loaded, change=change)
+        return JobOutcome(job, error=for_a_job(error), loaded=loaded, change=change)
 
     def make(self, job: ClaimedJob, beat: Beat) -> tuple[Mapping[str, Any], bool]:
         """The record of a finished video, and whether it was there before."""

@@ -165,12 +165,12 @@ def run(  # noqa: PLR0913 - one parameter per flag
             show_existing(opened, places, screen)
             return
     else:
-        planned = new_batch(
+        planned, kept = new_batch(
             batch, place, part, skip_existing=skip_existing, elsewhere=engine == RAY
         )
         warn_of_comments(planned.batch, screen)
         if dry_run:
-            show_new(planned, path, places, screen, skip_existing=skip_existing)
+            show_new(planned, path, places, screen, kept=kept)
             return
         version = package_version("wancli") or ""
         opened = create_ledger(path, digest, planned.settings, planned.jobs, version=version)

@@ -19,16 +19,19 @@ if TYPE_CHECKING:
 def new_batch(
     batch: "BatchFile", place: Path, shard: "Shard | None", *, skip_existing: bool,
     elsewhere: bool = False,
-) -> "PlannedBatch":  # fmt: skip
-    """Plan a batch, or one share of it, that has not begun; `elsewhere` as for `plan_batch`."""
+) -> tuple["PlannedBatch", set[str]]:  # fmt: skip
+    """Plan a batch, or one share of it, that has not begun; `elsewhere` as for `plan_batch`.
+
+    Also returns the videos that `skip_existing` keeps.
+    """
     from wancli.api.requests import Listener
     from wancli.batches.outputs import check_new
     from wancli.batches.plan import plan_batch
 
     planned = plan_batch(batch, place, Listener(None), elsewhere=elsewhere)
     planned = planned.shard(shard) if shard else planned
-    check_new(batch, planned.settings, planned.jobs, skip_existing=skip_existing)
-    return planned
+    kept = check_new(batch, planned.settings, planned.jobs, skip_existing=skip_existing)
+    return planned, kept
 
 
 def warn_of_comments(batch: "BatchFile", screen: "Screen") -> None:
@@ -46,27 +49,27 @@ def warn_of_comments(batch: "BatchFile", screen: "Screen") -> None:
 
 def show_new(
     planned: "PlannedBatch", ledger: Path, places: Sequence["WorkerPlace"], screen: "Screen", *,
-    skip_existing: bool,
+    kept: set[str],
 ) -> None:  # fmt: skip
-    """Print how much a batch is that has not begun, with warnings; with --json its jobs."""
+    """Print how much a batch is that has not begun, with warnings; with --json its jobs.
+
+    `kept` are videos that exist.
+    """
     for warning in planned.warnings:
         screen.warn(warning.text, hint=warning.hint)
     if screen.options.json:
         for job in planned.jobs:
             screen.json({"line": job.line, "seed": job.seed, "output": {"path": job.output}})
         return
-    from wancli.batches.outputs import existing_outputs
-
-    existing = existing_outputs(planned.settings, planned.jobs) if skip_existing else set()
-    left = planned.without(existing)
+    left = planned.without(kept)
     models = len({planned.settings[job.settings].model for job in left.jobs})
-    whole = f" of {len(planned.jobs):,}" if existing else ""
+    whole = f" of {len(planned.jobs):,}" if kept else ""
     loaded = f", on {models} model{'s' * (models > 1)}" if models else ""
     seconds, count = left.seconds, max(1, len(places))
     workers = ", ".join(place.name for place in places) or f"1, on {' and '.join(planned.devices)}"
     unknown = "not known before wancli doctor --measure" if left.jobs else "nothing is left"
     rows = [
-        ("videos", f"{len(left.jobs):,}{whole}{loaded}{'; the rest exists' if existing else ''}"),
+        ("videos", f"{len(left.jobs):,}{whole}{loaded}{'; the rest exists' if kept else ''}"),
         ("time", duration(seconds / count) if seconds else unknown),
         ("workers", workers),
         ("disk", f"{gib(free_disk(ledger))} free; how much videos take shows when some are made"),

@@ -271,9 +271,9 @@ def _existing(item: _PlannedVideo, files: OutputFiles) -> Check | None:
     if path is None:
         return None
     check_name(path)
-    if not files.skip_existing or files.overwrite:
+    if not files.skip_existing:
         return None
-    return existing_video(path, item.request)
+    return existing_video(path, item.request, overwrite=files.overwrite)
 
 
 def _outputs(

@@ -29,15 +29,15 @@ def check_existing(video: Path, request: Request) -> Check | None:
     return check or check_video(video, beside)
 
 
-def existing_video(video: Path, request: Request) -> Check | None:
-    """Check a video made from a request; None where there is no file.
+def existing_video(video: Path, request: Request, *, overwrite: bool = False) -> Check | None:
+    """Check a video made from a request; None where there is no file, or one to `overwrite`.
 
-    Raises UsageError for a file of another request.
+    Raises UsageError for a file of another request that is not to be overwritten.
     """
     if not video.exists():
         return None
     check = check_existing(video, request)
-    if check is None:
+    if check is None and not overwrite:
         message = f"{video} exists and comes from another request."
         raise UsageError(message, hint="`overwrite`, or another `output`")
     return check

@@ -145,9 +145,10 @@ class RolloutSession:
     def kept(self) -> bool:
         """Whether `skip_existing` keeps the video. Raises UsageError for another request's."""
         video = self.files.video
-        if video is None or not self.options.skip_existing or self.options.overwrite:
+        if video is None or not self.options.skip_existing:
             return False
-        return is_kept(existing_video(video, self.request()))
+        overwrite = self.options.overwrite
+        return is_kept(existing_video(video, self.request(), overwrite=overwrite))
 
     def earlier_chunks(self) -> Path | None:
         """Folder with finished chunks that `skip_existing` goes on with; None if there is none.
