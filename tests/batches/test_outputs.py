@@ -13,7 +13,7 @@ import pytest
 from tests.fakes import tiny_clip, tiny_image
 from wancli.api.requests import Listener
 from wancli.batches.jobs import JOB_KEYS, plan_job
-from wancli.batches.outputs import check_new
+from wancli.batches.outputs import check_new, kept_videos
 from wancli.batches.plan import PlannedBatch, plan_batch
 from wancli.errors import WancliError
 from wancli.planning.jobs import read_jobs
@@ -39,6 +39,8 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
         read = read_jobs(Path("j.jsonl"), JOB_KEYS)
         result = plan_batch(read, Path("out"), Listener(None), elsewhere=elsewhere)
         check_new(read, result.settings, result.jobs, skip_existing=skip_existing)
+        if skip_existing:
+            kept_videos(read, result.settings, result.jobs)
         return result
 
     return planned

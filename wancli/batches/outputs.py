@@ -95,14 +95,12 @@ def _folded(name: str) -> str:
 def check_new(
     batch: BatchFile, settings: Sequence[LedgerSettings], jobs: Iterable[LedgerJob], *,
     skip_existing: bool = False,
-) -> set[str]:  # fmt: skip
+) -> None:  # fmt: skip
     """Check that a batch that has not begun can write its files, and replaces nothing unasked.
 
-    Returns the videos that `skip_existing` keeps. Raises UsageError or OutputError with the line of
-    the first job that cannot.
+    Raises UsageError or OutputError with the line of the first job that cannot. With
+    `skip_existing`, `kept_videos` checks those that exist.
     """
-    kept: set[str] = set()
-    wrong: dict[int, WancliError] = {}
     folders = _Folders()
     more = {
         number for number, one in enumerate(settings) if not one.values.keys().isdisjoint(OUTPUTS)
@@ -120,11 +118,6 @@ def check_new(
             stem = name[: -len(".mp4")]
             beside = [one for one in (name, f"{stem}.json", f"{stem}.rollout") if one in files]
             if beside and skip_existing:
-                try:
-                    if _planned(shared, job, skip_existing=True).kept:
-                        kept.add(job.output)
-                except WancliError as error:
-                    wrong.setdefault(job.line, for_a_job(error))
                 continue
             odd = any(not (files[one] and replaces) for one in beside)
         if odd or job.settings in more:
@@ -133,6 +126,27 @@ def check_new(
                 _planned(shared, job, skip_existing=skip_existing).check_outputs()
             except WancliError as error:
                 raise at_line(batch.origin, job.line, for_a_job(error)) from None
+
+
+def kept_videos(
+    batch: BatchFile, settings: Sequence[LedgerSettings], jobs: Iterable[LedgerJob]
+) -> set[str]:
+    """The videos that `skip_existing` keeps: they are whole, and of the same jobs.
+
+    Raises WancliError with the lines of jobs under whose names there are those of other requests.
+    """
+    folders = _Folders()
+    kept: set[str] = set()
+    wrong: dict[int, WancliError] = {}
+    for job in jobs:
+        files, name = folders.entries(job.output)
+        if not files or {name, f"{name.removesuffix('.mp4')}.rollout"}.isdisjoint(files):
+            continue
+        try:
+            if _planned(settings[job.settings], job, skip_existing=True).kept:
+                kept.add(job.output)
+        except WancliError as error:
+            wrong.setdefault(job.line, for_a_job(error))
     if wrong:
         raise at_lines(batch.origin, wrong)
     return kept

@@ -25,13 +25,14 @@ def new_batch(
     Also returns the videos that `skip_existing` keeps.
     """
     from wancli.api.requests import Listener
-    from wancli.batches.outputs import check_new
+    from wancli.batches.outputs import check_new, kept_videos
     from wancli.batches.plan import plan_batch
 
     planned = plan_batch(batch, place, Listener(None), elsewhere=elsewhere)
     planned = planned.shard(shard) if shard else planned
-    kept = check_new(batch, planned.settings, planned.jobs, skip_existing=skip_existing)
-    return planned, kept
+    named = batch, planned.settings, planned.jobs
+    check_new(*named, skip_existing=skip_existing)
+    return planned, kept_videos(*named) if skip_existing else set()
 
 
 def warn_of_comments(batch: "BatchFile", screen: "Screen") -> None:
