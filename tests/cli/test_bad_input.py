@@ -113,6 +113,21 @@ def test_an_invalid_request_is_rejected_before_anything_loads(
     assert hint in advice
 
 
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("--step", "--steps"),
+        ("--stpes", "--steps"),
+        ("--cfg", "--cfg-gate"),
+        ("--cachedit", "--cachedit-fn, --cachedit-bn, --use-cachedit"),
+    ],
+)
+def test_an_unknown_flag_suggests_the_closest_first_and_only_those_as_close(
+    wancli: Wancli, typed: str, hint: str
+):
+    assert complaint(wancli(*GENERATE, typed, 3))[1] == hint
+
+
 def test_an_unexpected_error_is_printed_in_one_line(
     wancli: Wancli, monkeypatch: pytest.MonkeyPatch
 ):

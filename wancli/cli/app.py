@@ -14,7 +14,7 @@ from typer.exceptions import TyperException
 
 from wancli.cli import help_text
 from wancli.cli.lazy import Entry, lazy
-from wancli.cli.messages import dashed, use_color, write_error, write_result
+from wancli.cli.messages import dashed, similar_flags, use_color, write_error, write_result
 from wancli.errors import SetupError, UsageError, WancliError, must_be, unexpected
 from wancli.utils.interrupts import Interrupted, ignore, received
 from wancli.utils.packages import silence_torchao
@@ -150,9 +150,8 @@ def _usage_error(error: Any) -> UsageError:
     """Typer's usage error as an error and a hint."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "wancli"
-    similar = ", ".join(sorted(getattr(error, "possibilities", None) or ()))
     option = getattr(error, "option_name", "").lstrip("-").replace("-", "_")
-    if hint := (option and _instead(command, option)) or similar:
+    if hint := (option and _instead(command, option)) or similar_flags(error):
         return UsageError(error.message, hint=hint)  # an unknown option
     return UsageError(must_be(error.format_message()), hint=f"{command} --help")
 

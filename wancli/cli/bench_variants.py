@@ -9,7 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 from wancli.benchmark.session import BenchRequest, VariantFlags
-from wancli.cli.messages import dashed, flag
+from wancli.cli.messages import dashed, flag, similar_flags
 from wancli.cli.options import CachePreset, PresetName, takes_settings
 from wancli.config.presets import find_preset, step_cache_layer
 from wancli.config.presets import layers as preset_layers
@@ -66,8 +66,10 @@ def read_variant(name: str, flags: str) -> VariantFlags:
     try:
         command(shlex.split(flags), standalone_mode=False, prog_name="variant")
     except TyperException as error:
+        hint = similar_flags(error)
+        message = error.message if hint else error.format_message()
         raise UsageError(
-            f"variant '{name}': {error.format_message()}", hint="wancli generate --help"
+            f"variant '{name}': {message}", hint=hint or "wancli generate --help"
         ) from None
     except ValueError as error:
         raise UsageError(f"variant '{name}': {error}.", hint="check its quotes") from None

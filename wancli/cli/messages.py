@@ -2,12 +2,15 @@
 
 import os
 import sys
+from difflib import SequenceMatcher
+from typing import Any
 
 from wancli.cli.streams import printable
 from wancli.errors import SETTING, WancliError
 from wancli.utils.interrupts import Interrupted
 
 LONGEST = 2000  # characters of an error or a hint
+_AS_CLOSE = 0.15  # difference of difflib's ratios
 
 
 def dashed(name: str) -> str:
@@ -18,6 +21,19 @@ def dashed(name: str) -> str:
 def flag(name: str) -> str:
     """Flag of a setting: `flow_shift` is `--flow-shift`."""
     return f"--{dashed(name)}"
+
+
+def similar_flags(error: Any) -> str:
+    """Flags that Typer's error about an unknown one may mean, the closest first; "" for none.
+
+    Only those that are about as close as the closest: of `--step` it is `--steps` alone.
+    """
+    known = {
+        name: SequenceMatcher(None, error.option_name.lstrip("-"), name.lstrip("-")).ratio()
+        for name in getattr(error, "possibilities", None) or ()
+    }
+    near = [name for name, ratio in known.items() if ratio > max(known.values()) - _AS_CLOSE]
+    return ", ".join(sorted(near, key=known.__getitem__, reverse=True))
 
 
 def with_flags(text: str) -> str:
