@@ -183,7 +183,8 @@ def test_a_compiled_rollout_is_timed_apart_and_resumes_to_the_same_frames(
 def test_resume_extends_a_finished_rollout_without_repeating_its_settings(
     wancli: Wancli, tiny_model: Path
 ):
-    wancli(*small(tiny_model, "--chunks", 2, "-o", "a.mp4", "--no-metadata"))
+    at = ("--at", 1, "a blue circle")
+    wancli(*small(tiny_model, "--chunks", 2, *at, "-o", "a.mp4", "--no-metadata"))
     video = Path("a.mp4").read_bytes()
     Path("a.mp4").write_text("mine")
     result = wancli("rollout", "--resume", "--chunks", 4, "-o", "a.mp4", "-q")
@@ -197,10 +198,12 @@ def test_resume_extends_a_finished_rollout_without_repeating_its_settings(
     assert (result.code, result.out) == (0, "a.mp4\n"), result.err
     assert "nothing is left: a.mp4 and its chunks are there" in result.err
     assert Path("a.mp4").stat().st_mtime_ns == before
-    for flag in ((), ("--dry-run",)):  # nothing is imported for it
-        result = wancli("rollout", "--resume", "--chunks", 3, "-o", "a.mp4", *flag)
-        assert (result.code, "--chunks 3: 4 are already finished" in result.err) == (2, True)
-    wancli(*small(tiny_model, "--chunks", 4, "-o", "whole.mp4"))
+    for chunks, *flag in ((3,), (1, "--dry-run")):  # nothing is imported for it
+        result = wancli("rollout", "--resume", "--chunks", chunks, "-o", "a.mp4", *flag)
+        assert result.code == 2
+        assert f"--chunks {chunks}: 4 are already finished" in result.err
+        assert f"hint:  --chunks 4 or more, or --rerender {chunks - 1}\n" in result.err
+    wancli(*small(tiny_model, "--chunks", 4, *at, "-o", "whole.mp4"))
     assert digest() == digest("whole.mp4")
 
 

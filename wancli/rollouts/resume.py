@@ -83,7 +83,7 @@ def check_chunks(chunks: int, *, finished: int) -> None:
     if chunks < finished:
         raise PlanError(
             f"`chunks {chunks}`: {finished} are already finished.",
-            hint=f"`chunks {finished}` or more, or `rerender`",
+            hint=f"`chunks {finished}` or more, or `rerender {chunks - 1}`",
         )
 
 

@@ -368,6 +368,9 @@ class RolloutSession:
         changes = self.options.changes or [
             PromptChange(*entry) for entry in earlier.get("changes", [])
         ]
+        gone = any(change.chunk >= rollout.chunks for change in changes)
+        if gone and self.base and not self.options.changes and self.options.rerender is None:
+            check_chunks(rollout.chunks, finished=RolloutStore(self.base).undamaged_chunks())
         prompt = (
             self.before.get("prompt", "") if self.options.prompt is None else self.options.prompt
         )
