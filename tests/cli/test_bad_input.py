@@ -84,6 +84,8 @@ def complaint(result: Result) -> tuple[str, str]:
         ((*GENERATE, "--preset", "wan2.2-ti2v"), "preset 'wan2.2-ti2v' not", "wan2.2-ti2v-5b"),
         (("rollout", "x", "-o", "."), "'.' is not a file name", "x.mp4"),
         (("rollout", "--resume", "-o", "/"), "'/' is not a file name", "x.mp4"),
+        ((*GENERATE, "-o", "new/"), "'new/' is not a file name", "new/x.mp4"),
+        ((*GENERATE, "-o", "/tmp"), "does not end in .mp4", "/tmp/out.mp4"),
         ((*GENERATE, "-o", "a.avi"), "does not end in .mp4", "a.mp4"),
         ((*GENERATE, "-o", "x" * 252 + ".mp4"), "256 bytes", "shorter"),
         ((*GENERATE, "-o", "{promt}.mp4"), "unknown field '{promt}'", "{prompt}"),
@@ -118,7 +120,7 @@ def test_an_invalid_request_is_rejected_before_anything_loads(
     [
         ("--step", "--steps"),
         ("--stpes", "--steps"),
-        ("--cfg", "--cfg-gate"),
+        ("--cfg", "--crf, --cfg-gate"),
         ("--cachedit", "--cachedit-fn, --cachedit-bn, --use-cachedit"),
     ],
 )

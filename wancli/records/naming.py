@@ -96,9 +96,12 @@ def name_output(
 ) -> Path:
     """Output path of one video. With several videos, `{seed}` is added to a name without it.
 
-    A template that contains a folder is used as is; a bare name goes into `folder`.
+    A template that contains a folder is used as is; a bare name goes into `folder`. Raises
+    UsageError for one that ends in a slash.
     """
     text = template or DEFAULT
+    if text.endswith("/"):
+        raise UsageError(f"'{text}' is not a file name.", hint=f"a name such as {text}x.mp4")
     if several and "{seed" not in text:
         text = re.sub(r"(\.[^./]*)?$", r"-{seed}\1", text, count=1)
     path = with_name(user_path(NameTemplate(text).fill(fields)))

@@ -61,8 +61,8 @@ def framemd5(path: Path) -> str:
 def check_name(path: Path) -> None:
     """Raise UsageError for a name that is not valid for a video."""
     if path.suffix.lower() != ".mp4":
-        hint = f"use {path.with_suffix('.mp4')}" if path.name else "use a name such as out.mp4"
-        raise UsageError(f"output {str(path)!r} does not end in .mp4.", hint=hint)
+        better = path / "out.mp4" if path.is_dir() else path.with_suffix(".mp4")
+        raise UsageError(f"output {str(path)!r} does not end in .mp4.", hint=f"use {better}")
     check_length(path)
 
 
