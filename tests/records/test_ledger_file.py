@@ -41,8 +41,9 @@ def test_a_ledger_that_cannot_be_written_says_why(tmp_path, name):
 
 
 def test_a_ledger_is_known_by_its_folder_while_it_is_the_only_one(tmp_path):
-    with pytest.raises(InputError, match="no ledger in"):
+    with pytest.raises(InputError, match="no ledger in") as none:
         open_ledger(tmp_path)
+    assert none.value.hint.startswith("wancli batch status FOLDER")
     fresh(tmp_path).close()
     with open_ledger(tmp_path) as ledger:
         assert ledger.path == tmp_path / "b.ledger"

@@ -111,14 +111,16 @@ def check_devices() -> Iterator[Finding]:
         yield Finding("GPU", gpu.name, f"{memory}, driver {gpu.driver}")
     if not gpus:
         yield Finding("GPU", "none", "computes on the CPU", "note")
+    threads = thread_settings()
     with suppress(ImportError):
         import torch
 
+        threads = f"{torch.get_num_threads()}, {threads}"
         if gpus and not torch.cuda.is_available():
             fix = "pip install torch, from an index with a CUDA build for this driver"
             yield Finding("GPU", "torch", "cannot use CUDA here", "broken", fix)
     yield Finding("memory", cpu.name, f"{gib(cpu.total)}, {gib(cpu.free)} free")
-    yield Finding("memory", "CPU threads", thread_settings())
+    yield Finding("memory", "CPU threads", threads)
     measured = read_rates((gpus or [cpu])[0])
     when = f"measured {measured.measured}" if measured else stale_rates((gpus or [cpu])[0])
     fix = "" if measured else "wancli doctor --measure"

@@ -34,6 +34,7 @@ PENDING, RUNNING, DONE, FAILED, SKIPPED, CANCELLED = STATES = (
     "pending", "running", "done", "failed", "skipped", "cancelled",
 )  # fmt: skip
 SUFFIX = ".ledger"
+_WHERE = "wancli batch status FOLDER, that of the batch's outputs"
 
 
 @dataclass(frozen=True)
@@ -310,7 +311,7 @@ def open_ledger(path: Path) -> Ledger:
     """Open an existing ledger, or the only one in a folder. Raises InputError, UsageError."""
     path = _only_one(path) if path.is_dir() else path
     if not path.exists():
-        raise InputError(f"ledger '{path}' not found.", hint="the folder of the batch's outputs")
+        raise InputError(f"ledger '{path}' not found.", hint=_WHERE)
     return Ledger(path, connect(path))
 
 
@@ -318,7 +319,7 @@ def _only_one(folder: Path) -> Path:
     """The ledger in a folder. Raises InputError, UsageError."""
     paths = sorted(folder.glob(f"*{SUFFIX}"), key=_changed, reverse=True)
     if not paths:
-        raise InputError(f"no ledger in '{folder}'.", hint="the folder of the batch's outputs")
+        raise InputError(f"no ledger in '{folder}'.", hint=_WHERE)
     if len(paths) > 1:
         newest = some([shlex.quote(str(path)) for path in paths])
         raise UsageError(f"'{folder}' has {len(paths)} ledgers.", hint=f"one of: {newest}")
