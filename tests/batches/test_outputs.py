@@ -119,6 +119,20 @@ def test_one_file_under_two_names_is_seen(plan: Plan):
         plan({"output": "real/x.mp4"}, {"output": "link/X.mp4"})
 
 
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [
+        ({"guidance_scale": [1.0, 2.0]}, "into the name: {prompt:40}-{guidance_scale}-{seed}.mp4"),
+        ({"seed": [1, 2]}, "into the name: {prompt:40}-{seed}.mp4"),
+        ({"prompt": ["a" * 50 + "b", "a" * 50 + "c"]}, "a name of its own"),
+    ],
+)
+def test_jobs_of_one_name_are_answered_by_what_parts_them(plan: Plan, values: Any, hint: str):
+    with pytest.raises(WancliError) as caught:
+        plan({"output": "x.mp4", **values})
+    assert caught.value.hint.endswith(hint)
+
+
 def test_a_video_that_exists_is_replaced_or_kept_only_where_that_is_wanted(plan: Plan):
     Path("out").mkdir()
     Path("out/x.mp4").touch()

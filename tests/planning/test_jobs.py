@@ -200,7 +200,12 @@ def test_what_is_wrong_with_the_defaults_is_not_blamed_on_a_job(read, defaults, 
         ("b.csv", 'prompt\n"a"b\n', "not CSV"),
         ("b.toml", "[job]\n", "unknown table 'job'"),
         ("b.toml", "jobs = 1\n", "list of tables"),
-        ("b.toml", "jobs = [1]\n", "no table"),
+        ("b.toml", "jobs = [1]\n", "b.toml: job 1: 'jobs' is no table"),
+        (
+            "b.toml",
+            '[[jobs]]\nid = 1\nprompt = "a"\n' * 3,
+            "b.toml: job 2: the id '1' is that of job 1, too. Wrong, too: job 3",
+        ),
         ("b.txt", b"\xff", "not UTF-8"),
     ],
 )

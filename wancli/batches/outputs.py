@@ -10,12 +10,14 @@ from wancli.api.requests import Listener
 from wancli.batches.jobs import OUTPUTS, REPLACES, for_a_job, input_files, plan_job, with_files
 from wancli.errors import UsageError, WancliError
 from wancli.generation.batch import PlannedVideos
-from wancli.planning.jobs import BatchFile, JobSeeds, at_line, at_lines
+from wancli.planning.jobs import BatchFile, JobSeeds, at_line, at_lines, job_unit
 from wancli.records.ledger_file import LedgerJob, LedgerSettings
-from wancli.records.naming import DEFAULT, NameTemplate, with_name
+from wancli.records.naming import DEFAULT, NameTemplate, literal, with_name
 from wancli.rollouts.session import RolloutSession
 from wancli.utils.files import LONGEST_NAME
 from wancli.utils.reading import user_path
+
+_MOST_FIELDS = 3  # of a template in a hint, besides prompt and seed
 
 
 def name_jobs(
@@ -26,32 +28,38 @@ def name_jobs(
     `fields` has the values of names by settings. Raises UsageError with the line for an invalid
     name, and for a file that two jobs would write.
     """
-    names, seeds = _Names(folder, batch), JobSeeds(batch)
+    names, seeds = _Names(folder, batch, fields), JobSeeds(batch)
     for job in batch.jobs:
         shared = batch.settings[job.settings]
         seed = seeds.of(job)
-        values = {**fields[job.settings], "prompt": job.prompt or "", "seed": seed}
+        values = names.values(job.settings, job.prompt, seed)
         try:
             output = names.path(job.output or DEFAULT, values, bare=True)
             templates = {n: str(shared.values[n]) for n in OUTPUTS if shared.values.get(n)}
             files = {n: names.path(text, values, bare=False) for n, text in templates.items()}
+            named = LedgerJob(job.line, job.settings, job.prompt, seed, output, job.id, files)
             for path in (output, *files.values()):
-                names.reserve(path, job.line)
+                names.reserve(path, named)
         except WancliError as error:
             raise at_line(batch.origin, job.line, error) from None
-        yield LedgerJob(job.line, job.settings, job.prompt, seed, output, job.id, files)
+        yield named
 
 
 class _Names:
     """The outputs of a batch. 100,000 of them take a second: most are text, and not paths."""
 
-    def __init__(self, folder: Path, batch: BatchFile) -> None:
-        self._folder = str(folder.absolute())
+    def __init__(self, folder: Path, batch: BatchFile, fields: Sequence[Mapping[str, Any]]) -> None:
+        self._folder, self._fields = str(folder.absolute()), fields
+        self._unit = job_unit(batch.origin)
         read = (file for one in batch.settings for file in input_files(one.values))
         self._inputs = {_folded(os.path.realpath(file)) for file in read}
         self._templates: dict[str, NameTemplate] = {}
         self._real: dict[str, str] = {}  # folders without links
-        self._lines: dict[str, int] = {}  # of outputs, by what is equal for one file
+        self._jobs: dict[str, LedgerJob] = {}  # by what is equal for one file
+
+    def values(self, settings: int, prompt: str | None, seed: int | None) -> dict[str, Any]:
+        """What a template may name of a job."""
+        return {**self._fields[settings], "prompt": prompt or "", "seed": seed}
 
     def path(self, template: str, values: Mapping[str, Any], *, bare: bool) -> str:
         """Absolute path of an output; a `bare` name goes into the folder of the batch."""
@@ -66,20 +74,32 @@ class _Names:
             return f"{self._folder}{os.sep}{path}"
         return str(Path(path).absolute())
 
-    def reserve(self, path: str, line: int) -> None:
+    def reserve(self, path: str, job: LedgerJob) -> None:
         """Raise UsageError if an earlier job writes that file, too."""
         place, _, name = path.rpartition(os.sep)
         if place not in self._real:
             self._real[place] = _folded(os.path.realpath(place))
         key = f"{self._real[place]}{os.sep}{_folded(name)}"
-        if first := self._lines.get(key):
+        if first := self._jobs.get(key):
+            pair = (self.values(one.settings, one.prompt, one.seed) for one in (first, job))
             raise UsageError(
-                f"{path} is the output of line {first}, too.",
-                hint="put what differs into the name: {prompt:40}-{steps}-{seed}.mp4",
+                f"{path} is the output of {self._unit} {first.line}, too.",
+                hint=_other_names(*pair, suffix=Path(path).suffix),
             )
-        self._lines[key] = line
+        self._jobs[key] = job
         if key in self._inputs:
             raise UsageError(f"{path} is an input of a job, too.", hint="another `output`")
+
+
+def _other_names(one: Mapping[str, Any], other: Mapping[str, Any], *, suffix: str) -> str:
+    """A hint for two jobs of one name: a template with what differs, if that parts them."""
+    both = (one.keys() & other.keys()) - {"prompt", "seed"}
+    differing = sorted(name for name in both if one[name] != other[name])[:_MOST_FIELDS]
+    text = "-".join(f"{{{name}}}" for name in ("prompt:40", *differing, "seed")) + literal(suffix)
+    template = NameTemplate(text)
+    if template.fill(one) == template.fill(other):
+        return "drop one of them, or give each a name of its own"
+    return f"put what differs into the name: {text}"
 
 
 def _is_odd(name: str) -> bool:

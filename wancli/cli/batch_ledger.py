@@ -307,9 +307,9 @@ def _lines(status: "BatchStatus", ledger: "Ledger", width: int) -> list[str]:
     return lines
 
 
-def line_numbers(lines: Sequence[int]) -> str:
+def line_numbers(lines: Sequence[int], *, unit: str = "line") -> str:
     """`line 3`, `lines 3, 5, 7 and 20 more`."""
-    return f"{'line' if len(lines) == 1 else 'lines'} {some([*map(str, lines)])}"
+    return f"{unit}{'s' * (len(lines) > 1)} {some([*map(str, lines)])}"
 
 
 def _more(count: int, what: str) -> list[str]:

@@ -38,10 +38,11 @@ def new_batch(
 def warn_of_comments(batch: "BatchFile", screen: "Screen") -> None:
     """Warn of prompts that look like comments: no kind of file has them, so videos are made."""
     from wancli.cli.batch_ledger import line_numbers
+    from wancli.planning.jobs import job_unit
 
     lines = list(dict.fromkeys(j.line for j in batch.jobs if (j.prompt or "").startswith("#")))
     if lines:
-        where = f"{batch.origin}: {line_numbers(lines)}"
+        where = f"{batch.origin}: {line_numbers(lines, unit=job_unit(batch.origin))}"
         screen.warn(
             f"{where}: a prompt that begins with '#' is no comment: its video is made.",
             hint="drop such lines",

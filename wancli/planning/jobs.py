@@ -151,9 +151,16 @@ def read_jobs(path: Path, known: Mapping[str, Collection[str]]) -> BatchFile:
     return BatchFile(origin, reader.settings, jobs, _digest(under, jobs), named, shared)
 
 
+def job_unit(origin: str) -> str:
+    """What the number of a job counts: lines, but in TOML, where it has several, jobs."""
+    return "job" if origin.lower().endswith(".toml") else "line"
+
+
 def at_line(origin: str, line: int | None, error: WancliError) -> WancliError:
     """The same kind of error, which begins with the file and the line."""
-    where = origin if line is None else f"{origin}:{line}"
+    unit = job_unit(origin)
+    numbered = f"{origin}:{line}" if unit == "line" else f"{origin}: {unit} {line}"
+    where = origin if line is None else numbered
     return type(error)(f"{where}: {error}", hint=error.hint)
 
 
@@ -162,7 +169,7 @@ def at_lines(origin: str, errors: Mapping[int, WancliError]) -> WancliError:
     first, *others = sorted(errors)
     error = errors[first]
     if others:
-        lines = "lines" if len(others) > 1 else "line"
+        lines = job_unit(origin) + "s" * (len(others) > 1)
         too = f"{error} Wrong, too: {lines} {some([*map(str, others)])}."
         error = type(error)(too, hint=error.hint)
     return at_line(origin, first, error)
@@ -189,7 +196,7 @@ class _JobReader:
         self, origin: str, known: Mapping[str, Collection[str]], defaults: Defaults
     ) -> None:
         self.settings: list[JobSettings] = []
-        self._known = known
+        self._known, self._unit = known, job_unit(origin)
         self._numbers: dict[str, int] = {}  # of settings, by their repr
         self._checked: set[tuple[str, ...]] = set()  # names that are valid together
         self._ids: dict[str, int] = {}  # lines
@@ -261,7 +268,9 @@ class _JobReader:
         text = str(name)
         first = self._ids.setdefault(text, line)
         if first != line:
-            raise UsageError(f"the id '{text}' is that of line {first}, too.", hint="another id")
+            raise UsageError(
+                f"the id '{text}' is that of {self._unit} {first}, too.", hint="another id"
+            )
         return text
 
     def _number(self, line: int, command: str, values: Mapping[str, Any]) -> int:
