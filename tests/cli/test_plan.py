@@ -267,3 +267,10 @@ def test_a_broken_preset_hides_no_other_model(wancli: Wancli):
     entries = [json.loads(line) for line in wancli("plan", "--models", "--json").out.splitlines()]
     assert [entry["fits"] for entry in entries[:2]] == [None, None]
     assert entries[2]["device"] == find_cpu().name
+
+
+@pytest.mark.parametrize("command", [("generate",), ("rollout", "--chunks", 1)])
+def test_a_size_far_from_the_training_is_warned_of(wancli: Wancli, command: tuple[object, ...]):
+    err = wancli(*command, "a red circle", "--size", "192x128", "--dry-run").err
+    assert "demo was made for 96x96: at 192x128 things may repeat or break." in err
+    assert "hint:  --size 96x96\n" in err
