@@ -10,7 +10,8 @@ from wancli.api.requests import Listener
 from wancli.batches.jobs import OUTPUTS, REPLACES, for_a_job, input_files, plan_job, with_files
 from wancli.errors import UsageError, WancliError
 from wancli.generation.batch import PlannedVideos
-from wancli.planning.jobs import BatchFile, JobSeeds, at_line, at_lines, job_unit
+from wancli.planning.job_rows import at_line, at_lines, job_unit
+from wancli.planning.jobs import BatchFile, JobSeeds
 from wancli.records.ledger_file import LedgerJob, LedgerSettings
 from wancli.records.naming import DEFAULT, NameTemplate, literal, with_name
 from wancli.rollouts.session import RolloutSession

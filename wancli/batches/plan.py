@@ -16,14 +16,8 @@ from wancli.catalog.vocabulary import prompt_warnings
 from wancli.cost.devices import gpus_seen_once
 from wancli.cost.estimate import Estimate
 from wancli.errors import PlanWarning, WancliError
-from wancli.planning.jobs import (
-    BatchFile,
-    BatchJob,
-    JobSettings,
-    about_defaults,
-    at_lines,
-    same_error,
-)
+from wancli.planning.job_rows import about_defaults, at_lines
+from wancli.planning.jobs import BatchFile, BatchJob, JobSettings, same_error
 from wancli.planning.listed_steps import step_count
 from wancli.planning.offload import OFFLOADS
 from wancli.planning.shards import Shard

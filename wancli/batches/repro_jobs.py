@@ -13,7 +13,8 @@ from wancli.config.settings import RolloutSettings, Settings
 from wancli.errors import InputError, SettingsError, WancliError
 from wancli.planning.existing import read_record
 from wancli.planning.input_files import find_recorded_files
-from wancli.planning.jobs import BatchFile, BatchJob, JobSettings, at_line
+from wancli.planning.job_rows import at_line
+from wancli.planning.jobs import BatchFile, BatchJob, JobSettings
 from wancli.records.naming import literal
 
 

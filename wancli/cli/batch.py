@@ -145,7 +145,8 @@ def run(  # noqa: PLR0913 - one parameter per flag
     )
     from wancli.cli.batch_run import RAY, HowToWork, choose_workers, make_batch
     from wancli.cli.screen import Screen
-    from wancli.planning.jobs import STDIN, read_jobs
+    from wancli.planning.job_rows import STDIN
+    from wancli.planning.jobs import read_jobs
     from wancli.planning.shards import parse_shard
     from wancli.records.ledger import SUFFIX, create_ledger, open_batch
     from wancli.utils.packages import package_version

@@ -38,7 +38,7 @@ def new_batch(
 def warn_of_comments(batch: "BatchFile", screen: "Screen") -> None:
     """Warn of prompts that look like comments: no kind of file has them, so videos are made."""
     from wancli.cli.batch_ledger import line_numbers
-    from wancli.planning.jobs import job_unit
+    from wancli.planning.job_rows import job_unit
 
     lines = list(dict.fromkeys(j.line for j in batch.jobs if (j.prompt or "").startswith("#")))
     if lines:

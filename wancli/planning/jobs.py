@@ -1,18 +1,13 @@
-"""Files of jobs for a batch: JSON lines, CSV, TOML, or one prompt a line.
+"""The jobs of a batch, from the rows of its file.
 
 A job has the settings of its command by name, as flags or keyword arguments spell them. Every list
 expands, and so do seeds such as `0-3`: the jobs of a line are all combinations. Many jobs share few
 settings, so those are kept once, for each to be validated once.
 """
 
-import csv
 import hashlib
-import io
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any
@@ -20,32 +15,34 @@ from typing import Any
 from wancli.config.keywords import instead
 from wancli.config.layers import environment, user_tables
 from wancli.config.seeds import parse_seeds
-from wancli.config.settings import ALIASES
 from wancli.errors import (
     SettingsError,
     UsageError,
     WancliError,
     closest,
-    missing,
     shortened,
-    some,
+)
+from wancli.planning.job_rows import (
+    HINT,
+    NO_DEFAULTS,
+    STDIN,
+    Defaults,
+    about_defaults,
+    at_line,
+    at_lines,
+    job_unit,
+    keyword,
+    parse_row,
+    read_rows,
 )
 from wancli.planning.prompts import check_prompt
-from wancli.utils.reading import parse_json, read_stream, read_text, read_toml, unreadable
 from wancli.utils.units import is_count
 
-LARGEST_BATCH = 512 * 2**20  # bytes
 MOST_JOBS = 1_000_000
 MOST_VIDEOS = 10_000  # of one line by `num_videos`
-STDIN = Path("-")
 _LISTS = ("lora", "ref_image")  # settings that are lists; a list of lists expands
 _OWN = ("prompt", "seed", "num_videos", "output", "id", "command")  # of a job, not shared
 _PRESETS = ("preset", "cachedit_preset", "model")  # a model's settings are a preset of its name
-_HINT = 'JSON lines such as {"prompt": "a red circle", "seed": "0-3"}, CSV, TOML, or prompts'
-
-Row = tuple[int, Mapping[str, Any] | str]  # the line in the file, and its values or their JSON
-Defaults = tuple[int | None, Mapping[str, Any]]  # the same; in TOML they have no line
-_NO_DEFAULTS: Defaults = None, {}
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ class BatchFile:
     jobs: Sequence[BatchJob]
     digest: str
     environment: Mapping[str, str]
-    defaults: Defaults = _NO_DEFAULTS
+    defaults: Defaults = NO_DEFAULTS
 
     def defaults_in(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of a job's values that are the file's defaults."""
@@ -126,7 +123,7 @@ def read_jobs(path: Path, known: Mapping[str, Collection[str]]) -> BatchFile:
     what is in it.
     """
     origin = "standard input" if path == STDIN else str(path)
-    defaults, rows = _rows(path, origin)
+    defaults, rows = read_rows(path, origin)
     reader = _JobReader(origin, known, defaults)
     jobs: list[BatchJob] = []
     wrong: dict[int, WancliError] = {}
@@ -144,40 +141,11 @@ def read_jobs(path: Path, known: Mapping[str, Collection[str]]) -> BatchFile:
     if wrong:
         raise at_lines(origin, wrong)
     if not jobs:
-        raise UsageError(f"{origin} has no jobs.", hint=_HINT)
+        raise UsageError(f"{origin} has no jobs.", hint=HINT)
     named = environment()
     under = [replace(one, values={**named, **one.values}) for one in reader.settings]
     shared = defaults[0], reader.defaults
     return BatchFile(origin, reader.settings, jobs, _digest(under, jobs), named, shared)
-
-
-def job_unit(origin: str) -> str:
-    """What the number of a job counts: lines, but in TOML, where it has several, jobs."""
-    return "job" if origin.lower().endswith(".toml") else "line"
-
-
-def at_line(origin: str, line: int | None, error: WancliError) -> WancliError:
-    """The same kind of error, which begins with the file and the line."""
-    unit = job_unit(origin)
-    numbered = f"{origin}:{line}" if unit == "line" else f"{origin}: {unit} {line}"
-    where = origin if line is None else numbered
-    return type(error)(f"{where}: {error}", hint=error.hint)
-
-
-def at_lines(origin: str, errors: Mapping[int, WancliError]) -> WancliError:
-    """The error of the first of these lines, with the numbers of the others."""
-    first, *others = sorted(errors)
-    error = errors[first]
-    if others:
-        lines = job_unit(origin) + "s" * (len(others) > 1)
-        too = f"{error} Wrong, too: {lines} {some([*map(str, others)])}."
-        error = type(error)(too, hint=error.hint)
-    return at_line(origin, first, error)
-
-
-def about_defaults(origin: str, defaults: Defaults, error: WancliError) -> WancliError:
-    """An error that a file's defaults have, and not a job."""
-    return at_line(origin, defaults[0], type(error)(f"'defaults': {error}", hint=error.hint))
 
 
 def same_error(error: WancliError, attempt: Callable[[], object]) -> bool:
@@ -207,7 +175,7 @@ class _JobReader:
 
     def jobs_of(self, line: int, row: Mapping[str, Any] | str) -> Iterator[BatchJob]:
         """The jobs of a line. Raises WancliError."""
-        values = self.defaults | _spelled(_parsed(row) if isinstance(row, str) else row)
+        values = self.defaults | _spelled(parse_row(row) if isinstance(row, str) else row)
         job = {key: value for key, value in values.items() if value is not None}
         self._check(job.get("command", "generate"), job)
         yield from self._expand(line, job)
@@ -290,17 +258,11 @@ def _spelled(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     spelled: dict[str, Any] = {}
     for key, value in row.items():
-        name = _keyword(key)
+        name = keyword(key)
         if name in spelled:
             raise SettingsError(f"the key '{name}' stands twice.", hint="drop one of them")
         spelled[name] = value
     return spelled
-
-
-@lru_cache(maxsize=1000)
-def _keyword(key: str) -> str:
-    name = key.strip().removeprefix("--").replace("-", "_")
-    return ALIASES.get(name, name)
 
 
 def _seeds(value: Any, count: Any) -> Sequence[int | None]:
@@ -388,109 +350,3 @@ def _digest(settings: Sequence[JobSettings], jobs: Iterable[BatchJob]) -> str:
         fields = (job.settings, job.prompt, job.seed, job.output, job.id)
         digest.update(repr(fields).encode())
     return digest.hexdigest()[:16]
-
-
-def _rows(path: Path, origin: str) -> tuple[Defaults, Iterator[Row]]:
-    """The defaults of a file, and its rows. Raises InputError, or UsageError for its content."""
-    try:
-        if path.suffix.lower() == ".toml":
-            return _toml_rows(path)
-        if path == STDIN:
-            text = read_stream(sys.stdin.buffer, most=LARGEST_BATCH)
-        else:
-            text = read_text(path, most=LARGEST_BATCH)
-    except FileNotFoundError:
-        raise missing("batch", path) from None
-    except OSError as error:
-        raise unreadable(Path(origin), error, hint=_HINT) from None
-    except ValueError as error:
-        raise unreadable(Path(origin), error, kind=UsageError, hint=_HINT) from None
-    if path.suffix.lower() in (".csv", ".tsv"):
-        return _NO_DEFAULTS, _csv_rows(text, origin, "\t" if path.suffix.lower() == ".tsv" else ",")
-    lines = enumerate(io.StringIO(text, newline=None), 1)
-    filled = ((number, line.strip()) for number, line in lines if line.strip())
-    if path.suffix.lower() in (".jsonl", ".ndjson", ".json") or _is_json(text):
-        return _json_rows(filled, origin)
-    return _NO_DEFAULTS, ((number, {"prompt": line}) for number, line in filled)
-
-
-def _is_json(text: str) -> bool:
-    return text[:1000].lstrip().startswith("{")
-
-
-def _json_rows(lines: Iterator[tuple[int, str]], origin: str) -> tuple[Defaults, Iterator[Row]]:
-    """Rows of JSON lines, whose first may be {"defaults": {...}}."""
-    for number, line in lines:
-        with suppress(ValueError):
-            values = parse_json(line)
-            if values.keys() == {"defaults"}:
-                return (number, _table(values["defaults"], "defaults", origin, number)), lines
-        return _NO_DEFAULTS, chain([(number, line)], lines)
-    return _NO_DEFAULTS, lines
-
-
-def _parsed(line: str) -> dict[str, Any]:
-    try:
-        return parse_json(line)
-    except ValueError as error:
-        raise UsageError(f"{error}.", hint=_HINT) from None
-
-
-def _toml_rows(path: Path) -> tuple[Defaults, Iterator[Row]]:
-    """Rows of [[jobs]], and the table [defaults]."""
-    tables = read_toml(path)
-    jobs = tables.pop("jobs", [])
-    defaults = _table(tables.pop("defaults", {}), "defaults", str(path), None)
-    if tables:
-        name = next(iter(tables))
-        raise UsageError(f"{path}: unknown table '{name}'.", hint="[defaults] and [[jobs]]")
-    if not isinstance(jobs, list):
-        raise UsageError(f"{path}: 'jobs' is not a list of tables.", hint="[[jobs]]")
-    rows = enumerate(jobs, 1)
-    return (None, defaults), (
-        (number, _table(row, "jobs", str(path), number)) for number, row in rows
-    )
-
-
-def _table(value: Any, name: str, origin: str, line: int | None) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return value
-    raise at_line(origin, line, UsageError(f"'{name}' is no table of settings.", hint=_HINT))
-
-
-def _csv_rows(text: str, origin: str, delimiter: str) -> Iterator[Row]:
-    """Rows of CSV under a header; an empty cell is unset."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    try:
-        for cells in reader:
-            if not any(cells):
-                continue
-            if not header:
-                header = [cell.strip() for cell in cells]
-                _check_header(header, origin, reader.line_num)
-                continue
-            if len(cells) > len(header):
-                wide = UsageError(
-                    f"{len(cells)} cells under {len(header)} keys.",
-                    hint='put text with commas in quotes: "a, b"',
-                )
-                raise at_line(origin, reader.line_num, wide)
-            yield reader.line_num, {k: c for k, c in zip(header, cells, strict=False) if c.strip()}
-    except csv.Error as error:
-        broken = UsageError(f"not CSV: {error}.", hint='quotes within text are doubled: ""')
-        raise at_line(origin, reader.line_num, broken) from None
-
-
-def _check_header(header: Sequence[str], origin: str, line: int) -> None:
-    """Raise UsageError for semicolons, a column without a key, or twice the same."""
-    if len(header) == 1 and ";" in header[0]:
-        parted = UsageError("its cells are not parted by commas.", hint="prompt,seed,steps")
-        raise at_line(origin, line, parted)
-    for key in header:
-        if key and not _keyword(key).isidentifier():
-            unnamed = f"{shortened(key)} is no key: CSV begins with the names of its columns."
-            raise at_line(origin, line, UsageError(unnamed, hint="prompt,seed,steps"))
-        if not key or header.count(key) > 1:
-            wrong = f"the column '{key}' stands twice." if key else "a column has no key."
-            raise at_line(origin, line, UsageError(wrong, hint="prompt,seed,steps"))
