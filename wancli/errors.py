@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 SETTING = re.compile(r"`([a-z]\w*)((?: [^`]+)?)`")  # in a message: a setting, perhaps with a value
+OVERWRITE_HINT = "`overwrite`, or another `output`"  # of a file that is in the way
 _LONGEST_VALUE, _LONGEST_LINE = 80, 400  # characters of foreign text in an error
 
 # Errors of a full, broken or read-only disk.

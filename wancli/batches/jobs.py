@@ -19,7 +19,7 @@ from wancli.catalog.tasks import of_expert
 from wancli.config.keywords import MachineSettings, keyword_layer
 from wancli.config.resolve import ADAPTED, Layer
 from wancli.config.settings import WEIGHTS
-from wancli.errors import SettingsError, WancliError, must_be, shortened
+from wancli.errors import OVERWRITE_HINT, SettingsError, WancliError, must_be, shortened
 from wancli.generation.batch import PlannedVideos
 from wancli.records.naming import literal
 from wancli.rollouts.session import RolloutSession, open_session
@@ -79,7 +79,7 @@ def plan_job(
 def for_a_job(error: WancliError) -> WancliError:
     """An error whose hint has the key of a job, where that of a single command has a flag."""
     instead = f"{REPLACES}; or another output"
-    error.hint = error.hint.replace("`overwrite`, or another `output`", instead)
+    error.hint = error.hint.replace(OVERWRITE_HINT, instead)
     return error
 
 

@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from wancli.batches.remote_maker import FilePiece
 from wancli.batches.worker import JobOutcome
-from wancli.errors import OutputError
+from wancli.errors import OVERWRITE_HINT, OutputError
 from wancli.planning.existing import record_in
 from wancli.utils.files import part_name, place
 
@@ -53,7 +53,7 @@ class ReceivedFiles:
             there = record_in(job.output) if final == job.output else None
             if there and there["hash"] == (outcome.record or {}).get("hash"):
                 return JobOutcome(job, record=there, kept=True)
-            raise OutputError(f"{final} exists.", hint="`overwrite`, or another `output`") from None
+            raise OutputError(f"{final} exists.", hint=OVERWRITE_HINT) from None
         except OSError as error:
             raise OutputError(
                 f"cannot write {job.output}: {error.strerror}.", hint="free some space"

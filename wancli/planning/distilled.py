@@ -35,15 +35,19 @@ def check_distilled(resolved: Resolved[Any]) -> None:
     if sampling.guidance_scale <= 1:
         return
     for lora in _distilled_loras(resolved.settings):
-        name = "guidance_scale"
-        if lora.expert == "low" and sampling.guidance_scale_2 is not None:
-            name = "guidance_scale_2"
+        name = guidance_name(sampling, lora.expert)
         scale, explicit = getattr(sampling, name), resolved.is_explicit(f"sampling.{name}")
         if scale > 1 and (explicit or sampling.scheduler != "few-step"):
             raise PlanError(
                 f"LoRA {lora.file} was distilled to run without guidance; `{name}` is {scale:g}.",
                 hint=_way_out(resolved, lora, name, *_untrained(sampling, lora.sampling)),
             )
+
+
+def guidance_name(sampling: Sampling, expert: str) -> str:
+    """The setting that guides an expert: the low one's own, where there is one."""
+    low = expert == "low" and sampling.guidance_scale_2 is not None
+    return "guidance_scale_2" if low else "guidance_scale"
 
 
 def distilled_warnings(resolved: Resolved[Any]) -> tuple[PlanWarning, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wancli.errors import InputError, UsageError
+from wancli.errors import OVERWRITE_HINT, InputError, UsageError
 from wancli.records.record import Request, parse_record, read_record_file
 from wancli.video.integrity import DAMAGED, Check, check_video
 from wancli.video.read import read_comment
@@ -39,7 +39,7 @@ def existing_video(video: Path, request: Request, *, overwrite: bool = False) ->
     check = check_existing(video, request)
     if check is None and not overwrite:
         message = f"{video} exists and comes from another request."
-        raise UsageError(message, hint="`overwrite`, or another `output`")
+        raise UsageError(message, hint=OVERWRITE_HINT)
     return check
 
 

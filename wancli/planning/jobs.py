@@ -15,13 +15,7 @@ from typing import Any
 from wancli.config.keywords import instead
 from wancli.config.layers import environment, user_tables
 from wancli.config.seeds import parse_seeds
-from wancli.errors import (
-    SettingsError,
-    UsageError,
-    WancliError,
-    closest,
-    shortened,
-)
+from wancli.errors import SettingsError, UsageError, WancliError, closest, shortened
 from wancli.planning.job_rows import (
     HINT,
     NO_DEFAULTS,

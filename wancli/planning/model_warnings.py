@@ -1,6 +1,7 @@
 """Warnings about a model: settings that are not its authors', files that are not for these."""
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from wancli.config.presets import PACKAGED, layers, read_file
 from wancli.config.resolve import Resolved, resolve
 from wancli.config.settings import Settings, VideoShape
 from wancli.errors import PlanWarning
-from wancli.planning.distilled import preset_of
+from wancli.planning.distilled import guidance_name, preset_of
 from wancli.planning.lora import find_lora
 
 _MUCH = 1.25  # times the frames of training: authors and users go somewhat beyond
@@ -53,14 +54,13 @@ def distilled_name_warnings(spec: ModelSpec, resolved: Resolved[Any]) -> tuple[P
     preset = f"{spec.name}-4step"
     steps = f"`preset {preset}`" if (PACKAGED / f"{preset}.toml").is_file() else "few `steps`"
     for setting, path, expert in _files_of_experts(spec, resolved):
-        low = expert == "low" and sampling.guidance_scale_2 is not None
-        name = "guidance_scale_2" if low else "guidance_scale"
+        name = guidance_name(sampling, expert)
         scale = getattr(sampling, name)
-        if scale > 1 and sampling.scheduler != "few-step" and is_distilled_by_name(path):
+        guided = scale > 1 and sampling.scheduler != "few-step"
+        if guided and is_distilled_by_name(path) and not preset_of(path):
             text = f"`{setting}` {path.name}: by its name it is distilled, to run without guidance;"
-            if not preset_of(path):
-                warning = PlanWarning(f"{text} `{name}` is {scale:g}.", f"`{name} 1`, and {steps}")
-                warnings.append(warning)
+            warning = PlanWarning(f"{text} `{name}` is {scale:g}.", f"`{name} 1`, and {steps}")
+            warnings.append(warning)
     return tuple(warnings)
 
 
@@ -75,7 +75,7 @@ def _files_of_experts(spec: ModelSpec, resolved: Resolved[Any]) -> Iterator[tupl
 
 def length_warnings(spec: ModelSpec, resolved: Resolved[Any]) -> tuple[PlanWarning, ...]:
     """A warning of a clip that is much longer than those that the model was trained on, or none."""
-    trained, frames = _trained(spec), resolved.settings.video.num_frames
+    trained, frames = _trained(spec.name), resolved.settings.video.num_frames
     if TASKS[spec.tasks[0]].segmented or not trained or frames <= _MUCH * trained.num_frames:
         return ()
     made = trained.num_frames
@@ -89,7 +89,7 @@ def size_warnings(spec: ModelSpec, resolved: Resolved[Any]) -> tuple[PlanWarning
 
     The preset of a model has the largest size that its authors list.
     """
-    trained, video = _trained(spec), resolved.settings.video
+    trained, video = _trained(spec.name), resolved.settings.video
     if not trained or video.width * video.height <= _MUCH_AREA * trained.width * trained.height:
         return ()
     upright = video.width < video.height
@@ -101,10 +101,11 @@ def size_warnings(spec: ModelSpec, resolved: Resolved[Any]) -> tuple[PlanWarning
     return (PlanWarning(text, f"`size {width}x{height}`"),)
 
 
-def _trained(spec: ModelSpec) -> VideoShape | None:
+@cache
+def _trained(name: str) -> VideoShape | None:
     """Shape of the videos in a model's own preset; None for a model without one."""
-    path = PACKAGED / f"{spec.name}.toml"
-    if spec.random or spec.name not in SPECS or not path.is_file():
+    path = PACKAGED / f"{name}.toml"
+    if name not in SPECS or not path.is_file():
         return None
     return resolve(layers(read_file(path)), Settings).settings.video
 

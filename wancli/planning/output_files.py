@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from wancli.errors import UsageError, WancliError
+from wancli.errors import OVERWRITE_HINT, UsageError, WancliError
 from wancli.planning.earlier_rollout import stored_request
 from wancli.records.record import (
     UNFINISHED_JSON,
@@ -51,7 +51,7 @@ def bench_folder(folder: Path, *, overwrite: bool) -> OutputFile:
 def _check_bench(folder: Path, *, overwrite: bool) -> bool:
     existing = [path for path in folder.iterdir() if not is_part(path.name)]
     if existing and not overwrite:
-        raise UsageError(f"{folder} exists.", hint="`overwrite`, or another `output`")
+        raise UsageError(f"{folder} exists.", hint=OVERWRITE_HINT)
     try:
         runs = json.loads((folder / "bench.json").read_bytes())["runs"]
         ours = {folder / run["video"] for run in runs} if existing else set()

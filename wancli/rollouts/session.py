@@ -18,7 +18,14 @@ from wancli.cost.capacity import CapacityCheck, check_capacity, savings_in_words
 from wancli.cost.devices import Device
 from wancli.cost.estimate import Estimate, estimate, resolve_device
 from wancli.cost.totals import rollout_cost
-from wancli.errors import CapacityError, PlanError, PlanWarning, UsageError, WancliError
+from wancli.errors import (
+    OVERWRITE_HINT,
+    CapacityError,
+    PlanError,
+    PlanWarning,
+    UsageError,
+    WancliError,
+)
 from wancli.models.warm import OnBytes, WarmPipeline, quiet_imports
 from wancli.planning.context import check_context_files, context_frames
 from wancli.planning.distilled import distilled_warnings
@@ -165,9 +172,7 @@ class RolloutSession:
         except UsageError as error:
             if self.options.overwrite:
                 return None
-            raise UsageError(
-                f"{folder} exists: {error}", hint="`overwrite`, or another `output`"
-            ) from None
+            raise UsageError(f"{folder} exists: {error}", hint=OVERWRITE_HINT) from None
         return folder
 
     def check_resumable(self, folder: Path) -> None:
